@@ -1,0 +1,153 @@
+"""The value types: frozen, with slots, compared by value.
+
+``dataclasses`` would serve, but its import takes longer than a whole ADD's work outside the kernel.
+"""
+
+from __future__ import annotations
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any, Self, dataclass_transform
+else:
+
+    def dataclass_transform(**_):
+        """Stand in for ``typing``'s, which only type checkers need."""
+        return lambda cls: cls
+
+
+class _Meta(type):
+    """Makes slots of the annotations, and keeps the defaults beside them."""
+
+    def __new__(mcls, name: str, bases: tuple[type, ...], ns: dict[str, Any]) -> _Meta:
+        own = tuple(ns.get("__annotations__", ()))
+        defaults = {key: ns.pop(key) for key in own if key in ns}
+        inherited = [base for base in bases if isinstance(base, _Meta)]
+        ns["__slots__"] = own
+        cls = super().__new__(mcls, name, bases, ns)
+        cls._fields = sum((base._fields for base in inherited), ()) + own
+        cls._defaults = {k: v for base in inherited for k, v in base._defaults.items()} | defaults
+        return cls
+
+    _fields: tuple[str, ...]
+    _defaults: dict[str, Any]
+
+
+@dataclass_transform(kw_only_default=True, frozen_default=True, eq_default=True)
+class Value(metaclass=_Meta):
+    """Base of the value types: keyword arguments only, no change after construction."""
+
+    def __init__(self, **given: Any) -> None:
+        cls = type(self)
+        put = object.__setattr__
+        defaults = cls._defaults
+        for name in cls._fields:
+            if name in given:
+                put(self, name, given.pop(name))
+            elif name in defaults:
+                put(self, name, defaults[name])
+            else:
+                raise TypeError(f"{cls.__name__} needs {name!r}")
+        if given:
+            raise TypeError(f"{cls.__name__} has no {', '.join(given)}")
+
+    def __setattr__(self, name: str, value: object) -> None:
+        raise AttributeError(f"{type(self).__name__} is frozen: {name!r}")
+
+    def __delattr__(self, name: str) -> None:
+        raise AttributeError(f"{type(self).__name__} is frozen: {name!r}")
+
+    def __eq__(self, other: object) -> bool:
+        return type(self) is type(other) and self.as_dict() == other.as_dict()
+
+    def __hash__(self) -> int:
+        return hash(tuple(getattr(self, name) for name in type(self)._fields))
+
+    def __repr__(self) -> str:
+        inner = ", ".join(f"{k}={v!r}" for k, v in self.as_dict().items())
+        return f"{type(self).__name__}({inner})"
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return the fields by name, in order, values as they are."""
+        return {name: getattr(self, name) for name in type(self)._fields}
+
+    def replace(self, **changes: Any) -> Self:
+        """Return a copy with some fields changed."""
+        return type(self)(**(self.as_dict() | changes))
+
+
+class VfSettings(Value):
+    """What the PF can set for a VF (``struct ifla_vf_*``, linux/if_link.h); None asks for nothing.
+
+    ``mac`` is lower case with colons. ``vlan`` 0 to 4094 (0: none), ``qos`` 0 to 7, ``proto`` "802.1Q" or
+    "802.1ad"; both go with ``vlan``. Rates are in Mbit/s (0: no limit). ``link_state``: auto, enable or
+    disable.
+    """
+
+    mac: str | None = None
+    vlan: int | None = None
+    qos: int | None = None
+    proto: str | None = None
+    min_tx_rate: int | None = None
+    max_tx_rate: int | None = None
+    spoofchk: bool | None = None
+    link_state: str | None = None
+    trust: bool | None = None
+
+
+class Link(Value):
+    """One network device as ``RTM_NEWLINK`` shows it.
+
+    ``mac`` is lower case with colons; ``up`` is the administrative state (IFF_UP), ``carrier`` IFF_LOWER_UP.
+    ``parent`` is the bus address (IFLA_PARENT_DEV_NAME: a PCI address for a VF), "" where there is none;
+    ``perm`` is the MAC of the device's last reset (IFLA_PERM_ADDRESS), "" where none is known.
+    ``num_vf`` and ``vf`` (what the PF holds for the one VF that was asked for) are set on a PF read with
+    ``vf=``.
+    """
+
+    index: int
+    name: str
+    mac: str
+    mtu: int
+    up: bool
+    carrier: bool = False
+    parent: str = ""
+    perm: str = ""
+    num_vf: int = 0
+    vf: VfSettings | None = None
+
+
+class Address(Value):
+    """One address of an interface: ``cidr`` such as "10.0.0.2/24" or "fd00::2/64"."""
+
+    cidr: str
+    gateway: str = ""
+
+
+class Route(Value):
+    """One route. ``dst`` is a CIDR; ``gw`` "" means on link; 0 and None mean "not given".
+
+    ``mtu`` in bytes, ``advmss`` in bytes, ``priority`` is the metric, ``table`` a routing table's number,
+    ``scope`` as in rtnetlink(7) (0 universe, 253 link).
+    """
+
+    dst: str
+    gw: str = ""
+    mtu: int = 0
+    advmss: int = 0
+    priority: int = 0
+    table: int = 0
+    scope: int | None = None
+
+
+class Vf(Value):
+    """One VF as sysfs shows it, seen from the namespace that sysfs was mounted in.
+
+    ``driver`` is "" where none is bound; ``netdev`` is "" where none is visible (in a pod, or no network
+    driver); ``numa`` is -1 where unknown.
+    """
+
+    index: int
+    pci: str
+    driver: str = ""
+    netdev: str = ""
+    numa: int = -1

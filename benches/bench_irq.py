@@ -1,0 +1,87 @@
+"""Interrupts: lists, masks, and writing the masks of a VF's IRQs to a tree on tmpfs, compiled and plain."""
+
+from __future__ import annotations
+
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+
+from sriov_fast import _irq, _irq_py
+
+HERE = Path(__file__).resolve().parent
+sys.path[:0] = [str(HERE), str(HERE.parent / "tests" / "plain")]
+
+from sysfs_tree import Tree, build_tree  # noqa: E402
+
+from paired import figures, paired  # noqa: E402
+
+IRQS = 64  # of one VF, on a large machine
+CORES = "1-4,8,65-127"
+
+
+@pytest.fixture(scope="session")
+def tree() -> Iterator[Tree]:
+    with tempfile.TemporaryDirectory(dir="/dev/shm", prefix="sriov-fast-bench-") as name:
+        yield build_tree(Path(name), vfs=1, irqs_per_vf=IRQS)
+
+
+def compare(benchmark: Any, call: Callable[[ModuleType], object]) -> None:
+    """Benchmark the compiled module, with the plain one's ratio beside it."""
+    assert call(_irq) == call(_irq_py)
+    calls = {"compiled": lambda: call(_irq), "plain": lambda: call(_irq_py)}
+    benchmark.extra_info |= figures(paired(calls, 200))
+    benchmark(calls["compiled"])
+
+
+def test_write_masks(benchmark: Any, tree: Tree) -> None:
+    benchmark.group = "IRQ masks"
+    cpus = _irq.parse_cpus(CORES)
+    masks = [(irq, _irq.cpu_mask([cpus[i % len(cpus)]])) for i, irq in enumerate(tree.irqs(0))]
+    compare(benchmark, lambda module: module.write_masks(masks, str(tree.proc)))
+
+
+def test_read_masks(benchmark: Any, tree: Tree) -> None:
+    benchmark.group = "IRQ masks"
+    compare(benchmark, lambda module: module.read_masks(tree.irqs(0), str(tree.proc)))
+
+
+def test_irqs(benchmark: Any, tree: Tree) -> None:
+    benchmark.group = "IRQ masks"
+    compare(benchmark, lambda module: module.irqs(tree.pci(0), str(tree.sys)))
+
+
+def test_cpu_mask(benchmark: Any) -> None:
+    benchmark.group = "CPU lists"
+    cpus = _irq.parse_cpus(CORES)
+    compare(benchmark, lambda module: module.cpu_mask(cpus))
+
+
+def test_parse_cpus(benchmark: Any) -> None:
+    benchmark.group = "CPU lists"
+    compare(benchmark, lambda module: module.parse_cpus(CORES))
+
+
+def test_parse_mask(benchmark: Any) -> None:
+    benchmark.group = "CPU lists"
+    mask = _irq.cpu_mask(_irq.parse_cpus(CORES))
+    compare(benchmark, lambda module: module.parse_mask(mask))
+
+
+def test_pin_a_vf(benchmark: Any, tree: Tree) -> None:
+    """What an ADD does: list the IRQs, keep their masks, write new ones."""
+    benchmark.group = "IRQ masks"
+    root, proc = str(tree.sys), str(tree.proc)
+
+    def pin(module: ModuleType) -> object:
+        cpus = module.parse_cpus(CORES)
+        irqs = module.irqs(tree.pci(0), root)
+        module.read_masks(irqs, proc)
+        masks = [(irq, module.cpu_mask([cpus[i % len(cpus)]])) for i, irq in enumerate(irqs)]
+        return module.write_masks(masks, proc)
+
+    compare(benchmark, pin)

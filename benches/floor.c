@@ -1,0 +1,243 @@
+/* The floor of bench_process.py: what an ADD and a DEL must ask of the kernel, with nothing around it.
+ *
+ *     floor add|del NETNS-PATH HOST-NAME POD-NAME [IPAM-PROGRAM]
+ *
+ * ADD reads the device, starts IPAM, moves + renames + brings up in one message, and sets IPAM's address and a
+ * default route in one send on a socket of the pod's namespace. DEL reads the device in the pod, takes it down,
+ * starts IPAM, and moves it home under its old name. IPAM inherits environment and stdin, which the caller has
+ * set. There is no journal, no lock, no check of what is asked: this is no plugin.
+ */
+#define _GNU_SOURCE
+#include <arpa/inet.h>
+#include <fcntl.h>
+#include <linux/if_link.h>
+#include <linux/netlink.h>
+#include <linux/rtnetlink.h>
+#include <net/if.h>
+#include <sched.h>
+#include <spawn.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/socket.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+extern char **environ;
+
+static char buffer[1 << 16];
+static size_t used;
+static struct nlmsghdr *message;
+
+static void check(int good, const char *what)
+{
+	if (!good) {
+		perror(what);
+		exit(1);
+	}
+}
+
+/* --- messages */
+
+static void *begin(int type, int flags, size_t header)
+{
+	message = (struct nlmsghdr *)(buffer + used);
+	memset(message, 0, NLMSG_SPACE(header));
+	message->nlmsg_type = type;
+	message->nlmsg_flags = NLM_F_REQUEST | flags;
+	message->nlmsg_len = NLMSG_LENGTH(header);
+	used += NLMSG_SPACE(header);
+	return NLMSG_DATA(message);
+}
+
+static void attribute(int type, const void *data, size_t size)
+{
+	struct rtattr *attr = (struct rtattr *)(buffer + used);
+	attr->rta_type = type;
+	attr->rta_len = RTA_LENGTH(size);
+	memcpy(RTA_DATA(attr), data, size);
+	used += RTA_SPACE(size);
+	message->nlmsg_len += RTA_SPACE(size);
+}
+
+static void name_attribute(const char *name)
+{
+	attribute(IFLA_IFNAME, name, strlen(name) + 1);
+}
+
+/* --- sockets */
+
+static int rtnetlink(void)
+{
+	int fd = socket(AF_NETLINK, SOCK_RAW | SOCK_CLOEXEC, NETLINK_ROUTE);
+	check(fd >= 0, "socket");
+	return fd;
+}
+
+static int rtnetlink_in(int netns)
+{
+	check(setns(netns, CLONE_NEWNET) == 0, "setns");
+	return rtnetlink();
+}
+
+/* One send, and as many answers as messages. Leaves the last answer in the buffer. */
+static void exchange(int fd, int answers)
+{
+	check(send(fd, buffer, used, 0) == (ssize_t)used, "send");
+	while (answers > 0) {
+		int left = recv(fd, buffer, sizeof(buffer), 0);
+		check(left > 0, "recv");
+		for (struct nlmsghdr *head = (void *)buffer; NLMSG_OK(head, left); head = NLMSG_NEXT(head, left)) {
+			answers--;
+			if (head->nlmsg_type == NLMSG_ERROR) {
+				int error = ((struct nlmsgerr *)NLMSG_DATA(head))->error;
+				if (error) {
+					fprintf(stderr, "floor: kernel: %s\n", strerror(-error));
+					exit(1);
+				}
+			}
+		}
+	}
+	used = 0;
+}
+
+static int index_of(int fd, const char *name)
+{
+	begin(RTM_GETLINK, 0, sizeof(struct ifinfomsg));
+	name_attribute(name);
+	exchange(fd, 1);
+	return ((struct ifinfomsg *)NLMSG_DATA((struct nlmsghdr *)buffer))->ifi_index;
+}
+
+static struct ifinfomsg *set_link(int index)
+{
+	struct ifinfomsg *info = begin(RTM_SETLINK, NLM_F_ACK, sizeof(*info));
+	info->ifi_index = index;
+	return info;
+}
+
+static void move(int fd, int index, int netns, const char *name, int up)
+{
+	struct ifinfomsg *info = set_link(index);
+	if (up)
+		info->ifi_flags = info->ifi_change = IFF_UP;
+	attribute(IFLA_NET_NS_FD, &netns, sizeof(netns));
+	name_attribute(name);
+	exchange(fd, 1);
+}
+
+/* --- IPAM */
+
+static pid_t start(const char *program, int *out)
+{
+	posix_spawn_file_actions_t actions;
+	char *argv[] = {(char *)program, NULL};
+	int ends[2];
+	pid_t pid;
+	check(pipe2(ends, O_CLOEXEC) == 0, "pipe2");
+	posix_spawn_file_actions_init(&actions);
+	posix_spawn_file_actions_adddup2(&actions, ends[1], 1);
+	check(posix_spawn(&pid, program, &actions, NULL, argv, environ) == 0, program);
+	close(ends[1]);
+	*out = ends[0];
+	return pid;
+}
+
+static void finish(pid_t pid, int out, char *answer, size_t room)
+{
+	size_t size = 0;
+	ssize_t got;
+	int status;
+	while ((got = read(out, answer + size, room - 1 - size)) > 0)
+		size += got;
+	answer[size] = 0;
+	check(waitpid(pid, &status, 0) == pid, "waitpid");
+	if (status) {
+		fprintf(stderr, "floor: IPAM failed: %s\n", answer);
+		exit(1);
+	}
+}
+
+/* Copies the string behind "key": in host-local's answer, which has one address. */
+static void value_of(const char *answer, const char *key, char out[64])
+{
+	const char *at = strstr(answer, key);
+	check(at != NULL && sscanf(at + strlen(key), "\": \"%63[^\"]", out) == 1, "IPAM's answer");
+}
+
+static void address(int netns, int index, const char *answer)
+{
+	char cidr[64], gateway[64];
+	struct in_addr ip, broadcast, via;
+	value_of(answer, "\"address", cidr);
+	value_of(answer, "\"gateway", gateway);
+	char *slash = strchr(cidr, '/');
+	check(slash != NULL, "address");
+	*slash = 0;
+	int prefix = atoi(slash + 1);
+	check(inet_pton(AF_INET, cidr, &ip) == 1 && inet_pton(AF_INET, gateway, &via) == 1, "inet_pton");
+	broadcast.s_addr = ip.s_addr | htonl(0xffffffffu >> prefix);
+
+	int fd = rtnetlink_in(netns);
+	struct ifaddrmsg *addr = begin(RTM_NEWADDR, NLM_F_ACK | NLM_F_CREATE | NLM_F_EXCL, sizeof(*addr));
+	addr->ifa_family = AF_INET;
+	addr->ifa_prefixlen = prefix;
+	addr->ifa_index = index;
+	attribute(IFA_LOCAL, &ip, sizeof(ip));
+	attribute(IFA_ADDRESS, &ip, sizeof(ip));
+	attribute(IFA_BROADCAST, &broadcast, sizeof(broadcast));
+	struct rtmsg *route = begin(RTM_NEWROUTE, NLM_F_ACK | NLM_F_CREATE | NLM_F_EXCL, sizeof(*route));
+	route->rtm_family = AF_INET;
+	route->rtm_table = RT_TABLE_MAIN;
+	route->rtm_protocol = RTPROT_BOOT;
+	route->rtm_type = RTN_UNICAST;
+	attribute(RTA_GATEWAY, &via, sizeof(via));
+	attribute(RTA_OIF, &index, sizeof(index));
+	exchange(fd, 2);
+}
+
+/* --- the two verbs */
+
+static void add(int netns, const char *host_name, const char *pod_name, const char *ipam)
+{
+	static char answer[1 << 14];
+	int out = -1;
+	pid_t pid = ipam ? start(ipam, &out) : 0;
+	int host = rtnetlink();
+	int index = index_of(host, host_name);
+	move(host, index, netns, pod_name, 1);
+	if (ipam) {
+		finish(pid, out, answer, sizeof(answer));
+		address(netns, index, answer);
+	}
+	printf("{\"cniVersion\": \"1.0.0\", \"interfaces\": [{\"name\": \"%s\"}]}\n", pod_name);
+}
+
+static void del(int netns, const char *host_name, const char *pod_name, const char *ipam)
+{
+	static char answer[1 << 14];
+	int out = -1;
+	int home = open("/proc/self/ns/net", O_RDONLY | O_CLOEXEC);
+	check(home >= 0, "/proc/self/ns/net");
+	int pod = rtnetlink_in(netns);
+	check(setns(home, CLONE_NEWNET) == 0, "setns");
+	int index = index_of(pod, pod_name);
+	set_link(index)->ifi_change = IFF_UP;
+	exchange(pod, 1);
+	pid_t pid = ipam ? start(ipam, &out) : 0;
+	move(pod, index, home, host_name, 0);
+	if (ipam)
+		finish(pid, out, answer, sizeof(answer));
+}
+
+int main(int argc, char **argv)
+{
+	if (argc < 5) {
+		fprintf(stderr, "usage: floor add|del NETNS-PATH HOST-NAME POD-NAME [IPAM-PROGRAM]\n");
+		return 2;
+	}
+	int netns = open(argv[2], O_RDONLY | O_CLOEXEC);
+	check(netns >= 0, argv[2]);
+	(strcmp(argv[1], "add") ? del : add)(netns, argv[3], argv[4], argc > 5 ? argv[5] : NULL);
+	return 0;
+}

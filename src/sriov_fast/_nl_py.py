@@ -1,0 +1,890 @@
+"""rtnetlink, plain: the twin of ``_nl.pyx``, with pyroute2's message classes and an ordinary socket.
+
+Same surface, same results, same errors; ``_nl.pyi`` is the contract of both and the compiled module's
+docstrings hold for both. Nothing else in the package imports pyroute2: that costs more time than a whole ADD.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import socket
+import struct
+import sys
+
+from pyroute2.netlink import nla, nlmsg
+from pyroute2.netlink.rtnl.ifaddrmsg import ifaddrmsg
+from pyroute2.netlink.rtnl.ifinfmsg import ifinfmsg
+from pyroute2.netlink.rtnl.rtmsg import rtmsg
+
+from sriov_fast.errors import NetlinkError
+from sriov_fast.values import Link, Route, VfSettings
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from types import TracebackType
+    from typing import Any, Self, TypeVar
+
+    T = TypeVar("T")
+
+RECEIVE_TIMEOUT = 30  # seconds without an answer
+DUMP_TRIES = 10
+ANSWER_SPACE = 2048  # bytes that one queued answer may cost of the socket's receive buffer
+VF_LIST_SPACE = 262144  # and one with a list of VFs
+USUAL_SPACE = 131072  # what every socket has
+INT_MAX = 0x7FFFFFFF
+
+# linux/netlink.h
+SOL_NETLINK = 270
+NETLINK_CAP_ACK, NETLINK_EXT_ACK, NETLINK_GET_STRICT_CHK = 10, 11, 12
+NLM_F_REQUEST, NLM_F_ACK, NLM_F_DUMP_INTR = 0x01, 0x04, 0x10
+NLM_F_DUMP, NLM_F_EXCL, NLM_F_CREATE = 0x300, 0x200, 0x400
+NLM_F_CAPPED, NLM_F_ACK_TLVS = 0x100, 0x200
+NLMSG_NOOP, NLMSG_ERROR, NLMSG_DONE, NLMSG_OVERRUN = 1, 2, 3, 4
+NLMSGERR_ATTR_MSG = 1
+NLA_TYPE_MASK = 0x3FFF
+HEADER = struct.Struct("=IHHII")  # struct nlmsghdr
+ATTR = struct.Struct("=HH")  # struct nlattr
+
+# linux/rtnetlink.h, linux/if_addr.h, linux/if.h, linux/if_link.h
+RTM_NEWLINK, RTM_GETLINK, RTM_SETLINK = 16, 18, 19
+RTM_NEWADDR, RTM_GETADDR, RTM_NEWROUTE, RTM_GETROUTE = 20, 22, 24, 26
+BODY_SIZES = {RTM_NEWLINK: 16, RTM_NEWADDR: 8, RTM_NEWROUTE: 12}
+RTN_UNICAST, RTPROT_BOOT, RTM_F_CLONED = 1, 3, 0x200
+RT_SCOPE_UNIVERSE, RT_SCOPE_LINK, RT_TABLE_MAIN, RT_TABLE_LOCAL = 0, 253, 254, 255
+RTEXT_FILTER_VF, RTEXT_FILTER_SKIP_STATS = 1, 8
+IFA_F_NODAD, IFF_UP, IFF_LOWER_UP = 0x02, 0x1, 0x10000
+IFLA_NUM_VF, IFLA_VFINFO_LIST, IFLA_VF_INFO, IFLA_VF_MAC = 21, 22, 1, 1
+LINK_STATES = ("auto", "enable", "disable")
+VLAN_PROTOS = {"802.1Q": 0x8100, "802.1ad": 0x88A8}  # linux/if_ether.h
+VLAN_PROTO_NAMES = {number: name for name, number in VLAN_PROTOS.items()}
+IFLA_ADDRESS = 1
+IFLA_PERM_ADDRESS = 54
+# What else is read of a link: IFLA_IFNAME, IFLA_MTU, IFLA_NUM_VF, IFLA_PARENT_DEV_NAME.
+LINK_ATTRS = frozenset((3, 4, 21, 56))
+
+
+_PyVf = ifinfmsg.vflist.vfinfo
+
+
+class _VfMessage(nlmsg):  # type: ignore[misc]
+    """``ifinfmsg`` with one attribute only: the list of VFs, with what pyroute2's own leaves out of it.
+
+    That is the tail padding of ``struct ifla_vf_vlan_info``, without which the kernel refuses the
+    attribute. The whole chain is written anew because a subclass of a message that was used before keeps
+    its parent's attributes.
+    """
+
+    fields = ifinfmsg.fields
+    nla_map = ((IFLA_VFINFO_LIST, "IFLA_VFINFO_LIST", "vf_list"),)
+
+    class vf_list(nla):  # type: ignore[misc]  # noqa: N801
+        nla_map = ((IFLA_VF_INFO, "IFLA_VF_INFO", "vf_info"),)
+
+        class vf_info(nla):  # type: ignore[misc]  # noqa: N801
+            nla_map = (
+                (1, "IFLA_VF_MAC", "vf_mac"),
+                (2, "IFLA_VF_VLAN", "vf_vlan"),
+                (3, "IFLA_VF_TX_RATE", "vf_tx_rate"),
+                (4, "IFLA_VF_SPOOFCHK", "vf_spoofchk"),
+                (5, "IFLA_VF_LINK_STATE", "vf_link_state"),
+                (6, "IFLA_VF_RATE", "vf_rate"),
+                (9, "IFLA_VF_TRUST", "vf_trust"),
+                (12, "IFLA_VF_VLAN_LIST", "vf_vlist"),
+            )
+            vf_mac, vf_vlan, vf_tx_rate, vf_rate = (
+                _PyVf.vf_mac,
+                _PyVf.vf_vlan,
+                _PyVf.vf_tx_rate,
+                _PyVf.vf_rate,
+            )
+            vf_spoofchk, vf_link_state, vf_trust = _PyVf.vf_spoofchk, _PyVf.vf_link_state, _PyVf.vf_trust
+
+            class vf_vlist(nla):  # type: ignore[misc]  # noqa: N801
+                nla_map = ((1, "IFLA_VF_VLAN_INFO", "ivvi"),)
+
+                class ivvi(nla):  # type: ignore[misc]  # noqa: N801
+                    fields = (*_PyVf.vf_vlist.ivvi.fields, ("pad", "H"))
+
+
+# --- arguments ----------------------------------------------------------------------------------------
+
+
+def _number(value: object, what: str, low: int, high: int) -> int:
+    if not isinstance(value, int) or not low <= value <= high:
+        raise ValueError(f"{what} {value!r}: not a number from {low} to {high}")
+    return value
+
+
+def _mac(value: object) -> str:
+    parts = value.split(":") if isinstance(value, str) else []
+    if len(parts) != 6 or any(len(part) != 2 or set(part) - set("0123456789abcdefABCDEF") for part in parts):
+        raise ValueError(f"mac {value!r}: not six bytes in hexadecimal with colons")
+    return ":".join(parts).lower()
+
+
+def _interface_name(value: object) -> str:
+    # As dev_valid_name() in net/core/dev.c, whose isspace() is Latin-1's; and nothing that cannot be printed.
+    text = value.encode("utf-8", "replace") if isinstance(value, str) and value.isprintable() else b""
+    if not 0 < len(text) < 16 or text in (b".", b"..") or set(text) & set(b" /:\xa0"):
+        raise ValueError(f"interface name {value!r}: not 1 to 15 bytes without white space, '/' and ':'")
+    return str(value)
+
+
+def _family(ip: str) -> int:
+    """Return the family of an IP address, 0 where the text is none."""
+    family = socket.AF_INET6 if ":" in ip else socket.AF_INET
+    try:
+        socket.inet_pton(family, ip)
+    except (OSError, ValueError):
+        return 0
+    return family
+
+
+def _cidr(value: object) -> tuple[int, str, int]:
+    """Return family, address and prefix length."""
+    ip, _, bits = value.partition("/") if isinstance(value, str) else ("", "", "")
+    family = _family(ip)
+    if not family or not (0 < len(bits) <= 3 and bits.isascii() and bits.isdigit()):
+        raise ValueError(f"address {value!r}: not an IP address with a prefix length")
+    widest = 32 if family == socket.AF_INET else 128
+    if int(bits) > widest:
+        raise ValueError(f"address {value!r}: prefix length beyond {widest}")
+    return family, ip, int(bits)
+
+
+def _gateway(value: object, family: int) -> str:
+    if not isinstance(value, str) or _family(value) != family:
+        raise ValueError(
+            f"gateway {value!r}: not an {'IPv4' if family == socket.AF_INET else 'IPv6'} address"
+        )
+    return value
+
+
+def _vf_vlan(vf: int, settings: VfSettings) -> list[tuple[str, Any]]:
+    if settings.vlan is None:
+        if settings.qos is not None or settings.proto is not None:
+            raise ValueError(f"qos {settings.qos!r}, proto {settings.proto!r}: they go with a vlan")
+        return []
+    vlan = _number(settings.vlan, "vlan", 0, 4094)
+    qos = 0 if settings.qos is None else _number(settings.qos, "qos", 0, 7)
+    if settings.proto not in (None, *VLAN_PROTOS):
+        raise ValueError(f"proto {settings.proto!r}: not one of 802.1Q, 802.1ad")
+    if settings.proto != "802.1ad":
+        return [("IFLA_VF_VLAN", {"vf": vf, "vlan": vlan, "qos": qos})]
+    info = {"vf": vf, "vlan": vlan, "qos": qos, "proto": VLAN_PROTOS["802.1ad"]}
+    return [("IFLA_VF_VLAN_LIST", {"attrs": [("IFLA_VF_VLAN_INFO", info)]})]
+
+
+def _vf_rates(vf: int, settings: VfSettings) -> list[tuple[str, Any]]:
+    least, most = settings.min_tx_rate, settings.max_tx_rate
+    if least is not None:
+        least = _number(least, "min_tx_rate", 0, INT_MAX)
+    if most is not None:
+        most = _number(most, "max_tx_rate", 0, INT_MAX)
+    if least is not None:
+        return [("IFLA_VF_RATE", {"vf": vf, "min_tx_rate": least, "max_tx_rate": most or 0})]
+    return [] if most is None else [("IFLA_VF_TX_RATE", {"vf": vf, "tx_rate": most})]
+
+
+def _vf_switches(vf: int, settings: VfSettings) -> list[tuple[str, Any]]:
+    attrs = []
+    if settings.spoofchk is not None:
+        attrs.append(("IFLA_VF_SPOOFCHK", {"vf": vf, "spoofchk": int(bool(settings.spoofchk))}))
+    if settings.link_state is not None:
+        if settings.link_state not in LINK_STATES:
+            raise ValueError(f"link_state {settings.link_state!r}: not one of auto, enable, disable")
+        state = LINK_STATES.index(settings.link_state)
+        attrs.append(("IFLA_VF_LINK_STATE", {"vf": vf, "link_state": state}))
+    if settings.trust is not None:
+        attrs.append(("IFLA_VF_TRUST", {"vf": vf, "trust": int(bool(settings.trust))}))
+    return attrs
+
+
+def _vf_attrs(vf: int, settings: VfSettings) -> list[tuple[str, Any]]:
+    attrs: list[tuple[str, Any]] = []
+    if settings.mac is not None:
+        attrs.append(("IFLA_VF_MAC", {"vf": vf, "mac": _mac(settings.mac)}))
+    attrs += _vf_vlan(vf, settings) + _vf_rates(vf, settings) + _vf_switches(vf, settings)
+    if not attrs:
+        raise ValueError(f"{settings!r}: asks for nothing")
+    return attrs
+
+
+# --- encoding -----------------------------------------------------------------------------------------
+
+
+class _Message:
+    """One encoded message, numbered 0; what is wanted of its answer; what it asks for, in words."""
+
+    __slots__ = ("data", "family", "flags", "kind", "operation", "wanted")
+
+    def __init__(self, message: Any, kind: int, flags: int, operation: str, wanted: int = -1) -> None:
+        message["header"]["type"] = kind
+        message["header"]["flags"] = flags
+        message["header"]["sequence_number"] = 0
+        message["header"]["pid"] = 0
+        message.encode()
+        self.data = bytes(message.data)
+        self.kind = kind
+        self.flags = flags
+        self.family: int = message["family"]
+        self.operation = operation
+        self.wanted = wanted
+
+    @property
+    def is_dump(self) -> bool:
+        return self.kind in (RTM_GETLINK, RTM_GETADDR, RTM_GETROUTE) and bool(self.flags & NLM_F_DUMP)
+
+    def numbered(self, seq: int) -> bytes:
+        return self.data[:8] + struct.pack("=I", seq & 0xFFFFFFFF) + self.data[12:]
+
+
+class Batch:
+    """Messages that go to the kernel in one send. Each method appends one, or raises and appends none."""
+
+    def __init__(self) -> None:
+        self._messages: list[_Message] = []
+
+    def __len__(self) -> int:
+        return len(self._messages)
+
+    def tobytes(self) -> bytes:
+        """Return the encoded messages, with sequence numbers 1, 2, ... and port id 0."""
+        return self._numbered(1)
+
+    def _numbered(self, first: int) -> bytes:
+        return b"".join(message.numbered(first + i) for i, message in enumerate(self._messages))
+
+    def get_link(self, *, index: int = 0, name: str = "", vf: int = -1) -> None:
+        """Append ``RTM_GETLINK`` of one device: ``ip link show dev $name``."""
+        wanted = -1 if vf == -1 else _number(vf, "vf", 0, 65535)
+        if bool(name) == (index != 0):
+            raise ValueError(f"index {index!r}, name {name!r}: give one of them")
+        message = ifinfmsg()
+        message["attrs"] = []
+        if name:
+            message["attrs"].append(("IFLA_IFNAME", _interface_name(name)))
+        else:
+            message["index"] = _number(index, "index", 1, INT_MAX)
+        mask = RTEXT_FILTER_SKIP_STATS | (RTEXT_FILTER_VF if wanted >= 0 else 0)
+        message["attrs"].append(("IFLA_EXT_MASK", mask))
+        which = name or f"ifindex {index}"
+        operation = f"get vf {wanted} of {which}" if wanted >= 0 else f"get link {which}"
+        self._messages.append(_Message(message, RTM_GETLINK, NLM_F_REQUEST, operation, wanted))
+
+    def set_vf(self, pf_index: int, vf: int, settings: VfSettings) -> None:
+        """Append one ``RTM_SETLINK`` for one VF, through its PF: ``ip link set $pf vf $n mac $mac ...``."""
+        _number(vf, "vf", 0, 65535)
+        message = _VfMessage()
+        message["index"] = _number(pf_index, "pf_index", 1, INT_MAX)
+        info = ("IFLA_VF_INFO", {"attrs": _vf_attrs(vf, settings)})
+        message["attrs"] = [("IFLA_VFINFO_LIST", {"attrs": [info]})]
+        operation = f"set vf {vf} of ifindex {pf_index}"
+        self._messages.append(_Message(message, RTM_SETLINK, NLM_F_REQUEST | NLM_F_ACK, operation))
+
+    def set_link(  # noqa: PLR0913
+        self,
+        index: int,
+        *,
+        netns_fd: int = -1,
+        name: str = "",
+        mac: str = "",
+        mtu: int = 0,
+        up: bool | None = None,
+    ) -> None:
+        """Append one ``RTM_SETLINK``: ``ip link set $if netns $ns name $name address $mac mtu $mtu up``."""
+        attrs: list[tuple[str, Any]] = []
+        if netns_fd != -1:
+            attrs.append(("IFLA_NET_NS_FD", _number(netns_fd, "netns_fd", 0, INT_MAX)))
+        size = _number(mtu, "mtu", 1, INT_MAX) if mtu != 0 else 0
+        if name:
+            attrs.append(("IFLA_IFNAME", _interface_name(name)))
+        message = ifinfmsg()
+        message["index"] = _number(index, "index", 0 if name else 1, INT_MAX)
+        if mac:
+            attrs.append(("IFLA_ADDRESS", _mac(mac)))
+        if size:
+            attrs.append(("IFLA_MTU", size))
+        if up is not None:
+            message["change"] = IFF_UP
+            message["flags"] = IFF_UP if up else 0
+        elif not attrs:
+            raise ValueError(f"set_link of index {index}: asks for nothing")
+        message["attrs"] = attrs
+        operation = f"set link of ifindex {index}" if index else f"set link of {name}"
+        self._messages.append(_Message(message, RTM_SETLINK, NLM_F_REQUEST | NLM_F_ACK, operation))
+
+    def add_address(self, index: int, cidr: str) -> None:
+        """Append ``RTM_NEWADDR``: ``ip address add $cidr [brd +] dev $if [nodad]``."""
+        message = ifaddrmsg()
+        message["index"] = _number(index, "index", 1, INT_MAX)
+        family, ip, prefix = _cidr(cidr)
+        message["family"] = family
+        message["prefixlen"] = prefix
+        message["flags"] = IFA_F_NODAD if family == socket.AF_INET6 else 0
+        message["attrs"] = [("IFA_LOCAL", ip), ("IFA_ADDRESS", ip)]
+        if family == socket.AF_INET and prefix < 31:
+            (bits,) = struct.unpack("!I", socket.inet_pton(family, ip))
+            highest = struct.pack("!I", bits | 0xFFFFFFFF >> prefix)
+            message["attrs"].append(("IFA_BROADCAST", socket.inet_ntop(family, highest)))
+        flags = NLM_F_REQUEST | NLM_F_ACK | NLM_F_CREATE | NLM_F_EXCL
+        operation = f"add address {_canonical(ip)}/{prefix} to ifindex {index}"
+        self._messages.append(_Message(message, RTM_NEWADDR, flags, operation))
+
+    def add_route(self, index: int, route: Route) -> None:
+        """Append ``RTM_NEWROUTE``: ``ip route prepend $dst via $gw dev $if ...``."""
+        oif = _number(index, "index", 1, INT_MAX)
+        table = _number(route.table, "table", 0, 0xFFFFFFFF)
+        priority = _number(route.priority, "priority", 0, 0xFFFFFFFF)
+        metrics = [
+            ("RTAX_MTU", _number(route.mtu, "mtu", 0, INT_MAX)),
+            ("RTAX_ADVMSS", _number(route.advmss, "advmss", 0, INT_MAX)),
+        ]
+        family, dst, prefix = _cidr(route.dst)
+        gateway = _gateway(route.gw, family) if route.gw else ""
+        message = rtmsg()
+        message["family"] = family
+        message["dst_len"] = prefix
+        message["table"] = (table or RT_TABLE_MAIN) if table < 256 else 0
+        message["proto"] = RTPROT_BOOT
+        message["type"] = RTN_UNICAST
+        message["scope"] = RT_SCOPE_UNIVERSE if gateway else RT_SCOPE_LINK
+        if route.scope is not None:
+            message["scope"] = _number(route.scope, "scope", 0, 255)
+        message["attrs"] = [
+            *([("RTA_DST", dst)] if prefix else []),
+            *([("RTA_GATEWAY", gateway)] if gateway else []),
+            ("RTA_OIF", oif),
+            *([("RTA_PRIORITY", priority)] if priority else []),
+            *([("RTA_TABLE", table)] if table > 255 else []),
+            *_given_metrics(metrics),
+        ]
+        via = f" via {_canonical(gateway)}" if gateway else ""
+        flags = NLM_F_REQUEST | NLM_F_ACK | NLM_F_CREATE
+        operation = f"add route {_route_dst(family, dst, prefix)}{via} to ifindex {index}"
+        self._messages.append(_Message(message, RTM_NEWROUTE, flags, operation))
+
+    def _dump_links(self) -> None:
+        message = ifinfmsg()
+        message["attrs"] = [("IFLA_EXT_MASK", RTEXT_FILTER_SKIP_STATS)]
+        self._messages.append(_Message(message, RTM_GETLINK, NLM_F_REQUEST | NLM_F_DUMP, "list links"))
+
+    def _dump_addresses(self, index: int) -> None:
+        message = ifaddrmsg()
+        message["index"] = index
+        message["family"] = socket.AF_UNSPEC
+        operation = f"list addresses of ifindex {index}"
+        self._messages.append(_Message(message, RTM_GETADDR, NLM_F_REQUEST | NLM_F_DUMP, operation, index))
+
+    def _dump_routes(self, family: int, index: int) -> None:
+        message = rtmsg()
+        message["family"] = family
+        message["attrs"] = [("RTA_OIF", index)]
+        operation = f"list routes of ifindex {index}"
+        self._messages.append(_Message(message, RTM_GETROUTE, NLM_F_REQUEST | NLM_F_DUMP, operation, index))
+
+
+def _given_metrics(metrics: list[tuple[str, int]]) -> list[tuple[str, Any]]:
+    given = [(name, value) for name, value in metrics if value]
+    return [("RTA_METRICS", {"attrs": given})] if given else []
+
+
+def _canonical(ip: str) -> str:
+    family = _family(ip)
+    return socket.inet_ntop(family, socket.inet_pton(family, ip))
+
+
+def _route_dst(family: int, dst: str, prefix: int) -> str:
+    """Return the destination as a CIDR; the default route has none on the wire."""
+    if dst and prefix:
+        return f"{_canonical(dst)}/{prefix}"
+    return f"0.0.0.0/{prefix}" if family == socket.AF_INET else f"::/{prefix}"
+
+
+# --- decoding -----------------------------------------------------------------------------------------
+
+
+def _attrs(data: bytes, at: int, end: int) -> Iterator[tuple[int, int, int]]:
+    """Yield type, start and end of each attribute (header included) that fits."""
+    while end - at >= ATTR.size:
+        size, kind = ATTR.unpack_from(data, at)
+        if size < ATTR.size or size > end - at:
+            return
+        yield kind & NLA_TYPE_MASK, at, at + size
+        at += (size + 3) & ~3
+
+
+def _vf_number(data: bytes, start: int, end: int) -> int:
+    """Return whose IFLA_VF_INFO this is, -1 where it is none: each begins with a MAC that names the VF."""
+    for kind, at, stop in _attrs(data, start + ATTR.size, end):
+        if kind != IFLA_VF_MAC or stop - at < 8:
+            break
+        (vf,) = struct.unpack_from("=I", data, at + ATTR.size)
+        return int(vf)
+    return -1
+
+
+def _find_vf(data: bytes, at: int, num_vf: int, vf: int) -> tuple[bytes, int]:
+    """Return the IFLA_VF_INFO of one VF (b"" where it is missing) and where the list ends.
+
+    The 16 bits of its length overflow with some 300 VFs while its entries are all there, so they are counted.
+    """
+    found, end = b"", at + ATTR.size
+    for kind, start, stop in _attrs(data, at + ATTR.size, len(data)):
+        if not num_vf or kind != IFLA_VF_INFO or _vf_number(data, start, stop) < 0:
+            break
+        num_vf -= 1
+        end = start + (stop - start + 3 & ~3)
+        if _vf_number(data, start, stop) == vf:
+            found = data[start:stop]
+    return found, end
+
+
+def _condensed(data: bytes, vf: int) -> bytes:
+    """Return a RTM_NEWLINK message with only what is read of it, so with at most one VF."""
+    kept = [data[16:32]]
+    at, num_vf = 32, 0
+    while True:
+        attr = next(_attrs(data, at, len(data)), None)
+        if attr is None:
+            break
+        kind, start, end = attr
+        at = start + (end - start + 3 & ~3)
+        if kind == IFLA_NUM_VF:
+            (num_vf,) = struct.unpack_from("=I", data, start + ATTR.size)
+        if kind in LINK_ATTRS:
+            kept.append(data[start:end] + bytes(-(end - start) % 4))
+        elif kind == IFLA_VFINFO_LIST:
+            info, at = _find_vf(data, start, num_vf, vf)
+            if info:
+                kept.append(ATTR.pack(len(info) + ATTR.size, IFLA_VFINFO_LIST) + info + bytes(-len(info) % 4))
+    body = b"".join(kept)
+    return HEADER.pack(HEADER.size + len(body), RTM_NEWLINK, 0, 0, 0) + body
+
+
+def _yes_no(value: int) -> bool | None:
+    """Return what a switch says; the kernel presets -1 for drivers that do not know it."""
+    return None if value == 0xFFFFFFFF else value != 0
+
+
+def _vf_settings(info: Any) -> VfSettings:
+    found: dict[str, Any] = {}
+    for name, value in info["attrs"]:
+        if name == "IFLA_VF_MAC":
+            found["mac"] = value["mac"]
+        elif name == "IFLA_VF_VLAN":
+            found.update(vlan=value["vlan"], qos=value["qos"])
+        elif name == "IFLA_VF_VLAN_LIST":
+            vlan = value.get_attr("IFLA_VF_VLAN_INFO")
+            if vlan is not None:
+                found.update(vlan=vlan["vlan"], qos=vlan["qos"], proto=VLAN_PROTO_NAMES.get(vlan["proto"]))
+        elif name == "IFLA_VF_RATE":
+            found.update(min_tx_rate=value["min_tx_rate"], max_tx_rate=value["max_tx_rate"])
+        elif name == "IFLA_VF_LINK_STATE":
+            found["link_state"] = dict(enumerate(LINK_STATES)).get(value["link_state"])
+        elif name in ("IFLA_VF_SPOOFCHK", "IFLA_VF_TRUST"):
+            key = name[8:].lower()
+            found[key] = _yes_no(value[key])
+    return VfSettings(**found)
+
+
+def _text(value: str | bytes | None) -> str:
+    """Return a string of pyroute2's, which leaves what is no UTF-8 as bytes."""
+    return value.decode("utf-8", "surrogateescape") if isinstance(value, bytes) else value or ""
+
+
+def _hardware_address(data: bytes, wanted: int) -> str:
+    """Return IFLA_ADDRESS or IFLA_PERM_ADDRESS, of any length; pyroute2 knows six bytes only."""
+    for kind, start, end in _attrs(data, 32, len(data)):
+        if kind == wanted:
+            return data[start + ATTR.size : end].hex(":")
+    return ""
+
+
+def _decode_link(data: bytes, vf: int) -> Link:
+    message = ifinfmsg(_condensed(data, vf))
+    message.decode()
+    vf_list = message.get_attr("IFLA_VFINFO_LIST")
+    return Link(
+        index=message["index"],
+        name=_text(message.get_attr("IFLA_IFNAME")),
+        mac=_hardware_address(data, IFLA_ADDRESS),
+        mtu=message.get_attr("IFLA_MTU") or 0,
+        up=bool(message["flags"] & IFF_UP),
+        carrier=bool(message["flags"] & IFF_LOWER_UP),
+        parent=_text(message.get_attr("IFLA_PARENT_DEV_NAME")),
+        perm=_hardware_address(data, IFLA_PERM_ADDRESS),
+        num_vf=message.get_attr("IFLA_NUM_VF") or 0,
+        vf=_vf_settings(vf_list.get_attr("IFLA_VF_INFO")) if vf_list is not None else None,
+    )
+
+
+def _decode_address(data: bytes, index: int) -> list[str]:
+    message = ifaddrmsg(data)
+    message.decode()
+    if message["index"] != index or message["family"] not in (socket.AF_INET, socket.AF_INET6):
+        return []
+    ip = message.get_attr("IFA_LOCAL") or message.get_attr("IFA_ADDRESS") or ""
+    return [f"{ip}/{message['prefixlen']}"]
+
+
+def _route_gateway(*levels: Any) -> str:
+    for level in levels:
+        via = level.get_attr("RTA_VIA")
+        gateway = via["addr"] if via is not None else level.get_attr("RTA_GATEWAY")
+        if gateway:
+            return str(gateway)
+    return ""
+
+
+def _decode_routes(data: bytes, family: int, index: int) -> list[Route]:
+    """Return the unicast routes out of one interface; a multipath route counts once for each hop there."""
+    message = rtmsg(data)
+    message.decode()
+    table = message.get_attr("RTA_TABLE") or message["table"]
+    if message["type"] != RTN_UNICAST or message["flags"] & RTM_F_CLONED or message["family"] != family:
+        return []
+    if table == RT_TABLE_LOCAL:
+        return []
+    hops = message.get_attr("RTA_MULTIPATH")
+    paths: list[tuple[Any, ...]]
+    if hops is not None:
+        paths = [(hop, message) for hop in hops if hop["oif"] == index]
+    else:
+        paths = [(message,)] if message.get_attr("RTA_OIF") == index else []
+    metrics = message.get_attr("RTA_METRICS")
+    return [
+        Route(
+            dst=_route_dst(family, message.get_attr("RTA_DST") or "", message["dst_len"]),
+            gw=_route_gateway(*path),
+            mtu=(metrics.get_attr("RTAX_MTU") or 0) if metrics else 0,
+            advmss=(metrics.get_attr("RTAX_ADVMSS") or 0) if metrics else 0,
+            priority=message.get_attr("RTA_PRIORITY") or 0,
+            table=table,
+            scope=message["scope"],
+        )
+        for path in paths
+    ]
+
+
+# --- answers ------------------------------------------------------------------------------------------
+
+_UNANSWERED = object()
+
+
+class Replies:
+    """What a batch that was sent with sequence numbers from ``first`` on is answered with.
+
+    ``port`` is the port id of the socket that sent it. ``feed`` takes one datagram; every message in it is
+    checked in one place. ``pending`` counts the messages without an answer, ``results`` holds one entry for
+    each message.
+    """
+
+    def __init__(self, batch: Batch, first: int, port: int) -> None:
+        self._messages = batch._messages
+        self._first = first
+        self._port = port
+        self._found: list[Any] = [_UNANSWERED] * len(batch)
+        self.pending = len(batch)
+        self.interrupted = False
+
+    @property
+    def results(self) -> list[object]:
+        """A list: ``Link``, ``NetlinkError`` or, for an ACK and for what has no answer yet, None."""
+        return [None if item is _UNANSWERED else item for item in self._found]
+
+    def feed(self, datagram: bytes, *, sender: int = 0, truncated: bool = False) -> None:
+        """Take one datagram from port id ``sender``.
+
+        Raises NetlinkError (EPROTO, EMSGSIZE, ENOBUFS) where it cannot be what the kernel answers.
+        """
+        if sender != 0:
+            return  # some process's doing; only the kernel answers
+        if truncated:
+            raise NetlinkError(errno.EMSGSIZE, "", 0, "rtnetlink answer is truncated")
+        while datagram:
+            left = len(datagram)
+            size = HEADER.unpack_from(datagram)[0] if left >= HEADER.size else 0
+            if size < HEADER.size or size > left:
+                raise NetlinkError(
+                    errno.EPROTO, "", 0, f"rtnetlink answer with a broken header, {left} bytes left"
+                )
+            message = datagram[:size]
+            if self._is_mine(message):
+                self._take(message)
+            datagram = datagram[(size + 3) & ~3 :]
+
+    def _is_mine(self, data: bytes) -> bool:
+        # A lower sequence number belongs to a request that was given up; a higher one was never sent.
+        _, _, _, seq, port = HEADER.unpack_from(data)
+        if port != self._port:
+            raise NetlinkError(errno.EPROTO, "", 0, f"rtnetlink answer to port {port}, not {self._port}")
+        ahead = (seq - self._first) & 0xFFFFFFFF
+        if ahead < len(self._found):
+            return True
+        if ahead > INT_MAX:
+            return False
+        raise NetlinkError(errno.EPROTO, "", 0, f"rtnetlink answer to request {seq}, never sent")
+
+    def _take(self, data: bytes) -> None:
+        _, kind, flags, seq, _ = HEADER.unpack_from(data)
+        position = (seq - self._first) & 0xFFFFFFFF
+        asked = self._messages[position]
+        if asked.is_dump and flags & NLM_F_DUMP_INTR:
+            self.interrupted = True
+        if kind == NLMSG_NOOP:
+            return
+        if kind == NLMSG_OVERRUN:
+            raise NetlinkError(errno.ENOBUFS, "", position, "rtnetlink answers were lost")
+        if kind == NLMSG_ERROR or (asked.is_dump and kind == NLMSG_DONE):
+            self._take_verdict(data, kind, position)
+        elif kind != asked.kind - 2 or asked.flags & NLM_F_ACK:
+            raise NetlinkError(errno.EPROTO, "", position, f"rtnetlink answer of unexpected type {kind}")
+        else:
+            self._take_data(data, kind, position)
+
+    def _take_verdict(self, data: bytes, kind: int, position: int) -> None:
+        # NLMSG_ERROR, an ACK too, and NLMSG_DONE: both begin with an int that is 0 or a negative errno.
+        if len(data) < HEADER.size + (4 + HEADER.size if kind == NLMSG_ERROR else 4):
+            raise NetlinkError(errno.EPROTO, "", position, "rtnetlink verdict is too short")
+        (error,) = struct.unpack_from("=i", data, HEADER.size)
+        if error:
+            operation = self._messages[position].operation
+            refused = NetlinkError(-error, _extack(data), position, operation)
+            if operation.startswith(("set vf ", "get vf ")):
+                refused.vf = int(operation.split(" ", 3)[2])
+            self._found[position] = refused
+        elif self._found[position] is _UNANSWERED:
+            self._found[position] = None if kind == NLMSG_ERROR else []
+        self.pending -= 1
+
+    def _take_data(self, data: bytes, kind: int, position: int) -> None:
+        asked = self._messages[position]
+        size = len(data) - HEADER.size
+        if size < BODY_SIZES[kind]:
+            raise NetlinkError(errno.EPROTO, "", position, f"rtnetlink answer with a body of {size} bytes")
+        if not asked.is_dump:
+            self._found[position] = _decode_link(data, asked.wanted)
+            self.pending -= 1
+            return
+        if self._found[position] is _UNANSWERED:
+            self._found[position] = []
+        if kind == RTM_NEWLINK:
+            self._found[position].append(_decode_link(data, -1))
+        elif kind == RTM_NEWADDR:
+            self._found[position] += _decode_address(data, asked.wanted)
+        else:
+            self._found[position] += _decode_routes(data, asked.family, asked.wanted)
+
+    def _first_unanswered(self) -> int:
+        return next((i for i, item in enumerate(self._found) if item is _UNANSWERED), len(self._found) - 1)
+
+
+def _extack(data: bytes) -> str:
+    """Return the kernel's own words, NLMSGERR_ATTR_MSG, from behind what it repeats of the request."""
+    _, kind, flags, _, _ = HEADER.unpack_from(data)
+    if not flags & NLM_F_ACK_TLVS:
+        return ""
+    at = HEADER.size + 4
+    if kind == NLMSG_ERROR:
+        (request,) = struct.unpack_from("=I", data, at)
+        at += HEADER.size if flags & NLM_F_CAPPED else (request + 3) & ~3
+    for attr, start, end in _attrs(data, at, len(data)):
+        if attr == NLMSGERR_ATTR_MSG:
+            return data[start + ATTR.size : end].partition(b"\0")[0].decode("utf-8", "surrogateescape")
+    return ""
+
+
+# --- namespaces ---------------------------------------------------------------------------------------
+
+if sys.version_info >= (3, 12):
+
+    def _setns(fd: int) -> None:
+        os.setns(fd, os.CLONE_NEWNET)
+
+else:
+
+    def _setns(fd: int) -> None:
+        import ctypes
+
+        libc = ctypes.CDLL(None, use_errno=True)
+        if libc.setns(fd, 0x40000000) != 0:  # CLONE_NEWNET, linux/sched.h
+            number = ctypes.get_errno()
+            raise OSError(number, os.strerror(number))
+
+
+def _go_home(home: int) -> None:
+    """Take the calling thread back, or end the process: going on would configure the wrong namespace."""
+    try:
+        _setns(home)
+    except OSError:
+        os.write(2, b"sriov-fast: cannot return from a network namespace, giving up\n")
+        os.abort()
+
+
+def _in_netns(netns_fd: int, work: Callable[[], T]) -> T:
+    """Do ``work`` with the calling thread in a namespace (-1: where it is)."""
+    if netns_fd == -1:
+        return work()
+    _number(netns_fd, "netns_fd", 0, INT_MAX)
+    home = os.open("/proc/thread-self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        try:
+            _setns(netns_fd)
+            return work()
+        finally:
+            _go_home(home)
+    finally:
+        os.close(home)
+
+
+def raw_socket(netns_fd: int, family: int, kind: int, protocol: int) -> int:
+    """Open ``socket(family, kind | SOCK_CLOEXEC, protocol)`` in a namespace (-1: this one)."""
+    return _in_netns(netns_fd, lambda: socket.socket(family, kind, protocol)).detach()
+
+
+def netns_write(netns_fd: int, path: str, text: str) -> None:
+    """Write a file below /proc/sys/net of a namespace (-1: this one): ``sysctl -w $path=$text`` in there."""
+    if not path.startswith("/proc/sys/net/") or "/../" in path or "\0" in path:
+        raise ValueError(f"path {path!r}: not below /proc/sys/net")
+    fd = _in_netns(netns_fd, lambda: os.open(path, os.O_WRONLY | os.O_CLOEXEC))
+    try:
+        if os.write(fd, text.encode()) != len(text.encode()):
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+    except OSError as error:
+        error.filename = path
+        raise
+    finally:
+        os.close(fd)
+
+
+# --- the socket ---------------------------------------------------------------------------------------
+
+
+class Socket:
+    """A rtnetlink socket, opened in the namespace that ``netns_fd`` refers to (-1: the thread's own)."""
+
+    def __init__(self, netns_fd: int = -1) -> None:
+        self._socket = _in_netns(
+            netns_fd, lambda: socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, socket.NETLINK_ROUTE)
+        )
+        for option in (NETLINK_EXT_ACK, NETLINK_CAP_ACK):
+            self._try_option(SOL_NETLINK, option, 1)
+        self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, struct.pack("@ll", RECEIVE_TIMEOUT, 0))
+        self._socket.bind((0, 0))
+        self._port: int = self._socket.getsockname()[0]
+        self._next_seq = 1
+        self._space = USUAL_SPACE
+        self._buffer = bytearray(32768)
+
+    def _try_option(self, level: int, option: int, value: int) -> bool:
+        """Set an option that an older kernel may lack, or that needs a right; return whether it is set."""
+        try:
+            self._socket.setsockopt(level, option, value)
+        except OSError:
+            return False
+        return True
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def fileno(self) -> int:
+        """Return the descriptor, -1 once closed."""
+        return self._socket.fileno()
+
+    def close(self) -> None:
+        """Close the socket; a second time does nothing."""
+        self._socket.close()
+
+    def run(self, batch: Batch, *, check: bool = True) -> list[object]:
+        """Send the batch with one system call, wait for every answer, return one result for each message."""
+        results = self._exchange(batch).results
+        if not check:
+            return results
+        for item in results:
+            if isinstance(item, NetlinkError):
+                item.results = results
+                raise item
+        return results
+
+    def links(self) -> list[Link]:
+        """Return every device of the namespace as a ``Link``: ``ip link show``."""
+        batch = Batch()
+        batch._dump_links()
+        return self._dump(batch)
+
+    def addresses(self, index: int) -> list[str]:
+        """Return the addresses of one device as "ip/prefix", both families: ``ip address show dev $if``."""
+        batch = Batch()
+        batch._dump_addresses(_number(index, "index", 1, INT_MAX))
+        return self._dump(batch)
+
+    def routes(self, index: int) -> list[Route]:
+        """Return the unicast routes out of one device, both families: ``ip route show table all dev $if``."""
+        _number(index, "index", 1, INT_MAX)
+        found: list[Route] = []
+        for family in (socket.AF_INET, socket.AF_INET6):
+            batch = Batch()
+            batch._dump_routes(family, index)
+            found += self._dump(batch)
+        return found
+
+    def _dump(self, batch: Batch) -> list[Any]:
+        self._try_option(SOL_NETLINK, NETLINK_GET_STRICT_CHK, 1)
+        for _ in range(DUMP_TRIES):
+            replies = self._exchange(batch)
+            if not replies.interrupted:
+                (found,) = replies.results
+                if isinstance(found, NetlinkError):
+                    raise found
+                assert isinstance(found, list)  # noqa: S101
+                return found
+        operation = batch._messages[0].operation
+        raise NetlinkError(errno.EAGAIN, "", 0, f"{operation}: changed while read, {DUMP_TRIES} times")
+
+    def _exchange(self, batch: Batch) -> Replies:
+        replies = Replies(batch, self._next_seq, self._port)
+        if not len(batch):
+            return replies
+        self._make_space(batch)
+        self._socket.sendto(batch._numbered(self._next_seq), (0, 0))
+        self._next_seq += len(batch)
+        while replies.pending:
+            self._receive(replies)
+        return replies
+
+    def _make_space(self, batch: Batch) -> None:
+        # The kernel queues all answers before the send returns, and drops what has no room.
+        wanted = sum(
+            VF_LIST_SPACE if message.kind == RTM_GETLINK and message.wanted >= 0 else ANSWER_SPACE
+            for message in batch._messages
+        )
+        if wanted <= self._space or len(batch) == 1:
+            return
+        size = min(wanted, INT_MAX // 2)
+        # SO_RCVBUFFORCE is 33 (asm-generic/socket.h); Python does not name it.
+        if not self._try_option(socket.SOL_SOCKET, 33, size):
+            self._try_option(socket.SOL_SOCKET, socket.SO_RCVBUF, size)
+        self._space = wanted
+
+    def _receive(self, replies: Replies) -> None:
+        """Take one datagram, however large: its size is asked for first."""
+        try:
+            size = self._socket.recv_into(self._buffer, 1, socket.MSG_PEEK | socket.MSG_TRUNC)
+            if size > len(self._buffer):
+                self._buffer = bytearray(size)
+            size, (sender, _) = self._socket.recvfrom_into(self._buffer, 0, socket.MSG_TRUNC)
+        except BlockingIOError:
+            position = replies._first_unanswered()
+            operation = replies._messages[position].operation
+            raise NetlinkError(
+                errno.ETIMEDOUT, "", position, f"{operation}: no answer in {RECEIVE_TIMEOUT} seconds"
+            ) from None
+        replies.feed(bytes(self._buffer[:size]), sender=sender, truncated=size > len(self._buffer))

@@ -1,0 +1,6 @@
+"""The sysfs surface, the same for ``_sysfs.pyx`` and ``_sysfs_py.py``."""
+
+from sriov_fast.values import Vf
+
+def scan(pf: str, root: str = "/sys") -> list[Vf]: ...
+def pf_of(pci: str, root: str = "/sys") -> tuple[str, int]: ...

@@ -1,0 +1,98 @@
+"""What all tests share: the guard of the compiled code, the tiers, and one fixture for both backends."""
+
+from __future__ import annotations
+
+import importlib
+import os
+from importlib.machinery import ExtensionFileLoader
+from pathlib import Path
+from types import ModuleType, SimpleNamespace
+
+import pytest
+
+HERE = Path(__file__).parent
+MODULES = ("_nl", "_sysfs", "_irq")
+SUFFIXES = {"cython": "", "python": "_py"}
+HINT = "run `make build`, or set SRIOV_FAST_BACKEND=python to test the plain backend alone"
+
+
+def ext_required() -> bool:
+    """Whether the caller (make, CI) promised to have built everything."""
+    return os.environ.get("SRIOV_FAST_REQUIRE_EXT", "") not in ("", "0")
+
+
+def wants_compiled() -> bool:
+    """Without the compiled modules there must be an explicit wish for that, or the run proves nothing."""
+    return ext_required() or os.environ.get("SRIOV_FAST_BACKEND") != "python"
+
+
+def compiled_fault(name: str) -> str:
+    """Say why a module is not the compiled one; "" where it is."""
+    try:
+        module = importlib.import_module(f"sriov_fast.{name}")
+    except ImportError as error:
+        return f"sriov_fast.{name}: {error}"
+    spec = module.__spec__
+    if spec is None or not isinstance(spec.loader, ExtensionFileLoader):
+        return f"sriov_fast.{name} is not compiled: {module.__file__}"
+    return f"{module.__file__} is older than its source" if ext_required() and is_stale(module) else ""
+
+
+def is_stale(module: ModuleType) -> bool:
+    """Whether the source beside a compiled module was changed since."""
+    built = Path(str(module.__file__))
+    source = built.with_name(built.name.partition(".")[0] + ".pyx")
+    return source.exists() and source.stat().st_mtime > built.stat().st_mtime
+
+
+def pytest_sessionstart() -> None:
+    if not wants_compiled():
+        return
+    faults = [fault for fault in map(compiled_fault, MODULES) if fault]
+    if faults:
+        raise pytest.UsageError("\n".join([*faults, HINT]))
+
+
+def pytest_report_header() -> str:
+    from sriov_fast import backend
+
+    who = "root" if os.geteuid() == 0 else "not root"
+    stale = ", OLDER THAN ITS SOURCE" if is_stale(backend.nl) else ""
+    return f"sriov-fast: backend {backend.name} ({backend.nl.__file__}{stale}), {who}"
+
+
+def pfs() -> list[str]:
+    """The PFs that may be tested on: those that SRIOV_FAST_PF names, else all that are here."""
+    named = os.environ.get("SRIOV_FAST_PF", "")
+    if named:
+        return named.replace(",", " ").split()
+    return sorted(path.parts[4] for path in Path("/sys/class/net").glob("*/device/sriov_totalvfs"))
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    no_root = "" if os.geteuid() == 0 else "needs root: run it as root, or through `make test`"
+    no_pf = (
+        "" if pfs() else "needs an SR-IOV PF: `sriov-fast lab pytest` has one, or name it in SRIOV_FAST_PF"
+    )
+    missing = {"plain": "", "netns": no_root, "lab": no_root or no_pf}
+    for item in items:
+        tier = item.path.relative_to(HERE).parts[0] if item.path.is_relative_to(HERE) else ""
+        if tier in ("netns", "lab"):
+            item.add_marker(getattr(pytest.mark, tier))
+        if missing.get(tier):
+            item.add_marker(pytest.mark.skip(reason=missing[tier]))
+
+
+def trio(kind: str) -> SimpleNamespace:
+    def load(name: str) -> ModuleType:
+        return importlib.import_module(f"sriov_fast.{name}{SUFFIXES[kind]}")
+
+    return SimpleNamespace(name=kind, nl=load("_nl"), sysfs=load("_sysfs"), irq=load("_irq"))
+
+
+@pytest.fixture(scope="session", params=("cython", "python"))
+def backend(request: pytest.FixtureRequest) -> SimpleNamespace:
+    """Each backend's modules ``nl``, ``sysfs`` and ``irq``, whichever one is selected for the plugin."""
+    if request.param == "cython" and not wants_compiled():
+        pytest.skip("SRIOV_FAST_BACKEND=python: the compiled backend is left out")
+    return trio(request.param)

@@ -1,0 +1,586 @@
+"""Both backends against the kernel, in network namespaces of the test's own, with veth pairs for devices."""
+
+from __future__ import annotations
+
+import errno
+import functools
+import os
+import re
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import uuid
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from sriov_fast import _nl, _nl_py
+from sriov_fast.errors import NetlinkError
+from sriov_fast.values import Link, Route, VfSettings
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from types import ModuleType
+
+pytestmark = [
+    pytest.mark.netns,
+    pytest.mark.skipif(os.geteuid() != 0, reason="needs root"),
+    pytest.mark.skipif(shutil.which("ip") is None, reason="needs iproute2"),
+]
+
+
+def ip(*args: str) -> str:
+    return subprocess.run(["ip", *args], check=True, capture_output=True, text=True).stdout
+
+
+def my_netns() -> int:
+    return os.stat("/proc/thread-self/ns/net").st_ino
+
+
+class Netns:
+    """A namespace by name, open as a descriptor."""
+
+    def __init__(self) -> None:
+        self.name = f"sft-{uuid.uuid4().hex[:8]}"
+        ip("netns", "add", self.name)
+        self.fd = os.open(f"/run/netns/{self.name}", os.O_RDONLY | os.O_CLOEXEC)
+
+    def close(self) -> None:
+        os.close(self.fd)
+        ip("netns", "del", self.name)
+
+
+@pytest.fixture
+def netns() -> Iterator[Netns]:
+    """The pod's namespace."""
+    one = Netns()
+    yield one
+    one.close()
+
+
+@pytest.fixture
+def host() -> Iterator[Netns]:
+    """Stands in for the host's, so that a test leaves nothing in the real one."""
+    one = Netns()
+    ip("-n", one.name, "link", "set", "lo", "up")
+    yield one
+    one.close()
+
+
+@pytest.fixture(autouse=True)
+def stays_home() -> Iterator[None]:
+    before = my_netns()
+    yield
+    assert my_netns() == before
+
+
+@pytest.fixture(params=[pytest.param(_nl, id="cython"), pytest.param(_nl_py, id="python")])
+def nl(request: pytest.FixtureRequest) -> ModuleType:
+    backend: ModuleType = request.param
+    return backend
+
+
+@pytest.fixture
+def pair(host: Netns) -> tuple[str, str]:
+    ip("-n", host.name, "link", "add", "vf0", "type", "veth", "peer", "name", "peer0")
+    return "vf0", "peer0"
+
+
+def run(nl: ModuleType, where: Netns, *steps: Callable[[Any], None], check: bool = True) -> list[Any]:
+    batch = nl.Batch()
+    for step in steps:
+        step(batch)
+    with nl.Socket(where.fd) as sock:
+        results: list[Any] = sock.run(batch, check=check)
+    return results
+
+
+def index_of(nl: ModuleType, where: Netns, name: str) -> int:
+    (link,) = run(nl, where, lambda b: b.get_link(name=name))
+    index: int = link.index
+    return index
+
+
+@pytest.fixture
+def pod(nl: ModuleType, netns: Netns) -> int:
+    """The index of a device with carrier in the pod's namespace, its peer in there too."""
+    ip("-n", netns.name, "link", "add", "eth0", "type", "veth", "peer", "name", "peer0")
+    ip("-n", netns.name, "link", "set", "eth0", "up")
+    ip("-n", netns.name, "link", "set", "peer0", "up")
+    return index_of(nl, netns, "eth0")
+
+
+def test_a_link_by_name_and_by_index(nl: ModuleType, host: Netns, pair: tuple[str, str]) -> None:
+    ip("-n", host.name, "link", "set", "vf0", "address", "02:00:00:00:00:0a", "mtu", "1400", "up")
+    by_name, lo = run(nl, host, lambda b: b.get_link(name="vf0"), lambda b: b.get_link(index=1))
+    assert by_name == Link(index=by_name.index, name="vf0", mac="02:00:00:00:00:0a", mtu=1400, up=True)
+    assert (lo.name, lo.up, lo.carrier, lo.mtu) == ("lo", True, True, 65536)
+    assert run(nl, host, lambda b: b.get_link(index=by_name.index)) == [by_name]
+
+
+def test_a_vf_that_is_not_there_reads_as_none(nl: ModuleType, host: Netns, pair: tuple[str, str]) -> None:
+    (link,) = run(nl, host, lambda b: b.get_link(name="vf0", vf=3))
+    assert (link.name, link.num_vf, link.vf) == ("vf0", 0, None)
+
+
+def test_move_name_mac_mtu_and_up_in_one_message(
+    nl: ModuleType, host: Netns, netns: Netns, pair: tuple[str, str]
+) -> None:
+    index = index_of(nl, host, "vf0")
+    change = {"netns_fd": netns.fd, "name": "net1", "mac": "02:00:00:00:00:0b", "mtu": 1300, "up": True}
+    assert run(nl, host, lambda b: b.set_link(index, **change)) == [None]
+    (moved,) = run(nl, netns, lambda b: b.get_link(name="net1"))
+    assert moved.replace(index=index) == Link(
+        index=index, name="net1", mac="02:00:00:00:00:0b", mtu=1300, up=True
+    )
+    with pytest.raises(NetlinkError) as caught:
+        run(nl, host, lambda b: b.get_link(name="vf0"))
+    assert caught.value.errno == errno.ENODEV
+
+
+def test_a_name_that_is_taken_is_refused_after_the_move(
+    nl: ModuleType, host: Netns, netns: Netns, pair: tuple[str, str], pod: int
+) -> None:
+    """The kernel moves first, renames then and undoes nothing: the device stays there, under its old name."""
+    index = index_of(nl, host, "vf0")
+    with pytest.raises(NetlinkError) as caught:
+        run(nl, host, lambda b: b.set_link(index, netns_fd=netns.fd, name="eth0", up=True))
+    assert caught.value.errno == errno.EEXIST
+    assert f"set link of ifindex {index}" in str(caught.value)
+    assert not run(nl, netns, lambda b: b.get_link(name="vf0"))[0].up
+    assert [link.name for link in nl.Socket(host.fd).links()] == ["lo", "peer0"]
+
+
+def test_down(nl: ModuleType, netns: Netns, pod: int) -> None:
+    run(nl, netns, lambda b: b.set_link(pod, up=False))
+    assert not run(nl, netns, lambda b: b.get_link(index=pod))[0].up
+
+
+def test_links(nl: ModuleType, host: Netns, pair: tuple[str, str]) -> None:
+    with nl.Socket(host.fd) as sock:
+        assert [link.name for link in sock.links()] == ["lo", "peer0", "vf0"]
+
+
+def test_hundreds_of_links_come_in_several_datagrams(nl: ModuleType, host: Netns) -> None:
+    lines = "".join(f"link add v{i} type veth peer name w{i}\n" for i in range(100))
+    subprocess.run(["ip", "-n", host.name, "-batch", "-"], input=lines, text=True, check=True)
+    with nl.Socket(host.fd) as sock:
+        links = sock.links()
+    assert sorted(link.name for link in links) == sorted(
+        ["lo"] + [f"{c}{i}" for c in "vw" for i in range(100)]
+    )
+
+
+def test_addresses(nl: ModuleType, netns: Netns, pod: int) -> None:
+    given = ["10.1.0.2/24", "10.2.0.2/31", "10.3.0.2/32", "fd00::2/64", "fd01::2/128"]
+    run(nl, netns, *(lambda b, cidr=cidr: b.add_address(pod, cidr) for cidr in given))
+    with nl.Socket(netns.fd) as sock:
+        found = sock.addresses(pod)
+        assert sock.addresses(1) == []
+    assert [cidr for cidr in found if not cidr.startswith("fe80")] == [*given[:3], *found[3:5]]
+    assert set(given) <= set(found)
+    shown = ip("-n", netns.name, "address", "show", "dev", "eth0")
+    assert "inet 10.1.0.2/24 brd 10.1.0.255" in shown
+    assert "inet 10.2.0.2/31 scope" in shown
+    assert "inet 10.3.0.2/32 scope" in shown
+    assert "fd00::2/64 scope global nodad" in shown
+
+
+def test_an_ipv6_address_is_usable_at_once(nl: ModuleType, netns: Netns, pod: int) -> None:
+    run(nl, netns, lambda b: b.add_address(pod, "fd00::2/64"))
+    assert "tentative" not in ip("-n", netns.name, "address", "show", "dev", "eth0", "to", "fd00::2")
+
+
+def test_routes_with_everything(nl: ModuleType, netns: Netns, pod: int) -> None:
+    full = Route(dst="10.5.0.0/16", gw="10.1.0.1", mtu=1400, advmss=1360, priority=50, table=1000, scope=0)
+    six = Route(dst="fd05::/48", gw="fd00::1", mtu=1400, advmss=1360, priority=60, table=100, scope=0)
+    given = [
+        full,
+        six,
+        Route(dst="0.0.0.0/0", gw="10.1.0.1"),
+        Route(dst="10.6.0.0/16"),
+        Route(dst="10.7.0.0/16", scope=253, table=255 - 5),
+        Route(dst="::/0", gw="fd00::1"),
+        Route(dst="fd06::/48"),
+    ]
+    run(
+        nl,
+        netns,
+        lambda b: b.add_address(pod, "10.1.0.2/24"),
+        lambda b: b.add_address(pod, "fd00::2/64"),
+        *(lambda b, route=route: b.add_route(pod, route) for route in given),
+    )
+    with nl.Socket(netns.fd) as sock:
+        found = {route.dst: route for route in sock.routes(pod)}
+    assert (found["10.5.0.0/16"], found["fd05::/48"]) == (full, six)
+    assert found["0.0.0.0/0"] == Route(dst="0.0.0.0/0", gw="10.1.0.1", table=254, scope=0)
+    assert found["10.6.0.0/16"] == Route(dst="10.6.0.0/16", table=254, scope=253)
+    assert found["10.7.0.0/16"].table == 250
+    assert found["::/0"] == Route(dst="::/0", gw="fd00::1", priority=1024, table=254, scope=0)
+    assert found["fd06::/48"] == Route(dst="fd06::/48", priority=1024, table=254, scope=0)
+    # In words that iproute2 understands too.
+    shown = ip("-n", netns.name, "route", "show", "table", "1000")
+    assert " ".join(shown.split()) == "10.5.0.0/16 via 10.1.0.1 dev eth0 metric 50 mtu 1400 advmss 1360"
+    assert "default via 10.1.0.1" in ip("-n", netns.name, "route", "show", "proto", "boot")
+
+
+def test_a_second_gateway_is_no_error_and_the_same_route_is(nl: ModuleType, netns: Netns, pod: int) -> None:
+    steps: list[Callable[[Any], None]] = [
+        lambda b: b.add_address(pod, "10.1.0.2/24"),
+        lambda b: b.add_address(pod, "fd00::2/64"),
+    ]
+    for dst, gw in (
+        ("10.9.0.0/16", "10.1.0.1"),
+        ("10.9.0.0/16", "10.1.0.3"),
+        ("fd09::/48", "fd00::1"),
+        ("fd09::/48", "fd00::3"),
+    ):
+        steps.append(functools.partial(nl.Batch.add_route, index=pod, route=Route(dst=dst, gw=gw)))
+    steps.append(lambda b: b.add_route(pod, Route(dst="10.9.0.0/16", gw="10.1.0.3")))
+    *fine, again = run(nl, netns, *steps, check=False)
+    assert fine == [None] * 6
+    assert again.errno == errno.EEXIST
+    with nl.Socket(netns.fd) as sock:
+        gateways = {route.gw for route in sock.routes(pod) if route.dst in ("10.9.0.0/16", "fd09::/48")}
+    assert gateways == {"10.1.0.1", "10.1.0.3", "fd00::1", "fd00::3"}
+
+
+def test_errors_carry_the_kernels_words_and_stand_in_their_places(
+    nl: ModuleType, netns: Netns, pod: int
+) -> None:
+    steps: list[Callable[[Any], None]] = [
+        lambda b: b.add_address(pod, "10.1.0.2/24"),
+        lambda b: b.add_route(pod, Route(dst="10.5.0.0/16", gw="9.9.9.9")),
+        lambda b: b.add_address(pod, "10.1.0.2/24"),
+        lambda b: b.set_link(pod, mtu=1_000_000),
+        lambda b: b.set_vf(pod, 3, VfSettings(vlan=5)),
+        lambda b: b.get_link(index=pod),
+    ]
+    done, route, address, mtu, vf, link = run(nl, netns, *steps, check=False)
+    assert done is None
+    assert link.name == "eth0"
+    assert (route.position, route.errno, route.extack) == (
+        1,
+        errno.ENETUNREACH,
+        "Nexthop has invalid gateway",
+    )
+    assert (address.position, address.errno) == (2, errno.EEXIST)
+    assert (mtu.position, mtu.errno, mtu.extack) == (3, errno.EINVAL, "mtu greater than device maximum")
+    assert (vf.position, vf.errno, vf.vf, vf.operation) == (
+        4,
+        errno.EOPNOTSUPP,
+        3,
+        f"set vf 3 of ifindex {pod}",
+    )
+    with pytest.raises(NetlinkError) as caught:
+        run(nl, netns, *steps)
+    assert caught.value.position == 0  # the address is there now
+    assert [type(item) for item in caught.value.results] == [NetlinkError] * 5 + [Link]
+
+
+def test_a_big_batch_is_answered_in_full(nl: ModuleType, netns: Netns, pod: int) -> None:
+    count = 1500
+    steps = [
+        lambda b, i=i: b.add_address(pod, f"10.{i >> 8}.{i & 255}.1/32" if i % 2 else "10.255.0.1/32")
+        for i in range(count)
+    ]
+    results = run(nl, netns, *steps, check=False)
+    assert len(results) == count
+    assert sum(result is None for result in results) == count // 2 + 1
+
+
+def test_an_empty_batch_is_nothing(nl: ModuleType, netns: Netns) -> None:
+    assert run(nl, netns) == []
+
+
+def test_a_batch_and_a_socket_can_be_used_again(nl: ModuleType, netns: Netns, pod: int) -> None:
+    batch = nl.Batch()
+    batch.get_link(index=pod)
+    before = batch.tobytes()
+    with nl.Socket(netns.fd) as sock:
+        first, second = sock.run(batch), sock.run(batch)
+    assert first == second
+    assert batch.tobytes() == before
+
+
+def test_an_unknown_device(nl: ModuleType, netns: Netns) -> None:
+    with nl.Socket(netns.fd) as sock:
+        for ask in (sock.addresses, sock.routes):
+            with pytest.raises(NetlinkError, match="of ifindex 4711: No such device"):
+                ask(4711)
+
+
+def test_a_socket_stays_in_its_namespace(nl: ModuleType, netns: Netns, pod: int) -> None:
+    with nl.Socket(netns.fd) as sock:
+        names: list[str] = []
+        worker = threading.Thread(target=lambda: names.extend(link.name for link in sock.links()))
+        worker.start()
+        worker.join()
+    assert names == ["lo", "peer0", "eth0"] or names == ["lo", "eth0", "peer0"]
+
+
+def test_close(nl: ModuleType) -> None:
+    sock = nl.Socket()
+    fd = sock.fileno()
+    assert os.get_inheritable(fd) is False
+    sock.close()
+    sock.close()
+    assert sock.fileno() == -1
+    batch = nl.Batch()
+    batch.get_link(index=1)
+    with pytest.raises(OSError, match="Bad file descriptor"):
+        sock.run(batch)
+    with pytest.raises(OSError, match="Bad file descriptor"):
+        os.fstat(fd)
+
+
+# --- namespaces and threads ---------------------------------------------------------------------------
+
+
+def test_raw_socket(nl: ModuleType, netns: Netns, pod: int) -> None:
+    fd = nl.raw_socket(netns.fd, socket.AF_PACKET, socket.SOCK_DGRAM, 0)
+    with socket.socket(fileno=fd) as sock:
+        assert not sock.get_inheritable()
+        sock.bind(("eth0", 0x0806))
+        assert sock.getsockname()[0] == "eth0"
+    fd = nl.raw_socket(-1, socket.AF_INET, socket.SOCK_DGRAM, 0)
+    os.close(fd)
+
+
+def test_netns_write(nl: ModuleType, netns: Netns, tmp_path: Path) -> None:
+    path = "/proc/sys/net/ipv4/ip_forward"
+    before = Path(path).read_text()
+    for value in ("1", "0", "1"):
+        nl.netns_write(netns.fd, path, value)
+        assert (
+            subprocess.check_output(["ip", "netns", "exec", netns.name, "cat", path], text=True)
+            == f"{value}\n"
+        )
+    assert Path(path).read_text() == before
+
+
+def test_netns_write_from_threads(nl: ModuleType, netns: Netns, host: Netns) -> None:
+    """/proc/sys/net belongs to the thread that opens it, not to the process."""
+    path = "/proc/sys/net/ipv4/ip_default_ttl"
+    homes = set()
+
+    def work(where: Netns, value: str) -> None:
+        for _ in range(200):
+            nl.netns_write(where.fd, path, value)
+            homes.add(my_netns())
+
+    threads = [
+        threading.Thread(target=work, args=pair) for pair in ((netns, "11"), (host, "22")) for _ in range(2)
+    ]
+    before = Path(path).read_text()
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert homes == {my_netns()}
+    for where, value in ((netns, "11"), (host, "22")):
+        assert (
+            subprocess.check_output(["ip", "netns", "exec", where.name, "cat", path], text=True)
+            == f"{value}\n"
+        )
+    assert Path(path).read_text() == before
+
+
+@pytest.mark.parametrize(
+    ("path", "number"),
+    [
+        ("/proc/sys/net/no/such", errno.ENOENT),
+        ("/proc/sys/net/ipv4", errno.EISDIR),
+        ("/proc/sys/net/ipv4/ip_default_ttl", errno.EINVAL),
+    ],
+)
+def test_netns_write_keeps_errno_and_path(nl: ModuleType, netns: Netns, path: str, number: int) -> None:
+    with pytest.raises(OSError) as caught:  # noqa: PT011
+        nl.netns_write(netns.fd, path, "no number")
+    assert (caught.value.errno, caught.value.filename) == (number, path)
+
+
+@pytest.mark.parametrize("path", ["/etc/hosts", "/proc/sys/net/../kernel/hostname", "/proc/sys/net/a\0b"])
+def test_netns_write_writes_nothing_else(nl: ModuleType, path: str) -> None:
+    with pytest.raises(ValueError, match="not below /proc/sys/net"):
+        nl.netns_write(-1, path, "1")
+
+
+OPENERS: list[tuple[str, Callable[[Any, int], object]]] = [
+    ("Socket", lambda nl, fd: nl.Socket(fd)),
+    ("raw_socket", lambda nl, fd: nl.raw_socket(fd, socket.AF_INET, socket.SOCK_DGRAM, 0)),
+    ("netns_write", lambda nl, fd: nl.netns_write(fd, "/proc/sys/net/ipv4/ip_forward", "1")),
+]
+
+
+@pytest.mark.parametrize(("_name", "opener"), OPENERS, ids=[name for name, _ in OPENERS])
+def test_no_descriptor_and_no_namespace(
+    nl: ModuleType, _name: str, opener: Callable[[Any, int], object]
+) -> None:
+    open_fds = len(os.listdir("/proc/self/fd"))
+    with open("/dev/null") as null:
+        for fd, number in ((null.fileno(), errno.EINVAL), (987654, errno.EBADF)):
+            with pytest.raises(OSError) as caught:  # noqa: PT011
+                opener(nl, fd)
+            assert caught.value.errno == number
+    with pytest.raises(ValueError, match="netns_fd -2"):
+        opener(nl, -2)
+    assert len(os.listdir("/proc/self/fd")) == open_fds
+
+
+def test_a_namespace_of_another_kind(nl: ModuleType) -> None:
+    with open("/proc/self/ns/uts") as other, pytest.raises(OSError, match="Invalid argument"):
+        nl.Socket(other.fileno())
+
+
+def test_a_socket_that_cannot_be_made_leaves_the_thread_home(nl: ModuleType, netns: Netns) -> None:
+    open_fds = len(os.listdir("/proc/self/fd"))
+    with pytest.raises(OSError, match="Invalid argument"):
+        nl.raw_socket(netns.fd, socket.AF_INET, 77, 0)
+    with pytest.raises(OSError, match="not supported"):
+        nl.raw_socket(netns.fd, 4711, socket.SOCK_DGRAM, 0)
+    assert len(os.listdir("/proc/self/fd")) == open_fds
+
+
+# --- with strace: how many system calls, and faults that no kernel makes on demand --------------------
+
+needs_strace = pytest.mark.skipif(shutil.which("strace") is None, reason="needs strace")
+
+
+def traced(tmp_path: Path, *options: str, program: str, args: list[str]) -> tuple[int, str, str]:
+    """Run a program under strace; return its status, what it wrote, and the trace."""
+    log = tmp_path / "trace"
+    command = ["strace", "-f", "-o", str(log), *options, sys.executable, "-c", program, *args]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=120, check=False)
+    return done.returncode, done.stdout + done.stderr, log.read_text()
+
+
+IMPORTS = """
+import os, sys, importlib
+nl = importlib.import_module(sys.argv[1])
+from sriov_fast.errors import NetlinkError
+from sriov_fast.values import Route
+fd = os.open(sys.argv[2], os.O_RDONLY)
+"""
+
+
+@needs_strace
+def test_one_send_for_a_batch(nl: ModuleType, netns: Netns, pod: int, tmp_path: Path) -> None:
+    program = (
+        IMPORTS
+        + f"""
+sock = nl.Socket(fd)
+batch = nl.Batch()
+batch.set_link({pod}, mtu=1400, up=True)
+batch.add_address({pod}, "10.1.0.2/24")
+batch.add_route({pod}, Route(dst="0.0.0.0/0", gw="10.1.0.1"))
+batch.get_link(index={pod})
+print(sock.run(batch)[3].mtu)
+"""
+    )
+    args = [nl.__name__, f"/run/netns/{netns.name}"]
+    status, said, trace = traced(tmp_path, "-e", "trace=sendto,sendmsg,write", program=program, args=args)
+    assert (status, said) == (0, "1400\n")
+    assert len(re.findall(r"\bsend(?:to|msg|mmsg)\(", trace)) == 1
+
+
+@needs_strace
+@pytest.mark.parametrize(
+    ("call", "number"), [("socket", "EMFILE"), ("bind", "EADDRINUSE"), ("setns", "EPERM")]
+)
+def test_a_fault_on_the_way_leaves_the_thread_home(
+    nl: ModuleType, netns: Netns, tmp_path: Path, call: str, number: str
+) -> None:
+    program = (
+        IMPORTS
+        + """
+import errno
+import functools
+before = os.stat("/proc/thread-self/ns/net").st_ino
+fds = len(os.listdir("/proc/self/fd"))
+try:
+    nl.Socket(fd)
+except OSError as error:
+    print(errno.errorcode[error.errno])
+assert os.stat("/proc/thread-self/ns/net").st_ino == before
+import gc; gc.collect()
+assert len(os.listdir("/proc/self/fd")) == fds
+"""
+    )
+    args = [nl.__name__, f"/run/netns/{netns.name}"]
+    inject = f"inject={call}:error={number}:when=1"
+    status, said, _ = traced(tmp_path, "-e", f"trace={call}", "-e", inject, program=program, args=args)
+    assert (status, said) == (0, f"{number}\n")
+
+
+@needs_strace
+@pytest.mark.parametrize("opener", ["nl.Socket(fd)", "nl.raw_socket(fd, 2, 2, 0)",
+                                    "nl.netns_write(fd, '/proc/sys/net/ipv4/ip_forward', '1')"])  # fmt: skip
+def test_a_thread_that_cannot_return_ends_the_process(
+    nl: ModuleType, netns: Netns, tmp_path: Path, opener: str
+) -> None:
+    program = (
+        IMPORTS
+        + f"""
+try:
+    {opener}
+except BaseException:
+    pass
+print("still here")
+"""
+    )
+    args = [nl.__name__, f"/run/netns/{netns.name}"]
+    inject = "inject=setns:error=EPERM:when=2"
+    status, said, _ = traced(tmp_path, "-e", "trace=setns", "-e", inject, program=program, args=args)
+    assert status == -signal.SIGABRT or status == 128 + signal.SIGABRT
+    assert "cannot return from a network namespace" in said
+    assert "still here" not in said
+
+
+@needs_strace
+def test_an_answer_that_never_comes(nl: ModuleType, netns: Netns, tmp_path: Path) -> None:
+    program = (
+        IMPORTS
+        + """
+sock = nl.Socket(fd)
+batch = nl.Batch()
+batch.set_link(1, up=True)
+batch.get_link(index=1)
+try:
+    sock.run(batch)
+except NetlinkError as error:
+    print(error, error.errno)
+print(sock.run(batch)[1].name)
+"""
+    )
+    args = [nl.__name__, f"/run/netns/{netns.name}"]
+    inject = "inject=recvfrom:error=EAGAIN:when=3"
+    status, said, _ = traced(tmp_path, "-e", "trace=recvfrom", "-e", inject, program=program, args=args)
+    assert (status, said.splitlines()) == (
+        0,
+        [f"get link ifindex 1: no answer in 30 seconds: Connection timed out {errno.ETIMEDOUT}", "lo"],
+    )
+
+
+@needs_strace
+def test_an_interrupted_wait_goes_on(nl: ModuleType, netns: Netns, tmp_path: Path) -> None:
+    program = (
+        IMPORTS
+        + """
+sock = nl.Socket(fd)
+batch = nl.Batch()
+batch.get_link(index=1)
+print(sock.run(batch)[0].name)
+"""
+    )
+    args = [nl.__name__, f"/run/netns/{netns.name}"]
+    options = ["-e", "trace=recvfrom,sendto"]
+    for call in ("recvfrom", "sendto"):
+        options += ["-e", f"inject={call}:error=EINTR:when=1"]
+    status, said, _ = traced(tmp_path, *options, program=program, args=args)
+    assert (status, said) == (0, "lo\n")

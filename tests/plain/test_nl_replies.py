@@ -1,0 +1,498 @@
+"""What the kernel answers, checked and decoded, on both backends: built by hand, as the kernel builds it."""
+
+from __future__ import annotations
+
+import errno
+import socket
+import struct
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from sriov_fast import _nl, _nl_py
+from sriov_fast.errors import NetlinkError
+from sriov_fast.values import Link, Route, VfSettings
+
+if TYPE_CHECKING:
+    from types import ModuleType
+
+PORT = 4711
+BACKENDS = [pytest.param(_nl, id="cython"), pytest.param(_nl_py, id="python")]
+NEWLINK, NEWADDR, NEWROUTE = 16, 20, 24
+ACK_TLVS, CAPPED, DUMP_INTR, MULTI = 0x200, 0x100, 0x10, 0x2
+
+
+@pytest.fixture(params=BACKENDS)
+def nl(request: pytest.FixtureRequest) -> ModuleType:
+    backend: ModuleType = request.param
+    return backend
+
+
+def message(kind: int, body: bytes, *, seq: int = 1, flags: int = 0, port: int = PORT) -> bytes:
+    data = struct.pack("=IHHII", 16 + len(body), kind, flags, seq, port) + body
+    return data + bytes(-len(data) % 4)
+
+
+def attr(kind: int, payload: bytes) -> bytes:
+    return struct.pack("=HH", (4 + len(payload)) & 0xFFFF, kind) + payload + bytes(-len(payload) % 4)
+
+
+def u32(*values: int) -> bytes:
+    return struct.pack(f"={len(values)}I", *values)
+
+
+def verdict(error: int, *, seq: int = 1, text: str = "", capped: bool = True, port: int = PORT) -> bytes:
+    """NLMSG_ERROR: the errno, the request or only its header, and the kernel's words."""
+    request = b"" if capped else bytes(20)
+    body = struct.pack("=i", -error) + struct.pack("=IHHII", 16 + len(request), 19, 5, seq, PORT) + request
+    flags = CAPPED if capped else 0
+    if text:
+        flags |= ACK_TLVS
+        body += attr(2, u32(8)) + attr(1, text.encode() + b"\0")  # NLMSGERR_ATTR_OFFS, NLMSGERR_ATTR_MSG
+    return message(2, body, seq=seq, flags=flags, port=port)
+
+
+def done(*, flags: int = MULTI, error: int = 0) -> bytes:
+    return message(3, struct.pack("=i", -error), flags=flags)
+
+
+def link_body(index: int, name: str, *extra: bytes, flags: int = 0x10001) -> bytes:
+    return struct.pack("=BxHiII", 0, 1, index, flags, 0) + b"".join(
+        (attr(3, name.encode() + b"\0"), attr(4, u32(1500)), attr(1, bytes.fromhex("02000000000a")), *extra)
+    )
+
+
+def vf_info(
+    vf: int, *, vlan: int = 0, qos: int = 0, proto: int = 0x8100, spoofchk: int = 1, trust: int = 0
+) -> bytes:
+    """One IFLA_VF_INFO in the order of rtnl_fill_vfinfo() (net/core/rtnetlink.c), without statistics."""
+    mac = bytes((2, 0, 0, 0, vf >> 8, vf & 255))
+    return attr(
+        1,
+        attr(1, u32(vf) + mac + bytes(26))
+        + attr(13, b"\xff" * 32)  # IFLA_VF_BROADCAST
+        + attr(2, u32(vf, vlan, qos))
+        + attr(6, u32(vf, 10, 1000))
+        + attr(3, u32(vf, 1000))
+        + attr(4, u32(vf, spoofchk))
+        + attr(5, u32(vf, 0))
+        + attr(7, u32(vf, 0))
+        + attr(9, u32(vf, trust))
+        + attr(12, attr(1, u32(vf, vlan, qos) + struct.pack(">H", proto) + bytes(2))),
+    )
+
+
+def ask(nl: ModuleType, *, first: int = 1, **wanted: Any) -> Any:
+    batch = nl.Batch()
+    batch.get_link(**wanted)
+    return nl.Replies(batch, first, PORT)
+
+
+def acked(nl: ModuleType, count: int) -> Any:
+    batch = nl.Batch()
+    for index in range(1, count + 1):
+        batch.set_link(index, up=True)
+    return nl.Replies(batch, 1, PORT)
+
+
+def the_link(nl: ModuleType, body: bytes, **wanted: Any) -> Link:
+    replies = ask(nl, **(wanted or {"index": 4}))
+    replies.feed(message(NEWLINK, body))
+    assert replies.pending == 0
+    (link,) = replies.results
+    assert isinstance(link, Link)
+    return link
+
+
+def test_a_link(nl: ModuleType) -> None:
+    body = link_body(4, "eth0", attr(56, b"0000:03:10.1\0"))
+    assert the_link(nl, body) == Link(
+        index=4, name="eth0", mac="02:00:00:00:00:0a", mtu=1500, up=True, carrier=True, parent="0000:03:10.1"
+    )
+
+
+def test_a_link_that_is_down_and_has_next_to_nothing(nl: ModuleType) -> None:
+    body = struct.pack("=BxHiII", 0, 1, 9, 0, 0)
+    assert the_link(nl, body) == Link(index=9, name="", mac="", mtu=0, up=False)
+
+
+@pytest.mark.parametrize("size", [1, 4, 20, 32])
+def test_a_hardware_address_of_another_length(nl: ModuleType, size: int) -> None:
+    body = struct.pack("=BxHiII", 0, 1, 9, 0, 0) + attr(1, bytes(range(size)))
+    assert the_link(nl, body).mac == bytes(range(size)).hex(":")
+
+
+def test_only_the_vf_that_was_asked_for_is_decoded(nl: ModuleType) -> None:
+    vfs = b"".join(vf_info(vf, vlan=vf, qos=vf & 7) for vf in range(8))
+    link = the_link(
+        nl, link_body(4, "pf", attr(21, u32(8)), attr(22, vfs), attr(56, b"pci\0")), index=4, vf=6
+    )
+    assert (link.num_vf, link.parent) == (8, "pci")
+    assert link.vf == VfSettings(
+        mac="02:00:00:00:00:06",
+        vlan=6,
+        qos=6,
+        proto="802.1Q",
+        min_tx_rate=10,
+        max_tx_rate=1000,
+        spoofchk=True,
+        link_state="auto",
+        trust=False,
+    )
+
+
+def test_what_the_driver_does_not_report_is_none(nl: ModuleType) -> None:
+    info = vf_info(0, vlan=5, proto=0x88A8, spoofchk=0xFFFFFFFF, trust=0xFFFFFFFF)
+    link = the_link(nl, link_body(4, "pf", attr(21, u32(1)), attr(22, info)), index=4, vf=0)
+    assert link.vf is not None
+    assert (link.vf.spoofchk, link.vf.trust, link.vf.proto) == (None, None, "802.1ad")
+
+
+def test_an_old_kernel_reports_less(nl: ModuleType) -> None:
+    info = attr(1, attr(1, u32(0) + bytes(32)) + attr(2, u32(0, 7, 1)))
+    link = the_link(nl, link_body(4, "pf", attr(21, u32(1)), attr(22, info)), index=4, vf=0)
+    assert link.vf == VfSettings(mac="00:00:00:00:00:00", vlan=7, qos=1)
+
+
+@pytest.mark.parametrize(("present", "asked"), [([0, 1], 2), ([0, 2], 1), ([], 0)])
+def test_a_vf_that_is_missing_is_none(nl: ModuleType, present: list[int], asked: int) -> None:
+    vfs = b"".join(map(vf_info, present))
+    link = the_link(
+        nl, link_body(4, "pf", attr(21, u32(3)), attr(22, vfs), attr(56, b"p\0")), index=4, vf=asked
+    )
+    assert (link.vf, link.num_vf, link.parent) == (None, 3, "p")
+
+
+def test_a_list_longer_than_its_16_bit_length(nl: ModuleType) -> None:
+    count = 500
+    vfs = b"".join(vf_info(vf, vlan=vf) for vf in range(count))
+    assert len(vfs) > 0xFFFF
+    body = link_body(4, "pf", attr(21, u32(count)), attr(22, vfs), attr(56, b"0000:03:00.0\0"))
+    for vf in (0, 100, 499):
+        link = the_link(nl, body, index=4, vf=vf)
+        assert link.vf is not None
+        assert (link.vf.vlan, link.parent) == (vf, "0000:03:00.0")
+
+
+def test_ack_error_and_words_of_the_kernel(nl: ModuleType) -> None:
+    replies = acked(nl, 3)
+    replies.feed(verdict(0, seq=2))
+    assert replies.pending == 2
+    replies.feed(verdict(errno.EINVAL, seq=1, text="mtu greater than device maximum") + verdict(0, seq=3))
+    assert replies.pending == 0
+    refused, *others = replies.results
+    assert others == [None, None]
+    assert isinstance(refused, NetlinkError)
+    assert (refused.errno, refused.extack, refused.position) == (
+        errno.EINVAL,
+        "mtu greater than device maximum",
+        0,
+    )
+    assert str(refused) == "set link of ifindex 1: mtu greater than device maximum"
+
+
+def test_words_behind_a_whole_repeated_request(nl: ModuleType) -> None:
+    replies = acked(nl, 1)
+    replies.feed(verdict(errno.EPERM, text="not you", capped=False))
+    assert replies.results[0].extack == "not you"
+
+
+def test_an_error_without_words_says_the_errno(nl: ModuleType) -> None:
+    replies = acked(nl, 1)
+    replies.feed(verdict(errno.ENODEV))
+    assert str(replies.results[0]) == "set link of ifindex 1: No such device"
+
+
+@pytest.mark.parametrize(
+    ("settings", "vf"),
+    [
+        (VfSettings(mac="02:00:00:00:00:01"), 3),
+        (VfSettings(vlan=5, proto="802.1ad"), 0),
+        (VfSettings(trust=True), 300),
+    ],
+)
+def test_an_error_of_a_vf_names_it(nl: ModuleType, settings: VfSettings, vf: int) -> None:
+    batch = nl.Batch()
+    batch.set_vf(4, vf, settings)
+    replies = nl.Replies(batch, 1, PORT)
+    replies.feed(verdict(errno.EOPNOTSUPP))
+    (error,) = replies.results
+    assert (error.operation, error.vf) == (f"set vf {vf} of ifindex 4", vf)
+
+
+def test_operations_in_words(nl: ModuleType) -> None:
+    batch = nl.Batch()
+    batch.get_link(index=4)
+    batch.get_link(name="eth0", vf=2)
+    batch.add_address(4, "10.0.0.2/24")
+    batch.add_address(4, "FD00:0::2/64")
+    batch.add_route(4, Route(dst="0.0.0.0/0", gw="10.0.0.1"))
+    batch.add_route(4, Route(dst="::/0"))
+    batch.add_route(4, Route(dst="10.1.0.0/16"))
+    replies = nl.Replies(batch, 1, PORT)
+    for seq in range(1, 8):
+        replies.feed(verdict(errno.EPERM, seq=seq))
+    assert [error.operation for error in replies.results] == [
+        "get link ifindex 4",
+        "get vf 2 of eth0",
+        "add address 10.0.0.2/24 to ifindex 4",
+        "add address fd00::2/64 to ifindex 4",
+        "add route 0.0.0.0/0 via 10.0.0.1 to ifindex 4",
+        "add route ::/0 to ifindex 4",
+        "add route 10.1.0.0/16 to ifindex 4",
+    ]
+    assert [error.position for error in replies.results] == list(range(7))
+
+
+def refuses(replies: Any, datagram: bytes, number: int, said: str, **more: Any) -> None:
+    with pytest.raises(NetlinkError, match=said) as caught:
+        replies.feed(datagram, **more)
+    assert caught.value.errno == number
+
+
+def test_another_senders_datagram_is_no_answer(nl: ModuleType) -> None:
+    replies = acked(nl, 1)
+    replies.feed(verdict(errno.EPERM), sender=99)
+    assert replies.pending == 1
+    assert replies.results == [None]
+
+
+def test_an_answer_to_another_port_is_refused(nl: ModuleType) -> None:
+    refuses(acked(nl, 1), verdict(0, port=PORT + 1), errno.EPROTO, "port 4712")
+
+
+def test_a_stale_answer_is_passed_over(nl: ModuleType) -> None:
+    replies = ask(nl, index=4, first=10)
+    replies.feed(verdict(errno.EPERM, seq=9) + message(NEWLINK, link_body(4, "old"), seq=8))
+    assert replies.pending == 1
+    replies.feed(message(NEWLINK, link_body(4, "new"), seq=10))
+    assert replies.results[0].name == "new"
+
+
+def test_an_answer_to_what_was_never_sent_is_refused(nl: ModuleType) -> None:
+    refuses(acked(nl, 2), verdict(0, seq=3), errno.EPROTO, "request 3, never sent")
+
+
+def test_sequence_numbers_wrap(nl: ModuleType) -> None:
+    batch = nl.Batch()
+    batch.set_link(1, up=True)
+    batch.set_link(2, up=True)
+    replies = nl.Replies(batch, 0xFFFFFFFF, PORT)
+    replies.feed(verdict(0, seq=0xFFFFFFFE))
+    replies.feed(verdict(0, seq=0) + verdict(errno.EPERM, seq=0xFFFFFFFF))
+    assert replies.pending == 0
+    assert replies.results[0].errno == errno.EPERM
+
+
+def test_a_truncated_datagram_is_refused(nl: ModuleType) -> None:
+    refuses(acked(nl, 1), verdict(0), errno.EMSGSIZE, "truncated", truncated=True)
+
+
+@pytest.mark.parametrize("cut", range(1, 36))
+def test_a_cut_off_message_is_refused(nl: ModuleType, cut: int) -> None:
+    refuses(acked(nl, 1), verdict(0)[:cut], errno.EPROTO, "broken header")
+
+
+def test_a_verdict_that_is_too_short_is_refused(nl: ModuleType) -> None:
+    refuses(acked(nl, 1), message(2, bytes(8)), errno.EPROTO, "too short")
+
+
+def test_a_body_that_is_too_short_is_refused(nl: ModuleType) -> None:
+    refuses(ask(nl, index=4), message(NEWLINK, bytes(12)), errno.EPROTO, "body of 12 bytes")
+
+
+@pytest.mark.parametrize("kind", [3, NEWADDR, 17])
+def test_another_kind_of_answer_is_refused(nl: ModuleType, kind: int) -> None:
+    refuses(ask(nl, index=4), message(kind, bytes(16)), errno.EPROTO, f"unexpected type {kind}")
+
+
+def test_lost_answers_are_an_error(nl: ModuleType) -> None:
+    refuses(acked(nl, 1), message(4, b""), errno.ENOBUFS, "lost")
+
+
+def test_a_noop_is_nothing(nl: ModuleType) -> None:
+    replies = acked(nl, 1)
+    replies.feed(message(1, b""))
+    assert replies.pending == 1
+
+
+def test_nothing_is_read_beyond_an_attribute_that_does_not_fit(nl: ModuleType) -> None:
+    body = link_body(4, "eth0") + struct.pack("=HH", 400, 56) + b"abcd"
+    assert the_link(nl, body).parent == ""
+    body = link_body(4, "eth0") + struct.pack("=HH", 3, 56) + b"abcd"
+    assert the_link(nl, body).parent == ""
+
+
+@given(st.binary(max_size=200), st.integers(0, 40))
+def test_no_reply_breaks_the_compiled_decoder(noise: bytes, vf: int) -> None:
+    """Whatever follows the fixed part is read within its bounds; the values do not matter."""
+    replies = ask(_nl, index=4, vf=vf)
+    replies.feed(message(NEWLINK, link_body(4, "eth0", attr(21, u32(40)), attr(22, noise)) + noise))
+    assert replies.pending == 0
+
+
+@given(st.binary(max_size=200))
+def test_any_datagram_is_taken_or_refused(noise: bytes) -> None:
+    for nl in (_nl, _nl_py):
+        replies = acked(nl, 1)
+        try:
+            replies.feed(noise)
+        except NetlinkError as error:
+            assert error.errno in (errno.EPROTO, errno.ENOBUFS)  # noqa: PT017
+
+
+vf_numbers = st.lists(st.integers(0, 500), unique=True, max_size=20)
+
+
+@given(
+    vf_numbers,
+    st.integers(0, 500),
+    st.integers(0, 4094),
+    st.integers(0, 7),
+    st.sampled_from([0x8100, 0x88A8, 1]),
+)
+def test_both_backends_read_the_same(present: list[int], asked: int, vlan: int, qos: int, proto: int) -> None:
+    vfs = b"".join(vf_info(vf, vlan=vlan, qos=qos, proto=proto) for vf in present)
+    body = link_body(4, "pf", attr(21, u32(len(present))), attr(22, vfs))
+    fast, plain = (the_link(nl, body, index=4, vf=asked) for nl in (_nl, _nl_py))
+    assert fast == plain
+    assert (fast.vf is not None) == (asked in present)
+
+
+# --- dumps ----------------------------------------------------------------------------------------------
+
+
+def ip(text: str) -> bytes:
+    return socket.inet_pton(socket.AF_INET6 if ":" in text else socket.AF_INET, text)
+
+
+def address_body(index: int, cidr: str, *extra: bytes) -> bytes:
+    text, _, prefix = cidr.partition("/")
+    family = socket.AF_INET6 if ":" in text else socket.AF_INET
+    return struct.pack("=BBBBI", family, int(prefix), 0, 0, index) + attr(1, ip(text)) + b"".join(extra)
+
+
+def dump_of(nl: ModuleType, what: str, *args: int) -> Any:
+    """Like what ``Socket.links`` and the others ask for."""
+    batch = nl.Batch()
+    getattr(batch, f"_dump_{what}")(*args)
+    return nl.Replies(batch, 1, PORT)
+
+
+def test_a_dump_in_parts(nl: ModuleType) -> None:
+    replies = dump_of(nl, "links")
+    replies.feed(
+        message(NEWLINK, link_body(1, "lo"), flags=MULTI) + message(NEWLINK, link_body(2, "a"), flags=MULTI)
+    )
+    replies.feed(message(NEWLINK, link_body(3, "b"), flags=MULTI))
+    assert replies.pending == 1
+    replies.feed(done())
+    assert replies.pending == 0
+    assert [link.name for link in replies.results[0]] == ["lo", "a", "b"]
+    assert not replies.interrupted
+
+
+def test_an_empty_dump(nl: ModuleType) -> None:
+    replies = dump_of(nl, "addresses", 4)
+    replies.feed(done())
+    assert replies.results == [[]]
+
+
+@pytest.mark.parametrize("where", ["data", "done"])
+def test_an_interrupted_dump(nl: ModuleType, where: str) -> None:
+    replies = dump_of(nl, "links")
+    replies.feed(message(NEWLINK, link_body(1, "lo"), flags=MULTI | (DUMP_INTR if where == "data" else 0)))
+    replies.feed(done(flags=MULTI | (DUMP_INTR if where == "done" else 0)))
+    assert replies.interrupted
+
+
+def test_a_dump_that_ends_with_an_error(nl: ModuleType) -> None:
+    replies = dump_of(nl, "routes", socket.AF_INET, 4)
+    body = struct.pack("=i", -errno.EINVAL) + attr(1, b"no such table\0")
+    replies.feed(message(3, body, flags=MULTI | ACK_TLVS))
+    assert str(replies.results[0]) == "list routes of ifindex 4: no such table"
+
+
+def test_addresses(nl: ModuleType) -> None:
+    replies = dump_of(nl, "addresses", 4)
+    for body in (
+        address_body(4, "10.0.0.9/32", attr(2, ip("10.0.0.2"))),  # point to point: IFA_LOCAL is ours
+        address_body(4, "fd00::2/64"),
+        address_body(5, "10.0.0.5/24"),  # an older kernel sends those of every device
+        struct.pack("=BBBBI", 35, 8, 0, 0, 4),  # AF_PHONET
+    ):
+        replies.feed(message(NEWADDR, body, flags=MULTI))
+    replies.feed(done())
+    assert replies.results == [["10.0.0.2/32", "fd00::2/64"]]
+
+
+def route_body(
+    prefix: int, *extra: bytes, family: int = 2, table: int = 254, kind: int = 1, flags: int = 0
+) -> bytes:
+    return struct.pack("=BBBBBBBBI", family, prefix, 0, 0, table, 3, 253, kind, flags) + b"".join(extra)
+
+
+def the_routes(nl: ModuleType, *bodies: bytes, family: int = socket.AF_INET) -> list[Route]:
+    replies = dump_of(nl, "routes", family, 4)
+    for body in bodies:
+        replies.feed(message(NEWROUTE, body, flags=MULTI))
+    replies.feed(done())
+    (found,) = replies.results
+    assert isinstance(found, list)
+    return found
+
+
+def test_a_route_with_everything(nl: ModuleType) -> None:
+    metrics = attr(8, attr(2, u32(1400)) + attr(8, u32(1360)))
+    extra = (
+        attr(15, u32(1000)),
+        attr(1, ip("10.1.0.0")),
+        attr(5, ip("10.0.0.1")),
+        attr(4, u32(4)),
+        attr(6, u32(50)),
+    )
+    assert the_routes(nl, route_body(16, *extra, metrics, table=252)) == [
+        Route(dst="10.1.0.0/16", gw="10.0.0.1", mtu=1400, advmss=1360, priority=50, table=1000, scope=253)
+    ]
+
+
+def test_default_routes(nl: ModuleType) -> None:
+    assert the_routes(nl, route_body(0, attr(4, u32(4)))) == [Route(dst="0.0.0.0/0", table=254, scope=253)]
+    body = route_body(0, attr(4, u32(4)), family=socket.AF_INET6)
+    assert the_routes(nl, body, family=socket.AF_INET6) == [Route(dst="::/0", table=254, scope=253)]
+
+
+def test_routes_that_are_not_meant(nl: ModuleType) -> None:
+    dst, oif = attr(1, ip("10.1.0.0")), attr(4, u32(4))
+    bodies = [
+        route_body(16, dst, attr(4, u32(5))),  # another device's
+        route_body(16, dst),  # no device's
+        route_body(16, dst, oif, table=255),  # local
+        route_body(16, dst, oif, attr(15, u32(255)), table=0),
+        route_body(16, dst, oif, kind=3),  # broadcast
+        route_body(16, dst, oif, flags=0x200),  # RTM_F_CLONED, a cached copy
+        route_body(16, attr(1, ip("fd00::")), oif, family=socket.AF_INET6),  # the family was not asked for
+    ]
+    assert the_routes(nl, *bodies) == []
+
+
+def test_a_multipath_route_counts_once_for_each_hop_of_the_device(nl: ModuleType) -> None:
+    def hop(index: int, gateway: str) -> bytes:
+        return struct.pack("=HBBi", 16, 0, 0, index) + attr(5, ip(gateway))
+
+    hops = attr(9, hop(4, "10.0.0.1") + hop(5, "10.0.1.1") + hop(4, "10.0.0.3"))
+    found = the_routes(nl, route_body(16, attr(1, ip("10.1.0.0")), hops, attr(6, u32(7))))
+    assert [(route.gw, route.priority) for route in found] == [("10.0.0.1", 7), ("10.0.0.3", 7)]
+
+
+def test_an_ipv4_route_through_an_ipv6_gateway(nl: ModuleType) -> None:
+    via = attr(18, struct.pack("=H", socket.AF_INET6) + ip("fd00::1"))
+    (route,) = the_routes(nl, route_body(0, via, attr(4, u32(4))))
+    assert (route.dst, route.gw) == ("0.0.0.0/0", "fd00::1")
+
+
+def test_a_name_that_is_no_utf8_is_readable(nl: ModuleType) -> None:
+    body = struct.pack("=BxHiII", 0, 1, 9, 0, 0) + attr(3, b"eth\xff\0")
+    assert the_link(nl, body).name == "eth\udcff"

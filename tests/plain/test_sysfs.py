@@ -1,0 +1,432 @@
+"""Both sysfs modules, on trees that look like the kernel's."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import importlib
+import inspect
+import os
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from sysfs_tree import Tree, build_tree
+
+from sriov_fast.values import Vf
+
+NAMES = ("sriov_fast._sysfs", "sriov_fast._sysfs_py")
+
+
+@pytest.fixture(params=NAMES)
+def sysfs(request: pytest.FixtureRequest) -> ModuleType:
+    """Either module; one that was not built is a failure, not a skip."""
+    return importlib.import_module(request.param)
+
+
+def expected(tree: Tree, index: int, **other: object) -> Vf:
+    vf = Vf(index=index, pci=tree.pci(index), driver="igbvf", netdev=tree.netdev(index), numa=0)
+    return vf.replace(**other)
+
+
+def open_fds() -> list[str]:
+    return sorted(os.listdir("/proc/self/fd"))
+
+
+def test_compiled_is_compiled() -> None:
+    module = importlib.import_module(NAMES[0])
+    assert module.__file__ is not None
+    assert module.__file__.endswith(".so")
+
+
+@pytest.mark.parametrize("name", ["scan", "pf_of"])
+def test_same_surface(name: str) -> None:
+    compiled, plain = (getattr(importlib.import_module(module), name) for module in NAMES)
+    assert list(inspect.signature(compiled).parameters) == list(inspect.signature(plain).parameters)
+    assert compiled.__doc__ == plain.__doc__
+
+
+@pytest.mark.parametrize("vfs", [0, 1, 8, 64, 256])
+def test_scan(sysfs: ModuleType, tmp_path: Path, vfs: int) -> None:
+    tree = build_tree(tmp_path, vfs=vfs)
+    assert sysfs.scan("eth1", str(tree.sys)) == [expected(tree, index) for index in range(vfs)]
+
+
+def test_scan_fills_every_field(sysfs: ModuleType, tmp_path: Path) -> None:
+    vf = sysfs.scan("eth1", str(build_tree(tmp_path, vfs=1).sys))[0]
+    assert type(vf) is Vf
+    assert list(vf.as_dict()) == list(Vf._fields)
+    assert [type(value) for value in vf.as_dict().values()] == [int, str, str, str, int]
+    with pytest.raises(AttributeError, match="frozen"):
+        setattr(vf, "netdev", "other")  # noqa: B010
+
+
+@pytest.mark.parametrize("numa", [-1, 0, 1, 255])
+def test_numa(sysfs: ModuleType, tmp_path: Path, numa: int) -> None:
+    tree = build_tree(tmp_path, vfs=2, numa=numa)
+    assert [vf.numa for vf in sysfs.scan("eth1", str(tree.sys))] == [numa, numa]
+
+
+@pytest.mark.parametrize("text", ["", "\n", "none\n", None])
+def test_numa_unknown(sysfs: ModuleType, tmp_path: Path, text: str | None) -> None:
+    tree = build_tree(tmp_path, vfs=2)
+    node = tree.device() / "numa_node"
+    node.unlink() if text is None else node.write_text(text)
+    assert [vf.numa for vf in sysfs.scan("eth1", str(tree.sys))] == [-1, -1]
+
+
+def test_two_pfs_on_one_machine(sysfs: ModuleType, tmp_path: Path) -> None:
+    first = build_tree(tmp_path, vfs=4)
+    second = build_tree(tmp_path, pf="eth2", vfs=4, pf_pci="0000:81:00.0", numa=1)
+    assert sysfs.scan("eth1", str(first.sys)) == [expected(first, index) for index in range(4)]
+    assert sysfs.scan("eth2", str(first.sys)) == [expected(second, index, numa=1) for index in range(4)]
+    assert sysfs.pf_of(second.pci(3), str(first.sys)) == ("eth2", 3)
+
+
+def test_netdev_in_a_pod(sysfs: ModuleType, tmp_path: Path) -> None:
+    tree = build_tree(tmp_path, vfs=8)
+    tree.remove_netdev(3)
+    assert sysfs.scan("eth1", str(tree.sys))[3] == expected(tree, 3, netdev="")
+    assert sum(vf.netdev != "" for vf in sysfs.scan("eth1", str(tree.sys))) == 7
+
+
+def test_every_netdev_in_pods(sysfs: ModuleType, tmp_path: Path) -> None:
+    tree = build_tree(tmp_path, vfs=16)
+    for index in range(16):
+        tree.remove_netdev(index)
+    assert {vf.netdev for vf in sysfs.scan("eth1", str(tree.sys))} == {""}
+
+
+def test_drivers(sysfs: ModuleType, tmp_path: Path) -> None:
+    tree = build_tree(tmp_path, vfs=12)
+    for index in (0, 1, 5, 9, 11):
+        tree.unbind(index)
+    for index in (0, 9):
+        tree.bind(index, "vfio-pci")
+    found = sysfs.scan("eth1", str(tree.sys))
+    wanted = {0: "vfio-pci", 9: "vfio-pci", 1: "", 5: "", 11: ""}
+    assert [vf.driver for vf in found] == [wanted.get(index, "igbvf") for index in range(12)]
+    bound = [vf.index for vf in found if vf.netdev == tree.netdev(vf.index)]
+    assert bound == [index for index in range(12) if index not in wanted]
+    assert {found[index].netdev for index in wanted} == {""}
+
+
+def test_more_drivers_than_anyone_has(sysfs: ModuleType, tmp_path: Path) -> None:
+    tree = build_tree(tmp_path, vfs=24)
+    for index in range(24):
+        tree.unbind(index)
+        tree.bind(index, f"driver{index % 12}")
+    assert [vf.driver for vf in sysfs.scan("eth1", str(tree.sys))] == [f"driver{i % 12}" for i in range(24)]
+
+
+def test_driver_directory_without_links(sysfs: ModuleType, tmp_path: Path) -> None:
+    tree = build_tree(tmp_path, vfs=8)
+    for link in (tree.sys / "bus/pci/drivers/igbvf").iterdir():
+        link.unlink()
+    assert sysfs.scan("eth1", str(tree.sys)) == [expected(tree, index) for index in range(8)]
+
+
+@pytest.mark.parametrize("others", [0, 40, 400])
+def test_many_other_netdevs(sysfs: ModuleType, tmp_path: Path, others: int) -> None:
+    """Whichever way finds the netdevs: a crowd of veths, and files among the links."""
+    tree = build_tree(tmp_path, vfs=16)
+    (tree.sys / "class/net/bonding_masters").write_text("\n")
+    for number in range(others):
+        home = tree.sys / f"devices/virtual/net/veth{number}"
+        home.mkdir(parents=True)
+        (tree.sys / f"class/net/veth{number}").symlink_to(f"../../devices/virtual/net/veth{number}")
+    assert sysfs.scan("eth1", str(tree.sys)) == [expected(tree, index) for index in range(16)]
+
+
+@pytest.mark.parametrize("vfs", [1, 64])
+def test_smallest_netdev(sysfs: ModuleType, tmp_path: Path, vfs: int) -> None:
+    tree = build_tree(tmp_path, vfs=vfs)
+    for name in ("zz", "a1", "a0", "a2"):
+        tree.add_netdev(0, name)
+    assert sysfs.scan("eth1", str(tree.sys))[0].netdev == "a0"
+
+
+ODD_NAMES = ["a b", "é\u4e00", "net", "x'\"\\", "-", "...", "a" * 15, os.fsdecode(b"\xff\xfe")]
+
+
+@pytest.mark.parametrize("vfs", [1, 64])
+@pytest.mark.parametrize("name", ODD_NAMES)
+def test_odd_netdev_names(sysfs: ModuleType, tmp_path: Path, name: str, vfs: int) -> None:
+    tree = build_tree(tmp_path, vfs=vfs)
+    tree.remove_netdev(0)
+    tree.add_netdev(0, name)
+    assert sysfs.scan("eth1", str(tree.sys))[0].netdev == name
+
+
+@pytest.mark.parametrize("pf", ["a b", "é", "eth1.5", "-", "...", "virtfn0", os.fsdecode(b"\xff")])
+def test_odd_pf_names(sysfs: ModuleType, tmp_path: Path, pf: str) -> None:
+    tree = build_tree(tmp_path, pf=pf, vfs=2)
+    assert [vf.pci for vf in sysfs.scan(pf, str(tree.sys))] == [tree.pci(0), tree.pci(1)]
+    assert sysfs.pf_of(tree.pci(1), str(tree.sys)) == (pf, 1)
+
+
+def test_index_order_is_numeric_and_gaps_are_kept(sysfs: ModuleType, tmp_path: Path) -> None:
+    tree = build_tree(tmp_path, vfs=120)
+    for index in (0, 7, 99):
+        (tree.device() / f"virtfn{index}").unlink()
+    found = [vf.index for vf in sysfs.scan("eth1", str(tree.sys))]
+    assert found == [index for index in range(120) if index not in (0, 7, 99)]
+
+
+def test_names_that_are_no_vf(sysfs: ModuleType, tmp_path: Path) -> None:
+    tree = build_tree(tmp_path, vfs=2)
+    for ending in ("", "01", "x", "-1", "1x", "9999999999", "٣"):
+        (tree.device() / f"virtfn{ending}").symlink_to("nowhere")
+    for name in ("xvirtfn3", "virt", "virtfm3"):
+        (tree.device() / name).symlink_to("nowhere")
+    assert [vf.index for vf in sysfs.scan("eth1", str(tree.sys))] == [0, 1]
+
+
+@pytest.mark.parametrize("vfs", [3, 64])
+def test_vanished(sysfs: ModuleType, tmp_path: Path, vfs: int) -> None:
+    tree = build_tree(tmp_path, vfs=vfs)
+    tree.vanish(0)
+    tree.vanish(2)
+    assert [vf.index for vf in sysfs.scan("eth1", str(tree.sys))] == [1, *range(3, vfs)]
+
+
+def test_all_vanished(sysfs: ModuleType, tmp_path: Path) -> None:
+    tree = build_tree(tmp_path, vfs=3)
+    for index in range(3):
+        tree.vanish(index)
+    assert sysfs.scan("eth1", str(tree.sys)) == []
+
+
+def failure(call: object, *args: object) -> tuple[type, int | None, object, str | None]:
+    with pytest.raises(OSError) as caught:  # noqa: PT011
+        call(*args)  # type: ignore[operator]
+    return type(caught.value), caught.value.errno, caught.value.filename, caught.value.strerror
+
+
+def test_no_such_netdev(sysfs: ModuleType, tmp_path: Path) -> None:
+    tree = build_tree(tmp_path)
+    assert failure(sysfs.scan, "eth9", str(tree.sys)) == (
+        FileNotFoundError,
+        errno.ENOENT,
+        f"{tree.sys}/class/net/eth9",
+        "No such file or directory",
+    )
+    assert failure(sysfs.scan, "eth1", str(tmp_path / "none"))[1] == errno.ENOENT
+
+
+@pytest.mark.parametrize("has", ["nothing", "a device without SR-IOV", "a device that is no PCI function"])
+def test_no_pf(sysfs: ModuleType, tmp_path: Path, has: str) -> None:
+    tree = build_tree(tmp_path, vfs=0)
+    if has == "nothing":
+        (tree.device() / "net/eth1/device").unlink()
+    else:
+        (tree.device() / "sriov_totalvfs").unlink()
+    if has == "a device without SR-IOV":
+        (tree.device() / "sriov_numvfs").unlink()
+    kind, code, filename, why = failure(sysfs.scan, "eth1", str(tree.sys))
+    assert (kind, code, why) == (OSError, errno.ENOTSUP, "no SR-IOV PF")
+    assert filename == f"{tree.sys}/class/net/eth1/device"
+
+
+def test_a_vf_is_no_pf(sysfs: ModuleType, tmp_path: Path) -> None:
+    tree = build_tree(tmp_path, vfs=1)
+    assert failure(sysfs.scan, tree.netdev(0), str(tree.sys))[1] == errno.ENOTSUP
+
+
+def test_what_the_kernel_says_otherwise(sysfs: ModuleType, tmp_path: Path) -> None:
+    tree = build_tree(tmp_path, vfs=2)
+    link = tree.device() / "virtfn1"
+    link.unlink()
+    link.mkdir()
+    where = f"{tree.sys}/class/net/eth1/device/virtfn1"
+    assert failure(sysfs.scan, "eth1", str(tree.sys)) == (OSError, errno.EINVAL, where, "Invalid argument")
+
+
+def test_loop_of_links(sysfs: ModuleType, tmp_path: Path) -> None:
+    tree = build_tree(tmp_path, vfs=1)
+    link = tree.sys / "class/net/eth1"
+    link.unlink()
+    link.symlink_to("eth1")
+    assert failure(sysfs.scan, "eth1", str(tree.sys))[1] == errno.ELOOP
+
+
+BAD_PARTS = ["", ".", "..", "a/b", "/", "../eth1", "eth1/", "a\0b", "\0"]
+
+
+@pytest.mark.parametrize("name", BAD_PARTS)
+def test_what_is_no_path_part(sysfs: ModuleType, tmp_path: Path, name: str) -> None:
+    tree = build_tree(tmp_path, vfs=1)
+    with pytest.raises(ValueError, match=r"PF .* cannot be part of a path"):
+        sysfs.scan(name, str(tree.sys))
+    with pytest.raises(ValueError, match=r"PCI address .* cannot be part of a path"):
+        sysfs.pf_of(name, str(tree.sys))
+
+
+def test_nul_in_root(sysfs: ModuleType) -> None:
+    for call in (sysfs.scan, sysfs.pf_of):
+        with pytest.raises(ValueError, match="null"):
+            call("eth1", "/sys\0/x")
+
+
+@pytest.mark.parametrize("what", [None, 1, b"eth1"])
+def test_wrong_types(sysfs: ModuleType, what: object) -> None:
+    for call in (sysfs.scan, sysfs.pf_of):
+        with pytest.raises(TypeError):
+            call(what)
+
+
+def test_name_too_long(sysfs: ModuleType, tmp_path: Path) -> None:
+    for call in (sysfs.scan, sysfs.pf_of):
+        root = build_tree(tmp_path / call.__name__).sys
+        assert failure(call, "e" * 300, str(root))[1] == errno.ENAMETOOLONG
+
+
+def test_pf_of(sysfs: ModuleType, tmp_path: Path) -> None:
+    tree = build_tree(tmp_path, vfs=70)
+    for index in (0, 1, 9, 10, 69):
+        assert sysfs.pf_of(tree.pci(index), str(tree.sys)) == ("eth1", index)
+
+
+def test_pf_of_without_driver(sysfs: ModuleType, tmp_path: Path) -> None:
+    tree = build_tree(tmp_path, vfs=2)
+    tree.unbind(1)
+    assert sysfs.pf_of(tree.pci(1), str(tree.sys)) == ("eth1", 1)
+
+
+def test_pf_of_errors(sysfs: ModuleType, tmp_path: Path) -> None:
+    tree = build_tree(tmp_path, vfs=3)
+    root = str(tree.sys)
+    device = f"{root}/bus/pci/devices/"
+    absent = (FileNotFoundError, errno.ENOENT, f"{device}0000:99:00.0", "No such file or directory")
+    assert failure(sysfs.pf_of, "0000:99:00.0", root) == absent
+    assert failure(sysfs.pf_of, tree.pf_pci, root)[1:] == (errno.ENODEV, device + tree.pf_pci, "not a VF")
+    (tree.device() / "virtfn2").unlink()
+    assert failure(sysfs.pf_of, tree.pci(2), root)[1:3] == (errno.ENODEV, device + tree.pci(2))
+    for netdev in (tree.device() / "net").iterdir():
+        netdev.rename(tmp_path / netdev.name)
+    assert failure(sysfs.pf_of, tree.pci(1), root)[1:3] == (errno.ENODEV, f"{device}{tree.pci(1)}/physfn")
+    (tree.device() / "net").rmdir()
+    assert failure(sysfs.pf_of, tree.pci(1), root)[1] == errno.ENODEV
+
+
+def test_the_default_root_is_the_machine(sysfs: ModuleType) -> None:
+    assert failure(sysfs.scan, "no-such-netdev")[:2] == (FileNotFoundError, errno.ENOENT)
+    assert failure(sysfs.scan, "lo")[1] == errno.ENOTSUP
+    assert failure(sysfs.pf_of, "ffff:ff:1f.7")[:2] == (FileNotFoundError, errno.ENOENT)
+
+
+def test_no_descriptor_is_left(sysfs: ModuleType, tmp_path: Path) -> None:
+    tree = build_tree(tmp_path, vfs=8)
+    root = str(tree.sys)
+    bad = build_tree(tmp_path / "bad", vfs=8)
+    (bad.device() / "virtfn5").unlink()
+    (bad.device() / "virtfn5").mkdir()
+    tree.unbind(6)
+    tree.vanish(7)
+    before = open_fds()
+    for _ in range(200):
+        sysfs.scan("eth1", root)
+        sysfs.pf_of(tree.pci(1), root)
+        for call, name, where in (
+            (sysfs.scan, "eth9", root),
+            (sysfs.scan, tree.netdev(0), root),
+            (sysfs.scan, "eth1", str(bad.sys)),
+            (sysfs.pf_of, tree.pf_pci, root),
+            (sysfs.pf_of, bad.pci(7), str(bad.sys)),
+            (sysfs.pf_of, "none", root),
+        ):
+            with pytest.raises(OSError, match=r"."):
+                call(name, where)
+    assert open_fds() == before
+
+
+@pytest.mark.parametrize("free", [0, 1])
+def test_out_of_descriptors(sysfs: ModuleType, tmp_path: Path, free: int) -> None:
+    """A full table of descriptors is an error, not an interface that is taken for absent."""
+    import resource
+
+    tree = build_tree(tmp_path, vfs=2)
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    held = [os.open("/dev/null", os.O_RDONLY)]
+    try:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (held[0] + 8, limits[1]))
+        with contextlib.suppress(OSError):
+            while True:
+                held.append(os.open("/dev/null", os.O_RDONLY))
+        for _ in range(free):
+            os.close(held.pop())
+        codes: list[int | None] = []
+        if free and sysfs.__name__ != NAMES[0]:  # one is all that the plain twin ever holds
+            assert len(sysfs.scan("eth1", str(tree.sys))) == 2
+        else:
+            codes = [
+                failure(sysfs.scan, "eth1", str(tree.sys))[1],
+                failure(sysfs.pf_of, tree.pci(0), str(tree.sys))[1],
+            ]
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+        for fd in held:
+            os.close(fd)
+    assert set(codes) <= {errno.EMFILE}
+
+
+def test_in_threads_while_vfs_come_and_go(sysfs: ModuleType, tmp_path: Path) -> None:
+    from concurrent.futures import ThreadPoolExecutor
+
+    tree = build_tree(tmp_path, vfs=32)
+    away = tmp_path / "away"
+
+    def unplug() -> None:
+        for _ in range(150):
+            for index in (3, 17):
+                tree.device(index).rename(away)
+                away.rename(tree.device(index))
+
+    def look() -> set[int]:
+        seen = set()
+        for _ in range(60):
+            found = sysfs.scan("eth1", str(tree.sys))
+            assert all(vf.pci == tree.pci(vf.index) for vf in found)
+            seen |= {vf.index for vf in found}
+            assert {vf.index for vf in found} >= set(range(32)) - {3, 17}
+        return seen
+
+    with ThreadPoolExecutor(4) as pool:
+        looking = [pool.submit(look) for _ in range(3)]
+        pool.submit(unplug).result()
+        assert all(done.result() >= set(range(32)) - {3, 17} for done in looking)
+
+
+@settings(max_examples=60, deadline=None)
+@given(name=st.text(max_size=20))
+def test_any_name_is_refused_in_the_same_way(tmp_path_factory: pytest.TempPathFactory, name: str) -> None:
+    root = str(tmp_path_factory.getbasetemp())
+    said = []
+    for module in NAMES:
+        for call in ("scan", "pf_of"):
+            with pytest.raises((OSError, ValueError)) as caught:
+                getattr(importlib.import_module(module), call)(name, root)
+            said.append((type(caught.value), caught.value.args, getattr(caught.value, "filename", None)))
+    assert said[:2] == said[2:]
+
+
+@settings(max_examples=25, deadline=None)
+@given(data=st.data())
+def test_both_see_the_same(tmp_path_factory: pytest.TempPathFactory, data: st.DataObject) -> None:
+    vfs = data.draw(st.integers(0, 12))
+    tree = build_tree(tmp_path_factory.mktemp("tree"), vfs=vfs, numa=data.draw(st.integers(-1, 3)))
+    for index in range(vfs):
+        match data.draw(st.sampled_from(["as built", "in a pod", "unbound", "vfio", "gone"])):
+            case "in a pod":
+                tree.remove_netdev(index)
+            case "unbound":
+                tree.unbind(index)
+            case "vfio":
+                tree.unbind(index)
+                tree.bind(index, "vfio-pci")
+            case "gone":
+                tree.vanish(index)
+    compiled, plain = (importlib.import_module(module) for module in NAMES)
+    assert compiled.scan("eth1", str(tree.sys)) == plain.scan("eth1", str(tree.sys))

@@ -1,0 +1,1 @@
+"""The protocol: environment, arguments and configuration in, results and errors out. No NIC here."""

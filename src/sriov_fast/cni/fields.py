@@ -1,0 +1,307 @@
+"""What single values must look like: one function each, from what was given to what we keep.
+
+A function raises ``FieldError`` with the reason and the remedy; the caller knows the key and words the error.
+"""
+
+from __future__ import annotations
+
+from _socket import AF_INET, AF_INET6, inet_ntop, inet_pton
+
+from sriov_fast import codec
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from typing import Any
+
+_DIGITS = frozenset("0123456789")
+_HEX = frozenset("0123456789abcdef")
+_ALNUM = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789")
+_NAME = _ALNUM | frozenset("_.-")
+_U32 = (1 << 32) - 1
+# As many processors as a Linux kernel can be built for (CONFIG_NR_CPUS), and more IRQs than a VF has.
+MAX_CPUS = 8192
+
+
+class FieldError(Exception):
+    """A value is not acceptable: ``reason``, and what to do in ``advice``."""
+
+    def __init__(self, reason: str, advice: str) -> None:
+        super().__init__(reason)
+        self.reason = reason
+        self.advice = advice
+
+
+def shown(value: object) -> str:
+    """Return a value as an error message shows it: JSON, cut where it is long."""
+    try:
+        text = codec.text(value)
+    except (TypeError, ValueError, RecursionError):
+        text = repr(value)
+    return text if len(text) <= 120 else f"{text[:117]}..."
+
+
+def string(value: object) -> str:
+    """Accept a string without NUL."""
+    if not isinstance(value, str):
+        raise FieldError("not a string", "put the value in double quotes")
+    if "\0" in value:
+        raise FieldError("holds a NUL character", "remove it")
+    return value
+
+
+def obj(value: object) -> dict[str, Any]:
+    """Accept a JSON object."""
+    if not isinstance(value, dict):
+        raise FieldError("not an object", "give a JSON object: { ... }")
+    return value
+
+
+def array(value: object) -> list[Any]:
+    """Accept a JSON array."""
+    if not isinstance(value, list):
+        raise FieldError("not a list", "give a JSON list: [ ... ]")
+    return value
+
+
+def strings(value: object) -> list[str]:
+    """Accept a list of strings."""
+    return [string(item) for item in array(value)]
+
+
+def whole(low: int, high: int) -> Callable[[object], int]:
+    """Return a check for a JSON integer in a range. True and "5" are no integers."""
+
+    def check(value: object) -> int:
+        if type(value) is not int:
+            hint = ", without quotes" if isinstance(value, str) else ""
+            raise FieldError("not a whole number", f"give a whole number from {low} to {high}{hint}")
+        return _within(value, low, high)
+
+    return check
+
+
+def digits(low: int, high: int) -> Callable[[object], int]:
+    """Return a check for a decimal number in a string, as CNI_ARGS carries it."""
+
+    def check(value: object) -> int:
+        text = string(value)
+        if not text or len(text) > 10 or not _DIGITS.issuperset(text):
+            raise FieldError("not a whole number", f"give a whole number from {low} to {high}")
+        return _within(int(text), low, high)
+
+    return check
+
+
+def _within(number: int, low: int, high: int) -> int:
+    if not low <= number <= high:
+        raise FieldError(f"not from {low} to {high}", f"give a whole number from {low} to {high}")
+    return number
+
+
+u32 = whole(0, _U32)
+
+
+def one_of(*choices: str) -> Callable[[object], str]:
+    """Return a check for one of some words."""
+
+    def check(value: object) -> str:
+        if value not in choices:
+            raise FieldError(
+                f"not one of {', '.join(choices)}", f"give one of {', '.join(choices)}, in quotes"
+            )
+        return str(value)
+
+    return check
+
+
+def switch(value: object) -> bool:
+    """Accept "on" or "off", the words of ip-link(8)."""
+    return one_of("on", "off")(value) == "on"
+
+
+def vlan_proto(value: object) -> str:
+    """Accept a VLAN protocol in any case and return it as IEEE and ip-link(8) spell it."""
+    known = {"802.1q": "802.1Q", "802.1ad": "802.1ad"}
+    found = known.get(string(value).lower())
+    if found is None:
+        raise FieldError("not a VLAN protocol", 'give "802.1q" or "802.1ad"')
+    return found
+
+
+def name_fault(text: str) -> str:
+    """Say what keeps ``text`` from being a CNI name (SPEC section 1: networks; section 2: containers)."""
+    if not text:
+        return "empty"
+    if text[0] not in _ALNUM:
+        return "does not start with a letter or a digit"
+    if not _NAME.issuperset(text):
+        return "holds more than letters, digits, '_', '.' and '-'"
+    return ""
+
+
+def name(value: object) -> str:
+    """Accept a network's name (SPEC section 1)."""
+    text = string(value)
+    fault = name_fault(text)
+    if fault:
+        raise FieldError(fault, "use a letter or digit first, then letters, digits, '_', '.' and '-'")
+    if len(text) > 200:
+        raise FieldError("longer than 200 characters", "use a shorter name")
+    return text
+
+
+def ifname_fault(text: str) -> str:
+    """Say why the kernel would refuse ``text`` as a device name (dev_valid_name in net/core/dev.c)."""
+    if not text:
+        return "empty"
+    if len(text.encode("utf-8", "surrogateescape")) > 15:
+        return "longer than 15 bytes"
+    if text in (".", ".."):
+        return "a directory's name"
+    if any(char in "/:\0" or char.isspace() for char in text):
+        return "holds '/', ':', a NUL or white space"
+    return ""
+
+
+def ifname(value: object) -> str:
+    """Accept a network interface's name."""
+    text = string(value)
+    fault = ifname_fault(text)
+    if fault:
+        raise FieldError(fault, "name an interface: 1 to 15 bytes without '/', ':' and white space")
+    return text
+
+
+def ifnames(value: object) -> tuple[str, ...]:
+    """Accept one interface's name or a list of different ones, in order of preference."""
+    if isinstance(value, str):
+        return (ifname(value),)
+    if not isinstance(value, list) or not value:
+        raise FieldError(
+            "neither a name nor a list of names", 'name the PF: "eth1", or several: ["eth1", "eth2"]'
+        )
+    found = tuple(ifname(item) for item in value)
+    if len(set(found)) != len(found):
+        raise FieldError("names one interface twice", "name each PF once")
+    return found
+
+
+def plugin(value: object) -> str:
+    """Accept a plugin's file name (SPEC section 1, ``type``), which cannot lead out of CNI_PATH."""
+    text = string(value)
+    if not text or "/" in text or "\\" in text or ".." in text or text == ".":
+        raise FieldError("not a plugin's file name", "give the name of the executable, without a path")
+    return text
+
+
+def path(value: object) -> str:
+    """Accept an absolute path."""
+    text = string(value)
+    if not text.startswith("/"):
+        raise FieldError("not an absolute path", "give a path that starts with '/'")
+    return text
+
+
+def mac(value: object) -> str:
+    """Accept six octets in hex with ':' or '-' between, and return them in lower case with ':'."""
+    text = string(value).lower()
+    octets = text.split("-" if "-" in text else ":")
+    if len(octets) != 6 or not all(len(octet) == 2 and _HEX.issuperset(octet) for octet in octets):
+        raise FieldError("not a MAC address", "give six octets, such as 02:00:00:00:00:01")
+    if int(octets[0], 16) & 1:
+        raise FieldError(
+            "a multicast MAC address", "give one whose first octet is even, such as 02:00:00:00:00:01"
+        )
+    if not any(int(octet, 16) for octet in octets):
+        raise FieldError("the zero MAC address", "give an address, or leave the key out for a random one")
+    return ":".join(octets)
+
+
+def pci(value: object) -> str:
+    """Accept a PCI address, DDDD:BB:DD.F, and return it in lower case."""
+    text = string(value).lower()
+    shape = "".join("h" if char in _HEX else char for char in text)
+    if shape != "hhhh:hh:hh.h" or text[11] > "7" or int(text[8:10], 16) > 31:
+        raise FieldError("not a PCI address", "give the VF's address as DDDD:BB:DD.F, such as 0000:03:10.1")
+    return text
+
+
+def _packed(text: str) -> bytes:
+    """Return an address's bytes, 4 or 16; OSError or ValueError if it is none."""
+    return inet_pton(AF_INET6 if ":" in text else AF_INET, text)
+
+
+def _canonical(text: str) -> tuple[str, int]:
+    """Return an address as inet_ntop writes it, and how many bits it has."""
+    packed = _packed(text)
+    return inet_ntop(AF_INET6 if len(packed) == 16 else AF_INET, packed), len(packed) * 8
+
+
+def ip(value: object) -> str:
+    """Accept an IPv4 or IPv6 address and return its canonical text."""
+    try:
+        return _canonical(string(value))[0]
+    except (OSError, ValueError):
+        raise FieldError("not an IP address", "give an address such as 10.0.0.1 or fd00::1") from None
+
+
+def cidr(value: object) -> str:
+    """Accept an address with a prefix length, and return its canonical text; host bits stay."""
+    text, slash, length = string(value).partition("/")
+    try:
+        text, bits = _canonical(text)
+    except (OSError, ValueError):
+        slash = ""
+        bits = 0
+    if not slash or len(length) > 3 or not length or not _DIGITS.issuperset(length) or int(length) > bits:
+        raise FieldError("not an address with a prefix length", "give one such as 10.0.0.2/24 or fd00::2/64")
+    return f"{text}/{int(length)}"
+
+
+def ip_or_cidr(value: object) -> str:
+    """Accept either, as the capability "ips" allows (CONVENTIONS.md)."""
+    return cidr(value) if "/" in string(value) else ip(value)
+
+
+def _cpu(text: str) -> int:
+    if not text or len(text) > 5 or not _DIGITS.issuperset(text) or int(text) >= MAX_CPUS:
+        raise FieldError(
+            f"{text!r} is not a core's number", f"give cores from 0 to {MAX_CPUS - 1}, such as 1-4,8"
+        )
+    return int(text)
+
+
+def cpu_list(value: object) -> tuple[int, ...]:
+    """Accept a list such as "1-4,8" (cpuset(7)) and keep its order, which IRQs follow; "" names none."""
+    found: list[int] = []
+    for part in string(value).split(",") if value else ():
+        low, dash, high = part.strip().partition("-")
+        first = _cpu(low)
+        last = _cpu(high) if dash else first
+        if last < first:
+            raise FieldError(
+                f"{part.strip()!r} runs backwards", "write a range from its lower to its higher core"
+            )
+        found.extend(range(first, last + 1))
+        if len(found) > MAX_CPUS:
+            raise FieldError(f"names more than {MAX_CPUS} cores", "name each core once")
+    return tuple(found)
+
+
+def cores(value: object) -> tuple[int, ...]:
+    """Accept cores as a string ("1-4,8") or as a list of numbers ([1, 2, 3])."""
+    if isinstance(value, str):
+        return cpu_list(value)
+    if not isinstance(value, list) or len(value) > MAX_CPUS:
+        raise FieldError("not a list of cores", 'give cores as "1-4,8" or [1, 2, 3, 4, 8]')
+    number = whole(0, MAX_CPUS - 1)
+    return tuple(number(item) for item in value)
+
+
+def label(value: object) -> str:
+    """Accept a short printable identifier that came from outside."""
+    text = string(value)
+    if len(text) > 253 or not text.isprintable():
+        raise FieldError("not a printable identifier", "give at most 253 printable characters")
+    return text

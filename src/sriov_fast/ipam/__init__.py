@@ -1,0 +1,1 @@
+"""IPAM delegation: another plugin of CNI_PATH hands out the addresses."""

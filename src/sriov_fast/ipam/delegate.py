@@ -1,0 +1,352 @@
+"""Runs the IPAM plugin that the configuration names (CNI's SPEC.md, "Plugin Delegation").
+
+This is on the way of every ADD and DEL, so nothing heavy is imported: ``subprocess`` alone would take longer
+than a delegate runs. A delegate gets its configuration from a memory file, not a pipe, so that neither side
+can wait for the other, whatever the size. It runs in a process group of its own, so that what it started dies
+with it on a timeout.
+"""
+
+from __future__ import annotations
+
+import os
+import select
+import time
+
+from sriov_fast import codec
+from sriov_fast.errors import ConfigError, DecodeError, EnvError, IpamError
+from sriov_fast.values import Value
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+    from typing import Any
+
+_STDERR = 2
+
+# A CNI result is a few hundred bytes; who answers with more than this is no IPAM plugin.
+MAX_ANSWER = 1 << 20
+SHOWN = 200
+
+# From signal.h, the same on every machine that has SR-IOV; the module ``signal`` is slow to import.
+_SIGKILL = 9
+_SIGPIPE = 13
+_SIGXFSZ = 25
+
+# "No such verb": CNI's library for plugins answers 4, 1 where the configuration is too old for the verb, and
+# before 1.1.0 it misses the container ID first (3).
+_UNKNOWN_VERB = (1, 3, 4)
+_OPTIONAL_VERBS = ("GC", "STATUS")
+_TRY_AGAIN = 11
+
+# These only hand out addresses: their results never carry the seed's "extra".
+_PLAIN_KINDS = ("dhcp", "host-local", "static")
+
+
+def may_choose_vf(kind: str) -> bool:
+    """Say whether the result may carry ``extra`` (VF, VLAN, MAC): IPAM must run before a VF is chosen."""
+    return kind not in _PLAIN_KINDS
+
+
+def needs_interface(kind: str) -> bool:
+    """Say whether the plugin speaks through the pod's interface: it must run after the attach."""
+    return kind == "dhcp"
+
+
+def find(kind: str, path: Sequence[str]) -> str:
+    """Return the executable named ``kind`` from the first directory of ``path`` (CNI_PATH) that has one."""
+    if kind in ("", ".", "..") or "/" in kind or "\0" in kind:
+        raise ConfigError(f"ipam.type {kind!r} is no name of a plugin", "give the name of a file in CNI_PATH")
+    directories = [directory for directory in path if directory]
+    if not directories:
+        raise EnvError(
+            f"CNI_PATH is missing: cannot look for the IPAM plugin {kind!r}",
+            "set it to the directories that hold the plugins, such as /opt/cni/bin",
+        )
+    for directory in directories:
+        program = f"{directory}/{kind}"
+        if os.path.isfile(program) and os.access(program, os.X_OK):
+            return program
+    raise IpamError(
+        f"no IPAM plugin {kind!r} in CNI_PATH {':'.join(directories)}",
+        f"install {kind!r} there as an executable file, or correct ipam.type",
+    )
+
+
+def delegate_args(text: str) -> str:
+    """Return CNI_ARGS for a delegate: ours, which it cannot know, must not be an error to it."""
+    pairs = [pair for pair in text.split(";") if pair]
+    kept = [pair for pair in pairs if pair.partition("=")[0].strip().lower() != "ignoreunknown"]
+    return ";".join(["IgnoreUnknown=1", *kept])
+
+
+class Running:
+    """One delegate on its way. ``finish`` or ``cancel`` ends it; either leaves no process behind."""
+
+    def __init__(self, program: str, command: str, pid: int, out: int) -> None:
+        self.kind = os.path.basename(program)
+        self.command = command
+        self.pid = pid
+        self._out = out
+        self._pidfd = _open_pidfd(pid)
+        self._status: int | None = None
+
+    @classmethod
+    def start(cls, program: str, command: str, stdin: bytes, env: Mapping[str, str]) -> Running:
+        """Start ``program`` with ``stdin`` and ``env``; it inherits our stderr and nothing else."""
+        source = _memory_file(stdin)
+        try:
+            out, its_out = os.pipe()
+            try:
+                pid = _spawn(program, source, its_out, env)
+            except OSError as error:
+                os.close(out)
+                raise _not_started(program, error) from error
+            finally:
+                os.close(its_out)
+        finally:
+            os.close(source)
+        return cls(program, command, pid, out)
+
+    def finish(self, timeout: float) -> dict[str, Any] | None:
+        """Wait at most ``timeout`` seconds and return the result; None where the verb has none."""
+        deadline = time.monotonic() + timeout
+        try:
+            answer = self._read(deadline, timeout)
+            status = self._wait(deadline, timeout)
+        finally:
+            self.cancel()
+        return self._judge(answer, status)
+
+    def cancel(self) -> None:
+        """Kill the delegate where it still runs, and reap it. Harmless after ``finish`` and when repeated."""
+        if self._status is None:
+            _kill_group(self.pid)
+            self._reap(0)
+        for name in ("_out", "_pidfd"):
+            fd = getattr(self, name)
+            if fd >= 0:
+                os.close(fd)
+                setattr(self, name, -1)
+
+    # --- waiting
+
+    def _read(self, deadline: float, timeout: float) -> bytes:
+        """Read until the end of the output, or what is there when the delegate itself has ended.
+
+        The second matters where a delegate leaves a daemon behind that keeps the pipe open.
+        """
+        os.set_blocking(self._out, False)
+        chunks: list[bytes] = []
+        size = 0
+        while True:
+            ended = self._poll(deadline, timeout)
+            while chunk := _read_some(self._out):
+                chunks.append(chunk)
+                size += len(chunk)
+                if size > MAX_ANSWER:
+                    raise self._error(f"answered with more than {MAX_ANSWER} bytes", _shown(chunks[0]))
+            if chunk == b"" or ended:
+                return b"".join(chunks)
+
+    def _poll(self, deadline: float, timeout: float) -> bool:
+        """Wait for output, its end, or the end of the process; return whether it was the last."""
+        poller = select.poll()
+        poller.register(self._out, select.POLLIN)
+        if self._pidfd >= 0:
+            poller.register(self._pidfd, select.POLLIN)
+        events = poller.poll(max(0.0, deadline - time.monotonic()) * 1000)
+        if not events:
+            raise self._late(timeout)
+        return any(fd == self._pidfd for fd, _ in events)
+
+    def _wait(self, deadline: float, timeout: float) -> int:
+        """Reap the process, which has closed its output and so is about to end."""
+        if self._pidfd >= 0:
+            poller = select.poll()
+            poller.register(self._pidfd, select.POLLIN)
+            poller.poll(max(0.0, deadline - time.monotonic()) * 1000)
+        while not self._reap(os.WNOHANG):
+            if time.monotonic() >= deadline:
+                raise self._late(timeout)
+            time.sleep(0.0005)  # only kernels without pidfd_open (before 5.3) come here
+        return self._status or 0
+
+    def _reap(self, flags: int) -> bool:
+        try:
+            pid, status = os.waitpid(self.pid, flags)
+        except ChildProcessError:
+            # Whoever started us has SIGCHLD ignored, so the kernel reaped: the output must speak for itself.
+            pid, status = self.pid, 0
+        if pid:
+            self._status = status
+        return bool(pid)
+
+    # --- judging
+
+    def _judge(self, answer: bytes, status: int) -> dict[str, Any] | None:
+        if os.WIFSIGNALED(status):
+            raise self._error(f"was killed by signal {os.WTERMSIG(status)}", _shown(answer))
+        code = os.waitstatus_to_exitcode(status)
+        document = self._document(answer, code)
+        if code:
+            raise self._relayed(document, answer, code)
+        if document is None and self.command == "ADD":
+            raise self._error("ended well, without a result", "an ADD must be answered with a CNI result")
+        return document
+
+    def _document(self, answer: bytes, code: int) -> dict[str, Any] | None:
+        if not answer.strip():
+            return None
+        try:
+            document = codec.loads(answer, "its answer")
+        except DecodeError as error:
+            raise self._error(f"{error.msg} (exit status {code})", _shown(answer)) from error
+        if not isinstance(document, dict):
+            raise self._error(f"its answer is no JSON object (exit status {code})", _shown(answer))
+        return document
+
+    def _relayed(self, document: dict[str, Any] | None, answer: bytes, code: int) -> IpamError:
+        """Make our error of the delegate's own, which keeps its code."""
+        its_code = document.get("code") if document else None
+        if document is None or not isinstance(its_code, int) or its_code <= 0:
+            return self._error(f"failed with exit status {code}", _shown(answer))
+        msg = document.get("msg") or "no message"
+        error = self._error(str(msg), str(document.get("details") or ""))
+        error.code = its_code
+        return error
+
+    def _late(self, timeout: float) -> IpamError:
+        error = self._error(f"has not ended after {timeout:g} s and was killed", "see what it waits for")
+        error.code = _TRY_AGAIN
+        return error
+
+    def _error(self, what: str, details: str) -> IpamError:
+        return IpamError(f"IPAM plugin {self.kind!r}, {self.command}: {what}", details)
+
+
+class Ipam(Value):
+    """The IPAM plugin of one request.
+
+    ``path`` is CNI_PATH, split; ``config`` the whole network configuration and ``args`` CNI_ARGS, both as
+    they came; ``environ`` is what the delegate gets besides the CNI variables.
+    """
+
+    kind: str
+    path: tuple[str, ...]
+    config: bytes
+    container_id: str = ""
+    netns: str = ""
+    ifname: str = ""
+    args: str = ""
+    environ: Mapping[str, str] = os.environ
+
+    def env(self, command: str) -> dict[str, str]:
+        """Return the delegate's environment: the caller's, with the CNI variables of this request."""
+        return {
+            **self.environ,
+            "CNI_COMMAND": command,
+            "CNI_CONTAINERID": self.container_id,
+            "CNI_NETNS": self.netns,
+            "CNI_IFNAME": self.ifname,
+            "CNI_ARGS": delegate_args(self.args),
+            "CNI_PATH": ":".join(self.path),
+        }
+
+    def start(self, command: str) -> Running:
+        """Start the plugin with ``command`` and return at once."""
+        return Running.start(find(self.kind, self.path), command, self.config, self.env(command))
+
+    def run(
+        self, command: str, timeout: float, on_skip: Callable[[str], None] | None = None
+    ) -> dict[str, Any] | None:
+        """Run the plugin to its end.
+
+        A plugin from before CNI 1.1.0 knows no GC and no STATUS. That is no fault of this network: the answer
+        is None, and ``on_skip`` is told why.
+        """
+        try:
+            return self.start(command).finish(timeout)
+        except IpamError as error:
+            if command not in _OPTIONAL_VERBS or error.code not in _UNKNOWN_VERB:
+                raise
+            if on_skip:
+                on_skip(error.msg)
+            return None
+
+
+# --- the system calls
+
+
+def _memory_file(content: bytes) -> int:
+    """Return an anonymous file that holds ``content``, to be read from its start."""
+    fd = os.memfd_create("cni-config", os.MFD_CLOEXEC)
+    try:
+        rest = memoryview(content)
+        while rest:
+            rest = rest[os.write(fd, rest) :]
+        os.lseek(fd, 0, os.SEEK_SET)
+    except BaseException:
+        os.close(fd)
+        raise
+    return fd
+
+
+def _spawn(program: str, stdin: int, stdout: int, env: Mapping[str, str]) -> int:
+    actions = [(os.POSIX_SPAWN_DUP2, stdin, 0), (os.POSIX_SPAWN_DUP2, stdout, 1)]
+    return os.posix_spawn(
+        program,
+        [program],
+        env,
+        file_actions=[*actions, *((os.POSIX_SPAWN_CLOSE, fd) for fd in _inheritable_files())],
+        setpgroup=0,
+        setsigmask=(),
+        # The interpreter ignores these two, which a delegate must not inherit.
+        setsigdef=(_SIGPIPE, _SIGXFSZ),
+    )
+
+
+def _inheritable_files() -> list[int]:
+    """Return what our own parent left open to us and meant, if anything, for nobody else."""
+    found = []
+    for fd in map(int, os.listdir("/proc/self/fd")):
+        try:
+            if fd > _STDERR and os.get_inheritable(fd):
+                found.append(fd)
+        except OSError:
+            pass  # the one that listed
+    return found
+
+
+def _not_started(program: str, error: OSError) -> IpamError:
+    return IpamError(
+        f"IPAM plugin {program} cannot be started: {error.strerror or error}",
+        "it must be an executable for this machine, or a script whose interpreter is there",
+        errno=error.errno or 0,
+    )
+
+
+def _open_pidfd(pid: int) -> int:
+    try:
+        return os.pidfd_open(pid)
+    except OSError:
+        return -1
+
+
+def _kill_group(pid: int) -> None:
+    try:
+        os.killpg(pid, _SIGKILL)
+    except ProcessLookupError:
+        pass
+
+
+def _read_some(fd: int) -> bytes | None:
+    """Read what is there: b"" at the end, None when there is nothing yet."""
+    try:
+        return os.read(fd, 65536)
+    except BlockingIOError:
+        return None
+
+
+def _shown(answer: bytes) -> str:
+    text = answer[:SHOWN].decode("utf-8", "replace").strip()
+    return f"its output began with: {text}" if text else "it printed nothing"

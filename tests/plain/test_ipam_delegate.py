@@ -1,0 +1,399 @@
+"""IPAM delegation, with real executables that the tests write."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from sriov_fast.errors import ConfigError, EnvError, IpamError
+from sriov_fast.ipam import delegate
+from sriov_fast.ipam.delegate import Ipam, Running
+
+RESULT = '{"cniVersion": "1.0.0", "ips": [{"address": "10.0.0.2/24"}]}'
+CONFIG = b'{"name": "n", "type": "sriov", "ipam": {"type": "fake"}}'
+Plugin = Callable[..., str]
+
+
+def open_files() -> set[str]:
+    return set(os.listdir("/proc/self/fd"))
+
+
+def children() -> list[str]:
+    return Path(f"/proc/self/task/{os.getpid()}/children").read_text().split()
+
+
+@pytest.fixture(autouse=True)
+def leaves_nothing_behind() -> Iterator[None]:
+    files, before = open_files(), children()
+    yield
+    assert open_files() == files
+    assert children() == before
+
+
+@pytest.fixture
+def plugin(tmp_path: Path) -> Plugin:
+    """Writes a plugin named ``fake`` from the body of a shell script, and returns its path."""
+
+    def write(body: str, interpreter: str = "/bin/sh") -> str:
+        path = tmp_path / "fake"
+        path.write_text(f"#!{interpreter}\n{body}\n")
+        path.chmod(0o755)
+        return str(path)
+
+    return write
+
+
+def run(program: str, command: str = "ADD", timeout: float = 20.0, stdin: bytes = CONFIG) -> object:
+    return Running.start(program, command, stdin, dict(os.environ)).finish(timeout)
+
+
+def failure(program: str, command: str = "ADD", timeout: float = 20.0) -> IpamError:
+    with pytest.raises(IpamError) as caught:
+        run(program, command, timeout)
+    return caught.value
+
+
+def ipam(program: str, **fields: Any) -> Ipam:
+    return Ipam(kind="fake", path=(str(Path(program).parent),), config=CONFIG, **fields)
+
+
+# --- finding
+
+
+def test_find_takes_the_first_directory_that_has_it(tmp_path: Path) -> None:
+    for name in ("a", "b", "c"):
+        (tmp_path / name).mkdir()
+    for name in ("b", "c"):
+        (tmp_path / name / "fake").touch(0o755)
+    path = [str(tmp_path / name) for name in ("missing", "a", "b", "c")]
+    assert delegate.find("fake", path) == str(tmp_path / "b/fake")
+
+
+def test_find_passes_over_what_cannot_be_executed(tmp_path: Path) -> None:
+    (tmp_path / "a/fake").mkdir(parents=True)
+    (tmp_path / "b").mkdir()
+    (tmp_path / "b/fake").touch(0o644)
+    path = [str(tmp_path / "a"), str(tmp_path / "b")]
+    with pytest.raises(IpamError, match="no IPAM plugin 'fake' in CNI_PATH") as caught:
+        delegate.find("fake", path)
+    assert caught.value.code == 102
+    assert ":".join(path) in caught.value.msg
+
+
+@pytest.mark.parametrize("kind", ["", ".", "..", "../evil", "/bin/sh", "a/b", "nul\0"])
+def test_find_takes_names_only(kind: str) -> None:
+    with pytest.raises(ConfigError):
+        delegate.find(kind, ["/bin"])
+
+
+@pytest.mark.parametrize("path", [[], [""]])
+def test_find_without_cni_path(path: list[str]) -> None:
+    with pytest.raises(EnvError, match="CNI_PATH"):
+        delegate.find("fake", path)
+
+
+# --- the answer
+
+
+def test_result(plugin: Plugin) -> None:
+    assert run(plugin(f"echo '{RESULT}'")) == json.loads(RESULT)
+
+
+def test_configuration_arrives_whole(plugin: Plugin, tmp_path: Path) -> None:
+    stdin = b'{"filler": "' + os.urandom(4 << 20).hex().encode() + b'"}'
+    run(plugin(f"cat > {tmp_path}/got; echo '{RESULT}'"), stdin=stdin)
+    assert (tmp_path / "got").read_bytes() == stdin
+
+
+def test_large_configuration_that_nobody_reads(plugin: Plugin) -> None:
+    assert run(plugin(f"echo '{RESULT}'"), stdin=b" " * (4 << 20)) == json.loads(RESULT)
+
+
+def test_large_result_while_the_configuration_is_read(plugin: Plugin) -> None:
+    body = (
+        'import sys\nfirst = sys.stdin.read(1)\nprint(\'{"x": "\' + "y" * 900_000 + \'"}\')\nsys.stdin.read()'
+    )
+    assert run(plugin(body, sys.executable), stdin=b"z" * (4 << 20)) == {"x": "y" * 900_000}
+
+
+def test_result_in_pieces(plugin: Plugin) -> None:
+    assert run(plugin("printf '{\"a\"'; sleep 0.1; printf ': 1}'")) == {"a": 1}
+
+
+@pytest.mark.parametrize("command", ["DEL", "CHECK", "GC", "STATUS"])
+def test_verbs_without_a_result(plugin: Plugin, command: str) -> None:
+    assert run(plugin("exit 0"), command) is None
+
+
+def test_add_needs_a_result(plugin: Plugin) -> None:
+    error = failure(plugin("exit 0"))
+    assert error.code == 102
+    assert "without a result" in error.msg
+
+
+@pytest.mark.parametrize("output", ["hello, this is no JSON", '{"a": ', "[1]", '"text"', '{"a": 1, "a": 2}'])
+def test_garbage(plugin: Plugin, output: str) -> None:
+    error = failure(plugin(f"cat <<'E'\n{output}\nE"))
+    assert error.code == 102
+    assert "'fake', ADD" in error.msg
+    assert output.strip() in error.details
+
+
+def test_binary_garbage_is_shown_in_part(plugin: Plugin) -> None:
+    error = failure(plugin("head -c 5000 /dev/zero | tr '\\0' '\\377'"))
+    assert len(error.details) < 300
+
+
+def test_too_much_output(plugin: Plugin) -> None:
+    begin = time.monotonic()
+    error = failure(plugin("cat /dev/zero"))
+    assert "more than" in error.msg
+    assert time.monotonic() - begin < 10
+
+
+def test_its_own_error_keeps_its_code(plugin: Plugin) -> None:
+    said = '{"cniVersion": "1.0.0", "code": 117, "msg": "no address free", "details": "range full"}'
+    body = f"echo '{said}'; exit 1"
+    error = failure(plugin(body))
+    assert (error.code, error.details) == (117, "range full")
+    assert error.msg == "IPAM plugin 'fake', ADD: no address free"
+
+
+@pytest.mark.parametrize("output", ["", '{"msg": "no code"}', '{"code": "7"}', '{"code": 0}', "panic: oh"])
+def test_failure_without_a_cni_error(plugin: Plugin, output: str) -> None:
+    error = failure(plugin(f"echo '{output}'; exit 3"))
+    assert error.code == 102
+    assert "exit status 3" in error.msg
+    assert (output or "nothing") in error.details
+
+
+def test_death_by_signal(plugin: Plugin) -> None:
+    error = failure(plugin("echo partial; kill -SEGV $$"))
+    assert error.code == 102
+    assert f"signal {int(signal.SIGSEGV)}" in error.msg
+    assert "partial" in error.details
+
+
+def test_not_startable(plugin: Plugin) -> None:
+    error = failure(plugin("", interpreter="/does/not/exist"))
+    assert "cannot be started" in error.msg
+    assert error.errno == 2
+
+
+# --- time
+
+
+@pytest.mark.parametrize(
+    "body",
+    ["sleep 60", "exec >&-; sleep 60", "echo '{}'; sleep 60", "trap '' TERM; cat /dev/zero | sleep 60"],
+)
+def test_hanging_plugin_is_killed_with_what_it_started(plugin: Plugin, tmp_path: Path, body: str) -> None:
+    program = plugin(f"echo $$ > {tmp_path}/group; {body}")
+    begin = time.monotonic()
+    error = failure(program, timeout=0.5)
+    assert time.monotonic() - begin < 5
+    assert error.code == 11
+    assert "0.5 s" in error.msg
+    group = int((tmp_path / "group").read_text())
+    wait_until(lambda: not members(group))
+
+
+def members(group: int) -> list[str]:
+    listed = subprocess.run(
+        ["ps", "-eo", "pgid,stat,args"], capture_output=True, text=True, check=True
+    ).stdout
+    rows = (line.split(None, 2) for line in listed.splitlines())
+    return [row[2] for row in rows if row[0] == str(group) and not row[1].startswith("Z")]
+
+
+def wait_until(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 5
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+def test_a_daemon_that_keeps_the_pipe_does_not_hold_us_up(plugin: Plugin) -> None:
+    begin = time.monotonic()
+    program = plugin(f"echo '{RESULT}'; (trap '' HUP; exec sleep 5) & exit 0")
+    running = Running.start(program, "ADD", CONFIG, dict(os.environ))
+    assert running.finish(20) == json.loads(RESULT)
+    assert time.monotonic() - begin < 3
+    os.killpg(running.pid, signal.SIGKILL)  # it is left alone: it may be meant to stay
+
+
+def test_cancel(plugin: Plugin) -> None:
+    running = Running.start(plugin("sleep 60"), "ADD", CONFIG, dict(os.environ))
+    running.cancel()
+    running.cancel()
+    with pytest.raises(ProcessLookupError):
+        os.kill(running.pid, 0)
+
+
+def test_cancel_after_finish_is_harmless(plugin: Plugin) -> None:
+    running = Running.start(plugin(f"echo '{RESULT}'"), "ADD", CONFIG, dict(os.environ))
+    running.finish(20)
+    running.cancel()
+
+
+def test_kernel_without_pidfd(plugin: Plugin, monkeypatch: pytest.MonkeyPatch) -> None:
+    def none(pid: int) -> int:
+        raise OSError(38, "Function not implemented")
+
+    monkeypatch.setattr(os, "pidfd_open", none)
+    assert run(plugin(f"echo '{RESULT}'")) == json.loads(RESULT)
+    assert run(plugin(f"echo '{RESULT}'; exec >&-; sleep 0.2")) == json.loads(RESULT)
+    assert failure(plugin("exec >&-; sleep 60"), timeout=0.3).code == 11
+
+
+def test_sigchld_ignored_by_our_parent(plugin: Plugin) -> None:
+    before = signal.signal(signal.SIGCHLD, signal.SIG_IGN)
+    try:
+        assert run(plugin(f"sleep 0.1; echo '{RESULT}'")) == json.loads(RESULT)
+    finally:
+        signal.signal(signal.SIGCHLD, before)
+
+
+# --- what it inherits
+
+
+def test_it_inherits_three_files_and_no_signal_settings(plugin: Plugin) -> None:
+    body = (
+        "import json, os\n"
+        "status = dict(line.split(':\\t') for line in open('/proc/self/status'))\n"
+        "masks = {name: int(status[name], 16) & 0x7fffffff for name in ('SigBlk', 'SigIgn')}\n"
+        "print(json.dumps({'fds': [n for n in range(200) if os.path.exists(f'/proc/self/fd/{n}')]} | masks))"
+    )
+    program = plugin(body, f"{sys.executable} -I")
+    ours = os.open(__file__, os.O_RDONLY)
+    careless = os.dup2(ours, 77, inheritable=True)  # as a runtime may leave one to us
+    blocked = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+    try:
+        found = run(program)
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
+        os.close(ours)
+        os.close(careless)
+    # Python itself ignores these two in the plugin, being Python; see the next test
+    ignored = 1 << (signal.SIGPIPE - 1) | 1 << (signal.SIGXFSZ - 1)
+    assert found == {"fds": [0, 1, 2], "SigBlk": 0, "SigIgn": ignored}
+
+
+def test_plugins_do_not_ignore_sigpipe(plugin: Plugin) -> None:
+    body = 'grep SigIgn /proc/self/status | { read _ mask; echo "{\\"mask\\": \\"$mask\\"}"; }'
+    found = run(plugin(body))
+    assert isinstance(found, dict)
+    assert int(found["mask"], 16) & 0x7FFFFFFF == 0  # above are the C library's own
+
+
+def test_stderr_is_ours(plugin: Plugin, capfd: pytest.CaptureFixture[str]) -> None:
+    run(plugin(f"echo 'a log line' >&2; echo '{RESULT}'"))
+    assert capfd.readouterr().err == "a log line\n"
+
+
+def test_environment(plugin: Plugin, tmp_path: Path) -> None:
+    program = plugin(f"env -0 > {tmp_path}/env; cat > {tmp_path}/stdin")
+    asked = ipam(
+        program,
+        container_id="c1",
+        netns="/run/netns/x",
+        ifname="net1",
+        args="CORES=1,2;ignoreunknown=0;K8S_POD_NAME=p;;VF=0",
+        environ={
+            "PATH": "/usr/bin:/bin",
+            "HTTPS_PROXY": "proxy",
+            "CNI_COMMAND": "stale",
+            "CNI_NETNS_OVERRIDE": "1",
+        },
+    )
+    asked.run("DEL", 20)
+    got = dict(line.split("=", 1) for line in (tmp_path / "env").read_text().rstrip("\0").split("\0"))
+    for added_by_sh in ("PWD", "_", "OLDPWD", "SHLVL"):
+        got.pop(added_by_sh, None)
+    assert got == {
+        "PATH": "/usr/bin:/bin",
+        "HTTPS_PROXY": "proxy",
+        "CNI_NETNS_OVERRIDE": "1",
+        "CNI_COMMAND": "DEL",
+        "CNI_CONTAINERID": "c1",
+        "CNI_NETNS": "/run/netns/x",
+        "CNI_IFNAME": "net1",
+        "CNI_ARGS": "IgnoreUnknown=1;CORES=1,2;K8S_POD_NAME=p;VF=0",
+        "CNI_PATH": str(tmp_path),
+    }
+    assert (tmp_path / "stdin").read_bytes() == CONFIG
+
+
+@pytest.mark.parametrize(
+    ("given", "passed"),
+    [
+        ("", "IgnoreUnknown=1"),
+        ("IgnoreUnknown=1;A=1", "IgnoreUnknown=1;A=1"),
+        ("A=1;IGNOREUNKNOWN=true;B=2", "IgnoreUnknown=1;A=1;B=2"),
+        (";;A=x=y;", "IgnoreUnknown=1;A=x=y"),
+    ],
+)
+def test_arguments(given: str, passed: str) -> None:
+    assert delegate.delegate_args(given) == passed
+
+
+# --- verbs that older plugins do not know
+
+
+@pytest.mark.parametrize("command", ["GC", "STATUS"])
+@pytest.mark.parametrize("code", [1, 4])
+def test_unknown_verbs_are_passed_over(plugin: Plugin, command: str, code: int) -> None:
+    told: list[str] = []
+    program = plugin(f'echo \'{{"code": {code}, "msg": "unknown CNI_COMMAND: {command}"}}\'; exit 1')
+    assert ipam(program).run(command, 20, told.append) is None
+    assert ipam(program).run(command, 20) is None
+    assert told == [f"IPAM plugin 'fake', {command}: unknown CNI_COMMAND: {command}"]
+
+
+@pytest.mark.parametrize(
+    ("command", "code"), [("STATUS", 50), ("STATUS", 51), ("GC", 102), ("ADD", 4), ("DEL", 4)]
+)
+def test_other_errors_are_relayed(plugin: Plugin, command: str, code: int) -> None:
+    program = plugin(f'echo \'{{"code": {code}, "msg": "no"}}\'; exit 1')
+    with pytest.raises(IpamError) as caught:
+        ipam(program).run(command, 20)
+    assert caught.value.code == code
+
+
+# --- order of the steps
+
+
+def test_who_may_choose_the_vf() -> None:
+    assert delegate.may_choose_vf("txipam")
+    assert not any(map(delegate.may_choose_vf, ("dhcp", "host-local", "static")))
+
+
+def test_who_needs_the_interface() -> None:
+    assert delegate.needs_interface("dhcp")
+    assert not any(map(delegate.needs_interface, ("host-local", "static", "txipam")))
+
+
+# --- what it costs
+
+
+def test_it_imports_nothing_heavy() -> None:
+    heavy = "contextlib dataclasses enum json logging orjson pyroute2 re signal socket subprocess typing"
+    code = (
+        "import sys\n"
+        f"sys.path.insert(0, {str(Path(delegate.__file__).parents[2])!r})\n"
+        "import sriov_fast.ipam.delegate\n"
+        f"print(*sorted(set({heavy.split()!r}) & set(sys.modules)))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-I", "-S", "-c", code], capture_output=True, text=True, check=True
+    )
+    assert done.stdout.split() == []

@@ -1,0 +1,127 @@
+"""The process: environment and stdin in, JSON on stdout and an exit status out."""
+
+from __future__ import annotations
+
+import os
+
+from sriov_fast.errors import FileError, SriovError
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from sriov_fast.plugin import Reply
+
+_STDIN, _STDOUT, _STDERR = 0, 1, 2
+# More than any configuration; the decoder says what is too much.
+_MOST = 16 << 20
+
+
+def main() -> None:
+    """Serve one request and end the process; does not return.
+
+    ``os._exit``: the interpreter's own way down takes longer than an answer, and everything is written then.
+    """
+    status, afterwards = 1, None
+    try:
+        _settle_streams()
+        status, afterwards = serve()
+        if afterwards is not None:
+            afterwards()
+    except BaseException as error:
+        _say(f"{type(error).__name__}: {error}")
+    finally:
+        os._exit(status)
+
+
+def _settle_streams() -> None:
+    """Refuse a closed stdout and replace the others: the next file that is opened would get their number.
+
+    And with it the reply, or a line of the log.
+    """
+    closed = [fd for fd in (_STDIN, _STDOUT, _STDERR) if not _is_open(fd)]
+    for _ in closed:
+        os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)  # takes the lowest number: this one
+    if _STDOUT in closed:
+        raise OSError("stdout is closed: there is nowhere to put the result")
+
+
+def _is_open(fd: int) -> bool:
+    try:
+        os.fstat(fd)
+    except OSError:
+        return False
+    return True
+
+
+def _say(words: str) -> None:
+    try:
+        os.write(_STDERR, f"sriov-fast: {words}\n".encode(errors="backslashreplace"))
+    except OSError:
+        pass
+
+
+def serve() -> tuple[int, Callable[[], None] | None]:
+    """Read the request, carry it out, print the answer; return the exit status and what to do then."""
+    stdin, done = b"", None
+    try:
+        stdin = _read_stdin() if _wants_stdin() else b""
+        done = _answer(stdin)
+        output = done.output
+    except Exception as error:
+        output = _worded(error, stdin)
+    try:
+        _write(output)
+    except OSError as error:
+        _say(f"stdout: {error.strerror}")
+        if done and done.undelivered:
+            done.undelivered()
+        return 1, None
+    return (0, done.afterwards) if done else (1, None)
+
+
+def _answer(stdin: bytes) -> Reply:
+    from sriov_fast import plugin
+    from sriov_fast.cni import request
+    from sriov_fast.sriov import roots
+
+    return plugin.run(request.read(os.environ, stdin), roots.from_environment())
+
+
+def _worded(error: Exception, stdin: bytes) -> bytes:
+    from sriov_fast.cni import reply
+
+    if not isinstance(error, (SriovError, OSError)):
+        import traceback
+
+        traceback.print_exception(error)
+    return reply.error(error, reply.spoken_version(stdin))
+
+
+def _wants_stdin() -> bool:
+    """Say whether to read stdin: a terminal is somebody trying VERSION by hand."""
+    return not (os.environ.get("CNI_COMMAND") in (None, "", "VERSION") and os.isatty(_STDIN))
+
+
+def _read_stdin() -> bytes:
+    chunks = []
+    size = 0
+    try:
+        while chunk := os.read(_STDIN, 1 << 16):
+            chunks.append(chunk)
+            size += len(chunk)
+            if size > _MOST:
+                break
+    except OSError as error:
+        raise FileError(
+            f"stdin cannot be read: {error.strerror}",
+            "give the network configuration on stdin",
+            errno=error.errno or 0,
+        ) from error
+    return b"".join(chunks)
+
+
+def _write(output: bytes) -> None:
+    rest = memoryview(output)
+    while rest:
+        rest = rest[os.write(_STDOUT, rest) :]

@@ -1,0 +1,188 @@
+"""The way of a VF into the pod. Every step that changes something comes after the journal's record of it.
+
+The order of the MAC matters (README.md beside this file tells why): the network device's first, the PF's
+second, and where a driver refuses that, the PF's first and a reset of the VF between the two.
+"""
+
+from __future__ import annotations
+
+import errno
+
+from sriov_fast.backend import nl
+from sriov_fast.errors import BusyError, ConfigError, KernelError, NetlinkError
+from sriov_fast.sriov import affinity
+from sriov_fast.sriov.journal import Attachment
+from sriov_fast.values import VfSettings
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from sriov_fast.sriov.pool import Choice
+    from sriov_fast.sriov.roots import Roots
+    from sriov_fast.values import Link, Route
+
+NOTHING = VfSettings()
+
+
+def observe(host: nl.Socket, choice: Choice, roots: Roots, record: Attachment) -> Attachment:
+    """Return the record with the VF's original state: one send, the PF's list of VFs read once."""
+    vf = choice.vf
+    batch = nl.Batch()
+    batch.get_link(name=choice.pf, vf=vf.index)
+    batch.get_link(name=vf.netdev)
+    try:
+        pf, netdev = host.run(batch)
+    except NetlinkError as error:
+        error.interface = vf.netdev if error.position else choice.pf
+        raise
+    return record.replace(
+        pf=choice.pf,
+        pf_index=pf.index,
+        vf=vf.index,
+        ifindex=netdev.index,
+        host_name=netdev.name,
+        before=pf.vf or NOTHING,
+        before_mac=netdev.mac,
+        before_perm=netdev.perm,
+        before_mtu=netdev.mtu,
+        before_up=netdev.up,
+        irqs=affinity.masks_of(vf.pci, roots),
+    )
+
+
+def complete(asked: VfSettings, before: VfSettings) -> VfSettings:
+    """Fill what the kernel's structs carry together: a rate without its twin would set that to 0."""
+    if asked.min_tx_rate is None and asked.max_tx_rate is None:
+        return asked
+    low = asked.min_tx_rate if asked.min_tx_rate is not None else before.min_tx_rate
+    high = asked.max_tx_rate if asked.max_tx_rate is not None else before.max_tx_rate
+    return asked.replace(min_tx_rate=low or 0, max_tx_rate=high or 0)
+
+
+def configure(host: nl.Socket, record: Attachment) -> None:
+    """Set what was asked for through the PF, and the MAC on both sides, in one send."""
+    asked = complete(record.asked, record.before)
+    if asked == NOTHING and not record.before_up:
+        return
+    batch = nl.Batch()
+    kinds = []
+    if record.before_up:
+        batch.set_link(record.ifindex, up=False)
+        kinds.append("down")
+    if asked.mac and asked.mac != record.before_mac:
+        batch.set_link(record.ifindex, mac=asked.mac)
+        kinds.append("mac")
+    if asked != NOTHING:
+        batch.set_vf(record.pf_index, record.vf, asked)
+        kinds.append("vf")
+    answers = dict(zip(kinds, host.run(batch, check=False), strict=True))
+    for kind in ("down", "vf"):
+        if isinstance(answers.get(kind), NetlinkError):
+            raise _refused(answers[kind], record)
+    if isinstance(answers.get("mac"), NetlinkError):
+        adopt_mac(host, record.ifindex, asked.mac or "")
+
+
+def adopt_mac(host: nl.Socket, ifindex: int, mac: str) -> None:
+    """Make the device take a MAC that the PF has set already: reset the VF by up and down, then set it.
+
+    A refusal is not final here: the device may have the MAC by now, and ``verify`` looks.
+    """
+    batch = nl.Batch()
+    batch.set_link(ifindex, up=True)
+    batch.set_link(ifindex, up=False)
+    batch.set_link(ifindex, mac=mac)
+    host.run(batch, check=False)
+
+
+def move(host: nl.Socket, record: Attachment, netns_fd: int) -> None:
+    """Move, rename, set the MTU and bring up in one message, under one hold of the kernel's lock."""
+    batch = nl.Batch()
+    batch.set_link(record.ifindex, netns_fd=netns_fd, name=record.ifname, mtu=record.mtu, up=True)
+    try:
+        host.run(batch)
+    except NetlinkError as error:
+        raise _not_moved(error, record) from error
+
+
+def _not_moved(error: NetlinkError, record: Attachment) -> Exception:
+    if error.errno == errno.EEXIST:
+        return BusyError(
+            f"CNI_IFNAME {record.ifname!r}: the namespace {record.netns} has such an interface already",
+            "name another one, or delete that one first",
+            errno=error.errno,
+            interface=record.ifname,
+        )
+    if error.errno in (errno.EINVAL, errno.ERANGE) and record.mtu:
+        return ConfigError(
+            f"mtu {record.mtu}: {record.pf} refuses it for VF {record.vf}: {error.msg}",
+            "ask for no more than the PF's own MTU",
+            errno=error.errno,
+            interface=record.host_name,
+            vf=record.vf,
+            extack=error.extack,
+        )
+    return _refused(error, record)
+
+
+def address(
+    pod: nl.Socket, record: Attachment, ifindex: int, addresses: Sequence[str], routes: Sequence[Route]
+) -> Link:
+    """Set addresses and routes and read the device back, in one send; return the device."""
+    batch = nl.Batch()
+    names = []
+    for cidr in addresses:
+        batch.add_address(ifindex, cidr)
+        names.append(f"address {cidr}")
+    for route in routes:
+        batch.add_route(ifindex, route)
+        names.append(f"route {route.dst}" + (f" via {route.gw}" if route.gw else ""))
+    batch.get_link(index=ifindex)
+    try:
+        link: Link = pod.run(batch)[-1]
+    except NetlinkError as error:
+        if error.position >= len(names):
+            raise _refused(error, record) from error
+        raise KernelError(
+            f"{record.ifname}: cannot set {names[error.position]}: {error.msg}",
+            "see whether the IPAM result fits: a gateway must be reachable through the address",
+            errno=error.errno,
+            interface=record.ifname,
+            vf=record.vf,
+            extack=error.extack,
+        ) from error
+    return link
+
+
+def verify(host: nl.Socket, record: Attachment, link: Link) -> None:
+    """Raise KernelError unless the MAC that was asked for is there on both sides."""
+    wanted = record.asked.mac
+    if not wanted:
+        return
+    batch = nl.Batch()
+    batch.get_link(index=record.pf_index, vf=record.vf)
+    pf: Link = host.run(batch)[0]
+    on_pf = pf.vf.mac if pf.vf else None
+    if link.mac != wanted or on_pf not in (wanted, None):
+        raise KernelError(
+            f"mac {wanted}: {record.ifname} has {link.mac} and {record.pf} holds {on_pf} for VF {record.vf}",
+            "the driver did not take the MAC; see the kernel's log",
+            interface=record.ifname,
+            vf=record.vf,
+        )
+
+
+def _refused(error: NetlinkError, record: Attachment) -> NetlinkError:
+    error.interface = record.pf
+    error.vf = record.vf
+    error.msg = f"{record.pf}, VF {record.vf} ({record.pci}): {error.msg}"
+    error.details = error.details or f"asked for: {_shown(record)}"
+    return error
+
+
+def _shown(record: Attachment) -> str:
+    asked = {key: value for key, value in record.asked.as_dict().items() if value is not None}
+    if record.mtu:
+        asked["mtu"] = record.mtu
+    return ", ".join(f"{key} {value}" for key, value in asked.items()) or "the move into the namespace"

@@ -1,0 +1,198 @@
+"""The journal: one small file for each VF in use, written before the first change.
+
+The file's name says whose VF it is (``PCI~CONTAINER~IFNAME``), so that one listing of the directory answers
+both questions of the hot path, which VFs are taken and which one is this container's, without opening a file.
+None of the first two parts can contain a ``~``. Files appear whole or not at all (rename).
+"""
+
+from __future__ import annotations
+
+import os
+
+from sriov_fast import codec
+from sriov_fast.errors import DecodeError, FileError
+from sriov_fast.sriov.roots import private_directory
+from sriov_fast.values import Value, VfSettings
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
+ATTACHING = "attaching"
+ATTACHED = "attached"
+
+
+class Attachment(Value):
+    """What was done for one interface of one container, and what was there before.
+
+    ``before*`` is the VF's original state: ``before`` what the PF held for it, the others what its device
+    showed. ``irqs`` are the interrupts' masks before, ``pinned`` those that were set. ``asked`` is what
+    the PF was told. ``request`` is what an IPAM DEL needs later: CNI_ARGS, CNI_PATH and the configuration.
+    """
+
+    container_id: str
+    ifname: str
+    pci: str
+    state: str = ATTACHING
+    network: str = ""
+    netns: str = ""
+    pf: str = ""
+    pf_index: int = 0
+    vf: int = -1
+    ifindex: int = 0
+    host_name: str = ""
+    before: VfSettings = VfSettings()
+    before_mac: str = ""
+    before_perm: str = ""
+    before_mtu: int = 0
+    before_up: bool = False
+    irqs: dict[int, str] = {}  # noqa: RUF012 (Value takes it out of the class; nobody writes to it)
+    pinned: dict[int, str] = {}  # noqa: RUF012
+    asked: VfSettings = VfSettings()
+    mac: str = ""
+    mtu: int = 0
+    addresses: tuple[str, ...] = ()
+    routes: tuple[dict[str, Any], ...] = ()
+    ipam: str = ""
+    request: dict[str, Any] = {}  # noqa: RUF012
+    boot: str = ""
+
+    @property
+    def owner(self) -> tuple[str, str]:
+        """The container's ID and the interface's name in it."""
+        return self.container_id, self.ifname
+
+
+def _plain(found: Attachment) -> dict[str, Any]:
+    return found.as_dict() | {
+        "before": found.before.as_dict(),
+        "asked": found.asked.as_dict(),
+        "irqs": {str(irq): mask for irq, mask in found.irqs.items()},
+        "pinned": {str(irq): mask for irq, mask in found.pinned.items()},
+    }
+
+
+def _typed(plain: dict[str, Any]) -> Attachment:
+    return Attachment(
+        **plain
+        | {
+            "before": VfSettings(**plain["before"]),
+            "asked": VfSettings(**plain["asked"]),
+            "irqs": {int(irq): mask for irq, mask in plain["irqs"].items()},
+            "pinned": {int(irq): mask for irq, mask in plain["pinned"].items()},
+            "addresses": tuple(plain["addresses"]),
+            "routes": tuple(plain["routes"]),
+        }
+    )
+
+
+class Journal:
+    """The records under ``run`` (0700; files 0600)."""
+
+    def __init__(self, run: str, proc: str = "/proc") -> None:
+        self._run = run
+        self._dir = f"{run}/vfs"
+        self._proc = proc
+        self._boot = ""
+
+    def boot(self) -> str:
+        """Return the identity of this boot of the machine."""
+        if not self._boot:
+            try:
+                with open(f"{self._proc}/sys/kernel/random/boot_id", "rb", buffering=0) as file:
+                    self._boot = file.read().decode().strip()
+            except OSError:
+                self._boot = "unknown"
+        return self._boot
+
+    def owners(self) -> dict[str, tuple[str, str]]:
+        """Return whose each VF is: {PCI address: (container ID, ifname)}."""
+        try:
+            names = os.listdir(self._dir)
+        except FileNotFoundError:
+            return {}
+        parts = (name.split("~", 2) for name in names if not name.startswith("."))
+        return {part[0]: (part[1], part[2]) for part in parts if len(part) == 3}
+
+    def find(self, container_id: str, ifname: str) -> Attachment | None:
+        """Return the record of this container's interface, if there is one of this boot."""
+        for pci, owner in self.owners().items():
+            if owner == (container_id, ifname):
+                return self.read(pci, owner)
+        return None
+
+    def all(self) -> list[Attachment]:
+        """Return every record of this boot."""
+        found = (self.read(pci, owner) for pci, owner in self.owners().items())
+        return [record for record in found if record is not None]
+
+    def prune(self) -> bool:
+        """Remove what an earlier boot left; return whether there was any."""
+        return None in [self.read(pci, owner) for pci, owner in self.owners().items()]
+
+    def read(self, pci: str, owner: tuple[str, str]) -> Attachment | None:
+        """Return one record, None where it is gone or of an earlier boot.
+
+        A record that cannot be read still says by its name whose VF it is; it comes back with that alone.
+        """
+        path = self._path(pci, owner)
+        try:
+            with open(path, "rb", buffering=0) as file:
+                record = _typed(codec.loads(file.read(), path))
+        except FileNotFoundError:
+            return None
+        except (DecodeError, KeyError, TypeError, ValueError, AttributeError):
+            return Attachment(container_id=owner[0], ifname=owner[1], pci=pci, boot=self.boot())
+        if record.boot != self.boot():
+            self.remove(record)
+            return None
+        return record
+
+    def write(self, record: Attachment) -> None:
+        """Write the record, whole, in place of an older one; the VF's lock must be held."""
+        path = self._path(record.pci, record.owner)
+        draft = f"{self._dir}/.{record.pci}"  # one name for each VF: what a crash leaves is written over
+        content = codec.dumps(_plain(record))
+        try:
+            try:
+                _put(draft, content)
+            except FileNotFoundError:
+                private_directory(self._run, "vfs")
+                _put(draft, content)
+            os.rename(draft, path)
+        except OSError as error:
+            _drop(draft)
+            raise FileError(
+                f"the journal {path} cannot be written: {error.strerror}",
+                f"see that {self._run} can be written to and has room",
+                errno=error.errno or 0,
+            ) from error
+
+    def remove(self, record: Attachment) -> None:
+        """Remove the record; harmless when it is gone."""
+        _forget(self._path(record.pci, record.owner))
+
+    def _path(self, pci: str, owner: tuple[str, str]) -> str:
+        return f"{self._dir}/{pci}~{owner[0]}~{owner[1]}"
+
+
+def _put(path: str, content: bytes) -> None:
+    fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+    with open(fd, "wb", buffering=0) as file:
+        rest = memoryview(content)
+        while rest:
+            rest = rest[file.write(rest) :]
+
+
+def _forget(path: str) -> None:
+    try:
+        os.unlink(path)
+    except FileNotFoundError:
+        pass
+
+
+def _drop(draft: str) -> None:
+    try:
+        os.unlink(draft)
+    except OSError:
+        pass  # whatever it is, what is wrong has been said already

@@ -1,0 +1,128 @@
+"""File locks that wait for a bounded time and can say who holds them.
+
+``flock`` belongs to the open file, so the kernel lets go of it when a process dies, however it dies.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import time
+
+from sriov_fast.errors import FileError, TryAgainError
+from sriov_fast.sriov.roots import private_directory
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Self
+
+WAIT = 20.0  # seconds; a runtime gives up on its own after minutes
+_PAUSE = 0.001
+_LONGEST_PAUSE = 0.02
+
+
+class Lock:
+    """One held lock; leaving the ``with`` block lets go of it and leaves no file behind."""
+
+    def __init__(self, fd: int, path: str) -> None:
+        self._fd = fd
+        self._path = path
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.release()
+
+    def release(self) -> None:
+        """Let go; harmless when repeated."""
+        if self._fd >= 0:
+            try:
+                os.unlink(self._path)  # while it is ours, so that it cannot be somebody else's
+            except OSError:
+                pass  # somebody cleared the directory
+            os.close(self._fd)
+            self._fd = -1
+
+
+def _path(run: str, name: str) -> str:
+    return f"{run}/locks/{name}"
+
+
+def _open(run: str, name: str) -> int:
+    flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
+    path = _path(run, name)
+    try:
+        try:
+            return os.open(path, flags, 0o600)
+        except FileNotFoundError:
+            private_directory(run, "locks")
+            return os.open(path, flags, 0o600)
+    except OSError as error:
+        raise FileError(
+            f"the lock {path} cannot be made: {error.strerror}",
+            f"see that {run} can be written to",
+            errno=error.errno or 0,
+        ) from error
+
+
+def _is_current(fd: int, path: str) -> bool:
+    """Say whether the file that we locked still is the one of that name: its last holder removed it."""
+    try:
+        there = os.stat(path)
+    except FileNotFoundError:
+        return False
+    ours = os.fstat(fd)
+    return (there.st_dev, there.st_ino) == (ours.st_dev, ours.st_ino)
+
+
+def attempt(run: str, name: str, who: str) -> Lock | None:
+    """Take the lock ``name`` if it is free now; ``who`` is what others are told. None: it is held."""
+    path = _path(run, name)
+    while True:
+        fd = _open(run, name)
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if _is_current(fd, path):
+                _sign(fd, who)
+                return Lock(fd, path)
+        except BlockingIOError:
+            os.close(fd)
+            return None
+        except BaseException:
+            os.close(fd)
+            raise
+        os.close(fd)
+
+
+def _sign(fd: int, who: str) -> None:
+    """Say whose the lock is. It is ours without that, too: a DEL must be possible where the tmpfs is full."""
+    try:
+        os.ftruncate(fd, 0)
+        os.pwrite(fd, f"pid {os.getpid()}, {who}".encode("utf-8", "surrogateescape"), 0)
+    except OSError:
+        pass
+
+
+def holder(run: str, name: str) -> str:
+    """Return what the holder of a lock said of itself."""
+    try:
+        with open(_path(run, name), "rb", buffering=0) as file:
+            return file.read(512).decode("utf-8", "replace") or "somebody unknown"
+    except FileNotFoundError:
+        return "somebody who has just let go"
+
+
+def acquire(run: str, name: str, who: str, wait: float = WAIT) -> Lock:
+    """Take the lock ``name``, waiting at most ``wait`` seconds; TryAgainError (11) names the holder."""
+    deadline = time.monotonic() + wait
+    pause = _PAUSE
+    while (lock := attempt(run, name, who)) is None:
+        if time.monotonic() >= deadline:
+            raise TryAgainError(
+                f"the lock of {name} was not free within {wait:g} s: held by {holder(run, name)}",
+                "try again; if that process hangs, see what it waits for",
+            )
+        time.sleep(pause)
+        pause = min(pause * 2, _LONGEST_PAUSE)
+    return lock

@@ -1,0 +1,38 @@
+"""Where the kernel and our own state are found."""
+
+from __future__ import annotations
+
+import os
+
+from sriov_fast.values import Value
+
+
+class Roots(Value):
+    """Directories: ``sys`` and ``proc`` are the kernel's, ``run`` is ours (on tmpfs: gone after a reboot)."""
+
+    sys: str = "/sys"
+    proc: str = "/proc"
+    run: str = "/run/sriov-fast"
+
+
+def private_directory(run: str, name: str) -> str:
+    """Make ``run`` and ``name`` in it for root alone (0700), where they are missing; return the path."""
+    os.makedirs(os.path.dirname(run), exist_ok=True)
+    path = f"{run}/{name}"
+    for directory in (run, path):
+        try:
+            os.mkdir(directory, 0o700)
+        except FileExistsError:
+            pass
+    return path
+
+
+def from_environment() -> Roots:
+    """Return the roots; ``SRIOV_FAST_SYS``, ``_PROC`` and ``_RUN`` move them (for tests and stand-ins)."""
+    get = os.environ.get
+    default = Roots()
+    return Roots(
+        sys=get("SRIOV_FAST_SYS") or default.sys,
+        proc=get("SRIOV_FAST_PROC") or default.proc,
+        run=get("SRIOV_FAST_RUN") or default.run,
+    )

@@ -1,0 +1,110 @@
+"""The direction of imports (docs/architecture.md): downwards only, and the rooms do not know each other."""
+
+from __future__ import annotations
+
+import ast
+from pathlib import Path
+
+import pytest
+
+import sriov_fast
+
+PACKAGE = Path(sriov_fast.__file__).parent
+ROOMS = ("cni", "sriov", "ipam")
+ABOVE = ("plugin", "entry", "cli", "lab")
+BACKENDS = ("_nl", "_sysfs", "_irq", "_nl_py", "_sysfs_py", "_irq_py")
+
+
+def modules() -> list[str]:
+    """Every module, as a path below the package without its suffix: ``cni/reply``."""
+    found = {path.relative_to(PACKAGE).with_suffix("") for path in PACKAGE.rglob("*.py*") if is_source(path)}
+    return sorted(map(str, found))
+
+
+def is_source(path: Path) -> bool:
+    return path.suffix in (".py", ".pyi", ".pyx") and "__pycache__" not in path.parts
+
+
+def imports(module: str) -> set[str]:
+    """What of this package a module imports, wherever in it: "cni.reply", "errors"."""
+    found: set[str] = set()
+    for suffix in (".py", ".pyi"):
+        path = PACKAGE / f"{module}{suffix}"
+        if path.exists():
+            for node in ast.walk(ast.parse(path.read_text())):
+                found.update(imported(node))
+    prefix = "sriov_fast."
+    return {name.removeprefix(prefix) for name in found if name.startswith(prefix)}
+
+
+def imported(node: ast.AST) -> list[str]:
+    if isinstance(node, ast.Import):
+        return [alias.name for alias in node.names]
+    if isinstance(node, ast.ImportFrom):
+        assert node.level == 0, "imports are absolute here, so that this test understands them"
+        # "from sriov_fast.cni import reply" may name a module or something in one: both count
+        return [f"{node.module}.{alias.name}" for alias in node.names]
+    return []
+
+
+def within(name: str, room: str) -> bool:
+    return name == room or name.startswith((f"{room}.", f"{room}/"))
+
+
+def of(rooms: tuple[str, ...]) -> list[str]:
+    return [module for module in modules() if any(within(module, room) for room in rooms)]
+
+
+def refused(module: str, rooms: tuple[str, ...]) -> list[str]:
+    return sorted(name for name in imports(module) if any(within(name, room) for room in rooms))
+
+
+def test_there_is_something_to_look_at() -> None:
+    assert {"cni/request", "sriov/journal", "ipam/delegate", "backend", "_nl_py"} <= set(modules())
+    assert "backend.nl" in imports("plugin")
+
+
+@pytest.mark.parametrize("module", of(ROOMS))
+def test_rooms_know_only_what_is_below(module: str) -> None:
+    others = tuple(room for room in ROOMS if not within(module, room))
+    assert refused(module, (*others, *ABOVE)) == []
+
+
+@pytest.mark.parametrize("module", of(BACKENDS))
+def test_backends_know_errors_and_values(module: str) -> None:
+    allowed = ("errors", "values", *BACKENDS)
+    assert [name for name in imports(module) if not any(within(name, each) for each in allowed)] == []
+
+
+@pytest.mark.parametrize("module", [name for name in modules() if not within(name, "lab")])
+def test_nothing_but_the_operators_command_knows_the_lab(module: str) -> None:
+    if not within(module, "cli"):
+        assert refused(module, ("lab",)) == []
+
+
+@pytest.mark.parametrize("module", of(("lab",)))
+def test_the_lab_stands_alone(module: str) -> None:
+    # its demo drives the plugin as a process, as a runtime does
+    assert [name for name in imports(module) if not within(name, "lab")] in ([], ["__version__"])
+
+
+@pytest.mark.parametrize("module", [name for name in modules() if "/" not in name and name not in ABOVE])
+def test_what_all_share_knows_no_room(module: str) -> None:
+    if module != "__init__":
+        assert refused(module, (*ROOMS, *ABOVE)) == []
+
+
+@pytest.mark.parametrize("module", ["plugin", "entry", *of(ROOMS)])
+def test_pyroute2_stays_in_the_plain_backend(module: str) -> None:
+    assert "pyroute2" not in (PACKAGE / f"{module}.py").read_text()
+
+
+def test_the_compiled_modules_import_errors_and_values_alone() -> None:
+    for module in BACKENDS[:3]:
+        lines = (PACKAGE / f"{module}.pyi").with_suffix(".pyx")
+        if not lines.exists():
+            pytest.skip("an installed package has no .pyx")
+        for line in lines.read_text().splitlines():
+            words = line.split()
+            if words[:1] == ["from"] and words[1].startswith("sriov_fast") and words[2] == "import":
+                assert words[1] in ("sriov_fast.errors", "sriov_fast.values"), line

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import os
+from contextlib import ExitStack
 
 from sriov_fast import codec, log
 from sriov_fast.backend import nl
@@ -14,7 +15,6 @@ from sriov_fast.errors import BusyError, CheckError, IpamError, SriovError, Unav
 from sriov_fast.ipam.delegate import Ipam, may_choose_vf, needs_interface
 from sriov_fast.sriov import affinity, announce, attach, check, detach, locks, netns, pool
 from sriov_fast.sriov.journal import ATTACHED, Attachment, Journal
-from sriov_fast.stack import Stack
 from sriov_fast.values import Route, Value
 
 TYPE_CHECKING = False
@@ -80,9 +80,9 @@ def run(request: Request, roots: Roots) -> Reply:
     conf = netconf.parse(request)
     context = {"command": request.command, "containerID": request.container_id, "netns": request.netns}
     context |= {"ifname": request.ifname, "network": conf.name}
-    with Stack() as closing:
+    with ExitStack() as closing:
         logger = log.Logger(conf.log_level, conf.log_file, {k: v for k, v in context.items() if v})
-        closing.push(logger.close)
+        closing.callback(logger.close)
         for warning in conf.warnings:
             logger.warning(warning)
         call = Call(
@@ -96,21 +96,21 @@ def run(request: Request, roots: Roots) -> Reply:
 
 def add(call: Call) -> Reply:
     """Give the container a VF (SPEC, "ADD"). Whatever fails, everything is undone."""
-    with Stack() as closing, Stack() as undo:
+    with ExitStack() as closing, ExitStack() as undo:
         fd = netns.open_pod(call.request.netns)
-        closing.push(os.close, fd)
+        closing.callback(os.close, fd)
         affinity.require_online(call.conf.cores, call.roots)
-        closing.hold(_owner_lock(call))
+        closing.enter_context(_owner_lock(call))
         _require_detached(call)
         # undone last: an address may go to the next pod only when this one's VF is quiet
-        addresses = undo.hold(Stack())
+        addresses = undo.enter_context(ExitStack())
         call, start = _ipam_first(call, addresses)
         choice = pool.choose(_wish(call), call.journal, call.roots)
-        closing.hold(choice.lock)
-        host = closing.hold(nl.Socket())
+        closing.enter_context(choice.lock)
+        host = closing.enter_context(nl.Socket())
         record = _journaled(call, choice, host, undo)
         done = _attached(call, record, host, fd, start)
-        undo.forget()
+        undo.pop_all()
     return done
 
 
@@ -121,7 +121,7 @@ class Answer(Value):
     extra: object = None
 
 
-def _ipam_first(call: Call, undo: Stack) -> tuple[Call, Callable[[], Callable[[], Answer]]]:
+def _ipam_first(call: Call, undo: ExitStack) -> tuple[Call, Callable[[], Callable[[], Answer]]]:
     """Run IPAM before everything else where it may choose the VF, and let its choice go before ours.
 
     The second is what starts IPAM, or seems to, and returns what waits for the answer.
@@ -161,14 +161,14 @@ def _require_detached(call: Call) -> None:
         call.journal.remove(record)
 
 
-def _ipam_start(call: Call, undo: Stack) -> Callable[[], Answer]:
+def _ipam_start(call: Call, undo: ExitStack) -> Callable[[], Answer]:
     """Start IPAM's ADD; return what waits for its answer. From here on a failure gives the address back."""
     ipam = call.ipam()
     if ipam is None:
         return lambda: Answer(result=result.Result())
     running = ipam.start("ADD")
-    undo.push(_ipam_undo, call, ipam)
-    undo.push(running.cancel)
+    undo.callback(_ipam_undo, call, ipam)
+    undo.callback(running.cancel)
 
     def finish() -> Answer:
         return _answer(running.finish(IPAM_WAIT), call.conf)
@@ -197,7 +197,7 @@ def _wish(call: Call) -> pool.Wish:
     )
 
 
-def _journaled(call: Call, choice: Choice, host: nl.Socket, undo: Stack) -> Attachment:
+def _journaled(call: Call, choice: Choice, host: nl.Socket, undo: ExitStack) -> Attachment:
     """Write down the VF's state and what is asked, before the first change."""
     asked, conf = call.request, call.conf
     record = attach.observe(
@@ -218,7 +218,7 @@ def _journaled(call: Call, choice: Choice, host: nl.Socket, undo: Stack) -> Atta
         ),
     )
     call.journal.write(record)
-    undo.push(_take_back, call, record)
+    undo.callback(_take_back, call, record)
     return record
 
 
@@ -339,14 +339,14 @@ def delete(call: Call) -> Reply:
 
 def _delete_record(call: Call, record: Attachment) -> None:
     """Release VF and address. The record stays until both are, so that DEL or GC can try again."""
-    with Stack() as late:
+    with ExitStack() as late:
         through_vf = needs_interface(call.conf.ipam_type)
         if through_vf:
-            late.push(_ipam_release(call, wait=True))
+            late.callback(_ipam_release(call, wait=True))
 
         def when_quiet() -> None:
             if not through_vf:
-                late.push(_ipam_release(call))
+                late.callback(_ipam_release(call))
 
         with locks.acquire(call.roots.run, f"vf-{record.pci}", call.who):
             detach.release(record, call.request.netns, call.roots, call.log, when_quiet)
@@ -460,7 +460,7 @@ def collect(call: Call) -> Reply:
             continue
         try:
             _collect_one(call, record)
-        except (SriovError, OSError) as error:
+        except Exception as error:
             call.log.error("GC could not release", pci=record.pci, container=record.container_id, why=error)
             faults.append(error)
     ipam = call.ipam()

@@ -82,10 +82,11 @@ def _release(host: nl.Socket, job: _Job) -> None:
     if place is None:
         job.when_quiet()
         log.warning("the VF has no network device any more", pci=record.pci, pf=record.pf, vf=record.vf)
+        _let_go_of_mac(host, record)
         _restore_pf(host, record, log)
         return
     try:
-        quiet = _quieten(host, record, place)
+        quiet = _quieten(host, record, place, log)
         on_pf = _restore_pf(host, record, log)
         job.when_quiet()
         name = _bring_home(host, job, place)
@@ -101,30 +102,42 @@ def _release(host: nl.Socket, job: _Job) -> None:
 # --- putting it back
 
 
-def _quieten(host: nl.Socket, record: Attachment, place: Place) -> Link:
-    """Bring the device down, its own MAC restored just before, and return it as it is then.
+def _quieten(host: nl.Socket, record: Attachment, place: Place, log: Logger) -> Link:
+    """Bring the device down, its MAC restored just before and its MTU after; return it as it is then.
 
-    In this order a driver that resets the VF on the way down has nothing left of the pod's MAC. A PF that
-    showed the VF's own MAC is told 0 first, which lifts the hold that setting one put on the VF.
+    In this order a driver that resets the VF on the way down has nothing left of the pod's MAC.
     """
+    index = place.link.index
     batch = nl.Batch()
     if record.asked.mac or _mac_changed(record, place.link):
-        batch.set_link(place.link.index, mac=record.before_mac)
-    tolerated = len(batch)  # what a driver makes of the MAC is settled later
+        batch.set_link(index, mac=record.before_mac)
+    required = [len(batch), -1] if place.link.up else [-1]  # what became of MAC and MTU is looked at
+    _let_go_of_mac(host, record)
+    if place.link.up:
+        batch.set_link(index, up=False)
+    if record.before_mtu not in (0, place.link.mtu):
+        batch.set_link(index, mtu=record.before_mtu)
+    if not len(batch):
+        return place.link
+    batch.get_link(index=index)
+    answers = (place.pod or host).run(batch, check=False)
+    for position in required:
+        if isinstance(answers[position], NetlinkError):
+            raise answers[position]
+    link: Link = answers[-1]
+    if record.before_mtu not in (0, link.mtu):
+        log.warning("the VF keeps an MTU that it did not have", mtu=link.mtu, before=record.before_mtu)
+    return link
+
+
+def _let_go_of_mac(host: nl.Socket, record: Attachment) -> None:
+    """Take the pod's MAC from the PF.
+
+    One that showed the VF's own MAC is told 0, which lifts the hold that setting one put on the VF.
+    """
     if record.asked.mac:
         own = record.before.mac in (None, record.before_mac)
         _set_vf(host, record, VfSettings(mac=ZERO_MAC if own else record.before.mac))
-    if place.link.up:
-        batch.set_link(place.link.index, up=False)
-    if not len(batch):
-        return place.link
-    batch.get_link(index=place.link.index)
-    answers = (place.pod or host).run(batch, check=False)
-    for failed in answers[tolerated:]:
-        if isinstance(failed, NetlinkError):
-            raise failed
-    link: Link = answers[-1]
-    return link
 
 
 def _mac_changed(record: Attachment, link: Link) -> bool:
@@ -194,13 +207,13 @@ def _run(socket: nl.Socket, index: int, **change: object) -> None:
 
 
 def _bring_home(host: nl.Socket, job: _Job, place: Place) -> str:
-    """Move the device to our namespace, with its old name and MTU; return the name, "" if none is known."""
+    """Move the device to our namespace, under its old name; return the name, "" if none is known."""
     record = job.record
     try:
         if place.pod:
-            _move_home(place.pod, record, place.link.index, record.host_name)
-        elif (place.link.name, place.link.mtu) != (record.host_name, record.before_mtu) and record.host_name:
-            _run(host, place.link.index, name=record.host_name, mtu=record.before_mtu)
+            _move_home(place.pod, place.link.index, record.host_name)
+        elif record.host_name not in ("", place.link.name):
+            _run(host, place.link.index, name=record.host_name)
     except NetlinkError as error:
         if error.errno != errno.EEXIST:
             raise
@@ -208,20 +221,20 @@ def _bring_home(host: nl.Socket, job: _Job, place: Place) -> str:
     return record.host_name
 
 
-def _move_home(pod: nl.Socket, record: Attachment, index: int, name: str) -> None:
+def _move_home(pod: nl.Socket, index: int, name: str) -> None:
     here = netns.own()
     try:
-        _run(pod, index, netns_fd=here, name=name, mtu=record.before_mtu)
+        _run(pod, index, netns_fd=here, name=name)
     finally:
         os.close(here)
 
 
 def _home_under_another_name(job: _Job, pod: nl.Socket | None) -> str:
-    """Leave the name to the device that has it by now; the kernel may have moved the VF before it saw that."""
+    """Leave the name to the device that has it; the kernel may have moved the VF before it saw that."""
     record = job.record
     left = locate.link_in(pod, record) if pod else None
     if pod and left:
-        _move_home(pod, record, left.index, "dev%d")
+        _move_home(pod, left.index, "dev%d")
     link = locate.link_in_host(record, job.roots)
     now = link.name if link else ""
     job.log.error("another device has the VF's name", name=record.host_name, now=now, pci=record.pci)

@@ -1,0 +1,72 @@
+# Everything that one does with a checkout. A fresh Debian machine needs nothing but make: what is missing is
+# installed (through sudo where the caller is not root).
+
+PYTHON ?= python3
+VENV ?= .venv
+PF ?=
+REPORTS := .reports
+
+RUN := $(VENV)/bin/python
+CYTHON_SOURCES := $(wildcard src/sriov_fast/*.pyx src/sriov_fast/*.pxd src/sriov_fast/*.h)
+ENVIRONMENT := $(VENV)/.ready
+EXTENSIONS := $(VENV)/.extensions
+# QEMU, mounts and network namespaces want root; the environment (pip's settings, SRIOV_FAST_*) goes along.
+ROOT := $(shell [ "$$(id -u)" = 0 ] || echo sudo -E)
+# A missing compiled module must not go unnoticed here, as it may on a user's machine.
+export SRIOV_FAST_REQUIRE_EXT := 1
+
+.PHONY: help host build demo test bench lint dist clean
+.DELETE_ON_ERROR:
+
+help:
+	@echo "make demo             boot the lab's machine and attach pods to VFs of its SR-IOV card"
+	@echo "make demo PF=NAME     the same with this machine's card NAME"
+	@echo "make test             all tests: plain, network namespaces, lab"
+	@echo "make build            compile; leaves bin/sriov and bin/sriov-fast"
+	@echo "make lint bench dist clean"
+
+host:
+	@tools/host.sh "$(PYTHON)"
+
+$(ENVIRONMENT): pyproject.toml setup.py tools/venv.sh
+	@tools/host.sh "$(PYTHON)"
+	@tools/venv.sh "$(PYTHON)" $(VENV)
+	@touch $@
+
+$(EXTENSIONS): $(ENVIRONMENT) $(CYTHON_SOURCES) setup.py
+	$(RUN) setup.py -q build_ext --inplace
+	@touch $@
+
+build: $(EXTENSIONS)
+	@$(VENV)/bin/sriov-fast install --bin-dir bin --name sriov --name sriov-fast
+	@bin/sriov-fast --version
+
+demo: build
+ifeq ($(PF),)
+	$(ROOT) bin/sriov-fast lab run --pfs 1 --cpus 6 -- /opt/sriov-fast/bin/python -m sriov_fast.lab.demo
+else
+	$(ROOT) $(RUN) -m sriov_fast.lab.demo --pf $(PF)
+endif
+
+test: build
+	$(RUN) tools/run_tiers.py --reports $(REPORTS)
+
+bench: build
+	@mkdir -p $(REPORTS)
+	$(ROOT) $(RUN) -m pytest benches -q --benchmark-json=$(REPORTS)/benchmarks.json
+	@$(RUN) tools/bench_table.py $(REPORTS)/benchmarks.json
+
+lint: $(ENVIRONMENT)
+	$(RUN) -m ruff check .
+	$(RUN) -m ruff format --check .
+	$(RUN) -m mypy
+	$(RUN) -m mypy tools/*.py
+	PATH="$(CURDIR)/$(VENV)/bin:$$PATH" cython-lint src
+
+# The wheel is made from the sdist, as an installer would.
+dist: $(ENVIRONMENT)
+	$(RUN) -m build --no-isolation --outdir dist
+
+clean:
+	rm -rf $(VENV) bin build dist $(REPORTS) .benchmarks src/*.egg-info
+	rm -f src/sriov_fast/*.so src/sriov_fast/*.c

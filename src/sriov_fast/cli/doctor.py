@@ -1,0 +1,197 @@
+"""``sriov-fast doctor``: what on this machine stands in the way of an ADD, and what to do about it."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import platform
+import stat
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+from sriov_fast import backend, codec
+from sriov_fast.cli import machine
+from sriov_fast.cli.install import PLUGIN_DIRECTORY
+from sriov_fast.errors import DecodeError
+from sriov_fast.sriov import roots
+from sriov_fast.sriov.roots import Roots
+
+# pidfd_open; older kernels work, with a slower wait for IPAM plugins.
+_KERNEL = (5, 3)
+_IPAM = ("host-local", "static", "dhcp")
+
+
+class Finding(NamedTuple):
+    """One line of the report."""
+
+    level: str
+    what: str
+    text: str
+
+
+OK, WARN, FAIL = "OK", "WARN", "FAIL"
+_Findings = Iterator[Finding]
+
+
+def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """Register ``doctor``."""
+    summary = "check that this machine can attach VFs; exit status 1 when it cannot"
+    parser = subparsers.add_parser("doctor", help=summary, description=summary)
+    parser.set_defaults(run=_run)
+
+
+def _run(args: argparse.Namespace) -> int:
+    del args
+    status = 0
+    for finding in examine(roots.from_environment(), cni_path()):
+        print(f"{finding.level:<4}  {finding.what}: {finding.text}")
+        status |= finding.level == FAIL
+    return status
+
+
+def cni_path() -> list[Path]:
+    """Return the directories of plugins: CNI_PATH, or where they usually are."""
+    return [Path(part) for part in os.environ.get("CNI_PATH", PLUGIN_DIRECTORY).split(":") if part]
+
+
+def examine(here: Roots, path: list[Path]) -> _Findings:
+    """Run every check."""
+    yield from _interpreter()
+    yield from _kernel(platform.release())
+    yield from _user()
+    yield from _cards(here)
+    yield from _state(Path(here.run))
+    yield from _irqbalance(Path(here.proc))
+    yield from _plugin(path)
+    yield from _delegates(path)
+
+
+def _interpreter() -> _Findings:
+    where = f"Python {platform.python_version()}, {sys.executable}"
+    if backend.name == "cython":
+        yield Finding(OK, "backend", f"compiled; {where}")
+    else:
+        advice = "reinstall where a C compiler and Python's headers are"
+        yield Finding(WARN, "backend", f"plain Python, slower than compiled ({advice}); {where}")
+
+
+def _kernel(release: str) -> _Findings:
+    numbers = release.split("-", maxsplit=1)[0].split(".")[:2]
+    version = tuple(int(number) for number in numbers if number.isdigit())
+    if version >= _KERNEL:
+        yield Finding(OK, "kernel", release)
+    else:
+        yield Finding(WARN, "kernel", f"{release} is older than what is tested (5.3 and later)")
+
+
+def _user() -> _Findings:
+    if os.geteuid() == 0:
+        yield Finding(OK, "user", "root")
+    else:
+        yield Finding(WARN, "user", "not root: owners of VFs are not shown; the plugin itself needs root")
+
+
+def _cards(here: Roots) -> _Findings:
+    """Check the PFs. VFs stay with their network driver, so whether there is an IOMMU does not matter."""
+    names = machine.pf_names(here)
+    if not names:
+        yield Finding(FAIL, "PF", "no network card with SR-IOV (to try without one: sriov-fast lab)")
+        return
+    owned = machine.owners(here)
+    pfs = [machine.pf(name, here) for name in names]
+    for pf in pfs:
+        yield from _card(pf, owned, Path(here.sys, "class/net", pf.name))
+    if not any(machine.usable(vf, owned) for pf in pfs for vf in pf.vfs):
+        yield Finding(FAIL, "VF", "no VF that a pod could get")
+
+
+def _card(pf: machine.Pf, owned: machine.Owners, directory: Path) -> _Findings:
+    if not pf.vfs:
+        advice = f"echo {pf.total} > {directory}/device/sriov_numvfs"
+        yield Finding(WARN, f"PF {pf.name}", f"has no VFs yet: {advice}")
+        return
+    taken = sum(vf.pci in owned for vf in pf.vfs)
+    driver = (directory / "device/driver").resolve().name
+    count = f"{len(pf.vfs)} of {pf.total} VFs, {taken} in pods"
+    yield Finding(OK, f"PF {pf.name}", f"driver {driver}, {count}")
+    unbound = [str(vf.index) for vf in pf.vfs if not vf.driver and vf.pci not in owned]
+    if unbound:
+        advice = "load the VF's driver, or see device/sriov_drivers_autoprobe"
+        yield Finding(WARN, f"PF {pf.name}", f"no driver on VF {', '.join(unbound)}: {advice}")
+    if _text(directory / "operstate") == "down":
+        yield Finding(WARN, f"PF {pf.name}", f"is down: ip link set {pf.name} up")
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text().strip()
+    except OSError:
+        return ""
+
+
+def _state(directory: Path) -> _Findings:
+    try:
+        mode = stat.S_IMODE(directory.stat().st_mode)
+    except FileNotFoundError:
+        yield Finding(OK, "state", f"{directory} is made by the first ADD")
+    except OSError as error:
+        yield Finding(FAIL, "state", f"{directory}: {error.strerror}")
+    else:
+        level, remark = (OK, "") if mode == 0o700 else (WARN, f", not 0700: chmod 700 {directory}")
+        yield Finding(level, "state", f"{directory}, mode {mode:04o}{remark}")
+
+
+def _irqbalance(proc: Path) -> _Findings:
+    if any(_text(comm) == "irqbalance" for comm in proc.glob("[0-9]*/comm")):
+        advice = "keep it away from the VFs' interrupts (--banirq, a policy script) where cores are asked for"
+        yield Finding(WARN, "irqbalance", f"is running and may undo CORES: {advice}")
+
+
+def _plugin(path: list[Path]) -> _Findings:
+    program = next((part / "sriov" for part in path if (part / "sriov").is_file()), None)
+    if program is None:
+        yield Finding(WARN, "plugin", f"no sriov in {_shown(path)}: sriov-fast install --bin-dir {path[0]}")
+        return
+    fault = _version_fault(program)
+    yield (
+        Finding(FAIL, "plugin", f"{program}: {fault}")
+        if fault
+        else Finding(OK, "plugin", f"{program} answers")
+    )
+
+
+def _version_fault(program: Path) -> str:
+    """Run the plugin's VERSION, and say what is wrong with the answer."""
+    try:
+        done = subprocess.run(
+            [program],
+            env={"CNI_COMMAND": "VERSION"},
+            input=b'{"cniVersion": "1.0.0"}',
+            capture_output=True,
+            timeout=10,
+            check=False,
+        )
+        answer = codec.loads(done.stdout)
+    except OSError as error:
+        return f"cannot be started: {error.strerror}"
+    except subprocess.TimeoutExpired:
+        return "does not answer"
+    except DecodeError:
+        last = done.stderr.decode("utf-8", "replace").strip().rpartition("\n")[2]
+        return f"exit status {done.returncode}; {last or 'it prints nothing'}"
+    return "" if "supportedVersions" in answer else "answers with no list of versions"
+
+
+def _delegates(path: list[Path]) -> _Findings:
+    found = [name for name in _IPAM if any((part / name).is_file() for part in path)]
+    if found:
+        yield Finding(OK, "IPAM", f"{', '.join(found)} in {_shown(path)}")
+    else:
+        yield Finding(WARN, "IPAM", f"none of {', '.join(_IPAM)} in {_shown(path)}")
+
+
+def _shown(path: list[Path]) -> str:
+    return ":".join(map(str, path))

@@ -1,0 +1,45 @@
+"""What this machine has, as the operator's commands ask for it: PFs, their VFs, and whose these are."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import NamedTuple
+
+from sriov_fast.backend import sysfs
+from sriov_fast.sriov.journal import Journal
+from sriov_fast.sriov.roots import Roots
+from sriov_fast.values import Vf
+
+Owners = dict[str, tuple[str, str]]
+
+
+class Pf(NamedTuple):
+    """A physical function: its network device, what it could have, and what it has."""
+
+    name: str
+    total: int
+    vfs: list[Vf]
+
+
+def pf_names(roots: Roots) -> list[str]:
+    """Name the network devices here whose card can have VFs."""
+    return sorted(path.parts[-3] for path in Path(roots.sys, "class/net").glob("*/device/sriov_totalvfs"))
+
+
+def pf(name: str, roots: Roots) -> Pf:
+    """Return one PF with its VFs; OSError or ValueError where it is none."""
+    vfs = sysfs.scan(name, roots.sys)
+    return Pf(name, int(Path(roots.sys, "class/net", name, "device/sriov_totalvfs").read_text()), vfs)
+
+
+def owners(roots: Roots) -> Owners:
+    """Return {PCI address: (container ID, interface)} of VFs in pods; empty where we may not look."""
+    try:
+        return Journal(roots.run, roots.proc).owners()
+    except PermissionError:
+        return {}
+
+
+def usable(vf: Vf, owned: Owners) -> bool:
+    """Say whether a pod has this VF or could get it."""
+    return vf.pci in owned or bool(vf.driver and vf.netdev)

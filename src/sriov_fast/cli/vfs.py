@@ -1,0 +1,75 @@
+"""``sriov-fast vfs``: which VFs there are, and whose they are."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from sriov_fast.cli import machine
+from sriov_fast.sriov import roots
+from sriov_fast.values import Vf
+
+_HEADER = ("PF", "VF", "PCI", "DRIVER", "NETDEV", "NUMA", "OWNER")
+
+
+def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """Register ``vfs``."""
+    summary = "show PFs, their VFs, and which container has which"
+    parser = subparsers.add_parser("vfs", help=summary, description=summary)
+    parser.add_argument("pf", nargs="*", metavar="PF", help="network device of a PF (default: all)")
+    parser.add_argument("--json", action="store_true", help="print JSON")
+    parser.set_defaults(run=_run)
+
+
+def _run(args: argparse.Namespace) -> int:
+    here = roots.from_environment()
+    owned = machine.owners(here)
+    pfs = []
+    status = 0
+    for name in args.pf or machine.pf_names(here):
+        try:
+            pfs.append(machine.pf(name, here))
+        except (OSError, ValueError) as error:
+            why = (error.strerror if isinstance(error, OSError) else None) or error
+            print(f"sriov-fast vfs: {name} is no PF with SR-IOV: {why}", file=sys.stderr)
+            status = 1
+    if args.json:
+        _print_json(pfs, owned)
+    elif pfs:
+        print("\n".join(_table([_HEADER, *_rows(pfs, owned)])))
+    elif not status:
+        print("no network card here can have VFs (SR-IOV)", file=sys.stderr)
+    return status
+
+
+def _rows(pfs: Iterable[machine.Pf], owned: machine.Owners) -> Iterable[Sequence[str]]:
+    for pf in pfs:
+        if not pf.vfs:
+            yield (pf.name, "-", "-", "-", "-", "-", f"(no VFs, up to {pf.total})")
+        for vf in pf.vfs:
+            numa = str(vf.numa) if vf.numa >= 0 else "-"
+            owner = "/".join(owned.get(vf.pci, ())) or "-"
+            yield (pf.name, str(vf.index), vf.pci, vf.driver or "-", vf.netdev or "-", numa, owner)
+
+
+def _table(rows: Sequence[Sequence[str]]) -> list[str]:
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return [
+        "  ".join(text.ljust(width) for text, width in zip(row, widths, strict=True)).rstrip() for row in rows
+    ]
+
+
+def _print_json(pfs: Iterable[machine.Pf], owned: machine.Owners) -> None:
+    import orjson
+
+    document = [{"pf": pf.name, "total": pf.total, "vfs": [_plain(vf, owned) for vf in pf.vfs]} for pf in pfs]
+    sys.stdout.write(orjson.dumps(document, option=orjson.OPT_INDENT_2).decode() + "\n")
+
+
+def _plain(vf: Vf, owned: machine.Owners) -> dict[str, Any]:
+    plain = vf.as_dict()
+    owner = owned.get(vf.pci)
+    plain["owner"] = {"containerID": owner[0], "ifname": owner[1]} if owner else None
+    return plain

@@ -1,0 +1,58 @@
+"""Whether the host's KVM really runs a guest.
+
+Some hosts offer ``/dev/kvm``, create a machine on request, and then cannot execute ordinary code in it.
+"""
+
+from __future__ import annotations
+
+import subprocess
+from pathlib import Path
+
+from sriov_fast.lab import qemu, tree
+from sriov_fast.lab.chroot import Chroot
+from sriov_fast.lab.paths import Place
+from sriov_fast.lab.progress import say
+
+SECONDS = 8.0
+
+
+def choose(place: Place, device: Path = Path("/dev/kvm")) -> str:
+    """``kvm`` where it works, else ``tcg``. The answer is kept until the next boot of the host."""
+    if not device.exists():
+        return "tcg"
+    note = place.top / "accel"
+    boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    known = note.read_text().split() if note.exists() else []
+    if known[:1] != [boot]:
+        known = [boot, "kvm" if _works(place) else "tcg"]
+        note.write_text(" ".join(known))
+    return known[1]
+
+
+def _works(place: Place) -> bool:
+    """Start the guest's kernel without a root: with a working KVM it panics and QEMU ends in a second."""
+    say("trying the host's KVM (once until the host reboots) ...")
+    version = tree.kernel_version(place.root)
+    chroot = Chroot(place.root)
+    try:
+        done = subprocess.run(
+            chroot.command(probe_arguments(version)),
+            env=chroot.environment(),
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            timeout=SECONDS,
+            check=False,
+        )
+    except subprocess.TimeoutExpired:
+        return False
+    return done.returncode == 0
+
+
+def probe_arguments(version: str) -> list[str]:
+    """QEMU with nothing but a CPU, memory and the kernel."""
+    return [
+        *(qemu.PROGRAM, "-nodefaults", "-no-user-config", "-no-reboot", "-display", "none"),
+        *("-machine", "q35", "-accel", "kvm", "-cpu", "host", "-m", "512"),
+        *("-kernel", f"/boot/vmlinuz-{version}", "-append", "panic=-1 quiet"),
+    ]

@@ -1,0 +1,206 @@
+"""``sriov-fast lab``: the operator's way into the lab."""
+
+from __future__ import annotations
+
+import argparse
+import shutil
+import signal
+import sys
+import tempfile
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from types import FrameType
+
+from sriov_fast.lab import accel, install, requirements, source, tree
+from sriov_fast.lab.errors import LabError
+from sriov_fast.lab.guest import Guest, Task
+from sriov_fast.lab.paths import base
+from sriov_fast.lab.progress import say
+from sriov_fast.lab.qemu import CARD_VFS, MAX_PFS, Machine
+from sriov_fast.lab.recipe import Recipe
+
+_Command = Callable[[argparse.Namespace], int]
+
+INTERRUPTED = 130
+SUMMARY = "a virtual machine with real SR-IOV cards"
+TESTS = "tests/lab"
+PYTEST = ("python", "-m", "pytest", "-p", "no:cacheprovider", "-p", "no:hypothesispytest")
+
+
+def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """Register ``lab`` and its own commands."""
+    parser = subparsers.add_parser("lab", help=SUMMARY, description=SUMMARY)
+    _add_commands(parser)
+
+
+def _add_commands(parser: argparse.ArgumentParser) -> None:
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    _add_build(commands)
+    _add_run(commands)
+    _add_pytest(commands)
+    _add_shell(commands)
+    _add_clean(commands)
+
+
+def _add_build(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    parser = commands.add_parser("build", help="build the guest and install the project in it")
+    _add_source(parser)
+    parser.set_defaults(run=_Guarded(_build))
+
+
+def _add_run(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    parser = commands.add_parser("run", help="boot the guest and run a command in it")
+    _add_machine(parser)
+    parser.add_argument("command", nargs="+", metavar="CMD", help="the command and its arguments, after --")
+    parser.set_defaults(run=_Guarded(_run))
+
+
+def _add_pytest(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    parser = commands.add_parser("pytest", help=f"boot the guest and run pytest in it, by default on {TESTS}")
+    _add_machine(parser)
+    parser.add_argument("arguments", nargs="*", metavar="ARG", help="arguments for pytest, after --")
+    parser.set_defaults(run=_Guarded(_pytest))
+
+
+def _add_shell(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    parser = commands.add_parser("shell", help="boot the guest and open a shell in it")
+    _add_machine(parser)
+    parser.set_defaults(run=_Guarded(_shell))
+
+
+def _add_clean(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    parser = commands.add_parser("clean", help="delete everything that the lab keeps")
+    parser.set_defaults(run=_Guarded(_clean))
+
+
+def _add_source(parser: argparse.ArgumentParser) -> None:
+    text = "checkout, sdist or wheel (default: this checkout)"
+    parser.add_argument("--source", type=Path, metavar="PATH", help=text)
+
+
+def _add_machine(parser: argparse.ArgumentParser) -> None:
+    _add_source(parser)
+    add = parser.add_argument
+    add("--no-install", action="store_true", help="do not install the project in the guest")
+    add("--pfs", type=_Count(0, MAX_PFS), default=1, metavar="N", help="SR-IOV cards (1)")
+    add("--vfs", type=_Count(0, CARD_VFS), default=CARD_VFS, metavar="K", help="VFs of each card (7)")
+    add("--cpus", type=_Count(1, 64), default=2, metavar="M", help="virtual CPUs (2)")
+    add("--memory", type=_Count(512, 65536), default=2048, metavar="MIB", help="memory (2048)")
+    add("--timeout", type=float, default=600.0, metavar="S", help="seconds that the command may take (600)")
+    add("--output", type=Path, metavar="DIR", help="gets what the command wrote to $SRIOV_FAST_OUT")
+    add("--env", action="append", default=[], metavar="NAME=VALUE", help="set in the guest")
+    add("--accel", choices=("auto", "kvm", "tcg"), default="auto", help="how QEMU runs the guest")
+    add("--share", choices=("virtiofs", "9p"), default="virtiofs", help="how the guest gets its tree")
+
+
+class _Count:
+    """An integer between two limits."""
+
+    def __init__(self, least: int, most: int) -> None:
+        self._least, self._most = least, most
+
+    def __call__(self, text: str) -> int:
+        value = int(text)
+        if not self._least <= value <= self._most:
+            raise argparse.ArgumentTypeError(f"{value} is not between {self._least} and {self._most}")
+        return value
+
+    def __repr__(self) -> str:
+        return "number"
+
+
+class _Guarded:
+    """A command whose failures become a message and an exit status."""
+
+    def __init__(self, command: _Command) -> None:
+        self._command = command
+
+    def __call__(self, args: argparse.Namespace) -> int:
+        signal.signal(signal.SIGTERM, _interrupt)
+        try:
+            return self._command(args)
+        except LabError as error:
+            print(f"lab: {error}", file=sys.stderr)
+            return error.status
+        except KeyboardInterrupt:
+            say("interrupted")
+            return INTERRUPTED
+
+
+def _interrupt(number: int, frame: FrameType | None) -> None:
+    raise KeyboardInterrupt
+
+
+def _build(args: argparse.Namespace) -> int:
+    place = tree.ensure(Recipe())
+    with tempfile.TemporaryDirectory() as scratch:
+        install.ensure(place, source.locate(args.source, Path(scratch)))
+    say(f"the guest is ready in {place.top}")
+    return 0
+
+
+def _run(args: argparse.Namespace) -> int:
+    return _in_guest(args, args.command)
+
+
+def _pytest(args: argparse.Namespace) -> int:
+    args.env = ["PYTHONDONTWRITEBYTECODE=1", *args.env]
+    return _in_guest(args, pytest_command(args.arguments))
+
+
+def pytest_command(arguments: Sequence[str]) -> list[str]:
+    """Build the command for the guest; plugins that only cost seconds of emulated start are left out."""
+    named = [word for word in arguments if word.startswith(("tests", "benches", "/"))]
+    plugins = [] if any(word.startswith("benches") for word in named) else ["-p", "no:benchmark"]
+    script = 'exec "$@" --junitxml="$SRIOV_FAST_OUT/junit.xml"'
+    words = [*PYTEST, *plugins, *arguments, *([] if named else [TESTS])]
+    return ["sh", "-c", script, "pytest", *words]
+
+
+def _shell(args: argparse.Namespace) -> int:
+    if not (sys.stdin.isatty() and sys.stdout.isatty()):
+        raise LabError("the shell needs a terminal; use: sriov-fast lab run -- CMD")
+    args.timeout = float("inf")
+    return _in_guest(args, ["bash", "-i"], terminal=True)
+
+
+def _in_guest(args: argparse.Namespace, argv: Sequence[str], terminal: bool = False) -> int:
+    place = tree.ensure(Recipe())
+    requirements.require(building=False, cache=base())
+    machine = Machine(
+        pfs=args.pfs,
+        cpus=args.cpus,
+        vfs=args.vfs,
+        memory=args.memory,
+        accel=accel.choose(place) if args.accel == "auto" else args.accel,
+        share=args.share,
+        terminal=terminal,
+    )
+    task = Task(argv, _environment(args.env), args.timeout, args.output)
+    if args.no_install:
+        return Guest(place, machine).run(task)
+    with tempfile.TemporaryDirectory() as scratch:
+        what = source.locate(args.source, Path(scratch))
+        return Guest(place, machine, install.ensure(place, what), what).run(task)
+
+
+def _environment(words: Sequence[str]) -> dict[str, str]:
+    pairs = [word.partition("=") for word in words]
+    for name, equals, _ in pairs:
+        if not (equals and name.isidentifier()):
+            raise LabError(f"--env {name}: expected NAME=VALUE", 2)
+    return {name: value for name, _, value in pairs}
+
+
+def _clean(args: argparse.Namespace) -> int:
+    shutil.rmtree(base(), ignore_errors=True)
+    say(f"deleted {base()}")
+    return 0
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run ``python -m sriov_fast.lab``."""
+    parser = argparse.ArgumentParser(prog="python -m sriov_fast.lab", description=SUMMARY)
+    _add_commands(parser)
+    args = parser.parse_args(argv)
+    return int(args.run(args))

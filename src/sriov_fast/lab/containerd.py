@@ -1,0 +1,149 @@
+"""containerd inside the guest, for tests that want a real runtime to execute the plugin.
+
+Everything lives below one directory on tmpfs, and no registry is asked for anything. ``ctr run --cni`` takes
+the network from the first configuration in ``/etc/cni/net.d`` and plugins from ``/opt/cni/bin``.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from sriov_fast.lab import image
+from sriov_fast.lab.errors import LabError
+
+IMAGE = "lab.local/busybox:1"
+NETWORKS = Path("/etc/cni/net.d")
+TOP = Path("/run/lab-containerd")
+SECONDS_TO_START = 60.0
+
+# The plugins that ask for devices, registries or time that the lab does not have.
+_DISABLED = ("grpc.v1.cri", "snapshotter.v1.btrfs", "snapshotter.v1.zfs", "snapshotter.v1.devmapper")
+
+
+@dataclass(frozen=True, slots=True)
+class Containerd:
+    """A running containerd."""
+
+    process: subprocess.Popen[bytes]
+    top: Path
+
+    @property
+    def socket(self) -> Path:
+        """Where it listens."""
+        return self.top / "containerd.sock"
+
+    @property
+    def log(self) -> Path:
+        """What it said."""
+        return self.top / "containerd.log"
+
+    def ctr(self, *words: str, check: bool = True) -> subprocess.CompletedProcess[str]:
+        """Run ``ctr``; with ``check``, raise with its words and containerd's last ones when it fails."""
+        command = ["ctr", "--address", str(self.socket), *words]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        if check and done.returncode:
+            tail = "\n".join(self.log.read_text(errors="replace").splitlines()[-10:])
+            said = f"{done.stdout}{done.stderr}\n{tail}"
+            raise LabError(f"ctr {' '.join(words)} failed ({done.returncode}): {said}")
+        return done
+
+    def run(self, name: str, argv: Sequence[str], *, check: bool = True) -> subprocess.CompletedProcess[str]:
+        """Run ``argv`` in a new container with a network; it and its network are gone when ``argv`` ends."""
+        return self.ctr(*_RUN, "--rm", IMAGE, name, *argv, check=check)
+
+    def start(self, name: str, argv: Sequence[str] = ("sleep", "1000")) -> int:
+        """Start a container with a network in the background; returns the process id of its first process."""
+        self.ctr(*_RUN, "--detach", IMAGE, name, *argv)
+        for line in self.ctr("tasks", "list").stdout.splitlines():
+            words = line.split()
+            if words[:1] == [name]:
+                return int(words[1])
+        raise LabError(f"container {name} is not running")
+
+    def exec(self, name: str, argv: Sequence[str]) -> str:
+        """Run ``argv`` in a running container and return what it printed."""
+        return self.ctr("tasks", "exec", "--exec-id", f"exec-{time.monotonic_ns()}", name, *argv).stdout
+
+    def remove(self, name: str) -> None:
+        """End a container that ``start`` started; deleting its task takes its network down (CNI DEL)."""
+        self.ctr("tasks", "kill", "--signal", "SIGKILL", name, check=False)
+        self.ctr("tasks", "delete", "--force", name, check=False)
+        self.ctr("containers", "delete", name, check=False)
+
+    def stop(self) -> None:
+        """End containerd."""
+        self.process.terminate()
+        self.process.wait()
+
+
+_RUN = ("run", "--cni", "--snapshotter", "native")
+
+
+def start(top: Path = TOP) -> Containerd:
+    """Start containerd with the image in it."""
+    top.mkdir(parents=True, exist_ok=True)
+    (top / "config.toml").write_text(config(top))
+    with (top / "containerd.log").open("wb") as log:
+        command = ["containerd", "--config", str(top / "config.toml")]
+        process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
+    running = Containerd(process, top)
+    try:
+        _await(running)
+        image.write(top / "image.tar", IMAGE)
+        running.ctr("images", "import", "--snapshotter", "native", str(top / "image.tar"))
+    except BaseException:
+        running.stop()
+        raise
+    return running
+
+
+@contextmanager
+def running(top: Path = TOP) -> Iterator[Containerd]:
+    """Run containerd for the length of a ``with`` block."""
+    process = start(top)
+    try:
+        yield process
+    finally:
+        process.stop()
+        shutil.rmtree(top, ignore_errors=True)
+
+
+def config(top: Path) -> str:
+    """Return containerd's configuration."""
+    disabled = [f"io.containerd.{name}" for name in _DISABLED]
+    return "\n".join(
+        (
+            "version = 2",
+            f'root = "{top}/root"',
+            f'state = "{top}/state"',
+            f"disabled_plugins = {json.dumps(disabled)}",
+            "[grpc]",
+            f'address = "{top}/containerd.sock"',
+            "",
+        )
+    )
+
+
+def network(conf: Mapping[str, object], directory: Path = NETWORKS) -> Path:
+    """Make ``conf`` (one plugin's configuration or a list) the only network that containerd sees."""
+    directory.mkdir(parents=True, exist_ok=True)
+    for other in directory.iterdir():
+        other.unlink()
+    path = directory / ("10-lab.conflist" if "plugins" in conf else "10-lab.conf")
+    path.write_text(json.dumps(conf))
+    return path
+
+
+def _await(process: Containerd) -> None:
+    deadline = time.monotonic() + SECONDS_TO_START
+    while process.ctr("version", check=False).returncode:
+        if process.process.poll() is not None or time.monotonic() > deadline:
+            raise LabError(f"containerd does not answer:\n{process.log.read_text(errors='replace')}")
+        time.sleep(0.2)

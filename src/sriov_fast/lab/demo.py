@@ -1,0 +1,414 @@
+"""``python -m sriov_fast.lab.demo``: two pods on one SR-IOV card, for everyone to see.
+
+Every command is shown as it is run, with what it printed; every claim is checked. The exit status is 0 only
+if all of them held. Whatever happens, the machine is left as it was.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import re
+import shutil
+import signal
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from types import FrameType
+from typing import Any, NamedTuple
+
+from sriov_fast.lab import demo_card
+from sriov_fast.lab.demo_card import Card, Difference, State, Vf
+from sriov_fast.lab.demo_stage import Done, Stage, complain, say, wrapped
+from sriov_fast.lab.errors import LabError
+
+NETNS = "/var/run/netns"
+IFNAME = "eth1"
+VLAN = 100
+SUBNET, GATEWAY, FIRST = "10.55.206.0/26", "10.55.206.1", "10.55.206.46"
+HOST_IP = "10.55.206.20"
+CORES = (1, 2, 3, 4)
+DELEGATES = ("/opt/cni/bin", "/usr/lib/cni")
+CARRIER_WAIT = 60.0  # seconds; an emulated machine takes its time
+CONF = "mynet.conf"
+TOOLS = {"ip": "iproute2", "ping": "iputils-ping"}
+
+
+class Pod(NamedTuple):
+    """A network namespace that stands for a pod, and the address that it is to get."""
+
+    name: str
+    address: str
+
+
+PODS = (Pod("1234", FIRST), Pod("1235", "10.55.206.47"))
+
+
+class Attached(NamedTuple):
+    """The VF that a pod got, and the masks of its interrupts then."""
+
+    pod: Pod
+    vf: Vf
+    masks: dict[int, str]
+
+
+class Demo:
+    """The scenario on one card."""
+
+    def __init__(self, card: Card, plugin: Path, stage: Stage, cleanup: ExitStack) -> None:
+        self.card = card
+        self.plugin = plugin
+        self.stage = stage
+        self.cleanup = cleanup
+        self.pods_with_vf: set[str] = set()
+        self.cores: list[int] = []
+
+    def play(self, keep: bool) -> int:
+        """Show everything, in order; return the exit status."""
+        self.show_card()
+        before = self.snapshot()
+        self.configure()
+        self.make_pods()
+        attached = [self.first_pod(), self.second_pod()]
+        self.show_vlan()
+        self.ping()
+        if keep:
+            self.keep()
+            return self.stage.summary()
+        for number, done in enumerate(attached):
+            self.release(done, before[done.vf.number], spoken=number == 0)
+        return self.stage.summary()
+
+    # --- before
+
+    def show_card(self) -> None:
+        """Show the PF, brought up where it is down: its switch works for VFs only then."""
+        self.stage.step("The card: a physical function (PF) and its virtual functions (VFs)")
+        if "UP" not in self.link(self.card.pf).get("flags", ()):
+            self.stage.run(f"ip link set {self.card.pf} up")
+            self.cleanup.callback(self.stage.quiet, f"ip link set {self.card.pf} down")
+        self.stage.run(f"ip link show {self.card.pf}", most=12)
+        self.stage.run(f"basename $(readlink /sys/class/net/{self.card.pf}/device/driver)")
+
+    def snapshot(self) -> dict[int, State]:
+        """Note the state of every VF."""
+        self.stage.step("The VFs before: what must be back in the end")
+        vfs = self.card.vfs()
+        states = {vf.number: self.card.state(vf, self.link) for vf in vfs}
+        say("\n".join(demo_card.table(vfs, states)))
+        return states
+
+    def link(self, name: str, pod: str = "") -> dict[str, Any]:
+        """Ask ip(8) for one device, in the host or in a pod."""
+        where = f"-n {pod} " if pod else ""
+        done = self.stage.quiet(f"ip {where}-j -d link show dev {name}")
+        if done.status:
+            return {}
+        found: dict[str, Any] = json.loads(done.out)[0]
+        return found
+
+    def configure(self) -> None:
+        """Write the network configuration."""
+        self.stage.step("The network: addresses from host-local, and a VLAN of its own")
+        self.stage.write(CONF, configuration(self.card.pf, self.stage.directory / "addresses"))
+        path = [str(self.plugin.parent), *DELEGATES]
+        self.stage.export("CNI_PATH", ":".join(dict.fromkeys(path)))
+
+    def make_pods(self) -> None:
+        """Make the namespaces."""
+        self.stage.step("Two pods: two network namespaces")
+        for pod in PODS:
+            done = self.stage.run(f"ip netns add {pod.name}")
+            if done.status:
+                raise LabError(f"namespace {pod.name} cannot be made; if it exists: ip netns del {pod.name}")
+            self.cleanup.callback(self.stage.quiet, f"ip netns del {pod.name}")
+
+    # --- ADD
+
+    def first_pod(self) -> Attached:
+        """Attach the first pod, as a runtime would, and look at all that it got."""
+        self.stage.step("ADD: the first pod gets a VF")
+        online = demo_card.parse_cpus((demo_card.SYS / "devices/system/cpu/online").read_text())
+        self.cores, remark = demo_card.choose_cores(CORES, online)
+        if remark:
+            say(f"({remark})")
+        vf = self.add(PODS[0], f"CORES={demo_card.listed(self.cores)}")
+        self.show_address(PODS[0])
+        return Attached(PODS[0], vf, self.show_interrupts(vf))
+
+    def second_pod(self) -> Attached:
+        """Attach the second pod."""
+        self.stage.step("ADD: the second pod gets another VF")
+        vf = self.add(PODS[1])
+        return Attached(PODS[1], vf, {})
+
+    def add(self, pod: Pod, *more: str) -> Vf:
+        """Execute the plugin's ADD and return the VF that the pod has then."""
+        args = ["IgnoreUnknown=1", f"PodID={pod.name}", f"HostIP={HOST_IP}", *more]
+        self.cleanup.callback(self.release_quietly, pod)
+        self.pods_with_vf.add(pod.name)
+        done = self.stage.run(self.command("ADD", pod, args))
+        if done.status:
+            raise LabError(f"ADD for pod {pod.name} failed")
+        self.expect_result(pod, done)
+        return self.vf_of(pod)
+
+    def expect_result(self, pod: Pod, done: Done) -> None:
+        """Compare the printed result with what a configuration without cniVersion is answered with."""
+        wanted = {"ip4": {"ip": f"{pod.address}/26", "gateway": GATEWAY}, "dns": {}}
+        try:
+            given = json.loads(done.out)
+        except ValueError:
+            given = None
+        self.stage.expect(f"the result is in CNI 0.1.0's form and gives {pod.address}", given == wanted)
+
+    def vf_of(self, pod: Pod) -> Vf:
+        """Return the VF behind the pod's interface, by its PCI address."""
+        pci = self.link(IFNAME, pod.name).get("parentdev", "")
+        found = next((vf for vf in self.card.vfs() if vf.pci == pci), None)
+        if found is None:
+            raise LabError(f"{IFNAME} of pod {pod.name} is no VF of {self.card.pf} (PCI address {pci!r})")
+        self.stage.expect(f"{IFNAME} of pod {pod.name} is VF {found.number} of {self.card.pf}, {pci}", True)
+        return found
+
+    def show_address(self, pod: Pod) -> None:
+        """Show the pod's interfaces, once the card says that there is a link."""
+        arrived = self.wait_for_carrier(pod)
+        shown = self.stage.run(f"ip netns exec {pod.name} ip addr")
+        self.stage.expect(f"{IFNAME} has {pod.address}/26", f"inet {pod.address}/26" in shown.out)
+        self.stage.expect(f"{IFNAME} has a link", arrived)
+
+    def wait_for_carrier(self, pod: Pod) -> bool:
+        """Wait for the VF's link, for a bounded time."""
+        deadline = time.monotonic() + CARRIER_WAIT
+        while "LOWER_UP" not in self.link(IFNAME, pod.name).get("flags", ()):
+            if time.monotonic() > deadline:
+                return False
+            time.sleep(0.2)
+        return True
+
+    def show_interrupts(self, vf: Vf) -> dict[int, str]:
+        """Show the VF's interrupts and their masks, and compare these with CORES."""
+        self.stage.step("The VF's interrupts: number i goes to core i of CORES, and round again")
+        self.stage.run(f"ls {self.card.device}/virtfn{vf.number}/msi_irqs/")
+        masks = self.card.masks(vf.number)
+        for number, irq in enumerate(masks):
+            self.stage.run(f"cat /proc/irq/{irq}/smp_affinity")
+            core = self.cores[number % len(self.cores)]
+            self.stage.expect(f"interrupt {irq} is on core {core}", on_core(masks[irq], core), masks[irq])
+        self.stage.expect("the VF has interrupts", bool(masks))
+        return masks
+
+    def show_vlan(self) -> None:
+        """Show what the PF holds for the VFs now."""
+        self.stage.step(f"The PF tags both VFs with VLAN {VLAN}")
+        self.stage.run(f"ip link show {self.card.pf} | grep -w 'vlan {VLAN}'")
+        tagged = vfs_with_vlan(self.link(self.card.pf), VLAN)
+        self.stage.expect(f"two VFs or more have VLAN {VLAN}", len(tagged) >= len(PODS), str(tagged))
+
+    def ping(self) -> None:
+        """Let the pods speak with each other, through the card's own switch."""
+        self.stage.step("From pod to pod, through the card")
+        for pod in PODS:
+            self.stage.expect(f"the VF of pod {pod.name} has a link", self.wait_for_carrier(pod))
+        done = self.stage.run(f"ip netns exec {PODS[0].name} ping -c 3 -i 0.3 -W 5 {PODS[1].address}")
+        self.stage.expect(
+            f"{PODS[0].name} reaches {PODS[1].name}", not done.status and answered(done.out) > 0
+        )
+
+    # --- DEL
+
+    def release(self, done: Attached, before: State, spoken: bool) -> None:
+        """Take the VF back and compare it with what it was."""
+        pod, index = done.pod, done.vf.number
+        self.stage.step(f"DEL: VF {index} of pod {pod.name} comes back")
+        ended = self.stage.run(self.command("DEL", pod, release_args(pod)))
+        self.stage.expect(f"DEL for pod {pod.name} succeeds and prints nothing", ended == Done(0, ""))
+        self.pods_with_vf.discard(pod.name)
+        if spoken:
+            self.stage.run(f"ip netns exec {pod.name} ip link")
+        lease = self.stage.directory / "addresses/mynet" / pod.address
+        self.stage.expect(f"{IFNAME} is gone from the pod", not self.link(IFNAME, pod.name))
+        self.stage.expect(f"{pod.address} is free again", not lease.exists())
+        self.compare(index, before, done.masks)
+
+    def compare(self, index: int, before: State, pinned: dict[int, str]) -> None:
+        """Compare the VF with its snapshot, field by field."""
+        vf = next(vf for vf in self.card.vfs() if vf.number == index)
+        fields = demo_card.compare(before, self.card.state(vf, self.link), pinned)
+        say("\n".join(verdicts(fields)))
+        changed = [f"{item.field} is {item.after}, was {item.before}" for item in fields if not item.same]
+        self.stage.expect(f"VF {index} is as it was", not changed, "; ".join(changed))
+
+    def release_quietly(self, pod: Pod) -> None:
+        """DEL after a failure on the way."""
+        if pod.name in self.pods_with_vf:
+            done = self.stage.quiet(self.command("DEL", pod, release_args(pod)))
+            if done.status:
+                complain(f"DEL for pod {pod.name} failed: {done.out}")
+
+    def keep(self) -> None:
+        """Leave everything, and say how to clean up."""
+        self.cleanup.pop_all()
+        say(f"\nKept, as asked. To take it down again, in {self.stage.directory}:")
+        say(f"# export CNI_PATH={self.stage.environment['CNI_PATH']}")
+        for pod in PODS:
+            say(f"# {self.command('DEL', pod, release_args(pod))}")
+            say(f"# ip netns del {pod.name}")
+        say(f"# rm -r {self.stage.directory}")
+
+    def command(self, verb: str, pod: Pod, args: Sequence[str]) -> str:
+        """Return the shell command that executes the plugin."""
+        given = (
+            f"CNI_COMMAND={verb} CNI_NETNS={NETNS}/{pod.name} CNI_CONTAINERID={pod.name} CNI_IFNAME={IFNAME}"
+        )
+        return wrapped([*given.split(), f'CNI_ARGS="{";".join(args)}"', f"{self.plugin} < {CONF}"])
+
+
+# --- the parts without a card
+
+
+def configuration(pf: str, store: Path) -> str:
+    """Return the network configuration: without cniVersion, so it speaks CNI 0.1.0."""
+    ipam = {
+        "type": "host-local",
+        "subnet": SUBNET,
+        "rangeStart": FIRST,
+        "gateway": GATEWAY,
+        "dataDir": str(store),
+    }
+    conf = {"name": "mynet", "type": "sriov", "master": pf, "vlan": VLAN, "ipam": ipam}
+    return json.dumps(conf, indent=4)
+
+
+def release_args(pod: Pod) -> list[str]:
+    """Return CNI_ARGS for a DEL."""
+    return [f"PodID={pod.name}", f"HostIP={HOST_IP}"]
+
+
+def verdicts(fields: Sequence[Difference]) -> list[str]:
+    """Return one line for each field: its name, what it is, and whether it was that before."""
+    name = max(len(item.field) for item in fields)
+    value = max(len(item.after) for item in fields)
+    return [f"  {item.field:<{name}}  {item.after:<{value}}  {verdict(item)}" for item in fields]
+
+
+def verdict(item: Difference) -> str:
+    """Say whether a field is as it was."""
+    if not item.same:
+        return f"IT WAS {item.before}"
+    return "as it was" if item.before == item.after else "the kernel's own, since its first use"
+
+
+def on_core(mask: str, core: int) -> bool:
+    """Say whether a mask is exactly one core."""
+    return mask != demo_card.UNUSED and demo_card.cpus_of_mask(mask) == {core}
+
+
+def vfs_with_vlan(link: dict[str, Any], vlan: int) -> list[int]:
+    """Return the indexes of the VFs that a PF tags with a VLAN."""
+    return [
+        item["vf"]
+        for item in link.get("vfinfo_list", [])
+        if any(entry.get("vlan") == vlan for entry in item.get("vlan_list", []))
+    ]
+
+
+def answered(text: str) -> int:
+    """Return how many answers ping(8) counted."""
+    found = re.search(r"(\d+) (?:packets )?received", text)
+    return int(found[1]) if found else 0
+
+
+def find_plugin(candidates: Sequence[Path], scratch: Path, stage: Stage) -> Path:
+    """Return our plugin's executable: one that is there, else one written now."""
+    for path in candidates:
+        if is_ours(path):
+            return path
+    done = stage.quiet(f"'{sys.executable}' -m sriov_fast.cli install --bin-dir '{scratch}' --name sriov")
+    if done.status:
+        raise LabError(f"no sriov in {', '.join(map(str, candidates))}, and none could be made: {done.out}")
+    return scratch / "sriov"
+
+
+def is_ours(path: Path) -> bool:
+    """Say whether an executable is this project's: other plugins have the same name."""
+    try:
+        return os.access(path, os.X_OK) and b"sriov_fast" in path.read_bytes()
+    except OSError:
+        return False
+
+
+def candidates() -> list[Path]:
+    """Where the plugin may be: the checkout that this runs from, then where runtimes look."""
+    top = Path(__file__).resolve().parents[3]
+    checkout = [top / "bin/sriov"] if (top / "pyproject.toml").is_file() else []
+    return [*checkout, Path("/opt/cni/bin/sriov")]
+
+
+def require_tools() -> None:
+    """Raise LabError for what the demo cannot do without."""
+    if os.geteuid() != 0:
+        raise LabError("the demo moves network devices: run it as root")
+    lacks = [
+        f"{tool} (apt-get install {package})" for tool, package in TOOLS.items() if not shutil.which(tool)
+    ]
+    if not any((Path(directory) / "host-local").is_file() for directory in DELEGATES):
+        lacks.append(f"host-local in {' or '.join(DELEGATES)} (apt-get install containernetworking-plugins)")
+    if lacks:
+        raise LabError(f"missing: {', '.join(lacks)}")
+
+
+def play(pf: str, keep: bool) -> int:
+    """Find everything, play the scenario, clean up."""
+    require_tools()
+    card = Card(demo_card.choose_pf(pf, os.environ.get("SRIOV_FAST_PF", "")))
+    demo_card.require_two(card)
+    with ExitStack() as cleanup:
+        directory = Path(tempfile.mkdtemp(prefix="sriov-fast-demo-"))
+        cleanup.callback(shutil.rmtree, directory, ignore_errors=True)
+        stage = Stage(directory)
+        plugin = find_plugin(candidates(), directory, stage)
+        return told(stage, lambda: Demo(card, plugin, stage, cleanup).play(keep))
+
+
+def told(stage: Stage, story: Callable[[], int]) -> int:
+    """Run the story; one that breaks off ends with a summary, too."""
+    try:
+        return story()
+    except LabError as error:
+        stage.expect("the demo can go on", False, str(error))
+        return stage.summary()
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line."""
+    parser = argparse.ArgumentParser(
+        prog="python -m sriov_fast.lab.demo", description="two pods on one SR-IOV card"
+    )
+    parser.add_argument(
+        "--pf", default="", metavar="NAME", help="network device of the PF (default: $SRIOV_FAST_PF)"
+    )
+    parser.add_argument("--keep", action="store_true", help="leave the pods; say how to take them down")
+    args = parser.parse_args(argv)
+    signal.signal(signal.SIGTERM, _interrupt)
+    try:
+        return play(args.pf, args.keep)
+    except LabError as error:
+        complain(str(error))
+        return 1
+    except KeyboardInterrupt:
+        complain("interrupted; everything is cleaned up")
+        return 130
+
+
+def _interrupt(number: int, frame: FrameType | None) -> None:
+    raise KeyboardInterrupt
+
+
+if __name__ == "__main__":
+    sys.exit(main())

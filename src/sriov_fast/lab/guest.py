@@ -1,0 +1,168 @@
+"""Boot the guest, run one command in it, bring back what it left."""
+
+from __future__ import annotations
+
+import shlex
+import shutil
+import subprocess
+import time
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import closing
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from sriov_fast.lab import job as jobs
+from sriov_fast.lab import qemu, tree
+from sriov_fast.lab.chroot import Chroot
+from sriov_fast.lab.errors import TIMED_OUT, LabError
+from sriov_fast.lab.install import Installed
+from sriov_fast.lab.job import Job
+from sriov_fast.lab.paths import Place
+from sriov_fast.lab.progress import say
+from sriov_fast.lab.qemu import Machine
+from sriov_fast.lab.source import Source
+from sriov_fast.lab.stream import Report, Streams
+
+EXPORT = "/run/tree"
+CONSOLE_LINES = 25
+ATTEMPTS = 3
+# A boot takes about ten seconds and a card four; a busy host may need several times that.
+SECONDS_TO_BOOT = 120.0
+SECONDS_PER_CARD = 30.0
+
+
+@dataclass(frozen=True, slots=True)
+class Task:
+    """A command for the guest, and what surrounds it."""
+
+    argv: Sequence[str]
+    env: Mapping[str, str] = field(default_factory=dict)
+    timeout: float = 600.0
+    output: Path | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Guest:
+    """A guest to boot: the tree, the project in it, the machine around it."""
+
+    place: Place
+    machine: Machine
+    installed: Installed | None = None
+    source: Source | None = None
+
+    def run(self, task: Task) -> int:
+        """Run ``task`` in a fresh machine and return the command's exit status.
+
+        A machine that does not come as far as the command is started again; the command itself never is.
+        """
+        say(self._announcement())
+        for attempt in range(1, ATTEMPTS + 1):
+            with jobs.temporary() as job:
+                report = self._boot(job, task)
+                if report.started:
+                    return _status(report, job, task)
+                say(f"the guest did not boot (attempt {attempt} of {ATTEMPTS})\n{_last_words(job)}")
+        raise LabError("the guest does not boot")
+
+    def _announcement(self) -> str:
+        root, machine = self.place.root, self.machine
+        system = f"Linux {tree.kernel_version(root)}, QEMU {tree.package_version(root, 'qemu-system-x86')}"
+        cards = f"{machine.pfs} PF{'s' * (machine.pfs != 1)} with {machine.vfs} VFs each"
+        return f"booting {system} ({machine.accel}), {machine.cpus} CPUs, {cards}"
+
+    def _boot(self, job: Job, task: Task) -> Report:
+        version = tree.kernel_version(self.place.root)
+        jobs.fill(job, self.machine, self.place.root, version)
+        (job.top / "command").write_text(jobs.command_script(task.argv, task.env))
+        if self.source:
+            jobs.copy_sources(job, self.source)
+        chroot = Chroot(self.place.root, binds=((job.top, tree.JOB),))
+        exports = export_lines(self.place.root, self.installed, job, self.machine)
+        argv = qemu.arguments(self.machine, version, EXPORT, tree.JOB)
+        try:
+            return self._watch(chroot.command(argv, prepare=exports), chroot.environment(), job, task)
+        finally:
+            if task.output:
+                shutil.copytree(job.output, task.output, dirs_exist_ok=True)
+
+    def _watch(self, command: Sequence[str], env: Mapping[str, str], job: Job, task: Task) -> Report:
+        report = Report()
+        terminal = self.machine.terminal
+        with (
+            closing(Streams(job.pipe("out"), job.pipe("err"), job.pipe("control"), report)) as streams,
+            job.log.open("wb") as log,
+        ):
+            process = subprocess.Popen(
+                command,
+                env=env,
+                stdin=None if terminal else subprocess.DEVNULL,
+                stdout=None if terminal else log,
+                stderr=log,
+                start_new_session=not terminal,
+            )
+            try:
+                report.late = not streams.pump(lambda: process.poll() is None, self._clock(report, task))
+            finally:
+                process.kill()  # also when it has ended; its namespace goes with it
+                process.wait()
+        return report
+
+    def _clock(self, report: Report, task: Task) -> Callable[[], bool]:
+        """Return what tells whether the guest is late: first to boot, then to end the command."""
+        to_boot = SECONDS_TO_BOOT + SECONDS_PER_CARD * self.machine.pfs
+        booting = time.monotonic()
+        running: list[float] = []
+
+        def late() -> bool:
+            now = time.monotonic()
+            if not report.started:
+                return now - booting > to_boot
+            running[:] = running or [now]
+            return now - running[0] > task.timeout
+
+        return late
+
+
+def _status(report: Report, job: Job, task: Task) -> int:
+    if report.status is not None:
+        phases = ", ".join(f"{name} {duration:.1f} s" for name, duration in report.durations().items())
+        say(f"exit status {report.status}; {phases}")
+        return report.status
+    if report.late:
+        say(f"stopped: the command took more than {task.timeout:.0f} s (--timeout)\n{_last_words(job)}")
+        return TIMED_OUT
+    raise LabError(f"the guest ended while the command ran\n{_last_words(job)}")
+
+
+def _last_words(job: Job) -> str:
+    """Quote the ends of QEMU's output and of the guest's console."""
+    lines = []
+    for title, path in (("QEMU", job.log), ("the guest's console", job.console)):
+        text = path.read_text(errors="replace") if path.exists() else ""
+        lines += [f"{title}:", *(f"  {line}" for line in text.splitlines()[-CONSOLE_LINES:])]
+    return "\n".join(lines)
+
+
+def export_lines(root: Path, installed: Installed | None, job: Job, machine: Machine) -> list[str]:
+    """Lay out what the guest gets as its root, as shell lines: tree, installed project, sources."""
+    export = f"{root}{EXPORT}"
+    binds = [(job.sources, tree.SOURCES), *(installed.binds() if installed else ())]
+    lines = [f"mkdir {shlex.quote(export)}", _bind(root, export)]
+    lines += [_bind(path, export + target) for path, target in binds]
+    if machine.share == "virtiofs":
+        lines += _virtiofsd(root)
+    return lines
+
+
+def _bind(path: Path, target: str) -> str:
+    return shlex.join(("mount", "--bind", str(path), target))
+
+
+def _virtiofsd(root: Path) -> list[str]:
+    # The guest's overlay cannot look through announced mount points.
+    options = f"--socket-path={qemu.SOCKET} --shared-dir={EXPORT} --sandbox=none --readonly --cache=always"
+    quoted = shlex.quote(str(root))
+    return [
+        f"chroot {quoted} /usr/libexec/virtiofsd {options} --no-announce-submounts --log-level=error &",
+        f"until [ -S {quoted}{qemu.SOCKET} ]; do sleep 0.02; done",
+    ]

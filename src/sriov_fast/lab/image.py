@@ -1,0 +1,82 @@
+"""A container image of one static program, made on the spot: the lab needs no registry."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import tarfile
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+BUSYBOX = Path("/usr/bin/busybox")
+APPLETS = ("cat", "echo", "ip", "ls", "ping", "sh", "sleep", "true")
+_DIRECTORIES = ("bin", "dev", "etc", "proc", "run", "sys", "tmp")
+_VENDOR = "application/vnd.oci.image"
+
+
+def write(path: Path, name: str, busybox: Path = BUSYBOX, applets: Sequence[str] = APPLETS) -> None:
+    """Write an OCI archive with the image ``name`` to ``path``."""
+    layer = _layer(busybox.read_bytes(), applets)
+    config = _json(
+        {
+            "architecture": "amd64",
+            "os": "linux",
+            "config": {"Env": ["PATH=/bin"], "Cmd": ["/bin/sh"]},
+            "rootfs": {"type": "layers", "diff_ids": [_digest(layer)]},
+        }
+    )
+    manifest = _json(
+        {
+            "schemaVersion": 2,
+            "mediaType": f"{_VENDOR}.manifest.v1+json",
+            "config": _descriptor(f"{_VENDOR}.config.v1+json", config),
+            "layers": [_descriptor(f"{_VENDOR}.layer.v1.tar", layer)],
+        }
+    )
+    entry = _descriptor(f"{_VENDOR}.manifest.v1+json", manifest)
+    entry["annotations"] = {"io.containerd.image.name": name}
+    index = _json({"schemaVersion": 2, "manifests": [entry]})
+    blobs = [(f"blobs/sha256/{_digest(blob)[7:]}", blob) for blob in (layer, config, manifest)]
+    layout = _json({"imageLayoutVersion": "1.0.0"})
+    path.write_bytes(_tar([("oci-layout", layout), ("index.json", index), *blobs]))
+
+
+def _layer(busybox: bytes, applets: Sequence[str]) -> bytes:
+    stream = io.BytesIO()
+    with tarfile.open(fileobj=stream, mode="w") as tar:
+        for name in _DIRECTORIES:
+            tar.addfile(_entry(name, tarfile.DIRTYPE))
+        program = _entry("bin/busybox", tarfile.REGTYPE, len(busybox))
+        tar.addfile(program, io.BytesIO(busybox))
+        for applet in applets:
+            link = _entry(f"bin/{applet}", tarfile.SYMTYPE)
+            link.linkname = "busybox"
+            tar.addfile(link)
+    return stream.getvalue()
+
+
+def _tar(files: Iterable[tuple[str, bytes]]) -> bytes:
+    stream = io.BytesIO()
+    with tarfile.open(fileobj=stream, mode="w") as tar:
+        for name, data in files:
+            tar.addfile(_entry(name, tarfile.REGTYPE, len(data)), io.BytesIO(data))
+    return stream.getvalue()
+
+
+def _entry(name: str, kind: bytes, size: int = 0) -> tarfile.TarInfo:
+    entry = tarfile.TarInfo(name)
+    entry.type, entry.size, entry.mode = kind, size, 0o755
+    return entry
+
+
+def _descriptor(media_type: str, data: bytes) -> dict[str, object]:
+    return {"mediaType": media_type, "digest": _digest(data), "size": len(data)}
+
+
+def _digest(data: bytes) -> str:
+    return f"sha256:{hashlib.sha256(data).hexdigest()}"
+
+
+def _json(value: object) -> bytes:
+    return json.dumps(value).encode()

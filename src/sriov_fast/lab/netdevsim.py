@@ -1,0 +1,69 @@
+"""``netdevsim``, the kernel's simulated network card: Debian ships its source only, so it is built here.
+
+It offers what ``igb`` cannot do: VF link state, rates, 802.1ad, trust, hundreds of VFs (without netdevs).
+"""
+
+from __future__ import annotations
+
+import shutil
+import tarfile
+from pathlib import Path
+
+from sriov_fast.lab.chroot import Chroot
+from sriov_fast.lab.errors import LabError
+from sriov_fast.lab.progress import step
+
+FOLDER = "drivers/net/netdevsim/"
+
+
+def install(chroot: Chroot) -> None:
+    """Build the module for the tree's kernel, install it, and drop the kernel's source."""
+    root = chroot.root
+    archive = _archive(root)
+    work = root / "usr/src/netdevsim"
+    with step("  building netdevsim"):
+        extract(archive, work)
+        version = next((root / "usr/lib/modules").iterdir()).name
+        chroot.run(make_command(version))
+        target = root / "usr/lib/modules" / version / "updates"
+        target.mkdir(exist_ok=True)
+        shutil.copy(work / "netdevsim.ko", target)
+        chroot.run(["depmod", version])
+    shutil.rmtree(work)
+    archive.unlink()
+
+
+def make_command(version: str) -> list[str]:
+    """Return the kernel build system's call for a module outside its tree."""
+    build = f"/lib/modules/{version}/build"
+    settings = ("M=/usr/src/netdevsim", "CONFIG_NETDEVSIM=m", "CONFIG_INET=y")
+    return ["make", "-s", "-C", build, *settings, "modules"]
+
+
+def extract(archive: Path, target: Path) -> None:
+    """Unpack only netdevsim from the kernel's source; reading stops behind it."""
+    target.mkdir(parents=True, exist_ok=True)
+    found = False
+    with tarfile.open(archive, "r|xz") as tar:
+        for member in tar:
+            inside = FOLDER in member.name
+            if inside and member.isfile():
+                _write(tar, member, target / member.name.partition(FOLDER)[2])
+            elif found and not inside:
+                break
+            found = found or inside
+    if not found:
+        raise LabError(f"{archive} holds no {FOLDER}")
+
+
+def _write(tar: tarfile.TarFile, member: tarfile.TarInfo, path: Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if source := tar.extractfile(member):
+        path.write_bytes(source.read())
+
+
+def _archive(root: Path) -> Path:
+    archives = sorted((root / "usr/src").glob("linux-source-*.tar.xz"))
+    if not archives:
+        raise LabError("the package linux-source left no archive in the guest's tree")
+    return archives[-1]

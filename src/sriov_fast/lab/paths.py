@@ -1,0 +1,45 @@
+"""Where the lab keeps what it built."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+DIRECTORY_VARIABLE = "SRIOV_FAST_LAB_DIR"
+
+
+def base() -> Path:
+    """Return the lab's cache directory."""
+    chosen = os.environ.get(DIRECTORY_VARIABLE)
+    if chosen:
+        return Path(chosen).absolute()
+    cache = os.environ.get("XDG_CACHE_HOME")
+    return (Path(cache) if cache else Path.home() / ".cache") / "sriov-fast" / "lab"
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """The directories that belong to one recipe."""
+
+    top: Path
+
+    @property
+    def root(self) -> Path:
+        """The guest's tree; nothing changes it once it is built."""
+        return self.top / "root"
+
+    @property
+    def installs(self) -> Path:
+        """One directory for each version of the project that was installed."""
+        return self.top / "installs"
+
+    @property
+    def builds(self) -> Path:
+        """Copies of the sources, kept so that only what changed is compiled again."""
+        return self.top / "builds"
+
+    @property
+    def pip_cache(self) -> Path:
+        """What pip downloaded."""
+        return self.top / "pip-cache"

@@ -1,0 +1,128 @@
+"""The project's sources: which files they are, and what they hash to."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+import subprocess
+import tarfile
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from sriov_fast.lab.errors import LabError
+
+# What a change of these means to an installed package: nothing.
+NOT_PACKAGED = ("tests", "benches", "docs", ".ci", ".github")
+_SKIPPED = frozenset({"build", "dist", "__pycache__", "node_modules"})
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """Where the project comes from (a directory with sources, or a wheel), and where its tests are."""
+
+    path: Path
+    tests: Path | None
+
+    @property
+    def is_wheel(self) -> bool:
+        """Whether it is built already."""
+        return self.path.suffix == ".whl"
+
+
+def default_checkout() -> Path | None:
+    """Find the checkout this package runs from, else the one in the current directory."""
+    candidates = (*Path(__file__).resolve().parents, Path.cwd())
+    return next(filter(_is_project, candidates), None)
+
+
+def _is_project(path: Path) -> bool:
+    return (path / "pyproject.toml").is_file() and (path / "src/sriov_fast").is_dir()
+
+
+def locate(given: Path | None, scratch: Path) -> Source:
+    """Find the source that the user named; an sdist is unpacked below ``scratch``."""
+    checkout = default_checkout()
+    path = given or checkout
+    if path is None:
+        raise LabError("not running from a checkout of sriov-fast: name one with --source")
+    path = path.resolve()
+    if path.suffix == ".whl" and path.is_file():
+        return Source(path, tests=checkout)
+    if path.name.endswith(".tar.gz") and path.is_file():
+        path = _unpack(path, scratch)
+    if (path / "pyproject.toml").is_file():
+        return Source(path, tests=path)
+    raise LabError(f"--source {path} is neither a checkout nor an sdist (.tar.gz) nor a wheel (.whl)")
+
+
+def _unpack(sdist: Path, scratch: Path) -> Path:
+    with tarfile.open(sdist) as tar:
+        tar.extractall(scratch, filter="data")
+    return next(path for path in scratch.iterdir() if path.is_dir())
+
+
+def files(directory: Path) -> list[Path]:
+    """List the source files, relative: what git tracks or would track; without git, all but products."""
+    git = ("git", "-c", f"safe.directory={directory}", "-C", str(directory))
+    command = [*git, "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
+    try:
+        listed = subprocess.run(command, capture_output=True, check=True).stdout.decode()
+        names: Iterable[Path] = (Path(name) for name in listed.split("\0") if name)
+    except (OSError, subprocess.CalledProcessError):
+        names = _walk(directory)
+    return sorted({name for name in names if (directory / name).is_file()})
+
+
+def _walk(directory: Path) -> Iterator[Path]:
+    for folder, folders, names in os.walk(directory):
+        folders[:] = [name for name in folders if not _is_product(name)]
+        for name in names:
+            if not name.endswith((".so", ".pyc")):
+                yield Path(folder, name).relative_to(directory)
+
+
+def _is_product(folder: str) -> bool:
+    return folder in _SKIPPED or folder.startswith(".") or folder.endswith(".egg-info")
+
+
+def packaged(names: Iterable[Path]) -> list[Path]:
+    """Those files that make the installed package what it is."""
+    return [name for name in names if name.parts[0] not in NOT_PACKAGED and name.suffix != ".md"]
+
+
+def test_files(names: Iterable[Path]) -> list[Path]:
+    """Those files that tests may want in the guest: all but the package itself, which is installed there."""
+    return [name for name in names if name.parts[0] != "src"]
+
+
+def digest(directory: Path, names: Iterable[Path]) -> str:
+    """One hash over names, contents and executable bits."""
+    total = hashlib.sha256()
+    for name in names:
+        path = directory / name
+        content = hashlib.sha256(path.read_bytes()).hexdigest()
+        total.update(f"{name}\0{os.access(path, os.X_OK)}\0{content}\n".encode())
+    return total.hexdigest()[:16]
+
+
+def mirror(directory: Path, names: Iterable[Path], target: Path) -> None:
+    """Make ``target`` hold these files, touching only what differs, so that builds there stay incremental."""
+    wanted = list(names)
+    manifest = target / ".files"
+    before = set(manifest.read_text().splitlines()) if manifest.exists() else set()
+    for gone in sorted(before - {str(name) for name in wanted}):
+        (target / gone).unlink(missing_ok=True)
+    for name in wanted:
+        _copy_if_changed(directory / name, target / name)
+    target.mkdir(parents=True, exist_ok=True)
+    manifest.write_text("\n".join(map(str, wanted)))
+
+
+def _copy_if_changed(source: Path, target: Path) -> None:
+    if target.is_file() and target.read_bytes() == source.read_bytes():
+        return
+    target.parent.mkdir(parents=True, exist_ok=True)
+    shutil.copyfile(source, target)
+    shutil.copymode(source, target)

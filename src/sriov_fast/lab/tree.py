@@ -1,0 +1,132 @@
+"""The guest's tree: built once, kept in the cache, never changed afterwards."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import shutil
+import subprocess
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from sriov_fast.lab import apt, netdevsim, requirements
+from sriov_fast.lab.chroot import HOST, ISOLATE, Chroot
+from sriov_fast.lab.errors import LabError
+from sriov_fast.lab.paths import Place, base
+from sriov_fast.lab.progress import say, step
+from sriov_fast.lab.recipe import Recipe, key
+
+# Where the guest finds what changes from run to run.
+PROJECT = "/opt/sriov-fast"
+PLUGINS = "/opt/cni/bin"
+SOURCES = "/opt/src"
+JOB = "/mnt/job"
+BUILD = "/mnt/build"
+CACHE = "/mnt/pip-cache"
+DEBIAN_PLUGINS = "/usr/lib/cni"
+
+_FILES = {"resolv.conf": "", "hosts": "127.0.0.1 localhost\n::1 localhost\n", "hostname": "lab\n"}
+_MOUNT_POINTS = (PROJECT, PLUGINS, SOURCES, JOB, BUILD, CACHE, HOST, "/etc/cni/net.d", "/var/lib/cni")
+
+
+def place(recipe: Recipe) -> Place:
+    """Where the tree of ``recipe`` is, or will be."""
+    return Place(base() / key(recipe))
+
+
+def ensure(recipe: Recipe) -> Place:
+    """Return the tree of ``recipe``, built now if it is not there yet."""
+    where = place(recipe)
+    if not where.root.is_dir():
+        requirements.require(building=True, cache=base())
+        with locked(base() / f"{where.top.name}.lock"):
+            if not where.root.is_dir():
+                _build(recipe, where)
+    return where
+
+
+@contextmanager
+def locked(path: Path) -> Iterator[None]:
+    """Hold an exclusive lock on ``path``, saying so when another holds it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("a") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            say(f"waiting for another lab command that holds {path}")
+            fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+def _build(recipe: Recipe, where: Place) -> None:
+    unfinished = where.top.with_name(f"{where.top.name}.unfinished")
+    shutil.rmtree(unfinished, ignore_errors=True)
+    root = Place(unfinished).root
+    root.mkdir(parents=True)
+    with step(f"building the guest (Debian {recipe.suite}) in {where.top}; once, 2 to 4 minutes"):
+        _bootstrap(recipe, root, unfinished / "build.log")
+        _furnish(root)
+        netdevsim.install(Chroot(root))
+    shutil.rmtree(where.top, ignore_errors=True)
+    unfinished.rename(where.top)
+
+
+def bootstrap_command(
+    recipe: Recipe, root: Path, mirror: str, keyring: Path | None, options: list[str]
+) -> list[str]:
+    """Return the ``mmdebstrap`` call for ``recipe``."""
+    components = " ".join(recipe.components)
+    return [
+        *("mmdebstrap", "--mode=root", "--variant=apt", f"--include={','.join(recipe.packages)}"),
+        *(f"--dpkgopt=path-exclude={pattern}" for pattern in recipe.excluded),
+        *(f"--aptopt={option}" for option in options),
+        *([f"--keyring={keyring}"] if keyring else []),
+        *(recipe.suite, str(root), f"deb {mirror} {recipe.suite} {components}"),
+    ]
+
+
+def _bootstrap(recipe: Recipe, root: Path, log: Path) -> None:
+    mirror = apt.mirror(apt.host_sources())
+    command = [*ISOLATE, *bootstrap_command(recipe, root, mirror, apt.keyring(), apt.options())]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, stdin=subprocess.DEVNULL, text=True) as process:
+        output = list(_progress(process.stderr or (), log))
+    if process.returncode:
+        hint = "\n(is the package debian-archive-keyring recent?)" if "NO_PUBKEY" in "".join(output) else ""
+        raise LabError(f"mmdebstrap failed, its output is in {log}:\n{''.join(output[-15:])}{hint}")
+
+
+def _progress(lines: Iterable[str], log: Path) -> Iterator[str]:
+    with log.open("w") as file:
+        for line in lines:
+            file.write(line)
+            if line.startswith("I: "):
+                say(f"  {line[3:].strip()}")
+            yield line
+
+
+def _furnish(root: Path) -> None:
+    """Mount points, and the few files that the guest wants."""
+    for target in _MOUNT_POINTS:
+        (root / target.lstrip("/")).mkdir(parents=True, exist_ok=True)
+    for name, text in _FILES.items():
+        path = root / "etc" / name
+        path.unlink(missing_ok=True)
+        path.write_text(text)
+    shutil.rmtree(root / "var/cache/apt/archives", ignore_errors=True)
+
+
+def kernel_version(root: Path) -> str:
+    """Return the version of the guest's kernel."""
+    versions = sorted(os.listdir(root / "usr/lib/modules"))
+    if not versions:
+        raise LabError(f"there is no kernel in {root}")
+    return versions[-1]
+
+
+def package_version(root: Path, package: str) -> str:
+    """Read the upstream version of a package in the tree, without asking its tools."""
+    status = (root / "var/lib/dpkg/status").read_text(errors="replace")
+    _, found, stanza = status.partition(f"Package: {package}\n")
+    version = stanza.partition("\nVersion: ")[2].partition("\n")[0] if found else ""
+    return version.partition(":")[2].partition("+")[0].partition("-")[0] or version or "unknown"

@@ -1,0 +1,116 @@
+"""``sriov-fast vfs`` and ``doctor`` on a machine made of files."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from sysfs_tree import build_tree
+
+from sriov_fast.cli import doctor, main
+from sriov_fast.sriov.journal import Attachment, Journal
+from sriov_fast.sriov.roots import Roots
+
+
+@pytest.fixture
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Roots:
+    """A PF ``pf0`` with three VFs (the first in a pod, the last without a driver), and ``pf1`` with none."""
+    pf0 = build_tree(tmp_path, "pf0", vfs=3, numa=1)
+    build_tree(tmp_path, "pf1", vfs=0, pf_pci="0000:02:00.0")
+    pf0.remove_netdev(0)
+    pf0.unbind(2)
+    roots = Roots(sys=str(pf0.sys), proc=str(pf0.proc), run=str(tmp_path / "run"))
+    Journal(roots.run, roots.proc).write(Attachment(container_id="c1", ifname="net1", pci=pf0.pci(0)))
+    for name, root in roots.as_dict().items():
+        monkeypatch.setenv(f"SRIOV_FAST_{name.upper()}", root)
+    return roots
+
+
+def test_table(here: Roots, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["vfs"]) == 0
+    assert [line.split() for line in capsys.readouterr().out.splitlines()] == [
+        ["PF", "VF", "PCI", "DRIVER", "NETDEV", "NUMA", "OWNER"],
+        ["pf0", "0", "0000:01:10.0", "igbvf", "-", "1", "c1/net1"],
+        ["pf0", "1", "0000:01:10.1", "igbvf", "pf0v1", "1", "-"],
+        ["pf0", "2", "0000:01:10.2", "-", "-", "1", "-"],
+        ["pf1", "-", "-", "-", "-", "-", "(no", "VFs,", "up", "to", "8)"],
+    ]
+
+
+def test_json(here: Roots, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["vfs", "--json", "pf0"]) == 0
+    (pf,) = json.loads(capsys.readouterr().out)
+    assert (pf["pf"], pf["total"], len(pf["vfs"])) == ("pf0", 8, 3)
+    assert pf["vfs"][0]["owner"] == {"containerID": "c1", "ifname": "net1"}
+    assert pf["vfs"][1] == {
+        "index": 1,
+        "pci": "0000:01:10.1",
+        "driver": "igbvf",
+        "netdev": "pf0v1",
+        "numa": 1,
+        "owner": None,
+    }
+
+
+def test_no_such_pf(here: Roots, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["vfs", "eth9", "pf0"]) == 1
+    said = capsys.readouterr()
+    assert "eth9 is no PF" in said.err
+    assert "pf0v1" in said.out
+
+
+def findings(roots: Roots, path: Path) -> dict[str, list[tuple[str, str]]]:
+    found: dict[str, list[tuple[str, str]]] = {}
+    for level, what, text in doctor.examine(roots, [path]):
+        found.setdefault(what, []).append((level, text))
+    return found
+
+
+def test_doctor_on_a_good_machine(here: Roots, tmp_path: Path) -> None:
+    plugins = tmp_path / "plugins"
+    assert main(["install", "--bin-dir", str(plugins)]) == 0
+    (plugins / "host-local").touch(0o755)
+    (tmp_path / "run").chmod(0o700)
+    found = findings(here, plugins)
+    assert [what for what, lines in found.items() for level, _ in lines if level == "FAIL"] == []
+    ok, unbound = found["PF pf0"]
+    assert ok == ("OK", "driver igb, 3 of 8 VFs, 1 in pods")
+    assert unbound[0] == "WARN"
+    assert unbound[1].startswith("no driver on VF 2:")
+    advice = f"echo 8 > {here.sys}/class/net/pf1/device/sriov_numvfs"
+    assert found["PF pf1"] == [("WARN", f"has no VFs yet: {advice}")]
+    assert found["plugin"][0][0] == "OK"
+    assert found["IPAM"] == [("OK", f"host-local in {plugins}")]
+    assert found["state"][0][0] == "OK"
+
+
+def test_doctor_without_a_card(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("sys", "proc", "run"):
+        monkeypatch.setenv(f"SRIOV_FAST_{name.upper()}", str(tmp_path / name))
+    assert main(["doctor"]) == 1
+
+
+@pytest.mark.parametrize(
+    ("body", "fault"),
+    [
+        ("echo oh no >&2; exit 3", "exit status 3; oh no"),
+        ("echo '{}'", "no list of versions"),
+        ("exit 0", "it prints nothing"),
+    ],
+)
+def test_doctor_finds_a_broken_plugin(here: Roots, tmp_path: Path, body: str, fault: str) -> None:
+    (tmp_path / "sriov").write_text(f"#!/bin/sh\n{body}\n")
+    (tmp_path / "sriov").chmod(0o755)
+    ((level, text),) = findings(here, tmp_path)["plugin"]
+    assert level == "FAIL"
+    assert fault in text
+
+
+def test_doctor_sees_irqbalance_and_open_state(here: Roots, tmp_path: Path) -> None:
+    (tmp_path / "proc/77").mkdir()
+    (tmp_path / "proc/77/comm").write_text("irqbalance\n")
+    (tmp_path / "run").chmod(0o755)
+    found = findings(here, tmp_path)
+    assert found["irqbalance"][0][0] == "WARN"
+    assert found["state"][0][0] == "WARN"

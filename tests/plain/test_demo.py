@@ -1,0 +1,301 @@
+"""The parts of the demo that need no card."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+from sysfs_tree import build_tree
+
+from sriov_fast.lab import demo, demo_card
+from sriov_fast.lab.demo_card import UNUSED, Card, Difference
+from sriov_fast.lab.demo_stage import Done, Stage, shortened, wrapped
+from sriov_fast.lab.errors import LabError
+
+PF_SHOWS = {
+    "vf": 0,
+    "link_type": "ether",
+    "address": "02:00:00:00:00:01",
+    "broadcast": "ff:ff:ff:ff:ff:ff",
+    "vlan_list": [{}],
+    "rate": {"max_tx": 0, "min_tx": 0},
+    "spoofchk": True,
+    "link_state": "auto",
+}
+LINK = {"address": "02:00:00:00:00:02", "mtu": 1500, "flags": ["BROADCAST", "UP"]}
+
+
+class TestStage:
+    def test_a_command_is_shown_as_it_is_run(
+        self, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        stage = Stage(tmp_path)
+        stage.write("conf", "{}")
+        stage.export("COLOUR", "blue")
+        done = stage.run("echo $COLOUR; cat < conf; echo said >&2; exit 3")
+        assert done == Done(3, "blue\n{}\n")
+        shown = capsys.readouterr().out.splitlines()
+        assert shown[-4:] == ["# echo $COLOUR; cat < conf; echo said >&2; exit 3", "said", "blue", "{}"]
+
+    def test_a_quiet_command_says_nothing(self, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        assert Stage(tmp_path).quiet("echo one; echo two >&2; exit 1") == Done(1, "one\ntwo\n")
+        assert capsys.readouterr().out == ""
+
+    def test_a_command_that_hangs_is_ended(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr("sriov_fast.lab.demo_stage.SECONDS", 0.1)
+        assert Stage(tmp_path).run("exec sleep 5").status == 124
+
+    def test_the_status_is_0_only_if_all_held(self, tmp_path: Path) -> None:
+        stage = Stage(tmp_path)
+        stage.expect("one", True)
+        assert stage.summary() == 0
+        stage.expect("two", False, "it is three")
+        assert stage.summary() == 1
+
+    def test_the_summary_names_what_failed(self, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        stage = Stage(tmp_path)
+        stage.expect("one", True)
+        stage.expect("two", False, "it is three")
+        stage.summary()
+        assert capsys.readouterr().out.splitlines()[-2:] == [
+            "1 of 2 expectations did not hold:",
+            "  - two: it is three",
+        ]
+
+    def test_a_story_that_breaks_off_is_summed_up(
+        self, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        def story() -> int:
+            raise LabError("ADD for pod 1234 failed")
+
+        assert demo.told(Stage(tmp_path), story) == 1
+        last = capsys.readouterr().out.splitlines()[-1]
+        assert last == "  - the demo can go on: ADD for pod 1234 failed"
+
+    def test_long_output_is_shortened(self) -> None:
+        assert shortened("a\nb", 2) == "a\nb"
+        assert shortened("a\nb\nc\nd", 2) == "a\nb\n... (2 more lines)"
+
+    def test_a_wrapped_command_is_the_same_to_the_shell(self) -> None:
+        words = [f"word{number}" for number in range(40)]
+        text = wrapped(["printf", "'%s '", *words])
+        assert len(text.splitlines()) > 1
+        assert max(map(len, text.splitlines())) <= 110
+        assert subprocess.check_output(["sh", "-c", text], text=True).split() == words
+
+
+class TestState:
+    def test_the_fields_of_a_device(self) -> None:
+        shown = demo_card.device_fields("eth2", LINK)
+        assert shown == {"netdev": "eth2", "MAC": "02:00:00:00:00:02", "MTU": "1500", "link": "up"}
+
+    def test_the_pf_s_fields_are_all_that_ip_shows(self) -> None:
+        shown = demo_card.pf_fields(PF_SHOWS | {"query_rss_en": False})
+        assert shown == {
+            "PF: MAC": "02:00:00:00:00:01",
+            "PF: VLAN": "none",
+            "PF: rate": '{"max_tx": 0, "min_tx": 0}',
+            "PF: spoofchk": "true",
+            "PF: link_state": "auto",
+            "PF: query_rss_en": "false",
+        }
+
+    @pytest.mark.parametrize(
+        ("listed", "text"),
+        [
+            ([], "none"),
+            ([{}], "none"),
+            ([{"vlan": 0}], "none"),
+            ([{"vlan": 100}], "100"),
+            ([{"vlan": 100, "qos": 3, "protocol": "802.1ad"}], "100 qos 3 protocol 802.1ad"),
+        ],
+    )
+    def test_vlans(self, listed: list[dict[str, Any]], text: str) -> None:
+        assert demo_card.vlan_text(listed) == text
+
+    def test_a_whole_state(self, tmp_path: Path) -> None:
+        tree = build_tree(tmp_path, pf="pf0", vfs=3)
+        card = Card("pf0", Path(tree.sys), Path(tree.proc))
+        vf = card.vfs()[0]
+        state = card.state(vf, {vf.netdev: LINK, "pf0": {"vfinfo_list": [PF_SHOWS]}}.__getitem__)
+        assert state["netdev"] == tree.netdev(0)
+        assert state["PF: MAC"] == "02:00:00:00:00:01"
+        assert [key for key in state if key.startswith("IRQ ")] == [f"IRQ {n} mask" for n in card.irqs(0)]
+
+    def test_a_vf_without_device(self) -> None:
+        vf = demo_card.Vf(0, "0000:01:10.0", "")
+        assert Card("pf0").state(vf, {}.__getitem__) == {"netdev": "not in the host"}
+
+
+class TestCompare:
+    def test_the_same(self) -> None:
+        assert demo_card.compare({"MTU": "1500"}, {"MTU": "1500"}, {}) == [
+            Difference("MTU", "1500", "1500", True)
+        ]
+
+    def test_another(self) -> None:
+        found = demo_card.compare({"MTU": "1500", "MAC": "a"}, {"MTU": "9000", "VLAN": "1"}, {})
+        assert [item.same for item in found] == [False, False, False]
+        assert found[1] == Difference("MAC", "a", "(not there)", False)
+
+    def test_an_interrupt_that_was_used_before_must_be_as_it_was(self) -> None:
+        found = demo_card.compare({"IRQ 37 mask": "3f"}, {"IRQ 37 mask": "02"}, {37: "02"})
+        assert not found[0].same
+
+    @pytest.mark.parametrize(("now", "same"), [("3f", True), ("02", False)])
+    def test_one_that_was_never_used_must_not_stay_on_the_pod_s_core(self, now: str, same: bool) -> None:
+        found = demo_card.compare({"IRQ 37 mask": UNUSED}, {"IRQ 37 mask": now}, {37: "02"})
+        assert found[0].same is same
+
+    def test_the_words_for_it(self) -> None:
+        fields = [
+            Difference("MTU", "1500", "1500", True),
+            Difference("IRQ 37 mask", UNUSED, "3f", True),
+            Difference("MAC", "a", "b", False),
+        ]
+        assert demo.verdicts(fields) == [
+            "  MTU          1500  as it was",
+            "  IRQ 37 mask  3f    the kernel's own, since its first use",
+            "  MAC          b     IT WAS a",
+        ]
+
+
+class TestTable:
+    def test_one_line_for_each_vf(self) -> None:
+        vfs = [demo_card.Vf(number, f"0000:01:10.{number}", f"eth{number}") for number in range(3)]
+        state = demo_card.device_fields("eth0", LINK) | demo_card.pf_fields(PF_SHOWS) | {"IRQ 9 mask": "3f"}
+        lines = demo_card.table(vfs, {0: state, 1: state, 2: {"netdev": "not in the host"}}, most=2)
+        assert lines[0].split()[:3] == ["VF", "netdev", "MAC"]
+        assert lines[1].split()[-2:] == ["none", "3f"]
+        assert lines[-1] == "... (1 more)"
+
+
+class TestCores:
+    @pytest.mark.parametrize(
+        ("mask", "cpus"),
+        [("02", {1}), ("3f", set(range(6))), ("0000,00000002", {1}), ("00000001,00000000,00000000", {64})],
+    )
+    def test_masks(self, mask: str, cpus: set[int]) -> None:
+        assert demo_card.cpus_of_mask(mask) == cpus
+
+    @pytest.mark.parametrize(("text", "cpus"), [("0", [0]), ("0-2,8\n", [0, 1, 2, 8]), ("", [])])
+    def test_lists(self, text: str, cpus: list[int]) -> None:
+        assert demo_card.parse_cpus(text) == cpus
+
+    def test_all_are_there(self) -> None:
+        assert demo_card.choose_cores((1, 2), (0, 1, 2, 3)) == ([1, 2], "")
+
+    def test_some_are_there(self) -> None:
+        chosen = demo_card.choose_cores((1, 2, 3, 4), (0, 1))
+        assert chosen == ([1], "core 2, 3, 4 is not online here, so CORES=1")
+
+    def test_none_is_there(self) -> None:
+        assert demo_card.choose_cores((1, 2), (0,))[0] == [0]
+
+    def test_exactly_one_core(self) -> None:
+        assert demo.on_core("04", 2)
+        assert not demo.on_core("06", 2)
+        assert not demo.on_core(UNUSED, 2)
+
+
+class TestChoice:
+    def test_the_option_goes_first(self, tmp_path: Path) -> None:
+        assert demo_card.choose_pf("eth5", "eth6,eth7", tmp_path) == "eth5"
+
+    def test_then_the_first_of_the_environment(self, tmp_path: Path) -> None:
+        assert demo_card.choose_pf("", "eth6,eth7", tmp_path) == "eth6"
+
+    def test_then_the_only_one(self, tmp_path: Path) -> None:
+        tree = build_tree(tmp_path, pf="pf0", vfs=2)
+        sys = Path(tree.sys)
+        _totalvfs(sys, "pf0")
+        assert demo_card.choose_pf("", "", sys) == "pf0"
+
+    def test_of_several_one_must_be_named(self, tmp_path: Path) -> None:
+        for name in ("pf0", "pf1"):
+            _totalvfs(tmp_path, name)
+            (tmp_path / f"class/net/{name}/device/virtfn0").mkdir()
+        with pytest.raises(LabError, match="--pf pf0"):
+            demo_card.choose_pf("", "", tmp_path)
+
+    def test_one_without_vfs_is_told_how_to_make_some(self, tmp_path: Path) -> None:
+        _totalvfs(tmp_path, "pf0", "63")
+        with pytest.raises(LabError, match="echo 7 > /sys/class/net/pf0/device/sriov_numvfs"):
+            demo_card.choose_pf("", "", tmp_path)
+        with pytest.raises(LabError, match="echo 7 > /sys/class/net/pf0/device/sriov_numvfs"):
+            demo_card.require_two(Card("pf0", tmp_path), tmp_path)
+
+    def test_no_card_at_all(self, tmp_path: Path) -> None:
+        with pytest.raises(LabError, match="no network card"):
+            demo_card.choose_pf("", "", tmp_path)
+
+    def test_no_such_device(self, tmp_path: Path) -> None:
+        with pytest.raises(LabError, match="no network device 'eth9'"):
+            demo_card.require_two(Card("eth9", tmp_path), tmp_path)
+
+    def test_a_device_that_is_no_pf(self, tmp_path: Path) -> None:
+        (tmp_path / "class/net/lo").mkdir(parents=True)
+        with pytest.raises(LabError, match="lo is no PF"):
+            demo_card.require_two(Card("lo", tmp_path), tmp_path)
+
+    def test_two_free_vfs_are_needed(self, tmp_path: Path) -> None:
+        _totalvfs(tmp_path, "pf0")
+        for number in range(3):
+            (tmp_path / f"class/net/pf0/device/virtfn{number}").mkdir()
+        (tmp_path / "class/net/pf0/device/virtfn1/net/eth1").mkdir(parents=True)
+        with pytest.raises(LabError, match="has 1 of 3"):
+            demo_card.require_two(Card("pf0", tmp_path), tmp_path)
+
+
+def _totalvfs(sys: Path, name: str, number: str = "7") -> None:
+    device = sys / f"class/net/{name}/device"
+    device.mkdir(parents=True, exist_ok=True)
+    (device / "sriov_totalvfs").write_text(number)
+
+
+class TestPlugin:
+    def test_another_project_s_sriov_is_not_taken(self, tmp_path: Path) -> None:
+        other, ours = tmp_path / "other", tmp_path / "ours"
+        other.write_bytes(b"\x7fELF")
+        ours.write_text("from sriov_fast.entry import main")
+        other.chmod(0o755)
+        ours.chmod(0o755)
+        found = demo.find_plugin([tmp_path / "absent", other, ours], tmp_path, Stage(tmp_path))
+        assert found == ours
+
+    def test_one_is_made_where_there_is_none(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setenv("PYTHONPATH", str(Path(demo.__file__).parents[2]))
+        found = demo.find_plugin([], tmp_path, Stage(tmp_path))
+        assert found == tmp_path / "sriov"
+        assert demo.is_ours(found)
+
+
+class TestTexts:
+    def test_the_configuration_has_no_version(self, tmp_path: Path) -> None:
+        conf = json.loads(demo.configuration("eth1", tmp_path))
+        assert "cniVersion" not in conf
+        assert (conf["master"], conf["vlan"]) == ("eth1", demo.VLAN)
+        assert conf["ipam"]["type"] == "host-local"
+
+    def test_a_del_has_no_ignore_unknown(self) -> None:
+        assert demo.release_args(demo.PODS[0]) == ["PodID=1234", "HostIP=10.55.206.20"]
+
+    def test_tagged_vfs(self) -> None:
+        link = {
+            "vfinfo_list": [{"vf": 0, "vlan_list": [{"vlan": 100}]}, {"vf": 1, "vlan_list": [{}]}, {"vf": 2}]
+        }
+        assert demo.vfs_with_vlan(link, 100) == [0]
+
+    @pytest.mark.parametrize(
+        ("text", "number"),
+        [
+            ("3 packets transmitted, 3 received, 0% packet loss", 3),
+            ("3 packets transmitted, 2 packets received", 2),
+            ("ping: unknown host", 0),
+        ],
+    )
+    def test_ping_s_count(self, text: str, number: int) -> None:
+        assert demo.answered(text) == number

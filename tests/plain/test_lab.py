@@ -1,0 +1,475 @@
+"""The lab without a machine: what it reads from the host, what it would run, what it says."""
+
+from __future__ import annotations
+
+import argparse
+import io
+import json
+import os
+import shlex
+import subprocess
+import tarfile
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from sriov_fast.lab import apt, cli, image, initramfs, install, pipconf, qemu, requirements, source, tree
+from sriov_fast.lab import job as jobs
+from sriov_fast.lab.chroot import Chroot
+from sriov_fast.lab.containerd import config, network
+from sriov_fast.lab.errors import LabError
+from sriov_fast.lab.guest import export_lines
+from sriov_fast.lab.install import Installed
+from sriov_fast.lab.job import Job
+from sriov_fast.lab.paths import base
+from sriov_fast.lab.qemu import Machine
+from sriov_fast.lab.recipe import Recipe, key
+from sriov_fast.lab.requirements import Lack
+from sriov_fast.lab.stream import Report, Streams
+
+DEB822 = """\
+# a comment
+Types: deb deb-src
+URIs: http://mirror.example/debian
+Suites: bookworm
+ bookworm-updates
+Components: main contrib
+Signed-By: /usr/share/keyrings/debian-archive-keyring.gpg
+
+Types: deb
+Enabled: no
+URIs: http://off.example/debian
+Suites: bookworm
+Components: main
+"""
+ONE_LINE = """\
+# deb http://commented.example/debian bookworm main
+deb [arch=amd64 signed-by=/k.gpg] https://vendor.example/apt stable-tools main
+deb-src http://mirror.example/debian trixie main
+deb [trusted=yes] http://mirror.example/debian trixie main non-free # as installed
+"""
+
+
+# --- the host's apt
+
+
+def test_deb822_sources() -> None:
+    found = list(apt.parse_deb822(DEB822))
+    assert [(each.uri, each.suite) for each in found] == [
+        ("http://mirror.example/debian", "bookworm"),
+        ("http://mirror.example/debian", "bookworm-updates"),
+    ]
+    assert found[0].components == ("main", "contrib")
+
+
+def test_one_line_sources() -> None:
+    found = list(apt.parse_one_line(ONE_LINE))
+    assert [each.suite for each in found] == ["stable-tools", "trixie"]
+    assert found[1].components == ("main", "non-free")
+
+
+@pytest.mark.parametrize(("name", "text"), [("a.sources", DEB822), ("a.list", ONE_LINE)])
+def test_mirror_in_either_form(tmp_path: Path, name: str, text: str) -> None:
+    (tmp_path / "sources.list.d").mkdir()
+    (tmp_path / "sources.list.d" / name).write_text(text)
+    (tmp_path / "sources.list.d" / "x.sources.disabled").write_text("Types: deb\nURIs: http://no.example\n")
+    assert apt.mirror(apt.host_sources(tmp_path)) == "http://mirror.example/debian"
+
+
+def test_mirror_missing_names_the_way_out() -> None:
+    with pytest.raises(LabError, match=apt.MIRROR_VARIABLE) as caught:
+        apt.mirror([apt.Source("http://x.example/ubuntu", "noble", ("main",))])
+    assert caught.value.status == 3
+
+
+def test_mirror_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(apt.MIRROR_VARIABLE, "http://chosen.example/debian")
+    assert apt.mirror([]) == "http://chosen.example/debian"
+
+
+def test_options_of_the_way_to_the_mirror() -> None:
+    dump = 'Acquire "";\nAcquire::http::Proxy "http://p:1";\nAcquire::Check-Date "false";\nAPT::Color "1";\n'
+    assert apt.select_options(dump) == ['Acquire::http::Proxy "http://p:1"', 'Acquire::Check-Date "false"']
+
+
+# --- the tree
+
+
+def test_key_follows_the_recipe() -> None:
+    recipe = Recipe()
+    assert key(recipe) == key(Recipe())
+    assert key(recipe).startswith("trixie-")
+    assert key(replace(recipe, packages=(*recipe.packages, "sl"))) != key(recipe)
+    assert key(replace(recipe, revision=recipe.revision + 1)) != key(recipe)
+
+
+def test_cache_directory(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.delenv("SRIOV_FAST_LAB_DIR", raising=False)
+    monkeypatch.setenv("XDG_CACHE_HOME", "/somewhere")
+    assert base() == Path("/somewhere/sriov-fast/lab")
+    monkeypatch.setenv("SRIOV_FAST_LAB_DIR", str(tmp_path))
+    assert tree.place(Recipe()).root == tmp_path / key(Recipe()) / "root"
+
+
+def test_bootstrap_command() -> None:
+    options = ['Acquire::Retries "3"']
+    command = tree.bootstrap_command(Recipe(), Path("/r"), "http://m.example/debian", Path("/k.gpg"), options)
+    assert command[0] == "mmdebstrap"
+    assert '--aptopt=Acquire::Retries "3"' in command
+    assert "--keyring=/k.gpg" in command
+    assert command[-3:] == ["trixie", "/r", "deb http://m.example/debian trixie main"]
+
+
+def test_versions_are_read_from_the_tree(tmp_path: Path) -> None:
+    (tmp_path / "usr/lib/modules/6.12.1-x").mkdir(parents=True)
+    (tmp_path / "var/lib/dpkg").mkdir(parents=True)
+    status = "Package: a\nVersion: 9-1\n\nPackage: qemu\nStatus: ok\nVersion: 1:10.0.13+ds-0\n"
+    (tmp_path / "var/lib/dpkg/status").write_text(status)
+    assert tree.kernel_version(tmp_path) == "6.12.1-x"
+    assert tree.package_version(tmp_path, "qemu") == "10.0.13"
+    assert tree.package_version(tmp_path, "none") == "unknown"
+
+
+def test_chroot_quotes_what_it_is_given() -> None:
+    command = Chroot(Path("/a b"), binds=((Path("/x y"), "/mnt"),)).command(["echo", "it's"])
+    assert command[:3] == ["setpriv", "--pdeathsig", "KILL"]
+    assert "unshare" in command
+    script = command[-1].splitlines()
+    assert "mount --bind '/x y' '/a b'/mnt" in script
+    assert shlex.split(script[-1])[-2:] == ["echo", "it's"]
+
+
+# --- what is missing
+
+
+def test_missing_tools_and_root(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(os, "geteuid", lambda: 1000)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    text = requirements.explain(requirements.missing(building=True, cache=tmp_path / "not" / "there"))
+    assert "root: run it as root" in text
+    assert "the program mmdebstrap: apt-get install mmdebstrap" in text
+    assert "all packages at once: apt-get install" in text
+
+
+def test_running_needs_less_than_building(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    lacks = requirements.missing(building=False, cache=tmp_path)
+    assert not any("mmdebstrap" in lack.what for lack in lacks)
+
+
+def test_missing_disk(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(requirements, "DISK_TO_BUILD", 1 << 60)
+    lacks = requirements.missing(building=True, cache=tmp_path)
+    assert any("disk space" in lack.what and "SRIOV_FAST_LAB_DIR" in lack.remedy for lack in lacks)
+
+
+def test_missing_becomes_exit_status_3(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: Output
+) -> None:
+    monkeypatch.setenv("SRIOV_FAST_LAB_DIR", str(tmp_path))
+    monkeypatch.setattr(requirements, "missing", lambda *_: [Lack("the moon", "wait")])
+    assert cli.main(["run", "--", "true"]) == 3
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert "the moon: wait" in captured.err
+
+
+Output = pytest.CaptureFixture[str]
+
+
+# --- pip
+
+
+def test_pip_configuration_is_taken_over() -> None:
+    listing = [
+        "global.find-links='/wheels https://x.example/w'",
+        "global.timeout='10'",
+        "install.extra-index-url='file:///srv/simple'",
+        "global.target='/elsewhere'",
+        ":env:.timeout='20'",
+    ]
+    result = pipconf.translate(
+        pipconf.parse(listing), {"SSL_CERT_FILE": "/ca.pem", "https_proxy": "http://p:1"}
+    )
+    assert result["PIP_FIND_LINKS"] == "/mnt/host/wheels https://x.example/w"
+    assert result["PIP_EXTRA_INDEX_URL"] == "file:///mnt/host/srv/simple"
+    assert result["PIP_TIMEOUT"] == "20"
+    assert result["SSL_CERT_FILE"] == "/mnt/host/ca.pem"
+    assert result["https_proxy"] == "http://p:1"
+    assert "PIP_TARGET" not in result
+
+
+# --- the sources
+
+
+@pytest.fixture
+def checkout(tmp_path: Path) -> Path:
+    top = tmp_path / "checkout"
+    for name in ("src/sriov_fast/a.py", "tests/lab/test_a.py", "pyproject.toml", "README.md", ".gitignore"):
+        (top / name).parent.mkdir(parents=True, exist_ok=True)
+        (top / name).write_text(name)
+    (top / "src/sriov_fast/a.so").write_text("x")
+    (top / ".gitignore").write_text("*.so\n")
+    return top
+
+
+def names(paths: list[Path]) -> set[str]:
+    return {str(path) for path in paths}
+
+
+def test_files_with_and_without_git(checkout: Path) -> None:
+    walked = names(source.files(checkout))
+    subprocess.run(["git", "init", "-q", str(checkout)], check=True)
+    tracked = names(source.files(checkout))
+    assert tracked == walked
+    assert "src/sriov_fast/a.py" in tracked
+    assert "src/sriov_fast/a.so" not in tracked
+
+
+def test_what_is_packaged_and_what_tests_get(checkout: Path) -> None:
+    everything = source.files(checkout)
+    assert "tests/lab/test_a.py" not in names(source.packaged(everything))
+    assert "src/sriov_fast/a.py" in names(source.packaged(everything))
+    assert "src/sriov_fast/a.py" not in names(source.test_files(everything))
+
+
+def test_digest_sees_content_name_and_mode(checkout: Path) -> None:
+    def digest() -> str:
+        return source.digest(checkout, source.files(checkout))
+
+    seen = {digest()}
+    (checkout / "README.md").write_text("other")
+    seen.add(digest())
+    (checkout / "README.md").chmod(0o755)
+    seen.add(digest())
+    (checkout / "README.md").rename(checkout / "READYOU.md")
+    seen.add(digest())
+    assert len(seen) == 4
+
+
+def test_mirror_touches_only_what_differs(checkout: Path, tmp_path: Path) -> None:
+    target = tmp_path / "copy"
+    source.mirror(checkout, source.files(checkout), target)
+    (target / "src/sriov_fast/a.c").write_text("a product of the build, kept")
+    old = time.time() - 1000
+    os.utime(target / "pyproject.toml", (old, old))
+    (checkout / "src/sriov_fast/a.py").write_text("new")
+    (checkout / "README.md").unlink()
+    source.mirror(checkout, source.files(checkout), target)
+    assert (target / "src/sriov_fast/a.py").read_text() == "new"
+    assert (target / "pyproject.toml").stat().st_mtime == pytest.approx(old)
+    assert (target / "src/sriov_fast/a.c").exists()
+    assert not (target / "README.md").exists()
+
+
+def test_locate(checkout: Path, tmp_path: Path) -> None:
+    assert source.locate(checkout, tmp_path).path == checkout
+    sdist = tmp_path / "x-1.tar.gz"
+    with tarfile.open(sdist, "w:gz") as tar:
+        tar.add(checkout, "x-1")
+    (tmp_path / "scratch").mkdir()
+    unpacked = source.locate(sdist, tmp_path / "scratch")
+    assert unpacked.path.name == "x-1"
+    assert unpacked.tests == unpacked.path
+    (tmp_path / "x.whl").touch()
+    assert source.locate(tmp_path / "x.whl", tmp_path).is_wheel
+    with pytest.raises(LabError, match="neither a checkout"):
+        source.locate(tmp_path / "nothing", tmp_path)
+
+
+def test_build_requirements(tmp_path: Path) -> None:
+    (tmp_path / "pyproject.toml").write_text('[build-system]\nrequires = ["a>=1", "b"]\n')
+    assert install.build_requirements(tmp_path) == ["a>=1", "b"]
+
+
+def test_old_installs_are_forgotten(tmp_path: Path) -> None:
+    for age in range(install.KEPT + 2):
+        directory = tmp_path / f"d-{age}"
+        directory.mkdir()
+        used = time.time() - age * install.SECONDS_IN_USE
+        os.utime(directory, (used, used))
+    install._forget_old(tmp_path)
+    assert sorted(path.name for path in tmp_path.iterdir()) == [f"d-{age}" for age in range(install.KEPT)]
+
+
+# --- the machine
+
+
+def test_qemu_gets_a_port_for_each_card() -> None:
+    words = qemu.arguments(Machine(pfs=3, cpus=5), "6.12.1", "/t", "/j")
+    cards = [word for word in words if word.startswith("igb,")]
+    assert len(cards) == 3
+    assert len({word.partition("mac=")[2] for word in cards}) == 3
+    assert all(f"bus=port{number}," in card for number, card in enumerate(cards))
+    assert words[words.index("-smp") + 1] == "5"
+
+
+@pytest.mark.parametrize(("accel", "cpu"), [("kvm", "host"), ("tcg", "max")])
+def test_qemu_accelerators(accel: str, cpu: str) -> None:
+    words = qemu.arguments(Machine(accel=accel), "v", "/t", "/j")
+    assert words[words.index("-cpu") + 1] == cpu
+    assert words[words.index("-accel") + 1].startswith(accel)
+
+
+@pytest.mark.parametrize("share", ["virtiofs", "9p"])
+def test_the_share_is_the_same_for_qemu_kernel_and_host(share: str, tmp_path: Path) -> None:
+    machine = Machine(share=share)
+    assert f"lab.share={share}" in qemu.command_line(machine)
+    words = " ".join(qemu.arguments(machine, "v", "/t", "/j"))
+    lines = "\n".join(export_lines(Path("/r"), Installed(Path("/i")), Job(tmp_path), machine))
+    assert ("vhost-user-fs-pci" in words) == ("virtiofsd" in lines) == (share == "virtiofs")
+    assert "mount --bind /i/venv /r/run/tree/opt/sriov-fast" in lines
+
+
+def test_command_script_quotes() -> None:
+    script = jobs.command_script(["sh", "-c", 'echo "$X" "$@"', "sh", "$HOME", "a b"], {"X": "it's"})
+    done = subprocess.run(["sh", "-c", script], capture_output=True, text=True, check=True)
+    assert done.stdout == "it's $HOME a b\n"
+
+
+def test_settings_are_shell() -> None:
+    assert "LAB_PFS=2\n" in jobs.settings(Machine(pfs=2))
+
+
+@pytest.mark.parametrize("script", ["init.sh", "main.sh"])
+def test_guest_scripts_are_shell(script: str) -> None:
+    subprocess.run(["sh", "-n", str(initramfs.SCRIPTS / script)], check=True)
+
+
+# --- the initial file system
+
+
+def test_modules_load_in_order(tmp_path: Path) -> None:
+    text = "fs/9p/9p.ko.xz: net/9p/9pnet.ko.xz fs/netfs.ko.xz\nnet/9p/9pnet.ko.xz:\nfs/netfs.ko.xz:\n"
+    (tmp_path / "modules.dep").write_text(text)
+    order = [
+        initramfs.module_name(path) for path in initramfs.load_order(tmp_path, ["9p", "9pnet", "built_in"])
+    ]
+    assert order == ["netfs", "9pnet", "9p"]
+
+
+def test_cpio_is_padded() -> None:
+    archive = initramfs.cpio(
+        [("bin", 0o040755, b""), ("bin/x", 0o100755, b"hello"), ("odd", 0o100644, b"123")]
+    )
+    assert len(archive) % 4 == 0
+    assert archive.count(b"070701") == 4
+    assert b"bin/x\0" in archive
+    assert archive.partition(b"hello\0\0\0")[2].startswith(b"070701")
+
+
+# --- the image, containerd
+
+
+def test_image_digests_hold(tmp_path: Path) -> None:
+    import hashlib
+
+    busybox = tmp_path / "busybox"
+    busybox.write_bytes(b"\x7fELF")
+    image.write(tmp_path / "i.tar", "lab.local/x:1", busybox)
+    with tarfile.open(tmp_path / "i.tar") as tar:
+        files = {member.name: tar.extractfile(member).read() for member in tar}  # type: ignore[union-attr]
+    for name, data in files.items():
+        if name.startswith("blobs/sha256/"):
+            assert hashlib.sha256(data).hexdigest() == Path(name).name
+    entry = json.loads(files["index.json"])["manifests"][0]
+    assert entry["annotations"]["io.containerd.image.name"] == "lab.local/x:1"
+    manifest = json.loads(files["blobs/sha256/" + entry["digest"][7:]])
+    layer = files["blobs/sha256/" + manifest["layers"][0]["digest"][7:]]
+    with tarfile.open(fileobj=io.BytesIO(layer)) as tar:
+        assert tar.getmember("bin/ping").linkname == "busybox"
+
+
+def test_containerd_sees_one_network(tmp_path: Path) -> None:
+    network({"type": "ptp"}, tmp_path)
+    path = network({"name": "n", "plugins": []}, tmp_path)
+    assert [path] == list(tmp_path.iterdir())
+    assert path.suffix == ".conflist"
+    assert f'address = "{tmp_path}/containerd.sock"' in config(tmp_path)
+
+
+# --- what the guest says
+
+
+def test_report() -> None:
+    report = Report()
+    report.line("phase boot 7.5")
+    before = report.started
+    for line in ("phase cards 10.0", "nonsense", "phase command 12.0", "status 7"):
+        report.line(line)
+    assert (before, report.started) == (False, True)
+    assert report.status == 7
+    assert report.durations() == {"boot": 7.5, "cards": 2.5, "command": 2.0}
+
+
+@pytest.fixture
+def job(tmp_path: Path) -> Job:
+    for name in jobs.PIPES:
+        os.mkfifo(tmp_path / f"{name}.pipe")
+    return Job(tmp_path)
+
+
+def streams_of(job: Job, report: Report) -> Streams:
+    return Streams(job.pipe("out"), job.pipe("err"), job.pipe("control"), report)
+
+
+def test_streams_forward_everything(job: Job, capfd: Output) -> None:
+    report = Report()
+    streams = streams_of(job, report)
+    script = 'echo one >"$0"; echo two >"$1"; printf "phase boot 1\\nstat" >"$2"; echo "us 3" >"$2"'
+    with subprocess.Popen(["sh", "-c", script, *(str(job.pipe(name)) for name in jobs.PIPES)]) as writer:
+        assert streams.pump(lambda: writer.poll() is None, lambda: False)
+    streams.close()
+    captured = capfd.readouterr()
+    assert (captured.out, captured.err) == ("one\n", "two\n")
+    assert (report.phases, report.status) == ({"boot": 1.0}, 3)
+
+
+def test_streams_notice_lateness(job: Job) -> None:
+    streams = streams_of(job, Report())
+    assert not streams.pump(lambda: True, lambda: True)
+    streams.close()
+
+
+# --- the command line
+
+
+def parse(*words: str) -> argparse.Namespace:
+    parser = argparse.ArgumentParser()
+    cli.add_parser(parser.add_subparsers())
+    return parser.parse_args(["lab", *words])
+
+
+def test_run_takes_everything_after_the_dashes() -> None:
+    args = parse("run", "--pfs", "2", "--cpus", "4", "--", "ip", "-br", "link")
+    assert (args.pfs, args.cpus, args.vfs) == (2, 4, 7)
+    assert args.command == ["ip", "-br", "link"]
+    assert callable(args.run)
+
+
+@pytest.mark.parametrize("words", [("--pfs", "9"), ("--vfs", "8"), ("--cpus", "0"), ("--cpus", "x")])
+def test_numbers_have_limits(words: tuple[str, ...], capsys: Output) -> None:
+    with pytest.raises(SystemExit):
+        parse("run", *words, "--", "true")
+    assert words[0] in capsys.readouterr().err
+
+
+def test_pytest_runs_the_lab_tests_unless_told_otherwise() -> None:
+    assert cli.pytest_command(["-q", "-k", "x"])[-4:] == ["-q", "-k", "x", "tests/lab"]
+    assert cli.pytest_command(["tests/lab/test_a.py", "-q"])[-1] == "-q"
+    assert "no:benchmark" in cli.pytest_command([])
+    assert "no:benchmark" not in cli.pytest_command(["benches"])
+
+
+def test_a_wrong_environment_is_refused() -> None:
+    assert cli._environment(["A=b=c"]) == {"A": "b=c"}
+    with pytest.raises(LabError, match="NAME=VALUE"):
+        cli._environment(["A"])
+
+
+def test_a_shell_needs_a_terminal(capsys: Output, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sys.stdin", io.StringIO())
+    assert cli.main(["shell"]) == 125
+    assert "terminal" in capsys.readouterr().err

@@ -1,0 +1,239 @@
+"""The executables that ``sriov-fast install`` writes, driven as a runtime drives them."""
+
+from __future__ import annotations
+
+import json
+import os
+import stat
+import subprocess
+import sys
+import warnings
+from pathlib import Path
+
+import pytest
+
+import sriov_fast
+from sriov_fast.cli import install, main
+
+SOURCES = str(Path(sriov_fast.__file__).parents[1])
+VERSION = {"CNI_COMMAND": "VERSION"}
+# Everything that bends an interpreter or a program by its environment.
+HOSTILE = {
+    "PYTHONPATH": "",  # filled in by the test
+    "PYTHONHOME": "/nonexistent",
+    "PYTHONSTARTUP": "/nonexistent",
+    "PYTHONWARNINGS": "error",
+    "PYTHONDONTWRITEBYTECODE": "1",
+    "PYTHONIOENCODING": "utf-16",
+    "PYTHONUTF8": "0",
+    "PYTHONVERBOSE": "1",
+    "PYTHONOPTIMIZE": "2",
+    "PATH": "/nonexistent",
+    "LANG": "xx_YY.nonsense",
+    "LC_ALL": "C",
+    "HOME": "/nonexistent",
+}
+
+
+@pytest.fixture(scope="session")
+def sriov(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The plugin, installed once."""
+    directory = tmp_path_factory.mktemp("bin")
+    assert main(["install", "--bin-dir", str(directory)]) == 0
+    return directory / "sriov"
+
+
+def call(program: Path, env: dict[str, str], **options: object) -> subprocess.CompletedProcess[str]:
+    stdin = '{"cniVersion": "1.0.0"}'
+    return subprocess.run([program], env=env, input=stdin, capture_output=True, text=True, **options)  # type: ignore[call-overload, no-any-return]
+
+
+def assert_answers(done: subprocess.CompletedProcess[str]) -> None:
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "1.0.0" in json.loads(done.stdout)["supportedVersions"]
+
+
+def test_an_empty_environment_is_enough(sriov: Path) -> None:
+    assert_answers(call(sriov, VERSION))
+
+
+@pytest.fixture
+def poison(tmp_path: Path) -> Path:
+    """A directory whose modules must not be imported."""
+    for name in ("sriov_fast", "os", "select", "sitecustomize", "usercustomize", "encodings"):
+        (tmp_path / f"{name}.py").write_text("raise SystemExit('poisoned')\n")
+    return tmp_path
+
+
+def test_the_environment_changes_nothing(sriov: Path, poison: Path) -> None:
+    assert_answers(call(sriov, HOSTILE | VERSION | {"PYTHONPATH": str(poison)}))
+
+
+@pytest.mark.parametrize("name", [name for name in HOSTILE if name != "PYTHONPATH"])
+def test_no_single_variable_changes_anything(sriov: Path, name: str) -> None:
+    assert_answers(call(sriov, VERSION | {name: HOSTILE[name]}))
+
+
+def test_the_directory_changes_nothing(sriov: Path, poison: Path) -> None:
+    assert_answers(call(sriov, VERSION, cwd=poison))
+
+
+def test_a_directory_that_is_gone(sriov: Path, tmp_path: Path) -> None:
+    script = 'mkdir "$1" && cd "$1" && rmdir "$1" && exec "$2"'
+    argv = ["/bin/sh", "-c", script, "sh", str(tmp_path / "gone"), str(sriov)]
+    assert_answers(subprocess.run(argv, env=VERSION, input="{}", capture_output=True, text=True, check=False))
+
+
+def test_through_a_symbolic_link(sriov: Path, tmp_path: Path) -> None:
+    (tmp_path / "link").symlink_to(sriov)
+    assert_answers(call(tmp_path / "link", VERSION))
+
+
+def test_errors_are_cni_errors(sriov: Path) -> None:
+    done = call(sriov, {"CNI_COMMAND": "NONSENSE"})
+    assert done.returncode == 1
+    assert json.loads(done.stdout)["code"] == 4
+
+
+def test_it_starts_without_site(sriov: Path) -> None:
+    first = sriov.read_text().partition("\n")[0]
+    assert first == f"#!{sys.executable} -ISXutf8"
+    code = "import sys; f = sys.flags; print(f.isolated, f.no_site, f.utf8_mode, 'site' in sys.modules)"
+    done = subprocess.run([*first[2:].split(), "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "1 1 1 False\n"
+
+
+def test_what_is_written(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    directory = tmp_path / "opt/cni/bin"
+    before = os.umask(0o077)
+    try:
+        assert main(["install", "--bin-dir", str(directory), "--name", "sriov", "--name", "sriov-fast"]) == 0
+    finally:
+        os.umask(before)
+    assert sorted(os.listdir(directory)) == ["sriov", "sriov-fast"]
+    said = capsys.readouterr().out
+    for name in os.listdir(directory):
+        assert stat.S_IMODE((directory / name).stat().st_mode) == 0o755
+        assert f"wrote {directory / name} (runs {sys.executable})" in said
+    done = subprocess.run([directory / "sriov-fast", "--version"], env={}, capture_output=True, text=True)
+    assert done.stdout.startswith(f"sriov-fast {sriov_fast.__version__} (backend ")
+
+
+def test_writing_again_replaces_in_one_step(tmp_path: Path) -> None:
+    path = tmp_path / "sriov"
+    path.write_text("old")
+    with open(path) as running:
+        install.write_executable(path, "new")
+        assert running.read() == "old"
+    assert path.read_text() == "new"
+    assert os.listdir(tmp_path) == ["sriov"]
+
+
+def test_a_failed_write_leaves_the_old_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(fd: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    path = tmp_path / "sriov"
+    path.write_text("old")
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match="No space"):
+        install.write_executable(path, "new")
+    assert path.read_text() == "old"
+    assert os.listdir(tmp_path) == ["sriov"]
+
+
+def test_a_directory_that_cannot_be(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "file").touch()
+    assert main(["install", "--bin-dir", str(tmp_path / "file/bin")]) == 1
+    assert str(tmp_path / "file") in capsys.readouterr().err
+
+
+# --- interpreters that a first line cannot name
+
+
+@pytest.mark.parametrize(
+    "directory",
+    [
+        "with blank",
+        "tab\there",
+        "x" * 130,
+        'quote\'d "twice"',
+        "a$HOME `id` \\n b",
+        " ''",
+        "trailing \\",
+        "é ü",
+    ],
+)
+def test_awkward_interpreters(tmp_path: Path, directory: str) -> None:
+    interpreter = tmp_path / directory / "python"
+    interpreter.parent.mkdir()
+    interpreter.symlink_to(sys.executable)
+    text = install.script(install.PROGRAMS["sriov"], str(interpreter), install.search_path())
+    assert text.startswith("#!/bin/sh\n")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # a bad escape in a string is one
+        compile(text, "sriov", "exec")
+    install.write_executable(tmp_path / "sriov", text)
+    assert_answers(call(tmp_path / "sriov", VERSION))
+
+
+def test_a_line_break_in_the_interpreters_path_is_refused() -> None:
+    with pytest.raises(ValueError, match="line break"):
+        install.script(install.PROGRAMS["sriov"], "/a\nb/python", [])
+
+
+def test_awkward_package_directory(tmp_path: Path) -> None:
+    directory = tmp_path / 'it\'s "here" \\n é'
+    directory.symlink_to(SOURCES)
+    paths = [str(directory), *install.search_path()[1:]]
+    text = install.script(install.PROGRAMS["sriov"], sys.executable, paths)
+    install.write_executable(tmp_path / "sriov", text)
+    assert_answers(call(tmp_path / "sriov", VERSION))
+
+
+def test_search_path_has_this_package_first() -> None:
+    found = install.search_path()
+    assert found[0] == SOURCES
+    assert len(found) == len(set(found))
+    assert all(os.path.isabs(directory) for directory in found)
+
+
+# --- the operator's command
+
+
+def test_version_names_the_backend(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        main(["--version"])
+    assert caught.value.code == 0
+    assert "(backend " in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("command", ["vfs", "doctor", "install", "lab"])
+def test_every_command_has_help(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        main([command, "--help"])
+    assert caught.value.code == 0
+    assert command in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("words", [[], ["nonsense"], ["vfs", "--nonsense"]])
+def test_wrong_usage(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        main(words)
+    assert caught.value.code == 2
+    assert "usage: sriov-fast" in capsys.readouterr().err
+
+
+def test_a_reader_that_leaves_is_no_error() -> None:
+    code = "import sys; from sriov_fast.cli import main; sys.stdin.read(); sys.exit(main(['doctor']))"
+    env = os.environ | {"PYTHONPATH": SOURCES}
+    argv = [sys.executable, "-c", code]
+    with subprocess.Popen(
+        argv, env=env, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    ) as process:
+        assert process.stdin
+        assert process.stdout
+        assert process.stderr
+        process.stdout.close()
+        process.stdin.close()
+        assert process.stderr.read() == b""

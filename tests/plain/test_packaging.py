@@ -1,0 +1,182 @@
+"""What others get: the sdist is what git has, the wheel comes from the sdist, and the installed works."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tarfile
+import venv
+import zipfile
+from pathlib import Path
+
+import pytest
+
+TOP = Path(__file__).resolve().parents[2]
+MODULES = ("_nl", "_sysfs", "_irq")
+# setuptools adds these to every sdist
+ADDED = ("PKG-INFO", "setup.cfg")
+
+pytestmark = pytest.mark.slow
+
+
+def run(*argv: object, cwd: Path | None = None, **env: str) -> str:
+    """Run a program without our own settings, and return what it printed; its last words when it fails."""
+    clean = {key: value for key, value in os.environ.items() if not key.startswith(("PYTHON", "SRIOV_FAST"))}
+    words = [str(word) for word in argv]
+    done = subprocess.run(words, cwd=cwd, env=clean | env, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise AssertionError(f"{words}: exit status {done.returncode}\n{done.stdout}\n{done.stderr}")
+    return done.stdout
+
+
+def tracked() -> set[str]:
+    """What git has, or would take."""
+    if not (TOP / ".git").exists():
+        pytest.skip("not a checkout: there is no git to compare with")
+    listed = run(
+        "git", "-c", f"safe.directory={TOP}", "-C", TOP, "ls-files", "-z", "-co", "--exclude-standard"
+    )
+    return {name for name in listed.split("\0") if name and (TOP / name).is_file()}
+
+
+def isolation() -> list[str]:
+    """Build with the tools of this environment where they are new enough, which spares downloads."""
+    installed = {name: importlib.metadata.version(name) for name in ("setuptools", "cython")}
+    major = {name: int(version.split(".")[0]) for name, version in installed.items()}
+    return ["--no-isolation"] if major["setuptools"] >= 77 and major["cython"] >= 3 else []
+
+
+@pytest.fixture(scope="module")
+def sdist(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The sdist, built from a clean copy: what was built in the checkout must play no part."""
+    top = tmp_path_factory.mktemp("sdist")
+    for name in tracked():
+        (top / "checkout" / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy2(TOP / name, top / "checkout" / name)
+    run(sys.executable, "-m", "build", *isolation(), "--sdist", "--outdir", top, top / "checkout")
+    return next(top.glob("*.tar.gz"))
+
+
+def unpacked(sdist: Path, directory: Path) -> Path:
+    with tarfile.open(sdist) as tar:
+        tar.extractall(directory, filter="data")
+    return next(directory.iterdir())
+
+
+@pytest.fixture(scope="module")
+def sources(sdist: Path) -> Path:
+    """The unpacked sdist, in which nothing is built."""
+    return unpacked(sdist, sdist.parent / "unpacked")
+
+
+@pytest.fixture(scope="module")
+def wheel(sdist: Path) -> Path:
+    workplace = unpacked(sdist, sdist.parent / "workplace")
+    build = (sys.executable, "-m", "build", *isolation(), "--wheel", "--outdir", sdist.parent, workplace)
+    run(*build, SRIOV_FAST_REQUIRE_EXT="1")
+    return next(sdist.parent.glob("*.whl"))
+
+
+def environment(directory: Path) -> Path:
+    """Make a clean virtual environment and return its programs' directory."""
+    venv.create(directory, with_pip=True)
+    return directory / "bin"
+
+
+@pytest.fixture(scope="module")
+def installed(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The programs of an environment in which the wheel is."""
+    programs = environment(tmp_path_factory.mktemp("clean") / "venv")
+    run(programs / "pip", "install", "-q", wheel)
+    return programs
+
+
+def test_the_sdist_is_what_git_has(sources: Path) -> None:
+    found = {str(path.relative_to(sources)) for path in sources.rglob("*") if path.is_file()}
+    found -= {name for name in found if name in ADDED or ".egg-info/" in name}
+    assert found == tracked()
+
+
+def test_the_sdist_has_no_generated_code(sources: Path) -> None:
+    assert not list((sources / "src").rglob("*.c"))
+    assert not list(sources.rglob("*.so"))
+
+
+def test_scripts_stay_executable(sources: Path) -> None:
+    for name in (".ci/run", "tools/host.sh", "tools/venv.sh"):
+        assert os.access(sources / name, os.X_OK), name
+
+
+def test_what_the_wheel_has(wheel: Path) -> None:
+    with zipfile.ZipFile(wheel) as archive:
+        names = {name.removeprefix("sriov_fast/") for name in archive.namelist()}
+    compiled = {name.split(".")[0] for name in names if name.endswith(".so")}
+    assert compiled == set(MODULES)
+    assert {"py.typed", "entry.py", "lab/guest/init.sh"} | {f"{name}.pyi" for name in MODULES} <= names
+    assert not [name for name in names if name.endswith((".c", ".pyx", ".pxd", ".h"))]
+    assert not [name for name in names if name.startswith(("tests", "benches", "docs"))]
+
+
+def test_the_wheel_has_every_module_of_the_sources(wheel: Path, sources: Path) -> None:
+    package = sources / "src/sriov_fast"
+    expected = {str(path.relative_to(package)) for path in package.rglob("*.py")}
+    with zipfile.ZipFile(wheel) as archive:
+        names = {name.removeprefix("sriov_fast/") for name in archive.namelist() if name.endswith(".py")}
+    assert names == expected
+
+
+def test_the_command_says_that_it_is_compiled(installed: Path) -> None:
+    assert "(backend cython;" in run(installed / "sriov-fast", "--version")
+
+
+def test_the_installed_plugin_answers(installed: Path, tmp_path: Path) -> None:
+    run(installed / "sriov-fast", "install", "--bin-dir", tmp_path / "bin")
+    done = subprocess.run(
+        [tmp_path / "bin/sriov"], env={"CNI_COMMAND": "VERSION"}, input=b"{}", capture_output=True, check=True
+    )
+    assert "1.1.0" in json.loads(done.stdout)["supportedVersions"]
+    assert done.stderr == b""
+
+
+def test_the_first_call_finds_bytecode(installed: Path, tmp_path: Path) -> None:
+    run(installed / "sriov-fast", "install", "--bin-dir", tmp_path / "bin")
+    (package,) = installed.parent.glob("lib/python*/site-packages/sriov_fast")
+    compiled = {path.name.split(".")[0] for path in package.glob("__pycache__/*.pyc")}
+    assert {"entry", "plugin", "codec"} <= compiled
+
+
+def test_without_a_compiler_the_plain_backend_serves(sdist: Path, tmp_path: Path) -> None:
+    programs = environment(tmp_path / "venv")
+    run(programs / "pip", "install", "-q", sdist, CC="/bin/false")
+    assert "(backend python;" in run(programs / "sriov-fast", "--version")
+
+
+def test_a_required_extension_is_required(sdist: Path, tmp_path: Path) -> None:
+    sources = unpacked(sdist, tmp_path / "workplace")
+    build = (sys.executable, "-m", "build", *isolation(), "--wheel", "--outdir", tmp_path, sources)
+    with pytest.raises(AssertionError, match="/bin/false"):
+        run(*build, CC="/bin/false", SRIOV_FAST_REQUIRE_EXT="1")
+
+
+WITHOUT_CYTHON = """
+import runpy, sys
+sys.modules["Cython"] = None
+sys.argv = ["setup.py", "-q", "build", "--build-base", sys.argv[1]]
+runpy.run_path("setup.py", run_name="__main__")
+"""
+
+
+def test_without_cython_the_build_goes_on(sdist: Path, tmp_path: Path) -> None:
+    sources = unpacked(sdist, tmp_path / "workplace")
+    run(sys.executable, "-c", WITHOUT_CYTHON, tmp_path / "build", cwd=sources)
+    assert not list(tmp_path.rglob("*.so"))
+    assert list((tmp_path / "build").rglob("_nl_py.py"))
+
+
+def test_without_cython_a_required_extension_is_required(sources: Path, tmp_path: Path) -> None:
+    with pytest.raises(AssertionError, match="Cython"):
+        run(sys.executable, "-c", WITHOUT_CYTHON, tmp_path, cwd=sources, SRIOV_FAST_REQUIRE_EXT="1")

@@ -1,0 +1,23 @@
+#!/bin/sh
+# Make the virtual environment, with this checkout installed for development. Usage: tools/venv.sh PYTHON VENV
+set -eu
+
+# A version manager's shim is not the interpreter, and the executables that we write name the interpreter.
+python=$("$1" -c 'import sys; print(sys.executable)')
+venv=$2
+
+install() {
+    "$venv/bin/python" -m pip install -qq --disable-pip-version-check "$@" </dev/null
+}
+
+[ -x "$venv/bin/python" ] || "$python" -m venv "$venv"
+echo "installing the project and its tools into $venv (some downloads)"
+# With the build's tools in the environment, later builds there compile only what has changed.
+"$venv/bin/python" -c '
+import tomllib
+
+with open("pyproject.toml", "rb") as file:
+    print("\n".join(tomllib.load(file)["build-system"]["requires"]))
+' >"$venv/build-requires.txt"
+install -r "$venv/build-requires.txt"
+install --no-build-isolation -e '.[dev,lab]'

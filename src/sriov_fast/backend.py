@@ -1,7 +1,8 @@
 """Picks the compiled or the plain trio of hot-path modules, once, and checks what it exports.
 
-``SRIOV_FAST_BACKEND=cython|python`` forces one, which must load. Unset, the compiled trio is taken; where it was
-never built the plain one serves; where it is there and broken, that is said on stderr and the plain one serves.
+``SRIOV_FAST_BACKEND=cython|python`` forces one, which must load. Unset, the compiled trio is taken; where it
+was never built the plain one serves; where it is there and broken, that is said on stderr and the plain one
+serves.
 """
 
 from __future__ import annotations
@@ -63,7 +64,8 @@ def _select(wanted: str) -> tuple[str, dict[str, ModuleType]]:
             if wanted:
                 raise BackendError(f"SRIOV_FAST_BACKEND={wanted}: {error}") from error
             if not isinstance(error, ModuleNotFoundError):
-                sys.stderr.write(f"sriov-fast: the compiled backend is broken, the plain one serves: {error}\n")
+                warning = f"sriov-fast: the compiled backend is broken, the plain one serves: {error}\n"
+                sys.stderr.write(warning)
     return "python", _load("_py")
 
 

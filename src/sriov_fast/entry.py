@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 
 from sriov_fast.errors import FileError, SriovError
@@ -22,6 +23,7 @@ def main() -> None:
 
     ``os._exit``: the interpreter's own way down takes longer than an answer, and everything is written then.
     """
+    gc.disable()  # a process of milliseconds has nothing to collect
     status, afterwards = 1, None
     try:
         _settle_streams()

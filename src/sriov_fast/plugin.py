@@ -13,7 +13,7 @@ from sriov_fast.backend import nl
 from sriov_fast.cni import netconf, reply, result
 from sriov_fast.errors import BusyError, CheckError, IpamError, SriovError, UnavailableError
 from sriov_fast.ipam.delegate import Ipam, may_choose_vf, needs_interface
-from sriov_fast.sriov import affinity, announce, attach, check, detach, locks, netns, pool
+from sriov_fast.sriov import affinity, attach, detach, locks, netns, pool
 from sriov_fast.sriov.journal import ATTACHED, Attachment, Journal
 from sriov_fast.values import Route, Value
 
@@ -247,7 +247,7 @@ def _attached(
     call.log.info("attached", pf=record.pf, vf=record.vf, pci=record.pci, mac=record.mac)
     return Reply(
         output=reply.success(_outcome(call, record, link, answer.result), call.conf),
-        afterwards=_announcement(call.request.netns, record, link),
+        afterwards=_announcement(call.request.netns, record),
         undelivered=lambda: delete(call),
     )
 
@@ -311,15 +311,17 @@ def _outcome(call: Call, record: Attachment, link: Link, given: Result) -> Resul
     return result.merge(call.conf.prev_result, ours)
 
 
-def _announcement(path: str, record: Attachment, link: Link) -> Callable[[], None] | None:
+def _announcement(path: str, record: Attachment) -> Callable[[], None] | None:
     if not record.addresses:
         return None
 
-    def work() -> None:
-        fd = netns.open_netns(path)
-        announce.send(fd, link.index, record.ifname, record.mac, record.addresses)
+    def afterwards() -> None:
+        from sriov_fast.sriov import announce  # late: nobody waits for it here
 
-    return lambda: announce.behind_the_reply(work)
+        fd = netns.open_netns(path)
+        announce.behind_the_reply(lambda: announce.send(fd, record.ifname, record.mac, record.addresses))
+
+    return afterwards
 
 
 # --- DEL
@@ -395,6 +397,8 @@ def check_(call: Call) -> Reply:
             f"container {asked.container_id} has no {asked.ifname} of ours",
             "it was never attached, or is deleted",
         )
+    from sriov_fast.sriov import check  # late: no ADD and no DEL needs it
+
     _check_previous(call, record)
     ipam = call.ipam()
     if ipam is not None:

@@ -1,7 +1,7 @@
 """A node made of network namespaces: veth pairs stand in for a PF's VFs, a made-up sysfs tree describes them.
 
-The plugin is the real executable and the kernel's answers are real; only what needs the card is missing (settings
-through the PF, interrupts), and the ``lab`` tier has that.
+The plugin is the real executable and the kernel's answers are real; only what needs the card is missing
+(settings through the PF, interrupts), and the ``lab`` tier has that.
 """
 
 from __future__ import annotations
@@ -11,14 +11,18 @@ import os
 import shutil
 import subprocess
 import sys
+import time
 import uuid
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from sysfs_tree import Tree, build_tree
 
 DELEGATES = "/usr/lib/cni"
-LAUNCHER = "import sys; sys.path[:0] = {path!r}; from sriov_fast.entry import main; main()"
+LAUNCHER = "import sys; sys.path[:0] = {path!r}; {prelude}; from sriov_fast.entry import main; main()"
+
+State = dict[str, tuple[str, int, bool]]
 
 
 class Outcome:
@@ -35,34 +39,53 @@ class Outcome:
 
 
 class Node:
-    """A namespace that plays the host, with ``vfs`` stand-ins, and the pods made on it."""
+    """A namespace that plays the host, with ``vfs`` stand-ins, and the pods made on it.
+
+    ``options`` go to the interpreter; ``prelude`` is run in the plugin's process before it.
+    """
 
     def __init__(self, root: Path, vfs: int = 4, backend: str = "cython") -> None:
         self.root = root
         self.id = uuid.uuid4().hex[:8]
         self.host = f"node-{self.id}"
         self.backend = backend
+        self.options: tuple[str, ...] = ()
+        self.prelude = "pass"
         self.pods: list[str] = []
         self.tree: Tree = build_tree(root / "tree", pf="pf0", vfs=vfs, numa=0)
         self.run_dir = root / "run"
         self.ip("netns", "add", self.host)
-        self.nip("link", "set", "lo", "up")
-        self.nip("link", "add", "pf0", "type", "veth", "peer", "name", "pf0-peer")
+        lines = ["link set lo up", "link add pf0 type veth peer name pf0-peer"]
         for index in range(vfs):
-            name = self.tree.netdev(index)
-            self.nip("link", "add", name, "type", "veth", "peer", "name", f"peer{index}")
-            self.nip("link", "set", f"peer{index}", "up")
+            lines.append(f"link add {self.tree.netdev(index)} type veth peer name peer{index}")
+            lines.append(f"link set peer{index} up")
+        self.nip("-batch", "-", stdin="\n".join(lines))
 
-    def ip(self, *words: str) -> str:
-        return subprocess.run(["ip", *words], check=True, capture_output=True, text=True).stdout
+    def ip(self, *words: str, stdin: str = "") -> str:
+        done = subprocess.run(["ip", *words], check=False, capture_output=True, text=True, input=stdin)
+        assert done.returncode == 0, (words, done.stderr)
+        return done.stdout
 
-    def nip(self, *words: str) -> str:
+    def nip(self, *words: str, stdin: str = "") -> str:
         """Run ip(8) in the host's namespace."""
-        return self.ip("-n", self.host, *words)
+        return self.ip("-n", self.host, *words, stdin=stdin)
 
     def link(self, name: str, pod: str = "") -> dict[str, Any]:
-        shown: list[dict[str, Any]] = json.loads(self.ip("-j", "-n", pod or self.host, "addr", "show", "dev", name))
+        shown: list[dict[str, Any]] = json.loads(
+            self.ip("-j", "-n", pod or self.host, "addr", "show", "dev", name)
+        )
         return shown[0]
+
+    def addresses(self, name: str, pod: str = "") -> list[str]:
+        """The addresses of a device but its link-local ones."""
+        found = (item for item in self.link(name, pod)["addr_info"] if item["scope"] != "link")
+        return [f"{item['local']}/{item['prefixlen']}" for item in found]
+
+    def routes(self, pod: str, *words: str, family: str = "-4") -> list[dict[str, Any]]:
+        found: list[dict[str, Any]] = json.loads(
+            self.ip("-j", "-d", family, "-n", pod, "route", "show", *words)
+        )
+        return found
 
     def links(self) -> set[str]:
         return {item["ifname"] for item in json.loads(self.nip("-j", "link", "show"))}
@@ -80,6 +103,20 @@ class Node:
 
     def host_local(self, subnet: str = "10.77.0.0/24", **more: Any) -> dict[str, Any]:
         return {"type": "host-local", "subnet": subnet, "dataDir": str(self.root / "ipam"), **more}
+
+    def delegate(self, name: str, script: str) -> Path:
+        """Install an IPAM plugin: a shell script that can use $ROOT; each call is a line in ``calls()``."""
+        path = self.root / "bin" / name
+        path.parent.mkdir(exist_ok=True)
+        log = f'echo "$CNI_COMMAND $CNI_CONTAINERID $CNI_IFNAME $CNI_ARGS" >> {self.root}/calls'
+        path.write_text(f"#!/bin/sh\nROOT={self.root}\n{log}\n{script}\nexit 0\n")
+        path.chmod(0o755)
+        return path
+
+    def calls(self) -> list[str]:
+        """The verbs that ``delegate``'s plugins were called with, in order."""
+        path = self.root / "calls"
+        return [line.split()[0] for line in path.read_text().splitlines()] if path.exists() else []
 
     def environment(self, command: str, pod: str, ifname: str, container: str, args: str) -> dict[str, str]:
         given = {
@@ -101,7 +138,8 @@ class Node:
         """The words that execute the plugin in the host's namespace."""
         paths = [str(Path(__file__).parents[2] / "src"), *(p for p in sys.path if p.endswith("-packages"))]
         enter = ["nsenter", f"--net=/run/netns/{self.host}", "--"]
-        return [*enter, sys.executable, "-IS", "-c", LAUNCHER.format(path=paths)]
+        program = LAUNCHER.format(path=paths, prelude=self.prelude)
+        return [*enter, sys.executable, *self.options, "-IS", "-c", program]
 
     def start(
         self,
@@ -114,25 +152,30 @@ class Node:
         args: str = "",
         wrap: tuple[str, ...] = (),
         env: dict[str, str] | None = None,
+        stdout: int = subprocess.PIPE,
     ) -> subprocess.Popen[bytes]:
+        """Start the plugin; an empty value in ``env`` takes the variable away."""
         environment = self.environment(command, pod, ifname, container, args) | (env or {})
         stdin = conf if isinstance(conf, bytes) else json.dumps(conf).encode()
         process = subprocess.Popen(
             [*wrap, *self.command()],
-            env=environment,
+            env={key: value for key, value in environment.items() if value},
             stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
+            stdout=stdout,
             stderr=subprocess.PIPE,
         )
         assert process.stdin
-        process.stdin.write(stdin)
-        process.stdin.close()
+        try:
+            process.stdin.write(stdin)
+            process.stdin.close()
+        except BrokenPipeError:
+            pass  # it has ended without reading
         process.stdin = None
         return process
 
     def finish(self, process: subprocess.Popen[bytes]) -> Outcome:
         out, err = process.communicate(timeout=90)
-        return Outcome(subprocess.CompletedProcess(process.args, process.returncode, out, err))
+        return Outcome(subprocess.CompletedProcess(process.args, process.returncode, out or b"", err))
 
     def run(self, command: str, conf: dict[str, Any] | bytes, pod: str = "", **more: Any) -> Outcome:
         """Execute the plugin and return what it said."""
@@ -143,13 +186,50 @@ class Node:
         assert done.status == 0, done
         return done.json
 
-    def delete(self, conf: dict[str, Any], pod: str, **more: Any) -> None:
+    def delete(self, conf: dict[str, Any], pod: str, **more: Any) -> Outcome:
         done = self.run("DEL", conf, pod, **more)
         assert done.status == 0, done
         assert done.stdout == b""
+        return done
+
+    def refused(self, code: int, command: str, conf: dict[str, Any] | bytes, pod: str = "", **more: Any) -> str:
+        """Execute the plugin, which must answer with one CNI error of that code; return msg and details."""
+        done = self.run(command, conf, pod, **more)
+        assert done.status == 1, done
+        assert done.json["code"] == code, done
+        assert {"cniVersion", "code", "msg"} <= set(done.json) <= {"cniVersion", "code", "msg", "details"}
+        return f"{done.json['msg']}\n{done.json.get('details', '')}"
+
+    def settle(self) -> None:
+        """Wait until none of the plugin's processes is left: what it started may live longer than it."""
+        deadline = time.monotonic() + 30
+        while self._has_processes():
+            assert time.monotonic() < deadline, "the plugin's processes do not end"
+            time.sleep(0.01)
+
+    def _has_processes(self) -> bool:
+        mark = f"SRIOV_FAST_RUN={self.run_dir}\0".encode()
+        for entry in os.listdir("/proc"):
+            try:
+                if entry.isdigit() and mark in Path(f"/proc/{entry}/environ").read_bytes():
+                    return True
+            except OSError:
+                continue
+        return False
+
+    # --- what is there
 
     def records(self) -> list[str]:
         directory = self.run_dir / "vfs"
+        return sorted(name for name in os.listdir(directory) if name[0] != ".") if directory.exists() else []
+
+    def record(self) -> Path:
+        """The journal's only record."""
+        (name,) = self.records()
+        return self.run_dir / "vfs" / name
+
+    def locks(self) -> list[str]:
+        directory = self.run_dir / "locks"
         return sorted(os.listdir(directory)) if directory.exists() else []
 
     def leases(self, network: str = "net1") -> list[str]:
@@ -158,7 +238,7 @@ class Node:
             return []
         return sorted(name for name in os.listdir(directory) if name[0].isdigit())
 
-    def state(self) -> dict[str, tuple[str, int, bool]]:
+    def state(self) -> State:
         """Every stand-in that is in the host: {name: (MAC, MTU, up)}."""
         shown = json.loads(self.nip("-j", "link", "show", "type", "veth"))
         mine = {self.tree.netdev(index) for index in range(self.tree.vfs)}
@@ -168,7 +248,23 @@ class Node:
             if item["ifname"] in mine
         }
 
+    def snapshot(self) -> dict[str, Any]:
+        """All that a failed ADD, or an ADD and its DEL, must leave as it was."""
+        pods = {pod: self.ip("-o", "-n", pod, "address") + self.ip("-n", pod, "route") for pod in self.pods}
+        masks = [self.tree.mask(irq) for index in range(self.tree.vfs) for irq in self.tree.irqs(index)]
+        return {
+            "vfs": self.state(),
+            "records": self.records(),
+            "locks": self.locks(),
+            "leases": self.leases(),
+            "pods": pods,
+            "masks": {str(path): path.read_text() for path in masks if path.exists()},
+        }
+
     def close(self) -> None:
         for name in [*self.pods, self.host]:
             subprocess.run(["ip", "netns", "del", name], check=False, capture_output=True)
         shutil.rmtree(self.root, ignore_errors=True)
+
+
+MakeNode = Callable[..., Node]

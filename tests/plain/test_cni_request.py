@@ -97,7 +97,8 @@ def test_container_id_good(value: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "value", [".", "..", "a/b", "a:b", "a b", "a\tb", "a\u00a0b", "a" * 16, "é" * 8, "a\0b", "\n"]
+    "value",
+    [".", "..", "a/b", "a:b", "a b", "a\tb", "a\u00a0b", "a" * 16, "é" * 8, "a\0b", "\n", "e%d", "\udcff"],
 )
 @pytest.mark.parametrize("command", ["ADD", "DEL", "CHECK"])
 def test_ifname(command: str, value: str) -> None:
@@ -107,7 +108,7 @@ def test_ifname(command: str, value: str) -> None:
     assert caught.value.details
 
 
-@pytest.mark.parametrize("value", ["a", "eth0.100", "a" * 15, "é" * 7, "...", "-x", "\udcff"])
+@pytest.mark.parametrize("value", ["a", "eth0.100", "a" * 15, "é" * 7, "...", "-x"])
 def test_ifname_good(value: str) -> None:
     assert request.read(env(IFNAME=value), b"").ifname == value
 

@@ -284,13 +284,26 @@ def test_build_requirements(tmp_path: Path) -> None:
     assert install.build_requirements(tmp_path) == ["a>=1", "b"]
 
 
+def test_products_of_deleted_sources_are_not_packaged(tmp_path: Path) -> None:
+    for name in (
+        "src/p/_x.pyx",
+        "build/lib.linux/p/_x.so",
+        "build/lib.linux/p/_gone.so",
+        "build/lib.linux/p/a.py",
+    ):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    install._drop_products(tmp_path)
+    assert [path.name for path in tmp_path.glob("build/**/*") if path.is_file()] == ["_x.so"]
+
+
 def test_old_installs_are_forgotten(tmp_path: Path) -> None:
     for age in range(install.KEPT + 2):
         directory = tmp_path / f"d-{age}"
         directory.mkdir()
         used = time.time() - age * install.SECONDS_IN_USE
         os.utime(directory, (used, used))
-    install._forget_old(tmp_path)
+    install._forget_old(tmp_path, install.SECONDS_IN_USE)
     assert sorted(path.name for path in tmp_path.iterdir()) == [f"d-{age}" for age in range(install.KEPT)]
 
 

@@ -161,7 +161,18 @@ def ifname_fault(text: str) -> str:
         return "a directory's name"
     if any(char in "/:\0" or char.isspace() for char in text):
         return "holds '/', ':', a NUL or white space"
-    return ""
+    if "%" in text:
+        return "holds '%', which makes it a pattern"
+    return "" if is_text(text) else "holds bytes that are no UTF-8"
+
+
+def is_text(text: str) -> bool:
+    """Say whether text from the environment can stand in JSON, as all of a result and a record must."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def ifname(value: object) -> str:

@@ -52,6 +52,8 @@ def read(environ: Mapping[str, str], stdin: bytes) -> Request:
     if required is None:
         return Request(command=command, args_text=text, path=path, stdin=stdin)
     _demand(environ, command, required)
+    if command == "ADD":
+        _demand_text(environ)
     args, warnings = _arguments(text, lenient=command == "DEL")
     return Request(
         command=command,
@@ -80,6 +82,14 @@ def _demand(environ: Mapping[str, str], command: str, required: tuple[str, ...])
     missing = [name for name in required if not environ.get(name)]
     if missing:
         raise EnvError(f"{command} needs {', '.join(missing)}", "set in the environment what is missing")
+
+
+def _demand_text(environ: Mapping[str, str]) -> None:
+    """Refuse what could not be written down for the DEL."""
+    for name in ("CNI_NETNS", "CNI_ARGS", "CNI_PATH"):
+        text = environ.get(name, "")
+        if not fields.is_text(text):
+            raise EnvError(f"{name}={text!r:.250} holds bytes that are no UTF-8", "use UTF-8")
 
 
 def _container_id(text: str) -> str:

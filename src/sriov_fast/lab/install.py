@@ -55,7 +55,8 @@ def ensure(place: Place, what: Source) -> Installed:
             with step("installing the project in the guest"):
                 _install(place, what, dependencies, done)
         os.utime(done.top)
-        _forget_old(place.installs)
+        _forget_old(place.installs, SECONDS_IN_USE)
+        _forget_old(place.builds, 0)
     return done
 
 
@@ -92,7 +93,8 @@ def _reuse(installs: Path, dependencies: str, venv: Path) -> bool:
     """Start from the latest environment with the same dependencies, if there is one."""
     candidates = sorted(installs.glob(f"{dependencies}-*"), key=_used)
     if candidates:
-        shutil.copytree(candidates[-1] / "venv", venv, symlinks=True)
+        # Links, not copies: pip replaces files, it never writes into them.
+        shutil.copytree(candidates[-1] / "venv", venv, symlinks=True, copy_function=os.link)
     return bool(candidates)
 
 
@@ -106,20 +108,38 @@ def build_requirements(directory: Path) -> list[str]:
 def _build_wheel(place: Place, chroot: Chroot, what: Source) -> Path:
     """Build in a kept copy of the sources with kept build tools: only what changed is compiled again."""
     requires = build_requirements(what.path)
-    name = hashlib.sha256(f"{what.path}\0{requires}".encode()).hexdigest()[:12]
-    work = place.builds / name
+    tools = place.top / f"tools-{_short_hash(*requires)}"
+    work = place.builds / f"build-{_short_hash(str(what.path))}"
     names = source.packaged(source.files(what.path)) + _readme(what.path)
     source.mirror(what.path, names, work / "src")
+    _drop_products(work / "src")
     shutil.rmtree(work / "wheels", ignore_errors=True)
-    builder = Chroot(chroot.root, (*chroot.binds, (work, tree.BUILD)), host=True, env=chroot.env)
-    python = f"{tree.BUILD}/tools/bin/python"
-    if not (work / "tools/ready").exists():
-        builder.run(["python3", "-m", "venv", f"{tree.BUILD}/tools"])
+    os.utime(work)
+    for directory in (tools, work / "tools"):  # the second is where the first is bound
+        directory.mkdir(exist_ok=True)
+    binds = (*chroot.binds, (work, tree.BUILD), (tools, tree.TOOLS))
+    builder = Chroot(chroot.root, binds, host=True, env=chroot.env)
+    python = f"{tree.TOOLS}/bin/python"
+    if not (tools / "ready").exists():
+        builder.run(["python3", "-m", "venv", tree.TOOLS])
         builder.run([python, "-m", "pip", "install", "-q", "wheel", *requires])
-        (work / "tools/ready").touch()
-    wheel_command = ("pip", "wheel", "-q", "--no-build-isolation", "--no-deps", "-w", f"{tree.BUILD}/wheels")
-    builder.run([python, "-m", *wheel_command, f"{tree.BUILD}/src"])
+        (tools / "ready").touch()
+    command = ("pip", "wheel", "-q", "--no-build-isolation", "--no-deps", "-w", f"{tree.BUILD}/wheels")
+    builder.run([python, "-m", *command, f"{tree.BUILD}/src"])
     return next((work / "wheels").glob("*.whl"))
+
+
+def _drop_products(directory: Path) -> None:
+    """Delete what an earlier build collected, or it would end up in the next wheel; compiled modules stay."""
+    for path in directory.glob("build/lib*/**/*"):
+        stem = path.name.partition(".")[0]
+        compiled = path.suffix == ".so" and any(directory.glob(f"src/**/{stem}.pyx"))
+        if path.is_file() and not compiled:
+            path.unlink()
+
+
+def _short_hash(*words: str) -> str:
+    return hashlib.sha256("\0".join(words).encode()).hexdigest()[:12]
 
 
 def _readme(directory: Path) -> list[Path]:
@@ -149,14 +169,14 @@ def _install_plugins(chroot: Chroot, place: Place, target: Path) -> None:
         chroot.run([command, "install", "--bin-dir", tree.PLUGINS])
 
 
-def _forget_old(installs: Path) -> None:
-    """Keep the latest few, and all that a guest may still be running."""
-    limit = time.time() - SECONDS_IN_USE
-    ordered = sorted(installs.glob("*-*"), key=_used, reverse=True)
+def _forget_old(directory: Path, seconds: float) -> None:
+    """Keep the latest few, and all that were used in the last ``seconds``: a guest may be running them."""
+    limit = time.time() - seconds
+    ordered = sorted(directory.glob("*-*"), key=_used, reverse=True)
     for old in ordered[KEPT:]:
         if _used(old) < limit:
             shutil.rmtree(old, ignore_errors=True)
 
 
-def _used(install: Path) -> float:
-    return install.stat().st_mtime
+def _used(path: Path) -> float:
+    return path.stat().st_mtime

@@ -73,7 +73,12 @@ def fill(job: Job, machine: Machine, root: Path, version: str) -> None:
 
 def settings(machine: Machine) -> str:
     """Say what the guest's script wants to know, as shell variables."""
-    return f"LAB_PFS={machine.pfs}\nLAB_VFS={machine.vfs}\nLAB_TERMINAL={int(machine.terminal)}\n"
+    lines = [f"LAB_PFS={machine.pfs}", f"LAB_VFS={machine.vfs}"]
+    if machine.terminal:
+        columns, rows = shutil.get_terminal_size()
+        lines.append(f"LAB_TERMINAL='rows {rows} cols {columns}'")
+        lines.append(f"TERM={shlex.quote(os.environ.get('TERM', 'linux'))}")
+    return "\n".join([*lines, ""])
 
 
 def command_script(argv: Sequence[str], env: Mapping[str, str]) -> str:

@@ -12,6 +12,7 @@ import re
 import subprocess
 import sys
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 
 from sriov_fast.lab.chroot import HOST
 
@@ -30,10 +31,16 @@ _LINE = re.compile(r"^([^.]+)\.([a-z-]+)=(.*)$")
 
 def environment() -> dict[str, str]:
     """Return the environment for pip in the tree."""
-    listing = subprocess.run(
-        [sys.executable, "-m", "pip", "config", "list"], capture_output=True, text=True, check=False
-    ).stdout
-    return translate(parse(listing.splitlines()), os.environ)
+    return translate(parse(_listing().splitlines()), os.environ)
+
+
+def _listing() -> str:
+    for pip in ([sys.executable, "-m", "pip"], ["pip3"], ["pip"]):
+        with suppress(OSError):
+            done = subprocess.run([*pip, "config", "list"], capture_output=True, text=True, check=False)
+            if done.returncode == 0:
+                return done.stdout
+    return ""
 
 
 def parse(lines: Iterable[str]) -> dict[str, str]:

@@ -23,6 +23,7 @@ PLUGINS = "/opt/cni/bin"
 SOURCES = "/opt/src"
 JOB = "/mnt/job"
 BUILD = "/mnt/build"
+TOOLS = "/mnt/build/tools"
 CACHE = "/mnt/pip-cache"
 DEBIAN_PLUGINS = "/usr/lib/cni"
 

@@ -254,5 +254,19 @@ def _settle_mac(  # noqa: PLR0913, PLR0917
     index = host.run(look)[0].index
     attach.adopt_mac(host, index, record.before_mac)
     now: Link = host.run(look)[0]
+    if now.mac != record.before_mac and record.before.mac not in (None, record.before_mac):
+        _adopt_against_pf(host, record, index)
+        now = host.run(look)[0]
     if now.mac != record.before_mac:
         log.warning("the VF keeps a MAC that it did not have", mac=now.mac, before=record.before_mac)
+
+
+def _adopt_against_pf(host: nl.Socket, record: Attachment, index: int) -> None:
+    """Give the device back a MAC that is not the one which the PF held for it, and had not imposed yet.
+
+    The PF's MAC goes and comes back last; the second reset is for the device's memory of the first.
+    """
+    _set_vf(host, record, VfSettings(mac=ZERO_MAC))
+    for _ in range(2):
+        attach.adopt_mac(host, index, record.before_mac)
+    _set_vf(host, record, VfSettings(mac=record.before.mac))

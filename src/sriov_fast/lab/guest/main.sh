@@ -1,7 +1,7 @@
 # Process 1 of the guest once its tree is mounted: make an ordinary system of it, bring up the cards, run the command,
 # report its exit status, power off. Speaks to the host over virtio ports named "out", "err" and "control".
 export PATH=/opt/sriov-fast/bin:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin
-export HOME=/root LC_ALL=C.UTF-8 TERM="${TERM:-linux}"
+export HOME=/root LC_ALL=C.UTF-8 TERM=linux
 job=/mnt/job
 
 mounts() {
@@ -91,8 +91,8 @@ modprobe -q virtio_rng
 tell "phase cards $(uptime_now)"
 export SRIOV_FAST_LAB=1 SRIOV_FAST_OUT=$job/out
 cd /opt/src || cd /
-if [ "$LAB_TERMINAL" = 1 ]; then
-    setsid -c sh $job/command </dev/hvc0 >/dev/hvc0 2>&1 3>&-
+if [ -n "$LAB_TERMINAL" ]; then
+    { stty $LAB_TERMINAL; setsid -c sh $job/command; } </dev/hvc0 >/dev/hvc0 2>&1 3>&-
 else
     sh $job/command </dev/null >/dev/virtio-ports/out 2>/dev/virtio-ports/err 3>&-
 fi

@@ -1,0 +1,192 @@
+"""Reading of what the built-in IPAM is configured with, and IP addresses as whole numbers.
+
+``ipaddress`` and ``socket`` take longer to import than an address takes to allocate. An address here is
+``(bits, value)``: (32, 167772161) is 10.0.0.1. Texts are written as Go writes them, because they are the
+names of files that the plugins of containernetworking look for.
+"""
+
+from __future__ import annotations
+
+from _socket import AF_INET, AF_INET6, inet_ntop, inet_pton
+
+from sriov_fast import codec
+from sriov_fast.errors import ConfigError
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from typing import Any, TypeVar
+
+    _T = TypeVar("_T")
+    Ip = tuple[int, int]
+
+_MAPPED = b"\0" * 10 + b"\xff\xff"  # ::ffff:0:0/96, IPv4 written as IPv6 (RFC 4291, 2.5.5.2)
+_U32 = (1 << 32) - 1
+
+
+# --- addresses
+
+
+def parse_ip(text: str) -> Ip:
+    """Return an address, or raise ValueError. An IPv4-mapped IPv6 address is the IPv4 address."""
+    try:
+        packed = inet_pton(AF_INET6 if ":" in text else AF_INET, text)
+    except OSError:
+        raise ValueError(text) from None
+    if packed.startswith(_MAPPED) and len(packed) == 16:
+        packed = packed[12:]
+    return len(packed) * 8, int.from_bytes(packed, "big")
+
+
+def show_ip(ip: Ip) -> str:
+    """Return an address's canonical text (RFC 5952)."""
+    bits, value = ip
+    if bits == 32:
+        return inet_ntop(AF_INET, value.to_bytes(4, "big"))
+    text = inet_ntop(AF_INET6, value.to_bytes(16, "big"))
+    if "." in text:  # the C library writes ::102:304 as ::1.2.3.4, Go does not
+        return f"{text[: text.rindex(':') + 1]}{value >> 16 & 0xFFFF:x}:{value & 0xFFFF:x}"
+    return text
+
+
+def parse_cidr(text: str) -> tuple[Ip, int]:
+    """Return an address, host bits and all, and the length of its prefix; or raise ValueError."""
+    address, _, length = text.partition("/")
+    ip = parse_ip(address)
+    mapped = ip[0] == 32 and ":" in address
+    if mapped or not length.isascii() or not length.isdigit() or len(length) > 3 or int(length) > ip[0]:
+        raise ValueError(text)
+    return ip, int(length)
+
+
+def show_cidr(ip: Ip, length: int) -> str:
+    """Return ``address/length``."""
+    return f"{show_ip(ip)}/{length}"
+
+
+# --- keys
+
+
+def shown(value: object) -> str:
+    """Return a value as an error message shows it: JSON, cut where it is long."""
+    text = codec.text(value)
+    return text if len(text) <= 120 else f"{text[:117]}..."
+
+
+def wrong(where: str, value: object, reason: str, advice: str) -> ConfigError:
+    """Return the error for a value that cannot be."""
+    return ConfigError(f"{where} = {shown(value)}: {reason}", advice)
+
+
+class Keys:
+    """One JSON object of the configuration; the error for a wrong key names its place and its value."""
+
+    __slots__ = ("obj", "where")
+
+    def __init__(self, value: object, where: str) -> None:
+        if not isinstance(value, dict):
+            raise wrong(where or "the network configuration", value, "not an object", "give { ... }")
+        self.obj: dict[str, Any] = value
+        self.where = where
+
+    def place(self, key: str) -> str:
+        """Return the key with all that it stands in."""
+        return f"{self.where}.{key}" if self.where else key
+
+    def inner(self, key: str) -> Keys:
+        """Return the object under a key; an empty one where it is absent or null."""
+        value = self.obj.get(key)
+        return Keys({} if value is None else value, self.place(key))
+
+    def text(self, key: str) -> str:
+        """Return a string, "" where it is absent or null."""
+        value = self.obj.get(key)
+        if value is None:
+            return ""
+        if not isinstance(value, str) or "\0" in value:
+            raise wrong(self.place(key), value, "not a string", "put the value in double quotes")
+        return value
+
+    def number(self, key: str, high: int = _U32) -> int | None:
+        """Return a whole number, None where it is absent or null."""
+        value = self.obj.get(key)
+        if value is None or (type(value) is int and 0 <= value <= high):
+            return value
+        raise wrong(self.place(key), value, "not a whole number in range", f"give one from 0 to {high}")
+
+    def array(self, key: str) -> Iterator[tuple[str, object]]:
+        """Go through a list: the place and the value of each item. Absent and null are the empty list."""
+        value = self.obj.get(key)
+        if value is None:
+            return
+        if not isinstance(value, list):
+            raise wrong(self.place(key), value, "not a list", "give a JSON list: [ ... ]")
+        for at, item in enumerate(value):
+            yield f"{self.place(key)}[{at}]", item
+
+    def objects(self, key: str) -> Iterator[Keys]:
+        """Go through a list of objects."""
+        for where, item in self.array(key):
+            yield Keys(item, where)
+
+    def texts(self, key: str) -> list[str]:
+        """Return a list of strings."""
+        found = []
+        for where, item in self.array(key):
+            if not isinstance(item, str):
+                raise wrong(where, item, "not a string", "put the value in double quotes")
+            found.append(item)
+        return found
+
+    def ip(self, key: str) -> Ip | None:
+        """Return an address; None where it is absent or ""."""
+        text = self.text(key)
+        return as_ip(text, self.place(key)) if text else None
+
+    def cidr(self, key: str) -> tuple[Ip, int]:
+        """Return an address with its prefix length, which must be there."""
+        if self.obj.get(key) is None:
+            raise ConfigError(f"{self.place(key)} is missing", "give one such as 10.0.0.0/24 or fd00::/64")
+        return as_cidr(self.text(key), self.place(key))
+
+
+def _as(parse: Callable[[str], _T], value: object, where: str, what: str) -> _T:
+    try:
+        if isinstance(value, str):
+            return parse(value)
+    except ValueError:
+        pass
+    raise wrong(where, value, f"not an {what.partition(',')[0]}", f"give an {what}")
+
+
+def as_ip(value: object, where: str) -> Ip:
+    """Accept an address."""
+    return _as(parse_ip, value, where, "IP address, such as 10.0.0.1 or fd00::1")
+
+
+def as_cidr(value: object, where: str) -> tuple[Ip, int]:
+    """Accept an address with a prefix length."""
+    return _as(parse_cidr, value, where, "address with a prefix length, such as 10.0.0.2/24 or fd00::2/64")
+
+
+def as_ip_or_cidr(value: object, where: str) -> Ip:
+    """Accept either and return the address, as the capability "ips" allows (CONVENTIONS.md)."""
+    if isinstance(value, str) and "/" in value:
+        return as_cidr(value, where)[0]
+    return as_ip(value, where)
+
+
+def same_family(gateway: Ip | None, ip: Ip, where: str) -> None:
+    """Raise where a gateway is of another IP version than what it is the gateway of."""
+    if gateway and gateway[0] != ip[0]:
+        reason = f"of another IP version than {show_ip(ip)}"
+        raise wrong(where, show_ip(gateway), reason, "give a gateway of the same")
+
+
+def cni_arg(text: str, key: str) -> str:
+    """Return a value of CNI_ARGS, whose key may be in any case; "" where it is not given."""
+    for pair in text.split(";"):
+        name, _, value = pair.partition("=")
+        if name.upper() == key:
+            return value
+    return ""

@@ -1,0 +1,90 @@
+"""``static`` in-process: the addresses that the configuration, CNI_ARGS or the runtime name."""
+
+from __future__ import annotations
+
+from sriov_fast.errors import CheckError, ConfigError
+from sriov_fast.ipam.builtin import Builtin, read_routes
+from sriov_fast.ipam.keys import Keys, as_cidr, as_ip, cni_arg, same_family, show_ip
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
+    from sriov_fast.ipam.keys import Ip
+
+    Given = tuple[Ip, int, Ip | None]
+
+
+class Static(Builtin):
+    """Addresses as given. Nothing is kept, so DEL and GC have nothing to do."""
+
+    kind = "static"
+
+    def add(self) -> dict[str, Any]:
+        """Return what is configured as a result."""
+        ipam = self.keys.inner("ipam")
+        return self.result(self._addresses(), read_routes(ipam), _dns(ipam.inner("dns")))
+
+    def check(self) -> None:
+        """Raise where the previous result has one of the addresses with another gateway."""
+        given = self._addresses()
+        if self.config.get("prevResult") is None:
+            raise ConfigError("prevResult is missing", "CHECK compares with it")
+        for item in self.keys.inner("prevResult").objects("ips"):
+            self._compare(item, given)
+
+    def status(self) -> None:
+        """Raise where the configuration cannot serve an ADD."""
+        self.add()
+
+    def _compare(self, item: Keys, given: list[Given]) -> None:
+        ip, gateway = item.cidr("address")[0], item.ip("gateway")
+        for ours, _, wanted in given:
+            if ours == ip and wanted and wanted != gateway:
+                raise CheckError(
+                    f"{item.place('gateway')} = {item.obj.get('gateway')!r}: {show_ip(ip)} was given "
+                    f"{show_ip(wanted)}",
+                    "the configuration has changed since; delete the pod and start it anew",
+                )
+
+    def _addresses(self) -> list[Given]:
+        """Return the addresses; what is asked for at run time replaces what is configured."""
+        found = [*_configured(self.keys.inner("ipam")), *self._from_args()]
+        for source in (self.keys.inner("args").inner("cni"), self.keys.inner("runtimeConfig")):
+            asked = [as_cidr(value, where) for where, value in source.array("ips")]
+            found = [(ip, length, None) for ip, length in asked] or found
+        self.one_each([ip[0] for ip, _, _ in found])
+        return found
+
+    def _from_args(self) -> list[Given]:
+        """Return the addresses of CNI_ARGS, which come on top of those that are configured."""
+        pairs = [as_cidr(text, "CNI_ARGS IP") for text in _words(cni_arg(self.args, "IP"))]
+        gateways = [as_ip(text, "CNI_ARGS GATEWAY") for text in _words(cni_arg(self.args, "GATEWAY"))]
+        return [(ip, length, _gateway(ip, length, gateways)) for ip, length in pairs]
+
+
+def _words(text: str) -> list[str]:
+    return [word.strip() for word in text.split(",")] if text else []
+
+
+def _gateway(ip: Ip, length: int, gateways: list[Ip]) -> Ip | None:
+    """Return the gateway that is in the address's network: the last one, where there are more."""
+    host = ip[0] - length
+    inside = [item for item in gateways if item[0] == ip[0] and item[1] >> host == ip[1] >> host]
+    return inside[-1] if inside else None
+
+
+def _configured(ipam: Keys) -> list[Given]:
+    found: list[Given] = []
+    for item in ipam.objects("addresses"):
+        ip, length = item.cidr("address")
+        gateway = item.ip("gateway")
+        same_family(gateway, ip, item.place("gateway"))
+        found.append((ip, length, gateway))
+    return found
+
+
+def _dns(dns: Keys) -> dict[str, Any]:
+    found: dict[str, Any] = {key: dns.texts(key) for key in ("nameservers", "search", "options")}
+    found["domain"] = dns.text("domain")
+    return {key: value for key, value in found.items() if value}

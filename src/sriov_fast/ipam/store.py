@@ -1,0 +1,327 @@
+"""host-local's store on disk: a directory for each network, in it a file for each address that is taken.
+
+A file is named by its address and holds its owner: container ID, CR LF, ifname. ``last_reserved_ip.<set>``
+says where the round robin of a range set stands; ``flock`` on ``lock`` keeps everybody apart. This is the
+store of containernetworking's host-local, which may work on it at the same time.
+
+The store says whose an address is, but not what an owner has, short of reading every file. So there is an
+index on tmpfs, a symbolic link for each owner (its target is the addresses), written before the address is
+taken. It only saves reading: what it says is looked up in the store, and where it says nothing, every file is
+read.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import time
+
+from sriov_fast.errors import IpamError
+from sriov_fast.ipam.keys import parse_ip
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+    from typing import Self
+
+    from sriov_fast.ipam.keys import Ip
+
+    Owner = tuple[str, str]
+    Run = tuple[int, int, int]
+
+WAIT = 20.0  # seconds; a runtime gives up on its own after minutes
+_PAUSE = 0.0001
+_LONGEST_PAUSE = 0.005
+
+# Longer than any container ID with an interface's name: a longer file is none of these.
+_MOST = 1024
+_ADDRESS = "0123456789abcdef.:"
+_TEMPORARY = "sriov-fast.new"
+_RUN = "run"
+# A run of taken addresses is remembered for so long, in seconds: somebody else may have released some.
+_RUN_AGE = 60
+
+
+class Store:
+    """The store of one network, locked. Leave the ``with`` block to let go of it."""
+
+    def __init__(self, path: str, index: str, wait: float = WAIT) -> None:
+        self.path = path
+        self.index = index
+        self._fd = _open_lock(path)
+        try:
+            _acquire(self._fd, path, wait)
+        except BaseException:
+            os.close(self._fd)
+            raise
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        os.close(self._fd)  # the file stays: others may be waiting for a lock on it
+
+    # --- addresses
+
+    def is_taken(self, address: str) -> bool:
+        """Say whether somebody has the address."""
+        return os.access(f"{self.path}/{address}", os.F_OK)
+
+    def names(self) -> set[str]:
+        """Return the names of all files, the addresses among them."""
+        return set(os.listdir(self.path))
+
+    def reserve(self, owner: Owner, addresses: list[str]) -> None:
+        """Take all addresses or none; FileExistsError where one is taken.
+
+        A file appears with its content (it is linked, not created), so a crash leaves none without an owner.
+        """
+        self._note(owner, [*self.noted(owner), *addresses])
+        temporary = self._write_temporary(_content(owner))
+        linked = []
+        try:
+            for address in addresses:
+                os.link(temporary, f"{self.path}/{address}")
+                linked.append(address)
+        except BaseException:
+            self.drop(linked)
+            raise
+        finally:
+            os.unlink(temporary)
+
+    def _write_temporary(self, content: bytes) -> str:
+        """Write the file that is then linked; one name serves, as there is one holder of the lock."""
+        path = f"{self.path}/{_TEMPORARY}"
+        try:
+            fd = _create(path)
+        except FileExistsError:
+            # From somebody who was killed. It may be an address by now, so it must not be written to.
+            os.unlink(path)
+            fd = _create(path)
+        try:
+            os.write(fd, content)
+        except BaseException:
+            os.unlink(path)
+            raise
+        finally:
+            os.close(fd)
+        return path
+
+    def drop(self, addresses: Iterable[str]) -> None:
+        """Free addresses, whoever has them."""
+        run = self.run()
+        for address in addresses:
+            _unlink(f"{self.path}/{address}")
+            if run and _in_run(address, run):
+                _forget(f"{self.index}/{_RUN}")
+
+    # --- owners
+
+    def noted(self, owner: Owner) -> list[str]:
+        """Return the addresses of an owner as far as the index knows them."""
+        try:
+            addresses = os.readlink(self._entry(owner)).split(",")
+        except OSError:
+            return []
+        content = _content(owner)
+        return [address for address in addresses if self._read(address) == content]
+
+    def owned(self, owner: Owner) -> list[str]:
+        """Return the addresses of an owner, by reading every file where the index knows of none."""
+        return self.noted(owner) or self._search(owner)
+
+    def release(self, owner: Owner) -> None:
+        """Free what an owner has; nothing is no fault."""
+        self.drop(self.owned(owner))
+        _forget(self._entry(owner))
+
+    def keep_only(self, valid: set[Owner]) -> None:
+        """Free every address whose owner is not valid, and those without one: somebody was killed there."""
+        contents = {_content(owner) for owner in valid}
+        ids = {_encoded(owner[0]) for owner in valid}
+
+        def is_stale(content: bytes) -> bool:
+            if b"\r\n" in content:
+                return content not in contents
+            return content.partition(b"\n")[0] not in ids  # from before there were ifnames in it
+
+        self.drop([name for name, content in self._files() if _number(name) and is_stale(content)])
+        _unlink(f"{self.path}/{_TEMPORARY}")
+        self._forget_all_but({os.path.basename(self._entry(owner)) for owner in valid})
+
+    def _search(self, owner: Owner) -> list[str]:
+        """Return the files with this owner; else those with the container ID alone, as they once were."""
+        content, identifier = _content(owner), _encoded(owner[0])
+        exact, old = [], []
+        for name, found in self._files():
+            if found == content:
+                exact.append(name)
+            elif found == identifier:
+                old.append(name)
+        return exact or old
+
+    def _files(self) -> Iterator[tuple[str, bytes]]:
+        """Go through what may be addresses, with their contents."""
+        for name in os.listdir(self.path):
+            if not name.strip(_ADDRESS):
+                content = self._read(name)
+                if content is not None:
+                    yield name, content
+
+    def _read(self, name: str) -> bytes | None:
+        try:
+            fd = os.open(f"{self.path}/{name}", os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+        except OSError:
+            return None
+        try:
+            return os.read(fd, _MOST).strip()
+        except OSError:  # a directory
+            return None
+        finally:
+            os.close(fd)
+
+    # --- the round robin
+
+    def last_reserved(self, number: int) -> str:
+        """Return the address that a range set gave last, "" where that is not known."""
+        return (self._read(f"last_reserved_ip.{number}") or b"").decode("ascii", "replace")
+
+    def remember(self, number: int, address: str) -> None:
+        """Write down what a range set gave last.
+
+        The file is shortened, never emptied: ext4 writes a file that was emptied to disk when it is closed,
+        which takes a millisecond. Who is killed in between leaves an address that is wrong, and harmless.
+        """
+        fd = os.open(f"{self.path}/last_reserved_ip.{number}", os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            os.ftruncate(fd, os.write(fd, address.encode()))
+        finally:
+            os.close(fd)
+
+    # --- the index; without it everything is right, and slower, so its faults are none
+
+    def _entry(self, owner: Owner) -> str:
+        return f"{self.index}/{owner[0]}~{owner[1]}"
+
+    def _note(self, owner: Owner, addresses: list[str]) -> None:
+        entry = self._entry(owner)
+        self._point(entry, ",".join(addresses))
+
+    def _point(self, entry: str, target: str) -> None:
+        _forget(entry)
+        try:
+            try:
+                os.symlink(target, entry)
+            except FileNotFoundError:
+                self._make_index()
+                os.symlink(target, entry)
+        except OSError:
+            pass
+
+    def _make_index(self) -> None:
+        ours, _, name = self.index.rpartition("/")
+        os.makedirs(os.path.dirname(ours), mode=0o700, exist_ok=True)
+        for directory in (ours, f"{ours}/{name}"):
+            try:
+                os.mkdir(directory, 0o700)
+            except FileExistsError:
+                pass
+
+    def _forget_all_but(self, names: set[str]) -> None:
+        try:
+            entries = os.listdir(self.index)
+        except OSError:
+            return
+        for name in entries:
+            if name not in names:
+                _forget(f"{self.index}/{name}")
+
+    def run(self) -> Run | None:
+        """Return a stretch (bits, first, last) in which every address was taken less than a minute ago."""
+        entry = f"{self.index}/{_RUN}"
+        try:
+            bits, first, last = os.readlink(entry).split(" ")
+            if 0 <= time.time() - os.lstat(entry).st_mtime < _RUN_AGE:
+                return int(bits), int(first), int(last)
+        except (OSError, ValueError):
+            pass
+        return None
+
+    def remember_run(self, run: Run) -> None:
+        """Write down that every address from the first to the last is taken: it took a listing to learn."""
+        entry = f"{self.index}/{_RUN}"
+        self._point(entry, " ".join(map(str, run)))
+
+
+def index_of(runtime_dir: str, path: str) -> str:
+    """Return where the index of the store ``path`` is: its whole path in one name."""
+    return f"{runtime_dir}/ipam/{path.replace('%', '%25').replace('/', '%2F')}"
+
+
+def _encoded(text: str) -> bytes:
+    return text.encode("utf-8", "surrogateescape")
+
+
+def _content(owner: Owner) -> bytes:
+    return _encoded(f"{owner[0]}\r\n{owner[1]}")
+
+
+def _number(name: str) -> Ip | None:
+    """Return the address that a file is named by, None for another file."""
+    try:
+        return parse_ip(name)
+    except ValueError:
+        return None
+
+
+def _in_run(address: str, run: Run) -> bool:
+    ip = _number(address)
+    return ip is not None and ip[0] == run[0] and run[1] <= ip[1] <= run[2]
+
+
+def _create(path: str) -> int:
+    return os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+
+
+def _unlink(path: str) -> None:
+    try:
+        os.unlink(path)
+    except FileNotFoundError:
+        pass
+
+
+def _forget(entry: str) -> None:
+    """Remove an entry of the index."""
+    try:
+        os.unlink(entry)
+    except OSError:
+        pass
+
+
+def _open_lock(path: str) -> int:
+    """Open the lock as the real plugin does, with its modes; where the store is missing, make it."""
+    flags = os.O_RDONLY | os.O_CREAT | os.O_CLOEXEC
+    try:
+        return os.open(f"{path}/lock", flags, 0o750)
+    except FileNotFoundError:
+        os.makedirs(path, 0o755, exist_ok=True)
+        return os.open(f"{path}/lock", flags, 0o750)
+
+
+def _acquire(fd: int, path: str, wait: float) -> None:
+    deadline = time.monotonic() + wait
+    pause = _PAUSE
+    while True:
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if time.monotonic() >= deadline:
+                raise IpamError(
+                    f"the lock {path}/lock was not free within {wait:g} s",
+                    "try again; `fuser` shows which process has it open",
+                    code=11,  # "try again later"
+                ) from None
+            time.sleep(pause)
+            pause = min(pause * 2, _LONGEST_PAUSE)
+        else:
+            return

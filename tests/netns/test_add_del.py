@@ -1,0 +1,335 @@
+"""Whole ADDs and DELs, with real delegates: what the pod gets, what is printed, what comes back."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+from node import MakeNode, Node
+
+VERSIONS = ("0.1.0", "0.2.0", "0.3.0", "0.3.1", "0.4.0", "1.0.0", "1.1.0")
+LEGACY = ("0.1.0", "0.2.0")
+TAGGED = ("0.3.0", "0.3.1", "0.4.0")
+
+# What the usage in the README of the first sriov-cni prints, byte for byte.
+README_RESULT = b"""\
+{
+    "ip4": {
+        "ip": "10.55.206.46/26",
+        "gateway": "10.55.206.1"
+    },
+    "dns": {}
+}
+"""
+README_ARGS = "IgnoreUnknown=1;PodID=1234;HostIP=10.55.206.20;CORES=1,2,3,4"
+README_DEL_ARGS = "PodID=1234;HostIP=10.55.206.20"
+
+
+def static(*addresses: dict[str, Any], **more: Any) -> dict[str, Any]:
+    return {"type": "static", "addresses": list(addresses), **more}
+
+
+def answer(node: Node, body: dict[str, Any], name: str = "txipam") -> None:
+    """Install a delegate that answers every ADD with ``body``."""
+    (node.root / "answer.json").write_text(json.dumps(body))
+    node.delegate(name, '[ "$CNI_COMMAND" = ADD ] && cat "$ROOT/answer.json"; exit 0')
+
+
+def test_the_readmes_usage(either: Node) -> None:
+    node = either
+    answer(node, {"ip4": {"ip": "10.55.206.46/26", "gateway": "10.55.206.1"}})
+    ca = "/etc/pki/ca-trust/source/anchors/ca.crt"
+    ipam = {"type": "txipam", "remote": "https://127.0.0.1:10000", "ca": ca}
+    conf = {"name": "mynet", "type": "sriov", "master": "pf0", "ipam": ipam}
+    before, pod = node.state(), node.pod()
+    done = node.run("ADD", conf, pod, ifname="eth1", args=README_ARGS)
+    assert (done.status, done.stdout) == (0, README_RESULT), done
+    eth1 = node.link("eth1", pod)
+    assert {"UP", "LOWER_UP"} <= set(eth1["flags"])
+    assert node.addresses("eth1", pod) == ["10.55.206.46/26"]
+    assert [node.tree.mask(irq).read_text().strip() for irq in node.tree.irqs(0)] == ["00000002", "00000004"]
+    node.delete(conf, pod, ifname="eth1", args=README_DEL_ARGS)
+    assert (node.state(), node.records(), node.locks()) == (before, [], [])
+    assert [node.tree.mask(irq).read_text().strip() for irq in node.tree.irqs(0)] == ["ff", "ff"]
+    assert node.calls() == ["ADD", "DEL"]
+
+
+@pytest.mark.parametrize("version", [None, *VERSIONS])
+def test_every_version_round_trip(node: Node, version: str | None) -> None:
+    conf = node.conf(cniVersion=version, ipam=node.host_local(routes=[{"dst": "0.0.0.0/0"}]))
+    if version == "1.1.0":  # Debian's host-local is older than that
+        ips = [{"address": "10.77.0.2/24", "gateway": "10.77.0.1"}]
+        answer(node, {"cniVersion": version, "ips": ips, "routes": [{"dst": "0.0.0.0/0"}]})
+        conf["ipam"] = {"type": "txipam"}
+    before, pod = node.state(), node.pod()
+    found = node.add(conf, pod)
+    mac = before["pf0v0"][0]
+    head = {"cniVersion": version} if version else {}
+    ip = {"address": "10.77.0.2/24", "gateway": "10.77.0.1", "interface": 0}
+    interface = {"name": "eth0", "mac": mac, "sandbox": f"/run/netns/{pod}"}
+    if version is None or version in LEGACY:
+        route = {"dst": "0.0.0.0/0"}
+        ip4 = {"ip": "10.77.0.2/24", "gateway": "10.77.0.1", "routes": [route]}
+        expected = head | {"ip4": ip4, "dns": {}}
+    else:
+        if version in TAGGED:
+            ip = {"version": "4"} | ip
+        if version == "1.1.0":
+            interface |= {"mtu": 1500, "pciID": node.tree.pci(0)}
+        expected = head | {"interfaces": [interface], "ips": [ip], "routes": [{"dst": "0.0.0.0/0"}], "dns": {}}
+    assert found == expected
+    if version in ("0.4.0", "1.0.0", "1.1.0"):
+        assert node.run("CHECK", conf | {"prevResult": found}, pod).status == 0
+    node.delete(conf | ({} if version is None else {"prevResult": found}), pod)
+    assert (node.state(), node.leases(), node.records(), node.locks()) == (before, [], [], [])
+
+
+@pytest.mark.parametrize("version", ["0.1.0", "1.1.0"])
+def test_no_ipam(either: Node, version: str) -> None:
+    node, before, pod = either, either.state(), either.pod()
+    found = node.add(node.conf(cniVersion=version), pod)
+    if version == "0.1.0":
+        assert found == {"cniVersion": "0.1.0", "dns": {}}
+    else:
+        assert [item["name"] for item in found["interfaces"]] == ["eth0"]
+        assert "ips" not in found
+    assert "UP" in node.link("eth0", pod)["flags"]
+    assert node.addresses("eth0", pod) == []
+    node.delete(node.conf(cniVersion=version), pod)
+    assert node.state() == before
+
+
+def test_dual_stack_where_ipv6_is_off(either: Node) -> None:
+    """Runtimes switch IPv6 off in new namespaces; an address given must be set all the same."""
+    node, before, pod = either, either.state(), either.pod()
+    switch = "/proc/sys/net/ipv6/conf/{}/disable_ipv6"
+    for name in ("all", "default"):
+        node.ip("netns", "exec", pod, "sh", "-c", f"echo 1 > {switch.format(name)}")
+    four = {"address": "10.1.0.2/24", "gateway": "10.1.0.1"}
+    six = {"address": "fd00:1::2/64", "gateway": "fd00:1::1"}
+    conf = node.conf(ipam=static(four, six, routes=[{"dst": "0.0.0.0/0"}, {"dst": "::/0"}]))
+    found = node.add(conf, pod)
+    assert [item["address"] for item in found["ips"]] == ["10.1.0.2/24", "fd00:1::2/64"]
+    assert node.addresses("eth0", pod) == ["10.1.0.2/24", "fd00:1::2/64"]
+    assert node.routes(pod, "default")[0]["gateway"] == "10.1.0.1"
+    assert node.routes(pod, "default", family="-6")[0]["gateway"] == "fd00:1::1"
+    assert node.run("CHECK", conf | {"prevResult": found}, pod).status == 0
+    node.delete(conf, pod)
+    assert node.state() == before
+
+
+def test_routes_with_every_attribute(either: Node) -> None:
+    node, pod = either, either.pod()
+    routes = [
+        {"dst": "192.0.2.0/24", "gw": "10.1.0.9", "mtu": 1400, "advmss": 1360, "priority": 7, "table": 1000},
+        {"dst": "198.51.100.0/24", "scope": 253},
+        {"dst": "203.0.113.0/24"},
+    ]
+    answer(node, {"ips": [{"address": "10.1.0.2/24", "gateway": "10.1.0.1"}], "routes": routes})
+    conf = node.conf(cniVersion="1.1.0", ipam={"type": "txipam"})
+    found = node.add(conf, pod)
+    assert found["routes"] == routes
+    (full,) = node.routes(pod, "table", "1000")
+    assert (full["dst"], full["gateway"], full["metric"]) == ("192.0.2.0/24", "10.1.0.9", 7)
+    assert full["metrics"] == [{"mtu": 1400, "advmss": 1360}]
+    by_dst = {route["dst"]: route for route in node.routes(pod)}
+    assert "gateway" not in by_dst["198.51.100.0/24"]
+    assert by_dst["198.51.100.0/24"]["scope"] == "link"
+    assert by_dst["203.0.113.0/24"]["gateway"] == "10.1.0.1"
+    assert node.run("CHECK", conf | {"prevResult": found}, pod).status == 0
+    node.delete(conf, pod)
+
+
+def test_a_previous_result_is_kept_in_front(node: Node) -> None:
+    pod = node.pod()
+    earlier = {
+        "cniVersion": "1.0.0",
+        "interfaces": [{"name": "net1", "mac": "02:00:00:00:00:99", "sandbox": f"/run/netns/{pod}"}],
+        "ips": [{"address": "192.0.2.9/24", "interface": 0}],
+        "routes": [{"dst": "192.0.2.0/24"}],
+        "dns": {"domain": "earlier.example"},
+    }
+    conf = node.conf(prevResult=earlier, ipam=node.host_local(), dns={"nameservers": ["192.0.2.53"]})
+    found = node.add(conf, pod)
+    assert [item["name"] for item in found["interfaces"]] == ["net1", "eth0"]
+    assert [(item["address"], item["interface"]) for item in found["ips"]] == [
+        ("192.0.2.9/24", 0),
+        ("10.77.0.2/24", 1),
+    ]
+    assert found["routes"] == [{"dst": "192.0.2.0/24"}]
+    assert found["dns"] == {"domain": "earlier.example", "nameservers": ["192.0.2.53"]}
+    assert node.run("CHECK", conf | {"prevResult": found}, pod).status == 0
+
+
+@pytest.mark.parametrize("where", ["configuration", "IPAM", "both"])
+def test_dns_is_passed_through(node: Node, where: str) -> None:
+    ours, theirs = {"nameservers": ["192.0.2.53"], "search": ["a.example"]}, {"domain": "b.example"}
+    ipam = static({"address": "10.1.0.2/24"}, dns=theirs if where != "configuration" else {})
+    conf = node.conf(ipam=ipam, dns=ours if where != "IPAM" else None)
+    assert node.add(conf, node.pod())["dns"] == (theirs if where == "IPAM" else ours)
+
+
+def test_mtu_and_what_was_up_before(either: Node) -> None:
+    node = either
+    node.nip("link", "set", "pf0v0", "mtu", "1300", "up")
+    node.nip("link", "set", "pf0v1", "mtu", "1350")
+    before, pods = node.state(), [node.pod(), node.pod()]
+    conf = node.conf(mtu=1450, cniVersion="1.1.0")
+    assert [node.add(conf, pod)["interfaces"][0]["mtu"] for pod in pods] == [1450, 1450]
+    assert [node.link("eth0", pod)["mtu"] for pod in pods] == [1450, 1450]
+    for pod in pods:
+        node.delete(conf, pod)
+    assert before["pf0v0"][1:] == (1300, True)
+    assert node.state() == before
+
+
+def test_without_mtu_the_vf_keeps_its_own(node: Node) -> None:
+    node.nip("link", "set", "pf0v0", "mtu", "1300")
+    pod = node.pod()
+    node.add(node.conf(), pod)
+    assert node.link("eth0", pod)["mtu"] == 1300
+
+
+@pytest.mark.parametrize("how", ["configuration", "CNI_ARGS", "deviceID", "runtimeConfig", "extra"])
+def test_the_vf_that_was_asked_for(node: Node, how: str) -> None:
+    pci, conf, args = node.tree.pci(1), node.conf(cniVersion="1.1.0"), ""
+    if how == "configuration":
+        conf["vf"] = 1
+    elif how == "CNI_ARGS":
+        conf["vf"], args = 0, "vf=1"
+    elif how == "deviceID":
+        conf = node.conf(cniVersion="1.1.0", master=None, deviceID=pci)
+    elif how == "runtimeConfig":
+        conf = node.conf(cniVersion="1.1.0", deviceID=node.tree.pci(0), runtimeConfig={"deviceID": pci})
+    else:
+        conf["vf"], conf["ipam"] = 0, {"type": "txipam"}
+        answer(node, {"ips": [{"address": "10.1.0.2/24"}], "extra": {"vf": 1}})
+    assert node.add(conf, node.pod(), args=args)["interfaces"][0]["pciID"] == pci
+    assert node.records()[0].startswith(pci)
+    assert set(node.state()) == {"pf0v0"}
+
+
+def test_vf_0_is_a_choice(node: Node) -> None:
+    conf = node.conf(vf=1, cniVersion="1.1.0")
+    assert node.add(conf, node.pod(), args="VF=0")["interfaces"][0]["pciID"] == node.tree.pci(0)
+
+
+def test_an_absent_extra_overrides_nothing(node: Node) -> None:
+    answer(node, {"ips": [{"address": "10.1.0.2/24"}], "extra": {"vf": None}})
+    conf = node.conf(vf=1, cniVersion="1.1.0", ipam={"type": "txipam"})
+    assert node.add(conf, node.pod())["interfaces"][0]["pciID"] == node.tree.pci(1)
+
+
+def test_ipam_that_may_choose_runs_before_a_vf_is_touched(node: Node) -> None:
+    node.delegate(
+        "txipam",
+        f"""ls {node.run_dir}/vfs > "$ROOT/$CNI_COMMAND.records" 2>/dev/null
+        [ "$CNI_COMMAND" = ADD ] && echo '{{"ips": [{{"address": "10.1.0.2/24"}}]}}'; exit 0""",
+    )
+    node.add(node.conf(ipam={"type": "txipam"}), node.pod())
+    assert (node.root / "ADD.records").read_text() == ""
+
+
+def test_a_delegate_gets_what_it_needs(node: Node) -> None:
+    node.delegate("txipam", 'cat > "$ROOT/stdin"; env > "$ROOT/env"; echo "{\\"ips\\":[]}"')
+    conf, pod = node.conf(ipam={"type": "txipam", "remote": "x"}), node.pod()
+    node.add(conf, pod, args="PodID=1;K8S_POD_NAME=p")
+    assert json.loads((node.root / "stdin").read_text()) == conf
+    lines = (node.root / "env").read_text().splitlines()
+    wanted = {
+        "CNI_COMMAND=ADD",
+        f"CNI_CONTAINERID={pod}",
+        f"CNI_NETNS=/run/netns/{pod}",
+        "CNI_IFNAME=eth0",
+        "CNI_ARGS=IgnoreUnknown=1;PodID=1;K8S_POD_NAME=p",
+    }
+    assert wanted <= set(lines)
+
+
+def test_a_result_without_address_is_none_of_our_business(node: Node) -> None:
+    node.delegate("txipam", 'echo "{\\"cniVersion\\":\\"1.0.0\\",\\"ips\\":[]}"')
+    pod = node.pod()
+    assert "ips" not in node.add(node.conf(ipam={"type": "txipam"}), pod)
+    assert node.addresses("eth0", pod) == []
+
+
+def test_two_interfaces_of_one_pod(node: Node) -> None:
+    """They come from two ADDs with one container ID; each DEL takes its own."""
+    before, pod, conf = node.state(), node.pod(), node.conf(ipam=node.host_local())
+    node.add(conf, pod, ifname="net1")
+    node.add(conf, pod, ifname="net2")
+    assert len(node.records()) == len(node.leases()) == 2
+    node.delete(conf, pod, ifname="net1")
+    assert node.addresses("net2", pod) == ["10.77.0.3/24"]
+    node.delete(conf, pod, ifname="net2")
+    assert (node.state(), node.leases()) == (before, [])
+
+
+def test_an_index_that_the_pod_uses_already(either: Node) -> None:
+    """The kernel gives the VF another one; addresses must not land on the device that has the old one."""
+    node, pod = either, either.pod()
+    index = node.link("pf0v0")["ifindex"]
+    node.ip("-n", pod, "link", "add", "other", "index", str(index), "type", "veth", "peer", "name", "its-peer")
+    found = node.add(node.conf(ipam=static({"address": "10.1.0.2/24"}), vf=0), pod)
+    assert found["ips"][0]["address"] == "10.1.0.2/24"
+    assert node.addresses("eth0", pod) == ["10.1.0.2/24"]
+    assert node.addresses("other", pod) == []
+    assert node.link("eth0", pod)["ifindex"] != index
+
+
+def test_a_name_that_both_sides_know(node: Node) -> None:
+    """The pod has a device named as the VF is in the host, and the host one named as the VF is in the pod."""
+    node.nip("link", "add", "eth0", "type", "veth", "peer", "name", "eth0-peer")
+    pod, before = node.pod(), node.state()
+    node.ip("-n", pod, "link", "add", "pf0v0", "type", "veth", "peer", "name", "p")
+    node.add(node.conf(vf=0), pod)
+    assert node.link("eth0", pod)["address"] == before["pf0v0"][0]
+    node.delete(node.conf(vf=0), pod)
+    assert node.state() == before
+    assert node.link("pf0v0", pod)["address"] != before["pf0v0"][0]
+
+
+def test_masters_in_order(make_node: MakeNode) -> None:
+    """The first PF with a free VF gives it."""
+    from sysfs_tree import build_tree
+
+    node = make_node(vfs=1)
+    build_tree(node.root / "tree", pf="pf1", vfs=1, pf_pci="0000:02:00.0", numa=0)
+    node.nip("link", "add", "pf1", "type", "veth", "peer", "name", "pf1-peer")
+    node.nip("link", "add", "pf1v0", "type", "veth", "peer", "name", "pf1-vf-peer")
+    conf = node.conf(master=["pf1", "pf0"], cniVersion="1.1.0")
+    pods = [node.pod(), node.pod(), node.pod()]
+    given = [node.add(conf, pod)["interfaces"][0]["pciID"] for pod in pods[:2]]
+    assert given == ["0000:02:10.0", "0000:01:10.0"]
+    assert "pf1 (1 VFs), pf0 (1 VFs)" in node.refused(11, "ADD", conf, pods[2])
+
+
+def test_the_pf_near_the_cores_comes_first(make_node: MakeNode) -> None:
+    from sysfs_tree import build_tree
+
+    node = make_node(vfs=1)
+    build_tree(node.root / "tree", pf="pf1", vfs=1, pf_pci="0000:02:00.0", numa=1)
+    node.nip("link", "add", "pf1", "type", "veth", "peer", "name", "pf1-peer")
+    node.nip("link", "add", "pf1v0", "type", "veth", "peer", "name", "pf1-vf-peer")
+    for core, numa in ((1, 0), (5, 1)):
+        (node.tree.sys / f"devices/system/cpu/cpu{core}/node{numa}").mkdir(parents=True)
+    conf = node.conf(master=["pf0", "pf1"], cniVersion="1.1.0")
+    assert node.add(conf, node.pod(), args="CORES=5")["interfaces"][0]["pciID"] == "0000:02:10.0"
+
+
+def test_files_are_for_root_alone(node: Node) -> None:
+    node.add(node.conf(), node.pod())
+    paths = node.run_dir.rglob("*")
+    modes = {path.relative_to(node.run_dir).as_posix(): path.stat().st_mode & 0o777 for path in paths}
+    assert modes == {"vfs": 0o700, "locks": 0o700, f"vfs/{node.records()[0]}": 0o600}
+    assert node.run_dir.stat().st_mode & 0o777 == 0o700
+
+
+def test_the_log_says_who_and_what(node: Node) -> None:
+    pod, file = node.pod(), node.root / "log"
+    done = node.run("ADD", node.conf(logFile=str(file), logLevel="info"), pod)
+    (line,) = done.stderr.splitlines()
+    for part in ("level=info", "msg=attached", f"containerID={pod}", "ifname=eth0", "network=net1", "vf=0"):
+        assert part in line
+    assert file.read_text() == f"{line}\n"

@@ -1,0 +1,85 @@
+"""What the neighbours hear of a new pod: received on the other end of the wire."""
+
+from __future__ import annotations
+
+import os
+import select
+import socket
+import time
+
+from node import Node
+
+from sriov_fast import _nl
+
+ETH_P_ALL = 3  # linux/if_ether.h
+
+
+def listen(node: Node) -> socket.socket:
+    """Return a socket on the wire's other end, for the VF 0."""
+    namespace = os.open(f"/run/netns/{node.host}", os.O_RDONLY)
+    fd = _nl.raw_socket(namespace, socket.AF_PACKET, socket.SOCK_RAW, socket.htons(ETH_P_ALL))
+    os.close(namespace)
+    ear = socket.socket(fileno=fd)
+    ear.bind(("peer0", ETH_P_ALL))
+    return ear
+
+
+def heard(wire: socket.socket, wanted: set[bytes], wait: float = 20) -> set[bytes]:
+    """Listen until all that is wanted was heard, or the time is up; return what of it was heard."""
+    deadline, found = time.monotonic() + wait, set[bytes]()
+    while found != wanted and time.monotonic() < deadline:
+        if select.select([wire], [], [], 0.1)[0]:
+            found |= {wire.recv(2048)} & wanted
+    return found
+
+
+def arp(mac: str, ip: str) -> bytes:
+    own, address = bytes.fromhex(mac.replace(":", "")), socket.inet_aton(ip)
+    head = bytes.fromhex("0806 0001 0800 06 04 0001")
+    return b"\xff" * 6 + own + head + own + address + b"\0" * 6 + address
+
+
+def test_gratuitous_arp_and_unsolicited_na(either: Node) -> None:
+    node = either
+    mac = "02:00:00:00:00:0a"
+    node.nip("link", "set", "pf0v0", "address", mac)
+    addresses = [{"address": "10.0.0.2/24"}, {"address": "fd00::2/64"}]
+    with listen(node) as wire:
+        node.add(node.conf(vf=0, ipam={"type": "static", "addresses": addresses}), node.pod())
+        na = bytes.fromhex(
+            "333300000001 02000000000a 86dd"
+            "60000000 0020 3a ff fd000000000000000000000000000002 ff020000000000000000000000000001"
+            "8800 5a90 20000000 fd000000000000000000000000000002 0201 02000000000a"
+        )
+        wanted = {arp(mac, "10.0.0.2"), na}
+        assert heard(wire, wanted) == wanted
+
+
+def test_nothing_is_said_without_an_address(node: Node) -> None:
+    with listen(node) as wire:
+        node.add(node.conf(vf=0), node.pod())
+        node.settle()
+        while select.select([wire], [], [], 0)[0]:
+            frame = wire.recv(2048)
+            assert frame[12:14] != b"\x08\x06", "an ARP"
+            assert frame[12:14] + frame[54:55] != b"\x86\xdd\x88", "a neighbour advertisement"
+
+
+def test_the_runtime_does_not_wait_for_it(node: Node) -> None:
+    """Without carrier it waits up to two seconds, with none of the plugin's streams held open."""
+    node.nip("link", "set", "peer0", "down")
+    pod = node.pod()
+    addresses = [{"address": "10.0.0.2/24"}]
+    node.add(node.conf(vf=0, ipam={"type": "static", "addresses": addresses}), pod)
+    assert node._has_processes(), "communicate() returned at the end of the streams, and it waits still"
+    node.settle()
+
+
+def test_it_says_nothing_of_a_pod_that_is_gone(node: Node) -> None:
+    """The device goes while it waits for carrier: it ends without a word."""
+    node.nip("link", "set", "peer0", "down")
+    pod = node.pod()
+    conf = node.conf(vf=0, ipam={"type": "static", "addresses": [{"address": "10.0.0.2/24"}]})
+    node.add(conf, pod)
+    assert node.delete(conf, pod).stderr.count("\n") == 1
+    node.settle()

@@ -1,0 +1,222 @@
+"""Bad input, through the real process: one error object, exit status 1, and nothing touched."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from node import MakeNode, Node
+
+
+@pytest.fixture(scope="module")
+def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Node]:
+    """One node serves all: after each test it must be as new."""
+    node = Node(tmp_path_factory.mktemp("node"), vfs=2)
+    node.pod()
+    node.delegate("txipam", 'echo \'{"ips":[]}\'')
+    yield node
+    node.close()
+
+
+@pytest.fixture
+def untouched(shared: Node) -> Iterator[Node]:
+    before = shared.snapshot()
+    yield shared
+    assert shared.snapshot() == before
+    assert shared.calls() == []
+    assert not shared.run_dir.exists()
+
+
+ENVIRONMENTS: list[tuple[dict[str, str], str]] = [
+    ({"CNI_COMMAND": ""}, "CNI_COMMAND is missing"),
+    ({"CNI_COMMAND": "add"}, "CNI_COMMAND='add'"),
+    ({"CNI_COMMAND": "UPDATE"}, "CNI_COMMAND='UPDATE'"),
+    ({"CNI_CONTAINERID": ""}, "CNI_CONTAINERID"),
+    ({"CNI_CONTAINERID": "../../etc"}, "'../../etc'"),
+    ({"CNI_CONTAINERID": "a/b"}, "'a/b'"),
+    ({"CNI_CONTAINERID": "a~b"}, "'a~b'"),
+    ({"CNI_CONTAINERID": "x" * 201}, "longer than 200"),
+    ({"CNI_NETNS": ""}, "CNI_NETNS"),
+    ({"CNI_NETNS": "relative"}, "'relative'"),
+    ({"CNI_NETNS": "/run/netns/no-such"}, "'/run/netns/no-such'"),
+    ({"CNI_NETNS": "/etc/passwd"}, "'/etc/passwd': is no namespace"),
+    ({"CNI_NETNS": "/proc/self/ns/mnt"}, "is a namespace of another kind"),
+    ({"CNI_NETNS": "/proc/self/ns/net"}, "is the host's own namespace"),
+    ({"CNI_IFNAME": ""}, "CNI_IFNAME"),
+    ({"CNI_IFNAME": "eth/0"}, "'eth/0'"),
+    ({"CNI_IFNAME": "sixteen-letters-"}, "longer than 15 bytes"),
+    ({"CNI_IFNAME": "eth%d"}, "'eth%d'"),
+    ({"CNI_IFNAME": ".."}, "'..'"),
+    ({"CNI_ARGS": "Foo=1"}, "unknown key 'Foo'"),
+    ({"CNI_ARGS": "VF"}, "'VF' is not KEY=value"),
+    ({"CNI_ARGS": "VF=0;vf=1"}, "given twice"),
+]
+
+ARGS: list[tuple[str, str]] = [
+    ("VF=x", "VF"),
+    ("VF=-1", "-1"),
+    ("VLAN=4095", "4095"),
+    ("MAC=01:00:00:00:00:01", "multicast"),
+    ("MAC=02:00:00:00:00", "02:00:00:00:00"),
+    ("CORES=a", "CORES"),
+    ("CORES=4-1", "4-1"),
+    ("HostIP=10.0.0", "HostIP"),
+]
+
+CONFIGURATIONS: list[tuple[dict[str, Any], str]] = [
+    ({"name": None}, "name is missing"),
+    ({"name": "a/b"}, "a/b"),
+    ({"name": 5}, "name"),
+    ({"type": None}, "type is missing"),
+    ({"master": None}, "master is missing"),
+    ({"master": "pf7"}, "pf7"),
+    ({"master": "lo"}, "lo"),
+    ({"master": "../pf0"}, "../pf0"),
+    ({"master": []}, "master"),
+    ({"vf": -1}, "vf = -1"),
+    ({"vf": 2}, "vf 2: pf0 has no such VF"),
+    ({"vf": "0"}, 'vf = "0"'),
+    ({"vf": True}, "vf = true"),
+    ({"vlan": 4095}, "vlan = 4095"),
+    ({"vlan": 1.5}, "vlan = 1.5"),
+    ({"mac": "ff:ff:ff:ff:ff:ff"}, "multicast"),
+    ({"mac": "02:00:00:00:00:00:01"}, "mac"),
+    ({"deviceID": "0000:01:10"}, "0000:01:10"),
+    ({"deviceID": "0000:99:10.0"}, "0000:99:10.0"),
+    ({"deviceID": "0000:01:00.0"}, "0000:01:00.0"),
+    ({"mtu": -5}, "mtu = -5"),
+    ({"mtu": 1 << 20}, "mtu"),
+    ({"cores": [99]}, "core 99 is not online"),
+    ({"cores": ["1"]}, "cores"),
+    ({"ipam": "host-local"}, "ipam"),
+    ({"ipam": {"subnet": "10.0.0.0/8"}}, "ipam.type is missing"),
+    ({"ipam": {"type": "../evil"}}, "../evil"),
+    ({"dns": []}, "dns"),
+    ({"dns": {"nameservers": ["x"]}}, "nameservers"),
+    ({"logLevel": "loud"}, "loud"),
+    ({"logFile": "relative.log"}, "relative.log"),
+]
+
+STDIN: list[tuple[bytes, str]] = [
+    (b"", "empty"),
+    (b"  \n", "empty"),
+    (b'{"cniVersion": "1.0.0", "name": "net1"', ""),
+    (b"[]", "not a JSON object"),
+    (b"null", "not a JSON object"),
+    (b'"x"', "not a JSON object"),
+    (b'{"name": "a", "name": "b"}', "given twice"),
+    (b'{"name": "a"} x', "follows"),
+    (b"\xff\xfe", "UTF-8"),
+    (b'{"name": NaN}', "NaN"),
+    (b'{"x":' * 200 + b"1" + b"}" * 200, "nested deeper"),
+    (b'{"name": "' + b"x" * (10 << 20) + b'"}', "larger than"),
+    (b"x" * (20 << 20), "larger than"),
+    (b'{"cniVersion": 1}', "cniVersion"),
+]
+
+
+def short(value: object) -> str:
+    return str(value)[:40]
+
+
+@pytest.mark.parametrize(("env", "words"), ENVIRONMENTS, ids=short)
+def test_environment(untouched: Node, env: dict[str, str], words: str) -> None:
+    conf = untouched.conf(ipam={"type": "txipam"})
+    assert words in untouched.refused(4, "ADD", conf, untouched.pods[0], env=env)
+
+
+@pytest.mark.parametrize(("args", "words"), ARGS, ids=short)
+def test_cni_args(untouched: Node, args: str, words: str) -> None:
+    conf = untouched.conf(ipam={"type": "txipam"})
+    assert words in untouched.refused(7, "ADD", conf, untouched.pods[0], args=args)
+
+
+@pytest.mark.parametrize(("more", "words"), CONFIGURATIONS, ids=short)
+def test_configuration(untouched: Node, more: dict[str, Any], words: str) -> None:
+    conf = {"ipam": {"type": "static"}} | more  # one that does not choose the VF, and so comes late
+    conf = untouched.conf(**conf)
+    done = untouched.run("ADD", conf, untouched.pods[0])
+    assert (done.status, done.json["code"]) == (1, 7), done
+    assert words in done.json["msg"]
+    assert done.json["details"]
+    untouched_by_locks(untouched)
+
+
+def untouched_by_locks(node: Node) -> None:
+    """What only the PF can tell is found out under a lock, whose directory may stay."""
+    for name in ("locks", "vfs"):
+        directory = node.run_dir / name
+        if directory.exists():
+            assert list(directory.iterdir()) == []
+            directory.rmdir()
+    if node.run_dir.exists():
+        node.run_dir.rmdir()
+
+
+@pytest.mark.parametrize(("stdin", "words"), STDIN, ids=short)
+def test_stdin(untouched: Node, stdin: bytes, words: str) -> None:
+    said = untouched.refused(6, "ADD", stdin, untouched.pods[0])
+    assert words in said
+
+
+@pytest.mark.parametrize("command", ["DEL", "CHECK", "STATUS", "GC"])
+def test_no_json_for_any_verb(untouched: Node, command: str) -> None:
+    assert "cannot be decoded" in untouched.refused(6, command, b"{", untouched.pods[0])
+
+
+def test_on_the_plain_backend(make_node: MakeNode) -> None:
+    node = make_node(vfs=1, backend="python")
+    pod = node.pod()
+    assert "empty" in node.refused(6, "ADD", b"", pod)
+    assert "pf7" in node.refused(7, "ADD", node.conf(master="pf7"), pod)
+
+
+def test_unknown_keys_are_a_warning(node: Node) -> None:
+    done = node.run("ADD", node.conf(VLAN=5, foo={"bar": 1}), node.pod())
+    assert done.status == 0, done
+    assert "unknown key VLAN is ignored; is vlan meant?" in done.stderr
+    assert "unknown key foo is ignored" in done.stderr
+
+
+def test_an_error_speaks_the_configurations_version(node: Node) -> None:
+    pod = node.pod()
+    for version, spoken in ((None, "0.1.0"), ("0.3.1", "0.3.1"), ("9.9", "1.1.0")):
+        done = node.run("ADD", node.conf(cniVersion=version, vf=-1), pod)
+        assert done.json["cniVersion"] == spoken
+
+
+def test_a_fault_of_our_own_is_an_error_object_too(node: Node) -> None:
+    node.prelude = "import sriov_fast.plugin; sriov_fast.plugin.run = lambda *_: 1 / 0"
+    done = node.run("ADD", node.conf(), node.pod())
+    assert (done.status, done.json["code"]) == (1, 999)
+    assert "ZeroDivisionError" in done.json["msg"]
+    assert "Traceback" in done.stderr
+
+
+def test_the_environment_is_not_ours_to_obey(node: Node) -> None:
+    """PYTHON* variables, a locale of another kind and a strange directory change nothing."""
+    strange = {"PYTHONPATH": "/nowhere", "PYTHONHOME": "/nowhere", "LC_ALL": "C", "TZ": "Mars"}
+    assert node.run("VERSION", {}, env=strange).status == 0
+
+
+@pytest.mark.parametrize("name", ["CNI_IFNAME", "CNI_NETNS", "CNI_ARGS", "CNI_PATH"])
+def test_bytes_that_are_no_utf8(node: Node, name: str) -> None:
+    """They come through the environment, and could stand neither in the answer nor in the record."""
+    pod = node.pod()
+    before = node.snapshot()
+    value = {"CNI_IFNAME": "e\udcff", "CNI_NETNS": f"/run/netns/{pod}\udcff", "CNI_ARGS": "PodID=\udcff"}
+    said = node.refused(4, "ADD", node.conf(), pod, env={name: value.get(name, "/bin\udcff")})
+    assert name in said
+    assert "no UTF-8" in said
+    assert node.snapshot() == before
+
+
+def test_names_beyond_ascii(node: Node) -> None:
+    before, pod = node.state(), node.pod()
+    found = node.add(node.conf(), pod, ifname="größe~1")
+    assert found["interfaces"][0]["name"] == "größe~1"
+    node.delete(node.conf(), pod, ifname="größe~1")
+    assert (node.state(), node.records(), node.locks()) == (before, [], [])
+    assert json.dumps(found)

@@ -1,0 +1,307 @@
+"""CHECK, STATUS, GC and VERSION, as processes."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from node import MakeNode, Node
+
+# --- CHECK
+
+Change = Callable[[Node, str], object]
+ROUTES = [{"dst": "192.0.2.0/24"}, {"dst": "198.51.100.0/24", "gw": "10.1.0.9", "mtu": 1400}]
+
+
+def in_pod(*words: str) -> Change:
+    return lambda node, pod: node.ip("-n", pod, *words)
+
+
+def route_changed(node: Node, pod: str) -> None:
+    node.ip("-n", pod, "route", "replace", "198.51.100.0/24", "via", "10.1.0.9", "dev", "eth0", "mtu", "1300")
+
+
+def mask_changed(node: Node, pod: str) -> None:
+    node.tree.mask(node.tree.irqs(0)[1]).write_text("00000001\n")
+
+
+def interrupt_gone(node: Node, pod: str) -> None:
+    node.tree.mask(node.tree.irqs(0)[1]).unlink()
+
+
+def another_device(node: Node, pod: str) -> None:
+    for step in (["set", "eth0", "down"], ["set", "eth0", "name", "hidden"]):
+        node.ip("-n", pod, "link", *step)
+    node.ip("-n", pod, "link", "add", "eth0", "type", "veth", "peer", "name", "p")
+
+
+DIFFERENCES: dict[str, tuple[Change, str]] = {
+    "down": (in_pod("link", "set", "eth0", "down"), "is down"),
+    "MAC": (in_pod("link", "set", "eth0", "address", "02:00:00:00:00:01"), "mac is 02:00:00:00:00:01, not "),
+    "MTU": (in_pod("link", "set", "eth0", "mtu", "1400"), "mtu is 1400, not 1450"),
+    "address": (in_pod("address", "del", "10.1.0.2/24", "dev", "eth0"), "address 10.1.0.2/24 is missing"),
+    "prefix": (in_pod("address", "flush", "dev", "eth0"), "address fd00:1::2/64 is missing"),
+    "route": (in_pod("route", "del", "192.0.2.0/24"), "route 192.0.2.0/24 via 10.1.0.1 is missing"),
+    "route's MTU": (route_changed, "route 198.51.100.0/24 via 10.1.0.9 is missing"),
+    "mask": (mask_changed, "interrupt 101 has mask 00000001, not 00000010"),
+    "interrupt": (interrupt_gone, "interrupt 101 has mask none: it is gone, not 00000010"),
+    "no device": (in_pod("link", "del", "eth0"), "not in the namespace"),
+    "another device": (another_device, "is another device"),
+}
+
+
+def checked(node: Node) -> tuple[dict[str, Any], str]:
+    """Attach a VF with everything that can be checked; return the configuration for CHECK and the pod."""
+    pod = node.pod()
+    addresses = [{"address": "10.1.0.2/24", "gateway": "10.1.0.1"}, {"address": "fd00:1::2/64"}]
+    body = {"cniVersion": "1.1.0", "ips": addresses, "routes": ROUTES}
+    (node.root / "answer.json").write_text(json.dumps(body))
+    node.delegate("txipam", '[ "$CNI_COMMAND" = ADD ] && cat "$ROOT/answer.json"')
+    conf = node.conf(cniVersion="1.1.0", mtu=1450, cores="2,4", vf=0, ipam={"type": "txipam"})
+    return conf | {"prevResult": node.add(conf, pod)}, pod
+
+
+@pytest.mark.parametrize("what", DIFFERENCES)
+def test_check_finds(node: Node, what: str) -> None:
+    change, words = DIFFERENCES[what]
+    conf, pod = checked(node)
+    done = node.run("CHECK", conf, pod)
+    assert (done.status, done.stdout) == (0, b""), done
+    change(node, pod)
+    said = node.refused(103, "CHECK", conf, pod)
+    assert words in said
+    assert f"eth0 of container {pod}" in said
+
+
+def test_check_on_the_plain_backend(make_node: MakeNode) -> None:
+    node = make_node(vfs=1, backend="python")
+    conf, pod = checked(node)
+    done = node.run("CHECK", conf, pod)
+    assert (done.status, done.stdout) == (0, b""), done
+    node.ip("-n", pod, "route", "flush", "192.0.2.0/24")
+    node.ip("-n", pod, "link", "set", "eth0", "mtu", "1400")
+    said = node.refused(103, "CHECK", conf, pod)
+    assert "mtu is 1400" in said
+    assert "route 192.0.2.0/24" in said
+
+
+def test_check_lists_all_differences(node: Node) -> None:
+    conf, pod = checked(node)
+    node.ip("-n", pod, "link", "set", "eth0", "down", "mtu", "1400")
+    said = node.refused(103, "CHECK", conf, pod)
+    for words in ("is down", "mtu is 1400", "route 192.0.2.0/24"):
+        assert words in said
+
+
+def test_check_changes_nothing(node: Node) -> None:
+    conf, pod = checked(node)
+    before = node.snapshot()
+    assert node.run("CHECK", conf, pod).status == 0
+    assert node.snapshot() == before
+
+
+def test_check_of_what_is_not_attached(node: Node) -> None:
+    assert "has no eth0 of ours" in node.refused(103, "CHECK", node.conf(), node.pod())
+
+
+@pytest.mark.parametrize("key", ["mac", "name", "address"])
+def test_check_of_another_previous_result(node: Node, key: str) -> None:
+    conf, pod = checked(node)
+    previous = conf["prevResult"]
+    if key == "address":
+        previous["ips"][0]["address"] = "10.1.0.3/24"
+    else:
+        previous["interfaces"][0][key] = {"mac": "02:00:00:00:00:01", "name": "eth7"}[key]
+    assert "prevResult" in node.refused(103, "CHECK", conf, pod)
+
+
+def test_check_asks_ipam(node: Node) -> None:
+    conf, pod = checked(node)
+    node.delegate("txipam", 'echo \'{"code": 117, "msg": "who is that?"}\'; exit 1')
+    assert "who is that?" in node.refused(117, "CHECK", conf, pod)
+    assert node.calls() == ["ADD", "CHECK"]
+
+
+def test_check_where_the_namespace_is_gone(node: Node) -> None:
+    conf, pod = checked(node)
+    node.ip("netns", "del", pod)
+    assert "CNI_NETNS" in node.refused(4, "CHECK", conf, pod)
+
+
+# --- STATUS
+
+
+def asked(node: Node, **more: Any) -> dict[str, Any]:
+    return node.conf(cniVersion="1.1.0", **more)
+
+
+def test_status_is_well(either: Node) -> None:
+    done = either.run("STATUS", asked(either, ipam=either.host_local()))
+    assert (done.status, done.stdout) == (0, b""), done
+
+
+def test_status_of_a_full_node_is_well(node: Node) -> None:
+    """It can serve no ADD now, and is not broken: it will again when a pod has ended."""
+    for index in range(2):
+        node.add(node.conf(), node.pod())
+        node.tree.remove_netdev(index)
+    assert node.run("STATUS", asked(node)).status == 0
+
+
+def test_status_without_a_driver(node: Node) -> None:
+    for index in range(2):
+        node.tree.unbind(index)
+    said = node.refused(50, "STATUS", asked(node))
+    assert "pf0" in said
+    assert "driver" in said
+
+
+def test_status_with_vfs_for_userspace_alone(node: Node) -> None:
+    for index in range(2):
+        node.tree.unbind(index)
+        node.tree.bind(index, "vfio-pci")
+    assert "pf0" in node.refused(50, "STATUS", asked(node))
+
+
+def test_status_without_vfs(make_node: MakeNode) -> None:
+    node = make_node(vfs=0)
+    said = node.refused(50, "STATUS", asked(node))
+    assert "no PF of pf0 has a usable VF" in said
+    assert "sriov_numvfs" in said
+
+
+@pytest.mark.parametrize("more", [{"master": "pf9"}, {"master": None, "deviceID": "0000:09:00.1"}])
+def test_status_of_what_is_not_there(node: Node, more: dict[str, Any]) -> None:
+    said = node.refused(50, "STATUS", asked(node, **more))
+    assert next(value for value in more.values() if value) in said
+
+
+def test_status_by_device(node: Node) -> None:
+    assert node.run("STATUS", asked(node, master=None, deviceID=node.tree.pci(1))).status == 0
+
+
+def test_status_where_the_runtime_names_the_device_later(node: Node) -> None:
+    assert node.run("STATUS", asked(node, master=None, capabilities={"deviceID": True})).status == 0
+
+
+def test_status_of_ipam(node: Node) -> None:
+    node.delegate("txipam", 'echo \'{"code": 50, "msg": "the service is down"}\'; exit 1')
+    assert "the service is down" in node.refused(50, "STATUS", asked(node, ipam={"type": "txipam"}))
+    assert "no-such" in node.refused(102, "STATUS", asked(node, ipam={"type": "no-such"}))
+
+
+def test_status_touches_nothing(node: Node) -> None:
+    assert node.run("STATUS", asked(node)).status == 0
+    assert not node.run_dir.exists()
+
+
+# --- GC
+
+
+def valid(*attachments: tuple[str, str], key: str = "cni.dev/valid-attachments") -> dict[str, Any]:
+    listed = [{"containerID": container, "ifname": ifname} for container, ifname in attachments]
+    return {"cniVersion": "1.1.0", key: listed}
+
+
+@pytest.mark.parametrize("key", ["cni.dev/valid-attachments", "cni.dev/attachments"])
+def test_gc_spares_the_valid_and_other_networks(node: Node, make_node: MakeNode, key: str) -> None:
+    node = make_node(vfs=4)
+    before, pods = node.state(), [node.pod() for _ in range(3)]
+    conf = node.conf(ipam=node.host_local())
+    for pod in pods[:2]:
+        node.add(conf, pod)
+    node.add(conf, pods[0], ifname="net2")
+    other = node.conf(name="net2", ipam=node.host_local("10.78.0.0/24"))
+    node.add(other, pods[2])
+    done = node.run("GC", conf | valid((pods[0], "net2"), key=key))
+    assert (done.status, done.stdout) == (0, b""), done
+    assert [name.split("~")[1:] for name in node.records()] == [[pods[0], "net2"], [pods[2], "eth0"]]
+    assert (node.leases(), node.leases("net2")) == (["10.77.0.4"], ["10.78.0.2"])
+    assert node.addresses("net2", pods[0]) == ["10.77.0.4/24"]
+    node.delete(conf, pods[0], ifname="net2")
+    node.delete(other, pods[2])
+    assert node.state() == before
+
+
+def test_gc_of_nothing(either: Node) -> None:
+    assert either.run("GC", either.conf(ipam=either.host_local()) | valid()).status == 0
+
+
+def test_gc_with_the_namespace_gone(node: Node) -> None:
+    pod = node.pod()
+    conf = node.conf(ipam=node.host_local(), vf=0)
+    node.add(conf, pod)
+    node.ip("netns", "del", pod)
+    node.tree.unbind(0)
+    assert node.run("GC", conf | valid()).status == 0
+    assert (node.records(), node.leases()) == ([], [])
+
+
+def test_gc_goes_on_after_a_fault(node: Node) -> None:
+    """The first record's VF cannot be brought home, the second one's can; the fault is told."""
+    pods = [node.pod(), node.pod()]
+    conf = node.conf(ipam=node.host_local())
+    for pod in pods:
+        node.add(conf, pod)
+    first = node.run_dir / "vfs" / node.records()[0]
+    first.write_text(json.dumps(json.loads(first.read_text()) | {"host_name": "a%db%d"}))
+    done = node.run("GC", conf | valid())
+    assert (done.status, done.json["code"]) == (1, 100), done
+    assert "GC could not release" in done.stderr
+    assert node.records() == [first.name]
+
+
+def test_gc_goes_on_after_ipams_fault(node: Node) -> None:
+    pods = [node.pod(), node.pod()]
+    before = node.state()
+    node.delegate(
+        "txipam",
+        f"""[ "$CNI_COMMAND" = ADD ] && echo '{{"ips":[]}}'
+        [ "$CNI_COMMAND $CNI_CONTAINERID" = "DEL {pods[0]}" ] && exit 1""",
+    )
+    conf = node.conf(ipam={"type": "txipam"})
+    for pod in pods:
+        node.add(conf, pod, args="K8S_POD_NAME=p")
+    assert node.run("GC", conf | valid()).status == 1
+    assert node.state() == before
+    assert [name.split("~")[1] for name in node.records()] == [pods[0]], "what is to be given back is known"
+    assert node.calls() == ["ADD", "ADD", "DEL", "DEL", "GC"]
+    assert f"DEL {pods[1]} eth0 IgnoreUnknown=1;K8S_POD_NAME=p" in (node.root / "calls").read_text()
+
+
+@pytest.mark.parametrize("document", [{}, {"cni.dev/valid-attachments": "all"}])
+def test_gc_without_its_list_releases_nothing(node: Node, document: dict[str, Any]) -> None:
+    pod = node.pod()
+    node.add(node.conf(), pod)
+    before = node.snapshot()
+    node.refused(7, "GC", node.conf(cniVersion="1.1.0") | document)
+    assert node.snapshot() == before
+
+
+def test_gc_asks_ipam_with_the_list(node: Node) -> None:
+    node.delegate("txipam", 'cat > "$ROOT/$CNI_COMMAND.stdin"')
+    conf = node.conf(ipam={"type": "txipam"}) | valid(("a", "eth0"))
+    assert node.run("GC", conf).status == 0
+    assert json.loads((node.root / "GC.stdin").read_text()) == conf
+
+
+# --- VERSION
+
+
+def test_version(either: Node) -> None:
+    done = either.run("VERSION", {"cniVersion": "0.4.0"})
+    assert done.json == {
+        "cniVersion": "0.4.0",
+        "supportedVersions": ["0.1.0", "0.2.0", "0.3.0", "0.3.1", "0.4.0", "1.0.0", "1.1.0"],
+    }
+    assert (done.status, done.stderr) == (0, "")
+
+
+@pytest.mark.parametrize(
+    ("command", "version"), [("CHECK", "0.3.1"), ("GC", "1.0.0"), ("STATUS", "1.0.0"), ("ADD", "2.0.0")]
+)
+def test_a_verb_that_the_version_lacks(node: Node, command: str, version: str) -> None:
+    said = node.refused(1, command, node.conf(cniVersion=version), node.pod())
+    assert version in said

@@ -1,0 +1,131 @@
+"""CORES: a VF's interrupts go to the cores that are named, and back on DEL."""
+
+from __future__ import annotations
+
+import shutil
+
+import pytest
+from node import MakeNode, Node
+from sysfs_tree import build_tree
+
+
+def masks(node: Node, index: int = 0) -> list[str]:
+    return [node.tree.mask(irq).read_text().strip() for irq in node.tree.irqs(index)]
+
+
+@pytest.fixture
+def wide(make_node: MakeNode) -> Node:
+    """A node whose only VF has six interrupts."""
+    node = make_node(vfs=1)
+    shutil.rmtree(node.root / "tree")
+    node.tree = build_tree(node.root / "tree", pf="pf0", vfs=1, irqs_per_vf=6)
+    return node
+
+
+CASES = {
+    "1,2,3,4": ["02", "04", "08", "10", "02", "04"],
+    "1-4,7": ["02", "04", "08", "10", "80", "02"],
+    "3": ["08"] * 6,
+    "7,0": ["80", "01"] * 3,
+}
+
+
+@pytest.mark.parametrize("cores", CASES)
+def test_masks(wide: Node, cores: str) -> None:
+    conf, pod = wide.conf(), wide.pod()
+    wide.add(conf, pod, args=f"CORES={cores}")
+    assert [mask[-2:] for mask in masks(wide)] == CASES[cores]
+    assert {mask[:-2] for mask in masks(wide)} == {"000000"}
+    wide.delete(conf, pod)
+    assert masks(wide) == ["ff"] * 6
+
+
+def test_on_both_backends(either: Node) -> None:
+    node, pod = either, either.pod()
+    node.add(node.conf(cores=[1, 2]), pod)
+    assert masks(node) == ["00000002", "00000004"]
+    node.delete(node.conf(), pod)  # DEL knows from the record
+    assert masks(node) == ["ff", "ff"]
+
+
+def test_more_than_64_cpus(node: Node) -> None:
+    (node.tree.sys / "devices/system/cpu/online").write_text("0-127\n")
+    node.add(node.conf(cores="100,31"), node.pod())
+    assert masks(node) == ["00000010,00000000,00000000,00000000", "80000000"]
+
+
+def test_the_chosen_vfs_interrupts_and_no_others(node: Node) -> None:
+    node.add(node.conf(vf=1, cores=[5]), node.pod())
+    assert (masks(node, 0), masks(node, 1)) == (["ff", "ff"], ["00000020", "00000020"])
+
+
+@pytest.mark.parametrize(("cores", "named"), [("1,8", "8"), ("6-9", "8, 9"), ("4000", "4000")])
+def test_an_offline_core(node: Node, cores: str, named: str) -> None:
+    node.delegate("txipam", 'echo \'{"ips":[]}\'')
+    pod = node.pod()
+    before = node.snapshot()
+    said = node.refused(7, "ADD", node.conf(ipam={"type": "txipam"}), pod, args=f"CORES={cores}")
+    assert f"CORES: core {named} is not online" in said
+    assert "online are 0-7" in said
+    assert (node.snapshot(), node.calls()) == (before, [])
+    assert not node.run_dir.exists()
+
+
+def test_a_failed_add_restores_the_masks(node: Node) -> None:
+    """The last step of all fails: the result cannot be written."""
+    pod = node.pod()
+    before = node.snapshot()
+    with open("/dev/full", "wb") as full:
+        process = node.start("ADD", node.conf(cores=[1]), pod, stdout=full.fileno())
+        assert node.finish(process).status == 1
+    assert node.snapshot() == before
+
+
+def test_an_interrupt_that_vanished_before_add(node: Node) -> None:
+    """sysfs names it still; it has no mask to set, and the next one takes its turn."""
+    shutil.rmtree(node.tree.mask(node.tree.irqs(0)[0]).parent)
+    node.add(node.conf(cores=[1, 2]), node.pod())
+    assert node.tree.mask(node.tree.irqs(0)[1]).read_text().strip() == "00000002"
+
+
+def test_an_interrupt_that_vanished_before_del(node: Node) -> None:
+    pod, (first, second) = node.pod(), node.tree.irqs(0)
+    node.add(node.conf(cores=[1, 2]), pod)
+    shutil.rmtree(node.tree.mask(first).parent)
+    node.delete(node.conf(), pod)
+    assert node.tree.mask(second).read_text().strip() == "ff"
+    assert node.records() == []
+
+
+def test_an_interrupt_that_is_no_longer_the_vfs(node: Node) -> None:
+    """Its number may be another device's by now: it is left alone."""
+    pod, (first, second) = node.pod(), node.tree.irqs(0)
+    node.add(node.conf(cores=[1, 2]), pod)
+    (node.tree.device(0) / "msi_irqs" / str(first)).unlink()
+    node.delete(node.conf(), pod)
+    assert node.tree.mask(first).read_text().strip() == "00000002"
+    assert node.tree.mask(second).read_text().strip() == "ff"
+
+
+@pytest.mark.skipif(shutil.which("strace") is None, reason="needs strace")
+def test_a_managed_interrupt(node: Node) -> None:
+    """The kernel keeps its mask with EIO; that is said, and the others are set."""
+    pod, (first, second) = node.pod(), node.tree.irqs(0)
+    wrap = ("strace", "-o", "/dev/null", "-P", str(node.tree.mask(first)))
+    wrap += ("-e", "trace=write", "-e", "inject=write:error=EIO")
+    conf = node.conf(cniVersion="1.0.0", cores=[1, 2])
+    done = node.run("ADD", conf, pod, wrap=wrap)
+    assert done.status == 0, done
+    assert f"irq={first}" in done.stderr
+    assert "the kernel manages this interrupt itself" in done.stderr
+    assert node.tree.mask(second).read_text().strip() == "00000004"
+    node.tree.mask(first).write_text("ff\n")
+    assert node.run("CHECK", conf | {"prevResult": done.json}, pod).status == 0
+
+
+def test_without_cores_no_mask_is_written(node: Node) -> None:
+    before = {path: path.stat().st_mtime_ns for irq in node.tree.irqs(0) for path in [node.tree.mask(irq)]}
+    pod = node.pod()
+    node.add(node.conf(), pod)
+    node.delete(node.conf(), pod)
+    assert {path: path.stat().st_mtime_ns for path in before} == before

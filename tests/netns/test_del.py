@@ -1,0 +1,302 @@
+"""DEL in bad circumstances: it resets what is its own, and what is gone already is no fault."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+from typing import Any
+
+import pytest
+from node import Node
+
+
+def change(node: Node, **fields: Any) -> None:
+    """Change the journal's only record."""
+    path = node.record()
+    path.write_text(json.dumps(json.loads(path.read_text()) | fields))
+
+
+def test_twice(either: Node) -> None:
+    node, before, pod = either, either.state(), either.pod()
+    conf = node.conf(ipam=node.host_local())
+    node.add(conf, pod)
+    for _ in range(2):
+        node.delete(conf, pod)
+        assert (node.state(), node.records(), node.leases(), node.locks()) == (before, [], [], [])
+
+
+def test_of_what_never_was(node: Node) -> None:
+    before, pod = node.snapshot(), node.pod()
+    node.delete(node.conf(ipam=node.host_local()), pod)
+    assert node.snapshot() == before | {"pods": node.snapshot()["pods"]}
+
+
+@pytest.mark.parametrize(
+    "path", ["", "relative", "/run/netns/no-such", "/etc/passwd", "/proc/self/ns/mnt", "/run"]
+)
+def test_a_path_that_is_no_namespace(node: Node, path: str) -> None:
+    """The way that the ADD was told leads there still."""
+    before, pod = node.state(), node.pod()
+    conf = node.conf(ipam=node.host_local())
+    node.add(conf, pod)
+    node.delete(conf, "", container=pod, env={"CNI_NETNS": path})
+    assert (node.state(), node.records(), node.leases()) == (before, [], [])
+
+
+def test_another_namespace_than_at_add(either: Node) -> None:
+    node, before = either, either.state()
+    pod, other = node.pod(), node.pod()
+    node.add(node.conf(), pod)
+    node.delete(node.conf(), other, container=pod)
+    assert (node.state(), node.records()) == (before, [])
+
+
+def test_the_hosts_own_namespace(node: Node) -> None:
+    before, pod = node.state(), node.pod()
+    node.add(node.conf(), pod)
+    node.delete(node.conf(), f"/run/netns/{node.host}", container=pod)
+    assert (node.state(), node.records()) == (before, [])
+
+
+def test_the_namespace_under_a_new_path(node: Node) -> None:
+    """Only what the runtime says now leads to the VF."""
+    before, pod = node.state(), node.pod()
+    conf = node.conf()
+    node.add(conf, pod)
+    moved = f"{pod}-moved"
+    for step in (["touch"], ["mount", "--bind", f"/run/netns/{pod}"]):
+        subprocess.run([*step, f"/run/netns/{moved}"], check=True)
+    node.pods.append(moved)
+    node.ip("netns", "del", pod)
+    node.delete(conf, moved, container=pod)
+    assert (node.state(), node.records()) == (before, [])
+
+
+def test_the_namespace_and_the_device_are_gone(node: Node) -> None:
+    """A stand-in dies with its namespace, as a VF that is unplugged does."""
+    node.add(node.conf(ipam=node.host_local(), vf=0), pod := node.pod())
+    node.ip("netns", "del", pod)
+    node.tree.unbind(0)
+    done = node.delete(node.conf(ipam=node.host_local(), vf=0), pod)
+    assert "has no network device any more" in done.stderr
+    assert (node.records(), node.leases(), set(node.state())) == ([], [], {"pf0v1"})
+
+
+def test_the_vf_is_gone_from_the_machine(node: Node) -> None:
+    node.add(node.conf(ipam=node.host_local(), vf=0), pod := node.pod())
+    node.ip("netns", "del", pod)
+    node.tree.vanish(0)
+    node.delete(node.conf(ipam=node.host_local(), vf=0), pod)
+    assert (node.records(), node.leases()) == ([], [])
+
+
+def came_home(node: Node, pod: str, name: str) -> None:
+    """Do what the kernel does with a VF whose namespace ends: it is in the host under another name."""
+    node.ip("-n", pod, "link", "set", "eth0", "netns", node.host, "name", name)
+    node.tree.remove_netdev(0)
+    node.tree.add_netdev(0, name)
+
+
+@pytest.mark.parametrize("name", ["eth0", "dev7"])
+def test_the_namespace_has_ended_and_the_vf_came_home(either: Node, name: str) -> None:
+    node = either
+    node.nip("link", "set", "pf0v0", "mtu", "1300", "up")
+    before, pod = node.state(), node.pod()
+    conf = node.conf(ipam=node.host_local(), mtu=1400, vf=0)
+    node.add(conf, pod)
+    came_home(node, pod, name)
+    node.ip("netns", "del", pod)
+    node.delete(conf, pod)
+    assert (node.state(), node.records(), node.leases()) == (before, [], [])
+
+
+def test_the_vf_comes_home_late(node: Node) -> None:
+    """The kernel takes a namespace apart in its own time; the driver is bound, so the VF must come."""
+    before, pod = node.state(), node.pod()
+    conf = node.conf(vf=0)
+    node.add(conf, pod)
+    node.tree.remove_netdev(0)
+    change(node, netns="/run/netns/ended")  # or it would find the VF by the ADD's path
+    process = node.start("DEL", conf, "/run/netns/ended", container=pod)
+    while f"vf-{node.tree.pci(0)}" not in node.locks():
+        assert process.poll() is None, node.finish(process)
+    node.ip("-n", pod, "link", "set", "eth0", "down")
+    node.ip("-n", pod, "link", "set", "eth0", "netns", node.host, "name", "dev9")
+    node.tree.add_netdev(0, "dev9")
+    assert node.finish(process).status == 0
+    assert (node.state(), node.records()) == (before, [])
+
+
+def test_the_name_is_taken_in_the_host(either: Node) -> None:
+    """Another device got the VF's name meanwhile: the VF comes home all the same, under another one."""
+    node, pod = either, either.pod()
+    mac = node.state()["pf0v0"][0]
+    node.nip("link", "set", "pf0v0", "up")
+    conf = node.conf(ipam=node.host_local(), vf=0)
+    node.add(conf, pod)
+    node.nip("link", "add", "pf0v0", "type", "veth", "peer", "name", "thief-peer")
+    node.tree.remove_netdev(0)
+    node.tree.add_netdev(0, "eth0")  # which is how it comes home where eth0 is free
+    done = node.delete(conf, pod)
+    assert "another device has the VF's name" in done.stderr
+    assert (node.records(), node.leases()) == ([], [])
+    assert node.link("eth0")["address"] == mac
+    assert "UP" in node.link("eth0")["flags"]
+
+
+def test_both_names_are_taken_in_the_host(node: Node) -> None:
+    pod = node.pod()
+    mac = node.state()["pf0v0"][0]
+    node.add(node.conf(vf=0), pod)
+    for name in ("pf0v0", "eth0"):
+        node.nip("link", "add", name, "type", "veth", "peer", "name", f"{name}-p")
+    node.delete(node.conf(vf=0), pod)
+    homeless = [name for name in node.links() if node.link(name)["address"] == mac]
+    assert len(homeless) == 1
+    assert homeless[0].startswith("dev")
+    assert node.records() == []
+
+
+@pytest.mark.parametrize("boot", ["record", "machine"])
+def test_after_a_reboot(node: Node, boot: str) -> None:
+    """What a record of an earlier boot describes is no more: the VF that has its name is not to be touched."""
+    boot_id = node.tree.proc / "sys/kernel/random/boot_id"
+    boot_id.parent.mkdir(parents=True)
+    boot_id.write_text("first\n")
+    pod, conf = node.pod(), node.conf(ipam=node.host_local(), vf=0)
+    node.add(conf, pod)
+    if boot == "record":
+        change(node, boot="before that")
+    else:
+        boot_id.write_text("second\n")
+    node.delete(conf, pod)
+    assert node.link("eth0", pod)["operstate"] == "UP"
+    assert (node.records(), node.leases()) == ([], [])
+
+
+def test_the_run_directory_was_wiped(node: Node) -> None:
+    pod, conf = node.pod(), node.conf(ipam=node.host_local())
+    node.add(conf, pod)
+    shutil.rmtree(node.run_dir)
+    node.delete(conf, pod)
+    assert node.leases() == []
+
+
+def test_somebody_who_is_not_the_owner(node: Node) -> None:
+    pod, other = node.pod(), node.pod()
+    conf = node.conf(ipam=node.host_local())
+    node.add(conf, pod)
+    before = node.snapshot()
+    node.delete(conf, pod, container=other)
+    node.delete(conf, pod, ifname="eth1")
+    node.delete(conf, pod, container=pod[:-1])
+    assert node.snapshot() == before
+
+
+@pytest.mark.parametrize("squatter", [False, True])
+def test_renamed_in_the_pod(either: Node, squatter: bool) -> None:
+    """Its name may even belong to another device now."""
+    node, before, pod = either, either.state(), either.pod()
+    node.add(node.conf(), pod)
+    node.ip("-n", pod, "link", "set", "eth0", "down")
+    node.ip("-n", pod, "link", "set", "eth0", "name", "mine")
+    if squatter:
+        node.ip("-n", pod, "link", "add", "eth0", "type", "veth", "peer", "name", "p")
+    node.delete(node.conf(), pod)
+    assert (node.state(), node.records()) == (before, [])
+    assert ("eth0" in node.ip("-n", pod, "link")) is squatter
+
+
+def test_changed_in_the_pod(node: Node) -> None:
+    before, pod = node.state(), node.pod()
+    node.add(node.conf(), pod)
+    node.ip("-n", pod, "link", "set", "eth0", "mtu", "1234", "address", "02:00:00:00:00:66")
+    node.ip("-n", pod, "address", "add", "192.0.2.1/24", "dev", "eth0")
+    node.delete(node.conf(), pod)
+    assert node.state() == before
+    assert node.addresses("pf0v0") == []
+
+
+def test_an_mtu_that_is_no_longer_possible(node: Node) -> None:
+    """The PF's may have been lowered meanwhile; that must not keep the VF in the pod."""
+    pod = node.pod()
+    node.add(node.conf(vf=0), pod)
+    change(node, before_mtu=1 << 20)
+    done = node.delete(node.conf(vf=0), pod)
+    assert "keeps an MTU" in done.stderr
+    assert "pf0v0" in node.state()
+    assert node.records() == []
+
+
+@pytest.mark.parametrize("content", ["", "{", "[]", "{}", '{"before": 5}', "null", "\0" * 64])
+def test_a_broken_record(node: Node, content: str) -> None:
+    """Its name still says whose VF it is; what cannot be known is left alone."""
+    pod, conf = node.pod(), node.conf(ipam=node.host_local(), vf=0)
+    node.add(conf, pod)
+    node.record().write_text(content)
+    node.tree.unbind(0)  # a stand-in has nothing but its record to be found by, so do not wait for it
+    node.delete(conf, pod)
+    assert (node.records(), node.leases()) == ([], [])
+
+
+def test_ipam_fails(node: Node) -> None:
+    """The VF is home; the record stays, so that the next DEL, which the runtime sends, goes to IPAM again."""
+    node.delegate(
+        "txipam",
+        """[ "$CNI_COMMAND" = ADD ] && echo '{"ips":[{"address":"10.1.0.2/24"}]}'
+        [ "$CNI_COMMAND" = DEL ] && [ ! -e "$ROOT/works" ] && exit 3""",
+    )
+    before, pod, conf = node.state(), node.pod(), node.conf(ipam={"type": "txipam"})
+    node.add(conf, pod)
+    assert "exit status 3" in node.refused(102, "DEL", conf, pod)
+    assert (node.state(), len(node.records()), node.locks()) == (before, 1, [])
+    (node.root / "works").touch()
+    node.delete(conf, pod)
+    assert (node.state(), node.records()) == (before, [])
+    assert node.calls() == ["ADD", "DEL", "DEL"]
+
+
+def test_the_ipam_plugin_is_gone(node: Node) -> None:
+    node.delegate("txipam", 'echo "{}"')
+    before, pod, conf = node.state(), node.pod(), node.conf(ipam={"type": "txipam"})
+    node.add(conf, pod)
+    (node.root / "bin/txipam").unlink()
+    assert "txipam" in node.refused(102, "DEL", conf, pod)
+    assert node.state() == before
+
+
+def test_dhcp_is_released_through_the_interface(node: Node) -> None:
+    """Its plugin speaks through the VF, so it has ended before the VF goes."""
+    body = '{"ips":[{"address":"10.1.0.2/24"}]}'
+    show = 'sleep 0.2; ip -n "$(basename "$CNI_NETNS")" -o link show eth0 > "$ROOT/$CNI_COMMAND" 2>&1'
+    node.delegate("dhcp", f"{show}; [ \"$CNI_COMMAND\" = ADD ] && echo '{body}'")
+    pod, conf = node.pod(), node.conf(ipam={"type": "dhcp"})
+    node.add(conf, pod)
+    node.delete(conf, pod)
+    for command in ("ADD", "DEL"):
+        assert "eth0" in (node.root / command).read_text()
+        assert ",UP" in (node.root / command).read_text()
+    assert node.calls() == ["ADD", "DEL"]
+
+
+def test_a_configuration_that_has_become_wrong(node: Node) -> None:
+    """What was attached must come back, whatever became of the configuration."""
+    before, pod = node.state(), node.pod()
+    node.add(node.conf(vf=0), pod)
+    wrong = node.conf(vf="zero", vlan=9999, master=None, mac="x", mtu=-1, cores="x", dns=7, ipam=None)
+    done = node.delete(wrong, pod, args="VF=x;Foo=1")
+    assert done.stderr.count("level=warning") >= 6
+    assert (node.state(), node.records()) == (before, [])
+
+
+def test_no_descriptor_is_left_to_a_delegate(node: Node) -> None:
+    node.delegate("txipam", 'ls -l /proc/$$/fd > "$ROOT/fds-$CNI_COMMAND"; echo "{}"')
+    pod, conf = node.pod(), node.conf(ipam={"type": "txipam"})
+    node.add(conf, pod)
+    node.delete(conf, pod)
+    for command in ("ADD", "DEL"):
+        found = (node.root / f"fds-{command}").read_text()
+        assert "cni-config" in found  # its stdin
+        for ours in ("socket:", "net:[", str(node.run_dir)):
+            assert ours not in found

@@ -1,0 +1,78 @@
+"""How often the plugin asks the kernel: each request takes the lock that all of a node's networking needs."""
+
+from __future__ import annotations
+
+import shutil
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+HERE = Path(__file__).resolve().parent
+sys.path[:0] = [str(HERE), str(HERE.parent), str(HERE.parent / "plain")]
+
+from node import Node  # noqa: E402
+
+from netlink_sends import Sends, count, wrap  # noqa: E402
+
+pytestmark = [
+    pytest.mark.netns,
+    pytest.mark.skipif(shutil.which("strace") is None, reason="needs strace"),
+]
+
+MOST = 5
+
+
+@pytest.fixture
+def node(tmp_path: Path) -> Iterator[Node]:
+    one = Node(tmp_path, vfs=2, backend="cython")
+    yield one
+    one.close()
+
+
+@pytest.fixture
+def traced(node: Node, tmp_path: Path) -> Callable[..., list[Sends]]:
+    """Run a verb and return its traffic by process: the plugin, and the child that announces."""
+
+    def run(verb: str, conf: dict[str, Any], pod: str, **more: Any) -> list[Sends]:
+        output = tmp_path / f"{verb}.strace"
+        done = node.run(verb, conf, pod, wrap=wrap(output), **more)
+        assert done.status == 0, done
+        return count(output)
+
+    return run
+
+
+def ipam(node: Node) -> dict[str, Any]:
+    return node.host_local(routes=[{"dst": "0.0.0.0/0"}, {"dst": "192.0.2.0/24", "gw": "10.77.0.3"}])
+
+
+@pytest.mark.parametrize("addressed", [False, True], ids=["no IPAM", "host-local"])
+def test_requests(node: Node, traced: Callable[..., list[Sends]], addressed: bool) -> None:
+    pod = node.pod()
+    conf = node.conf(ipam=ipam(node) if addressed else None)
+    for verb in ("ADD", "DEL"):
+        sends = traced(verb, conf, pod)
+        assert 0 < sum(process.requests for process in sends) <= MOST, f"{verb}: {sends}"
+
+
+def test_many_addresses_are_one_request(node: Node, traced: Callable[..., list[Sends]]) -> None:
+    """Addresses and routes go together, however many there are."""
+    pod = node.pod()
+    subnets = [[{"subnet": f"10.{third}.0.0/24"}] for third in range(8)]
+    many = {"type": "host-local", "ranges": subnets, "routes": [{"dst": f"192.0.{n}.0/24"} for n in range(8)]}
+    conf = node.conf(ipam=many | {"dataDir": str(node.root / "ipam")})
+    plugin = traced("ADD", conf, pod)[0]
+    assert plugin.messages >= 16
+    assert plugin.requests <= MOST
+    node.delete(conf, pod)
+
+
+def test_the_plain_backend_is_seen_too(node: Node, traced: Callable[..., list[Sends]]) -> None:
+    """What counts here must be able to count: the twin sends, too."""
+    pod = node.pod()
+    sends = traced("ADD", node.conf(), pod, env={"SRIOV_FAST_BACKEND": "python"})
+    assert sum(process.requests for process in sends) > 0
+    node.delete(node.conf(), pod)

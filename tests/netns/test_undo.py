@@ -1,0 +1,303 @@
+"""An ADD that fails, wherever it fails, leaves everything as it was."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+from node import Node
+
+Prepare = Callable[[Node, str], dict[str, Any]]
+GIVES = 'if [ "$CNI_COMMAND" = ADD ]; then echo \'{"ips":[{"address":"10.1.0.2/24"}]BODY}\'; fi'
+
+
+def txipam(node: Node, body: str = "") -> dict[str, Any]:
+    node.delegate("txipam", GIVES.replace("BODY", body))
+    return {"type": "txipam"}
+
+
+def failing(node: Node, script: str) -> dict[str, Any]:
+    node.delegate("txipam", f'if [ "$CNI_COMMAND" = ADD ]; then {script}; fi')
+    return {"type": "txipam"}
+
+
+def ipam_fails(node: Node, pod: str) -> dict[str, Any]:
+    return node.conf(ipam=failing(node, 'echo \'{"code": 11, "msg": "no address left"}\'; exit 1'))
+
+
+def ipam_is_killed(node: Node, pod: str) -> dict[str, Any]:
+    return node.conf(ipam=failing(node, "kill -9 $$"))
+
+
+def ipam_talks_garbage(node: Node, pod: str) -> dict[str, Any]:
+    return node.conf(ipam=failing(node, "echo hello"))
+
+
+def ipam_gives_no_address_but_a_name(node: Node, pod: str) -> dict[str, Any]:
+    return node.conf(ipam=failing(node, 'echo \'{"ips":[{"address":"example.org"}]}\''))
+
+
+def ipam_is_silent(node: Node, pod: str) -> dict[str, Any]:
+    return node.conf(ipam=failing(node, "true"))
+
+
+def ipam_names_no_vf_of_the_pf(node: Node, pod: str) -> dict[str, Any]:
+    return node.conf(ipam=txipam(node, ',"extra":{"vf":77}'))
+
+
+def ipam_names_a_wrong_vlan(node: Node, pod: str) -> dict[str, Any]:
+    return node.conf(ipam=txipam(node, ',"extra":{"vlan":4095}'))
+
+
+def host_local_is_exhausted(node: Node, pod: str) -> dict[str, Any]:
+    only = {"rangeStart": "10.77.0.2", "rangeEnd": "10.77.0.2"}
+    conf = node.conf(ipam=node.host_local(**only))
+    node.add(conf, node.pod())
+    return conf
+
+
+def pod_has_the_name(node: Node, pod: str) -> dict[str, Any]:
+    node.ip("-n", pod, "link", "add", "eth0", "type", "veth", "peer", "name", "its-peer")
+    return node.conf(ipam=node.host_local())
+
+
+def pf_refuses_vlan(node: Node, pod: str) -> dict[str, Any]:
+    return node.conf(ipam=node.host_local(), vlan=100)
+
+
+def pf_refuses_mac(node: Node, pod: str) -> dict[str, Any]:
+    """The device takes it, the PF does not."""
+    return node.conf(ipam=node.host_local(), mac="02:00:00:00:00:77")
+
+
+def pf_refuses_what_ipam_wants(node: Node, pod: str) -> dict[str, Any]:
+    return node.conf(ipam=txipam(node, ',"extra":{"vlan":5,"mac":"02:00:00:00:00:78"}'))
+
+
+def gateway_is_unreachable(node: Node, pod: str) -> dict[str, Any]:
+    return node.conf(ipam=node.host_local(routes=[{"dst": "192.0.2.0/24", "gw": "172.16.0.1"}]))
+
+
+def address_is_there_already(node: Node, pod: str) -> dict[str, Any]:
+    node.delegate("txipam", GIVES.replace("}]BODY", '},{"address":"10.1.0.2/24"}]'))
+    return node.conf(ipam={"type": "txipam"})
+
+
+STEPS: list[tuple[Prepare, int, str]] = [
+    (ipam_fails, 11, "no address left"),
+    (ipam_is_killed, 102, "signal 9"),
+    (ipam_talks_garbage, 102, "hello"),
+    (ipam_gives_no_address_but_a_name, 102, "example.org"),
+    (ipam_is_silent, 102, "without a result"),
+    (ipam_names_no_vf_of_the_pf, 7, "vf 77"),
+    (ipam_names_a_wrong_vlan, 102, "4095"),
+    (host_local_is_exhausted, 999, "no IP addresses available"),
+    (pod_has_the_name, 101, "'eth0'"),
+    (pf_refuses_vlan, 100, "vlan 100"),
+    (pf_refuses_mac, 100, "02:00:00:00:00:77"),
+    (pf_refuses_what_ipam_wants, 100, "vlan 5"),
+    (gateway_is_unreachable, 100, "192.0.2.0/24 via 172.16.0.1"),
+    (address_is_there_already, 100, "10.1.0.2/24"),
+]
+
+
+@pytest.mark.parametrize(("prepare", "code", "words"), STEPS, ids=[step[0].__name__ for step in STEPS])
+@pytest.mark.parametrize("was_up", [False, True], ids=["was down", "was up"])
+def test_a_failing_step(node: Node, prepare: Prepare, code: int, words: str, was_up: bool) -> None:
+    for name in node.state() if was_up else ():
+        node.nip("link", "set", name, "up", "mtu", "1400")
+    pod = node.pod()
+    conf = prepare(node, pod)
+    before = node.snapshot()
+    assert words in node.refused(code, "ADD", conf, pod)
+    assert node.snapshot() == before
+    if (node.root / "calls").exists():
+        assert node.calls() == ["ADD", "DEL"]
+
+
+@pytest.mark.parametrize("prepare", [pod_has_the_name, pf_refuses_mac, gateway_is_unreachable])
+def test_a_failing_step_on_the_plain_backend(make_node: Any, prepare: Prepare) -> None:
+    node = make_node(vfs=1, backend="python")
+    pod = node.pod()
+    conf = prepare(node, pod)
+    before = node.snapshot()
+    assert node.run("ADD", conf, pod).status == 1
+    assert node.snapshot() == before
+
+
+def test_an_mtu_that_the_device_refuses(node: Node) -> None:
+    """The kernel has moved the device by the time it looks at the MTU."""
+    node.nip("link", "del", "pf0v0")
+    node.nip("link", "add", "lower", "type", "veth", "peer", "name", "lower-peer")
+    node.nip("link", "add", "link", "lower", "name", "pf0v0", "type", "macvlan")
+    pod = node.pod()
+    before = (node.link("pf0v0"), node.snapshot())
+    assert "mtu 9000" in node.refused(7, "ADD", node.conf(mtu=9000, vf=0, ipam=node.host_local()), pod)
+    assert (node.link("pf0v0"), node.snapshot()) == before
+
+
+def test_ipam_that_hangs_is_killed_and_undone(node: Node) -> None:
+    script = 'if [ "$CNI_COMMAND" = ADD ]; then echo $$ > "$ROOT/pid"; exec sleep 1000; fi'
+    node.delegate("txipam", script)
+    node.prelude = "import sriov_fast.plugin; sriov_fast.plugin.IPAM_WAIT = 0.5"
+    pod = node.pod()
+    before = node.snapshot()
+    assert "has not ended after 0.5 s" in node.refused(11, "ADD", node.conf(ipam={"type": "txipam"}), pod)
+    assert node.snapshot() == before
+    assert node.calls() == ["ADD", "DEL"]
+    assert not Path("/proc", (node.root / "pid").read_text().strip()).exists()
+
+
+def test_ipam_that_is_not_there_was_not_run(node: Node) -> None:
+    pod = node.pod()
+    before = node.snapshot()
+    done = node.run("ADD", node.conf(ipam={"type": "no-such"}), pod)
+    assert (done.status, done.json["code"]) == (1, 102)
+    assert "no-such" in done.json["msg"]
+    assert done.stderr == "", "there is nothing to undo, and nothing to say of it"
+    assert node.snapshot() == before
+
+
+def test_an_address_is_given_back_when_the_vf_is_quiet(node: Node) -> None:
+    """Otherwise the next pod could get it while this one still answers to it."""
+    show = 'ip -n "$(basename "$CNI_NETNS")" -o link show eth0 > "$ROOT/at-del" 2>&1'
+    add = 'echo \'{"ips":[{"address":"10.1.0.2/24"}],"routes":[{"dst":"192.0.2.0/24","gw":"172.16.0.1"}]}\''
+    node.delegate("txipam", f'if [ "$CNI_COMMAND" = ADD ]; then {add}; else {show}; fi')
+    pod = node.pod()
+    assert node.run("ADD", node.conf(ipam={"type": "txipam"}), pod).status == 1
+    assert "does not exist" in (node.root / "at-del").read_text()
+    add = add.replace("172.16.0.1", "10.1.0.1")
+    node.delegate("txipam", f'if [ "$CNI_COMMAND" = ADD ]; then {add}; else {show}; fi')
+    conf = node.conf(ipam={"type": "txipam"})
+    node.add(conf, pod)
+    node.delete(conf, pod)
+    seen = (node.root / "at-del").read_text()
+    assert "does not exist" in seen or ",UP" not in seen
+
+
+def test_nobody_reads_the_result(either: Node) -> None:
+    node, pod = either, either.pod()
+    before = node.snapshot()
+    reader, writer = os.pipe()
+    os.close(reader)
+    process = node.start("ADD", node.conf(ipam=node.host_local()), pod, stdout=writer)
+    os.close(writer)
+    done = node.finish(process)
+    assert done.status == 1
+    assert "stdout: Broken pipe" in done.stderr
+    assert node.snapshot() == before
+
+
+def test_a_full_device_takes_no_result(node: Node) -> None:
+    pod = node.pod()
+    before = node.snapshot()
+    with open("/dev/full", "wb") as full:
+        done = node.finish(node.start("ADD", node.conf(ipam=node.host_local()), pod, stdout=full.fileno()))
+    assert done.status == 1
+    assert "stdout: No space left" in done.stderr
+    assert node.snapshot() == before
+
+
+@pytest.mark.parametrize("closed", ["0", "1", "2", "all"])
+def test_closed_streams(node: Node, closed: str) -> None:
+    """What is closed must not become the number of a file of ours, with a reply or log lines in it."""
+    streams = "0 1 2" if closed == "all" else closed
+    how = " ".join({"0": "0<&-", "1": "1>&-", "2": "2>&-"}[fd] for fd in streams.split())
+    pod = node.pod()
+    before = node.snapshot()
+    wrap = ("sh", "-c", f'"$0" "$@" {how}')
+    done = node.run("ADD", node.conf(ipam=node.host_local()), pod, wrap=wrap)
+    if closed == "2":
+        assert (done.status, done.json["ips"][0]["address"]) == (0, "10.77.0.2/24")
+        return
+    assert done.status == 1
+    assert node.snapshot() == before
+    if closed == "0":
+        assert done.json["code"] == 6
+    if closed == "1":
+        assert "stdout is closed" in done.stderr
+
+
+@contextmanager
+def tmpfs(path: Path, options: str) -> Iterator[None]:
+    path.mkdir(exist_ok=True)
+    subprocess.run(["mount", "-t", "tmpfs", "-o", options, "tmpfs", str(path)], check=True)
+    try:
+        yield
+    finally:
+        subprocess.run(["umount", str(path)], check=True)
+
+
+def fill(path: Path) -> None:
+    with open(path / "filler", "wb", buffering=0) as file:
+        try:
+            while file.write(b"x" * 4096):
+                pass
+        except OSError:
+            pass
+
+
+def test_a_full_run_directory(either: Node) -> None:
+    """An ADD needs a record and is refused; a DEL must be possible."""
+    node, pod, other = either, either.pod(), either.pod()
+    empty = node.state()
+    conf = node.conf(ipam=node.host_local())
+    with tmpfs(node.run_dir, "size=64k"):
+        node.add(conf, pod)
+        fill(node.run_dir)
+        before = node.snapshot()
+        said = node.refused(5, "ADD", conf, other)
+        assert "No space left" in said
+        assert str(node.run_dir) in said
+        assert node.snapshot() == before
+        node.delete(conf, pod)
+        assert (node.state(), node.records(), node.leases(), node.locks()) == (empty, [], [], [])
+
+
+def test_no_inode_left_for_a_lock(node: Node) -> None:
+    pod = node.pod()
+    with tmpfs(node.run_dir, "nr_inodes=2"):
+        before = node.snapshot()
+        assert "No space left" in node.refused(5, "ADD", node.conf(ipam=node.host_local()), pod)
+        assert node.snapshot() == before
+
+
+def test_a_run_directory_that_cannot_be_one(node: Node) -> None:
+    node.run_dir.write_text("a file\n")
+    before, pod = node.state(), node.pod()
+    said = node.refused(5, "ADD", node.conf(ipam=node.host_local()), pod)
+    assert str(node.run_dir) in said
+    assert (node.state(), node.leases()) == (before, [])
+    assert node.run_dir.read_text() == "a file\n"
+
+
+@pytest.mark.skipif(shutil.which("strace") is None, reason="needs strace")
+def test_the_journal_cannot_be_renamed(node: Node) -> None:
+    pod = node.pod()
+    before = node.snapshot()
+    wrap = ("strace", "-o", "/dev/null", "-e", "trace=rename", "-e", "inject=rename:error=ENOSPC")
+    assert "No space left" in node.refused(5, "ADD", node.conf(ipam=node.host_local()), pod, wrap=wrap)
+    assert node.snapshot() == before
+    assert list((node.run_dir / "vfs").iterdir()) == []
+
+
+@pytest.mark.skipif(shutil.which("strace") is None, reason="needs strace")
+def test_the_journal_cannot_be_closed_after_all_is_done(node: Node) -> None:
+    """The record says "attached" last; where that cannot be written, all goes back."""
+    pod = node.pod()
+    before = node.snapshot()
+    wrap = ("strace", "-o", "/dev/null", "-e", "trace=rename", "-e", "inject=rename:error=EIO:when=2")
+    assert "Input/output error" in node.refused(5, "ADD", node.conf(ipam=node.host_local()), pod, wrap=wrap)
+    assert node.snapshot() == before
+
+
+def test_the_log_file_cannot_be_written(node: Node) -> None:
+    done = node.run("ADD", node.conf(logFile="/proc/nowhere/log"), node.pod())
+    assert done.status == 0
+    assert "the log file cannot be written" in done.stderr

@@ -1,0 +1,93 @@
+"""The frames that tell the neighbours, byte for byte as on a wire."""
+
+from __future__ import annotations
+
+import os
+import select
+import signal
+import time
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from sriov_fast.sriov import announce
+
+MAC = "02:00:00:00:00:0a"
+
+# A gratuitous ARP for 10.0.0.2, as RFC 5227 section 3 has it (sender and target address are the same).
+ARP = bytes.fromhex(
+    "ffffffffffff 02000000000a 0806"  # to all, from us, ARP
+    "0001 0800 06 04 0001"  # Ethernet, IPv4, 6 and 4 bytes, request
+    "02000000000a 0a000002"  # sender
+    "000000000000 0a000002"  # target
+)
+
+# An unsolicited neighbour advertisement for fd00::2 (RFC 4861, sections 4.4 and 7.2.6).
+NA = bytes.fromhex(
+    "333300000001 02000000000a 86dd"  # to all nodes, from us, IPv6
+    "60000000 0020 3a ff"  # 32 bytes of ICMPv6, hop limit 255
+    "fd000000000000000000000000000002 ff020000000000000000000000000001"
+    "88 00 5a90 20000000"  # advertisement, checksum, override
+    "fd000000000000000000000000000002"
+    "02 01 02000000000a"  # the target's link-layer address
+)
+
+
+def test_arp() -> None:
+    assert announce.frames(MAC, ["10.0.0.2/24"]) == [ARP]
+
+
+def test_neighbour_advertisement() -> None:
+    assert announce.frames(MAC, ["fd00::2/64"]) == [NA]
+
+
+def test_one_frame_for_each_address() -> None:
+    assert announce.frames(MAC, ["fd00::2/64", "10.0.0.2/24", "fd00::2/128"]) == [NA, ARP, NA]
+    assert announce.frames(MAC, []) == []
+
+
+@given(st.binary(min_size=16, max_size=16), st.binary(min_size=6, max_size=6))
+def test_the_checksum_is_right_for_every_address(ip: bytes, mac: bytes) -> None:
+    """A receiver's sum over pseudo header and message, checksum included, is all ones (RFC 1071)."""
+    import socket
+
+    (frame,) = announce.frames(mac.hex(":"), [f"{socket.inet_ntop(socket.AF_INET6, ip)}/64"])
+    message, addresses = frame[54:], frame[22:54]
+    data = addresses + len(message).to_bytes(4, "big") + b"\0\0\0\x3a" + message
+    total = sum(int.from_bytes(data[at : at + 2], "big") for at in range(0, len(data), 2))
+    while total > 0xFFFF:
+        total = (total & 0xFFFF) + (total >> 16)
+    assert total == 0xFFFF
+    assert frame[62:78] == ip
+
+
+@pytest.mark.parametrize("raises", [False, True])
+def test_behind_the_reply(raises: bool) -> None:
+    """The caller goes on at once, and its streams are not held open by what is left behind."""
+    reader, writer = os.pipe()
+    done, mark = os.pipe()
+    middle = os.fork()
+    if middle == 0:
+        signal.alarm(60)
+        os.dup2(writer, 1)
+        os.close(writer)
+        os.close(reader)
+
+        def work() -> None:
+            time.sleep(0.3)
+            os.write(mark, b"!")
+            if raises:
+                raise ValueError("nobody hears it")
+
+        announce.behind_the_reply(work)
+        os._exit(7)
+    os.close(writer)
+    os.close(mark)
+    assert os.waitstatus_to_exitcode(os.waitpid(middle, 0)[1]) == 7
+    assert os.read(reader, 1) == b"", "the end of stdout, which the work has not kept"
+    assert not select.select([done], [], [], 0)[0], "the work is not done yet"
+    assert os.read(done, 2) == b"!"
+    assert os.read(done, 1) == b"", "its process has ended"
+    for fd in (reader, done):
+        os.close(fd)

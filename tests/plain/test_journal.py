@@ -1,0 +1,217 @@
+"""The journal: records whole or not at all, found by name alone, private to root."""
+
+from __future__ import annotations
+
+import os
+import threading
+from pathlib import Path
+
+import pytest
+
+from sriov_fast.errors import FileError
+from sriov_fast.sriov.journal import ATTACHED, ATTACHING, Attachment, Journal
+from sriov_fast.values import VfSettings
+
+PCI = "0000:01:10.0"
+
+
+@pytest.fixture
+def journal(tmp_path: Path) -> Journal:
+    boot = tmp_path / "proc/sys/kernel/random"
+    boot.mkdir(parents=True)
+    (boot / "boot_id").write_text("this-boot\n")
+    return Journal(str(tmp_path / "run"), str(tmp_path / "proc"))
+
+
+def attachment(journal: Journal, **more: object) -> Attachment:
+    base = Attachment(container_id="c1", ifname="eth0", pci=PCI, boot=journal.boot())
+    return base.replace(**more)
+
+
+FULL = {
+    "state": ATTACHED,
+    "network": "net1",
+    "netns": "/run/netns/größe",
+    "pf": "eth1",
+    "pf_index": 3,
+    "vf": 7,
+    "ifindex": 12,
+    "host_name": "eth1v7",
+    "before": VfSettings(mac="02:00:00:00:00:01", vlan=0, qos=0, trust=False, link_state="auto"),
+    "before_mac": "02:00:00:00:00:01",
+    "before_mtu": 1500,
+    "before_up": True,
+    "irqs": {100: "ff", 101: "ff,00000000"},
+    "pinned": {100: "02"},
+    "asked": VfSettings(vlan=5, spoofchk=True),
+    "mac": "02:00:00:00:00:02",
+    "mtu": 1400,
+    "addresses": ("10.0.0.2/24", "fd00::2/64"),
+    "routes": ({"dst": "0.0.0.0/0", "gw": "10.0.0.1", "scope": None},),
+    "ipam": "host-local",
+    "request": {"args": "A=b", "path": ["/opt/cni/bin"], "config": {"name": "net1", "x": [1.5, None]}},
+}
+
+
+def test_round_trip(journal: Journal) -> None:
+    record = attachment(journal, **FULL)
+    journal.write(record)
+    assert journal.read(PCI, record.owner) == record
+    assert journal.find("c1", "eth0") == record
+    assert journal.all() == [record]
+    assert journal.owners() == {PCI: ("c1", "eth0")}
+
+
+def test_nothing_there(journal: Journal, tmp_path: Path) -> None:
+    assert (journal.owners(), journal.all(), journal.find("c1", "eth0")) == ({}, [], None)
+    assert journal.read(PCI, ("c1", "eth0")) is None
+    journal.remove(attachment(journal))
+    assert not journal.prune()
+    assert not (tmp_path / "run").exists(), "looking makes no directory"
+
+
+def test_a_later_write_takes_the_place_of_an_earlier(journal: Journal, tmp_path: Path) -> None:
+    journal.write(attachment(journal, **FULL))
+    journal.write(attachment(journal))
+    assert journal.find("c1", "eth0") == attachment(journal)
+    assert len(os.listdir(tmp_path / "run/vfs")) == 1
+
+
+def test_remove_takes_only_its_own(journal: Journal) -> None:
+    other = attachment(journal, pci="0000:01:10.1", container_id="c2")
+    for record in (attachment(journal), other):
+        journal.write(record)
+    journal.remove(attachment(journal))
+    assert journal.all() == [other]
+    journal.remove(attachment(journal))
+
+
+@pytest.mark.parametrize("ifname", ["a~b", "~", "eth0.5", "größe", "-x", "a b~c~d"])
+def test_odd_names(journal: Journal, ifname: str) -> None:
+    record = attachment(journal, ifname=ifname, container_id="A_b.c-d")
+    journal.write(record)
+    assert journal.owners() == {PCI: ("A_b.c-d", ifname)}
+    assert journal.find("A_b.c-d", ifname) == record
+
+
+def test_the_longest_names(journal: Journal) -> None:
+    record = attachment(journal, container_id="c" * 200, ifname="i" * 15)
+    journal.write(record)
+    assert journal.find("c" * 200, "i" * 15) == record
+
+
+def test_modes_whatever_the_umask(journal: Journal, tmp_path: Path) -> None:
+    old = os.umask(0)
+    try:
+        journal.write(attachment(journal))
+    finally:
+        os.umask(old)
+    run = tmp_path / "run"
+    (record,) = (run / "vfs").iterdir()
+    assert [path.stat().st_mode & 0o7777 for path in (run, run / "vfs", record)] == [0o700, 0o700, 0o600]
+
+
+@pytest.mark.parametrize(
+    "content",
+    [b"", b"{", b"null", b"[]", b"{}", b'{"boot": 5}', b"\xff", b'{"container_id": "c1"}', b"\0" * 4096],
+)
+def test_a_broken_record_still_says_whose_it_is(journal: Journal, tmp_path: Path, content: bytes) -> None:
+    journal.write(attachment(journal, **FULL))
+    (path,) = (tmp_path / "run/vfs").iterdir()
+    path.write_bytes(content)
+    assert journal.find("c1", "eth0") == attachment(journal)
+    assert journal.all() == [attachment(journal)]
+    journal.remove(attachment(journal))
+    assert journal.owners() == {}
+
+
+@pytest.mark.parametrize("key", ["irqs", "before", "asked", "routes", "pinned"])
+@pytest.mark.parametrize("value", ["null", "5", '"x"', '{"x": "y"}'])
+def test_a_record_of_wrong_types_is_broken_too(journal: Journal, tmp_path: Path, key: str, value: str) -> None:
+    from sriov_fast import codec
+
+    journal.write(attachment(journal, **FULL))
+    (path,) = (tmp_path / "run/vfs").iterdir()
+    plain = codec.loads(path.read_bytes())
+    path.write_bytes(codec.dumps(plain | {key: codec.loads(value.encode())}))
+    found = journal.find("c1", "eth0")
+    assert found is not None
+    assert found.owner == ("c1", "eth0")
+
+
+def test_what_is_no_record(journal: Journal, tmp_path: Path) -> None:
+    journal.write(attachment(journal))
+    for name in (".0000:01:10.0", "README", "a~b", ".hidden~b~c"):
+        (tmp_path / "run/vfs" / name).write_text("{}")
+    assert journal.owners() == {PCI: ("c1", "eth0")}
+
+
+def test_an_earlier_boot_is_forgotten(journal: Journal, tmp_path: Path) -> None:
+    old = attachment(journal, pci="0000:01:10.1", container_id="c2", boot="an earlier one")
+    for record in (attachment(journal), old):
+        journal.write(record)
+    assert set(journal.owners()) == {PCI, old.pci}, "names alone do not tell"
+    assert journal.prune()
+    assert journal.owners() == {PCI: ("c1", "eth0")}
+    assert not journal.prune()
+    journal.write(old)
+    assert journal.find("c2", "eth0") is None
+    assert journal.owners() == {PCI: ("c1", "eth0")}
+
+
+def test_without_a_boot_id(tmp_path: Path) -> None:
+    journal = Journal(str(tmp_path / "run"), str(tmp_path / "nowhere"))
+    record = attachment(journal)
+    journal.write(record)
+    assert (journal.boot(), journal.find("c1", "eth0")) == ("unknown", record)
+
+
+def test_a_symbolic_link_in_the_drafts_place(journal: Journal, tmp_path: Path) -> None:
+    """Root's own directory, and still: nothing is written through a link."""
+    journal.write(attachment(journal))
+    victim = tmp_path / "victim"
+    victim.write_text("precious")
+    (tmp_path / "run/vfs/.0000:01:10.0").symlink_to(victim)
+    with pytest.raises(FileError) as caught:
+        journal.write(attachment(journal))
+    assert str(tmp_path / "run") in caught.value.msg
+    assert victim.read_text() == "precious"
+
+
+def test_it_cannot_be_written(tmp_path: Path) -> None:
+    (tmp_path / "run").write_text("a file")
+    journal = Journal(str(tmp_path / "run"))
+    with pytest.raises(FileError) as caught:
+        journal.write(attachment(journal))
+    assert (caught.value.code, caught.value.errno != 0) == (5, True)
+    assert f"{tmp_path}/run/vfs/{PCI}~c1~eth0" in caught.value.msg
+    assert caught.value.details
+
+
+def test_a_reader_never_sees_half_a_record(journal: Journal) -> None:
+    short, long = attachment(journal, network="a"), attachment(journal, network="b" * 100_000)
+    journal.write(short)
+    writing = True
+    seen: set[str] = set()
+    faults: list[object] = []
+
+    def read() -> None:
+        while writing:
+            found = journal.read(PCI, short.owner)
+            if found not in (short, long):
+                faults.append(found)
+            elif found is not None:
+                seen.add(found.network[:1])
+
+    reader = threading.Thread(target=read)
+    reader.start()
+    for _ in range(200):
+        journal.write(long)
+        journal.write(short)
+    writing = False
+    reader.join()
+    assert (faults, seen <= {"a", "b"}, bool(seen)) == ([], True, True)
+
+
+def test_a_new_record_is_attaching() -> None:
+    assert Attachment(container_id="c", ifname="i", pci=PCI).state == ATTACHING

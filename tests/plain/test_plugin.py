@@ -1,0 +1,107 @@
+"""Parts of the verbs that need no kernel: routes and gateways, where requests come from, roots, streams."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from sriov_fast import plugin
+from sriov_fast.cni.request import Request
+from sriov_fast.cni.result import IpConfig, Result
+from sriov_fast.errors import CheckError, ConfigError, DecodeError, UnavailableError
+from sriov_fast.sriov import roots
+from sriov_fast.sriov.roots import Roots
+from sriov_fast.values import Route
+
+FOUR = IpConfig(address="10.0.0.2/24", gateway="10.0.0.1")
+SECOND = IpConfig(address="10.1.0.2/24", gateway="10.1.0.1")
+SIX = IpConfig(address="fd00::2/64", gateway="fd00::1")
+BARE = IpConfig(address="10.2.0.2/24")
+
+
+@pytest.mark.parametrize(
+    ("ips", "route", "gateway"),
+    [
+        ((FOUR, SIX), Route(dst="0.0.0.0/0"), "10.0.0.1"),
+        ((FOUR, SIX), Route(dst="::/0"), "fd00::1"),
+        ((SIX,), Route(dst="0.0.0.0/0"), ""),
+        ((FOUR, SECOND), Route(dst="0.0.0.0/0"), "10.0.0.1"),
+        ((BARE, SECOND), Route(dst="0.0.0.0/0"), "10.1.0.1"),
+        ((FOUR,), Route(dst="192.0.2.0/24", gw="10.0.0.9"), "10.0.0.9"),
+        ((FOUR,), Route(dst="192.0.2.0/24", scope=253), ""),
+        ((), Route(dst="192.0.2.0/24"), ""),
+    ],
+)
+def test_gateways(ips: tuple[IpConfig, ...], route: Route, gateway: str) -> None:
+    (found,) = plugin._routes(Result(ips=ips, routes=(route,)))
+    assert found == route.replace(gw=gateway)
+
+
+@pytest.fixture
+def nowhere(tmp_path: Path) -> Roots:
+    """A machine with nothing on it."""
+    return Roots(sys=str(tmp_path / "sys"), proc=str(tmp_path / "proc"), run=str(tmp_path / "run"))
+
+
+def request(command: str, stdin: bytes, **more: str) -> Request:
+    return Request(command=command, stdin=stdin, container_id="c", ifname="eth0", **more)
+
+
+CONF = b'{"cniVersion": "1.1.0", "name": "n", "type": "sriov", "master": "eth1"}'
+
+
+def test_version_needs_no_configuration(nowhere: Roots) -> None:
+    done = plugin.run(Request(command="VERSION"), nowhere)
+    assert b'"supportedVersions"' in done.output
+    assert (done.afterwards, done.undelivered) == (None, None)
+
+
+def test_a_del_of_nothing_leaves_nothing(nowhere: Roots) -> None:
+    assert plugin.run(request("DEL", CONF), nowhere).output == b""
+    assert not list(Path(nowhere.run).rglob("*~*"))
+    assert not any(path.is_file() for path in Path(nowhere.run).rglob("*"))
+
+
+def test_check_of_nothing(nowhere: Roots) -> None:
+    with pytest.raises(CheckError, match="container c has no eth0 of ours"):
+        plugin.run(request("CHECK", CONF, netns="/run/netns/x"), nowhere)
+
+
+def test_status_of_nothing(nowhere: Roots) -> None:
+    with pytest.raises(UnavailableError, match="eth1"):
+        plugin.run(Request(command="STATUS", stdin=CONF), nowhere)
+
+
+def test_an_add_into_our_own_namespace(nowhere: Roots) -> None:
+    from sriov_fast.errors import EnvError
+
+    with pytest.raises(EnvError, match="is the host's own namespace") as caught:
+        plugin.run(request("ADD", CONF, netns="/proc/self/ns/net"), nowhere)
+    assert caught.value.code == 4
+    assert not Path(nowhere.run).exists()
+
+
+@pytest.mark.parametrize(("stdin", "error"), [(b"", DecodeError), (b"{}", ConfigError)])
+def test_the_configuration_comes_first(nowhere: Roots, stdin: bytes, error: type[Exception]) -> None:
+    with pytest.raises(error):
+        plugin.run(request("ADD", stdin, netns="/nowhere"), nowhere)
+    assert not Path(nowhere.run).exists()
+
+
+def test_roots_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("SYS", "PROC", "RUN"):
+        monkeypatch.delenv(f"SRIOV_FAST_{name}", raising=False)
+    assert roots.from_environment() == Roots(sys="/sys", proc="/proc", run="/run/sriov-fast")
+    monkeypatch.setenv("SRIOV_FAST_RUN", "/elsewhere")
+    monkeypatch.setenv("SRIOV_FAST_SYS", "")
+    assert roots.from_environment() == Roots(run="/elsewhere")
+
+
+def test_private_directories_keep_what_is_there(tmp_path: Path) -> None:
+    run = tmp_path / "a/b"
+    run.mkdir(parents=True, mode=0o755)
+    run.chmod(0o750)
+    assert roots.private_directory(str(run), "vfs") == f"{run}/vfs"
+    assert roots.private_directory(str(run), "vfs") == f"{run}/vfs"
+    assert [path.stat().st_mode & 0o777 for path in (run, run / "vfs")] == [0o750, 0o700]

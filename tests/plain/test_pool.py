@@ -1,0 +1,194 @@
+"""Choosing a VF: which one, whose it is, and what is said where there is none."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from sysfs_tree import Tree, build_tree
+
+from sriov_fast.errors import ConfigError, TryAgainError
+from sriov_fast.sriov import locks, pool
+from sriov_fast.sriov.journal import Attachment, Journal
+from sriov_fast.sriov.pool import Wish
+from sriov_fast.sriov.roots import Roots
+
+
+class Machine:
+    """A PF with VFs in a made-up sysfs, and a journal."""
+
+    def __init__(self, root: Path, vfs: int = 3) -> None:
+        self.tree: Tree = build_tree(root, pf="eth1", vfs=vfs)
+        self.roots = Roots(sys=str(self.tree.sys), proc=str(self.tree.proc), run=str(root / "run"))
+        self.journal = Journal(self.roots.run, self.roots.proc)
+
+    def take(self, index: int, container: str = "c", boot: str = "") -> Attachment:
+        record = Attachment(
+            container_id=container,
+            ifname="eth0",
+            pci=self.tree.pci(index),
+            boot=boot or self.journal.boot(),
+        )
+        self.journal.write(record)
+        return record
+
+    def choose(self, **wish: object) -> int:
+        """Choose, release the lock, and return the VF's index."""
+        choice = pool.choose(Wish(**{"masters": ("eth1",), "who": "test"} | wish), self.journal, self.roots)
+        choice.lock.release()
+        return choice.vf.index
+
+
+@pytest.fixture
+def machine(tmp_path: Path) -> Machine:
+    return Machine(tmp_path)
+
+
+def test_the_first_free_one(machine: Machine) -> None:
+    assert machine.choose() == 0
+    machine.take(0)
+    assert machine.choose() == 1
+
+
+def test_the_choice_is_locked(machine: Machine) -> None:
+    choice = pool.choose(Wish(masters=("eth1",)), machine.journal, machine.roots)
+    with choice.lock:
+        assert (choice.pf, choice.vf.pci) == ("eth1", machine.tree.pci(0))
+        assert locks.attempt(machine.roots.run, f"vf-{machine.tree.pci(0)}", "other") is None
+        assert machine.choose() == 1
+
+
+def test_no_lock_of_the_pf_is_left(machine: Machine) -> None:
+    machine.choose()
+    with locks.acquire(machine.roots.run, "pf-eth1", "other", wait=0):
+        pass
+
+
+def test_not_usable(machine: Machine) -> None:
+    machine.tree.unbind(0)
+    machine.tree.remove_netdev(1)
+    assert machine.choose() == 2
+    machine.tree.bind(0, "vfio-pci")
+    assert machine.choose() == 2
+
+
+def test_none_free(machine: Machine) -> None:
+    for index in range(3):
+        machine.take(index)
+    with pytest.raises(TryAgainError) as caught:
+        machine.choose()
+    assert (caught.value.code, caught.value.msg) == (11, "no VF free on eth1 (3 VFs)")
+    assert "sriov_numvfs" in caught.value.details
+
+
+def test_by_index(machine: Machine) -> None:
+    assert machine.choose(vf=2) == 2
+    assert machine.choose(vf=0) == 0
+
+
+@pytest.mark.parametrize(
+    ("prepare", "why"),
+    [
+        (lambda m: m.take(1, "abc"), "it belongs to container abc, eth0"),
+        (lambda m: m.tree.unbind(1), "it has no driver"),
+        (lambda m: m.tree.remove_netdev(1), "driver igbvf, and no network device in this namespace"),
+    ],
+    ids=["taken", "no driver", "no netdev"],
+)
+@pytest.mark.parametrize("by", ["index", "device"])
+def test_the_one_is_not_free(machine: Machine, prepare: object, why: str, by: str) -> None:
+    prepare(machine)  # type: ignore[operator]
+    wish = {"vf": 1} if by == "index" else {"device_id": machine.tree.pci(1)}
+    with pytest.raises(TryAgainError) as caught:
+        machine.choose(**wish)
+    assert why in caught.value.msg
+    assert ("vf 1" if by == "index" else machine.tree.pci(1)) in caught.value.msg
+    with locks.acquire(machine.roots.run, f"vf-{machine.tree.pci(1)}", "other", wait=0):
+        pass
+
+
+def test_an_index_that_the_pf_has_not(machine: Machine) -> None:
+    with pytest.raises(ConfigError) as caught:
+        machine.choose(vf=3)
+    assert (caught.value.code, caught.value.msg) == (7, "vf 3: eth1 has no such VF")
+    assert "0 to 2" in caught.value.details
+
+
+@pytest.mark.parametrize("pf", ["eth9", "lo"])
+def test_no_pf(machine: Machine, pf: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        machine.choose(masters=(pf,))
+    assert f"master '{pf}' is no PF with SR-IOV" in caught.value.msg
+
+
+def test_a_vf_of_the_pf_is_no_pf(machine: Machine) -> None:
+    with pytest.raises(ConfigError):
+        machine.choose(masters=(machine.tree.netdev(0),))
+
+
+def test_by_device(machine: Machine) -> None:
+    device = machine.tree.pci(2)
+    assert machine.choose(device_id=device) == 2
+    assert machine.choose(device_id=device, masters=()) == 2
+    assert machine.choose(device_id=device, vf=2) == 2
+
+
+@pytest.mark.parametrize(
+    ("wish", "words"),
+    [
+        ({"device_id": "0000:09:00.0"}, "0000:09:00.0"),
+        ({"device_id": "0000:01:00.0"}, "not a VF"),
+        ({"device_id": "VF2", "vf": 1}, "is VF 2 of eth1, not vf 1"),
+        ({"device_id": "VF2", "masters": ("eth0",)}, "is a VF of eth1, not of master eth0"),
+    ],
+)
+def test_a_device_that_cannot_be(machine: Machine, wish: dict[str, object], words: str) -> None:
+    if wish["device_id"] == "VF2":
+        wish = wish | {"device_id": machine.tree.pci(2)}
+    with pytest.raises(ConfigError) as caught:
+        machine.choose(**wish)
+    assert words in caught.value.msg
+    assert str(wish["device_id"]) in caught.value.msg
+
+
+@pytest.mark.parametrize("by", ["any", "index", "device"])
+def test_what_an_earlier_boot_left_keeps_no_vf(machine: Machine, by: str) -> None:
+    for index in range(3):
+        machine.take(index, f"c{index}", boot="an earlier one")
+    wish = {"any": {}, "index": {"vf": 0}, "device": {"device_id": machine.tree.pci(0)}}[by]
+    assert machine.choose(**wish) == 0
+
+
+def test_masters_in_order(machine: Machine, tmp_path: Path) -> None:
+    build_tree(tmp_path, pf="eth2", vfs=1, pf_pci="0000:02:00.0", numa=1)
+    wish = Wish(masters=("eth2", "eth1"))
+    with pool.choose(wish, machine.journal, machine.roots).lock:
+        second = pool.choose(wish, machine.journal, machine.roots)
+        second.lock.release()
+    assert second.pf == "eth1"
+
+
+def test_the_pf_near_the_cores_first(machine: Machine, tmp_path: Path) -> None:
+    build_tree(tmp_path, pf="eth2", vfs=1, pf_pci="0000:02:00.0", numa=1)
+    for core, node in ((0, 0), (4, 1), (5, 1)):
+        (machine.tree.sys / f"devices/system/cpu/cpu{core}/node{node}").mkdir(parents=True)
+    for cores, pf in (((), "eth1"), ((0,), "eth1"), ((4, 5), "eth2"), ((0, 4), "eth1"), ((77,), "eth1")):
+        choice = pool.choose(Wish(masters=("eth1", "eth2"), cores=cores), machine.journal, machine.roots)
+        choice.lock.release()
+        assert choice.pf == pf, cores
+
+
+def test_any_usable(machine: Machine) -> None:
+    def usable(masters: tuple[str, ...] = ("eth1",), device: str = "") -> bool:
+        return pool.any_usable(masters, device, machine.journal, machine.roots)
+
+    assert usable()
+    assert usable((), machine.tree.pci(1))
+    assert not usable(())
+    for index in range(3):
+        machine.tree.remove_netdev(index)
+    assert not usable()
+    machine.take(1)
+    assert usable(), "a VF in a pod will be free again"
+    with pytest.raises(OSError, match="eth9"):
+        usable(("eth9",))

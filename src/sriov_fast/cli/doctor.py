@@ -84,7 +84,7 @@ def _kernel(release: str) -> _Findings:
     if version >= _KERNEL:
         yield Finding(OK, "kernel", release)
     else:
-        yield Finding(WARN, "kernel", f"{release} is older than what is tested (5.3 and later)")
+        yield Finding(WARN, "kernel", f"{release} is older than 5.3, and untried")
 
 
 def _user() -> _Findings:

@@ -69,11 +69,24 @@ def release(
 
 def _restore_irqs(record: Attachment, roots: Roots, log: Logger) -> None:
     """Restore the masks that we set, of those interrupts that still are the VF's."""
-    if not record.pinned:
-        return
+    if record.pinned:
+        affinity.apply(_original_masks(record, roots), roots, log)
+
+
+def _original_masks(record: Attachment, roots: Roots) -> dict[int, str]:
     now = affinity.masks_of(record.pci, roots)
-    ours = {n: mask for n, mask in record.irqs.items() if n in now and n in record.pinned}
-    affinity.apply(ours, roots, log)
+    return {n: mask for n, mask in record.irqs.items() if n in now and n in record.pinned}
+
+
+def _settle_irqs(host: nl.Socket, job: _Job, name: str) -> None:
+    """Restore the masks that did not stay because the VF, home by itself, was down already: up for a moment."""
+    record = job.record
+    masks = _original_masks(record, job.roots) if record.pinned else {}
+    if not affinity.differing(masks, job.roots):
+        return
+    _run(host, 0, name=name, up=True)
+    affinity.apply(masks, job.roots, job.log)
+    _run(host, 0, name=name, up=False)
 
 
 def _release(host: nl.Socket, job: _Job) -> None:
@@ -95,6 +108,8 @@ def _release(host: nl.Socket, job: _Job) -> None:
             place.pod.close()
     if name and (record.asked.mac or _mac_changed(record, quiet)):
         _settle_mac(host, record, name, quiet, on_pf, log)
+    if name:
+        _settle_irqs(host, job, name)
     if name and record.before_up:
         _run(host, 0, name=name, up=True)
 

@@ -53,7 +53,7 @@ test: build
 
 bench: build
 	@mkdir -p $(REPORTS)
-	$(ROOT) $(RUN) -m pytest benches -q --benchmark-json=$(REPORTS)/benchmarks.json
+	$(ROOT) $(RUN) -m pytest benches -q --benchmark-quiet --benchmark-json=$(REPORTS)/benchmarks.json
 	@$(RUN) tools/bench_table.py $(REPORTS)/benchmarks.json
 
 lint: $(ENVIRONMENT)

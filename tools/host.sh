@@ -32,6 +32,7 @@ has ping || need iputils-ping
 has strace || need strace
 has mmdebstrap || need mmdebstrap
 has unshare || need util-linux
+has mount || need mount
 [ -e /usr/share/keyrings/debian-archive-keyring.gpg ] || [ -e /usr/share/keyrings/debian-archive-keyring.pgp ] ||
     need debian-archive-keyring
 [ -e /etc/ssl/certs/ca-certificates.crt ] || need ca-certificates

@@ -10,7 +10,7 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "plain"))  # for sysfs_tree
 
-from node import MakeNode, Node  # noqa: E402
+from node import MakeNode, Node
 
 
 @pytest.fixture

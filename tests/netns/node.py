@@ -192,7 +192,9 @@ class Node:
         assert done.stdout == b""
         return done
 
-    def refused(self, code: int, command: str, conf: dict[str, Any] | bytes, pod: str = "", **more: Any) -> str:
+    def refused(
+        self, code: int, command: str, conf: dict[str, Any] | bytes, pod: str = "", **more: Any
+    ) -> str:
         """Execute the plugin, which must answer with one CNI error of that code; return msg and details."""
         done = self.run(command, conf, pod, **more)
         assert done.status == 1, done

@@ -65,9 +65,9 @@ def test_every_version_round_trip(node: Node, version: str | None) -> None:
     before, pod = node.state(), node.pod()
     found = node.add(conf, pod)
     mac = before["pf0v0"][0]
-    head = {"cniVersion": version} if version else {}
-    ip = {"address": "10.77.0.2/24", "gateway": "10.77.0.1", "interface": 0}
-    interface = {"name": "eth0", "mac": mac, "sandbox": f"/run/netns/{pod}"}
+    head: dict[str, Any] = {"cniVersion": version} if version else {}
+    ip: dict[str, Any] = {"address": "10.77.0.2/24", "gateway": "10.77.0.1", "interface": 0}
+    interface: dict[str, Any] = {"name": "eth0", "mac": mac, "sandbox": f"/run/netns/{pod}"}
     if version is None or version in LEGACY:
         route = {"dst": "0.0.0.0/0"}
         ip4 = {"ip": "10.77.0.2/24", "gateway": "10.77.0.1", "routes": [route]}
@@ -77,7 +77,8 @@ def test_every_version_round_trip(node: Node, version: str | None) -> None:
             ip = {"version": "4"} | ip
         if version == "1.1.0":
             interface |= {"mtu": 1500, "pciID": node.tree.pci(0)}
-        expected = head | {"interfaces": [interface], "ips": [ip], "routes": [{"dst": "0.0.0.0/0"}], "dns": {}}
+        body = {"interfaces": [interface], "ips": [ip], "routes": [{"dst": "0.0.0.0/0"}], "dns": {}}
+        expected = head | body
     assert found == expected
     if version in ("0.4.0", "1.0.0", "1.1.0"):
         assert node.run("CHECK", conf | {"prevResult": found}, pod).status == 0
@@ -270,7 +271,8 @@ def test_an_index_that_the_pod_uses_already(either: Node) -> None:
     """The kernel gives the VF another one; addresses must not land on the device that has the old one."""
     node, pod = either, either.pod()
     index = node.link("pf0v0")["ifindex"]
-    node.ip("-n", pod, "link", "add", "other", "index", str(index), "type", "veth", "peer", "name", "its-peer")
+    words = ("link", "add", "other", "index", str(index), "type", "veth", "peer", "name", "its-peer")
+    node.ip("-n", pod, *words)
     found = node.add(node.conf(ipam=static({"address": "10.1.0.2/24"}), vf=0), pod)
     assert found["ips"][0]["address"] == "10.1.0.2/24"
     assert node.addresses("eth0", pod) == ["10.1.0.2/24"]

@@ -15,7 +15,7 @@ def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Node]:
     """One node serves all: after each test it must be as new."""
     node = Node(tmp_path_factory.mktemp("node"), vfs=2)
     node.pod()
-    node.delegate("txipam", 'echo \'{"ips":[]}\'')
+    node.delegate("txipam", "echo '{\"ips\":[]}'")
     yield node
     node.close()
 

@@ -61,7 +61,7 @@ def test_the_chosen_vfs_interrupts_and_no_others(node: Node) -> None:
 
 @pytest.mark.parametrize(("cores", "named"), [("1,8", "8"), ("6-9", "8, 9"), ("4000", "4000")])
 def test_an_offline_core(node: Node, cores: str, named: str) -> None:
-    node.delegate("txipam", 'echo \'{"ips":[]}\'')
+    node.delegate("txipam", "echo '{\"ips\":[]}'")
     pod = node.pod()
     before = node.snapshot()
     said = node.refused(7, "ADD", node.conf(ipam={"type": "txipam"}), pod, args=f"CORES={cores}")
@@ -111,8 +111,8 @@ def test_an_interrupt_that_is_no_longer_the_vfs(node: Node) -> None:
 def test_a_managed_interrupt(node: Node) -> None:
     """The kernel keeps its mask with EIO; that is said, and the others are set."""
     pod, (first, second) = node.pod(), node.tree.irqs(0)
-    wrap = ("strace", "-o", "/dev/null", "-P", str(node.tree.mask(first)))
-    wrap += ("-e", "trace=write", "-e", "inject=write:error=EIO")
+    path = ("-P", str(node.tree.mask(first)))
+    wrap = ("strace", "-o", "/dev/null", *path, "-e", "trace=write", "-e", "inject=write:error=EIO")
     conf = node.conf(cniVersion="1.0.0", cores=[1, 2])
     done = node.run("ADD", conf, pod, wrap=wrap)
     assert done.status == 0, done

@@ -160,7 +160,7 @@ def test_both_names_are_taken_in_the_host(node: Node) -> None:
 
 @pytest.mark.parametrize("boot", ["record", "machine"])
 def test_after_a_reboot(node: Node, boot: str) -> None:
-    """What a record of an earlier boot describes is no more: the VF that has its name is not to be touched."""
+    """What a record of an earlier boot describes is no more: the VF of that name must not be touched."""
     boot_id = node.tree.proc / "sys/kernel/random/boot_id"
     boot_id.parent.mkdir(parents=True)
     boot_id.write_text("first\n")

@@ -31,7 +31,8 @@ def test_every_verb(node: Node) -> None:
     assert imported(node, "ADD", **call, args="IgnoreUnknown=1;K8S_POD_NAME=p") & HEAVY == set()
     assert node.addresses("eth0", pod) == ["10.77.0.2/24"]
     newest = conf | {"cniVersion": "1.1.0", "cni.dev/valid-attachments": []}
-    for command, body in (("CHECK", conf), ("STATUS", newest), ("DEL", conf), ("GC", newest), ("VERSION", {})):
+    bodies = {"CHECK": conf, "STATUS": newest, "DEL": conf, "GC": newest, "VERSION": {}}
+    for command, body in bodies.items():
         assert imported(node, command, conf=body, pod=pod) & HEAVY == set(), command
     assert (node.records(), node.leases()) == ([], [])
 

@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from sysfs_tree import Tree, build_tree
 
+from sriov_fast import backend
 from sriov_fast.errors import ConfigError
 from sriov_fast.log import Logger
 from sriov_fast.sriov import affinity
@@ -41,7 +42,8 @@ def test_online(tree: Tree, roots: Roots) -> None:
 
 
 @pytest.mark.parametrize(
-    ("cores", "text"), [([], ""), ([5], "5"), ([3, 1, 2], "1-3"), ([0, 2, 4], "0,2,4"), ([0, 1, 3, 4], "0-1,3-4")]
+    ("cores", "text"),
+    [([], ""), ([5], "5"), ([3, 1, 2], "1-3"), ([0, 2, 4], "0,2,4"), ([0, 1, 3, 4], "0-1,3-4")],
 )
 def test_ranges(cores: list[int], text: str) -> None:
     assert affinity.ranges(cores) == text
@@ -92,7 +94,7 @@ def test_a_managed_interrupt_is_named(
     def write_masks(pairs: Sequence[tuple[int, str]], root: str) -> list[int]:
         return [5 if number == 100 else 0 for number, _ in pairs]
 
-    monkeypatch.setattr(affinity.irq, "write_masks", write_masks)
+    monkeypatch.setattr(backend.irq, "write_masks", write_masks)
     assert affinity.apply({100: "02", 101: "04"}, roots, Logger()) == {101: "04"}
     said = capfd.readouterr().err
     assert "level=warning" in said

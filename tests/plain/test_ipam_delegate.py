@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -208,11 +209,14 @@ def test_hanging_plugin_is_killed_with_what_it_started(plugin: Plugin, tmp_path:
 
 
 def members(group: int) -> list[str]:
-    listed = subprocess.run(
-        ["ps", "-eo", "pgid,stat,args"], capture_output=True, text=True, check=True
-    ).stdout
-    rows = (line.split(None, 2) for line in listed.splitlines())
-    return [row[2] for row in rows if row[0] == str(group) and not row[1].startswith("Z")]
+    """The living processes of a group (/proc/PID/stat has, after the name: state, parent, group)."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(OSError):
+            state, _, pgid = path.read_text().rpartition(")")[2].split()[:3]
+            if int(pgid) == group and state not in "ZX":
+                found.append(path.parent.name)
+    return found
 
 
 def wait_until(condition: Callable[[], bool]) -> None:

@@ -148,7 +148,7 @@ def hammer(run: str, counter: str, rounds: int) -> None:
 
 
 def test_many_processes(run: str, tmp_path: Path) -> None:
-    """Every release unlinks the file while others have it open: a lock on a dead file must count for nothing."""
+    """Every release unlinks the file while others have it open: a lock on a dead file counts for nothing."""
     counter = tmp_path / "counter"
     counter.write_text("0")
     context = multiprocessing.get_context("fork")

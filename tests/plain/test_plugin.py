@@ -44,8 +44,8 @@ def nowhere(tmp_path: Path) -> Roots:
     return Roots(sys=str(tmp_path / "sys"), proc=str(tmp_path / "proc"), run=str(tmp_path / "run"))
 
 
-def request(command: str, stdin: bytes, **more: str) -> Request:
-    return Request(command=command, stdin=stdin, container_id="c", ifname="eth0", **more)
+def request(command: str, stdin: bytes, netns: str = "") -> Request:
+    return Request(command=command, stdin=stdin, container_id="c", ifname="eth0", netns=netns)
 
 
 CONF = b'{"cniVersion": "1.1.0", "name": "n", "type": "sriov", "master": "eth1"}'

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 from sysfs_tree import Tree, build_tree
@@ -32,9 +33,10 @@ class Machine:
         self.journal.write(record)
         return record
 
-    def choose(self, **wish: object) -> int:
+    def choose(self, **wish: Any) -> int:
         """Choose, release the lock, and return the VF's index."""
-        choice = pool.choose(Wish(**{"masters": ("eth1",), "who": "test"} | wish), self.journal, self.roots)
+        asked = Wish(masters=("eth1",), who="test").replace(**wish)
+        choice = pool.choose(asked, self.journal, self.roots)
         choice.lock.release()
         return choice.vf.index
 
@@ -155,8 +157,8 @@ def test_a_device_that_cannot_be(machine: Machine, wish: dict[str, object], word
 def test_what_an_earlier_boot_left_keeps_no_vf(machine: Machine, by: str) -> None:
     for index in range(3):
         machine.take(index, f"c{index}", boot="an earlier one")
-    wish = {"any": {}, "index": {"vf": 0}, "device": {"device_id": machine.tree.pci(0)}}[by]
-    assert machine.choose(**wish) == 0
+    wishes: dict[str, dict[str, Any]] = {"index": {"vf": 0}, "device": {"device_id": machine.tree.pci(0)}}
+    assert machine.choose(**wishes.get(by, {})) == 0
 
 
 def test_masters_in_order(machine: Machine, tmp_path: Path) -> None:
@@ -192,3 +194,21 @@ def test_any_usable(machine: Machine) -> None:
     assert usable(), "a VF in a pod will be free again"
     with pytest.raises(OSError, match="eth9"):
         usable(("eth9",))
+
+
+def test_a_vf_that_was_taken_while_we_looked(machine: Machine) -> None:
+    """Its owner's ADD ended between our look at the journal and our lock."""
+
+    class Late(Journal):
+        looks = 0
+
+        def owners(self) -> dict[str, tuple[str, str]]:
+            self.looks += 1
+            return {} if self.looks == 1 else super().owners()
+
+    machine.take(0)
+    machine.journal = Late(machine.roots.run, machine.roots.proc)
+    machine.journal.boot()
+    assert machine.choose() == 1
+    with locks.acquire(machine.roots.run, f"vf-{machine.tree.pci(0)}", "other", wait=0):
+        pass

@@ -30,7 +30,7 @@ def test_missing_and_unknown_fields() -> None:
     with pytest.raises(TypeError, match="Derived has no fourth"):
         Derived(first=1, fourth=4)  # type: ignore[call-arg]
     with pytest.raises(TypeError):
-        Base(1)  # type: ignore[misc]
+        Base(1)  # type: ignore[call-arg]
 
 
 def test_frozen() -> None:

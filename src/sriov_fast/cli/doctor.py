@@ -21,6 +21,8 @@ from sriov_fast.sriov.roots import Roots
 
 # pidfd_open; older kernels work, with a slower wait for IPAM plugins.
 _KERNEL = (5, 3)
+# Where containerd looks by default, and where Debian puts its plugins.
+_CNI_PATH = f"{PLUGIN_DIRECTORY}:/usr/lib/cni"
 _IPAM = ("host-local", "static", "dhcp")
 
 
@@ -54,7 +56,7 @@ def _run(args: argparse.Namespace) -> int:
 
 def cni_path() -> list[Path]:
     """Return the directories of plugins: CNI_PATH, or where they usually are."""
-    return [Path(part) for part in os.environ.get("CNI_PATH", PLUGIN_DIRECTORY).split(":") if part]
+    return [Path(part) for part in os.environ.get("CNI_PATH", _CNI_PATH).split(":") if part]
 
 
 def examine(here: Roots, path: list[Path]) -> _Findings:

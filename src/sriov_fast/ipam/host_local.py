@@ -151,7 +151,7 @@ class HostLocal(Builtin):
 
     def _refuse_second(self, store: Store, sets: list[RangeSet], wishes: list[Ip | None]) -> None:
         """Refuse a second address for the same interface, unless it is one that was asked for."""
-        for address in store.noted(self.owner):
+        for address in store.owned(self.owner, thorough=False):
             ip = parse_ip(address)
             for item, wish in zip(sets, wishes, strict=True):
                 if not wish and ranges.find(item, ip):

@@ -5,9 +5,10 @@ says where the round robin of a range set stands; ``flock`` on ``lock`` keeps ev
 store of containernetworking's host-local, which may work on it at the same time.
 
 The store says whose an address is, but not what an owner has, short of reading every file. So there is an
-index on tmpfs, a symbolic link for each owner (its target is the addresses), written before the address is
-taken. It only saves reading: what it says is looked up in the store, and where it says nothing, every file is
-read.
+index on tmpfs: a symbolic link for each owner, whose target is the addresses, written before they are taken.
+What it says is looked up in the store. That it says everything is seen from the directory's modification
+time, which we set a nanosecond back and write down: whoever else changes the directory leaves another. A
+small store is then read again; in a large one that others change, what the index knows must do.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from sriov_fast.ipam.keys import parse_ip
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Iterable
     from typing import Self
 
     from sriov_fast.ipam.keys import Ip
@@ -35,9 +36,11 @@ _LONGEST_PAUSE = 0.005
 
 # Longer than any container ID with an interface's name: a longer file is none of these.
 _MOST = 1024
-_ADDRESS = "0123456789abcdef.:"
 _TEMPORARY = "sriov-fast.new"
 _RUN = "run"
+_STAMP = "stamp"
+# A store with more files is large: reading them would take longer than everything else in an ADD.
+_FEW = 512
 # A run of taken addresses is remembered for so long, in seconds: somebody else may have released some.
 _RUN_AGE = 60
 
@@ -51,15 +54,21 @@ class Store:
         self._fd = _open_lock(path)
         try:
             _acquire(self._fd, path, wait)
+            self._complete = self._is_stamped()
         except BaseException:
             os.close(self._fd)
             raise
+        self._changed = False
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
-        os.close(self._fd)  # the file stays: others may be waiting for a lock on it
+        try:
+            if self._changed and self._complete:
+                self._stamp()
+        finally:
+            os.close(self._fd)  # the file stays: others may be waiting for a lock on it
 
     # --- addresses
 
@@ -76,7 +85,8 @@ class Store:
 
         A file appears with its content (it is linked, not created), so a crash leaves none without an owner.
         """
-        self._note(owner, [*self.noted(owner), *addresses])
+        self._note(owner, [*self._noted(owner), *addresses])
+        self._changed = True
         temporary = self._write_temporary(_content(owner))
         linked = []
         try:
@@ -110,6 +120,7 @@ class Store:
     def drop(self, addresses: Iterable[str]) -> None:
         """Free addresses, whoever has them."""
         run = self.run()
+        self._changed = True
         for address in addresses:
             _unlink(f"{self.path}/{address}")
             if run and _in_run(address, run):
@@ -117,7 +128,7 @@ class Store:
 
     # --- owners
 
-    def noted(self, owner: Owner) -> list[str]:
+    def _noted(self, owner: Owner) -> list[str]:
         """Return the addresses of an owner as far as the index knows them."""
         try:
             addresses = os.readlink(self._entry(owner)).split(",")
@@ -126,13 +137,25 @@ class Store:
         content = _content(owner)
         return [address for address in addresses if self._read(address) == content]
 
-    def owned(self, owner: Owner) -> list[str]:
-        """Return the addresses of an owner, by reading every file where the index knows of none."""
-        return self.noted(owner) or self._search(owner)
+    def owned(self, owner: Owner, *, thorough: bool = True) -> list[str]:
+        """Return the addresses of an owner. They may be those with its container ID alone, as they once were.
+
+        In a large store that others change, only the index is asked; if ``thorough``, and it knows of none,
+        every file is read.
+        """
+        if not self._complete:
+            names = self._few_names()
+            if names is not None:
+                return _pick(self._survey(names), owner)
+        noted = self._noted(owner)
+        if noted or self._complete or not thorough:
+            return noted
+        return _pick(self._by_content(os.listdir(self.path)), owner)
 
     def release(self, owner: Owner) -> None:
         """Free what an owner has; nothing is no fault."""
         self.drop(self.owned(owner))
+        _unlink(f"{self.path}/{_TEMPORARY}")  # from an ADD that was killed
         _forget(self._entry(owner))
 
     def keep_only(self, valid: set[Owner]) -> None:
@@ -145,28 +168,41 @@ class Store:
                 return content not in contents
             return content.partition(b"\n")[0] not in ids  # from before there were ifnames in it
 
-        self.drop([name for name, content in self._files() if _number(name) and is_stale(content)])
+        found = self._by_content(os.listdir(self.path))
+        self.drop([name for content, names in found.items() if is_stale(content) for name in names])
         _unlink(f"{self.path}/{_TEMPORARY}")
         self._forget_all_but({os.path.basename(self._entry(owner)) for owner in valid})
 
-    def _search(self, owner: Owner) -> list[str]:
-        """Return the files with this owner; else those with the container ID alone, as they once were."""
-        content, identifier = _content(owner), _encoded(owner[0])
-        exact, old = [], []
-        for name, found in self._files():
-            if found == content:
-                exact.append(name)
-            elif found == identifier:
-                old.append(name)
-        return exact or old
+    def _by_content(self, names: list[str]) -> dict[bytes, list[str]]:
+        """Read the addresses' files; return their names by their contents."""
+        found: dict[bytes, list[str]] = {}
+        for name in names:
+            content = self._read(name) if _number(name) else None
+            if content is not None:
+                found.setdefault(content, []).append(name)
+        return found
 
-    def _files(self) -> Iterator[tuple[str, bytes]]:
-        """Go through what may be addresses, with their contents."""
-        for name in os.listdir(self.path):
-            if not name.strip(_ADDRESS):
-                content = self._read(name)
-                if content is not None:
-                    yield name, content
+    def _few_names(self) -> list[str] | None:
+        """Return the names of all files, None where they are many."""
+        names = []
+        with os.scandir(self.path) as entries:
+            for entry in entries:
+                names.append(entry.name)
+                if len(names) > _FEW:
+                    return None
+        return names
+
+    def _survey(self, names: list[str]) -> dict[bytes, list[str]]:
+        """Read all files, and write the index anew."""
+        found = self._by_content(names)
+        owners = {content: _owner(content) for content in found}
+        self._changed = True
+        self._complete = None not in owners.values()
+        self._forget_all_but({os.path.basename(self._entry(owner)) for owner in owners.values() if owner})
+        for content, owner in owners.items():
+            if owner and self._noted(owner) != found[content]:
+                self._note(owner, found[content])
+        return found
 
     def _read(self, name: str) -> bytes | None:
         try:
@@ -216,7 +252,7 @@ class Store:
                 self._make_index()
                 os.symlink(target, entry)
         except OSError:
-            pass
+            self._complete = False
 
     def _make_index(self) -> None:
         ours, _, name = self.index.rpartition("/")
@@ -233,8 +269,25 @@ class Store:
         except OSError:
             return
         for name in entries:
-            if name not in names:
+            if name not in names and name != _STAMP:
                 _forget(f"{self.index}/{name}")
+
+    def _is_stamped(self) -> bool:
+        """Say whether nobody but us has changed the directory since the index was complete."""
+        try:
+            return os.readlink(f"{self.index}/{_STAMP}") == str(os.stat(self.path).st_mtime_ns)
+        except OSError:
+            return False
+
+    def _stamp(self) -> None:
+        """Mark the directory. The kernel counts in ticks: its own value may come from somebody else, too."""
+        try:
+            status = os.stat(self.path)
+            mark = status.st_mtime_ns - 1
+            os.utime(self.path, ns=(status.st_atime_ns, mark))
+        except OSError:
+            return
+        self._point(f"{self.index}/{_STAMP}", str(mark))
 
     def run(self) -> Run | None:
         """Return a stretch (bits, first, last) in which every address was taken less than a minute ago."""
@@ -264,6 +317,18 @@ def _encoded(text: str) -> bytes:
 
 def _content(owner: Owner) -> bytes:
     return _encoded(f"{owner[0]}\r\n{owner[1]}")
+
+
+def _owner(content: bytes) -> Owner | None:
+    """Return the owner that a file names; None where the index cannot have it."""
+    identifier, both, ifname = content.partition(b"\r\n")
+    if not identifier or not both or not ifname or b"/" in content or b"\0" in content:
+        return None
+    return identifier.decode("utf-8", "surrogateescape"), ifname.decode("utf-8", "surrogateescape")
+
+
+def _pick(found: dict[bytes, list[str]], owner: Owner) -> list[str]:
+    return found.get(_content(owner)) or found.get(_encoded(owner[0])) or []
 
 
 def _number(name: str) -> Ip | None:

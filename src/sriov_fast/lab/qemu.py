@@ -57,7 +57,7 @@ def card(number: int) -> list[str]:
 
 def _board(machine: Machine) -> list[str]:
     # With a thread for each CPU, emulation loses timer interrupts and races with the mapping of the cards'
-    # memory: one boot in six hung or crashed. One thread for all is as fast on small hosts, and sound.
+    # memory: several boots in ten hung or crashed. One thread for all is as fast on small hosts, and sound.
     accel = "kvm" if machine.accel == "kvm" else "tcg,thread=single"
     return [
         *("-machine", "q35,memory-backend=memory", "-accel", accel),

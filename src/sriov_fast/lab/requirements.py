@@ -49,8 +49,13 @@ def _tools(tools: dict[str, str]) -> list[Lack]:
     return [
         Lack(f"the program {tool}", f"apt-get install {package}")
         for tool, package in tools.items()
-        if shutil.which(tool) is None
+        if shutil.which(tool, path=search_path()) is None
     ]
+
+
+def search_path() -> str:
+    """Return the caller's PATH with the system's directories, which a plain ``su`` leaves out."""
+    return os.environ.get("PATH", "/usr/bin:/bin") + ":/usr/sbin:/sbin"
 
 
 def _disk(needed: int, cache: Path) -> list[Lack]:

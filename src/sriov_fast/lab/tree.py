@@ -90,7 +90,10 @@ def bootstrap_command(
 def _bootstrap(recipe: Recipe, root: Path, log: Path) -> None:
     mirror = apt.mirror(apt.host_sources())
     command = [*ISOLATE, *bootstrap_command(recipe, root, mirror, apt.keyring(), apt.options())]
-    with subprocess.Popen(command, stderr=subprocess.PIPE, stdin=subprocess.DEVNULL, text=True) as process:
+    env = {**os.environ, "PATH": requirements.search_path()}
+    with subprocess.Popen(
+        command, env=env, stdin=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
+    ) as process:
         output = list(_progress(process.stderr or (), log))
     if process.returncode:
         hint = "\n(is the package debian-archive-keyring recent?)" if "NO_PUBKEY" in "".join(output) else ""

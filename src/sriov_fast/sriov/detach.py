@@ -79,7 +79,7 @@ def _original_masks(record: Attachment, roots: Roots) -> dict[int, str]:
 
 
 def _settle_irqs(host: nl.Socket, job: _Job, name: str) -> None:
-    """Restore the masks that did not stay because the VF, home by itself, was down already: up for a moment."""
+    """Restore the masks that did not stay because the VF came home down, by itself: up for a moment."""
     record = job.record
     masks = _original_masks(record, job.roots) if record.pinned else {}
     if not affinity.differing(masks, job.roots):

@@ -171,7 +171,7 @@ runpy.run_path("setup.py", run_name="__main__")
 
 
 @pytest.mark.skipif(
-    bool(isolation()), reason="setuptools here is older than pyproject.toml asks for: make build"
+    not isolation(), reason="setuptools here is older than pyproject.toml asks for: make build"
 )
 def test_without_cython_the_build_goes_on(sdist: Path, tmp_path: Path) -> None:
     sources = unpacked(sdist, tmp_path / "workplace")

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     Choice = tuple[Ip, Range]
 
 # So many addresses are tried one by one; then one listing of the directory is cheaper.
-PROBES = 256
+PROBES = 128
 # Somebody who takes addresses without the lock may come between as often.
 _ATTEMPTS = 10
 _NAME = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_.-")

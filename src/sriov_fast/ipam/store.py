@@ -129,13 +129,9 @@ class Store:
     # --- owners
 
     def _noted(self, owner: Owner) -> list[str]:
-        """Return the addresses of an owner as far as the index knows them."""
-        try:
-            addresses = os.readlink(self._entry(owner)).split(",")
-        except OSError:
-            return []
+        """Return the addresses of an owner as far as the index knows them, and the store agrees."""
         content = _content(owner)
-        return [address for address in addresses if self._read(address) == content]
+        return [address for address in self._listed(owner) if self._read(address) == content]
 
     def owned(self, owner: Owner, *, thorough: bool = True) -> list[str]:
         """Return the addresses of an owner. They may be those with its container ID alone, as they once were.
@@ -200,7 +196,7 @@ class Store:
         self._complete = None not in owners.values()
         self._forget_all_but({os.path.basename(self._entry(owner)) for owner in owners.values() if owner})
         for content, owner in owners.items():
-            if owner and self._noted(owner) != found[content]:
+            if owner and self._listed(owner) != found[content]:
                 self._note(owner, found[content])
         return found
 
@@ -238,6 +234,12 @@ class Store:
 
     def _entry(self, owner: Owner) -> str:
         return f"{self.index}/{owner[0]}~{owner[1]}"
+
+    def _listed(self, owner: Owner) -> list[str]:
+        try:
+            return os.readlink(self._entry(owner)).split(",")
+        except OSError:
+            return []
 
     def _note(self, owner: Owner, addresses: list[str]) -> None:
         entry = self._entry(owner)

@@ -59,7 +59,9 @@ def locate(given: Path | None, scratch: Path) -> Source:
 
 def _unpack(sdist: Path, scratch: Path) -> Path:
     with tarfile.open(sdist) as tar:
-        tar.extractall(scratch, filter="data")
+        # Python 3.11 got the filter in 3.11.4
+        safe = {"filter": "data"} if hasattr(tarfile, "data_filter") else {}
+        tar.extractall(scratch, **safe)
     return next(path for path in scratch.iterdir() if path.is_dir())
 
 

@@ -59,9 +59,10 @@ def locate(given: Path | None, scratch: Path) -> Source:
 
 def _unpack(sdist: Path, scratch: Path) -> Path:
     with tarfile.open(sdist) as tar:
-        # Python 3.11 got the filter in 3.11.4
-        safe = {"filter": "data"} if hasattr(tarfile, "data_filter") else {}
-        tar.extractall(scratch, **safe)
+        if hasattr(tarfile, "data_filter"):  # from Python 3.11.4 on
+            tar.extractall(scratch, filter="data")
+        else:
+            tar.extractall(scratch)
     return next(path for path in scratch.iterdir() if path.is_dir())
 
 

@@ -1,0 +1,186 @@
+"""CHECK, STATUS, GC, and the operator's commands, on a real card."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from card import IN_LAB, Card, Node, differences, ip, link
+
+from sriov_fast.lab import demo_card
+
+MAC, OTHER = "02:5f:00:00:00:01", "02:5f:00:00:00:02"
+VF = 1
+
+Change = tuple[str, Callable[[], object], Callable[[], object]]
+
+
+def changes(card: Card, pod: str, address: str) -> list[Change]:
+    """What others may change behind our back: (what CHECK must say, how, and how back)."""
+    own = link("eth0", pod)["address"]
+    irq, mask = next(iter(card.masks(VF).items()))
+    affinity = Path(f"/proc/irq/{irq}/smp_affinity")
+    inside = ("-n", pod, "link", "set", "eth0")
+    ips = ("-n", pod, "address")
+    return [
+        ("vlan 101", lambda: card.set(VF, "vlan", "101"), lambda: card.set(VF, "vlan", "100")),
+        ("spoofchk", lambda: card.set(VF, "spoofchk", "off"), lambda: card.set(VF, "spoofchk", "on")),
+        (f"interrupt {irq}", lambda: affinity.write_text("2"), lambda: affinity.write_text(mask)),
+        (OTHER, lambda: ip(*inside, "address", OTHER), lambda: ip(*inside, "address", own)),
+        ("mtu is 1300", lambda: ip(*inside, "mtu", "1300"), lambda: ip(*inside, "mtu", "1400")),
+        (
+            f"address {address}",
+            lambda: ip(*ips, "del", address, "dev", "eth0"),
+            lambda: ip(*ips, "add", address, "dev", "eth0"),
+        ),
+        ("is down", lambda: ip(*inside, "down"), lambda: ip(*inside, "up")),
+    ]
+
+
+def test_check_names_what_was_changed(node: Node, card: Card) -> None:
+    """And is content again when it is changed back."""
+    if len(os.sched_getaffinity(0)) < 2:
+        pytest.skip("needs two CPUs, to move an interrupt")
+    pod = node.pod()
+    conf = node.conf(vf=VF, vlan=100, spoofchk="on", mtu=1400, cores="0", ipam=node.host_local())
+    result = node.add(conf, pod)
+    conf["prevResult"] = result
+    assert node.run("CHECK", conf, pod).status == 0
+    for words, change, back in changes(card, pod, result["ips"][0]["address"]):
+        change()
+        error = node.refused("CHECK", conf, pod)
+        assert error["code"] == 103, words
+        assert words in error["msg"]
+        assert ";" not in error["msg"], f"more than was changed: {error['msg']}"
+        back()
+    done = node.run("CHECK", conf, pod)
+    assert done.status == 0, done
+    node.delete(conf, pod)
+    assert node.refused("CHECK", conf, pod)["code"] == 103
+
+
+def test_check_of_a_mac_that_the_pf_holds(node: Node, card: Card) -> None:
+    pod = node.pod()
+    conf = node.conf(vf=VF, mac=MAC)
+    conf["prevResult"] = node.add(conf, pod)
+    assert node.run("CHECK", conf, pod).status == 0
+    card.set(VF, "mac", OTHER)
+    error = node.refused("CHECK", conf, pod)
+    assert f"mac {OTHER}" in error["msg"]
+    node.delete(conf, pod)
+
+
+# --- STATUS
+
+
+@pytest.fixture
+def bare(second: Card) -> Iterator[Card]:
+    """A PF without VFs; which are new ones afterwards, so what they were is no longer of interest."""
+    if not IN_LAB:
+        pytest.skip(f"would remove the VFs of {second.pf}: only in the lab")
+    number = len(second.vfs())
+    second.make_vfs(0)
+    yield second
+    second.make_vfs(number)
+
+
+def test_status(node: Node, card: Card, bare: Card) -> None:
+    def status(master: object, **more: Any) -> Any:
+        return node.run("STATUS", node.conf(cniVersion="1.1.0", master=master, **more))
+
+    assert status(card.pf).status == 0
+    assert status([bare.pf, card.pf]).status == 0
+    done = status(bare.pf)
+    assert done.status == 1
+    assert done.json["code"] == 50
+    assert bare.pf in done.json["msg"]
+    done = status("no-such-pf")
+    assert done.json["code"] == 50
+    assert "no-such-pf" in done.json["msg"]
+    error = node.refused("ADD", node.conf(master=bare.pf, ipam=node.host_local()), node.pod())
+    assert error["code"] == 11
+    assert bare.pf in error["msg"]
+    assert node.leases() == []
+    pod = node.pod()
+    node.add(node.conf(master=[bare.pf, card.pf]), pod)
+    assert node.owned(pod).pf == card.pf
+    node.delete(node.conf(), pod)
+
+
+# --- GC
+
+
+def test_gc_releases_vf_and_address(node: Node, card: Card) -> None:
+    """Of this network, and not what is valid. The delegates of today speak 1.0.0, GC is of 1.1.0."""
+    before = card.state()
+    staying, leaving, other = node.pod(), node.pod(), node.pod()
+    conf = node.conf(vlan=100, ipam=node.host_local())
+    elsewhere = node.conf(name=f"{node.name}-2", ipam=node.host_local("10.78.0.0/24"))
+    node.add(conf, staying)
+    node.add(conf, leaving)
+    node.add(elsewhere, other)
+    freed = node.owned(leaving)
+    node.collect(valid=[(staying, "eth0")])
+    assert set(node.records()) == {staying, other}
+    assert len(node.leases()) == 1
+    assert len(node.leases(f"{node.name}-2")) == 1
+    assert card.vf(freed.number).netdev == before[freed.pci]["device"]["ifname"]
+    node.collect(name=f"{node.name}-2")
+    assert node.leases(f"{node.name}-2") == []
+    node.collect()
+    assert not node.records()
+    assert node.leases() == []
+    assert not differences(before, card.state())
+
+
+# --- the operator's commands
+
+
+def command(*words: str) -> subprocess.CompletedProcess[str]:
+    argv = [sys.executable, "-m", "sriov_fast.cli", *words]
+    return subprocess.run(argv, capture_output=True, text=True, check=False)
+
+
+def test_the_operator_sees_it(node: Node, card: Card) -> None:
+    pod = node.pod()
+    node.add(node.conf(vf=VF), pod)
+    done = command("vfs", card.pf)
+    assert done.returncode == 0, done
+    rows = {int(line.split()[1]): line.split() for line in done.stdout.splitlines()[1:]}
+    assert list(rows) == [vf.number for vf in card.vfs()]
+    assert rows[VF][0] == card.pf
+    assert rows[VF][-1] == f"{pod}/eth0"
+    assert all(row[-1] != rows[VF][-1] for index, row in rows.items() if index != VF)
+
+    done = command("vfs", "--json")
+    shown = {item["pf"]: item for item in json.loads(done.stdout)}
+    assert set(shown) >= {one.pf for one in node.cards}
+    assert shown[card.pf]["vfs"][VF]["owner"] == {"containerID": pod, "ifname": "eth0"}
+    assert shown[card.pf]["vfs"][VF]["pci"] == card.vf(VF).pci
+
+    done = command("doctor")
+    assert done.returncode == 0, done
+    line = next(line for line in done.stdout.splitlines() if f"PF {card.pf}:" in line)
+    assert line.startswith("OK"), line
+    assert card.driver in line
+    assert "1 in pods" in line
+    node.delete(node.conf(vf=VF), pod)
+    assert f"{pod}/eth0" not in command("vfs", card.pf).stdout
+
+
+def test_cores_are_served_in_turn(node: Node, card: Card) -> None:
+    """From the configuration as from CNI_ARGS, which go before it."""
+    online = demo_card.parse_cpus(Path("/sys/devices/system/cpu/online").read_text())
+    cores = online[-2:]
+    pod = node.pod()
+    conf = node.conf(vf=VF, cores=[online[0]])
+    node.add(conf, pod, args=f"CORES={cores[0]}-{cores[-1]}")
+    found = [demo_card.cpus_of_mask(mask) for _, mask in sorted(card.masks(VF).items())]
+    assert found == [{cores[i % len(cores)]} for i in range(len(found))]
+    node.delete(conf, pod)

@@ -1,0 +1,152 @@
+"""What goes over the wire: pods reach each other, VLANs are kept apart, neighbours are told, DHCP works."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import socket
+import time
+from pathlib import Path
+
+import pytest
+from card import Card, Node, await_, delegate, differences, ip, link
+
+ETH_IPV6 = b"\x86\xdd"
+ALL_NODES = bytes.fromhex("333300000001")
+
+
+def test_vlans_are_kept_apart(node: Node, card: Card) -> None:
+    """Three pods, two VLANs, one subnet."""
+    pods = {name: node.pod() for name in ("one", "two", "other")}
+    vlans = {"one": 100, "two": 100, "other": 200}
+    conf = node.conf(ipam=node.host_local())
+    address = {}
+    for name, pod in pods.items():
+        result = node.add(conf, pod, args=f"VLAN={vlans[name]}")
+        address[name] = result["ips"][0]["address"].partition("/")[0]
+        assert card.vlan(node.owned(pod).number) == vlans[name]
+    for pod in pods.values():
+        node.await_carrier(pod)
+    assert node.pings(pods["one"], address["two"])
+    assert node.pings(pods["two"], address["one"])
+    assert not node.pings(pods["one"], address["other"], seconds=3)
+    assert not node.pings(pods["other"], address["two"], seconds=3)
+    node.collect()
+    assert not node.records()
+
+
+# --- announcements
+
+
+def heard(sniffer: socket.socket, wanted: set[bytes], seconds: float = 30.0) -> set[bytes]:
+    """Return which of the wanted frames came, by how they begin."""
+    found: set[bytes] = set()
+    deadline = time.monotonic() + seconds
+    while found != wanted and time.monotonic() < deadline:
+        try:
+            frame = sniffer.recv(2048)
+        except TimeoutError:
+            break
+        found |= {start for start in wanted if frame.startswith(start)}
+    return found
+
+
+def test_neighbours_are_told(node: Node, card: Card) -> None:
+    """A pod that was there before hears of the new one, by ARP and by neighbour advertisement."""
+    old, new = node.pod(), node.pod()
+    ranges = [[{"subnet": "10.77.0.0/24"}], [{"subnet": "fd00:77::/64"}]]
+    ipam = {"type": "host-local", "dataDir": str(node.root / "ipam"), "ranges": ranges}
+    conf = node.conf(vlan=100, ipam=ipam)
+    node.add(conf, old)
+    node.await_carrier(old)
+    with node.sniffer(old) as sniffer:
+        result = node.add(conf, new)
+        mac = bytes.fromhex(result["interfaces"][0]["mac"].replace(":", ""))
+        four, six = (item["address"].partition("/")[0] for item in result["ips"])
+        packed = socket.inet_aton(four)
+        arp = b"\xff" * 6 + mac + bytes.fromhex("0806 0001 0800 0604 0001") + mac + packed + bytes(6) + packed
+        header = bytes.fromhex("60000000 0020 3aff")  # 32 bytes of ICMPv6, hop limit 255
+        source = socket.inet_pton(socket.AF_INET6, six)
+        advertisement = ALL_NODES + mac + ETH_IPV6 + header + source
+        wanted = {arp, advertisement}
+        assert heard(sniffer, wanted) == wanted
+    # the entry is there before the first packet, so a new MAC for an old address is no trouble
+    assert node.pings(old, four)
+    node.collect()
+
+
+# --- DHCP
+
+SERVER = "10.66.0.1"
+DNSMASQ = [
+    "--keep-in-foreground",
+    "--conf-file=",
+    "--pid-file=",
+    "--user=root",
+    "--port=0",
+    "--interface=eth0",
+    "--bind-interfaces",
+    "--dhcp-range=10.66.0.10,10.66.0.20,1h",
+    "--dhcp-authoritative",
+    "--no-ping",
+]
+
+
+@pytest.fixture
+def dhcp_server(node: Node, card: Card) -> Path:
+    """dnsmasq in a pod on VLAN 100; returns its file of leases."""
+    if not shutil.which("dnsmasq"):
+        pytest.skip("needs dnsmasq (package dnsmasq-base)")
+    pod = node.pod()
+    ipam = {"type": "static", "addresses": [{"address": f"{SERVER}/24"}]}
+    node.add(node.conf(name=f"{node.name}-server", vlan=100, ipam=ipam), pod)
+    node.await_carrier(pod)
+    leases = node.root / "leases"
+    node.background(pod, "dnsmasq", *DNSMASQ, f"--dhcp-leasefile={leases}")
+    await_("dnsmasq", lambda: leases.exists())
+    return leases
+
+
+@pytest.fixture
+def dhcp_daemon(node: Node) -> Path:
+    """The daemon of the plugin dhcp, which keeps the leases; returns its socket."""
+    program = delegate("dhcp")
+    if program is None:
+        pytest.skip("needs the plugin dhcp")
+    path = node.root / "dhcp.sock"
+    node.background("", str(program), "daemon", "-socketpath", str(path))
+    await_("the dhcp daemon", path.exists)
+    return path
+
+
+def test_dhcp(node: Node, card: Card, dhcp_server: Path, dhcp_daemon: Path) -> None:
+    """The address comes through the VF, so it must be up in the pod first, and released before it goes."""
+    pod = node.pod()
+    before = card.state()
+    conf = node.conf(vlan=100, mac="02:5f:00:00:00:01")
+    conf["ipam"] = {"type": "dhcp", "daemonSocketPath": str(dhcp_daemon)}
+    result = node.add(conf, pod)
+    given = result["ips"][0]["address"]
+    assert given.startswith("10.66.0.")
+    assert result["ips"][0]["gateway"] == SERVER
+    assert node.addresses(pod) == {given}
+    assert link("eth0", pod)["address"] == "02:5f:00:00:00:01"
+    assert f"02:5f:00:00:00:01 {given.partition('/')[0]} " in dhcp_server.read_text()
+    assert node.pings(pod, SERVER)
+    done = node.run("CHECK", conf | {"prevResult": result}, pod)
+    assert done.status == 0, done
+    node.delete(conf, pod)
+    await_("the lease's end", lambda: "02:5f:00:00:00:01" not in dhcp_server.read_text())
+    assert not differences(before, card.state())
+    node.collect(name=f"{node.name}-server")
+
+
+def test_dhcp_without_an_answer_is_undone(node: Node, card: Card) -> None:
+    """No daemon: the VF is in the pod already, and comes home."""
+    pod = node.pod()
+    before = card.state()
+    ipam = {"type": "dhcp", "daemonSocketPath": str(node.root / "nobody")}
+    error = node.refused("ADD", node.conf(vf=1, vlan=100, ipam=ipam), pod)
+    assert "nobody" in json.dumps(error)
+    assert [item["ifname"] for item in json.loads(ip("-j", "-n", pod, "link"))] == ["lo"]
+    assert not differences(before, card.state())

@@ -1,0 +1,914 @@
+"""host-local in-process: ranges, order, requests, results, the store; and what is left when it is killed."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+import sriov_fast
+from sriov_fast.errors import BusyError, CheckError, ConfigError, IpamError, SriovError, UnavailableError
+from sriov_fast.ipam import host_local, keys, ranges, store
+from sriov_fast.ipam.builtin import builtin
+from sriov_fast.ipam.host_local import HostLocal
+from sriov_fast.ipam.keys import Keys, parse_ip, show_ip
+
+SUBNET = "10.1.2.0/29"  # .2 to .6, with .1 for the gateway
+LEGACY = {"subnet": SUBNET}
+
+
+class Net:
+    """One network with a store and an index of its own."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self.store = root / "nets/n"
+        self.index = Path(store.index_of(str(root / "run"), str(self.store)))
+
+    def conf(self, ipam: dict[str, Any], version: str = "1.1.0", **more: Any) -> dict[str, Any]:
+        ipam = {"type": "host-local", "dataDir": str(self.root / "nets")} | ipam
+        return {"cniVersion": version, "name": "n", "type": "sriov", "ipam": ipam} | more
+
+    def ipam(self, pod: str, conf: dict[str, Any], args: str = "", ifname: str = "eth0") -> HostLocal:
+        return HostLocal(
+            config=conf, container_id=pod, ifname=ifname, args=args, runtime_dir=str(self.root / "run")
+        )
+
+    def add(self, pod: str, ipam: dict[str, Any] = LEGACY, cni_args: str = "", **more: Any) -> list[str]:
+        found = self.ipam(pod, self.conf(ipam, **more), cni_args).run("ADD", 1.0)
+        assert found
+        return [item["address"] for item in found["ips"]]
+
+    def delete(self, pod: str, ipam: dict[str, Any] = LEGACY) -> None:
+        assert self.ipam(pod, self.conf(ipam)).run("DEL", 1.0) is None
+
+    def fails(self, pod: str, ipam: dict[str, Any] = LEGACY, cni_args: str = "", **more: Any) -> SriovError:
+        before = self.files()
+        with pytest.raises(SriovError) as caught:
+            self.add(pod, ipam, cni_args, **more)
+        assert self.files() == before
+        assert caught.value.details
+        return caught.value
+
+    def files(self) -> dict[str, str]:
+        """Addresses and their owners; everything in the store must be known."""
+        if not self.store.exists():
+            return {}
+        found = {path.name: path.read_bytes().decode() for path in self.store.iterdir()}
+        return {name: text for name, text in found.items() if name != "lock" and "last" not in name}
+
+    def entries(self) -> set[str]:
+        """The owners in the index."""
+        return {path.name for path in self.index.iterdir()} - {"stamp", "run"}
+
+    def put(self, address: str, content: str) -> None:
+        """Write a file as somebody else would."""
+        self.store.mkdir(parents=True, exist_ok=True)
+        (self.store / address).write_text(content, newline="")
+
+
+@pytest.fixture
+def net(tmp_path: Path) -> Net:
+    return Net(tmp_path)
+
+
+# --- addresses as numbers
+
+
+@given(st.integers(0, 2**32 - 1))
+def test_ipv4_texts(value: int) -> None:
+    assert parse_ip(show_ip((32, value))) == (32, value)
+
+
+@given(st.one_of(st.integers(0, 2**128 - 1), st.integers(0, 2**40), st.integers(0xFFFE << 32, 0x10000 << 32)))
+def test_ipv6_texts(value: int) -> None:
+    text = show_ip((128, value))
+    if value >> 32 == 0xFFFF:
+        assert parse_ip(text) == (32, value & 0xFFFFFFFF)
+    else:
+        assert parse_ip(text) == (128, value)
+        assert "." not in text  # Go writes none, and the files are named so
+
+
+@pytest.mark.parametrize(
+    "text", ["", "10.0.0", "10.0.0.01", "10.0.0.1 ", "a", "::1%eth0", "10.0.0.1\0", "\udcff"]
+)
+def test_no_addresses(text: str) -> None:
+    with pytest.raises(ValueError):  # noqa: PT011 (whatever its words: callers word it)
+        parse_ip(text)
+
+
+# --- ranges
+
+
+def read(ipam: dict[str, Any], **more: Any) -> list[str]:
+    found = ranges.read(Keys({"ipam": ipam} | more, ""))
+    return [f"{ranges.show(item)} gw {show_ip((item[0].bits, item[0].gateway))}" for item in found]
+
+
+@pytest.mark.parametrize(
+    ("ipam", "wanted"),
+    [
+        ({"subnet": "10.1.2.0/24"}, ["10.1.2.1-10.1.2.254 gw 10.1.2.1"]),
+        ({"subnet": "fd00::/64"}, ["fd00::1-fd00::ffff:ffff:ffff:ffff gw fd00::1"]),
+        ({"subnet": "10.1.2.0/30"}, ["10.1.2.1-10.1.2.2 gw 10.1.2.1"]),
+        (
+            {
+                "subnet": "10.1.2.0/24",
+                "rangeStart": "10.1.2.9",
+                "rangeEnd": "10.1.2.20",
+                "gateway": "10.1.2.8",
+            },
+            ["10.1.2.9-10.1.2.20 gw 10.1.2.8"],
+        ),
+        (
+            {"subnet": "10.1.2.0/24", "rangeStart": "10.1.2.0", "rangeEnd": "10.1.2.255"},
+            ["10.1.2.0-10.1.2.255 gw 10.1.2.1"],
+        ),
+        (
+            {"subnet": "10.1.2.0/24", "rangeStart": "", "rangeEnd": None, "gateway": ""},
+            ["10.1.2.1-10.1.2.254 gw 10.1.2.1"],
+        ),
+        ({"subnet": "10.1.2.0/24", "rangeStart": "::ffff:10.1.2.9"}, ["10.1.2.9-10.1.2.254 gw 10.1.2.1"]),
+        (
+            {"ranges": [[{"subnet": "10.1.0.0/24"}, {"subnet": "10.2.0.0/24"}], [{"subnet": "fd00::/120"}]]},
+            ["10.1.0.1-10.1.0.254,10.2.0.1-10.2.0.254 gw 10.1.0.1", "fd00::1-fd00::ff gw fd00::1"],
+        ),
+        (
+            {"subnet": "10.9.0.0/24", "ranges": [[{"subnet": "10.1.0.0/24"}]]},
+            ["10.9.0.1-10.9.0.254 gw 10.9.0.1", "10.1.0.1-10.1.0.254 gw 10.1.0.1"],
+        ),
+        (
+            {"rangeStart": "10.1.2.3", "ranges": [[{"subnet": "10.1.0.0/30"}]]},
+            ["10.1.0.1-10.1.0.2 gw 10.1.0.1"],
+        ),
+        (
+            {
+                "ranges": [
+                    [{"subnet": "10.1.0.0/24", "rangeEnd": "10.1.0.9"}],
+                    [{"subnet": "10.1.0.0/24", "rangeStart": "10.1.0.10"}],
+                ]
+            },
+            ["10.1.0.1-10.1.0.9 gw 10.1.0.1", "10.1.0.10-10.1.0.254 gw 10.1.0.1"],
+        ),
+    ],
+)
+def test_ranges(ipam: dict[str, Any], wanted: list[str]) -> None:
+    assert read(ipam) == wanted
+
+
+def test_the_runtimes_ranges_come_first() -> None:
+    runtime = {"ipRanges": [[{"subnet": "10.7.0.0/24"}]]}
+    found = read({"subnet": "10.8.0.0/24", "ranges": [[{"subnet": "10.9.0.0/24"}]]}, runtimeConfig=runtime)
+    assert [text[:4] for text in found] == ["10.7", "10.8", "10.9"]
+
+
+@pytest.mark.parametrize(
+    ("ipam", "words"),
+    [
+        ({}, "ipam.ranges is missing"),
+        ({"ranges": []}, "ipam.ranges is missing"),
+        ({"ranges": {}}, "ipam.ranges = {}: not a list"),
+        ({"ranges": [[]]}, "ipam.ranges[0] = []: not a list of ranges"),
+        ({"ranges": [{"subnet": SUBNET}]}, "ipam.ranges[0] = "),
+        ({"ranges": [[3]]}, "ipam.ranges[0][0] = 3: not an object"),
+        ({"ranges": [[{}]]}, "ipam.ranges[0][0].subnet is missing"),
+        ({"subnet": 5}, "ipam.subnet = 5: not a string"),
+        ({"subnet": ""}, 'ipam.subnet = "": not an address with a prefix length'),
+        ({"subnet": "10.1.2.0"}, 'ipam.subnet = "10.1.2.0": not an address with a prefix length'),
+        ({"subnet": "10.1.2.0/33"}, "not an address with a prefix length"),
+        ({"subnet": "10.1.2.0/-1"}, "not an address with a prefix length"),
+        ({"subnet": "::ffff:10.1.2.0/120"}, "not an address with a prefix length"),
+        ({"subnet": "10.1.2.0/31"}, 'ipam.subnet = "10.1.2.0/31": too small'),
+        ({"subnet": "fd00::/127"}, "too small"),
+        ({"subnet": "10.1.2.3/24"}, 'ipam.subnet = "10.1.2.3/24": has host bits set'),
+        ({"subnet": SUBNET, "gateway": "x"}, 'ipam.gateway = "x": not an IP address'),
+        ({"subnet": SUBNET, "gateway": "fd00::1"}, 'ipam.gateway = "fd00::1": of another IP version'),
+        ({"subnet": SUBNET, "rangeStart": "10.1.3.1"}, 'ipam.rangeStart = "10.1.3.1": not in 10.1.2.0/29'),
+        ({"subnet": SUBNET, "rangeEnd": "fd00::1"}, 'ipam.rangeEnd = "fd00::1": not in 10.1.2.0/29'),
+        ({"subnet": SUBNET, "rangeStart": "10.1.2.5", "rangeEnd": "10.1.2.4"}, "runs backwards"),
+        ({"subnet": SUBNET, "rangeStart": "10.1.2.7"}, "runs backwards"),  # above the last, .6
+        ({"subnet": SUBNET, "rangeEnd": "10.1.2.0"}, "runs backwards"),
+        ({"ranges": [[{"subnet": SUBNET}, {"subnet": "fd00::/64"}]]}, "IPv4 and IPv6 in one set"),
+        ({"ranges": [[{"subnet": SUBNET}], [{"subnet": "10.1.0.0/16"}]]}, "overlap"),
+        ({"ranges": [[{"subnet": "10.1.0.0/16"}, {"subnet": SUBNET}]]}, "overlap"),
+    ],
+)
+def test_bad_ranges(net: Net, ipam: dict[str, Any], words: str) -> None:
+    error = net.fails("a", ipam)
+    assert isinstance(error, ConfigError)
+    assert words in error.msg
+    assert not net.store.exists()  # nothing is touched before everything is right
+
+
+@pytest.mark.parametrize(
+    ("ipam", "more", "words"),
+    [
+        ({"dataDir": 1}, {}, "ipam.dataDir = 1"),
+        ({"resolvConf": "/nowhere/resolv.conf"}, {}, "ipam.resolvConf = '/nowhere/resolv.conf'"),
+        ({"routes": [{}]}, {}, "ipam.routes[0].dst is missing"),
+        ({"routes": [{"dst": "x"}]}, {}, 'ipam.routes[0].dst = "x"'),
+        (
+            {"routes": [{"dst": "::/0", "gw": "10.1.2.1"}]},
+            {},
+            'ipam.routes[0].gw = "10.1.2.1": of another IP',
+        ),
+        ({"routes": [{"dst": "::/0", "mtu": "9"}]}, {}, 'ipam.routes[0].mtu = "9"'),
+        ({}, {"name": "../x"}, "name = '../x'"),
+        ({}, {"name": ""}, "name = ''"),
+        ({}, {"args": {"cni": {"ips": ["x"]}}}, 'args.cni.ips[0] = "x"'),
+        ({}, {"args": {"cni": {"ips": [""]}}}, 'args.cni.ips[0] = ""'),
+        ({}, {"args": 1}, "args = 1: not an object"),
+        ({}, {"runtimeConfig": {"ips": "10.1.2.3"}}, 'runtimeConfig.ips = "10.1.2.3": not a list'),
+    ],
+)
+def test_other_bad_values(net: Net, ipam: dict[str, Any], more: dict[str, Any], words: str) -> None:
+    error = net.fails("a", LEGACY | ipam, **more)
+    assert words in error.msg
+    assert error.code in (7, 102)
+
+
+# --- the order
+
+
+RANGE_SETS = st.lists(st.integers(0, 6), min_size=1, max_size=4).map(
+    lambda sizes: tuple(
+        ranges.Range(bits=32, length=24, start=256 * at, end=256 * at + size, gateway=256 * at + size // 2)
+        for at, size in enumerate(sizes)
+    )
+)
+
+
+@given(RANGE_SETS, st.integers(0, 4 * 256))
+def test_the_order_is_one_round(rangeset: ranges.RangeSet, last: int) -> None:
+    """From behind the last one through all ranges to itself, each once, gateways left out."""
+    every = [value for item in rangeset for value in range(item.start, item.end + 1)]
+    found = [ip[1] for ip, _ in ranges.candidates(ranges.arcs(rangeset, (32, last)))]
+    at = every.index(last) + 1 if last in every else 0
+    gateways = {item.gateway for item in rangeset}
+    assert found == [value for value in every[at:] + every[:at] if value not in gateways]
+
+
+@given(RANGE_SETS, st.integers(0, 1024), st.integers(0, 1024), st.integers(0, 9))
+def test_a_run_is_left_out(rangeset: ranges.RangeSet, last: int, low: int, size: int) -> None:
+    ring = ranges.arcs(rangeset, (32, last))
+    found = [ip[1] for ip, _ in ranges.candidates(ranges.without(ring, (32, low, low + size)))]
+    assert found == [ip[1] for ip, _ in ranges.candidates(ring) if not low <= ip[1] <= low + size]
+    assert ranges.without(ring, (128, 0, 2000)) == ring
+
+
+@given(
+    RANGE_SETS, st.integers(0, 1024), st.sets(st.integers(0, 1024), max_size=30), st.sampled_from([32, 128])
+)
+def test_the_listing_finds_the_same(rangeset: ranges.RangeSet, last: int, taken: set[int], bits: int) -> None:
+    rangeset = tuple(item.replace(bits=bits) for item in rangeset)
+    ring = ranges.arcs(rangeset, (bits, last))
+    free = (found for found in ranges.candidates(ring) if found[0][1] not in taken)
+    names = {show_ip((bits, value)) for value in taken}
+    assert ranges.first_absent(ring, names) == next(free, None)
+
+
+def test_round_robin(net: Net) -> None:
+    """A pod that comes and goes sees every address before it sees one again."""
+    seen = []
+    for _ in range(7):
+        seen += net.add("a")
+        net.delete("a")
+    assert seen == [f"10.1.2.{octet}/29" for octet in (2, 3, 4, 5, 6, 2, 3)]
+
+
+OPERATIONS = st.lists(
+    st.tuples(st.sampled_from(["add", "add", "del", "wish"]), st.integers(0, 9), st.integers(1, 14)),
+    max_size=40,
+)
+
+
+@settings(deadline=None, max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(OPERATIONS, st.sampled_from([1, 3, 128]))
+def test_allocation_against_a_model(
+    tmp_path_factory: pytest.TempPathFactory, operations: list[tuple[str, int, int]], probes: int
+) -> None:
+    """No address has two owners, a release frees, and the next one is always the model's next."""
+    net = Net(tmp_path_factory.mktemp("n"))
+    ipam = {"ranges": [[{"subnet": "10.1.2.0/29"}, {"subnet": "10.1.2.8/29", "gateway": "10.1.2.12"}]]}
+    order = [*range(2, 7), 9, 10, 11, 13, 14]
+    model: dict[int, int] = {}
+    at = 0
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(host_local, "PROBES", probes)
+        for kind, pod, octet in operations:
+            if kind == "del":
+                net.delete(f"p{pod}", ipam)
+                model = {address: owner for address, owner in model.items() if owner != pod}
+            elif kind == "wish":
+                if octet in order and octet not in model:
+                    assert net.add(f"p{pod}", ipam, f"IP=10.1.2.{octet}") == [f"10.1.2.{octet}/29"]
+                    model[octet] = pod
+                    at = order.index(octet) + 1
+                else:
+                    assert net.fails(f"p{pod}", ipam, f"IP=10.1.2.{octet}").code in (7, BusyError.code)
+            elif pod in model.values():
+                assert net.fails(f"p{pod}", ipam).code == BusyError.code
+            else:
+                free = [address for address in order[at:] + order[:at] if address not in model]
+                if free:
+                    assert net.add(f"p{pod}", ipam) == [f"10.1.2.{free[0]}/29"]
+                    model[free[0]] = pod
+                    at = order.index(free[0]) + 1
+                else:
+                    assert net.fails(f"p{pod}", ipam).code == 11
+            assert net.files() == {f"10.1.2.{one}": f"p{owner}\r\neth0" for one, owner in model.items()}
+
+
+# --- results
+
+
+DUAL = {"ranges": [[{"subnet": "10.1.2.0/24"}], [{"subnet": "fd00::/64", "gateway": "fd00::9"}]]}
+ROUTES = {"routes": [{"dst": "0.0.0.0/0"}, {"dst": "fd01::/64", "gw": "fd00::1", "mtu": 1400, "table": 0}]}
+
+
+@pytest.mark.parametrize("version", ["0.3.0", "0.3.1", "0.4.0"])
+def test_tagged_results(net: Net, version: str) -> None:
+    found = net.ipam("a", net.conf(DUAL | ROUTES, version)).run("ADD")
+    assert found == {
+        "cniVersion": version,
+        "ips": [
+            {"version": "4", "address": "10.1.2.2/24", "gateway": "10.1.2.1"},
+            {"version": "6", "address": "fd00::1/64", "gateway": "fd00::9"},
+        ],
+        "routes": [{"dst": "0.0.0.0/0"}, {"dst": "fd01::/64", "gw": "fd00::1", "mtu": 1400, "table": 0}],
+        "dns": {},
+    }
+
+
+@pytest.mark.parametrize("version", ["1.0.0", "1.1.0"])
+def test_results(net: Net, version: str) -> None:
+    found = net.ipam("a", net.conf(DUAL, version)).run("ADD")
+    assert found == {
+        "cniVersion": version,
+        "ips": [
+            {"address": "10.1.2.2/24", "gateway": "10.1.2.1"},
+            {"address": "fd00::1/64", "gateway": "fd00::9"},
+        ],
+        "dns": {},
+    }
+
+
+@pytest.mark.parametrize("version", ["", "0.1.0", "0.2.0"])
+def test_old_results(net: Net, version: str) -> None:
+    found = net.ipam("a", net.conf(DUAL | ROUTES, version)).run("ADD")
+    assert found == {
+        "cniVersion": version or "0.1.0",
+        "ip4": {"ip": "10.1.2.2/24", "gateway": "10.1.2.1", "routes": [{"dst": "0.0.0.0/0"}]},
+        "ip6": {"ip": "fd00::1/64", "gateway": "fd00::9", "routes": [ROUTES["routes"][1]]},
+        "dns": {},
+    }
+    two = {"ranges": [[{"subnet": "10.1.2.0/24"}], [{"subnet": "10.1.3.0/24"}]]}
+    assert "no more than one address" in net.fails("b", two, version=version).msg
+
+
+def test_resolv_conf(net: Net, tmp_path: Path) -> None:
+    file = tmp_path / "resolv.conf"
+    file.write_text(
+        "# comment\n;nameserver 9.9.9.9\n\nnameserver 10.0.0.1\n nameserver\tfd00::1 \nnameserver\n"
+        "domain a.example\ndomain b.example\nsearch a b\nsearch c\noptions ndots:5\nsortlist x\n"
+    )
+    found = net.ipam("a", net.conf(LEGACY | {"resolvConf": str(file)})).run("ADD")
+    assert found
+    assert found["dns"] == {
+        "nameservers": ["10.0.0.1", "fd00::1"],
+        "domain": "b.example",
+        "search": ["a", "b", "c"],
+        "options": ["ndots:5"],
+    }
+
+
+# --- requests
+
+
+@pytest.mark.parametrize(
+    ("args", "more"),
+    [
+        ("IP=10.1.2.5", {}),
+        ("IgnoreUnknown=1;ip=10.1.2.5/24;K8S_POD_NAME=x", {}),
+        ("", {"args": {"cni": {"ips": ["10.1.2.5"]}}}),
+        ("", {"runtimeConfig": {"ips": ["10.1.2.5/29"]}}),
+        ("IP=10.1.2.5", {"runtimeConfig": {"ips": ["::ffff:10.1.2.5"]}}),  # the same one twice
+        ("IP=", {"args": {"cni": {"ips": ["10.1.2.5"]}}, "runtimeConfig": None}),
+    ],
+)
+def test_a_requested_address(net: Net, args: str, more: dict[str, Any]) -> None:
+    assert net.add("a", LEGACY, args, **more) == ["10.1.2.5/29"]
+    assert (net.store / "last_reserved_ip.0").read_text() == "10.1.2.5"
+    assert net.fails("b", LEGACY, args, **more).code == BusyError.code
+    assert net.add("b") == ["10.1.2.6/29"]
+
+
+def test_requests_in_several_sets(net: Net) -> None:
+    wishes = {"runtimeConfig": {"ips": ["fd00::77", "10.1.2.9"]}}
+    assert net.add("a", DUAL, **wishes) == ["10.1.2.9/24", "fd00::77/64"]
+    assert net.add("b", DUAL, "IP=fd00::99") == ["10.1.2.10/24", "fd00::99/64"]
+
+
+@pytest.mark.parametrize("wishes", [["10.9.9.9"], ["10.1.2.1"], ["10.1.2.7"], ["10.1.2.3", "10.1.2.4"]])
+def test_requests_that_cannot_be_met(net: Net, wishes: list[str]) -> None:
+    net.add("other")
+    error = net.fails("a", runtimeConfig={"ips": wishes})
+    assert isinstance(error, ConfigError)
+    assert wishes[-1] in error.msg
+
+
+def test_a_second_address_must_be_asked_for(net: Net) -> None:
+    net.add("a")
+    assert net.fails("a").code == BusyError.code
+    assert net.add("a", LEGACY, "IP=10.1.2.5") == ["10.1.2.5/29"]
+    assert net.ipam("a", net.conf(LEGACY), ifname="eth1").run("ADD")
+    net.delete("a")
+    assert net.files() == {"10.1.2.6": "a\r\neth1"}
+
+
+def test_one_set_full_takes_nothing_of_the_other(net: Net) -> None:
+    dual = {"ranges": [[{"subnet": "10.1.2.0/24"}], [{"subnet": "fd00::/126", "rangeEnd": "fd00::2"}]]}
+    assert net.add("a", dual) == ["10.1.2.2/24", "fd00::2/126"]
+    error = net.fails("b", dual)
+    assert (error.code, "range set 1" in error.msg) == (11, True)
+
+
+# --- DEL, CHECK, STATUS, GC
+
+
+def test_del_of_nothing_makes_nothing(net: Net) -> None:
+    net.delete("a")
+    assert not net.store.exists()
+    net.add("b")
+    net.delete("a")
+    net.delete("b")
+    net.delete("b")
+    assert net.files() == {}
+    assert net.entries() == set()
+
+
+def test_del_needs_no_good_ranges(net: Net) -> None:
+    net.add("a")
+    net.delete("a", {"ranges": "what"})
+    assert net.files() == {}
+
+
+def test_what_the_index_does_not_know_is_found(net: Net) -> None:
+    """Somebody else's grants, and ours after a reboot, which takes the index."""
+    net.put("10.1.2.4", "a\r\neth0")
+    net.put("10.1.2.5", " a\r\neth0\n")
+    net.put("10.1.2.6", "a\r\neth1")
+    net.put("10.1.2.7", "b")
+    net.ipam("a", net.conf(LEGACY)).run("CHECK")
+    net.delete("a")
+    assert set(net.files()) == {"10.1.2.6", "10.1.2.7"}
+    net.ipam("b", net.conf(LEGACY)).run("CHECK")
+    net.delete("b")  # without an ifname, as files once were
+    assert set(net.files()) == {"10.1.2.6"}
+
+
+def test_an_index_that_is_wrong_does_no_harm(net: Net) -> None:
+    net.add("a")
+    (net.store / "10.1.2.2").rename(net.store / "10.1.2.6")  # somebody else's DEL and ADD
+    net.put("10.1.2.2", "b\r\neth0")
+    net.delete("a")
+    assert net.files() == {"10.1.2.2": "b\r\neth0"}
+    assert net.add("a") == ["10.1.2.3/29"]
+
+
+def test_a_second_address_is_refused_whoever_gave_the_first(net: Net) -> None:
+    net.add("z")
+    net.put("10.1.2.6", "a\r\neth0")
+    assert net.fails("a").code == BusyError.code
+    (net.store / "10.1.2.6").unlink()
+    assert net.add("a") == ["10.1.2.3/29"]
+    net.put("10.1.2.6", "b")
+    assert net.fails("b").code == BusyError.code
+
+
+def reads(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Every file of the store that is read from now on."""
+    found: list[str] = []
+    read = store.Store._read
+
+    def noted(self: store.Store, name: str) -> bytes | None:
+        found.append(name)
+        return read(self, name)
+
+    monkeypatch.setattr(store.Store, "_read", noted)
+    return found
+
+
+def test_a_store_that_nobody_else_changes_is_not_read(net: Net, monkeypatch: pytest.MonkeyPatch) -> None:
+    for pod in "abc":
+        net.add(pod)
+    found = reads(monkeypatch)
+    net.add("d")
+    net.delete("d")
+    net.delete("d")
+    assert found == ["last_reserved_ip.0", "10.1.2.5"]
+
+
+@pytest.mark.parametrize("change", ["add", "delete"])
+def test_every_change_is_noticed(net: Net, monkeypatch: pytest.MonkeyPatch, change: str) -> None:
+    """Also one in the same tick of the kernel's clock as our own, which leaves the same time."""
+    found = reads(monkeypatch)
+    for _ in range(50):
+        net.add("a", LEGACY, "IP=10.1.2.2")
+        if change == "add":
+            net.put("10.1.2.6", "b\r\neth0")
+            assert net.fails("b").code == BusyError.code
+        else:
+            net.add("b")
+            net.delete("a")
+        (net.store / "10.1.2.6").unlink(missing_ok=True)
+        found.clear()
+        net.delete("nobody")
+        assert (len(found) > 0) == (change == "add")
+        net.delete("a")
+        net.delete("b")
+
+
+def test_a_large_store_that_others_change(net: Net, monkeypatch: pytest.MonkeyPatch) -> None:
+    """There an ADD does not read it; a DEL does where the index knows nothing."""
+    monkeypatch.setattr(store, "_FEW", 4)
+    for octet in range(10, 20):
+        net.put(f"10.1.2.{octet}", f"p{octet}\r\neth0")
+    found = reads(monkeypatch)
+    assert net.add("a") == ["10.1.2.2/29"]
+    assert net.add("p10") == ["10.1.2.3/29"]
+    net.delete("a")
+    assert len(found) < 8
+    net.delete("p11")
+    assert len(found) > 10
+    assert set(net.files()) == {"10.1.2.3", *(f"10.1.2.{octet}" for octet in range(10, 20) if octet != 11)}
+
+
+def test_without_an_index(net: Net) -> None:
+    """A place that cannot be written to costs time, nothing else."""
+    (net.root / "run").write_text("not a directory")
+    assert net.add("a") == ["10.1.2.2/29"]
+    net.ipam("a", net.conf(LEGACY)).run("CHECK")
+    net.delete("a")
+    assert net.files() == {}
+
+
+def test_a_container_id_too_long_for_the_index(net: Net) -> None:
+    net.add("c" * 250)
+    net.delete("c" * 250)
+    assert net.files() == {}
+
+
+def test_check(net: Net) -> None:
+    check = net.ipam("a", net.conf(LEGACY))
+    for _ in range(2):
+        with pytest.raises(CheckError, match="container a has no address for eth0"):
+            check.run("CHECK")
+        net.add("b")
+        net.delete("b")
+    net.add("a")
+    assert check.run("CHECK") is None
+    with pytest.raises(CheckError):
+        net.ipam("a", net.conf(LEGACY), ifname="eth1").run("CHECK")
+
+
+def test_status(net: Net) -> None:
+    for pod in "abcde":
+        net.add(pod)
+    assert net.ipam("", net.conf(LEGACY)).run("STATUS") is None  # full is no fault of the node
+    with pytest.raises(ConfigError):
+        net.ipam("", net.conf({"subnet": "x"})).run("STATUS")
+
+
+def test_status_where_nothing_can_be_written(net: Net, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+    monkeypatch.setattr(
+        os, "access", lambda path, mode: asked.append((path, mode))
+    )  # root may write everywhere
+    with pytest.raises(UnavailableError, match=re.escape(f"ipam.dataDir: {net.root} cannot be written to")):
+        net.ipam("", net.conf(LEGACY)).run("STATUS")
+    assert asked == [(str(net.root), os.W_OK | os.X_OK)]
+
+
+def gc_conf(net: Net, *valid: tuple[str, str], key: str = "cni.dev/valid-attachments") -> dict[str, Any]:
+    listed = [{"containerID": pod, "ifname": ifname} for pod, ifname in valid]
+    return net.conf(LEGACY) | {key: listed}
+
+
+@pytest.mark.parametrize("key", ["cni.dev/valid-attachments", "cni.dev/attachments"])
+def test_gc(net: Net, key: str) -> None:
+    net.add("a")
+    net.add("b")
+    net.put("10.1.2.4", "")  # killed between creating and writing, as others may be
+    net.put("10.1.2.5", "a")
+    net.put("10.1.2.6", "old")
+    net.put("10.1.2.99", "b\r\neth1")
+    net.put("README", "keep me")
+    net.put("cafe", "keep me")
+    net.put("sriov-fast.new", "b\r\neth0")
+    net.ipam("", gc_conf(net, ("a", "eth0"), key=key)).run("GC")
+    assert set(net.files()) == {"10.1.2.2", "10.1.2.5", "README", "cafe"}
+    assert net.entries() == {"a~eth0"}
+    net.ipam("", gc_conf(net)).run("GC")
+    assert set(net.files()) == {"README", "cafe"}
+
+
+@pytest.mark.parametrize(
+    "listed", ["missing", 3, [{"containerID": "a"}], [{"containerID": "a", "ifname": 3}]]
+)
+def test_gc_is_strict(net: Net, listed: object) -> None:
+    net.add("a")
+    conf = net.conf(LEGACY) | ({} if listed == "missing" else {"cni.dev/valid-attachments": listed})
+    with pytest.raises(ConfigError, match="valid-attachments"):
+        net.ipam("", conf).run("GC")
+    assert len(net.files()) == 1
+
+
+def test_gc_without_a_store(net: Net) -> None:
+    net.ipam("", gc_conf(net)).run("GC")
+    assert not net.store.exists()
+
+
+# --- big ranges
+
+
+def fill(net: Net, octets: range) -> None:
+    net.store.mkdir(parents=True, exist_ok=True)
+    for octet in octets:
+        net.put(f"10.1.2.{octet}", f"x{octet}\r\neth0")
+
+
+def test_a_long_run_is_listed_once(net: Net, monkeypatch: pytest.MonkeyPatch) -> None:
+    """After that its end is known, until an address in it is freed or a minute has passed."""
+    monkeypatch.setattr(host_local, "PROBES", 8)
+    listings = []
+    names = store.Store.names
+    monkeypatch.setattr(store.Store, "names", lambda self: listings.append(1) or names(self))
+    ipam = {"subnet": "10.1.2.0/24"}
+    fill(net, range(2, 200))
+    for turn in range(3):
+        (net.store / "last_reserved_ip.0").write_text("10.1.2.1")
+        assert net.add(f"p{turn}", ipam) == [f"10.1.2.{200 + turn}/24"]
+    assert len(listings) == 1
+    net.delete("x100", ipam)
+    (net.store / "last_reserved_ip.0").write_text("10.1.2.1")
+    assert net.add("q", ipam) == ["10.1.2.100/24"]
+    assert len(listings) == 2
+    (net.store / "last_reserved_ip.0").write_text("10.1.2.1")
+    os.utime(net.index / "run", (1, time.time() - 61), follow_symlinks=False)
+    assert net.add("r", ipam) == ["10.1.2.203/24"]
+    assert len(listings) == 3
+
+
+def test_what_is_remembered_cannot_hide_the_last_address(net: Net, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Somebody else frees one, which we cannot see: where nothing else is free, it is found."""
+    monkeypatch.setattr(host_local, "PROBES", 8)
+    fill(net, range(2, 254))
+    assert net.add("a", {"subnet": "10.1.2.0/24"}) == ["10.1.2.254/24"]
+    assert (net.index / "run").is_symlink()
+    assert net.fails("b", {"subnet": "10.1.2.0/24"}).code == 11
+    (net.store / "10.1.2.77").unlink()
+    assert net.add("b", {"subnet": "10.1.2.0/24"}) == ["10.1.2.77/24"]
+
+
+def test_the_whole_of_ipv6(net: Net) -> None:
+    assert net.add("a", {"subnet": "::/1"}, "IP=7fff:ffff:ffff:ffff:ffff:ffff:ffff:ffff")
+    assert net.add("b", {"subnet": "::/1"}) == ["::2/1"]
+
+
+# --- the lock
+
+
+def test_it_waits_for_the_lock_and_gives_up(net: Net, monkeypatch: pytest.MonkeyPatch) -> None:
+    net.add("a")
+    index = str(net.index)
+    monkeypatch.setattr(store.Store.__init__, "__defaults__", (0.05,))
+    with store.Store(str(net.store), index):
+        before = len(os.listdir("/proc/self/fd"))
+        error = net.fails("b")
+        assert (error.code, "lock" in error.msg) == (11, True)
+        assert len(os.listdir("/proc/self/fd")) == before
+    assert net.add("b") == ["10.1.2.3/29"]
+
+
+def test_somebody_who_takes_no_lock(net: Net, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An address that is gone between our look and our link is passed over."""
+    link = os.link
+
+    def raced(source: str, target: str) -> None:
+        monkeypatch.setattr(os, "link", link)
+        net.put(os.path.basename(target), "thief\r\neth0")
+        link(source, target)
+
+    monkeypatch.setattr(os, "link", raced)
+    assert net.add("a") == ["10.1.2.3/29"]
+    assert net.files() == {"10.1.2.2": "thief\r\neth0", "10.1.2.3": "a\r\neth0"}
+
+
+# --- faults
+
+
+def test_a_full_disk_takes_nothing(net: Net, monkeypatch: pytest.MonkeyPatch) -> None:
+    net.add("z")
+
+    def full(*_: object) -> int:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "write", full)
+    error = net.fails("a", DUAL)
+    assert (type(error), error.code, error.errno) == (IpamError, 5, 28)
+    monkeypatch.undo()
+    monkeypatch.setattr(store.Store, "remember", full)
+    assert net.fails("a", DUAL).errno == 28
+    monkeypatch.undo()
+    assert net.add("a") == ["10.1.2.3/29"]
+
+
+def open_fds() -> set[str]:
+    return set(os.listdir("/proc/self/fd"))
+
+
+@pytest.fixture(autouse=True)
+def leaves_no_file_open() -> Iterator[None]:
+    before = open_fds()
+    yield
+    assert open_fds() == before
+
+
+# --- kill -9
+
+
+CALLS = (
+    "open",
+    "write",
+    "close",
+    "link",
+    "symlink",
+    "unlink",
+    "ftruncate",
+    "readlink",
+    "access",
+    "read",
+    "utime",
+    "stat",
+)
+
+
+def killed_at(number: int, work: Callable[[], object]) -> bool:
+    """Do the work in a child that is killed before its system call ``number``; return whether it was."""
+    child = os.fork()
+    if child == 0:
+        left = [number]
+
+        def counted(real: Callable[..., Any]) -> Callable[..., Any]:
+            def call(*args: Any, **more: Any) -> Any:
+                if left[0] == 0:
+                    os.kill(os.getpid(), signal.SIGKILL)
+                left[0] -= 1
+                return real(*args, **more)
+
+            return call
+
+        for name in CALLS:
+            setattr(os, name, counted(getattr(os, name)))
+        try:
+            work()
+        finally:
+            os._exit(0)
+    return os.WIFSIGNALED(os.waitpid(child, 0)[1])
+
+
+def addresses(net: Net) -> dict[str, str]:
+    """What is taken: all but the file that is on its way to be an address."""
+    return {name: text for name, text in net.files().items() if name != "sriov-fast.new"}
+
+
+def kills(net: Net, work: Callable[[], object], repair: Callable[[], object]) -> int:
+    """Kill at one system call after the other; what comes next puts everything right."""
+    for number in range(200):
+        was_killed = killed_at(number, work)
+        assert all(addresses(net).values()), "an address without an owner"
+        repair()
+        assert set(net.files()) == {"10.1.2.2"}, number
+        assert net.entries() == {"first~eth0"}
+        if not was_killed:
+            return number
+    raise AssertionError("it never ended")
+
+
+@pytest.mark.parametrize("repair", ["DEL", "GC"])
+def test_killed_while_adding(net: Net, repair: str) -> None:
+    net.add("first", DUAL | {"ranges": DUAL["ranges"][:1]})
+
+    def mend() -> None:
+        if repair == "GC":
+            net.ipam("", gc_conf(net, ("first", "eth0"))).run("GC")
+        else:
+            net.delete("a", DUAL)
+
+    assert kills(net, lambda: net.add("a", DUAL), mend) > 15
+
+
+def test_killed_while_deleting(net: Net) -> None:
+    net.add("first", DUAL | {"ranges": DUAL["ranges"][:1]})
+
+    def mend() -> None:
+        net.delete("a", DUAL)
+        net.add("a", DUAL)
+        net.delete("a", DUAL)
+
+    def work() -> None:
+        net.delete("a", DUAL)
+
+    net.add("a", DUAL)
+    assert kills(net, work, mend) > 3
+
+
+def test_killed_and_tried_again(net: Net) -> None:
+    """Without a DEL, as no runtime should: nothing is lost for ever, and nothing has two owners."""
+    for number in range(30):
+        killed_at(number, lambda: net.add("a"))
+        if "a\r\neth0" in addresses(net).values():
+            assert net.fails("a").code == BusyError.code
+        else:
+            net.add("a")
+        assert list(addresses(net).values()) == ["a\r\neth0"]
+        net.delete("a")
+        assert net.files() == {}
+
+
+# --- which one serves
+
+
+def test_which_kinds_are_built_in() -> None:
+    assert builtin("host-local", {"type": "host-local"}) is HostLocal
+    assert builtin("host-local", {"delegate": False}) is HostLocal
+    assert builtin("host-local", {"delegate": True}) is None
+    assert builtin("dhcp", {}) is None
+    assert getattr(builtin("static", None), "kind", "") == "static"
+    with pytest.raises(ConfigError, match=r"ipam\.delegate = 1"):
+        builtin("host-local", {"delegate": 1})
+
+
+def test_a_verb_that_is_none(net: Net) -> None:
+    with pytest.raises(SriovError, match="'NOPE'"):
+        net.ipam("a", net.conf(LEGACY)).run("NOPE")
+
+
+def test_used_like_a_delegate(net: Net) -> None:
+    """``start`` has taken the address; ``cancel`` leaves it to DEL, as a delegate's does."""
+    running = net.ipam("a", net.conf(LEGACY)).start("ADD")
+    assert set(net.files()) == {"10.1.2.2"}
+    found = running.finish(5.0)
+    assert found
+    assert found["ips"][0]["address"] == "10.1.2.2/29"
+    running.cancel()
+    assert set(net.files()) == {"10.1.2.2"}
+
+
+def test_shown_values_are_cut() -> None:
+    assert len(keys.shown("x" * 500)) == 120
+
+
+HEAVY = {
+    *("argparse", "collections", "contextlib", "dataclasses", "enum", "functools", "ipaddress", "json"),
+    *("pathlib", "re", "select", "site", "socket", "subprocess", "threading", "traceback", "typing"),
+}
+
+
+@pytest.mark.parametrize("kind", ["host-local", "static"])
+def test_imports(kind: str, tmp_path: Path) -> None:
+    source = str(Path(sriov_fast.__file__).parent.parent)
+    addresses = [{"address": "10.1.2.3/24"}] if kind == "static" else None
+    ipam = {"subnet": SUBNET, "dataDir": str(tmp_path / "d"), "addresses": addresses}
+    program = f"""
+import sys
+sys.path.insert(0, {source!r})
+from sriov_fast.ipam.builtin import builtin
+conf = {{"name": "n", "ipam": {ipam!r}}}
+serve = builtin({kind!r}, conf["ipam"])
+ipam = serve(config=conf, container_id="a", ifname="b", runtime_dir={str(tmp_path)!r})
+ipam.run("ADD")
+ipam.run("DEL")
+print(*sys.modules)
+"""
+    run = subprocess.run(
+        [sys.executable, "-I", "-S", "-c", program], capture_output=True, text=True, check=True
+    )
+    found = set(run.stdout.split())
+    assert not found & HEAVY
+    ours = {name for name in found if name.startswith("sriov_fast.")}
+    assert {name.split(".")[1] for name in ours} == {"codec", "errors", "ipam", "values"}
+    assert ("sriov_fast.ipam.host_local" in ours) == (kind == "host-local")
+    assert "sriov_fast.ipam.delegate" not in ours

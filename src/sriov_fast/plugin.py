@@ -12,6 +12,7 @@ from sriov_fast import codec, log
 from sriov_fast.backend import nl
 from sriov_fast.cni import netconf, reply, result
 from sriov_fast.errors import BusyError, CheckError, IpamError, SriovError, UnavailableError
+from sriov_fast.ipam.builtin import builtin
 from sriov_fast.ipam.delegate import Ipam, may_choose_vf, needs_interface
 from sriov_fast.sriov import affinity, attach, detach, locks, netns, pool
 from sriov_fast.sriov.journal import ATTACHED, Attachment, Journal
@@ -25,11 +26,13 @@ if TYPE_CHECKING:
     from sriov_fast.cni.netconf import NetConf
     from sriov_fast.cni.request import Request
     from sriov_fast.cni.result import Result
+    from sriov_fast.ipam.builtin import Builtin
     from sriov_fast.sriov.pool import Choice
     from sriov_fast.sriov.roots import Roots
     from sriov_fast.values import Link
 
 IPAM_WAIT = 60.0  # seconds; the dhcp plugin itself waits for up to 45
+IPAM_GRACE = 10.0  # seconds for an ADD that is not wanted any more
 
 
 class Reply(Value):
@@ -57,11 +60,20 @@ class Call(Value):
         """What others are told who wait for our locks."""
         return f"{self.request.command} {self.request.container_id} {self.request.ifname}".strip()
 
-    def ipam(self) -> Ipam | None:
-        """Return the IPAM plugin of this request, None where the configuration has none."""
+    def ipam(self) -> Ipam | Builtin | None:
+        """Return this request's IPAM, built in or to be executed; None where the configuration has none."""
         if not self.conf.ipam_type:
             return None
         asked = self.request
+        serve = builtin(self.conf.ipam_type, self.conf.ipam)
+        if serve:
+            return serve(
+                config=self.conf.raw,
+                container_id=asked.container_id,
+                ifname=asked.ifname,
+                args=asked.args_text,
+                runtime_dir=self.roots.run,
+            )
         return Ipam(
             kind=self.conf.ipam_type,
             path=asked.path,
@@ -168,7 +180,7 @@ def _ipam_start(call: Call, undo: ExitStack) -> Callable[[], Answer]:
         return lambda: Answer(result=result.Result())
     running = ipam.start("ADD")
     undo.callback(_ipam_undo, call, ipam)
-    undo.callback(running.cancel)
+    undo.callback(running.settle, IPAM_GRACE)
 
     def finish() -> Answer:
         return _answer(running.finish(IPAM_WAIT), call.conf)
@@ -183,7 +195,7 @@ def _answer(document: dict[str, Any] | None, conf: NetConf) -> Answer:
     return Answer(result=found, extra=document.get("extra"))
 
 
-def _ipam_undo(call: Call, ipam: Ipam) -> None:
+def _ipam_undo(call: Call, ipam: Ipam | Builtin) -> None:
     try:
         ipam.run("DEL", IPAM_WAIT)
     except (SriovError, OSError) as error:
@@ -478,15 +490,17 @@ def collect(call: Call) -> Reply:
 def _as_attached(call: Call, record: Attachment) -> Call:
     """Return the call that its own runtime would DEL the attachment with: as it was attached."""
     given = record.request
+    config = given.get("config", {})
     asked = call.request.replace(
         container_id=record.container_id,
         ifname=record.ifname,
         netns=record.netns,
         args_text=given.get("args", ""),
         path=call.request.path or tuple(given.get("path", ())),
-        stdin=codec.dumps(given.get("config", {})),
+        stdin=codec.dumps(config),
     )
-    return call.replace(request=asked, conf=call.conf.replace(ipam_type=record.ipam))
+    conf = call.conf.replace(raw=config, ipam=config.get("ipam"), ipam_type=record.ipam)
+    return call.replace(request=asked, conf=conf)
 
 
 def _collect_one(call: Call, record: Attachment) -> None:

@@ -251,7 +251,9 @@ class Node:
         return {key: value for key, value in (base | more).items() if value is not None}
 
     def host_local(self, subnet: str = "10.77.0.0/24", **more: Any) -> dict[str, Any]:
-        return {"type": "host-local", "subnet": subnet, "dataDir": str(self.root / "ipam"), **more}
+        """Return an ``ipam`` object; the real plugin serves it unless ``delegate`` says otherwise."""
+        own = {"type": "host-local", "delegate": True, "subnet": subnet, "dataDir": str(self.root / "ipam")}
+        return own | more
 
     def leases(self, network: str = "") -> list[str]:
         """Return the addresses that host-local has given away."""

@@ -202,7 +202,8 @@ def test_dual_stack_with_routes(node: Node, card: Card) -> None:
     ]
     routes = [{"dst": "0.0.0.0/0"}, {"dst": "::/0"}, {"dst": "10.99.0.0/16", "gw": "10.88.0.254"}]
     dns = {"nameservers": ["10.88.0.53"]}
-    conf = node.conf(ipam={"type": "static", "addresses": addresses, "routes": routes}, dns=dns)
+    ipam = {"type": "static", "delegate": True, "addresses": addresses, "routes": routes}
+    conf = node.conf(ipam=ipam, dns=dns)
     node.inside(pod, "sysctl", "-qw", "net.ipv6.conf.default.disable_ipv6=1")  # as runtimes do
     result = node.add(conf, pod)
     assert node.addresses(pod) == {"10.88.0.2/24", "fd00:88::2/64"}

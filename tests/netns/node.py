@@ -54,6 +54,7 @@ class Node:
         self.pods: list[str] = []
         self.tree: Tree = build_tree(root / "tree", pf="pf0", vfs=vfs, numa=0)
         self.run_dir = root / "run"
+        self.search = f"{root}/bin:{DELEGATES}"
         self.ip("netns", "add", self.host)
         lines = ["link set lo up", "link add pf0 type veth peer name pf0-peer"]
         for index in range(vfs):
@@ -102,7 +103,9 @@ class Node:
         return {key: value for key, value in (base | more).items() if value is not None}
 
     def host_local(self, subnet: str = "10.77.0.0/24", **more: Any) -> dict[str, Any]:
-        return {"type": "host-local", "subnet": subnet, "dataDir": str(self.root / "ipam"), **more}
+        """Return an ``ipam`` object; the real plugin serves it unless ``delegate`` says otherwise."""
+        own = {"type": "host-local", "delegate": True, "subnet": subnet, "dataDir": str(self.root / "ipam")}
+        return own | more
 
     def delegate(self, name: str, script: str) -> Path:
         """Install an IPAM plugin: a shell script that can use $ROOT; each call is a line in ``calls()``."""
@@ -125,7 +128,7 @@ class Node:
             "CNI_NETNS": pod if pod.startswith("/") or not pod else f"/run/netns/{pod}",
             "CNI_IFNAME": ifname,
             "CNI_ARGS": args,
-            "CNI_PATH": f"{self.root}/bin:{DELEGATES}",
+            "CNI_PATH": self.search,
             "PATH": os.environ["PATH"],
             "SRIOV_FAST_BACKEND": self.backend,
             "SRIOV_FAST_SYS": str(self.tree.sys),

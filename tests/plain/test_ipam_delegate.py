@@ -401,3 +401,23 @@ def test_it_imports_nothing_heavy() -> None:
         [sys.executable, "-I", "-S", "-c", code], capture_output=True, text=True, check=True
     )
     assert done.stdout.split() == []
+
+
+def test_settling_lets_a_slow_one_end(tmp_path: Path) -> None:
+    """What is not wanted any more is still not killed half way."""
+    program = tmp_path / "slow"
+    program.write_text(f"#!/bin/sh\nsleep 0.3\ntouch {tmp_path}/done\necho '{{}}'\n")
+    program.chmod(0o755)
+    running = Running.start(str(program), "ADD", b"{}", {"PATH": os.environ["PATH"]})
+    running.settle(20)
+    assert (tmp_path / "done").exists()
+    running.settle(20)  # harmless when repeated
+
+
+def test_settling_has_an_end(tmp_path: Path) -> None:
+    program = tmp_path / "hangs"
+    program.write_text(f"#!/bin/sh\nsleep 600\ntouch {tmp_path}/done\n")
+    program.chmod(0o755)
+    running = Running.start(str(program), "ADD", b"{}", {"PATH": os.environ["PATH"]})
+    running.settle(0.2)
+    assert not Path(f"/proc/{running.pid}").exists()

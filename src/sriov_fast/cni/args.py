@@ -13,6 +13,7 @@ KNOWN = (
     "PodID",
     "HostIP",
     "IP",
+    "GATEWAY",
     "IgnoreUnknown",
     "K8S_POD_NAMESPACE",
     "K8S_POD_NAME",

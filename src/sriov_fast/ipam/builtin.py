@@ -52,6 +52,9 @@ class Done:
         """Return the result; None where the verb has none."""
         return self._answer
 
+    def settle(self, grace: float) -> None:
+        """There is nothing to wait for."""
+
     def cancel(self) -> None:
         """Nothing runs any more. As with a delegate, what was done is undone by DEL."""
 

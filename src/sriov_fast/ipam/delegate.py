@@ -117,6 +117,19 @@ class Running:
             self.cancel()
         return self._judge(answer, status)
 
+    def settle(self, grace: float) -> None:
+        """Let the delegate end by itself, for at most ``grace`` seconds, whatever it answers.
+
+        One that is killed half way may leave an address of nobody, which no DEL finds: host-local
+        makes the address's file first and writes the owner into it next.
+        """
+        if self._status is None:
+            try:
+                self.finish(grace)
+            except IpamError:
+                pass  # the caller has a fault of its own to tell of
+        self.cancel()
+
     def cancel(self) -> None:
         """Kill the delegate where it still runs, and reap it. Harmless after ``finish`` and when repeated."""
         if self._status is None:

@@ -357,8 +357,6 @@ def require_tools() -> None:
     lacks = [
         f"{tool} (apt-get install {package})" for tool, package in TOOLS.items() if not shutil.which(tool)
     ]
-    if not any((Path(directory) / "host-local").is_file() for directory in DELEGATES):
-        lacks.append(f"host-local in {' or '.join(DELEGATES)} (apt-get install containernetworking-plugins)")
     if lacks:
         raise LabError(f"missing: {', '.join(lacks)}")
 

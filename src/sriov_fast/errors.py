@@ -46,12 +46,6 @@ class VersionError(SriovError):
     code = 1
 
 
-class UnsupportedError(SriovError):
-    """A field of the configuration is known and cannot be honoured (code 2)."""
-
-    code = 2
-
-
 class EnvError(SriovError):
     """A ``CNI_*`` variable is missing or wrong (code 4)."""
 

@@ -38,7 +38,6 @@ def test_our_errors() -> None:
     ("kind", "code"),
     [
         (errors.VersionError, 1),
-        (errors.UnsupportedError, 2),
         (errors.EnvError, 4),
         (errors.FileError, 5),
         (errors.DecodeError, 6),

@@ -84,7 +84,7 @@ def _settle_irqs(host: nl.Socket, job: _Job, name: str) -> None:
     masks = _original_masks(record, job.roots) if record.pinned else {}
     if not affinity.differing(masks, job.roots):
         return
-    _run(host, 0, name=name, up=True)
+    _bring_up(host, name, job.log)
     affinity.apply(masks, job.roots, job.log)
     _run(host, 0, name=name, up=False)
 
@@ -111,7 +111,7 @@ def _release(host: nl.Socket, job: _Job) -> None:
     if name:
         _settle_irqs(host, job, name)
     if name and record.before_up:
-        _run(host, 0, name=name, up=True)
+        _bring_up(host, name, log)
 
 
 # --- putting it back
@@ -219,6 +219,14 @@ def _run(socket: nl.Socket, index: int, **change: object) -> None:
     batch = nl.Batch()
     batch.set_link(index, **change)  # type: ignore[arg-type]
     socket.run(batch)
+
+
+def _bring_up(host: nl.Socket, name: str, log: Logger) -> None:
+    """Bring the device up; a driver that refuses, as with its PF down, must not fail the DEL for ever."""
+    try:
+        _run(host, 0, name=name, up=True)
+    except NetlinkError as error:
+        log.warning("the VF cannot be brought up", interface=name, why=error.msg)
 
 
 def _bring_home(host: nl.Socket, job: _Job, place: Place) -> str:

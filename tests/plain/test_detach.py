@@ -1,0 +1,31 @@
+"""The way home where a driver refuses what is not essential to it."""
+
+from __future__ import annotations
+
+import errno
+from typing import Any
+
+import pytest
+
+from sriov_fast.errors import NetlinkError
+from sriov_fast.log import Logger
+from sriov_fast.sriov import detach
+
+
+@pytest.mark.parametrize("refused", [errno.ENETDOWN, errno.EIO])
+def test_a_device_that_will_not_come_up_is_a_warning(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], refused: int
+) -> None:
+    asked: list[dict[str, Any]] = []
+
+    def run(socket: object, index: int, **change: object) -> None:
+        asked.append(change)
+        raise NetlinkError(refused, operation="set link of eth7")
+
+    monkeypatch.setattr(detach, "_run", run)
+    detach._bring_up(object(), "eth7", Logger())  # type: ignore[arg-type]
+    assert asked == [{"name": "eth7", "up": True}]
+    said = capfd.readouterr().err
+    assert "level=warning" in said
+    assert "interface=eth7" in said
+    assert "set link of eth7" in said

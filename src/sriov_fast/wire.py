@@ -1,7 +1,7 @@
 """What the address service and its client ``txipam`` have agreed on: paths, headers, kinds of errors.
 
 HTTP/1.1 over TLS, JSON in UTF-8. Errors are problem documents (RFC 9457) with a member ``kind`` more. An
-allocation belongs to its owner: network, container ID and ifname. Imports nothing: it is on the way of an ADD.
+allocation belongs to its owner: network, container ID and ifname. This imports nothing: an ADD passes here.
 """
 
 from __future__ import annotations

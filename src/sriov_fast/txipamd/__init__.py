@@ -1,0 +1,1 @@
+"""The address service, which the `txipam` plugin asks; it stands alone."""

@@ -11,7 +11,8 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from sriov_fast.plugin import Reply
+    from sriov_fast.call import Reply
+    from sriov_fast.steps import Steps
 
 _STDIN, _STDOUT, _STDERR = 0, 1, 2
 # More than any configuration; the decoder says what is too much.
@@ -29,7 +30,7 @@ def main() -> None:
         _settle_streams()
         status, afterwards = serve()
         if afterwards is not None:
-            afterwards()
+            behind_the_reply(afterwards)
     except BaseException as error:
         _say(f"{type(error).__name__}: {error}")
     finally:
@@ -63,6 +64,20 @@ def _say(words: str) -> None:
         pass
 
 
+def behind_the_reply(work: Callable[[], None]) -> None:
+    """Run ``work`` in a child whose end nobody waits for; it holds none of the caller's standard streams."""
+    if os.fork():
+        return
+    try:
+        os.setsid()
+        null = os.open(os.devnull, os.O_RDWR)
+        for fd in (_STDIN, _STDOUT, _STDERR):
+            os.dup2(null, fd)
+        work()
+    finally:
+        os._exit(0)
+
+
 def serve() -> tuple[int, Callable[[], None] | None]:
     """Read the request, carry it out, print the answer; return the exit status and what to do then."""
     stdin, done = b"", None
@@ -84,10 +99,28 @@ def serve() -> tuple[int, Callable[[], None] | None]:
 
 def _answer(stdin: bytes) -> Reply:
     from sriov_fast import plugin
+    from sriov_fast.call import Context
     from sriov_fast.cni import request
     from sriov_fast.sriov import roots
 
-    return plugin.run(request.read(os.environ, stdin), roots.from_environment())
+    context = Context(token=os.environ.get("SRIOV_FAST_TOKEN", ""), steps=_steps())
+    asked = request.read(os.environ, stdin)
+    try:
+        return plugin.run(asked, roots.from_environment(), context)
+    finally:
+        if context.steps:
+            context.steps.verb = asked.command
+            context.steps.write()
+
+
+def _steps() -> Steps | None:
+    """Return what measures, where ``SRIOV_FAST_TRACE`` names a file for it."""
+    path = os.environ.get("SRIOV_FAST_TRACE")
+    if not path:
+        return None
+    from sriov_fast.steps import Steps
+
+    return Steps(path, "in-process")
 
 
 def _worded(error: Exception, stdin: bytes) -> bytes:

@@ -9,6 +9,10 @@ from __future__ import annotations
 import os
 import time
 
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
 LEVELS = ("debug", "info", "warning", "error")
 _PLAIN = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_-./:,+@%*~[]()<>#$^&!?;|")
 _KEY = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_-./")
@@ -74,21 +78,26 @@ def _put(fd: int, line: bytes) -> str:
 class _Sink:
     """Where lines go; shared by a logger and those bound from it, so that the file is opened once."""
 
-    __slots__ = ("fd", "file")
+    __slots__ = ("fd", "file", "streams")
 
-    def __init__(self, file: str) -> None:
+    def __init__(self, file: str, streams: Sequence[int]) -> None:
         self.file = file
         self.fd = -1
+        self.streams = streams
 
     def write(self, line: bytes) -> None:
-        _put(_STDERR, line)
+        self._tell(line)
         if not self.file:
             return
         fault = self._open() if self.fd < 0 else ""
         fault = fault or _put(self.fd, line)
         if fault:
             lost, self.file = self.file, ""  # said once, not on every line
-            _put(_STDERR, _line("warning", "the log file cannot be written", {"file": lost, "error": fault}))
+            self._tell(_line("warning", "the log file cannot be written", {"file": lost, "error": fault}))
+
+    def _tell(self, line: bytes) -> None:
+        for stream in self.streams:
+            _put(stream, line)
 
     def _open(self) -> str:
         try:
@@ -116,14 +125,21 @@ class Logger:
     """Writes logfmt lines at or above ``level``; ``context`` goes with every line.
 
     ``file`` is opened with the first line (append, 0600, no symbolic link) and takes what stderr takes.
+    ``streams`` are the descriptors that are stderr; who passes a list may change it later.
     """
 
     __slots__ = ("_rank", "_sink", "context", "level")
 
-    def __init__(self, level: str = "info", file: str = "", context: dict[str, object] | None = None) -> None:
+    def __init__(
+        self,
+        level: str = "info",
+        file: str = "",
+        context: Mapping[str, object] | None = None,
+        streams: Sequence[int] = (_STDERR,),
+    ) -> None:
         self.level = level if level in LEVELS else "info"
         self._rank = LEVELS.index(self.level)
-        self._sink = _Sink(file)
+        self._sink = _Sink(file, streams)
         self.context = dict(context or {})
 
     def bind(self, **fields: object) -> Logger:

@@ -1,6 +1,7 @@
 """The six verbs, wired from the rooms: ``cni`` says what is asked, ``ipam`` gives addresses, ``sriov`` acts.
 
-``run`` takes a request and returns what to print, and what to do once that is printed.
+``run`` takes a request and returns what to print, and what to do once that is printed. ADD and DEL are here,
+the others, which nobody waits for, in ``upkeep``.
 """
 
 from __future__ import annotations
@@ -8,14 +9,14 @@ from __future__ import annotations
 import os
 from contextlib import ExitStack
 
-from sriov_fast import codec, log
+from sriov_fast import log
 from sriov_fast.backend import nl
+from sriov_fast.call import IPAM_GRACE, IPAM_WAIT, Call, Context, Reply
 from sriov_fast.cni import netconf, reply, result
-from sriov_fast.errors import BusyError, CheckError, IpamError, SriovError, UnavailableError
-from sriov_fast.ipam.builtin import builtin
-from sriov_fast.ipam.delegate import Ipam, may_choose_vf, needs_interface
+from sriov_fast.errors import BusyError, IpamError, SriovError
+from sriov_fast.ipam.delegate import may_choose_vf, needs_interface
 from sriov_fast.sriov import affinity, attach, detach, locks, netns, pool
-from sriov_fast.sriov.journal import ATTACHED, Attachment, Journal
+from sriov_fast.sriov.journal import ATTACHED, HOMING, Attachment, Journal
 from sriov_fast.values import Route, Value
 
 TYPE_CHECKING = False
@@ -27,80 +28,61 @@ if TYPE_CHECKING:
     from sriov_fast.cni.request import Request
     from sriov_fast.cni.result import Result
     from sriov_fast.ipam.builtin import Builtin
+    from sriov_fast.ipam.delegate import Ipam
     from sriov_fast.sriov.pool import Choice
     from sriov_fast.sriov.roots import Roots
     from sriov_fast.values import Link
 
-IPAM_WAIT = 60.0  # seconds; the dhcp plugin itself waits for up to 45
-IPAM_GRACE = 10.0  # seconds for an ADD that is not wanted any more
 
-
-class Reply(Value):
-    """What goes to stdout, and ``afterwards``, which nobody waits for.
-
-    ``undelivered`` is for when stdout does not take it: nobody knows then that something was done.
-    """
-
-    output: bytes = b""
-    afterwards: Callable[[], None] | None = None
-    undelivered: Callable[[], object] | None = None
-
-
-class Call(Value):
-    """One request with what it is served from."""
-
-    request: Request
-    conf: NetConf
-    roots: Roots
-    journal: Journal
-    log: log.Logger
-
-    @property
-    def who(self) -> str:
-        """What others are told who wait for our locks."""
-        return f"{self.request.command} {self.request.container_id} {self.request.ifname}".strip()
-
-    def ipam(self) -> Ipam | Builtin | None:
-        """Return this request's IPAM, built in or to be executed; None where the configuration has none."""
-        if not self.conf.ipam_type:
-            return None
-        asked = self.request
-        serve = builtin(self.conf.ipam_type, self.conf.ipam)
-        if serve:
-            return serve(
-                config=self.conf.raw,
-                container_id=asked.container_id,
-                ifname=asked.ifname,
-                args=asked.args_text,
-                runtime_dir=self.roots.run,
-            )
-        return Ipam(
-            kind=self.conf.ipam_type,
-            path=asked.path,
-            config=asked.stdin,
-            container_id=asked.container_id,
-            netns=asked.netns,
-            ifname=asked.ifname,
-            args=asked.args_text,
-        )
-
-
-def run(request: Request, roots: Roots) -> Reply:
+def run(request: Request, roots: Roots, context: Context | None = None) -> Reply:
     """Carry out one verb; raises SriovError or OSError, for ``cni.reply.error`` to word."""
     if request.command == "VERSION":
         return Reply(output=reply.version_info(request.stdin))
+    context = context or Context()
     conf = netconf.parse(request)
-    context = {"command": request.command, "containerID": request.container_id, "netns": request.netns}
-    context |= {"ifname": request.ifname, "network": conf.name}
+    fields = {"command": request.command, "containerID": request.container_id, "netns": request.netns}
+    fields |= {"ifname": request.ifname, "network": conf.name}
     with ExitStack() as closing:
-        logger = log.Logger(conf.log_level, conf.log_file, {k: v for k, v in context.items() if v})
+        known = {key: value for key, value in fields.items() if value}
+        logger = log.Logger(conf.log_level, conf.log_file, known, context.stderr)
         closing.callback(logger.close)
         for warning in conf.warnings:
             logger.warning(warning)
         call = Call(
-            request=request, conf=conf, roots=roots, journal=Journal(roots.run, roots.proc), log=logger
+            request=request,
+            conf=conf,
+            roots=roots,
+            journal=Journal(roots.run, roots.proc),
+            log=logger,
+            context=context,
         )
-        return _VERBS[request.command](call)
+        call.step("read the request")
+        return _with_log(_verb(request.command)(call), logger)
+
+
+def _with_log(done: Reply, logger: log.Logger) -> Reply:
+    """Let what comes after the reply write to the log, and leave no file open."""
+    later = done.afterwards
+    if later is None:
+        return done
+
+    def afterwards() -> None:
+        try:
+            later()
+        finally:
+            logger.close()
+
+    return done.replace(afterwards=afterwards)
+
+
+def _verb(command: str) -> Callable[[Call], Reply]:
+    if command == "ADD":
+        return add
+    if command == "DEL":
+        return delete
+    from sriov_fast import upkeep  # late: no ADD and no DEL needs it
+
+    return upkeep.VERBS[command]
 
 
 # --- ADD
@@ -109,16 +91,18 @@ def run(request: Request, roots: Roots) -> Reply:
 def add(call: Call) -> Reply:
     """Give the container a VF (SPEC, "ADD"). Whatever fails, everything is undone."""
     with ExitStack() as closing, ExitStack() as undo:
-        fd = netns.open_pod(call.request.netns)
+        fd = netns.open_pod(call.request.netns, call.context.netns_fd)
         closing.callback(os.close, fd)
         affinity.require_online(call.conf.cores, call.roots)
-        closing.enter_context(_owner_lock(call))
+        closing.enter_context(call.owner_lock())
         _require_detached(call)
         # undone last: an address may go to the next pod only when this one's VF is quiet
         addresses = undo.enter_context(ExitStack())
         call, start = _ipam_first(call, addresses)
+        call.step("check, lock")
         choice = pool.choose(_wish(call), call.journal, call.roots)
         closing.enter_context(choice.lock)
+        call.step("choose the VF")
         host = closing.enter_context(nl.Socket())
         record = _journaled(call, choice, host, undo)
         done = _attached(call, record, host, fd, start)
@@ -146,19 +130,13 @@ def _ipam_first(call: Call, undo: ExitStack) -> tuple[Call, Callable[[], Callabl
     return call.replace(conf=netconf.with_extra(call.conf, answer.extra)), lambda: lambda: answer
 
 
-def _owner_lock(call: Call) -> locks.Lock:
-    """Keep two requests for one interface of one container apart."""
-    asked = call.request
-    return locks.acquire(call.roots.run, f"owner-{asked.container_id}~{asked.ifname}", call.who)
-
-
 def _require_detached(call: Call) -> None:
     """Refuse a second ADD; put right what a first one left half done when it was killed."""
     asked = call.request
     record = call.journal.find(asked.container_id, asked.ifname)
     if record is None:
         return
-    if record.state == ATTACHED:
+    if record.state == ATTACHED and not (record.token and record.token == call.context.token):
         raise BusyError(
             f"container {asked.container_id} has {asked.ifname} already: VF {record.vf} of {record.pf}",
             "DEL it first",
@@ -167,7 +145,7 @@ def _require_detached(call: Call) -> None:
         )
     call.log.warning("an earlier ADD was cut short: its VF is brought home first", pci=record.pci)
     try:
-        _delete_record(_as_attached(call, record), record)
+        release(call.of(record), record)
     except IpamError as error:  # what it cannot give back it may well refuse, or give again
         call.log.error("its address could not be given back", plugin=record.ipam, why=error)
         call.journal.remove(record)
@@ -205,7 +183,12 @@ def _ipam_undo(call: Call, ipam: Ipam | Builtin) -> None:
 def _wish(call: Call) -> pool.Wish:
     conf = call.conf
     return pool.Wish(
-        masters=conf.masters, vf=conf.vf, device_id=conf.device_id, cores=conf.cores, who=call.who
+        masters=conf.masters,
+        vf=conf.vf,
+        device_id=conf.device_id,
+        cores=conf.cores,
+        who=call.who,
+        recover=lambda record: recover(call, record),
     )
 
 
@@ -227,18 +210,23 @@ def _journaled(call: Call, choice: Choice, host: nl.Socket, undo: ExitStack) -> 
             ipam=conf.ipam_type,
             request={"args": asked.args_text, "path": list(asked.path), "config": conf.raw},
             boot=call.journal.boot(),
+            token=call.context.token,
         ),
     )
+    call.step("read the VF's state", "kernel")
+    if conf.cores:
+        record = record.replace(pinned=affinity.plan(list(record.irqs), conf.cores))
     call.journal.write(record)
+    call.step("write the journal")
     undo.callback(_take_back, call, record)
     return record
 
 
 def _take_back(call: Call, record: Attachment) -> None:
     """Undo an attach. Where that fails the record stays, so that DEL or GC can try again."""
-    latest = call.journal.read(record.pci, record.owner) or record
+    latest = call.journal.again(record) or record
     try:
-        detach.release(latest, call.request.netns, call.roots, call.log)
+        detach.release(latest, call.where, call.roots, call.log)
         call.journal.remove(latest)
     except (SriovError, OSError) as error:
         call.log.error("the VF could not be brought home", pci=record.pci, pf=record.pf, why=error)
@@ -249,19 +237,28 @@ def _attached(
 ) -> Reply:
     """Configure and move the VF while IPAM runs, where that is possible, then set the addresses."""
     finish = None if needs_interface(call.conf.ipam_type) else start()
+    call.step("start IPAM", "ipam")
+    pinning = _pinned_beside(call, record)
     attach.configure(host, record)
+    call.step("configure", "kernel")
     attach.move(host, record, fd)
+    call.step("move", "kernel")
     answer = (finish or start())()
+    call.step("wait for IPAM", "ipam")
     link = _addressed(record, host, fd, answer.result)
-    pinned = _pinned(call, record)
+    call.step("addresses and routes", "kernel")
+    pinned = _pinned(call, record, pinning)
+    call.step("pin the interrupts")
     record = pinned.replace(state=ATTACHED, ifindex=link.index, mac=link.mac, **_given(answer.result))
     call.journal.write(record)
     call.log.info("attached", pf=record.pf, vf=record.vf, pci=record.pci, mac=record.mac)
-    return Reply(
+    done = Reply(
         output=reply.success(_outcome(call, record, link, answer.result), call.conf),
-        afterwards=_announcement(call.request.netns, record),
+        afterwards=_announcement(call, record),
         undelivered=lambda: delete(call),
     )
+    call.step("journal, result")
+    return done
 
 
 def _addressed(record: Attachment, host: nl.Socket, fd: int, given: Result) -> Link:
@@ -298,16 +295,29 @@ def _given(given: Result) -> dict[str, Any]:
     return {"addresses": addresses, "routes": tuple(route.as_dict() for route in _routes(given))}
 
 
-def _pinned(call: Call, record: Attachment) -> Attachment:
-    """Pin the interrupts; those that came with the bring-up are written down first, too."""
+def _pinned_beside(call: Call, record: Attachment) -> Callable[[], Any] | None:
+    """Pin the interrupts that are there already while the kernel moves the device, where we may."""
+    if not record.pinned or not call.context.beside:
+        return None
+    return call.context.beside(lambda: affinity.apply(record.pinned, call.roots, call.log))
+
+
+def _pinned(call: Call, record: Attachment, pinning: Callable[[], Any] | None) -> Attachment:
+    """Pin the interrupts, those that came with the bring-up, too; these are written down first."""
     if not call.conf.cores:
         return record
     affinity.warn_of_irqbalance(call.log)
     now = affinity.masks_of(record.pci, call.roots)
     wanted = affinity.plan(list(now), call.conf.cores)
-    record = record.replace(irqs=now | record.irqs, pinned=wanted)
-    call.journal.write(record)
-    return record.replace(pinned=affinity.apply(wanted, call.roots, call.log))
+    if wanted != record.pinned:
+        record = record.replace(irqs=now | record.irqs, pinned=wanted)
+        call.journal.write(record)
+    if not pinning:
+        return record.replace(pinned=affinity.apply(wanted, call.roots, call.log))
+    taken = pinning()
+    # an interrupt whose device was down may only have pretended to take its mask
+    left = {number: wanted[number] for number in affinity.differing(wanted, call.roots)}
+    return record.replace(pinned={**taken, **affinity.apply(left, call.roots, call.log)})
 
 
 def _outcome(call: Call, record: Attachment, link: Link, given: Result) -> Result:
@@ -323,15 +333,18 @@ def _outcome(call: Call, record: Attachment, link: Link, given: Result) -> Resul
     return result.merge(call.conf.prev_result, ours)
 
 
-def _announcement(path: str, record: Attachment) -> Callable[[], None] | None:
+def _announcement(call: Call, record: Attachment) -> Callable[[], None] | None:
     if not record.addresses:
         return None
 
     def afterwards() -> None:
         from sriov_fast.sriov import announce  # late: nobody waits for it here
 
-        fd = netns.open_netns(path)
-        announce.behind_the_reply(lambda: announce.send(fd, record.ifname, record.mac, record.addresses))
+        fd = netns.open_netns(call.request.netns, call.context.netns_fd)
+        try:
+            announce.send(fd, record.ifname, record.mac, record.addresses)
+        finally:
+            os.close(fd)
 
     return afterwards
 
@@ -342,30 +355,91 @@ def _announcement(path: str, record: Attachment) -> Callable[[], None] | None:
 def delete(call: Call) -> Reply:
     """Bring everything back (SPEC, "DEL"); what is gone already is no fault."""
     asked = call.request
-    with _owner_lock(call):
+    with call.owner_lock():
         record = call.journal.find(asked.container_id, asked.ifname)
+        call.step("check, lock")
         if record is None:
             _ipam_release(call)()
+            return Reply()
+        return release(call, record, defer=call.context.defer_release)
+
+
+def release(call: Call, record: Attachment, *, defer: bool = False) -> Reply:
+    """Release VF and address. The record stays until both are, so that DEL or GC can try again.
+
+    With ``defer``, the VF's way home, which waits in the kernel, is left to the reply's ``afterwards``.
+    """
+    with ExitStack() as held:
+        held.enter_context(locks.acquire(call.roots.run, f"vf-{record.pci}", call.who))
+        if call.journal.again(record) is None:
+            return Reply()  # somebody finished it while we waited
+        later = _release_held(call, record, defer=defer)
+        if not defer:
+            later()
+            return Reply()
+        lock = held.pop_all()
+
+    def afterwards() -> None:
+        with lock:
+            later()
+
+    return Reply(afterwards=afterwards)
+
+
+def _release_held(call: Call, record: Attachment, *, defer: bool) -> Callable[[], None]:
+    """Release a VF whose lock we hold, and its address; return what is left to do.
+
+    IPAM's DEL runs beside the move; with ``defer`` it is waited for before. Its error is raised in the end.
+    """
+    with ExitStack() as home:
+        with ExitStack() as late:
+            home.callback(_quietened(call, record, late))
+            if not defer:
+                home.close()
+                call.step("move home", "kernel")
+        call.step("wait for IPAM", "ipam")
+        if defer:
+            record = call.journal.release(record)
+            call.step("journal")
+        moving = home.pop_all()
+
+    def rest() -> None:
+        moving.close()
+        call.journal.remove(record)
+        call.log.info("released", pf=record.pf, vf=record.vf, pci=record.pci)
+
+    return rest
+
+
+def _quietened(call: Call, record: Attachment, late: ExitStack) -> Callable[[], None]:
+    """Make the VF quiet and give its address back, for which ``late`` waits; return what brings it home."""
+    through_vf = needs_interface(call.conf.ipam_type)
+    if through_vf:
+        late.callback(_ipam_release(call, wait=True))
+
+    def when_quiet() -> None:
+        call.step("quieten", "kernel")
+        if not through_vf:
+            late.callback(_ipam_release(call))
+            call.step("start IPAM", "ipam")
+
+    return detach.begin(record, call.where, call.roots, call.log, when_quiet)
+
+
+def recover(call: Call, record: Attachment) -> None:
+    """Finish, for a VF whose lock we hold, what a request left that was killed; a fault is logged."""
+    call.log.warning(
+        "a request was cut short: its VF is brought home first", pci=record.pci, state=record.state
+    )
+    theirs = call.of(record)
+    try:
+        if record.state == HOMING:  # its address was given back already
+            detach.release(record, theirs.where, call.roots, call.log)
+            call.journal.remove(record)
         else:
-            _delete_record(call, record)
-    return Reply()
-
-
-def _delete_record(call: Call, record: Attachment) -> None:
-    """Release VF and address. The record stays until both are, so that DEL or GC can try again."""
-    with ExitStack() as late:
-        through_vf = needs_interface(call.conf.ipam_type)
-        if through_vf:
-            late.callback(_ipam_release(call, wait=True))
-
-        def when_quiet() -> None:
-            if not through_vf:
-                late.callback(_ipam_release(call))
-
-        with locks.acquire(call.roots.run, f"vf-{record.pci}", call.who):
-            detach.release(record, call.request.netns, call.roots, call.log, when_quiet)
-    call.journal.remove(record)
-    call.log.info("released", pf=record.pf, vf=record.vf, pci=record.pci)
+            _release_held(theirs, record, defer=False)()
+    except (SriovError, OSError) as error:
+        call.log.error("the VF could not be brought home", pci=record.pci, pf=record.pf, why=error)
 
 
 def _ipam_release(call: Call, *, wait: bool = False) -> Callable[[], None]:
@@ -395,126 +469,3 @@ def _raiser(error: SriovError) -> Callable[[], None]:
         raise error
 
     return late
-
-
-# --- CHECK, STATUS, GC
-
-
-def check_(call: Call) -> Reply:
-    """Compare what is there with what was attached (SPEC, "CHECK")."""
-    asked = call.request
-    record = call.journal.find(asked.container_id, asked.ifname)
-    if record is None:
-        raise CheckError(
-            f"container {asked.container_id} has no {asked.ifname} of ours",
-            "it was never attached, or is deleted",
-        )
-    from sriov_fast.sriov import check  # late: no ADD and no DEL needs it
-
-    _check_previous(call, record)
-    ipam = call.ipam()
-    if ipam is not None:
-        ipam.run("CHECK", IPAM_WAIT)
-    fd = netns.open_netns(asked.netns)
-    try:
-        check.check(record, fd, call.roots)
-    finally:
-        os.close(fd)
-    return Reply()
-
-
-def _check_previous(call: Call, record: Attachment) -> None:
-    """Compare with the result that the runtime remembers."""
-    previous = call.conf.prev_result
-    if previous is None or not previous.interfaces:
-        return
-    for number, item in enumerate(previous.interfaces):
-        if item.name == record.ifname and item.sandbox == record.netns:
-            known = {ip.address for ip in previous.ips if ip.interface == number}
-            missing = [cidr for cidr in record.addresses if cidr not in known]
-            if missing or (item.mac and item.mac != record.mac):
-                raise CheckError(
-                    f"prevResult: {record.ifname} has {item.mac} {sorted(known)}, "
-                    f"attached were {record.mac} {list(record.addresses)}",
-                    "the runtime's memory and ours differ; delete the pod and start it anew",
-                )
-            return
-    raise CheckError(
-        f"prevResult: no interface {record.ifname!r} in {record.netns}",
-        "the runtime's memory and ours differ; delete the pod and start it anew",
-    )
-
-
-def status(call: Call) -> Reply:
-    """Say whether an ADD can be served (SPEC, "STATUS"); asked every few seconds, so cheap."""
-    conf = call.conf
-    try:
-        usable = pool.any_usable(conf.masters, conf.device_id, call.journal, call.roots)
-        why = f"no PF of {', '.join(conf.masters) or conf.device_id} has a usable VF"
-    except (OSError, ValueError, SriovError) as error:
-        usable, why = False, f"{', '.join(conf.masters) or conf.device_id}: {error}"
-    late_device = not conf.masters and not conf.device_id
-    if not usable and not late_device:
-        raise UnavailableError(
-            why, "make VFs (sriov_numvfs), and see that their driver is bound; `sriov-fast vfs` shows them"
-        )
-    ipam = call.ipam()
-    if ipam is not None:
-        ipam.run("STATUS", IPAM_WAIT, call.log.debug)
-    return Reply()
-
-
-def collect(call: Call) -> Reply:
-    """Release every attachment of this network that is not in the list of valid ones (SPEC, "GC").
-
-    One that cannot be released does not keep the others; the first fault is raised in the end.
-    """
-    valid = call.conf.valid_attachments or ()
-    faults: list[Exception] = []
-    for record in call.journal.all():
-        if record.network != call.conf.name or record.owner in valid:
-            continue
-        try:
-            _collect_one(call, record)
-        except Exception as error:
-            call.log.error("GC could not release", pci=record.pci, container=record.container_id, why=error)
-            faults.append(error)
-    ipam = call.ipam()
-    if ipam is not None:
-        ipam.run("GC", IPAM_WAIT, call.log.debug)
-    if faults:
-        raise faults[0]
-    return Reply()
-
-
-def _as_attached(call: Call, record: Attachment) -> Call:
-    """Return the call that its own runtime would DEL the attachment with: as it was attached."""
-    given = record.request
-    config = given.get("config", {})
-    asked = call.request.replace(
-        container_id=record.container_id,
-        ifname=record.ifname,
-        netns=record.netns,
-        args_text=given.get("args", ""),
-        path=call.request.path or tuple(given.get("path", ())),
-        stdin=codec.dumps(config),
-    )
-    conf = call.conf.replace(raw=config, ipam=config.get("ipam"), ipam_type=record.ipam)
-    return call.replace(request=asked, conf=conf)
-
-
-def _collect_one(call: Call, record: Attachment) -> None:
-    theirs = _as_attached(call, record)
-    with _owner_lock(theirs):
-        still = call.journal.find(*record.owner)
-        if still is not None:
-            _delete_record(theirs, still)
-
-
-_VERBS: dict[str, Callable[[Call], Reply]] = {
-    "ADD": add,
-    "DEL": delete,
-    "CHECK": check_,
-    "STATUS": status,
-    "GC": collect,
-}

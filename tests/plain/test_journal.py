@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from sriov_fast.errors import FileError
-from sriov_fast.sriov.journal import ATTACHED, ATTACHING, Attachment, Journal
+from sriov_fast.sriov.journal import ATTACHED, ATTACHING, Attachment, Entry, Journal
 from sriov_fast.values import VfSettings
 
 PCI = "0000:01:10.0"
@@ -56,7 +56,7 @@ FULL = {
 def test_round_trip(journal: Journal) -> None:
     record = attachment(journal, **FULL)
     journal.write(record)
-    assert journal.read(PCI, record.owner) == record
+    assert journal.read(PCI, Entry(owner=record.owner)) == record
     assert journal.find("c1", "eth0") == record
     assert journal.all() == [record]
     assert journal.owners() == {PCI: ("c1", "eth0")}
@@ -64,7 +64,7 @@ def test_round_trip(journal: Journal) -> None:
 
 def test_nothing_there(journal: Journal, tmp_path: Path) -> None:
     assert (journal.owners(), journal.all(), journal.find("c1", "eth0")) == ({}, [], None)
-    assert journal.read(PCI, ("c1", "eth0")) is None
+    assert journal.read(PCI, Entry(owner=("c1", "eth0"))) is None
     journal.remove(attachment(journal))
     assert not journal.prune()
     assert not (tmp_path / "run").exists(), "looking makes no directory"
@@ -197,7 +197,7 @@ def test_a_reader_never_sees_half_a_record(journal: Journal) -> None:
 
     def read() -> None:
         while writing:
-            found = journal.read(PCI, short.owner)
+            found = journal.read(PCI, Entry(owner=short.owner))
             if found not in (short, long):
                 faults.append(found)
             elif found is not None:

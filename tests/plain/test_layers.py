@@ -11,7 +11,7 @@ import sriov_fast
 
 PACKAGE = Path(sriov_fast.__file__).parent
 ROOMS = ("cni", "sriov", "ipam")
-ABOVE = ("plugin", "entry", "cli", "lab")
+ABOVE = ("call", "plugin", "upkeep", "entry", "resident", "cli", "lab", "txipamd")
 BACKENDS = ("_nl", "_sysfs", "_irq", "_nl_py", "_sysfs_py", "_irq_py")
 
 

@@ -91,13 +91,15 @@ class Running:
         self._status: int | None = None
 
     @classmethod
-    def start(cls, program: str, command: str, stdin: bytes, env: Mapping[str, str]) -> Running:
-        """Start ``program`` with ``stdin`` and ``env``; it inherits our stderr and nothing else."""
+    def start(
+        cls, program: str, command: str, stdin: bytes, env: Mapping[str, str], stderr: int = _STDERR
+    ) -> Running:
+        """Start ``program`` with ``stdin`` and ``env``; ``stderr`` is its own, and it inherits nothing else."""
         source = _memory_file(stdin)
         try:
             out, its_out = os.pipe()
             try:
-                pid = _spawn(program, source, its_out, env)
+                pid = _spawn(program, (source, its_out, stderr), env)
             except OSError as error:
                 os.close(out)
                 raise _not_started(program, error) from error
@@ -241,7 +243,7 @@ class Ipam(Value):
     """The IPAM plugin of one request.
 
     ``path`` is CNI_PATH, split; ``config`` the whole network configuration and ``args`` CNI_ARGS, both as
-    they came; ``environ`` is what the delegate gets besides the CNI variables.
+    they came; ``environ`` is what the delegate gets besides the CNI variables, and ``stderr`` its stderr.
     """
 
     kind: str
@@ -252,6 +254,7 @@ class Ipam(Value):
     ifname: str = ""
     args: str = ""
     environ: Mapping[str, str] = os.environ
+    stderr: int = _STDERR
 
     def env(self, command: str) -> dict[str, str]:
         """Return the delegate's environment: the caller's, with the CNI variables of this request."""
@@ -267,7 +270,8 @@ class Ipam(Value):
 
     def start(self, command: str) -> Running:
         """Start the plugin with ``command`` and return at once."""
-        return Running.start(find(self.kind, self.path), command, self.config, self.env(command))
+        program = find(self.kind, self.path)
+        return Running.start(program, command, self.config, self.env(command), self.stderr)
 
     def run(
         self, command: str, timeout: float, on_skip: Callable[[str], None] | None = None
@@ -304,8 +308,8 @@ def _memory_file(content: bytes) -> int:
     return fd
 
 
-def _spawn(program: str, stdin: int, stdout: int, env: Mapping[str, str]) -> int:
-    actions = [(os.POSIX_SPAWN_DUP2, stdin, 0), (os.POSIX_SPAWN_DUP2, stdout, 1)]
+def _spawn(program: str, streams: tuple[int, int, int], env: Mapping[str, str]) -> int:
+    actions = [(os.POSIX_SPAWN_DUP2, fd, number) for number, fd in enumerate(streams)]
     return os.posix_spawn(
         program,
         [program],

@@ -1,7 +1,7 @@
 """Tells the neighbours: gratuitous ARP (RFC 5227 section 3) and unsolicited NA (RFC 4861 section 7.2.6).
 
-Done by a child that outlives us, so that neither the wait for carrier nor the closing of a packet socket,
-which waits in the kernel, delays the runtime.
+Done when the runtime has its answer: neither the wait for carrier nor the closing of a packet socket,
+which waits in the kernel, may delay it.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from sriov_fast.backend import nl
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Sequence
 
 _AF_PACKET = 17  # linux/socket.h
 _SOCK_RAW = 3
@@ -86,17 +86,3 @@ def _flags(fd: int, ifname: str) -> int:
     """Return the interface's flags by ioctl: cheaper than rtnetlink, and the socket is there already."""
     asked = os.fsencode(ifname).ljust(_IFREQ_SIZE, b"\0")
     return int.from_bytes(fcntl.ioctl(fd, _SIOCGIFFLAGS, asked)[16:18], sys.byteorder)
-
-
-def behind_the_reply(work: Callable[[], None]) -> None:
-    """Run ``work`` in a child whose end nobody waits for; it holds none of the caller's standard streams."""
-    if os.fork():
-        return
-    try:
-        os.setsid()
-        null = os.open("/dev/null", os.O_RDWR)
-        for fd in (0, 1, 2):
-            os.dup2(null, fd)
-        work()
-    finally:
-        os._exit(0)

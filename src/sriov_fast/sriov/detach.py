@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import errno
 import os
+from contextlib import ExitStack
 
 from sriov_fast.backend import nl
 from sriov_fast.errors import NetlinkError
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
 
     from sriov_fast.log import Logger
     from sriov_fast.sriov.journal import Attachment
-    from sriov_fast.sriov.locate import Place
+    from sriov_fast.sriov.locate import Place, Where
     from sriov_fast.sriov.roots import Roots
     from sriov_fast.values import Link
 
@@ -35,7 +36,7 @@ class _Job(Value):
     """What a release is about."""
 
     record: Attachment
-    path: str
+    where: Where
     roots: Roots
     log: Logger
     when_quiet: Callable[[], None]
@@ -43,7 +44,7 @@ class _Job(Value):
 
 def release(
     record: Attachment,
-    netns_path: str,
+    where: Where,
     roots: Roots,
     log: Logger,
     when_quiet: Callable[[], None] = _nothing,
@@ -54,17 +55,45 @@ def release(
     that is the moment to give the address back. Raises NetlinkError or OSError where the kernel refuses the
     move; what the driver refuses to restore is logged.
     """
+    begin(record, where, roots, log, when_quiet)()
+
+
+def begin(
+    record: Attachment,
+    where: Where,
+    roots: Roots,
+    log: Logger,
+    when_quiet: Callable[[], None] = _nothing,
+) -> Callable[[], None]:
+    """Do the first half of ``release``: the VF can send nothing more. Return what does the other half.
+
+    That one keeps the pod's namespace alive, so that it may be deleted in between. It must be called.
+    """
     # first: an interrupt that is in use takes a mask that one whose device is down may only pretend to take
     _restore_irqs(record, roots, log)
-    job = _Job(record=record, path=netns_path, roots=roots, log=log, when_quiet=when_quiet)
-    with nl.Socket() as host:
+    job = _Job(record=record, where=where, roots=roots, log=log, when_quiet=when_quiet)
+    again = job.replace(when_quiet=_nothing)
+    with ExitStack() as opened:
+        host = opened.enter_context(nl.Socket())
         try:
-            _release(host, job)
+            home = _quietened(host, job, opened)
         except NetlinkError as error:
             if error.errno != errno.ENODEV:
                 raise
             # it went between two steps: unplugged, or home by itself because its namespace ended
-            _release(host, job)
+            home = _quietened(host, job, opened)
+        kept = opened.pop_all()
+
+    def rest() -> None:
+        with kept:
+            try:
+                home()
+            except NetlinkError as error:
+                if error.errno != errno.ENODEV:
+                    raise
+                _quietened(host, again, kept)()
+
+    return rest
 
 
 def _restore_irqs(record: Attachment, roots: Roots, log: Logger) -> None:
@@ -89,23 +118,28 @@ def _settle_irqs(host: nl.Socket, job: _Job, name: str) -> None:
     _run(host, 0, name=name, up=False)
 
 
-def _release(host: nl.Socket, job: _Job) -> None:
+def _quietened(host: nl.Socket, job: _Job, opened: ExitStack) -> Callable[[], None]:
+    """Make the VF quiet, wherever it is; return what brings it home."""
     record, log = job.record, job.log
-    place = locate.find(record, job.path, job.roots, log)
+    place = locate.find(record, job.where, job.roots, log)
     if place is None:
-        job.when_quiet()
         log.warning("the VF has no network device any more", pci=record.pci, pf=record.pf, vf=record.vf)
         _let_go_of_mac(host, record)
         _restore_pf(host, record, log)
-        return
-    try:
-        quiet = _quieten(host, record, place, log)
-        on_pf = _restore_pf(host, record, log)
         job.when_quiet()
-        name = _bring_home(host, job, place)
-    finally:
-        if place.pod:
-            place.pod.close()
+        return _nothing
+    if place.pod:
+        opened.callback(place.pod.close)
+    quiet = _quieten(host, record, place, log)
+    on_pf = _restore_pf(host, record, log)
+    job.when_quiet()
+    return lambda: _home(host, job, place, quiet, on_pf)
+
+
+def _home(host: nl.Socket, job: _Job, place: Place, quiet: Link, on_pf: str | None) -> None:
+    """Bring the quiet VF home, and make it what it was."""
+    record, log = job.record, job.log
+    name = _bring_home(host, job, place)
     if name and (record.asked.mac or _mac_changed(record, quiet)):
         _settle_mac(host, record, name, quiet, on_pf, log)
     if name:

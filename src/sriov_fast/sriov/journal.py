@@ -2,7 +2,9 @@
 
 The file's name says whose VF it is (``PCI~CONTAINER~IFNAME``), so that one listing of the directory answers
 both questions of the hot path, which VFs are taken and which one is this container's, without opening a file.
-None of the first two parts can contain a ``~``. Files appear whole or not at all (rename).
+None of the first two parts can contain a ``~``. Files appear whole or not at all (rename). A VF that its
+container has given back, and that is still on its way home, is ``PCI~~CONTAINER~IFNAME``: nobody's, and not
+free.
 """
 
 from __future__ import annotations
@@ -20,6 +22,7 @@ if TYPE_CHECKING:
 
 ATTACHING = "attaching"
 ATTACHED = "attached"
+HOMING = "homing"
 
 
 class Attachment(Value):
@@ -28,6 +31,7 @@ class Attachment(Value):
     ``before*`` is the VF's original state: ``before`` what the PF held for it, the others what its device
     showed. ``irqs`` are the interrupts' masks before, ``pinned`` those that were set. ``asked`` is what
     the PF was told. ``request`` is what an IPAM DEL needs later: CNI_ARGS, CNI_PATH and the configuration.
+    ``token`` is the call's that made it, where it came through the resident server's client.
     """
 
     container_id: str
@@ -56,11 +60,19 @@ class Attachment(Value):
     ipam: str = ""
     request: dict[str, Any] = {}  # noqa: RUF012
     boot: str = ""
+    token: str = ""
 
     @property
     def owner(self) -> tuple[str, str]:
         """The container's ID and the interface's name in it."""
         return self.container_id, self.ifname
+
+
+class Entry(Value):
+    """What a record's name says: its owner (container ID, ifname), and whether the VF is on its way home."""
+
+    owner: tuple[str, str]
+    homing: bool = False
 
 
 def _plain(found: Attachment) -> dict[str, Any]:
@@ -105,44 +117,54 @@ class Journal:
                 self._boot = "unknown"
         return self._boot
 
-    def owners(self) -> dict[str, tuple[str, str]]:
-        """Return whose each VF is: {PCI address: (container ID, ifname)}."""
+    def entries(self) -> dict[str, Entry]:
+        """Return what the directory says, by PCI address."""
         try:
             names = os.listdir(self._dir)
         except FileNotFoundError:
             return {}
         parts = (name.split("~", 2) for name in names if not name.startswith("."))
-        return {part[0]: (part[1], part[2]) for part in parts if len(part) == 3}
+        return {part[0]: _entry(*part) for part in parts if len(part) == 3}
+
+    def owners(self) -> dict[str, tuple[str, str]]:
+        """Return whose each VF is, or was until it is home: {PCI address: (container ID, ifname)}."""
+        return {pci: entry.owner for pci, entry in self.entries().items()}
 
     def find(self, container_id: str, ifname: str) -> Attachment | None:
         """Return the record of this container's interface, if there is one of this boot."""
-        for pci, owner in self.owners().items():
-            if owner == (container_id, ifname):
-                return self.read(pci, owner)
+        for pci, entry in self.entries().items():
+            if entry.owner == (container_id, ifname) and not entry.homing:
+                return self.read(pci, entry)
         return None
 
     def all(self) -> list[Attachment]:
         """Return every record of this boot."""
-        found = (self.read(pci, owner) for pci, owner in self.owners().items())
+        found = (self.read(pci, entry) for pci, entry in self.entries().items())
         return [record for record in found if record is not None]
 
     def prune(self) -> bool:
         """Remove what an earlier boot left; return whether there was any."""
-        return None in [self.read(pci, owner) for pci, owner in self.owners().items()]
+        return None in [self.read(pci, entry) for pci, entry in self.entries().items()]
 
-    def read(self, pci: str, owner: tuple[str, str]) -> Attachment | None:
+    def again(self, record: Attachment) -> Attachment | None:
+        """Read a record again: who waited for its VF's lock may find it changed, or gone."""
+        return self.read(record.pci, Entry(owner=record.owner, homing=record.state == HOMING))
+
+    def read(self, pci: str, entry: Entry) -> Attachment | None:
         """Return one record, None where it is gone or of an earlier boot.
 
         A record that cannot be read still says by its name whose VF it is; it comes back with that alone.
         """
-        path = self._path(pci, owner)
+        path = self._path(pci, entry)
         try:
             with open(path, "rb", buffering=0) as file:
                 record = _typed(codec.loads(file.read(), path))
         except FileNotFoundError:
             return None
         except (DecodeError, KeyError, TypeError, ValueError, AttributeError):
-            return Attachment(container_id=owner[0], ifname=owner[1], pci=pci, boot=self.boot())
+            record = Attachment(container_id=entry.owner[0], ifname=entry.owner[1], pci=pci, boot=self.boot())
+        if entry.homing:
+            record = record.replace(state=HOMING)
         if record.boot != self.boot():
             self.remove(record)
             return None
@@ -150,7 +172,7 @@ class Journal:
 
     def write(self, record: Attachment) -> None:
         """Write the record, whole, in place of an older one; the VF's lock must be held."""
-        path = self._path(record.pci, record.owner)
+        path = self._path_of(record)
         draft = f"{self._dir}/.{record.pci}"  # one name for each VF: what a crash leaves is written over
         content = codec.dumps(_plain(record))
         try:
@@ -168,12 +190,28 @@ class Journal:
                 errno=error.errno or 0,
             ) from error
 
+    def release(self, record: Attachment) -> Attachment:
+        """Say of a VF that it is its container's no more, and on its way home; return the record."""
+        homing = record.replace(state=HOMING)
+        os.rename(self._path_of(record), self._path_of(homing))
+        return homing
+
     def remove(self, record: Attachment) -> None:
         """Remove the record; harmless when it is gone."""
-        _forget(self._path(record.pci, record.owner))
+        _forget(self._path_of(record))
 
-    def _path(self, pci: str, owner: tuple[str, str]) -> str:
-        return f"{self._dir}/{pci}~{owner[0]}~{owner[1]}"
+    def _path_of(self, record: Attachment) -> str:
+        return self._path(record.pci, Entry(owner=record.owner, homing=record.state == HOMING))
+
+    def _path(self, pci: str, entry: Entry) -> str:
+        return f"{self._dir}/{pci}~{'~' if entry.homing else ''}{entry.owner[0]}~{entry.owner[1]}"
+
+
+def _entry(_: str, container_id: str, rest: str) -> Entry:
+    if container_id:
+        return Entry(owner=(container_id, rest))
+    before, _, ifname = rest.partition("~")
+    return Entry(owner=(before, ifname), homing=True)
 
 
 def _put(path: str, content: bytes) -> None:

@@ -29,13 +29,24 @@ class Place(Value):
     pod: nl.Socket | None = None
 
 
-def find(record: Attachment, path: str, roots: Roots, log: Logger) -> Place | None:
+class Where(Value):
+    """What the runtime says of the pod's namespace now: its path, and a descriptor where it passed one."""
+
+    path: str = ""
+    fd: int = -1
+
+    def fd_of(self, path: str) -> int:
+        """Return the descriptor of ``path``, -1 where there is none."""
+        return self.fd if path == self.path else -1
+
+
+def find(record: Attachment, where: Where, roots: Roots, log: Logger) -> Place | None:
     """Return where the VF is, None where it has no network device any more.
 
-    ``path`` is what the runtime calls the pod's namespace now; where the VF is not, the ADD's path may lead.
+    It need not be ``where`` the runtime says; then the ADD's path may lead.
     """
-    for candidate in dict.fromkeys((path, record.netns)):
-        pod = _socket(candidate, log) if candidate else None
+    for candidate, fd in {where.path: where.fd, record.netns: where.fd_of(record.netns)}.items():
+        pod = _socket(candidate, fd, log) if candidate else None
         place = _in_pod(pod, record) if pod else None
         if place:
             return place
@@ -43,10 +54,10 @@ def find(record: Attachment, path: str, roots: Roots, log: Logger) -> Place | No
     return Place(link=link) if link else None
 
 
-def _socket(path: str, log: Logger) -> nl.Socket | None:
+def _socket(path: str, given: int, log: Logger) -> nl.Socket | None:
     """Return a socket in the namespace; None where it is gone, is no namespace, or is ours."""
     try:
-        fd = netns.open_netns(path)
+        fd = netns.open_netns(path, given)
     except EnvError as error:
         log.info("no namespace to bring the VF home from", path=path, why=error.msg)
         return None

@@ -1,10 +1,12 @@
 """File locks that wait for a bounded time and can say who holds them.
 
-``flock`` belongs to the open file, so the kernel lets go of it when a process dies, however it dies.
+``flock`` belongs to the open file, so the kernel lets go of it when a process dies, however it dies. Threads
+of one process meet at a gate before it, where the next is woken at once; between processes there is polling.
 """
 
 from __future__ import annotations
 
+import _thread
 import fcntl
 import os
 import time
@@ -17,8 +19,44 @@ if TYPE_CHECKING:
     from typing import Self
 
 WAIT = 20.0  # seconds; a runtime gives up on its own after minutes
-_PAUSE = 0.001
-_LONGEST_PAUSE = 0.02
+_PAUSE = 0.0005
+_LONGEST_PAUSE = 0.002
+
+
+class _Gate:
+    """What the threads of this process wait at for one path; ``users`` hold it or wait."""
+
+    __slots__ = ("lock", "users")
+
+    def __init__(self) -> None:
+        self.lock = _thread.allocate_lock()
+        self.users = 0
+
+
+_gates: dict[str, _Gate] = {}
+_gates_lock = _thread.allocate_lock()
+
+
+def _pass(path: str, wait: float) -> bool:
+    """Go through the gate of a path, waiting at most ``wait`` seconds; say whether that was possible."""
+    with _gates_lock:
+        gate = _gates.setdefault(path, _Gate())
+        gate.users += 1
+    passed = gate.lock.acquire(timeout=wait) if wait > 0 else gate.lock.acquire(blocking=False)
+    if not passed:
+        _leave(path)
+    return passed
+
+
+def _leave(path: str, *, held: bool = False) -> None:
+    """Forget a gate that nobody is at, so that their number stays that of the locks in use."""
+    with _gates_lock:
+        gate = _gates[path]
+        if held:
+            gate.lock.release()
+        gate.users -= 1
+        if not gate.users:
+            del _gates[path]
 
 
 class Lock:
@@ -43,6 +81,7 @@ class Lock:
                 pass  # somebody cleared the directory
             os.close(self._fd)
             self._fd = -1
+            _leave(self._path, held=True)
 
 
 def _path(run: str, name: str) -> str:
@@ -78,6 +117,26 @@ def _is_current(fd: int, path: str) -> bool:
 
 def attempt(run: str, name: str, who: str) -> Lock | None:
     """Take the lock ``name`` if it is free now; ``who`` is what others are told. None: it is held."""
+    path = _path(run, name)
+    return _locked_inside(run, name, who) if _pass(path, 0) else None
+
+
+def _locked_inside(run: str, name: str, who: str, wait: float = 0) -> Lock | None:
+    """Take the file's lock, the gate being passed; the gate is left again where that fails."""
+    path, lock = _path(run, name), None
+    try:
+        deadline = time.monotonic() + wait
+        pause = _PAUSE
+        while (lock := _flocked(run, name, who)) is None and time.monotonic() < deadline:
+            time.sleep(pause)
+            pause = min(pause * 2, _LONGEST_PAUSE)
+    finally:
+        if lock is None:
+            _leave(path, held=True)
+    return lock
+
+
+def _flocked(run: str, name: str, who: str) -> Lock | None:
     path = _path(run, name)
     while True:
         fd = _open(run, name)
@@ -116,13 +175,12 @@ def holder(run: str, name: str) -> str:
 def acquire(run: str, name: str, who: str, wait: float = WAIT) -> Lock:
     """Take the lock ``name``, waiting at most ``wait`` seconds; TryAgainError (11) names the holder."""
     deadline = time.monotonic() + wait
-    pause = _PAUSE
-    while (lock := attempt(run, name, who)) is None:
-        if time.monotonic() >= deadline:
-            raise TryAgainError(
-                f"the lock of {name} was not free within {wait:g} s: held by {holder(run, name)}",
-                "try again; if that process hangs, see what it waits for",
-            )
-        time.sleep(pause)
-        pause = min(pause * 2, _LONGEST_PAUSE)
+    lock = None
+    if _pass(_path(run, name), wait):
+        lock = _locked_inside(run, name, who, deadline - time.monotonic())
+    if lock is None:
+        raise TryAgainError(
+            f"the lock of {name} was not free within {wait:g} s: held by {holder(run, name)}",
+            "try again; if that process hangs, see what it waits for",
+        )
     return lock

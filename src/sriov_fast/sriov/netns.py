@@ -13,11 +13,14 @@ _CLONE_NEWNET = 0x40000000  # linux/sched.h
 _SIOCGIFINDEX = 0x8933  # linux/sockios.h
 
 
-def open_netns(path: str) -> int:
-    """Return a descriptor of the network namespace at ``path``; EnvError (4) where there is none."""
+def open_netns(path: str, given: int = -1) -> int:
+    """Return a descriptor of the network namespace at ``path``; EnvError (4) where there is none.
+
+    ``given`` is a descriptor of that file, where who asks us has opened it: we may not see what he sees.
+    """
     try:
         # O_NONBLOCK: a FIFO in its place must not hold us up
-        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+        fd = os.dup(given) if given >= 0 else os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
     except OSError as error:
         raise _wrong(path, error.strerror or str(error), error.errno or 0) from error
     try:
@@ -36,9 +39,9 @@ def _wrong(path: str, why: str, errno: int) -> EnvError:
     return EnvError(f"CNI_NETNS {path!r}: {why}", advice, errno=errno)
 
 
-def open_pod(path: str) -> int:
+def open_pod(path: str, given: int = -1) -> int:
     """Return a descriptor of a pod's network namespace; EnvError (4) for the one that we are in ourselves."""
-    fd = open_netns(path)
+    fd = open_netns(path, given)
     if is_here(fd):
         os.close(fd)
         raise _wrong(path, "is the host's own namespace", 0)

@@ -3,25 +3,32 @@
 from __future__ import annotations
 
 import os
+from contextlib import ExitStack
 
 from sriov_fast.backend import sysfs
 from sriov_fast.errors import ConfigError, TryAgainError
 from sriov_fast.sriov import locks
+from sriov_fast.sriov.journal import ATTACHED
 from sriov_fast.values import Value
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
-    from sriov_fast.sriov.journal import Journal
+    from sriov_fast.sriov.journal import Attachment, Entry, Journal
     from sriov_fast.sriov.roots import Roots
     from sriov_fast.values import Vf
+
+
+def _leave(_: Attachment) -> None:
+    """Recover nothing."""
 
 
 class Wish(Value):
     """What is asked of the VF: one of ``masters`` (PFs), index ``vf``, or the very one at PCI ``device_id``.
 
-    With ``cores``, a PF on those cores' NUMA node comes first.
+    With ``cores``, a PF on those cores' NUMA node comes first. ``recover`` is given the record of a VF whose
+    last request was cut short, or is bringing it home; it makes the VF free. That VF's lock is held then.
     """
 
     masters: tuple[str, ...] = ()
@@ -29,6 +36,7 @@ class Wish(Value):
     device_id: str = ""
     cores: tuple[int, ...] = ()
     who: str = ""
+    recover: Callable[[Attachment], None] = _leave
 
 
 class Choice(Value):
@@ -64,6 +72,8 @@ def choose(wish: Wish, journal: Journal, roots: Roots) -> Choice:
     found = _first_free(wish, journal, roots)
     if found is None and journal.prune():
         found = _first_free(wish, journal, roots)
+    if found is None:
+        found = _first_recovered(_Search(wish=wish, journal=journal, roots=roots))
     if found is not None:
         return found
     which = "no VF" if wish.vf is None else f"vf {wish.vf} is not"
@@ -129,6 +139,66 @@ def _free_one(pf: str, vfs: Sequence[Vf], wish: Wish, journal: Journal, roots: R
     return None
 
 
+class _Search(Value):
+    """What is looked for, and where."""
+
+    wish: Wish
+    journal: Journal
+    roots: Roots
+
+
+def _first_recovered(search: _Search) -> Choice | None:
+    """Wait for a VF that is on its way home, or bring home one that somebody left who was killed."""
+    for pf in search.wish.masters:
+        taken = search.journal.entries()
+        vfs = [vf for vf in _indexed(pf, scan(pf, search.roots), search.wish) if vf.pci in taken]
+        for vf in sorted(vfs, key=lambda vf: not taken[vf.pci].homing):
+            found = _recovered(search, pf, vf, taken[vf.pci])
+            if found is not None:
+                return found
+    return None
+
+
+def _recovered(search: _Search, pf: str, vf: Vf, entry: Entry) -> Choice | None:
+    if not entry.homing and not _is_unfinished(search.journal, vf.pci, entry):
+        return None  # without a look at its lock: who uses it may be about to give it back
+    run, who, name = search.roots.run, search.wish.who, f"vf-{vf.pci}"
+    lock = locks.acquire(run, name, who) if entry.homing else locks.attempt(run, name, who)
+    if lock is None:
+        return None
+    with ExitStack() as undo:
+        undo.callback(lock.release)
+        free = _freed(search, pf, vf.index)
+        if free is not None:
+            undo.pop_all()
+            return Choice(pf=pf, vf=free, lock=lock)
+    return None
+
+
+def _is_unfinished(journal: Journal, pci: str, entry: Entry) -> bool:
+    record = journal.read(pci, entry)
+    return record is not None and record.state != ATTACHED
+
+
+def _freed(search: _Search, pf: str, index: int, key: str = "master") -> Vf | None:
+    """Return a VF whose lock we hold, None where it is somebody's; what was cut short is finished first."""
+    vf = _vf_of(search, pf, index, key)
+    entry = search.journal.entries().get(vf.pci) if vf else None
+    if vf is None or entry is None:
+        return vf if vf and usable(vf) else None
+    record = search.journal.read(vf.pci, entry)
+    if record is not None and record.state == ATTACHED:
+        return None
+    if record is not None:
+        search.wish.recover(record)
+    vf = _vf_of(search, pf, index, key)
+    return vf if vf and usable(vf) and vf.pci not in search.journal.entries() else None
+
+
+def _vf_of(search: _Search, pf: str, index: int, key: str = "master") -> Vf | None:
+    return next((vf for vf in scan(pf, search.roots, key) if vf.index == index), None)
+
+
 def _the_one(wish: Wish, journal: Journal, roots: Roots) -> Choice:
     try:
         pf, index = sysfs.pf_of(wish.device_id, roots.sys)
@@ -145,23 +215,25 @@ def _the_one(wish: Wish, journal: Journal, roots: Roots) -> Choice:
         raise ConfigError(
             f"deviceID {wish.device_id} is VF {index} of {pf}, not vf {wish.vf}", "leave vf out"
         )
-    lock = locks.acquire(roots.run, f"vf-{wish.device_id}", wish.who)
-    try:
-        vf = next((vf for vf in scan(pf, roots, "deviceID's PF") if vf.index == index), None)
-        owner = journal.owners().get(wish.device_id)
-        if owner and journal.read(wish.device_id, owner) is None:
-            owner = None  # of an earlier boot
-        if owner or vf is None or not usable(vf):
+    search = _Search(wish=wish, journal=journal, roots=roots)
+    with ExitStack() as undo:
+        lock = locks.acquire(roots.run, f"vf-{wish.device_id}", wish.who)
+        undo.callback(lock.release)
+        vf = _freed(search, pf, index, "deviceID's PF")
+        if vf is None:
             raise TryAgainError(
-                f"deviceID {wish.device_id} (VF {index} of {pf}) is not free{_why(vf, owner)}",
+                f"deviceID {wish.device_id} (VF {index} of {pf}) is not free{_state_of(search, pf, index)}",
                 "try again when its pod has ended",
                 interface=pf,
                 vf=index,
             )
-    except BaseException:
-        lock.release()
-        raise
+        undo.pop_all()
     return Choice(pf=pf, vf=vf, lock=lock)
+
+
+def _state_of(search: _Search, pf: str, index: int) -> str:
+    vf = _vf_of(search, pf, index)
+    return _why(vf, search.journal.owners().get(vf.pci) if vf else None)
 
 
 def _why(vf: Vf | None, owner: tuple[str, str] | None) -> str:
@@ -178,8 +250,7 @@ def _taken_by(wish: Wish, journal: Journal, roots: Roots) -> str:
     """Say why the one VF that was asked for by index is not free."""
     if wish.vf is None or len(wish.masters) != 1:
         return ""
-    vf = next((vf for vf in scan(wish.masters[0], roots) if vf.index == wish.vf), None)
-    return _why(vf, journal.owners().get(vf.pci) if vf else None)
+    return _state_of(_Search(wish=wish, journal=journal, roots=roots), wish.masters[0], wish.vf)
 
 
 def any_usable(masters: Sequence[str], device_id: str, journal: Journal, roots: Roots) -> bool:

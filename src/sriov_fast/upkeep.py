@@ -1,0 +1,178 @@
+"""CHECK, STATUS and GC, and what is done after a crash."""
+
+from __future__ import annotations
+
+import os
+from contextlib import ExitStack
+
+from sriov_fast import codec, plugin
+from sriov_fast.call import IPAM_WAIT, Call, Context, Reply
+from sriov_fast.cni.netconf import NetConf
+from sriov_fast.cni.request import Request
+from sriov_fast.errors import CheckError, SriovError, UnavailableError
+from sriov_fast.sriov import check, locks, netns, pool
+from sriov_fast.sriov.journal import ATTACHED, HOMING, Journal
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from sriov_fast import log
+    from sriov_fast.sriov.journal import Attachment
+    from sriov_fast.sriov.roots import Roots
+
+
+def check_(call: Call) -> Reply:
+    """Compare what is there with what was attached (SPEC, "CHECK")."""
+    asked = call.request
+    record = call.journal.find(asked.container_id, asked.ifname)
+    if record is None:
+        raise CheckError(
+            f"container {asked.container_id} has no {asked.ifname} of ours",
+            "it was never attached, or is deleted",
+        )
+    _check_previous(call, record)
+    ipam = call.ipam()
+    if ipam is not None:
+        ipam.run("CHECK", IPAM_WAIT)
+    fd = netns.open_netns(asked.netns, call.context.netns_fd)
+    try:
+        check.check(record, fd, call.roots)
+    finally:
+        os.close(fd)
+    return Reply()
+
+
+def _check_previous(call: Call, record: Attachment) -> None:
+    """Compare with the result that the runtime remembers."""
+    previous = call.conf.prev_result
+    if previous is None or not previous.interfaces:
+        return
+    for number, item in enumerate(previous.interfaces):
+        if item.name == record.ifname and item.sandbox == record.netns:
+            known = {ip.address for ip in previous.ips if ip.interface == number}
+            missing = [cidr for cidr in record.addresses if cidr not in known]
+            if missing or (item.mac and item.mac != record.mac):
+                raise CheckError(
+                    f"prevResult: {record.ifname} has {item.mac} {sorted(known)}, "
+                    f"attached were {record.mac} {list(record.addresses)}",
+                    "the runtime's memory and ours differ; delete the pod and start it anew",
+                )
+            return
+    raise CheckError(
+        f"prevResult: no interface {record.ifname!r} in {record.netns}",
+        "the runtime's memory and ours differ; delete the pod and start it anew",
+    )
+
+
+def status(call: Call) -> Reply:
+    """Say whether an ADD can be served (SPEC, "STATUS"); asked every few seconds, so cheap."""
+    conf = call.conf
+    try:
+        usable = pool.any_usable(conf.masters, conf.device_id, call.journal, call.roots)
+        why = f"no PF of {', '.join(conf.masters) or conf.device_id} has a usable VF"
+    except (OSError, ValueError, SriovError) as error:
+        usable, why = False, f"{', '.join(conf.masters) or conf.device_id}: {error}"
+    late_device = not conf.masters and not conf.device_id
+    if not usable and not late_device:
+        raise UnavailableError(
+            why, "make VFs (sriov_numvfs), and see that their driver is bound; `sriov-fast vfs` shows them"
+        )
+    ipam = call.ipam()
+    if ipam is not None:
+        ipam.run("STATUS", IPAM_WAIT, call.log.debug)
+    return Reply()
+
+
+def collect(call: Call) -> Reply:
+    """Release every attachment of this network that is not in the list of valid ones (SPEC, "GC").
+
+    One that cannot be released does not keep the others; the first fault is raised in the end.
+    """
+    valid = call.conf.valid_attachments or ()
+    faults: list[Exception] = []
+    for record in call.journal.all():
+        if record.network != call.conf.name or (record.owner in valid and record.state != HOMING):
+            continue
+        try:
+            _collect_one(call, record)
+        except Exception as error:
+            call.log.error("GC could not release", pci=record.pci, container=record.container_id, why=error)
+            faults.append(error)
+    ipam = call.ipam()
+    if ipam is not None:
+        ipam.run("GC", IPAM_WAIT, call.log.debug)
+    if faults:
+        raise faults[0]
+    return Reply()
+
+
+def _collect_one(call: Call, record: Attachment) -> None:
+    theirs = call.of(record)
+    if record.state == HOMING:
+        with locks.acquire(call.roots.run, f"vf-{record.pci}", call.who):
+            still = call.journal.again(record)
+            if still is not None:
+                plugin.recover(theirs, still)
+        return
+    with theirs.owner_lock():
+        still = call.journal.find(*record.owner)
+        if still is not None:
+            plugin.release(theirs, still)
+
+
+# --- after a crash
+
+
+def repair(roots: Roots, logger: log.Logger) -> int:
+    """Finish what requests left that were killed; return how many there were.
+
+    Whoever is at work holds locks, and is left alone. The addresses are given back, too.
+    """
+    journal = Journal(roots.run, roots.proc)
+    unfinished = [record for record in journal.all() if record.state != ATTACHED]
+    return sum(_repair_one(_call_of(record, roots, journal, logger), record) for record in unfinished)
+
+
+def _call_of(record: Attachment, roots: Roots, journal: Journal, logger: log.Logger) -> Call:
+    given = record.request
+    asked = Request(
+        command="DEL",
+        container_id=record.container_id,
+        ifname=record.ifname,
+        netns=record.netns,
+        args_text=given.get("args", ""),
+        path=tuple(given.get("path", ())),
+        stdin=codec.dumps(given.get("config", {})),
+    )
+    conf = NetConf(
+        version="1.1.0",
+        name=record.network,
+        raw=given.get("config", {}),
+        ipam=given.get("config", {}).get("ipam"),
+        ipam_type=record.ipam,
+    )
+    bound = logger.bind(command="repair", containerID=record.container_id, ifname=record.ifname)
+    return Call(request=asked, conf=conf, roots=roots, journal=journal, log=bound, context=Context())
+
+
+def _repair_one(call: Call, record: Attachment) -> bool:
+    """Take both locks, if they are free, and finish; return whether there was something to finish."""
+    with ExitStack() as held:
+        asked = call.request
+        names = [f"vf-{record.pci}"]
+        if record.state != HOMING:
+            names.insert(0, f"owner-{asked.container_id}~{asked.ifname}")
+        for name in names:
+            lock = locks.attempt(call.roots.run, name, call.who)
+            if lock is None:
+                return False
+            held.enter_context(lock)
+        still = call.journal.again(record)
+        if still is None or still.state == ATTACHED:
+            return False
+        plugin.recover(call, still)
+        return True
+
+
+VERBS: dict[str, Callable[[Call], Reply]] = {"CHECK": check_, "STATUS": status, "GC": collect}

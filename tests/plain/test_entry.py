@@ -1,0 +1,43 @@
+"""What a process does when the runtime has its answer."""
+
+from __future__ import annotations
+
+import os
+import select
+import signal
+import time
+
+import pytest
+
+from sriov_fast import entry
+
+
+@pytest.mark.parametrize("raises", [False, True])
+def test_behind_the_reply(raises: bool) -> None:
+    """The caller goes on at once, and its streams are not held open by what is left behind."""
+    reader, writer = os.pipe()
+    done, mark = os.pipe()
+    middle = os.fork()
+    if middle == 0:
+        signal.alarm(60)
+        os.dup2(writer, 1)
+        os.close(writer)
+        os.close(reader)
+
+        def work() -> None:
+            time.sleep(0.3)
+            os.write(mark, b"!")
+            if raises:
+                raise ValueError("nobody hears it")
+
+        entry.behind_the_reply(work)
+        os._exit(7)
+    os.close(writer)
+    os.close(mark)
+    assert os.waitstatus_to_exitcode(os.waitpid(middle, 0)[1]) == 7
+    assert os.read(reader, 1) == b"", "the end of stdout, which the work has not kept"
+    assert not select.select([done], [], [], 0)[0], "the work is not done yet"
+    assert os.read(done, 2) == b"!"
+    assert os.read(done, 1) == b"", "its process has ended"
+    for fd in (reader, done):
+        os.close(fd)

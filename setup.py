@@ -1,19 +1,45 @@
-"""Builds the three compiled modules, and lets the install go on without them.
+"""Builds the three compiled modules and the client in C, and lets the install go on without them.
 
-Everything else about the package stands in pyproject.toml. ``SRIOV_FAST_REQUIRE_EXT=1`` makes a module that
-cannot be compiled an error: the Makefile and CI set it, because a missing one would hide a fault there.
+Everything else about the package stands in pyproject.toml. ``SRIOV_FAST_REQUIRE_EXT=1`` makes what cannot be
+compiled an error: the Makefile and CI set it, because a missing one would hide a fault there.
 """
 
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 from setuptools import Extension, setup
+from setuptools.command.build_ext import build_ext
+from setuptools.errors import CompileError
 
 MODULES = ("_nl", "_sysfs", "_irq")
 PACKAGE = Path("src", "sriov_fast")
+CLIENT = "sriov_fast.client.sriov-client"
 REQUIRED = os.environ.get("SRIOV_FAST_REQUIRE_EXT", "") not in ("", "0")
+
+
+class Build(build_ext):
+    """Also builds the client, which is an executable: no suffix, compilers of its own."""
+
+    def build_extension(self, ext: Extension) -> None:
+        """Build one module, or the client."""
+        if ext.name != CLIENT:
+            super().build_extension(ext)
+            return
+        machine = self.plat_name.removeprefix("linux-")
+        command = [sys.executable, "tools/build_client.py", self.get_ext_fullpath(ext.name), machine]
+        if subprocess.run(command, check=False).returncode:
+            raise CompileError(f"{ext.sources[0]} was not compiled")
+
+    def get_ext_filename(self, fullname: str) -> str:
+        """Return where it goes, from the top of the packages."""
+        # As on import: a name may come without its package.
+        if fullname.rpartition(".")[2] == CLIENT.rpartition(".")[2]:
+            return os.path.join(*fullname.split("."))
+        return str(super().get_ext_filename(fullname))
 
 
 def extension(module: str) -> Extension:
@@ -41,10 +67,15 @@ def extensions() -> list[Extension]:
         language_level=3,
         compiler_directives={"embedsignature": False},
     )
-    for each in built:
-        # Said here, because cythonize forgets it: where the compiler fails, the plain twin serves.
-        each.optional = not REQUIRED
     return built
 
 
-setup(ext_modules=extensions())
+def optional(built: list[Extension]) -> list[Extension]:
+    """Let the build go on without what cannot be compiled: the plain twin serves, or a script."""
+    for each in built:
+        each.optional = not REQUIRED  # said here, because cythonize forgets it
+    return built
+
+
+client = Extension(CLIENT, [str(PACKAGE / "client" / "sriov.c")])
+setup(ext_modules=optional([*extensions(), client]), cmdclass={"build_ext": Build})

@@ -26,6 +26,7 @@ has "$python" || need python3
 compiles || need python3-dev
 has gcc || need gcc
 echo '#include <stdio.h>' | gcc -E - >/dev/null 2>&1 || need libc6-dev
+has musl-gcc || need musl-tools
 has git || need git
 has ip || need iproute2
 has ping || need iputils-ping
@@ -36,6 +37,8 @@ has mount || need mount
 [ -e /usr/share/keyrings/debian-archive-keyring.gpg ] || [ -e /usr/share/keyrings/debian-archive-keyring.pgp ] ||
     need debian-archive-keyring
 [ -e /etc/ssl/certs/ca-certificates.crt ] || need ca-certificates
+# A distribution's package may start the service as well; the tests start their own.
+has etcd || need etcd-server
 [ -e /opt/cni/bin/host-local ] || [ -e /usr/lib/cni/host-local ] || need containernetworking-plugins
 
 if [ -n "$missing" ]; then

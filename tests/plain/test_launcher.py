@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import argparse
+import configparser
 import json
 import os
+import shlex
+import shutil
 import stat
 import subprocess
 import sys
@@ -13,10 +17,11 @@ from pathlib import Path
 import pytest
 
 import sriov_fast
-from sriov_fast.cli import install, main
+from sriov_fast import client
+from sriov_fast.cli import install, main, units
 
 SOURCES = str(Path(sriov_fast.__file__).parents[1])
-VERSION = {"CNI_COMMAND": "VERSION"}
+VERSION = {"CNI_COMMAND": "VERSION", "SRIOV_FAST_SOCKET": "none"}
 # Everything that bends an interpreter or a program by its environment.
 HOSTILE = {
     "PYTHONPATH": "",  # filled in by the test
@@ -35,11 +40,11 @@ HOSTILE = {
 }
 
 
-@pytest.fixture(scope="session")
-def sriov(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The plugin, installed once."""
-    directory = tmp_path_factory.mktemp("bin")
-    assert main(["install", "--bin-dir", str(directory)]) == 0
+@pytest.fixture(scope="session", params=install.LAUNCHERS)
+def sriov(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The plugin, installed once in each way. Without a server, both do the same."""
+    directory = tmp_path_factory.mktemp(request.param)
+    assert main(["install", "--bin-dir", str(directory), "--launcher", request.param]) == 0
     return directory / "sriov"
 
 
@@ -95,12 +100,43 @@ def test_errors_are_cni_errors(sriov: Path) -> None:
     assert json.loads(done.stdout)["code"] == 4
 
 
-def test_it_starts_without_site(sriov: Path) -> None:
-    first = sriov.read_text().partition("\n")[0]
-    assert first == f"#!{sys.executable} -ISXutf8"
+INTERPRETER = (sys.executable, "-ISXutf8")
+
+
+def test_a_script_starts_the_interpreter_so() -> None:
+    text = install.executable(install.PROGRAMS["sriov"], "script").decode()
+    assert text.startswith(f"#!{' '.join(INTERPRETER)}\n")
+
+
+def test_the_client_starts_the_interpreter_so() -> None:
+    content = install.executable(install.PROGRAMS["sriov"], "client")
+    assert content.startswith(b"\x7fELF")
+    assert "\0".join((*INTERPRETER, "-c", "")).encode() in content
+
+
+def test_it_starts_without_site() -> None:
     code = "import sys; f = sys.flags; print(f.isolated, f.no_site, f.utf8_mode, 'site' in sys.modules)"
-    done = subprocess.run([*first[2:].split(), "-c", code], capture_output=True, text=True, check=True)
+    done = subprocess.run([*INTERPRETER, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout == "1 1 1 False\n"
+
+
+SHOWS_ITS_WORDS = "import sys; print(*sys.argv, sep='|'); sys.exit(3)"
+
+
+@pytest.mark.parametrize("launcher", install.LAUNCHERS)
+def test_the_words_of_the_call_arrive(tmp_path: Path, launcher: str) -> None:
+    (tmp_path / "shows.py").write_text(f"def main():\n    {SHOWS_ITS_WORDS}\n")
+    program = install.Program("shows", "-ISXutf8", resident=True)
+    if launcher == "client":
+        content = client.binary().read_bytes()  # type: ignore[union-attr]
+        content += install.trailer(program, sys.executable, [str(tmp_path)])
+    else:
+        content = install.script(program, sys.executable, [str(tmp_path)]).encode()
+    path = tmp_path / "a program"
+    install.write_executable(path, content)
+    done = subprocess.run([path, "one", "two words", ""], env=VERSION, capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (3, "")
+    assert done.stdout == f"{path}|one|two words|\n"
 
 
 def test_what_is_written(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -117,6 +153,24 @@ def test_what_is_written(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> 
         assert f"wrote {directory / name} (runs {sys.executable})" in said
     done = subprocess.run([directory / "sriov-fast", "--version"], env={}, capture_output=True, text=True)
     assert done.stdout.startswith(f"sriov-fast {sriov_fast.__version__} (backend ")
+
+
+def test_what_is_written_without_names(tmp_path: Path) -> None:
+    assert main(["install", "--bin-dir", str(tmp_path)]) == 0
+    assert sorted(os.listdir(tmp_path)) == ["sriov", "txipam"]
+    assert (tmp_path / "sriov").read_bytes().startswith(b"\x7fELF")
+    assert (tmp_path / "txipam").read_text().startswith(f"#!{' '.join(INTERPRETER)}\n")
+
+
+def test_without_a_compiled_client_it_is_a_script(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(client, "binary", lambda: None)
+    assert main(["install", "--bin-dir", str(tmp_path)]) == 0
+    assert_answers(call(tmp_path / "sriov", VERSION))
+    assert (tmp_path / "sriov").read_bytes().startswith(b"#!")
+    assert main(["install", "--bin-dir", str(tmp_path), "--launcher", "client"]) == 1
+    assert "without the client" in capsys.readouterr().err
 
 
 def test_writing_again_replaces_in_one_step(tmp_path: Path) -> None:
@@ -196,6 +250,109 @@ def test_search_path_has_this_package_first() -> None:
     assert found[0] == SOURCES
     assert len(found) == len(set(found))
     assert all(os.path.isabs(directory) for directory in found)
+
+
+# --- the units of the resident server
+
+
+def parsed(path: Path) -> configparser.ConfigParser:
+    parser = configparser.ConfigParser(delimiters=("=",), comment_prefixes=("#",), interpolation=None)
+    parser.optionxform = str  # type: ignore[assignment,method-assign]
+    parser.read_string(path.read_text())
+    return parser
+
+
+@pytest.fixture
+def written(tmp_path: Path) -> Path:
+    """The directory of the units."""
+    directory = tmp_path / "etc/systemd/system"
+    assert main(["install", "--bin-dir", str(tmp_path / "bin"), "--systemd", str(directory)]) == 0
+    return directory
+
+
+def test_the_socket_is_roots_alone(written: Path) -> None:
+    unit = parsed(written / "sriov-fast.socket")
+    assert unit["Socket"]["ListenStream"] == "/run/sriov-fast/sriov.sock"
+    assert (unit["Socket"]["SocketMode"], unit["Socket"]["DirectoryMode"]) == ("0600", "0700")
+    assert unit["Socket"]["RemoveOnStop"] == "yes"
+    assert unit["Install"]["WantedBy"] == "sockets.target"
+    assert "Accept" not in unit["Socket"]
+
+
+def test_the_service_and_the_socket_belong_together(written: Path) -> None:
+    unit = parsed(written / "sriov-fast.service")
+    assert unit["Unit"]["Requires"] == unit["Unit"]["After"] == "sriov-fast.socket"
+    assert (unit["Service"]["Type"], unit["Service"]["NotifyAccess"]) == ("notify", "main")
+    assert int(unit["Service"]["TimeoutStopSec"]) > 20  # the longest wait for a lock
+    assert unit.sections() == ["Unit", "Service", "Install"]
+
+
+def test_the_service_starts_the_command_of_this_environment(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    directory = tmp_path / "an environment"
+    assert main(["install", "--bin-dir", str(directory), "--name", "sriov-fast"]) == 0
+    monkeypatch.setattr(sys, "executable", str(directory / "python"))
+    units.install(tmp_path)
+    words = shlex.split(parsed(tmp_path / "sriov-fast.service")["Service"]["ExecStart"])
+    assert words == [str(directory / "sriov-fast"), "serve"]
+    done = subprocess.run([words[0], "--version"], env={}, capture_output=True, text=True, check=True)
+    assert sriov_fast.__version__ in done.stdout
+
+
+def test_systemd_understands_the_units(written: Path) -> None:
+    # Where it is not installed, what the other tests read in them must do.
+    analyze = shutil.which("systemd-analyze")
+    argv = [analyze or "true", "verify", *map(str, sorted(written.iterdir()))]
+    done = subprocess.run(argv, capture_output=True, text=True, check=False)
+    assert len(argv) == 4
+    assert (done.returncode, done.stdout) == (0, "")
+    assert "sriov-fast" not in done.stderr
+
+
+def test_the_units_keep_what_is_in_run(written: Path) -> None:
+    service = parsed(written / "sriov-fast.service")["Service"]
+    assert "RuntimeDirectory" not in service  # systemd would empty it at a stop, the journal with it
+    assert not [key for key in service if key.startswith(("Private", "Protect", "RestrictNamespaces"))]
+
+
+def test_the_units_are_for_everyone_to_read(tmp_path: Path) -> None:
+    before = os.umask(0o077)
+    try:
+        units.install(tmp_path)
+    finally:
+        os.umask(before)
+    assert sorted(os.listdir(tmp_path)) == ["sriov-fast.service", "sriov-fast.socket"]
+    assert {stat.S_IMODE((tmp_path / name).stat().st_mode) for name in os.listdir(tmp_path)} == {0o644}
+
+
+def test_no_units_unless_asked_for(tmp_path: Path) -> None:
+    words = ["install", "--bin-dir", str(tmp_path)]
+    assert parsed_words(words).systemd is None
+    assert parsed_words([*words, "--systemd"]).systemd == Path("/etc/systemd/system")
+
+
+def parsed_words(words: list[str]) -> argparse.Namespace:
+    parser = argparse.ArgumentParser()
+    install.add_parser(parser.add_subparsers())
+    return parser.parse_args(words)
+
+
+@pytest.mark.parametrize(
+    "path", ["/bin/py", "/with blank/py", "/a$HOME/%n/py", '/"quoted"/\\back/py', "/semi;colon"]
+)
+def test_awkward_paths_in_a_unit(path: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "executable", path)
+    (line,) = (line for line in units.service().splitlines() if line.startswith("ExecStart="))
+    # systemd's own unquoting, as far as such words go: quotes and backslashes as sh has them, then %% and $$
+    words = [word.replace("%%", "%").replace("$$", "$") for word in shlex.split(line.partition("=")[2])]
+    assert words == [path, "-IXutf8", "-m", "sriov_fast.cli", "serve"]
+
+
+def test_a_line_break_in_a_unit_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "executable", "/a\nb/python")
+    with pytest.raises(ValueError, match="line break"):
+        units.service()
 
 
 # --- the operator's command

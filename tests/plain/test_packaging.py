@@ -102,8 +102,9 @@ def test_the_sdist_is_what_git_has(sources: Path) -> None:
 
 
 def test_the_sdist_has_no_generated_code(sources: Path) -> None:
-    assert not list((sources / "src").rglob("*.c"))
+    assert [path.name for path in (sources / "src").rglob("*.c")] == ["sriov.c"]
     assert not list(sources.rglob("*.so"))
+    assert not list(sources.rglob("sriov-client"))
 
 
 def test_scripts_stay_executable(sources: Path) -> None:
@@ -116,7 +117,9 @@ def test_what_the_wheel_has(wheel: Path) -> None:
         names = {name.removeprefix("sriov_fast/") for name in archive.namelist()}
     compiled = {name.split(".")[0] for name in names if name.endswith(".so")}
     assert compiled == set(MODULES)
-    assert {"py.typed", "entry.py", "lab/guest/init.sh"} | {f"{name}.pyi" for name in MODULES} <= names
+    assert {"py.typed", "entry.py", "lab/guest/init.sh", "client/sriov-client"} | {
+        f"{name}.pyi" for name in MODULES
+    } <= names
     assert not [name for name in names if name.endswith((".c", ".pyx", ".pxd", ".h"))]
     assert not [name for name in names if name.startswith(("tests", "benches", "docs"))]
 
@@ -135,9 +138,13 @@ def test_the_command_says_that_it_is_compiled(installed: Path) -> None:
 
 def test_the_installed_plugin_answers(installed: Path, tmp_path: Path) -> None:
     run(installed / "sriov-fast", "install", "--bin-dir", tmp_path / "bin")
-    done = subprocess.run(
-        [tmp_path / "bin/sriov"], env={"CNI_COMMAND": "VERSION"}, input=b"{}", capture_output=True, check=True
-    )
+    assert (tmp_path / "bin/sriov").read_bytes().startswith(b"\x7fELF")
+    assert_answers(tmp_path / "bin/sriov")
+
+
+def assert_answers(plugin: Path) -> None:
+    env = {"CNI_COMMAND": "VERSION", "SRIOV_FAST_SOCKET": "none"}
+    done = subprocess.run([plugin], env=env, input=b"{}", capture_output=True, check=True)
     assert "1.1.0" in json.loads(done.stdout)["supportedVersions"]
     assert done.stderr == b""
 
@@ -151,15 +158,19 @@ def test_the_first_call_finds_bytecode(installed: Path, tmp_path: Path) -> None:
 
 def test_without_a_compiler_the_plain_backend_serves(sdist: Path, tmp_path: Path) -> None:
     programs = environment(tmp_path / "venv")
-    run(programs / "pip", "install", "-q", sdist, CC="/bin/false")
+    run(programs / "pip", "install", "-q", sdist, CC="/bin/false", SRIOV_FAST_CLIENT_CC="/bin/false")
     assert "(backend python;" in run(programs / "sriov-fast", "--version")
+    run(programs / "sriov-fast", "install", "--bin-dir", tmp_path)
+    assert (tmp_path / "sriov").read_bytes().startswith(b"#!")
+    assert_answers(tmp_path / "sriov")
 
 
-def test_a_required_extension_is_required(sdist: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("compiler", ["CC", "SRIOV_FAST_CLIENT_CC"])
+def test_what_is_required_must_be_compiled(sdist: Path, tmp_path: Path, compiler: str) -> None:
     sources = unpacked(sdist, tmp_path / "workplace")
     build = (sys.executable, "-m", "build", *isolation(), "--wheel", "--outdir", tmp_path, sources)
     with pytest.raises(AssertionError, match="/bin/false"):
-        run(*build, CC="/bin/false", SRIOV_FAST_REQUIRE_EXT="1")
+        run(*build, **{compiler: "/bin/false"}, SRIOV_FAST_REQUIRE_EXT="1")
 
 
 WITHOUT_CYTHON = """
@@ -178,6 +189,7 @@ def test_without_cython_the_build_goes_on(sdist: Path, tmp_path: Path) -> None:
     run(sys.executable, "-c", WITHOUT_CYTHON, tmp_path / "build", cwd=sources)
     assert not list(tmp_path.rglob("*.so"))
     assert list((tmp_path / "build").rglob("_nl_py.py"))
+    assert list((tmp_path / "build").rglob("client/sriov-client"))
 
 
 def test_without_cython_a_required_extension_is_required(sources: Path, tmp_path: Path) -> None:

@@ -1,8 +1,11 @@
 """``sriov-fast install``: write the executables that container runtimes run.
 
-An executable is a few lines of Python that know everything by absolute path: the interpreter that wrote them
-and the directories of this package and of what it needs. So neither PATH, PYTHONPATH, PYTHONHOME, the locale
-nor the current directory can change what a runtime starts, and nobody waits for ``site``.
+An executable knows everything by absolute path: the interpreter that wrote it and the directories of this
+package and of what it needs. So neither PATH, PYTHONPATH, PYTHONHOME, the locale nor the current directory
+can change what a runtime starts, and nobody waits for ``site``.
+
+It is a script of a few lines of Python; or, where the package has it, the client in C, which asks the
+resident server first. What that executes without a server is written behind the program, in the same file.
 """
 
 from __future__ import annotations
@@ -11,10 +14,14 @@ import argparse
 import compileall
 import importlib.util
 import os
+import struct
 import sys
 import sysconfig
 from pathlib import Path
 from typing import NamedTuple
+
+from sriov_fast import client
+from sriov_fast.cli import units
 
 PLUGIN_DIRECTORY = "/opt/cni/bin"
 # The kernel reads 256 bytes of the first line since Linux 5.1, 128 before, the newline included.
@@ -22,20 +29,27 @@ MAX_SHEBANG = 127
 
 
 class Program(NamedTuple):
-    """What one executable starts: a module's ``main``, and the interpreter's flags."""
+    """What one executable starts: a module's ``main``, and the interpreter's flags.
+
+    ``resident``: the server does its work too, so that it may be the client in C.
+    """
 
     module: str
     flags: str
+    resident: bool = False
 
 
 # -I: no PYTHON* variables, no user site, no current directory; -S: no site; -X utf8: no locale.
 # What the operator starts may use site: there a virtual environment must be whole.
 PROGRAMS = {
-    "sriov": Program("sriov_fast.entry", "-ISXutf8"),
+    "sriov": Program("sriov_fast.entry", "-ISXutf8", resident=True),
+    "txipam": Program("sriov_fast.ipam.txipam_main", "-ISXutf8"),
     "sriov-fast": Program("sriov_fast.cli", "-IXutf8"),
 }
-DEFAULT = ("sriov",)
+DEFAULT = ("sriov", "txipam")
+LAUNCHERS = ("client", "script")
 _NEEDED = ("sriov_fast", "orjson", "pyroute2")
+_TRAILER_MAGIC = b"SRFARGV1"
 
 
 def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -55,21 +69,41 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         choices=sorted(PROGRAMS),
         help=f"executable to write, may be repeated ({', '.join(DEFAULT)})",
     )
+    parser.add_argument(
+        "--launcher",
+        choices=LAUNCHERS,
+        help="what sriov is: the client of the resident server, which does without one too, or a script that "
+        "knows no server (client, where the package has it compiled)",
+    )
+    units.add_arguments(parser)
     parser.set_defaults(run=_run)
 
 
 def _run(args: argparse.Namespace) -> int:
+    if args.launcher == "client" and not client.binary():
+        print("sriov-fast install: this package was built without the client: no compiler", file=sys.stderr)
+        return 1
     try:
         args.bin_dir.mkdir(parents=True, exist_ok=True)
         for name in args.name or DEFAULT:
             path = args.bin_dir / name
-            write_executable(path, script(PROGRAMS[name], sys.executable, search_path()))
+            write_executable(path, executable(PROGRAMS[name], args.launcher))
             print(f"wrote {path} (runs {sys.executable})")
+        if args.systemd:
+            units.install(args.systemd)
     except OSError as error:
         print(f"sriov-fast install: {error.filename}: {error.strerror}", file=sys.stderr)
         return 1
     compile_package()
     return 0
+
+
+def executable(program: Program, launcher: str | None = None) -> bytes:
+    """Return the content of one executable: the client where that can be and no script is asked for."""
+    binary = client.binary() if program.resident and launcher != "script" else None
+    if binary:
+        return binary.read_bytes() + trailer(program, sys.executable, search_path())
+    return os.fsencode(script(program, sys.executable, search_path()))
 
 
 def search_path() -> list[str]:
@@ -85,18 +119,35 @@ def _parent_of(module: str) -> str:
     return os.path.dirname(places[0]) if places else ""
 
 
-def script(program: Program, interpreter: str, directories: list[str]) -> str:
-    """Return the text of one executable."""
+def code(program: Program, directories: list[str]) -> str:
+    """Return what the interpreter is to do."""
     return "".join(
         (
-            _first_lines(interpreter, program.flags),
-            '"""Written by sriov-fast install; run that again instead of changing this."""\n',
             "import sys\n",
             f"sys.path += {directories!a}\n",
             f"from {program.module} import main\n",
             "sys.exit(main())\n",
         )
     )
+
+
+def script(program: Program, interpreter: str, directories: list[str]) -> str:
+    """Return the text of an executable script."""
+    return "".join(
+        (
+            _first_lines(interpreter, program.flags),
+            '"""Written by sriov-fast install; run that again instead of changing this."""\n',
+            code(program, directories),
+        )
+    )
+
+
+def trailer(program: Program, interpreter: str, directories: list[str]) -> bytes:
+    """Return what goes behind the client: what to execute without a server (``struct trailer`` there)."""
+    # The client's own words follow these, and the code finds them in sys.argv as a script would.
+    words = (interpreter, program.flags, "-c", f"import sys\ndel sys.argv[0]\n{code(program, directories)}")
+    strings = b"".join(os.fsencode(word) + b"\0" for word in words)
+    return strings + struct.pack("=I", len(strings)) + _TRAILER_MAGIC
 
 
 def _first_lines(interpreter: str, flags: str) -> str:
@@ -119,13 +170,13 @@ def _quoted(text: str) -> str:
     return "'" + text.replace("'", "'\"'\"'").replace("\\", "'\"\\\\\"'") + "'"
 
 
-def write_executable(path: Path, text: str) -> None:
+def write_executable(path: Path, content: str | bytes) -> None:
     """Replace ``path`` in one step, so that a runtime finds the old file or the new one, whole."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o700)
     try:
-        with open(descriptor, "w", encoding="utf-8", errors="surrogateescape") as file:
-            file.write(text)
+        with open(descriptor, "wb") as file:
+            file.write(content if isinstance(content, bytes) else os.fsencode(content))
             file.flush()
             os.fchmod(descriptor, 0o755)  # whatever the umask
             os.fsync(descriptor)

@@ -1,0 +1,697 @@
+/*
+ * sriov, as container runtimes execute it: hand the call to the resident server, pass its answer on. Where there
+ * is no server, or it does not answer with a whole reply, become the plugin: this process executes the interpreter
+ * with the same stdin and environment, and the caller sees no difference.
+ *
+ * Whoever waits for a CNI call waits for this process too, so it is one static file without stdio or locale. What to
+ * execute stands at the end of the file itself (struct trailer), so that program and settings are replaced in one
+ * step. README.md beside this file has the protocol.
+ */
+#define _GNU_SOURCE
+#include <errno.h>
+#include <fcntl.h>
+#include <poll.h>
+#include <signal.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/auxv.h>
+#include <sys/mman.h>
+#include <sys/random.h>
+#include <sys/socket.h>
+#include <sys/stat.h>
+#include <sys/time.h>
+#include <sys/un.h>
+#include <sys/wait.h>
+#include <time.h>
+#include <unistd.h>
+
+#ifndef MFD_NOEXEC_SEAL /* since Linux 6.3 */
+#define MFD_NOEXEC_SEAL 0x0008U
+#endif
+
+#define MAGIC 0x31465253u /* "SRF1", little endian */
+#define TRAILER_MAGIC "SRFARGV1"
+#define RUN_DIRECTORY "/run/sriov-fast"
+#define SOCKET_NAME "/sriov.sock"
+#define WAIT "120" /* seconds */
+/* More than any configuration; the plugin says what is too much. */
+#define MOST_STDIN ((16u << 20) + (64u << 10))
+#define MOST_REPLY (64u << 20)
+/* CNI's codes (SPEC, "Error"). */
+#define TRY_AGAIN 11
+#define IO_FAILURE 5
+
+enum { HAS_NETNS = 1, HAS_STDERR = 2 };
+enum { TOKEN = 16 };
+
+struct request {
+    uint32_t magic;
+    uint32_t flags;
+    uint32_t env_len;
+    uint32_t stdin_len;
+    unsigned char token[TOKEN];
+};
+
+struct reply {
+    uint32_t magic;
+    int32_t status;
+    uint32_t length;
+    uint32_t reserved;
+};
+
+/* The last bytes of the executable; before them, `length` bytes of strings, each with its NUL. */
+struct trailer {
+    uint32_t length;
+    char magic[8];
+};
+
+/* One call: the request lies in one piece, as it is sent; stdin is its last part. */
+struct call {
+    char **argv;
+    char **env;
+    struct request *request;
+    char *in;
+    size_t size;
+    int has_stdin; /* it was read, so the plugin needs it again */
+    int was_sent;  /* at least in part: the server may have begun */
+    const char *wait;
+    int64_t deadline; /* milliseconds of CLOCK_MONOTONIC */
+    struct sigaction pipe_action;
+};
+
+enum outcome { ANSWERED, NO_ANSWER, TOO_LATE };
+
+/* --- words for people */
+
+struct text {
+    size_t size;
+    char bytes[2048];
+};
+
+static void append(struct text *text, const char *words)
+{
+    while (*words && text->size < sizeof text->bytes - 1) /* it stays a C string */
+        text->bytes[text->size++] = *words++;
+}
+
+/* Append what comes from outside as part of a JSON string; what would need escapes is not worth having them. */
+static void append_plain(struct text *text, const char *words)
+{
+    char one[2] = "";
+    size_t room = 512;
+
+    for (; *words && room; words++, room--) {
+        one[0] = *words < ' ' || *words > '~' || *words == '"' || *words == '\\' ? '?' : *words;
+        append(text, one);
+    }
+}
+
+static void append_number(struct text *text, unsigned number)
+{
+    char digits[12];
+    char *at = digits + sizeof digits;
+
+    *--at = 0;
+    do
+        *--at = (char)('0' + number % 10);
+    while (number /= 10);
+    append(text, at);
+}
+
+/* Write everything, also to what is non-blocking; return 0, or -1 with errno. */
+static int put(int fd, const char *bytes, size_t size)
+{
+    while (size) {
+        ssize_t done = write(fd, bytes, size);
+
+        if (done >= 0) {
+            bytes += done;
+            size -= (size_t)done;
+        } else if (errno == EAGAIN) {
+            poll(&(struct pollfd){ .fd = fd, .events = POLLOUT }, 1, -1);
+        } else if (errno != EINTR) {
+            return -1;
+        }
+    }
+    return 0;
+}
+
+static void say(const char *what, int number)
+{
+    struct text line = { 0 };
+
+    append(&line, "sriov-fast: ");
+    append_plain(&line, what);
+    append(&line, ": ");
+    append(&line, strerror(number));
+    append(&line, "\n");
+    put(STDERR_FILENO, line.bytes, line.size);
+}
+
+/* --- the version to word an error in */
+
+static const char *const versions[] = { "0.1.0", "0.2.0", "0.3.0", "0.3.1", "0.4.0", "1.0.0", "1.1.0" };
+#define OLDEST versions[0] /* what is spoken where no version is named */
+#define NEWEST versions[sizeof versions / sizeof *versions - 1]
+
+static const char *skip_blank(const char *at, const char *end)
+{
+    while (at < end && strchr(" \t\r\n", *at) && *at)
+        at++;
+    return at;
+}
+
+/* Return where the string whose opening quote is at `at` has its closing quote, or `end`. */
+static const char *closing_quote(const char *at, const char *end)
+{
+    for (at++; at < end && *at != '"'; at++)
+        if (*at == '\\')
+            at++;
+    return at < end ? at : end;
+}
+
+static const char *known_version(const char *at, const char *end)
+{
+    if (end - at >= 4 && !memcmp(at, "null", 4))
+        return OLDEST;
+    if (at < end && *at == '"') {
+        size_t size = (size_t)(closing_quote(at, end) - at) - 1;
+
+        at++;
+        if (!size)
+            return OLDEST;
+        for (size_t i = 0; i < sizeof versions / sizeof *versions; i++)
+            if (strlen(versions[i]) == size && !memcmp(versions[i], at, size))
+                return versions[i];
+    }
+    return NEWEST;
+}
+
+/* Find the configuration's "cniVersion". No JSON at all, or a version that is not known, is answered in the newest. */
+static const char *spoken_version(const char *at, size_t size)
+{
+    static const char key[] = "\"cniVersion\"";
+    const char *end = at + size;
+    const char *found = OLDEST;
+    int depth = 0;
+
+    at = skip_blank(at, end);
+    if (at == end || *at != '{')
+        return NEWEST;
+    for (; at < end; at++) {
+        if (*at == '"') {
+            const char *close = closing_quote(at, end);
+            const char *next = close < end ? skip_blank(close + 1, end) : end;
+
+            if (depth == 1 && next < end && *next == ':' && (size_t)(close - at) + 1 == sizeof key - 1 &&
+                !memcmp(at, key, sizeof key - 1))
+                found = known_version(skip_blank(next + 1, end), end);
+            at = close;
+        } else if (*at == '{' || *at == '[') {
+            depth++;
+        } else if ((*at == '}' || *at == ']') && !--depth) {
+            return skip_blank(at + 1, end) == end ? found : NEWEST;
+        }
+    }
+    return NEWEST;
+}
+
+/* Answer with a CNI error and end. */
+static _Noreturn void fail(const struct call *call, unsigned code, const struct text *msg, const char *details)
+{
+    struct text json = { 0 };
+
+    append(&json, "{\n    \"cniVersion\": \"");
+    append(&json, call->has_stdin ? spoken_version(call->in, call->request->stdin_len) : NEWEST);
+    append(&json, "\",\n    \"code\": ");
+    append_number(&json, code);
+    append(&json, ",\n    \"msg\": \"");
+    append_plain(&json, msg->bytes);
+    append(&json, "\",\n    \"details\": \"");
+    append(&json, details);
+    append(&json, "\"\n}\n");
+    put(STDOUT_FILENO, json.bytes, json.size);
+    _exit(1);
+}
+
+static _Noreturn void fail_errno(const struct call *call, const char *what, const char *object, const char *details)
+{
+    struct text msg = { 0 };
+    int number = errno;
+
+    append(&msg, what);
+    append(&msg, object);
+    append(&msg, ": ");
+    append(&msg, strerror(number));
+    fail(call, IO_FAILURE, &msg, details);
+}
+
+/* --- memory and time */
+
+/* Reserve address space; what is not touched costs nothing. NULL where that is refused. */
+static void *reserve(size_t size)
+{
+    void *start = mmap(NULL, size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+
+    if (start == MAP_FAILED)
+        return NULL;
+    madvise(start, size, MADV_NOHUGEPAGE); /* else the first touch may clear 2 MiB */
+    return start;
+}
+
+static int64_t now(void)
+{
+    struct timespec time;
+
+    clock_gettime(CLOCK_MONOTONIC, &time);
+    return (int64_t)time.tv_sec * 1000 + time.tv_nsec / 1000000;
+}
+
+/* Return the milliseconds in a number of seconds such as "0.25"; 0 where it is none. At most a day. */
+static int64_t milliseconds(const char *seconds)
+{
+    int64_t whole = 0, part = 0, unit = 1000;
+
+    for (; *seconds >= '0' && *seconds <= '9'; seconds++)
+        if (whole < 86400)
+            whole = whole * 10 + (*seconds - '0');
+    if (*seconds == '.')
+        for (seconds++; *seconds >= '0' && *seconds <= '9'; seconds++)
+            part += (*seconds - '0') * (unit /= 10);
+    if (*seconds)
+        return 0;
+    return whole < 86400 ? whole * 1000 + part : 86400 * 1000;
+}
+
+/* Wait until the socket can be used; return 0 when the time is over. */
+static int ready(int fd, short events, const struct call *call)
+{
+    for (;;) {
+        int64_t left = call->deadline - now();
+        int found;
+
+        if (left <= 0)
+            return 0;
+        found = poll(&(struct pollfd){ .fd = fd, .events = events }, 1, (int)left);
+        if (found > 0 || (found < 0 && errno != EINTR))
+            return 1;
+    }
+}
+
+/* --- in this process */
+
+/* Read the strings at the end of this executable; return them as argv, with the caller's own behind. */
+static char **plugin_argv(const struct call *call)
+{
+    struct trailer trailer;
+    struct stat about;
+    char **argv, *at, *end;
+    off_t start;
+    int own = 0, count = 0;
+    int fd = open("/proc/self/exe", O_RDONLY | O_CLOEXEC);
+
+    if (fd < 0) /* no /proc: by the path that was executed */
+        fd = open((const char *)getauxval(AT_EXECFN), O_RDONLY | O_CLOEXEC);
+    if (fd < 0 || fstat(fd, &about))
+        return NULL;
+    errno = ENOEXEC;
+    start = about.st_size - (off_t)sizeof trailer;
+    if (start < 0 || pread(fd, &trailer, sizeof trailer, start) != sizeof trailer ||
+        memcmp(trailer.magic, TRAILER_MAGIC, sizeof trailer.magic) || !trailer.length || trailer.length > start)
+        return NULL;
+    at = reserve(trailer.length);
+    if (!at || pread(fd, at, trailer.length, start - trailer.length) != (ssize_t)trailer.length)
+        return NULL;
+    end = at + trailer.length;
+    if (end[-1])
+        return NULL;
+    while (call->argv[own])
+        own++;
+    argv = reserve((trailer.length + (size_t)own + 1) * sizeof *argv);
+    if (!argv)
+        return NULL;
+    for (; at < end; at += strlen(at) + 1)
+        argv[count++] = at;
+    memcpy(argv + count, call->argv, (size_t)own * sizeof *argv);
+    return argv;
+}
+
+static int is_variable(const char *entry, const char *name)
+{
+    size_t size = strlen(name);
+
+    return !strncmp(entry, name, size) && entry[size] == '=';
+}
+
+/* Take a variable out, wherever it is. */
+static void unset(char **env, const char *name)
+{
+    char **kept = env;
+
+    for (; *env; env++)
+        if (!is_variable(*env, name))
+            *kept++ = *env;
+    *kept = NULL;
+}
+
+/* Return the environment with one entry more. */
+static char **extended(char **env, char *entry)
+{
+    size_t count = 0;
+    char **longer;
+
+    while (env[count])
+        count++;
+    longer = reserve((count + 2) * sizeof *longer);
+    if (!longer)
+        return NULL;
+    memcpy(longer, env, count * sizeof *env);
+    longer[count] = entry;
+    return longer;
+}
+
+/* Make what was read from stdin readable there again; return 0, or -1 with errno. */
+static int restore_stdin(const struct call *call)
+{
+    size_t done = 0, size = call->request->stdin_len;
+    int fd = memfd_create("stdin", MFD_CLOEXEC | MFD_NOEXEC_SEAL);
+
+    if (fd < 0 && errno == EINVAL)
+        fd = memfd_create("stdin", MFD_CLOEXEC);
+    if (fd < 0)
+        return -1;
+    while (done < size) {
+        ssize_t count = pwrite(fd, call->in + done, size - done, (off_t)done);
+
+        if (count < 0 && errno != EINTR)
+            return -1;
+        if (count > 0)
+            done += (size_t)count;
+    }
+    return dup2(fd, STDIN_FILENO) < 0 ? -1 : 0;
+}
+
+/* Name the call that the server got, so that the plugin knows an attachment that it made for nobody. */
+static void name_the_call(struct call *call)
+{
+    static char entry[] = "SRIOV_FAST_TOKEN=0123456789abcdef0123456789abcdef";
+    char *at = entry + sizeof "SRIOV_FAST_TOKEN=" - 1;
+
+    for (int i = 0; i < TOKEN; i++) {
+        *at++ = "0123456789abcdef"[call->request->token[i] >> 4];
+        *at++ = "0123456789abcdef"[call->request->token[i] & 15];
+    }
+    call->env = extended(call->env, entry);
+    if (!call->env)
+        fail_errno(call, "no memory", "", "");
+}
+
+/* Become the plugin. */
+static _Noreturn void in_process(struct call *call)
+{
+    char **argv = plugin_argv(call);
+
+    if (!argv)
+        fail_errno(call, "this sriov does not know its interpreter", "",
+                   "it was not written by sriov-fast install, or was changed since: run sriov-fast install again");
+    if (call->has_stdin && restore_stdin(call))
+        fail_errno(call, "stdin cannot be handed on", "", "see whether the machine has memory left");
+    unset(call->env, "SRIOV_FAST_TOKEN"); /* of another call */
+    if (call->was_sent)
+        name_the_call(call);
+    sigaction(SIGPIPE, &call->pipe_action, NULL);
+    execve(argv[0], argv, call->env);
+    fail_errno(call, "cannot execute ", argv[0], "run sriov-fast install again, from where sriov-fast is now");
+}
+
+/* --- the request */
+
+static const char *setting(const char *name, const char *otherwise)
+{
+    const char *value = getenv(name);
+
+    return value && *value ? value : otherwise;
+}
+
+static int is_verb(const char *verb)
+{
+    return !strcmp(setting("CNI_COMMAND", ""), verb);
+}
+
+/* Return whether the three standard files are open. The plugin knows what to do where they are not. */
+static int has_standard_files(void)
+{
+    return fcntl(STDIN_FILENO, F_GETFD) >= 0 && fcntl(STDOUT_FILENO, F_GETFD) >= 0 &&
+           fcntl(STDERR_FILENO, F_GETFD) >= 0;
+}
+
+/* Return 1 with the server's address, or 0 where there is none to look for. */
+static int find_server(struct sockaddr_un *address)
+{
+    const char *path = setting("SRIOV_FAST_SOCKET", NULL);
+    const char *name = path ? "" : SOCKET_NAME;
+
+    if (!path)
+        path = setting("SRIOV_FAST_RUN", RUN_DIRECTORY);
+    else if (!strcmp(path, "none"))
+        return 0;
+    if (strlen(path) + strlen(name) >= sizeof address->sun_path)
+        return 0;
+    address->sun_family = AF_UNIX;
+    strcpy(address->sun_path, path);
+    strcat(address->sun_path, name);
+    return !access(address->sun_path, F_OK);
+}
+
+/* Read stdin to its end behind the environment. Return 0, or -1 where the plugin should see it for itself. */
+static int read_stdin(struct call *call)
+{
+    int by_hand = is_verb("") || is_verb("VERSION");
+
+    if (by_hand && isatty(STDIN_FILENO)) /* somebody is trying it */
+        return 0;
+    call->has_stdin = 1;
+    while (call->request->stdin_len < MOST_STDIN) {
+        uint32_t at = call->request->stdin_len;
+        ssize_t count = read(STDIN_FILENO, call->in + at, MOST_STDIN - at);
+
+        if (!count)
+            break;
+        if (count > 0)
+            call->request->stdin_len += (uint32_t)count;
+        else if (errno == EAGAIN)
+            poll(&(struct pollfd){ .fd = STDIN_FILENO, .events = POLLIN }, 1, -1);
+        else if (errno != EINTR) {
+            call->has_stdin = 0;
+            return -1;
+        }
+    }
+    return 0;
+}
+
+/* Put the request together; return 0, or -1 where that cannot be. */
+static int compose(struct call *call)
+{
+    size_t env_len = 0;
+    char *at;
+
+    for (char **entry = call->env; *entry; entry++)
+        env_len += strlen(*entry) + 1;
+    call->request = reserve(sizeof *call->request + env_len + MOST_STDIN);
+    if (!call->request || getrandom(call->request->token, TOKEN, GRND_NONBLOCK) != TOKEN)
+        return -1;
+    at = (char *)(call->request + 1);
+    for (char **entry = call->env; *entry; entry++)
+        at = stpcpy(at, *entry) + 1;
+    call->request->magic = MAGIC;
+    call->request->env_len = (uint32_t)env_len;
+    call->in = at;
+    if (read_stdin(call))
+        return -1;
+    call->size = sizeof *call->request + env_len + call->request->stdin_len;
+    return 0;
+}
+
+/* --- the server */
+
+/* Connect; a full backlog is waited for. Return the socket, or -1 with errno (EAGAIN: too late). */
+static int connected(const struct sockaddr_un *address, const struct call *call)
+{
+    int64_t left = call->deadline - now();
+    struct timeval limit = { .tv_sec = left / 1000, .tv_usec = left % 1000 * 1000 + 1 }; /* 0 is no limit */
+    int fd = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0);
+
+    if (fd < 0 || setsockopt(fd, SOL_SOCKET, SO_SNDTIMEO, &limit, sizeof limit))
+        return -1;
+    while (connect(fd, (const struct sockaddr *)address, sizeof *address))
+        if (errno != EINTR)
+            return -1;
+    return fd;
+}
+
+/* Put the descriptors that go along into the message; the flags say which. */
+static void attach_files(struct msghdr *message, struct request *request)
+{
+    int files[2], count = 0;
+    const char *path = setting("CNI_NETNS", NULL);
+    int netns = path ? open(path, O_RDONLY | O_CLOEXEC | O_NONBLOCK) : -1;
+    struct cmsghdr *head = message->msg_control;
+
+    if (netns >= 0) {
+        request->flags |= HAS_NETNS;
+        files[count++] = netns;
+    }
+    request->flags |= HAS_STDERR;
+    files[count++] = STDERR_FILENO;
+    head->cmsg_level = SOL_SOCKET;
+    head->cmsg_type = SCM_RIGHTS;
+    /* The type differs between C libraries. */
+    head->cmsg_len = (__typeof__(head->cmsg_len))CMSG_LEN((size_t)count * sizeof *files);
+    message->msg_controllen = (__typeof__(message->msg_controllen))CMSG_SPACE((size_t)count * sizeof *files);
+    memcpy(CMSG_DATA(head), files, (size_t)count * sizeof *files);
+}
+
+static enum outcome send_request(int fd, struct call *call)
+{
+    union {
+        struct cmsghdr head;
+        char bytes[CMSG_SPACE(2 * sizeof(int))];
+    } control = { 0 };
+    struct iovec rest = { .iov_base = call->request, .iov_len = call->size };
+    struct msghdr message = { .msg_iov = &rest, .msg_iovlen = 1, .msg_control = &control };
+
+    attach_files(&message, call->request);
+    while (rest.iov_len) {
+        ssize_t sent = sendmsg(fd, &message, MSG_NOSIGNAL | MSG_DONTWAIT);
+
+        if (sent > 0) {
+            call->was_sent = 1;
+            rest.iov_base = (char *)rest.iov_base + sent;
+            rest.iov_len -= (size_t)sent;
+            message.msg_control = NULL;
+            message.msg_controllen = 0;
+        } else if (errno == EAGAIN) {
+            if (!ready(fd, POLLOUT, call))
+                return TOO_LATE;
+        } else if (errno != EINTR) {
+            return NO_ANSWER;
+        }
+    }
+    return ANSWERED;
+}
+
+static enum outcome receive(int fd, void *buffer, size_t size, const struct call *call)
+{
+    char *at = buffer;
+
+    while (size) {
+        ssize_t count = recv(fd, at, size, MSG_DONTWAIT);
+
+        if (count > 0) {
+            at += count;
+            size -= (size_t)count;
+        } else if (!count) {
+            return NO_ANSWER;
+        } else if (errno == EAGAIN) {
+            if (!ready(fd, POLLIN, call))
+                return TOO_LATE;
+        } else if (errno != EINTR) {
+            return NO_ANSWER;
+        }
+    }
+    return ANSWERED;
+}
+
+static int is_wrong(const struct reply *reply)
+{
+    return reply->magic != MAGIC || reply->reserved || reply->status < 0 || reply->status > 255 ||
+           reply->length > MOST_REPLY;
+}
+
+/* Ask the server; leave the reply and its text. */
+static enum outcome ask(const struct sockaddr_un *address, struct call *call, struct reply *reply, char **output)
+{
+    enum outcome got;
+    int fd = connected(address, call);
+
+    if (fd < 0)
+        return errno == EAGAIN ? TOO_LATE : NO_ANSWER;
+    got = send_request(fd, call);
+    if (got == TOO_LATE || !call->was_sent)
+        return got;
+    /* A server may answer without having read everything. */
+    got = receive(fd, reply, sizeof *reply, call);
+    if (got != ANSWERED)
+        return got;
+    if (is_wrong(reply)) /* or a refusal, status -1: the server is stopping */
+        return NO_ANSWER;
+    *output = reserve((size_t)reply->length + 1);
+    return *output ? receive(fd, *output, reply->length, call) : NO_ANSWER;
+}
+
+static _Noreturn void too_late(const struct call *call, const struct sockaddr_un *address)
+{
+    struct text msg = { 0 };
+
+    append(&msg, "the server at ");
+    append(&msg, address->sun_path);
+    append(&msg, " did not answer within ");
+    append(&msg, call->wait);
+    append(&msg, " s");
+    fail(call, TRY_AGAIN, &msg, "try again; the server undoes what it did for this call (SRIOV_FAST_WAIT is the limit)");
+}
+
+/* Nobody will hear of the attachment: delete it. */
+static void undo(struct call *call)
+{
+    pid_t child = fork();
+
+    if (!child) {
+        int null = open("/dev/null", O_WRONLY | O_CLOEXEC);
+
+        if (null < 0 || dup2(null, STDOUT_FILENO) < 0)
+            _exit(1);
+        unset(call->env, "CNI_COMMAND");
+        call->env = extended(call->env, "CNI_COMMAND=DEL");
+        if (!call->env)
+            _exit(1);
+        call->was_sent = 0; /* that was the ADD */
+        in_process(call);
+    }
+    while (child > 0 && waitpid(child, NULL, 0) < 0 && errno == EINTR)
+        ;
+}
+
+int main(int argc, char **argv, char **env)
+{
+    struct call call = { .argv = argv, .env = env };
+    struct sockaddr_un address = { 0 };
+    struct reply reply;
+    char *output = NULL;
+
+    (void)argc;
+    sigaction(SIGPIPE, &(struct sigaction){ .sa_handler = SIG_IGN }, &call.pipe_action);
+    if (!has_standard_files() || !find_server(&address) || compose(&call))
+        in_process(&call);
+    call.wait = setting("SRIOV_FAST_WAIT", WAIT);
+    if (!milliseconds(call.wait))
+        call.wait = WAIT;
+    call.deadline = now() + milliseconds(call.wait);
+    switch (ask(&address, &call, &reply, &output)) {
+    case TOO_LATE:
+        too_late(&call, &address);
+    case NO_ANSWER:
+        in_process(&call);
+    case ANSWERED:
+        break;
+    }
+    if (put(STDOUT_FILENO, output, reply.length)) {
+        say("stdout", errno);
+        if (is_verb("ADD") && !reply.status)
+            undo(&call);
+        _exit(1);
+    }
+    _exit(reply.status);
+}

@@ -17,7 +17,7 @@ from sriov_fast.values import Value
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Mapping, Sequence
     from typing import Any
 
     from sriov_fast import log
@@ -54,7 +54,7 @@ class Context(Value):
     """
 
     environ: Mapping[str, str] = os.environ
-    stderr: tuple[int, ...] = (_STDERR,)
+    stderr: Sequence[int] = (_STDERR,)
     netns_fd: int = -1
     token: str = ""
     beside: Callable[[Callable[[], Any]], Callable[[], Any]] | None = None

@@ -255,7 +255,7 @@ def _attached(
     done = Reply(
         output=reply.success(_outcome(call, record, link, answer.result), call.conf),
         afterwards=_announcement(call, record),
-        undelivered=lambda: delete(call),
+        undelivered=lambda: _take_all_back(call),
     )
     call.step("journal, result")
     return done
@@ -347,6 +347,13 @@ def _announcement(call: Call, record: Attachment) -> Callable[[], None] | None:
             os.close(fd)
 
     return afterwards
+
+
+def _take_all_back(call: Call) -> None:
+    """Undo an ADD that nobody was told of."""
+    done = delete(call)
+    if done.afterwards:
+        done.afterwards()
 
 
 # --- DEL

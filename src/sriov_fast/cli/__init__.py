@@ -17,6 +17,7 @@ COMMANDS = {
     "vfs": "sriov_fast.cli.vfs",
     "doctor": "sriov_fast.cli.doctor",
     "install": "sriov_fast.cli.install",
+    "serve": "sriov_fast.cli.serve",
     "lab": "sriov_fast.lab.cli",
 }
 

@@ -1,0 +1,57 @@
+"""``sriov-fast serve``: the resident server."""
+
+from __future__ import annotations
+
+import os
+import sys
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    import argparse
+
+
+def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """Register ``serve``."""
+    summary = "stay in memory and serve the plugin's calls, which saves each of them a start of Python"
+    parser = subparsers.add_parser("serve", help=summary, description=summary)
+    parser.add_argument(
+        "--defer-release",
+        action="store_true",
+        help="answer a DEL when the VF is quiet and its address released; its way home follows",
+    )
+    parser.add_argument(
+        "--threads", type=_positive, default=64, metavar="N", help="requests at a time, at most (64)"
+    )
+    parser.set_defaults(run=_run)
+
+
+def _positive(text: str) -> int:
+    number = int(text)
+    if number < 1:
+        raise ValueError(text)
+    return number
+
+
+def _run(args: argparse.Namespace) -> int:
+    from sriov_fast.errors import SriovError
+    from sriov_fast.resident import listen
+    from sriov_fast.resident.server import Options, Server
+    from sriov_fast.sriov import roots
+
+    where = roots.from_environment()
+    try:
+        listener = listen.given(os.environ)
+        ours = listener is None
+        listener = listener or listen.own(where.run)
+    except SriovError as error:
+        print(f"sriov-fast serve: {error.msg}; {error.details}", file=sys.stderr)
+        return 1
+
+    def stopping() -> None:
+        listen.tell("STOPPING=1")
+        if ours:
+            listen.release(where.run)
+
+    options = Options(threads=args.threads, defer_release=args.defer_release)
+    Server(listener, where, options).run(lambda: listen.tell("READY=1"), stopping)
+    return 0

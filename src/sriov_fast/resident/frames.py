@@ -1,0 +1,112 @@
+"""What goes over the server's socket; the client's half is ``client/sriov.c``.
+
+A request is a header (magic, flags, size of the environment, size of stdin, token of 16 bytes), the
+environment (``NAME=VALUE`` and a zero byte each) and stdin. With its first byte come, as ``flags`` say,
+descriptors of the pod's namespace and of the client's stderr (unix(7), SCM_RIGHTS). A reply is a header (magic,
+exit status, size, 0) and what goes to stdout. Numbers have 32 bits, in the machine's order.
+"""
+
+from __future__ import annotations
+
+import array
+import os
+import socket
+import struct
+
+from sriov_fast.values import Value
+
+MAGIC = 0x31465253  # "SRF1"
+NETNS, STDERR = 1, 2
+REFUSED = -1  # the exit status that sends the client to do it itself
+HEADER = struct.Struct("=IIII16s")
+REPLY = struct.Struct("=IiII")
+_CREDENTIALS = struct.Struct("=iII")  # struct ucred, unix(7)
+_CHUNK = 1 << 16
+_MOST = 20 << 20  # bytes: a configuration that is refused for its size, and an environment
+_CONTROL = socket.CMSG_SPACE(4 * array.array("i").itemsize)
+_PATIENCE = struct.pack("ll", 10, 0)  # struct timeval: the client has all it sends at hand
+
+
+class BrokenRequestError(Exception):
+    """Who connected does not speak as our client does, or went away."""
+
+
+class Asked(Value):
+    """What one client asked; the descriptors, -1 for none, are the receiver's to close."""
+
+    environ: dict[str, str]
+    stdin: bytes
+    token: str
+    netns_fd: int = -1
+    stderr_fd: int = -1
+
+    def close(self) -> None:
+        """Close the namespace's descriptor."""
+        if self.netns_fd >= 0:
+            os.close(self.netns_fd)
+
+
+def peer_uid(connection: socket.socket) -> int:
+    """Return who is at the other end (SO_PEERCRED)."""
+    credentials = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size)
+    return int(_CREDENTIALS.unpack(credentials)[1])
+
+
+def receive(connection: socket.socket) -> Asked:
+    """Read one request; BrokenRequestError where there is none, and no descriptor is left open then."""
+    connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, _PATIENCE)
+    fds: list[int] = []
+    try:
+        return _receive(connection, fds)
+    except (OSError, struct.error, ValueError) as error:
+        for fd in fds:
+            os.close(fd)
+        raise BrokenRequestError(str(error)) from error
+
+
+def _receive(connection: socket.socket, fds: list[int]) -> Asked:
+    first, control, flags, _ = connection.recvmsg(_CHUNK, _CONTROL, socket.MSG_CMSG_CLOEXEC)
+    for level, kind, data in control:
+        if (level, kind) == (socket.SOL_SOCKET, socket.SCM_RIGHTS):
+            received = array.array("i")
+            received.frombytes(data[: len(data) - len(data) % received.itemsize])
+            fds.extend(received)
+    if flags & socket.MSG_CTRUNC:
+        raise ValueError("more descriptors than there can be")
+    head = _filled(connection, bytearray(first), HEADER.size)
+    magic, given, env_size, stdin_size, token = HEADER.unpack_from(head)
+    if magic != MAGIC or env_size + stdin_size > _MOST:
+        raise ValueError(f"no request: it begins with {bytes(head[:16])!r}")
+    passed = iter(fds)
+    netns_fd, stderr_fd = (next(passed) if given & bit else -1 for bit in (NETNS, STDERR))
+    if next(passed, None) is not None:
+        raise ValueError("more descriptors than were announced")
+    body = memoryview(bytes(_filled(connection, head, HEADER.size + env_size + stdin_size)))[HEADER.size :]
+    environ = bytes(body[:env_size]).split(b"\0")[:-1]
+    return Asked(
+        environ=dict(_pair(item) for item in environ),
+        stdin=bytes(body[env_size : env_size + stdin_size]),
+        token=token.hex(),
+        netns_fd=netns_fd,
+        stderr_fd=stderr_fd,
+    )
+
+
+def _filled(connection: socket.socket, found: bytearray, size: int) -> bytearray:
+    """Read until there are ``size`` bytes."""
+    while len(found) < size:
+        chunk = connection.recv(min(size - len(found), 1 << 20))
+        if not chunk:
+            raise ValueError("the client went away")
+        found += chunk
+    return found
+
+
+def _pair(item: bytes) -> tuple[str, str]:
+    name, _, value = os.fsdecode(item).partition("=")
+    return name, value
+
+
+def answer(connection: socket.socket, status: int, output: bytes) -> None:
+    """Send the reply; OSError where nobody takes it."""
+    connection.sendall(REPLY.pack(MAGIC, status, len(output), 0) + output)

@@ -1,0 +1,235 @@
+"""The server: threads that take turns at waiting for a connection, and carry out what it asks.
+
+Who has taken one lets the next thread wait, so that no request is handed from one thread to another. What must
+outlive a crash is in the journal and in file locks, as for processes: the two may work side by side.
+"""
+
+from __future__ import annotations
+
+import _thread
+import gc
+import os
+import select
+import signal
+import socket
+import sys
+import time
+import traceback
+from contextlib import ExitStack
+
+from sriov_fast import log, plugin, upkeep
+from sriov_fast.beside import beside
+from sriov_fast.call import Context, Reply
+from sriov_fast.cni import reply, request
+from sriov_fast.errors import SriovError
+from sriov_fast.resident import frames
+from sriov_fast.values import Value
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from sriov_fast.sriov.roots import Roots
+    from sriov_fast.steps import Steps
+
+_STDERR = 2
+_SIGNALS = {signal.SIGTERM, signal.SIGINT}
+# For so long, in seconds, a thread that returns from the kernel waits for the interpreter; the default is 5 ms.
+_SWITCH = 0.0002
+
+
+class Options(Value):
+    """What the operator chooses: at most ``threads`` requests at a time, and when a DEL answers."""
+
+    threads: int = 64
+    defer_release: bool = False
+    upkeep_every: float = 30.0  # seconds
+
+
+class Server:
+    """Serves a listening socket until a signal ends it."""
+
+    def __init__(self, listener: socket.socket, roots: Roots, options: Options) -> None:
+        listener.setblocking(False)
+        self._listener = listener
+        self._roots = roots
+        self._options = options
+        self._log = log.Logger()
+        self._turn = _thread.allocate_lock()  # who holds it waits for a connection
+        self._counts = _thread.allocate_lock()
+        self._threads = 0
+        self._waiting = 0
+        self._stop = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+        self._poller = select.poll()
+        self._poller.register(listener, select.POLLIN)
+        self._poller.register(self._stop, select.POLLIN)
+
+    def run(self, ready: Callable[[], None], stopping: Callable[[], None]) -> None:
+        """Serve until SIGTERM or SIGINT; then finish what runs. Must be called in the main thread."""
+        sys.setswitchinterval(_SWITCH)
+        signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
+        self._repair()
+        _warm_up()
+        self._add_thread()
+        ready()
+        self._log.info("serving", threads=self._options.threads, defer_release=self._options.defer_release)
+        while signal.sigtimedwait(_SIGNALS, self._options.upkeep_every) is None:
+            self._upkeep()
+        self._log.info("stopping")
+        stopping()
+        os.eventfd_write(self._stop, 1)
+        while self._threads:
+            time.sleep(0.005)
+        self._listener.close()
+
+    # --- threads
+
+    def _add_thread(self) -> None:
+        self._threads += 1
+        self._waiting += 1
+        _thread.start_new_thread(self._work, ())
+
+    def _work(self) -> None:
+        """Wait for a turn, then for a connection; serve it, and begin again."""
+        try:
+            while (connection := self._next()) is not None:
+                try:
+                    self._serve(connection)
+                except BaseException:
+                    traceback.print_exc()
+                finally:
+                    connection.close()
+                with self._counts:
+                    self._waiting += 1
+        finally:
+            with self._counts:
+                self._threads -= 1
+
+    def _next(self) -> socket.socket | None:
+        """Return the next connection, None when the server stops."""
+        with self._turn:
+            connection = self._accept()
+            with self._counts:
+                self._waiting -= 1
+                if connection and not self._waiting and self._threads < self._options.threads:
+                    self._add_thread()
+        return connection
+
+    def _accept(self) -> socket.socket | None:
+        while True:
+            ready = dict(self._poller.poll())
+            if self._stop in ready:
+                return None
+            try:
+                connection = self._listener.accept()[0]
+            except (BlockingIOError, ConnectionAbortedError):
+                continue
+            except OSError as error:  # no descriptors left: the client waits, as for a thread
+                self._log.error("cannot accept", why=error)
+                time.sleep(0.05)
+                continue
+            connection.setblocking(True)
+            return connection
+
+    # --- requests
+
+    def _serve(self, connection: socket.socket) -> None:
+        begin = time.monotonic_ns()
+        try:
+            if frames.peer_uid(connection) not in (0, os.geteuid()):
+                raise frames.BrokenRequestError("the peer is not root")
+            asked = frames.receive(connection)
+        except (frames.BrokenRequestError, OSError) as error:
+            self._log.warning("a connection without a request", why=error)
+            return
+        with ExitStack() as closing:
+            closing.callback(asked.close)
+            self._carry_out(connection, asked, begin)
+
+    def _carry_out(self, connection: socket.socket, asked: frames.Asked, begin: int) -> None:
+        """Answer, and only then do what nobody waits for."""
+        streams = [asked.stderr_fd, _STDERR] if asked.stderr_fd >= 0 else [_STDERR]
+        try:
+            status, output, done = self._answer(asked, streams, begin)
+        finally:
+            if asked.stderr_fd >= 0:
+                # first: a runtime waits for the end of its plugin's stderr, too
+                streams.remove(asked.stderr_fd)
+                os.close(asked.stderr_fd)
+        try:
+            frames.answer(connection, status, output)
+        except OSError as error:
+            self._log.warning("nobody took the reply", why=error)
+            if done.undelivered:
+                done.undelivered()
+                return
+        connection.close()
+        if done.afterwards:
+            done.afterwards()
+
+    def _answer(self, asked: frames.Asked, streams: list[int], begin: int) -> tuple[int, bytes, Reply]:
+        """Carry the request out; return exit status, output, and the reply with what comes after it."""
+        steps = _steps(asked.environ, begin)
+        context = Context(
+            environ=asked.environ,
+            stderr=streams,
+            netns_fd=asked.netns_fd,
+            token=asked.token,
+            beside=beside,
+            defer_release=self._options.defer_release,
+            steps=steps,
+        )
+        try:
+            wanted = request.read(asked.environ, asked.stdin)
+            if steps:
+                steps.verb = wanted.command
+            done = plugin.run(wanted, self._roots, context)
+        except Exception as error:
+            if not isinstance(error, (SriovError, OSError)):
+                traceback.print_exception(error)
+            return 1, reply.error(error, reply.spoken_version(asked.stdin)), Reply()
+        finally:
+            if steps:
+                steps.write()
+        return 0, done.output, done
+
+    # --- in between
+
+    def _repair(self) -> None:
+        """Finish what was cut short, whoever did it."""
+        try:
+            found = upkeep.repair(self._roots, self._log)
+        except (SriovError, OSError) as error:
+            self._log.error("what was cut short could not be finished", why=error)
+            return
+        if found:
+            self._log.info("finished what was cut short", number=found)
+
+    def _upkeep(self) -> None:
+        self._repair()
+        if self._waiting == self._threads:
+            gc.collect()
+
+
+def _steps(environ: dict[str, str], begin: int) -> Steps | None:
+    path = environ.get("SRIOV_FAST_TRACE")
+    if not path:
+        return None
+    from sriov_fast.steps import Steps
+
+    return Steps(path, "resident", begin)
+
+
+def _warm_up() -> None:
+    """Import what requests import late, and take what is here for good out of the collector's sight."""
+    import sriov_fast.ipam.delegate
+    import sriov_fast.ipam.host_local
+    import sriov_fast.ipam.static
+    import sriov_fast.sriov.announce  # noqa: F401
+
+    try:
+        import orjson  # noqa: F401 (codec takes it where it is loaded)
+    except ImportError:
+        pass
+    gc.collect()
+    gc.freeze()

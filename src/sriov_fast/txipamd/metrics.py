@@ -1,0 +1,112 @@
+"""What Prometheus reads: requests, allocations, how full the pools are, and whether the store answers."""
+
+from __future__ import annotations
+
+import platform
+import time
+from collections.abc import Iterable, Iterator
+from typing import Any, Protocol
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Info, ProcessCollector
+from prometheus_client.core import GaugeMetricFamily
+from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
+from prometheus_client.registry import Collector
+
+from sriov_fast import __version__
+
+CONTENT_TYPE = CONTENT_TYPE_LATEST
+_SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10)
+_METHODS = frozenset(("GET", "POST", "PUT", "DELETE", "HEAD", "OPTIONS", "PATCH"))
+
+
+class Usage(Protocol):
+    """How full one pool is."""
+
+    network: str
+    name: str
+    total: int
+    used: int
+
+
+class _Pools(Collector):
+    """Gauges of pools; they are as the last scrape found them, and gone when the store does not answer."""
+
+    def __init__(self) -> None:
+        self.usage: list[Usage] = []
+
+    def collect(self) -> Iterator[GaugeMetricFamily]:
+        """Return one sample for each pool."""
+        total = GaugeMetricFamily(
+            "sriov_ipam_pool_addresses", "Addresses that a pool can give", labels=("network", "pool")
+        )
+        used = GaugeMetricFamily(
+            "sriov_ipam_pool_addresses_used", "Addresses in use", labels=("network", "pool")
+        )
+        for pool in self.usage:
+            total.add_metric((pool.network, pool.name), pool.total)
+            used.add_metric((pool.network, pool.name), pool.used)
+        yield total
+        yield used
+
+
+class Metrics:
+    """All metrics of one service, in a registry of its own."""
+
+    def __init__(self) -> None:
+        registry = self._registry = CollectorRegistry()
+        ProcessCollector(registry=registry)
+        info = Info("sriov_ipam_build", "Version of the service", registry=registry)
+        info.info({"version": __version__, "python": platform.python_version()})
+        self._requests = Counter(
+            "sriov_ipam_requests", "Requests answered", ("method", "route", "status"), registry=registry
+        )
+        self._seconds = Histogram(
+            "sriov_ipam_request_seconds",
+            "Time from a request's head to the end of its answer",
+            ("method", "route"),
+            buckets=_SECONDS,
+            registry=registry,
+        )
+        self.running = Gauge("sriov_ipam_requests_running", "Requests being served", registry=registry)
+        self._errors = Counter("sriov_ipam_errors", "Errors answered", ("kind",), registry=registry)
+        self.allocations = Counter(
+            "sriov_ipam_allocations", "Allocations", ("network", "result"), registry=registry
+        )
+        self.releases = Counter(
+            "sriov_ipam_releases", "Allocations released", ("network",), registry=registry
+        )
+        self._up = Gauge("sriov_ipam_store_up", "Whether the store answers (1) or not (0)", registry=registry)
+        self._expiry = Gauge(
+            "sriov_ipam_certificate_expiry_timestamp_seconds",
+            "When the server's certificate ends, seconds since 1970; 0 without TLS",
+            registry=registry,
+        )
+        self._reloads = Counter(
+            "sriov_ipam_reloads", "Reloads of certificate and file (SIGHUP)", ("result",), registry=registry
+        )
+        self._pools = _Pools()
+        registry.register(self._pools)
+
+    def request(self, method: str, route: str, status: int, begin: float) -> None:
+        """Count a request that began at ``begin`` (perf_counter)."""
+        method = method if method in _METHODS else "other"
+        self._requests.labels(method, route, str(status)).inc()
+        self._seconds.labels(method, route).observe(time.perf_counter() - begin)
+
+    def error(self, kind: str) -> None:
+        """Count an error."""
+        self._errors.labels(kind).inc()
+
+    def reloaded(self, result: str) -> None:
+        """Count a reload: ``ok`` or ``failed``."""
+        self._reloads.labels(result).inc()
+
+    def certificate_ends(self, when: float) -> None:
+        """Note when the server's certificate ends."""
+        self._expiry.set(when)
+
+    def render(self, usage: Iterable[Any] | None) -> bytes:
+        """Return the exposition; ``usage`` is None when the store does not answer."""
+        self._up.set(usage is not None)
+        self._pools.usage = list(usage or ())
+        return generate_latest(self._registry)

@@ -1,0 +1,108 @@
+"""Problem documents (RFC 9457): the one form that every error of the service has."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from http import HTTPStatus
+from typing import Any
+
+import orjson
+from pydantic import BaseModel, ConfigDict, Field
+from starlette.responses import Response
+
+MEDIA_TYPE = "application/problem+json"
+_SHOWN = 100  # characters of a wrong value that a message repeats
+
+
+class Fault(BaseModel):
+    """One wrong value of a request."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    key: str = Field(description="where: body.host_ip, query.host_ip, pools[2].subnet")
+    value: str = Field(description="what was there, shortened")
+    message: str
+
+
+class Problem(BaseModel):
+    """An error, as RFC 9457 has it. ``kind`` is what programs look at."""
+
+    type: str = "about:blank"
+    title: str = Field(description="the status in words")
+    status: int
+    detail: str = Field(description="for people; names key and value")
+    kind: str = Field(
+        description="invalid, unauthorized, forbidden, unknown-network, unknown-host, not-found, exhausted, "
+        "conflict, unavailable or internal"
+    )
+    errors: list[Fault] | None = Field(default=None, description="each wrong value, where there are several")
+
+
+def problem(
+    status: int,
+    kind: str,
+    detail: str,
+    *,
+    headers: Mapping[str, str] | None = None,
+    errors: Sequence[Mapping[str, str]] = (),
+) -> Response:
+    """Return the answer for an error."""
+    return Response(document(status, kind, detail, errors), status, headers, MEDIA_TYPE)
+
+
+def document(status: int, kind: str, detail: str, errors: Sequence[Mapping[str, str]] = ()) -> bytes:
+    """Return the document alone, for where there is no framework yet."""
+    content: dict[str, Any] = {
+        "type": "about:blank",
+        "title": HTTPStatus(status).phrase,
+        "status": status,
+        "detail": _printable(detail),
+        "kind": kind,
+    }
+    if errors:
+        content["errors"] = [{key: _printable(text) for key, text in each.items()} for each in errors]
+    return orjson.dumps(content)
+
+
+def faults(errors: Iterable[Mapping[str, Any]], prefix: str = "") -> list[dict[str, str]]:
+    """Turn pydantic's errors into {key, value, message}."""
+    return [_fault(error, prefix) for error in errors]
+
+
+def explain(errors: Iterable[Mapping[str, Any]], prefix: str = "") -> str:
+    """Say in one line what pydantic found: ``server.listen: 'x': must be ...; ...``."""
+    return "; ".join(sentence(fault) for fault in faults(errors, prefix))
+
+
+def sentence(fault: Mapping[str, str]) -> str:
+    """Return one fault as text."""
+    return ": ".join(part for part in (fault["key"], fault["value"], fault["message"]) if part)
+
+
+def _fault(error: Mapping[str, Any], prefix: str) -> dict[str, str]:
+    message = str(error["msg"]).removeprefix("Value error, ")
+    reason = (error.get("ctx") or {}).get("error")
+    if error["type"] == "json_invalid":
+        return {"key": "body", "value": "", "message": f"is no JSON: {reason}"}
+    # A whole table is no value that helps; what is missing has none.
+    given = error.get("input")
+    value = "" if error["type"] == "missing" or isinstance(given, (dict, BaseModel)) else shown(given)
+    return {"key": _key(error["loc"], prefix), "value": value, "message": message}
+
+
+def _key(location: Sequence[str | int], prefix: str) -> str:
+    key = prefix
+    for part in location:
+        key += f"[{part}]" if isinstance(part, int) else f".{part}" if key else part
+    return key
+
+
+def shown(value: object) -> str:
+    """Return a value as a message repeats it."""
+    text = repr(value)
+    return text if len(text) <= _SHOWN else text[: _SHOWN - 3] + "..."
+
+
+def _printable(text: str) -> str:
+    """Replace what UTF-8 cannot hold: lone surrogates, which JSON can smuggle in."""
+    return text.encode("utf-8", "backslashreplace").decode()

@@ -27,11 +27,14 @@ if TYPE_CHECKING:
     from sriov_fast.cni.netconf import NetConf
     from sriov_fast.cni.request import Request
     from sriov_fast.cni.result import Result
-    from sriov_fast.ipam.builtin import Builtin
+    from sriov_fast.ipam.builtin import Builtin, Done
     from sriov_fast.ipam.delegate import Ipam
+    from sriov_fast.ipam.delegate import Running as Executed
     from sriov_fast.sriov.pool import Choice
     from sriov_fast.sriov.roots import Roots
     from sriov_fast.values import Link
+
+    Running = Executed | Done
 
 
 def run(request: Request, roots: Roots, context: Context | None = None) -> Reply:
@@ -156,14 +159,38 @@ def _ipam_start(call: Call, undo: ExitStack) -> Callable[[], Answer]:
     ipam = call.ipam()
     if ipam is None:
         return lambda: Answer(result=result.Result())
-    running = ipam.start("ADD")
-    undo.callback(_ipam_undo, call, ipam)
-    undo.callback(running.settle, IPAM_GRACE)
+    starting = _started(call, lambda: ipam.start("ADD"))
+    if not call.context.beside:
+        starting()  # a fault that is known now must not cost a move
+    undo.callback(_ipam_take_back, call, ipam, starting)
+    return lambda: _answer(starting().finish(IPAM_WAIT), call.conf)
 
-    def finish() -> Answer:
-        return _answer(running.finish(IPAM_WAIT), call.conf)
 
-    return finish
+def _started(call: Call, start: Callable[[], Running]) -> Callable[[], Running]:
+    """Start IPAM, beside us where that can be; return what returns or raises what that did."""
+    if call.context.beside:
+        return call.context.beside(start)
+    try:
+        running = start()
+    except (SriovError, OSError) as error:
+        return _raiser(error)
+    return lambda: running
+
+
+def _raiser(error: Exception) -> Callable[[], Running]:
+    def late() -> Running:
+        raise error
+
+    return late
+
+
+def _ipam_take_back(call: Call, ipam: Ipam | Builtin, starting: Callable[[], Running]) -> None:
+    try:
+        running = starting()
+    except (SriovError, OSError):
+        return  # it never started
+    running.settle(IPAM_GRACE)
+    _ipam_undo(call, ipam)
 
 
 def _answer(document: dict[str, Any] | None, conf: NetConf) -> Answer:
@@ -456,23 +483,20 @@ def _ipam_release(call: Call, *, wait: bool = False) -> Callable[[], None]:
     """
     ipam = call.ipam()
     if ipam is None:
-        return lambda: None
-    try:
-        running = ipam.start("DEL")
-        if wait:
-            running.finish(IPAM_WAIT)
-    except SriovError as error:
-        return _raiser(error)
+        return _nothing
+    starting = _started(call, lambda: ipam.start("DEL"))
 
     def finish() -> None:
-        if not wait:
-            running.finish(IPAM_WAIT)
+        starting().finish(IPAM_WAIT)
 
-    return finish
+    if not wait:
+        return finish
+    try:
+        finish()
+    except (SriovError, OSError) as error:
+        return _raiser(error)  # type: ignore[return-value]
+    return _nothing
 
 
-def _raiser(error: SriovError) -> Callable[[], None]:
-    def late() -> None:
-        raise error
-
-    return late
+def _nothing() -> None:
+    """Wait for nothing."""

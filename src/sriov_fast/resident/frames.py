@@ -2,8 +2,8 @@
 
 A request is a header (magic, flags, size of the environment, size of stdin, token of 16 bytes), the
 environment (``NAME=VALUE`` and a zero byte each) and stdin. With its first byte come, as ``flags`` say,
-descriptors of the pod's namespace and of the client's stderr (unix(7), SCM_RIGHTS). A reply is a header (magic,
-exit status, size, 0) and what goes to stdout. Numbers have 32 bits, in the machine's order.
+descriptors of the pod's namespace and of the client's stderr (unix(7), SCM_RIGHTS). A reply is a header
+(magic, exit status, size, 0) and what goes to stdout. Numbers have 32 bits, in the machine's order.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """The server: threads that take turns at waiting for a connection, and carry out what it asks.
 
-Who has taken one lets the next thread wait, so that no request is handed from one thread to another. What must
+Who has taken one lets the next thread wait, so that no request is handed from thread to thread. What must
 outlive a crash is in the journal and in file locks, as for processes: the two may work side by side.
 """
 
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
 _STDERR = 2
 _SIGNALS = {signal.SIGTERM, signal.SIGINT}
-# For so long, in seconds, a thread that returns from the kernel waits for the interpreter; the default is 5 ms.
+# For so long (seconds) a thread that returns from the kernel waits for the interpreter; the default is 5 ms.
 _SWITCH = 0.0002
 
 

@@ -98,6 +98,9 @@ def _typed(plain: dict[str, Any]) -> Attachment:
     )
 
 
+_boots: dict[str, str] = {}  # by /proc; it does not change while we live
+
+
 class Journal:
     """The records under ``run`` (0700; files 0600)."""
 
@@ -105,17 +108,16 @@ class Journal:
         self._run = run
         self._dir = f"{run}/vfs"
         self._proc = proc
-        self._boot = ""
 
     def boot(self) -> str:
         """Return the identity of this boot of the machine."""
-        if not self._boot:
+        if self._proc not in _boots:
             try:
                 with open(f"{self._proc}/sys/kernel/random/boot_id", "rb", buffering=0) as file:
-                    self._boot = file.read().decode().strip()
+                    _boots[self._proc] = file.read().decode().strip()
             except OSError:
-                self._boot = "unknown"
-        return self._boot
+                return "unknown"
+        return _boots[self._proc]
 
     def entries(self) -> dict[str, Entry]:
         """Return what the directory says, by PCI address."""

@@ -52,6 +52,7 @@ class Formatter(logging.Formatter):
             "msg": record.getMessage(),
         }
         event |= {key: value for key, value in vars(record).items() if key not in _STANDARD}
+        event = {key: value for key, value in event.items() if value is not None}
         if record.exc_info:
             event["exception"] = self.formatException(record.exc_info)
         return self._render(event)
@@ -69,7 +70,7 @@ def _safe(value: object) -> str:
 
 
 def _logfmt(event: dict[str, Any]) -> str:
-    return " ".join(f"{key}={_quoted(value)}" for key, value in event.items() if value is not None)
+    return " ".join(f"{key}={_quoted(value)}" for key, value in event.items())
 
 
 def _quoted(value: object) -> str:

@@ -84,6 +84,12 @@ def _fault(error: Mapping[str, Any], prefix: str) -> dict[str, str]:
     reason = (error.get("ctx") or {}).get("error")
     if error["type"] == "json_invalid":
         return {"key": "body", "value": "", "message": f"is no JSON: {reason}"}
+    if tuple(error["loc"]) == ("body",) and isinstance(error.get("input"), bytes):
+        return {
+            "key": "body",
+            "value": "",
+            "message": "is no JSON; content-type must say so",
+        }
     # A whole table is no value that helps; what is missing has none.
     given = error.get("input")
     value = "" if error["type"] == "missing" or isinstance(given, (dict, BaseModel)) else shown(given)

@@ -17,6 +17,7 @@ from uvicorn.importer import import_from_string
 from sriov_fast.txipamd import problems
 
 MAX_HEAD = 64 << 10
+_GOODBYE = 1.0  # seconds
 CERTIFICATE = "peer_certificate"
 
 
@@ -69,6 +70,16 @@ class _Connection:
         """Answer what is no HTTP."""
         self._refuse(400, "invalid", msg)
 
+    def shutdown(self) -> None:
+        """Let a request that runs end, and close."""
+        super().shutdown()  # type: ignore[misc]
+        if self.transport.is_closing():
+            self._end_soon()
+
+    def _end_soon(self) -> None:
+        """Do not wait for a peer that does not say goodbye: closing TLS would, for half a minute."""
+        self.loop.call_later(_GOODBYE, self.transport.abort)
+
     def _await_head(self) -> None:
         if self._head_timer is None:
             self._head_timer = self.loop.call_later(self.head_timeout, self._too_slow)
@@ -93,6 +104,7 @@ class _Connection:
         )
         self.transport.write(head.encode("ascii") + body)
         self.transport.close()
+        self._end_soon()
 
 
 def protocol_class(head_timeout: float, max_connections: int, parser: str = "auto") -> type[asyncio.Protocol]:

@@ -84,7 +84,9 @@ async def _serve(found: Settings, config: Config | None) -> None:
             reload = Reload(found, service, tls, metrics)
             app.state.apply_file = reload.apply_file
             gate = Gate(options.auth, tokens, options.admins)
-            server = _Server(_uvicorn(_layers(app, gate, metrics, options), options, tls), reload)
+            uvicorn_config = _uvicorn(_layers(app, gate, metrics, options), options)
+            uvicorn_config.ssl = tls.context if tls else None
+            server = _Server(uvicorn_config, reload)
             _tell_start(found, sockets, tls)
             await server.serve(sockets)
     log.info("stopped")
@@ -101,8 +103,8 @@ def _layers(app: App, gate: Gate, metrics: Metrics, options: settings.Server) ->
     return Observe(Admit(app, gate, limits), metrics)
 
 
-def _uvicorn(app: App, options: settings.Server, tls: Tls | None) -> uvicorn.Config:
-    return uvicorn.Config(
+def _uvicorn(app: App, options: settings.Server) -> uvicorn.Config:
+    config = uvicorn.Config(
         app,
         http=protocol_class(options.receive_timeout, options.max_connections),
         ws="none",
@@ -115,8 +117,9 @@ def _uvicorn(app: App, options: settings.Server, tls: Tls | None) -> uvicorn.Con
         backlog=_BACKLOG,
         timeout_keep_alive=int(options.keep_alive),
         timeout_graceful_shutdown=int(options.stop_timeout),
-        ssl_context_factory=(lambda config, default: tls.context) if tls else None,
     )
+    config.load()
+    return config
 
 
 def _open_tokens(options: settings.Server) -> Tokens | None:

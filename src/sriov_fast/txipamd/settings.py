@@ -17,7 +17,7 @@ from sriov_fast.txipamd.problems import explain
 
 CONFIG = "/etc/sriov-fast/ipam.toml"
 TOKENS = "/etc/sriov-fast/ipam-tokens.json"
-STORAGE = "sqlite:////var/lib/sriov-fast/ipam.db"
+STORAGE = "sqlite:///var/lib/sriov-fast/ipam.db"
 PORT = 10000
 
 AuthMethod = Literal["open", "token", "certificate"]

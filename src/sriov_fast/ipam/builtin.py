@@ -63,7 +63,8 @@ class Builtin(Value):
     """The IPAM of one request.
 
     ``config`` is the whole network configuration, ``args`` CNI_ARGS as it came. ``networks`` is where stores
-    are that have no ``dataDir``; ``runtime_dir`` is our own directory, on tmpfs.
+    are that have no ``dataDir``; ``runtime_dir`` is our own directory, on tmpfs, and ``state_dir`` the one
+    that outlives a reboot.
     """
 
     config: dict[str, Any]
@@ -72,6 +73,7 @@ class Builtin(Value):
     args: str = ""
     networks: str = "/var/lib/cni/networks"
     runtime_dir: str = "/run/sriov-fast"
+    state_dir: str = "/var/lib/sriov-fast"
 
     kind = ""
 

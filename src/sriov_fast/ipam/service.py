@@ -1,0 +1,351 @@
+"""The address service as a client sees it: where it is, what can be asked of it, what its answers mean."""
+
+from __future__ import annotations
+
+import time
+
+from sriov_fast import codec, wire
+from sriov_fast.errors import ConfigError, DecodeError, IpamError
+from sriov_fast.ipam.http import Asked, Remote
+from sriov_fast.ipam.https import AllFailedError, Client
+from sriov_fast.ipam.keys import Keys, as_ip, wrong
+from sriov_fast.ipam.tls import Trust
+from sriov_fast.values import Value
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
+    from sriov_fast.ipam.http import Reply
+
+_TIMEOUT, _LONGEST = 10.0, 50.0  # seconds; the main plugin waits for 60
+_RETRIES, _MOST_RETRIES = 3, 20
+_MAX_TOKEN = 8192
+_HOST = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789-._")
+_EXAMPLE = "give the service's address, such as https://10.0.0.1:10000"
+
+_ADVICE = {
+    wire.INVALID: "correct what the service names",
+    wire.UNAUTHORIZED: "give ipam.tokenFile, or ipam.cert and ipam.key, as the service wants them",
+    wire.FORBIDDEN: "let the service's settings allow this node to act for that HostIP",
+    wire.UNKNOWN_NETWORK: "add the network to the service's configuration, or correct name",
+    wire.UNKNOWN_HOST: "add a pool for this HostIP to the service's configuration, or correct HostIP",
+    wire.NOT_FOUND: "it was never given, or was freed since; delete the pod and start it anew",
+    wire.EXHAUSTED: "add addresses to the pool, or delete pods that are not needed",
+    wire.CONFLICT: "delete the pod that has it first",
+    wire.UNAVAILABLE: "try again; the service's log says why",
+}
+# Kinds that a later try meets again: what they answer has nothing to release.
+_FINAL = (
+    *(wire.INVALID, wire.UNKNOWN_NETWORK, wire.UNKNOWN_HOST, wire.NOT_FOUND, wire.CONFLICT),
+    wire.EXHAUSTED,
+)
+# What a proxy before the service may answer in its place.
+_CODES = {401: wire.BAD_CONFIG, 403: wire.BAD_CONFIG, 408: wire.TRY_AGAIN, 429: wire.TRY_AGAIN}
+
+
+class ServiceError(IpamError):
+    """The service refused, or gave no answer that could be used.
+
+    ``kind`` is its own word for it, "" where it had none. ``uncertain``: what was asked for may have been
+    carried out. ``final``: it was not, and will not be when it is asked for again.
+    """
+
+    kind = ""
+    uncertain = False
+
+    @property
+    def final(self) -> bool:
+        """Whether the service itself, and nothing on the way to it, said no for good."""
+        return self.kind in _FINAL
+
+
+# --- configuration
+
+
+class Settings(Value):
+    """What ``ipam`` says about the service. ``timeout`` is in seconds, for a whole verb with its retries."""
+
+    remotes: tuple[str, ...]
+    trust: Trust = Trust()
+    token_file: str = ""
+    timeout: float = _TIMEOUT
+    retries: int = _RETRIES
+
+
+def read_settings(ipam: Keys) -> Settings:
+    """Return the settings in an ``ipam`` object, or raise ConfigError."""
+    for where, text in _remotes(ipam):
+        parse_remote(text, where)
+    trust = Trust(ca=_path(ipam, "ca"), cert=_path(ipam, "cert"), key=_path(ipam, "key"))
+    if trust.key and not trust.cert:
+        raise ConfigError(
+            f"ipam.key = {trust.key!r}: there is no ipam.cert", "give the certificate that it belongs to"
+        )
+    retries = ipam.number("retries", _MOST_RETRIES)
+    return Settings(
+        remotes=tuple(text for _, text in _remotes(ipam)),
+        trust=trust,
+        token_file=_path(ipam, "tokenFile"),
+        timeout=_timeout(ipam),
+        retries=_RETRIES if retries is None else retries,
+    )
+
+
+def _remotes(ipam: Keys) -> list[tuple[str, str]]:
+    value = ipam.obj.get("remote")
+    if value is None or value == []:
+        raise ConfigError(f"{ipam.place('remote')} is missing", _EXAMPLE)
+    items = list(ipam.array("remote")) if isinstance(value, list) else [(ipam.place("remote"), value)]
+    for where, item in items:
+        if not isinstance(item, str):
+            raise wrong(where, item, "not a string", _EXAMPLE)
+    return [(where, str(item)) for where, item in items]
+
+
+def parse_remote(text: str, where: str = "ipam.remote") -> Remote:
+    """Return what is in a URL, or raise ConfigError; HTTPS alone, as tokens and addresses go through it."""
+    scheme, _, rest = text.partition("://")
+    if scheme.lower() == "http":
+        raise wrong(
+            where, text, "http:// is refused", "use https://, and give the authority's file in ipam.ca"
+        )
+    if scheme.lower() != "https" or not text.isascii() or not text.isprintable() or set(rest) & set(" ?#@\\"):
+        raise wrong(where, text, "not an https:// URL of host, port and path alone", _EXAMPLE)
+    authority, _, path = rest.partition("/")
+    host, port = _host_and_port(authority)
+    bare = host[1:-1] if host.startswith("[") and host.endswith("]") else ""
+    if bare:
+        try:
+            as_ip(bare if ":" in bare else None, where)
+        except ConfigError:
+            raise wrong(where, text, "no IPv6 address in brackets", _EXAMPLE) from None
+    elif not host or not set(host) <= _HOST:
+        raise wrong(where, text, "no host's name or address", _EXAMPLE)
+    if not port.isdigit() or not 0 < int(port) < 65536:
+        raise wrong(where, text, "no port from 1 to 65535", _EXAMPLE)
+    prefix = f"/{path}".rstrip("/")
+    return Remote(url=text, host=bare or host, port=int(port), prefix=prefix)
+
+
+def _host_and_port(authority: str) -> tuple[str, str]:
+    host, colon, port = authority.rpartition(":")
+    if not colon or "]" in port:
+        return authority, "443"
+    return host, port
+
+
+def _path(ipam: Keys, key: str) -> str:
+    path = ipam.text(key)
+    if path and not path.startswith("/"):
+        raise wrong(ipam.place(key), path, "not an absolute path", "give a path that starts with '/'")
+    return path
+
+
+def _timeout(ipam: Keys) -> float:
+    value = ipam.obj.get("timeout")
+    if value is None:
+        return _TIMEOUT
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value <= _LONGEST:
+        raise wrong(ipam.place("timeout"), value, "no number of seconds", f"give one up to {_LONGEST:g}")
+    return float(value)
+
+
+# --- requests
+
+
+class Owner(Value):
+    """Whose an allocation is, and for whom it is asked; "" where that is not known."""
+
+    network: str
+    container_id: str
+    ifname: str
+    pod_id: str = ""
+    host_ip: str = ""
+
+    @property
+    def path(self) -> str:
+        """Where the allocation is."""
+        return wire.allocation(self.network, self.container_id, self.ifname)
+
+    @property
+    def key(self) -> str:
+        """The idempotency key: the same for whatever is repeated."""
+        parts = (self.network, self.container_id, self.ifname, self.pod_id)
+        key = "/".join(map(wire.quote, parts))
+        if len(key) <= wire.MAX_KEY:
+            return key
+        from _blake2 import blake2b  # late: identifiers are rarely so long
+
+        return f"blake2b:{blake2b(key.encode(), digest_size=32).hexdigest()}"
+
+
+class Service:
+    """The service for one verb, which ends ``settings.timeout`` seconds after this was made.
+
+    ``verb`` goes into the errors.
+    """
+
+    def __init__(self, settings: Settings, verb: str, retries: int | None = None) -> None:
+        self.settings = settings
+        self.verb = verb
+        self.deadline = time.monotonic() + settings.timeout
+        self._retries = settings.retries if retries is None else retries
+        self._remotes = tuple(map(parse_remote, settings.remotes))
+
+    def allocate(self, owner: Owner) -> Answer:
+        """Ask for the owner's addresses; the same again where it has some."""
+        body = {
+            wire.CONTAINER_ID: owner.container_id,
+            wire.IFNAME: owner.ifname,
+            wire.POD_ID: owner.pod_id,
+            wire.HOST_IP: owner.host_ip,
+        }
+        return self._ask("POST", wire.allocations(owner.network), body, owner.key)
+
+    def find(self, owner: Owner) -> Answer:
+        """Return what the owner has."""
+        return self._ask("GET", wire.query(owner.path, host_ip=owner.host_ip))
+
+    def release(self, owner: Owner) -> None:
+        """Free what the owner has; nothing is no fault."""
+        self._ask("DELETE", wire.query(owner.path, host_ip=owner.host_ip, pod_id=owner.pod_id))
+
+    def collect(self, network: str, host_ip: str, valid: set[tuple[str, str]]) -> Answer:
+        """Free what a host has in a network besides the valid (container ID, ifname)."""
+        pairs = [{wire.CONTAINER_ID: container, wire.IFNAME: ifname} for container, ifname in sorted(valid)]
+        return self._ask("POST", wire.gc(network), {wire.HOST_IP: host_ip, wire.VALID: pairs}, f"gc/{_now()}")
+
+    def status(self, network: str, host_ip: str) -> Answer:
+        """Ask whether a host's pools have a free address."""
+        return self._ask("GET", wire.query(wire.status(network), host_ip=host_ip))
+
+    def ready(self) -> None:
+        """Ask whether the service is ready."""
+        self._ask("GET", wire.READY)
+
+    def left(self) -> float:
+        """Return how many seconds are left."""
+        return self.deadline - time.monotonic()
+
+    def _ask(self, method: str, path: str, body: dict[str, Any] | None = None, key: str = "") -> Answer:
+        fields = {wire.IDEMPOTENCY_KEY: key} if key else {}
+        if self.settings.token_file:
+            fields["Authorization"] = f"Bearer {_token(self.settings.token_file)}"
+        octets = b"" if body is None else codec.dumps(body)
+        asked = Asked(method=method, path=path, body=octets, fields=fields)
+        client = Client(self._remotes, self.settings.trust, self._retries, self.deadline)
+        try:
+            remote, reply = client.ask(asked)
+        except AllFailedError as error:
+            raise self._failed(error, client) from error
+        answer = Answer(self.verb, remote.url, reply)
+        if not 200 <= reply.status < 300:
+            raise answer.refusal(client.uncertain)
+        return answer
+
+    def _failed(self, error: AllFailedError, client: Client) -> ServiceError:
+        """Make one error of all that was tried."""
+        reply = getattr(error.fault, "reply", None)
+        if reply is not None:
+            return Answer(self.verb, error.remote.url, reply).refusal(True)
+        facts = [error.fault.advice]
+        if error.tries > 1:
+            facts.append(f"tried {error.tries} times")
+        others = {remote.url: fault.what for remote, fault in error.failed if remote != error.remote}
+        facts += [f"{url} {what}" for url, what in others.items()]
+        found = _error(self.verb, f"{error}", "; ".join(facts), error.fault.code)
+        found.uncertain = client.uncertain
+        return found
+
+
+def _now() -> str:
+    return f"{time.time_ns():x}"
+
+
+def _error(verb: str, msg: str, details: str, code: int) -> ServiceError:
+    return ServiceError(f"IPAM txipam, {verb}: {msg}", details, code=code)
+
+
+def _token(path: str) -> str:
+    try:
+        with open(path, "rb", buffering=0) as file:
+            token = file.read(_MAX_TOKEN).strip().decode("ascii")
+    except OSError as error:
+        raise ConfigError(
+            f"ipam.tokenFile = {path!r}: {error.strerror}",
+            "give a file that root can read",
+            errno=error.errno or 0,
+        ) from error
+    except ValueError:
+        token = ""
+    if not token or not token.isprintable() or " " in token:
+        raise ConfigError(
+            f"ipam.tokenFile = {path!r}: holds no token", "put the token into it, and nothing else"
+        )
+    return token
+
+
+# --- answers
+
+
+class Answer:
+    """A reply of the service; what is wrong with it names the remote."""
+
+    def __init__(self, verb: str, url: str, reply: Reply) -> None:
+        self._verb = verb
+        self._reply = reply
+        self.url = url
+
+    def body(self) -> Keys:
+        """Return the JSON object that it is, or raise ServiceError."""
+        kind = self._reply.media_type
+        if kind != wire.JSON:
+            raise self.unexpected(f"answered with {kind or 'no'} content where JSON belongs")
+        try:
+            return Keys(codec.loads(self._reply.body, "its answer"), "its answer")
+        except (DecodeError, ConfigError) as error:
+            raise self.unexpected(f"cannot be understood: {error.msg}") from error
+
+    def unexpected(self, what: str) -> ServiceError:
+        """Return the error for an answer that the service cannot have given."""
+        advice = f"see that the remote is the address service; the answer began with {self._shown()}"
+        error = _error(self._verb, f"{self.url} {what}", advice, wire.UNEXPECTED)
+        error.uncertain = True
+        return error
+
+    def refusal(self, uncertain: bool) -> ServiceError:
+        """Return the error that the service answered with.
+
+        ``uncertain``: an earlier try may have been carried out.
+        """
+        status = self._reply.status
+        kind, detail = self._problem()
+        code = wire.CODES.get(kind) or _CODES.get(status) or wire.UNEXPECTED
+        code = wire.TRY_AGAIN if status >= 500 else code
+        advice = _ADVICE.get(kind) or f"the answer began with {self._shown()}"
+        said = f": {detail}" if detail else ""
+        error = _error(
+            self._verb, f"{self.url} answered {kind or 'with status'} ({status}){said}", advice, code
+        )
+        error.kind = kind
+        error.uncertain = uncertain or status >= 500 or status < 400
+        return error
+
+    def _problem(self) -> tuple[str, str]:
+        """Return kind and detail of a problem document, "" for a kind that is not ours."""
+        if self._reply.media_type != wire.PROBLEM:
+            return "", ""
+        try:
+            body = codec.loads(self._reply.body, "its answer")
+        except DecodeError:
+            return "", ""
+        if not isinstance(body, dict):
+            return "", ""
+        kind, detail = body.get("kind"), body.get("detail") or body.get("title")
+        known = kind if isinstance(kind, str) and wire.STATUS.get(kind) == self._reply.status else ""
+        return known, detail[:500] if isinstance(detail, str) else ""
+
+    def _shown(self) -> str:
+        text = self._reply.body[:120].decode("utf-8", "replace")
+        return codec.text(text) if text else "nothing"

@@ -1,0 +1,229 @@
+"""An address service for tests: real TLS on a real socket, little sense, and faults on demand."""
+
+from __future__ import annotations
+
+import json
+import select
+import socket
+import ssl
+import threading
+import time
+from collections import deque
+from collections.abc import Iterator
+from contextlib import suppress
+from datetime import datetime
+from typing import Any, NamedTuple
+from urllib.parse import parse_qs, unquote, urlsplit
+
+import trustme
+
+REASONS = {200: "OK", 201: "Created", 204: "No Content"}
+
+
+class Seen(NamedTuple):
+    """A request that arrived."""
+
+    method: str
+    path: str
+    query: dict[str, str]
+    fields: dict[str, str]
+    body: Any
+    connection: int
+
+
+class Reply(NamedTuple):
+    status: int
+    body: Any = None
+    kind: str = "application/json"
+
+    def octets(self, more: str = "") -> bytes:
+        body = b"" if self.body is None else json.dumps(self.body).encode()
+        head = f"HTTP/1.1 {self.status} {REASONS.get(self.status, 'Status')}\r\n{more}"
+        if self.status != 204:
+            head += f"Content-Type: {self.kind}\r\nContent-Length: {len(body)}\r\n"
+        return head.encode() + b"\r\n" + body
+
+
+def problem(status: int, kind: str, detail: str = "") -> Reply:
+    body = {"type": "about:blank", "title": "no", "status": status, "detail": detail, "kind": kind}
+    return Reply(status, body, "application/problem+json")
+
+
+def authority() -> trustme.CA:
+    return trustme.CA()
+
+
+class Service:
+    """Serves in threads until ``close``. ``faults`` are taken by the requests that come, one each:
+
+    "hang", "drip", "lose" (done, but no reply), "refuse" (neither), "cut" (half a reply), "repeat" (the reply
+    twice), "close" (the connection ends behind the reply, unannounced), a Reply, or bytes to be sent.
+    """
+
+    def __init__(
+        self,
+        ca: trustme.CA,
+        *names: str,
+        clients: trustme.CA | None = None,
+        not_after: datetime | None = None,
+        newest: ssl.TLSVersion | None = None,
+    ) -> None:
+        self.context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        ca.issue_cert(*(names or ("127.0.0.1",)), not_after=not_after).configure_cert(self.context)
+        if clients:
+            clients.configure_trust(self.context)
+            self.context.verify_mode = ssl.CERT_REQUIRED
+        if newest:
+            self.context.minimum_version = ssl.TLSVersion.TLSv1
+            self.context.set_ciphers("ALL:@SECLEVEL=0")
+            self.context.maximum_version = newest
+        self.faults: deque[Any] = deque()
+        self.always: Any = None
+        self.seen: list[Seen] = []
+        self.allocations: dict[tuple[str, str, str], dict[str, Any]] = {}
+        self.more: dict[str, Any] = {}
+        self.given = 0
+        self.connections = 0
+        self.stopped = threading.Event()
+        self.lock = threading.Lock()
+        self.open: list[socket.socket] = []
+        self.listener = socket.create_server(("127.0.0.1", 0))
+        self.port: int = self.listener.getsockname()[1]
+        self.url = f"https://127.0.0.1:{self.port}"
+        threading.Thread(target=self._accept, daemon=True).start()
+
+    def methods(self) -> list[str]:
+        return [seen.method for seen in self.seen]
+
+    def addresses(self) -> list[str]:
+        return [item["ips"][0]["address"] for item in self.allocations.values()]
+
+    def stop_listening(self) -> None:
+        """Be down from now on."""
+        with suppress(OSError):
+            self.listener.shutdown(socket.SHUT_RDWR)
+        self.listener.close()
+        self.drop_connections()
+
+    def drop_connections(self) -> None:
+        while self.open:
+            with suppress(OSError):
+                self.open.pop().shutdown(socket.SHUT_RDWR)
+
+    def listen_again(self) -> None:
+        self.listener = socket.create_server(("127.0.0.1", self.port))
+        threading.Thread(target=self._accept, daemon=True).start()
+
+    def close(self) -> None:
+        self.stopped.set()
+        self.stop_listening()
+
+    # --- connections
+
+    def _accept(self) -> None:
+        listener = self.listener
+        with suppress(OSError):
+            while True:
+                plain = listener.accept()[0]
+                self.open.append(plain)
+                self.connections += 1
+                threading.Thread(target=self._serve, args=(plain, self.connections), daemon=True).start()
+
+    def _serve(self, plain: socket.socket, number: int) -> None:
+        with suppress(OSError), plain, self.context.wrap_socket(plain, server_side=True) as tls:
+            self.open.append(tls)
+            for seen in requests(tls, number):
+                if not self._answer(tls, seen):
+                    return
+
+    def _answer(self, tls: ssl.SSLSocket, seen: Seen) -> bool:
+        """Answer a request; return whether the connection goes on."""
+        with self.lock:
+            self.seen.append(seen)
+            fault = self.faults.popleft() if self.faults else self.always
+            reply = Reply(500) if fault in ("refuse", "hang") or isinstance(fault, Reply) else self.act(seen)
+        if isinstance(fault, bytes):
+            tls.sendall(fault)
+            return False
+        octets = (fault if isinstance(fault, Reply) else reply).octets()
+        if fault in ("hang", "refuse", "lose"):
+            if fault == "hang":
+                self.stopped.wait()
+            return False
+        if fault == "drip":
+            return self._drip(tls, octets)
+        tls.sendall(
+            octets[: len(octets) // 2] if fault == "cut" else octets * (2 if fault == "repeat" else 1)
+        )
+        return fault not in ("cut", "close")
+
+    def _drip(self, tls: ssl.SSLSocket, octets: bytes) -> bool:
+        for at in range(len(octets)):
+            if self.stopped.wait(0.05):
+                break
+            tls.sendall(octets[at : at + 1])
+        return False
+
+    # --- the little sense
+
+    def act(self, seen: Seen) -> Reply:
+        parts = [unquote(part) for part in seen.path.strip("/").split("/")]
+        if parts == ["readyz"]:
+            return Reply(200, {})
+        network, what = parts[2], parts[3]
+        if what == "allocations" and seen.method == "POST":
+            return self.allocate(network, seen.body)
+        if what == "allocations":
+            return self.look_up(seen.method, (network, parts[4], parts[5]))
+        if what == "gc":
+            valid = {(item["container_id"], item["ifname"]) for item in seen.body["valid"]}
+            stale = [
+                owner
+                for owner, item in self.allocations.items()
+                if owner[0] == network and item["host_ip"] == seen.body["host_ip"] and owner[1:] not in valid
+            ]
+            for owner in stale:
+                del self.allocations[owner]
+            return Reply(200, {"released": len(stale)})
+        return Reply(200, {"pools": []})
+
+    def allocate(self, network: str, body: dict[str, Any]) -> Reply:
+        owner = network, body["container_id"], body["ifname"]
+        known = self.allocations.get(owner)
+        if known:
+            same = all(known[key] == body[key] for key in ("pod_id", "host_ip"))
+            return Reply(200, known) if same else problem(409, "conflict", "another pod has it")
+        self.given += 1
+        ips = [{"address": f"10.55.206.{45 + self.given}/26", "gateway": "10.55.206.1"}]
+        self.allocations[owner] = {"network": network, **body, "ips": ips, **self.more}
+        return Reply(201, self.allocations[owner])
+
+    def look_up(self, method: str, owner: tuple[str, str, str]) -> Reply:
+        if method == "DELETE":
+            self.allocations.pop(owner, None)
+            return Reply(204)
+        known = self.allocations.get(owner)
+        return Reply(200, known) if known else problem(404, "not-found", "never heard of it")
+
+
+def requests(tls: ssl.SSLSocket, number: int) -> Iterator[Seen]:
+    """Read one request after the other."""
+    file = tls.makefile("rb")
+    while line := file.readline():
+        method, target, version = line.decode().split()
+        assert version == "HTTP/1.1"
+        fields = {}
+        while (line := file.readline()) != b"\r\n":
+            name, _, value = line.decode().partition(":")
+            fields[name.lower()] = value.strip()
+        body = file.read(int(fields.get("content-length", 0)))
+        url = urlsplit(target)
+        query = {key: values[0] for key, values in parse_qs(url.query).items()}
+        yield Seen(method, url.path, query, fields, json.loads(body) if body else None, number)
+
+
+def wait_until(condition: Any, seconds: float = 10.0) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "it does not come to that"
+        select.select([], [], [], 0.01)

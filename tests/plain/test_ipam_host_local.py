@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 
 import sriov_fast
 from sriov_fast.errors import BusyError, CheckError, ConfigError, IpamError, SriovError, UnavailableError
-from sriov_fast.ipam import host_local, keys, ranges, store
+from sriov_fast.ipam import host_local, keys, ranges, search, store
 from sriov_fast.ipam.builtin import builtin
 from sriov_fast.ipam.host_local import HostLocal
 from sriov_fast.ipam.keys import Keys, parse_ip, show_ip
@@ -64,12 +64,13 @@ class Net:
         """Addresses and their owners; everything in the store must be known."""
         if not self.store.exists():
             return {}
-        found = {path.name: path.read_bytes().decode() for path in self.store.iterdir()}
-        return {name: text for name, text in found.items() if name != "lock" and "last" not in name}
+        others = ("lock", "last_reserved_ip.", "sriov-fast.taken.")
+        found = (path for path in self.store.iterdir() if not path.name.startswith(others))
+        return {path.name: path.read_bytes().decode() for path in found}
 
     def entries(self) -> set[str]:
         """The owners in the index."""
-        return {path.name for path in self.index.iterdir()} - {"stamp", "run"}
+        return {path.name for path in self.index.iterdir()} - {"stamp"}
 
     def put(self, address: str, content: str) -> None:
         """Write a file as somebody else would."""
@@ -294,9 +295,9 @@ OPERATIONS = st.lists(
 
 
 @settings(deadline=None, max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(OPERATIONS, st.sampled_from([1, 3, 128]))
+@given(OPERATIONS, st.sampled_from([1, 3, 64]), st.sampled_from([0, 512]))
 def test_allocation_against_a_model(
-    tmp_path_factory: pytest.TempPathFactory, operations: list[tuple[str, int, int]], probes: int
+    tmp_path_factory: pytest.TempPathFactory, operations: list[tuple[str, int, int]], probes: int, small: int
 ) -> None:
     """No address has two owners, a release frees, and the next one is always the model's next."""
     net = Net(tmp_path_factory.mktemp("n"))
@@ -306,6 +307,7 @@ def test_allocation_against_a_model(
     at = 0
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(host_local, "PROBES", probes)
+        patch.setattr(host_local, "SMALL", small)
         for kind, pod, octet in operations:
             if kind == "del":
                 net.delete(f"p{pod}", ipam)
@@ -649,37 +651,197 @@ def fill(net: Net, octets: range) -> None:
         net.put(f"10.1.2.{octet}", f"x{octet}\r\neth0")
 
 
-def test_a_long_run_is_listed_once(net: Net, monkeypatch: pytest.MonkeyPatch) -> None:
-    """After that its end is known, until an address in it is freed or a minute has passed."""
+BIG = {"subnet": "10.1.2.0/24"}
+MAP = "sriov-fast.taken.10.1.0.0"
+
+
+@pytest.fixture
+def big(net: Net, monkeypatch: pytest.MonkeyPatch) -> Net:
+    """A network in which a /24 is large, and few addresses are tried."""
+    monkeypatch.setattr(host_local, "SMALL", 100)
     monkeypatch.setattr(host_local, "PROBES", 8)
-    listings = []
+    for name in ("HINTS", "SAMPLES"):
+        monkeypatch.setattr(search, name, 8)
+    return net
+
+
+@pytest.fixture
+def listings(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The stores that are listed from now on."""
+    found: list[str] = []
     names = store.Store.names
-    monkeypatch.setattr(store.Store, "names", lambda self: listings.append(1) or names(self))
-    ipam = {"subnet": "10.1.2.0/24"}
-    fill(net, range(2, 200))
-    for turn in range(3):
-        (net.store / "last_reserved_ip.0").write_text("10.1.2.1")
-        assert net.add(f"p{turn}", ipam) == [f"10.1.2.{200 + turn}/24"]
+
+    def noted(self: store.Store) -> set[str]:
+        found.append(self.path)
+        return names(self)
+
+    monkeypatch.setattr(store.Store, "names", noted)
+    return found
+
+
+def from_the_start(net: Net, pod: str, ipam: dict[str, Any] = BIG) -> str:
+    (net.store / "last_reserved_ip.0").write_text("10.1.2.1")
+    return net.add(pod, ipam)[0].partition("/")[0]
+
+
+def shown(net: Net) -> set[int]:
+    """The octets that the map shows as taken."""
+    data = (net.store / MAP).read_bytes().ljust(store.MAP_BYTES, b"\0")
+    assert len(data) == store.MAP_BYTES
+    return set(range(256)) - {place - 512 for place in search.clear_bits(data, 512, 767)}
+
+
+def test_the_end_of_a_long_run(net: Net, listings: list[str]) -> None:
+    """Others took all these, nothing is known, and yet it is found without a listing, and in its order."""
+    ipam = {"subnet": "10.1.0.0/21"}
+    for value in range(2, 1500):
+        net.put(f"10.1.{value >> 8}.{value & 255}", "x\r\neth0")
+    for value in (1500, 1501, 1502):
+        (net.store / "last_reserved_ip.0").write_text("10.1.0.1")
+        assert net.add(f"p{value}", ipam) == [f"10.1.5.{value & 255}/21"]
+    assert not listings
+
+
+def test_a_small_set_is_never_listed(net: Net, listings: list[str]) -> None:
+    ipam = {"subnet": "10.1.0.0/23"}
+    for value in range(2, 510):
+        net.put(f"10.1.{value >> 8}.{value & 255}", "x\r\neth0")
+    assert net.add("a", ipam) == ["10.1.1.254/23"]
+    assert net.fails("b", ipam).code == 11
+    assert not listings
+    assert not list(net.store.glob("sriov-fast*"))
+
+
+def test_a_store_of_our_own_is_never_listed(big: Net, listings: list[str]) -> None:
+    """It may be full but for one address, and the node may have been booted."""
+    for number in range(252):
+        big.add(f"p{number}", BIG)
+    assert from_the_start(big, "last") == "10.1.2.254"
+    for octet in (100, 2, 253):
+        big.delete(f"p{octet - 2}", BIG)
+        shutil.rmtree(big.root / "run")
+        assert from_the_start(big, f"p{octet - 2}") == f"10.1.2.{octet}"
+    assert not listings
+    assert big.fails("b", BIG).code == 11
+
+
+def test_a_store_of_others_is_listed_once(big: Net, listings: list[str]) -> None:
+    """Where they left one address, and we know nothing."""
+    fill(big, range(2, 200))
+    fill(big, range(201, 255))
+    assert from_the_start(big, "a") == "10.1.2.200"
     assert len(listings) == 1
-    net.delete("x100", ipam)
-    (net.store / "last_reserved_ip.0").write_text("10.1.2.1")
-    assert net.add("q", ipam) == ["10.1.2.100/24"]
-    assert len(listings) == 2
-    (net.store / "last_reserved_ip.0").write_text("10.1.2.1")
-    os.utime(net.index / "run", (1, time.time() - 61), follow_symlinks=False)
-    assert net.add("r", ipam) == ["10.1.2.203/24"]
-    assert len(listings) == 3
+    assert shown(big) == set(range(2, 255))
+    for turn in range(5):
+        big.delete("a" if not turn else f"p{turn - 1}", BIG)
+        assert from_the_start(big, f"p{turn}") == "10.1.2.200"
+    big.delete("x77", BIG)
+    assert from_the_start(big, "b") == "10.1.2.77"
+    assert len(listings) == 1
 
 
-def test_what_is_remembered_cannot_hide_the_last_address(net: Net, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_is_remembered_cannot_hide_the_last_address(big: Net) -> None:
     """Somebody else frees one, which we cannot see: where nothing else is free, it is found."""
-    monkeypatch.setattr(host_local, "PROBES", 8)
-    fill(net, range(2, 254))
-    assert net.add("a", {"subnet": "10.1.2.0/24"}) == ["10.1.2.254/24"]
-    assert (net.index / "run").is_symlink()
-    assert net.fails("b", {"subnet": "10.1.2.0/24"}).code == 11
-    (net.store / "10.1.2.77").unlink()
-    assert net.add("b", {"subnet": "10.1.2.0/24"}) == ["10.1.2.77/24"]
+    fill(big, range(2, 254))
+    assert from_the_start(big, "a") == "10.1.2.254"
+    assert big.fails("b", BIG).code == 11
+    (big.store / "10.1.2.77").unlink()
+    assert from_the_start(big, "b") == "10.1.2.77"
+
+
+def test_what_others_took_is_learned(big: Net, listings: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """The map shows them as free; each search learns some more."""
+    monkeypatch.setattr(search, "SAMPLES", 0)
+    big.add("a", BIG)
+    fill(big, range(3, 50))
+    known = []
+    for pod in "bc":
+        from_the_start(big, pod)
+        known.append(len(shown(big)))
+    assert len(listings) == 1  # the second knew
+    assert known == [49, 50]
+
+
+@pytest.mark.parametrize("fault", ["garbage", "short", "long", "full", "directory", "gone"])
+def test_a_bad_map_does_no_harm(big: Net, fault: str) -> None:
+    fill(big, range(2, 250))
+    path = big.store / MAP
+    contents = {"garbage": b"\xa5" * 8192, "short": b"\xff", "long": b"\0" * 9999, "full": b"\xff" * 8192}
+    if fault == "directory":
+        path.mkdir()
+    elif fault in contents:
+        path.write_bytes(contents[fault])
+    found = {from_the_start(big, pod) for pod in "abcde"}
+    assert found == {f"10.1.2.{octet}" for octet in range(250, 255)}
+    assert big.fails("f", BIG).code == 11
+    big.delete("c", BIG)
+    assert {from_the_start(big, "f")} < found
+
+
+def test_a_map_that_cannot_be_written(big: Net, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object) -> int:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "pwrite", full)
+    fill(big, range(2, 250))
+    assert from_the_start(big, "a") == "10.1.2.250"
+    big.delete("a", BIG)
+    assert "10.1.2.250" not in big.files()
+
+
+def test_the_gateway_is_not_in_the_map(big: Net) -> None:
+    """Another configuration of the network may give it away."""
+    ipam = BIG | {"gateway": "10.1.2.5"}
+    fill(big, range(2, 5))
+    fill(big, range(6, 250))
+    assert from_the_start(big, "a", ipam) == "10.1.2.250"
+    assert 5 not in shown(big)
+    assert from_the_start(big, "b", BIG) == "10.1.2.5"
+
+
+@settings(deadline=None, max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    st.lists(st.tuples(st.sampled_from(["add", "add", "del", "take", "free", "boot"]), st.integers(0, 39))),
+    st.integers(0, 8),
+    st.sampled_from(["10.1.255.240", "fd00::fff0"]),
+)
+def test_beside_others(
+    tmp_path_factory: pytest.TempPathFactory, steps: list[tuple[str, int]], budget: int, start: str
+) -> None:
+    """Whatever others take and free, a free address is found while there is one, and never a taken one."""
+    net = Net(tmp_path_factory.mktemp("n"))
+    bits, first = parse_ip(start)
+    span = {"rangeStart": start, "rangeEnd": show_ip((bits, first + 39))}  # across two files of the map
+    ipam = {"subnet": "fd00::/64" if bits == 128 else "10.0.0.0/8"} | span
+    pool = [show_ip((bits, first + number)) for number in range(40)]
+    with pytest.MonkeyPatch.context() as patch:
+        for where, name in ((host_local, "PROBES"), (search, "HINTS"), (search, "SAMPLES")):
+            patch.setattr(where, name, max(1, budget))
+        patch.setattr(host_local, "SMALL", 0)
+        for step, number in steps:
+            before = net.files()
+            if step == "add" and f"p{number}\r\neth0" not in before.values():
+                if len(before) == 40:
+                    assert net.fails(f"p{number}", ipam).code == 11
+                else:
+                    address = net.add(f"p{number}", ipam)[0].partition("/")[0]
+                    assert address in set(pool) - set(before)
+            elif step == "del":
+                net.delete(f"p{number}", ipam)
+            elif step == "take" and pool[number] not in before:
+                net.put(pool[number], "other\r\neth0")
+            elif step == "free":
+                (net.store / pool[number]).unlink(missing_ok=True)
+            elif step == "boot":
+                shutil.rmtree(net.root / "run", ignore_errors=True)
+
+
+@given(st.binary(min_size=4, max_size=4), st.integers(0, 31), st.integers(0, 31))
+def test_clear_bits(data: bytes, first: int, last: int) -> None:
+    number = int.from_bytes(data, "little")
+    assert list(search.clear_bits(data, first, last)) == [
+        at for at in range(first, last + 1) if not number >> at & 1
+    ]
 
 
 def test_the_whole_of_ipv6(net: Net) -> None:
@@ -759,6 +921,8 @@ CALLS = (
     "ftruncate",
     "readlink",
     "access",
+    "pread",
+    "pwrite",
     "read",
     "utime",
     "stat",
@@ -808,7 +972,10 @@ def kills(net: Net, work: Callable[[], object], repair: Callable[[], object]) ->
 
 
 @pytest.mark.parametrize("repair", ["DEL", "GC"])
-def test_killed_while_adding(net: Net, repair: str) -> None:
+@pytest.mark.parametrize("small", [0, 512])
+def test_killed_while_adding(net: Net, repair: str, small: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(host_local, "SMALL", small)
+    monkeypatch.setattr(host_local, "PROBES", 1)
     net.add("first", DUAL | {"ranges": DUAL["ranges"][:1]})
 
     def mend() -> None:
@@ -820,7 +987,9 @@ def test_killed_while_adding(net: Net, repair: str) -> None:
     assert kills(net, lambda: net.add("a", DUAL), mend) > 15
 
 
-def test_killed_while_deleting(net: Net) -> None:
+@pytest.mark.parametrize("small", [0, 512])
+def test_killed_while_deleting(net: Net, small: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(host_local, "SMALL", small)
     net.add("first", DUAL | {"ranges": DUAL["ranges"][:1]})
 
     def mend() -> None:

@@ -16,7 +16,6 @@ from sriov_fast.ipam.store import Store, index_of
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterator
     from typing import Any
 
     from sriov_fast.ipam.keys import Ip
@@ -24,8 +23,11 @@ if TYPE_CHECKING:
 
     Choice = tuple[Ip, Range]
 
-# So many addresses are tried one by one; then one listing of the directory is cheaper.
-PROBES = 128
+# So many addresses are tried one by one before the search asks the map; of a small set, all.
+PROBES = 8
+SMALL = 512
+# Sets with more addresses have no map of those that are taken: they are never so full that one is needed.
+_HUGE = 1 << 22
 # Somebody who takes addresses without the lock may come between as often.
 _ATTEMPTS = 10
 _NAME = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_.-")
@@ -142,6 +144,8 @@ class HostLocal(Builtin):
                 store.reserve(self.owner, [show_ip(ip) for ip, _ in plan])
             except FileExistsError:
                 continue
+            large = [ip for (ip, _), item in zip(plan, sets, strict=True) if _has_map(item)]
+            store.mark(large, taken=True, make=True)
             return plan
         raise IpamError(
             f"{store.path}: addresses are taken by somebody who does not take the lock",
@@ -196,9 +200,14 @@ def _next(store: Store, number: int, item: RangeSet) -> Choice:
         last = parse_ip(store.last_reserved(number))
     except ValueError:
         last = None  # none yet, or what somebody who was killed left
-    found, tried = _probe(store, ranges.arcs(item, last))
-    if found is None and tried is not None:
-        found = _beyond_run(store, item, tried) or _listed(store, item, last)
+    ring = ranges.arcs(item, last)
+    size = _size(item)
+    tries = PROBES if size > SMALL else size
+    found = _probe(store, ring, tries)
+    if found is None and tries < size:
+        from sriov_fast.ipam import search
+
+        found = search.find(store, ring, tries, _has_map(item))
     if found is None:
         raise IpamError(
             f"no address is free in {ranges.show(item)} (range set {number})",
@@ -208,41 +217,23 @@ def _next(store: Store, number: int, item: RangeSet) -> Choice:
     return found
 
 
-def _probe(store: Store, ring: list[ranges.Arc]) -> tuple[Choice | None, Ip | None]:
-    """Try some addresses. Return the first free one; else the last that was tried, None if that was all."""
-    left = PROBES
+def _probe(store: Store, ring: list[ranges.Arc], tries: int) -> Choice | None:
+    """Try so many addresses; return the first free one."""
     for ip, there in ranges.candidates(ring):
         if not store.is_taken(show_ip(ip)):
-            return (ip, there), ip
-        left -= 1
-        if not left:
-            return None, ip
-    return None, None
+            return ip, there
+        tries -= 1
+        if not tries:
+            break
+    return None
 
 
-def _beyond_run(store: Store, item: RangeSet, tried: Ip) -> Choice | None:
-    """Try again behind what an earlier listing showed to be taken."""
-    run = store.run()
-    return _probe(store, ranges.without(ranges.arcs(item, tried), run))[0] if run else None
+def _size(item: RangeSet) -> int:
+    return sum(part.end - part.start + 1 for part in item)
 
 
-def _listed(store: Store, item: RangeSet, last: Ip | None) -> Choice | None:
-    """Return the first free address by listing all that are taken, and write down how far they go."""
-    ring = ranges.arcs(item, last)
-    found = ranges.first_absent(ring, store.names())
-    if found is None:
-        return None
-    store.remember_run(max(_passed(ring, found[0]), key=lambda run: run[2] - run[1]))
-    return found
-
-
-def _passed(ring: list[ranges.Arc], ip: Ip) -> Iterator[tuple[int, int, int]]:
-    """Go through what lies before an address, as (bits, first, last)."""
-    for low, high, item in ring:
-        if low <= ip[1] <= high:
-            yield item.bits, low, ip[1] - 1
-            return
-        yield item.bits, low, high
+def _has_map(item: RangeSet) -> bool:
+    return SMALL < _size(item) <= _HUGE
 
 
 # --- resolv.conf

@@ -9,6 +9,9 @@ index on tmpfs: a symbolic link for each owner, whose target is the addresses, w
 What it says is looked up in the store. That it says everything is seen from the directory's modification
 time, which we set a nanosecond back and write down: whoever else changes the directory leaves another. A
 small store is then read again; in a large one that others change, what the index knows must do.
+
+Of large range sets there is a map as well, in the store, so that it outlives a reboot: a bit for each
+address, set where it is taken as far as we know. It only says where to look first.
 """
 
 from __future__ import annotations
@@ -18,7 +21,7 @@ import os
 import time
 
 from sriov_fast.errors import IpamError
-from sriov_fast.ipam.keys import parse_ip
+from sriov_fast.ipam.keys import parse_ip, show_ip
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -28,7 +31,6 @@ if TYPE_CHECKING:
     from sriov_fast.ipam.keys import Ip
 
     Owner = tuple[str, str]
-    Run = tuple[int, int, int]
 
 WAIT = 20.0  # seconds; a runtime gives up on its own after minutes
 _PAUSE = 0.0001
@@ -37,12 +39,15 @@ _LONGEST_PAUSE = 0.005
 # Longer than any container ID with an interface's name: a longer file is none of these.
 _MOST = 1024
 _TEMPORARY = "sriov-fast.new"
-_RUN = "run"
 _STAMP = "stamp"
 # A store with more files is large: reading them would take longer than everything else in an ADD.
 _FEW = 512
-# A run of taken addresses is remembered for so long, in seconds: somebody else may have released some.
-_RUN_AGE = 60
+# So does one whose directory is of so many bytes (ext4 needs 16 to 48 for a name): it is not even listed.
+_LARGE = 1 << 17
+# A map's file is of 2**BLOCK addresses, and named by the first of them.
+BLOCK = 16
+MAP_BYTES = (1 << BLOCK) // 8
+_MAP = "sriov-fast.taken"
 
 
 class Store:
@@ -119,12 +124,12 @@ class Store:
 
     def drop(self, addresses: Iterable[str]) -> None:
         """Free addresses, whoever has them."""
-        run = self.run()
         self._changed = True
+        freed = []
         for address in addresses:
             _unlink(f"{self.path}/{address}")
-            if run and _in_run(address, run):
-                _forget(f"{self.index}/{_RUN}")
+            freed.append(_number(address))
+        self.mark([ip for ip in freed if ip], taken=False)
 
     # --- owners
 
@@ -180,6 +185,8 @@ class Store:
 
     def _few_names(self) -> list[str] | None:
         """Return the names of all files, None where they are many."""
+        if os.stat(self.path).st_size >= _LARGE:
+            return None
         names = []
         with os.scandir(self.path) as entries:
             for entry in entries:
@@ -229,6 +236,60 @@ class Store:
             os.ftruncate(fd, os.write(fd, address.encode()))
         finally:
             os.close(fd)
+
+    # --- the map of large range sets; without it everything is right, so its faults are none
+
+    def _map(self, ip: Ip) -> str:
+        return f"{self.path}/{_MAP}.{show_ip((ip[0], ip[1] >> BLOCK << BLOCK))}"
+
+    def map_of(self, ip: Ip) -> bytes:
+        """Return the map that an address is in, empty where there is none: a bit for each, lowest first."""
+        try:
+            fd = os.open(self._map(ip), os.O_RDONLY | os.O_CLOEXEC)
+        except OSError:
+            return bytes(MAP_BYTES)
+        try:
+            return bytes(_read_at(fd, 0, MAP_BYTES))
+        finally:
+            os.close(fd)
+
+    def draw(self, ip: Ip, bits: int, size: int) -> None:
+        """Write the map anew from an address on, ``size`` of it: a bit for each, lowest first."""
+        first = ip[1] & (1 << BLOCK) - 1
+        rest = int.from_bytes(self.map_of(ip), "little") & ~((1 << size) - 1 << first)
+        data = (rest | bits << first).to_bytes(MAP_BYTES, "little")
+        try:
+            fd = self._open_map(ip, make=True)
+        except OSError:
+            return
+        _write_back(fd, data, 0)
+
+    def mark(self, ips: Iterable[Ip], *, taken: bool, make: bool = False) -> None:
+        """Note addresses as taken or free; where there is no map, only if it is to be made."""
+        blocks: dict[Ip, list[int]] = {}
+        for bits, value in ips:
+            blocks.setdefault((bits, value >> BLOCK), []).append(value & (1 << BLOCK) - 1)
+        for (bits, number), places in blocks.items():
+            try:
+                fd = self._open_map((bits, number << BLOCK), make=make)
+            except OSError:
+                continue  # there is none, as for every small set
+            first, last = min(places) >> 3, max(places) >> 3
+            data = _read_at(fd, first, last + 1 - first)
+            for place in places:
+                at, bit = (place >> 3) - first, 1 << (place & 7)
+                data[at] = data[at] | bit if taken else data[at] & ~bit
+            _write_back(fd, data, first)
+
+    def _open_map(self, ip: Ip, *, make: bool) -> int:
+        path = self._map(ip)
+        try:
+            return os.open(path, os.O_RDWR | os.O_CLOEXEC)
+        except FileNotFoundError:
+            if not make:
+                raise
+        self._changed = True
+        return _create(path)
 
     # --- the index; without it everything is right, and slower, so its faults are none
 
@@ -291,22 +352,6 @@ class Store:
             return
         self._point(f"{self.index}/{_STAMP}", str(mark))
 
-    def run(self) -> Run | None:
-        """Return a stretch (bits, first, last) in which every address was taken less than a minute ago."""
-        entry = f"{self.index}/{_RUN}"
-        try:
-            bits, first, last = os.readlink(entry).split(" ")
-            if 0 <= time.time() - os.lstat(entry).st_mtime < _RUN_AGE:
-                return int(bits), int(first), int(last)
-        except (OSError, ValueError):
-            pass
-        return None
-
-    def remember_run(self, run: Run) -> None:
-        """Write down that every address from the first to the last is taken: it took a listing to learn."""
-        entry = f"{self.index}/{_RUN}"
-        self._point(entry, " ".join(map(str, run)))
-
 
 def index_of(runtime_dir: str, path: str) -> str:
     """Return where the index of the store ``path`` is: its whole path in one name."""
@@ -341,13 +386,27 @@ def _number(name: str) -> Ip | None:
         return None
 
 
-def _in_run(address: str, run: Run) -> bool:
-    ip = _number(address)
-    return ip is not None and ip[0] == run[0] and run[1] <= ip[1] <= run[2]
-
-
 def _create(path: str) -> int:
-    return os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+    return os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+
+
+def _read_at(fd: int, at: int, size: int) -> bytearray:
+    """Return a piece of a map; zeros where it was never written or cannot be read."""
+    try:
+        found = os.pread(fd, size, at)
+    except OSError:
+        found = b""
+    return bytearray(found.ljust(size, b"\0"))
+
+
+def _write_back(fd: int, data: bytes | bytearray, at: int) -> None:
+    """Write to a map and close it. What cannot be written (a full disk) is not known then."""
+    try:
+        os.pwrite(fd, data, at)
+    except OSError:
+        pass
+    finally:
+        os.close(fd)
 
 
 def _unlink(path: str) -> None:

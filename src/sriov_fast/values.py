@@ -5,8 +5,11 @@
 
 from __future__ import annotations
 
+from _operator import attrgetter
+
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from typing import Any, Self, dataclass_transform
 else:
 
@@ -26,10 +29,19 @@ class _Meta(type):
         cls = super().__new__(mcls, name, bases, ns)
         cls._fields = sum((base._fields for base in inherited), ()) + own
         cls._defaults = {k: v for base in inherited for k, v in base._defaults.items()} | defaults
+        cls._known = frozenset(cls._fields)
+        several = len(cls._fields) > 1  # else attrgetter returns the value, not a tuple
+        cls._values = staticmethod(attrgetter(*cls._fields) if several else _few)
         return cls
 
     _fields: tuple[str, ...]
+    _known: frozenset[str]
     _defaults: dict[str, Any]
+    _values: Callable[[object], tuple[Any, ...]]
+
+
+def _few(value: object) -> tuple[Any, ...]:
+    return tuple(getattr(value, name) for name in type(value)._fields)  # type: ignore[attr-defined]
 
 
 @dataclass_transform(kw_only_default=True, frozen_default=True, eq_default=True)
@@ -38,17 +50,10 @@ class Value(metaclass=_Meta):
 
     def __init__(self, **given: Any) -> None:
         cls = type(self)
-        put = object.__setattr__
-        defaults = cls._defaults
-        for name in cls._fields:
-            if name in given:
-                put(self, name, given.pop(name))
-            elif name in defaults:
-                put(self, name, defaults[name])
-            else:
-                raise TypeError(f"{cls.__name__} needs {name!r}")
-        if given:
-            raise TypeError(f"{cls.__name__} has no {', '.join(given)}")
+        values = cls._defaults | given
+        if values.keys() != cls._known:
+            raise _misfit(cls, given)
+        _fill(self, values)
 
     def __setattr__(self, name: str, value: object) -> None:
         raise AttributeError(f"{type(self).__name__} is frozen: {name!r}")
@@ -68,11 +73,31 @@ class Value(metaclass=_Meta):
 
     def as_dict(self) -> dict[str, Any]:
         """Return the fields by name, in order, values as they are."""
-        return {name: getattr(self, name) for name in type(self)._fields}
+        cls = type(self)
+        return dict(zip(cls._fields, cls._values(self), strict=True))
 
     def replace(self, **changes: Any) -> Self:
         """Return a copy with some fields changed."""
-        return type(self)(**(self.as_dict() | changes))
+        cls = type(self)
+        values = self.as_dict() | changes
+        if len(values) != len(cls._fields):
+            raise _misfit(cls, values)
+        copy = cls.__new__(cls)
+        _fill(copy, values)
+        return copy
+
+
+def _fill(value: Value, values: dict[str, Any]) -> None:
+    put = object.__setattr__
+    for name, each in values.items():
+        put(value, name, each)
+
+
+def _misfit(cls: type[Value], given: dict[str, Any]) -> TypeError:
+    missing = [name for name in cls._fields if name not in given and name not in cls._defaults]
+    if missing:
+        return TypeError(f"{cls.__name__} needs {missing[0]!r}")
+    return TypeError(f"{cls.__name__} has no {', '.join(name for name in given if name not in cls._known)}")
 
 
 class VfSettings(Value):

@@ -1,0 +1,1024 @@
+"""txipam against a service with TLS: what it asks, what it answers, and what it makes of every fault."""
+
+from __future__ import annotations
+
+import datetime
+import json
+import os
+import socket
+import ssl
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import trustme
+from txipam_service import Reply, Service, problem, wait_until
+
+from sriov_fast.errors import CheckError, ConfigError, IpamError, SriovError
+from sriov_fast.ipam import https, pending
+from sriov_fast.ipam.service import ServiceError
+from sriov_fast.ipam.txipam import TxIpam
+from sriov_fast.log import Logger
+
+ARGS = "IgnoreUnknown=1;PodID=1234;HostIP=10.55.206.20"
+FIRST = {"address": "10.55.206.46/26", "gateway": "10.55.206.1"}
+Make = Callable[..., TxIpam]
+
+
+@pytest.fixture(scope="module")
+def ca() -> trustme.CA:
+    return trustme.CA()
+
+
+@pytest.fixture(scope="module")
+def ca_file(ca: trustme.CA, tmp_path_factory: pytest.TempPathFactory) -> str:
+    path = tmp_path_factory.mktemp("ca") / "ca.pem"
+    ca.cert_pem.write_to_path(str(path))
+    return str(path)
+
+
+@pytest.fixture
+def service(ca: trustme.CA) -> Iterator[Service]:
+    made = Service(ca)
+    yield made
+    made.close()
+
+
+@pytest.fixture
+def state(tmp_path: Path) -> Path:
+    return tmp_path / "state"
+
+
+@pytest.fixture
+def tx(service: Service, ca_file: str, state: Path) -> Make:
+    def make(container: str = "a", *, args: str = ARGS, version: str | None = "1.1.0", **more: Any) -> TxIpam:
+        top = {key: more.pop(key) for key in tuple(more) if "." in key or key in ("prevResult", "name")}
+        ipam = {"type": "txipam", "remote": service.url, "ca": ca_file, "retries": 1, "timeout": 5} | more
+        conf = {"cniVersion": version, "name": "net1", "type": "sriov", "ipam": ipam} | top
+        conf = {key: value for key, value in conf.items() if value is not None}
+        return TxIpam(config=conf, container_id=container, ifname="eth0", args=args, state_dir=str(state))
+
+    return make
+
+
+def failed(ipam: TxIpam, verb: str = "ADD", kind: type[SriovError] = IpamError) -> SriovError:
+    with pytest.raises(kind) as caught:
+        ipam.run(verb, 60.0)
+    assert caught.value.details
+    return caught.value
+
+
+def owed(state: Path) -> list[str]:
+    return [path.rpartition("/")[2].rpartition("~")[0] for path in pending.owed(str(state))]
+
+
+def retry(state: Path) -> int:
+    return pending.retry(str(state), Logger("error"), time.monotonic() + 5)
+
+
+# --- what goes well
+
+
+def test_add_says_who_asks(tx: Make, service: Service) -> None:
+    assert tx().run("ADD") == {"cniVersion": "1.1.0", "ips": [FIRST], "dns": {}}
+    (seen,) = service.seen
+    assert (seen.method, seen.path) == ("POST", "/v1/networks/net1/allocations")
+    assert seen.body == {
+        "container_id": "a",
+        "ifname": "eth0",
+        "pod_id": "1234",
+        "host_ip": "10.55.206.20",
+    }
+    assert seen.fields["idempotency-key"] == "net1/a/eth0/1234"
+    assert seen.fields["host"] == f"127.0.0.1:{service.port}"
+    assert "authorization" not in seen.fields
+
+
+@pytest.mark.parametrize(
+    ("version", "wanted"),
+    [
+        (None, {"cniVersion": "0.1.0", "ip4": {"ip": "10.55.206.46/26", "gateway": "10.55.206.1"}}),
+        ("0.1.0", {"ip4": {"ip": "10.55.206.46/26", "gateway": "10.55.206.1"}}),
+        ("0.2.0", {"ip4": {"ip": "10.55.206.46/26", "gateway": "10.55.206.1"}}),
+        ("0.3.0", {"ips": [{"version": "4"} | FIRST]}),
+        ("0.3.1", {"ips": [{"version": "4"} | FIRST]}),
+        ("0.4.0", {"ips": [{"version": "4"} | FIRST]}),
+        ("1.0.0", {"ips": [FIRST]}),
+        ("1.1.0", {"ips": [FIRST]}),
+    ],
+)
+def test_every_version(tx: Make, version: str | None, wanted: dict[str, Any]) -> None:
+    assert tx(version=version).run("ADD") == {"cniVersion": version} | wanted | {"dns": {}}
+
+
+def test_everything_that_a_service_may_give(tx: Make, service: Service) -> None:
+    service.more = {
+        "ips": [FIRST, {"address": "fd00::5/64"}],
+        "routes": [{"dst": "0.0.0.0/0", "gw": "10.55.206.1"}, {"dst": "fd01::/64", "gw": "fd00::1"}],
+        "dns": {"nameservers": ["10.0.0.1"], "domain": "", "search": ["a"], "options": []},
+        "extra": {"vf": 0, "vlan": 100, "mac": "02:00:00:00:00:01", "colour": "red"},
+        "later": "versions may add keys",
+    }
+    assert tx().run("ADD") == {
+        "cniVersion": "1.1.0",
+        "ips": [FIRST, {"address": "fd00::5/64"}],
+        "routes": service.more["routes"],
+        "dns": {"nameservers": ["10.0.0.1"], "search": ["a"]},
+        "extra": {"vf": 0, "vlan": 100, "mac": "02:00:00:00:00:01"},
+    }
+    legacy = tx(version="0.2.0").run("ADD")
+    assert legacy
+    assert legacy["ip4"]["routes"] == [{"dst": "0.0.0.0/0", "gw": "10.55.206.1"}]
+    assert legacy["ip6"] == {"ip": "fd00::5/64", "routes": [{"dst": "fd01::/64", "gw": "fd00::1"}]}
+
+
+@pytest.mark.parametrize("extra", [{}, None, {"vf": None}])
+def test_no_extra(tx: Make, service: Service, extra: object) -> None:
+    service.more = {"extra": extra, "routes": None, "dns": None}
+    found = tx().run("ADD")
+    assert found
+    assert "extra" not in found
+
+
+def test_only_what_was_given_is_in_extra(tx: Make, service: Service) -> None:
+    service.more = {"extra": {"vlan": 0}}
+    found = tx().run("ADD")
+    assert found
+    assert found["extra"] == {"vlan": 0}
+
+
+def test_a_second_add_is_the_first(tx: Make, service: Service) -> None:
+    assert tx().run("ADD") == tx().run("ADD")
+    assert service.given == 1
+
+
+def test_del(tx: Make, service: Service, state: Path) -> None:
+    tx().run("ADD")
+    assert tx().run("DEL", 10.0) is None
+    assert service.allocations == {}
+    assert service.seen[-1].query == {"host_ip": "10.55.206.20", "pod_id": "1234"}
+    assert tx().run("DEL", 10.0) is None  # again is no fault
+    assert owed(state) == []
+
+
+def test_del_runs_beside_its_caller(tx: Make, service: Service) -> None:
+    tx().run("ADD")
+    with service.lock:  # the service cannot answer now
+        running = tx().start("DEL")
+        with pytest.raises(IpamError, match=r"has not ended after 0\.05 s") as late:
+            running.finish(0.05)
+    assert late.value.code == 11
+    running.settle(10.0)
+    assert running.finish(10.0) is None
+    running.cancel()
+    assert service.allocations == {}
+
+
+def test_check(tx: Make, service: Service) -> None:
+    found = tx().run("ADD")
+    tx(prevResult=found).run("CHECK")
+    more = {"ips": [FIRST | {"interface": 0}, {"address": "192.0.2.1/24"}]}
+    tx(prevResult=more).run("CHECK")
+    assert service.seen[-1].query == {"host_ip": "10.55.206.20"}
+    other = failed(tx(prevResult={"ips": [{"address": "10.55.206.47/26"}]}), "CHECK", CheckError)
+    assert "lacks 10.55.206.46/26" in other.msg
+    assert service.url in other.msg
+    gone = failed(tx("b", prevResult=found), "CHECK", CheckError)
+    assert (gone.code, "never heard of it" in gone.msg) == (103, True)
+    assert failed(tx(), "CHECK", ConfigError).msg == "prevResult is missing"
+
+
+def test_status(tx: Make, service: Service) -> None:
+    tx(args="").run("STATUS")
+    assert [seen.path for seen in service.seen] == ["/readyz"]  # no host is known yet
+    tx().run("ADD")
+    tx(args="").run("STATUS")
+    assert service.seen[-1].path == "/v1/networks/net1/status"
+    assert service.seen[-1].query == {"host_ip": "10.55.206.20"}
+    tx(args="", hostIP="10.0.0.9").run("STATUS")
+    assert service.seen[-1].query == {"host_ip": "10.0.0.9"}
+
+
+@pytest.mark.parametrize(
+    ("at", "fault", "code", "words"),
+    [
+        (0, problem(503, "unavailable", "no database"), 50, "no database"),
+        (0, Reply(500), 50, "500"),
+        (0, "refuse", 50, "closed the connection"),
+        (1, problem(409, "exhausted", "pool a is full"), 51, "pool a is full"),
+        (1, problem(404, "unknown-host"), 50, "unknown-host"),
+    ],
+)
+def test_status_of_a_service_that_cannot(
+    tx: Make, service: Service, at: int, fault: Any, code: int, words: str
+) -> None:
+    tx().run("ADD")
+    service.drop_connections()
+    service.faults.extend([None] * at + [fault])
+    error = failed(tx(args=""), "STATUS")
+    assert (error.code, words in error.msg) == (code, True), error.msg
+
+
+def test_status_of_a_service_that_is_down(tx: Make, service: Service) -> None:
+    service.stop_listening()
+    error = failed(tx(), "STATUS")
+    assert (error.code, error.msg) == (50, f"IPAM txipam, STATUS: {service.url} refuses connections")
+
+
+def test_one_host_with_room_is_enough(tx: Make, service: Service) -> None:
+    for host in ("10.0.0.1", "10.0.0.2"):
+        tx(host, args=f"PodID=1;HostIP={host}").run("ADD")
+    service.faults.extend([None, problem(404, "unknown-host")])
+    tx(args="").run("STATUS")
+
+
+def valid(*containers: str) -> dict[str, Any]:
+    return {"cni.dev/valid-attachments": [{"containerID": name, "ifname": "eth0"} for name in containers]}
+
+
+def test_gc(tx: Make, service: Service) -> None:
+    for name in ("a", "b", "c"):
+        tx(name).run("ADD")
+    tx("d", args="PodID=9;HostIP=10.55.206.21").run("ADD")
+    other_node = service.allocations["net1", "d", "eth0"] | {"host_ip": "10.55.206.99"}
+    service.allocations["net1", "d", "eth0"] = other_node
+    tx("", args="", **valid("b")).run("GC")
+    assert sorted(owner[1] for owner in service.allocations) == ["b", "d"]
+    assert [seen.body["host_ip"] for seen in service.seen[-2:]] == ["10.55.206.20", "10.55.206.21"]
+    tx("", args="", hostIP="10.55.206.99", **valid("b")).run("GC")
+    assert sorted(owner[1] for owner in service.allocations) == ["b"]
+
+
+def test_gc_without_a_list_or_a_host(tx: Make, service: Service) -> None:
+    assert "valid-attachments is missing" in failed(tx("", args=""), "GC", ConfigError).msg
+    tx("", args="", **valid()).run("GC")
+    assert service.seen == []
+
+
+def test_gc_tells_what_failed_and_does_the_rest(tx: Make, service: Service) -> None:
+    for host in ("10.0.0.1", "10.0.0.2", "10.0.0.3"):
+        tx(host, args=f"PodID=1;HostIP={host}").run("ADD")
+    service.faults.extend([problem(404, "unknown-host"), Reply(500)])
+    assert failed(tx("", args="", **valid()), "GC").code == 11
+    assert sorted(owner[1] for owner in service.allocations) == ["10.0.0.1", "10.0.0.2"]
+
+
+# --- what is configured
+
+
+@pytest.mark.parametrize(
+    ("more", "words"),
+    [
+        ({"remote": None}, "ipam.remote is missing"),
+        ({"remote": []}, "ipam.remote is missing"),
+        ({"remote": 3}, "ipam.remote = 3: not a string"),
+        ({"remote": ["https://127.0.0.1:1", 3]}, "ipam.remote[1] = 3: not a string"),
+        ({"remote": "http://127.0.0.1:10000"}, "http:// is refused"),
+        ({"remote": "HTTP://127.0.0.1:10000"}, "http:// is refused"),
+        ({"remote": "127.0.0.1:10000"}, "not an https:// URL"),
+        ({"remote": "https://user:secret@h"}, "not an https:// URL"),
+        ({"remote": "https://h/?x=1"}, "not an https:// URL"),
+        ({"remote": "https://h/\r\nX: y"}, "not an https:// URL"),
+        ({"remote": "https://"}, "no host's name"),
+        ({"remote": "https://:10000"}, "no host's name"),
+        ({"remote": "https://fd00::1:10000"}, "no host's name"),
+        ({"remote": "https://[fd00::zz]:1"}, "no IPv6 address"),
+        ({"remote": "https://[10.0.0.1]:1"}, "no IPv6 address"),
+        ({"remote": "https://h:0"}, "no port"),
+        ({"remote": "https://h:65536"}, "no port"),
+        ({"remote": "https://h:x"}, "no port"),
+        ({"remote": "https://h:"}, "no port"),
+        ({"ca": 3}, "ipam.ca = 3: not a string"),
+        ({"ca": "ca.pem"}, "not an absolute path"),
+        ({"ca": "/nowhere/ca.pem"}, "ipam.ca = '/nowhere/ca.pem': no such file"),
+        ({"ca": "/dev/null"}, "ipam.ca = '/dev/null': no certificate or crl found"),
+        ({"cert": "/nowhere/cert.pem"}, "ipam.cert = '/nowhere/cert.pem': no such file"),
+        ({"key": "/nowhere/key.pem"}, "there is no ipam.cert"),
+        ({"tokenFile": "/nowhere/token"}, "ipam.tokenFile = '/nowhere/token': No such file"),
+        ({"tokenFile": "/dev/null"}, "holds no token"),
+        ({"timeout": 0}, "ipam.timeout = 0"),
+        ({"timeout": 51}, "ipam.timeout = 51"),
+        ({"timeout": "10"}, "ipam.timeout"),
+        ({"timeout": True}, "ipam.timeout"),
+        ({"retries": -1}, "ipam.retries = -1"),
+        ({"retries": 1.5}, "ipam.retries = 1.5"),
+        ({"hostIP": "x", "args": "PodID=1"}, 'ipam.hostIP = "x"'),
+        ({"args": "HostIP=10.0.0.1"}, "CNI_ARGS PodID is missing"),
+        ({"args": "PodID=1"}, "CNI_ARGS HostIP is missing"),
+        ({"args": "PodID=1;HostIP=10.0.0.300"}, 'CNI_ARGS HostIP = "10.0.0.300"'),
+        ({"args": "PodID=" + "x" * 254 + ";HostIP=10.0.0.1"}, "CNI_ARGS PodID"),
+        ({"args": "PodID=a\x1b[0m;HostIP=10.0.0.1"}, "CNI_ARGS PodID"),
+        ({"name": ""}, "no network's name"),
+        ({"name": "../.."}, "no network's name"),
+    ],
+)
+def test_what_cannot_be_asked(
+    tx: Make, service: Service, state: Path, more: dict[str, Any], words: str
+) -> None:
+    error = failed(tx(**more), "ADD", ConfigError)
+    assert (error.code, words in error.msg) == (7, True), error.msg
+    assert service.seen == []
+    assert owed(state) == []
+
+
+def test_keys_of_cni_args_in_any_case(tx: Make, service: Service) -> None:
+    tx(args="podid=p1;HOSTIP=fd00:0:0::1").run("ADD")
+    assert (service.seen[-1].body["pod_id"], service.seen[-1].body["host_ip"]) == ("p1", "fd00::1")
+    tx("b", args="K8S_POD_UID=u1;HostIP=10.0.0.1").run("ADD")
+    assert service.seen[-1].body["pod_id"] == "u1"
+    tx("c", args="K8S_POD_UID=u1;PodID=p2", hostIP="10.0.0.2").run("ADD")
+    assert (service.seen[-1].body["pod_id"], service.seen[-1].body["host_ip"]) == ("p2", "10.0.0.2")
+
+
+def test_long_and_foreign_identifiers(tx: Make, service: Service) -> None:
+    pod = "ü" * 253
+    tx(args=f"PodID={pod};HostIP=10.0.0.1").run("ADD")
+    assert service.seen[-1].body["pod_id"] == pod
+    key = service.seen[-1].fields["idempotency-key"]
+    assert len(key) <= 200
+    tx(args=f"PodID={pod[:-1]}u;HostIP=10.0.0.1").start("DEL").finish(5.0)
+    tx(args=f"PodID={pod[:-1]}u;HostIP=10.0.0.1").run("ADD")
+    assert service.seen[-1].fields["idempotency-key"] != key
+
+
+def test_a_path_before_the_interface(tx: Make, service: Service) -> None:
+    service.faults.append(Reply(201, {"ips": [FIRST]}))
+    tx(remote=f"{service.url}/some/where/").run("ADD")
+    assert service.seen[-1].path == "/some/where/v1/networks/net1/allocations"
+
+
+def test_del_without_arguments_uses_what_was_remembered(tx: Make, service: Service) -> None:
+    tx().run("ADD")
+    tx(args="").run("DEL", 10.0)
+    assert service.allocations == {}
+    assert service.seen[-1].query == {"host_ip": "10.55.206.20"}
+
+
+def test_a_token(tx: Make, service: Service, tmp_path: Path) -> None:
+    token = tmp_path / "token"
+    for text in ("first", "second"):
+        token.write_text(f"{text}\n")
+        tx(tokenFile=str(token)).run("ADD")
+        assert service.seen[-1].fields["authorization"] == f"Bearer {text}"
+    token.write_text("two words\r\nX-Header: 1")
+    assert "holds no token" in failed(tx(tokenFile=str(token)), "ADD", ConfigError).msg
+
+
+# --- TLS
+
+
+def test_client_certificate(tx: Make, ca: trustme.CA, tmp_path: Path) -> None:
+    service = Service(ca, clients=ca)
+    pair = ca.issue_cert("10.55.206.20")
+    pair.cert_chain_pems[0].write_to_path(str(tmp_path / "cert.pem"))
+    pair.private_key_pem.write_to_path(str(tmp_path / "key.pem"))
+    pair.private_key_and_cert_chain_pem.write_to_path(str(tmp_path / "both.pem"))
+    ours = {"cert": str(tmp_path / "cert.pem"), "key": str(tmp_path / "key.pem")}
+    try:
+        assert tx(remote=service.url, **ours).run("ADD")
+        assert tx("b", remote=service.url, cert=str(tmp_path / "both.pem")).run("ADD")
+        without = failed(tx("c", remote=service.url))
+        assert (without.code, "refused our certificate" in without.msg) == (7, True), without.msg
+        stranger = trustme.CA().issue_cert("10.55.206.20")
+        stranger.private_key_and_cert_chain_pem.write_to_path(str(tmp_path / "other.pem"))
+        refused = failed(tx("c", remote=service.url, cert=str(tmp_path / "other.pem")))
+        assert (refused.code, "refused our certificate" in refused.msg) == (7, True), refused.msg
+        assert "ipam.cert" in refused.details
+        mixed = failed(
+            tx(remote=service.url, cert=str(tmp_path / "other.pem"), key=ours["key"]), "ADD", ConfigError
+        )
+        assert "key values mismatch" in mixed.msg
+    finally:
+        service.close()
+
+
+@pytest.mark.parametrize(
+    ("names", "days", "words"),
+    [
+        (("127.0.0.1",), -1, "has expired"),
+        (("127.0.0.2", "localhost"), 1, "is not for 127.0.0.1"),
+    ],
+)
+def test_certificates_that_are_not_good(
+    tx: Make, ca: trustme.CA, state: Path, names: tuple[str, ...], days: int, words: str
+) -> None:
+    until = datetime.datetime.now(datetime.UTC) + datetime.timedelta(days=days)
+    service = Service(ca, *names, not_after=until)
+    try:
+        error = failed(tx(remote=service.url))
+        assert (error.code, words in error.msg, service.url in error.msg) == (111, True, True), error.msg
+        assert service.seen == []
+        assert service.connections == 1  # waiting does not mend it
+        assert owed(state) == []
+    finally:
+        service.close()
+
+
+def test_names_are_checked(tx: Make, ca: trustme.CA) -> None:
+    by_name, by_ip = Service(ca, "localhost"), Service(ca, "127.0.0.1")
+    try:
+        assert tx(remote=f"https://localhost:{by_name.port}").run("ADD")
+        error = failed(tx("b", remote=f"https://localhost:{by_ip.port}"))
+        assert (error.code, "is not for localhost" in error.msg) == (111, True), error.msg
+    finally:
+        by_name.close()
+        by_ip.close()
+
+
+def test_another_authority(tx: Make, ca_file: str) -> None:
+    service = Service(trustme.CA())
+    try:
+        for more in ({}, {"ca": None}):  # ours, and the system's
+            error = failed(tx(remote=service.url, **more))
+            assert (error.code, "certificate" in error.msg) == (111, True), error.msg
+        assert service.seen == []
+    finally:
+        service.close()
+
+
+@pytest.mark.filterwarnings("ignore:ssl.TLSVersion")
+def test_old_tls(tx: Make, ca: trustme.CA) -> None:
+    service = Service(ca, newest=ssl.TLSVersion.TLSv1_1)
+    try:
+        error = failed(tx(remote=service.url))
+        assert (error.code, "TLS 1.2" in error.msg) == (111, True), error.msg
+    finally:
+        service.close()
+
+
+@pytest.mark.filterwarnings("ignore:ssl.TLSVersion")
+def test_tls_1_2_is_enough(tx: Make, ca: trustme.CA) -> None:
+    service = Service(ca, newest=ssl.TLSVersion.TLSv1_2)
+    try:
+        assert tx(remote=service.url).run("ADD")
+    finally:
+        service.close()
+
+
+def test_a_new_ca_file_is_read(tx: Make, ca: trustme.CA, tmp_path: Path) -> None:
+    path = tmp_path / "ca.pem"
+    trustme.CA().cert_pem.write_to_path(str(path))
+    assert failed(tx(ca=str(path))).code == 111
+    path.unlink()
+    ca.cert_pem.write_to_path(str(path))
+    assert tx(ca=str(path)).run("ADD")
+    path.unlink()
+    trustme.CA().cert_pem.write_to_path(str(path))
+    assert failed(tx("b", ca=str(path))).code == 111  # in spite of the connection that is there
+
+
+def plain_server(answer: bytes) -> socket.socket:
+    """Serve ``answer`` without TLS."""
+    listener = socket.create_server(("127.0.0.1", 0))
+
+    def serve() -> None:
+        try:
+            while True:
+                peer = listener.accept()[0]
+                peer.recv(1024)
+                peer.sendall(answer)
+                peer.close()
+        except OSError:
+            pass
+
+    threading.Thread(target=serve, daemon=True).start()
+    return listener
+
+
+@pytest.mark.parametrize(
+    "answer", [b"HTTP/1.1 400 Bad Request\r\n\r\n", b"SSH-2.0-OpenSSH_9\r\n", b"\0" * 64]
+)
+def test_no_tls_at_all(tx: Make, answer: bytes) -> None:
+    with plain_server(answer) as listener:
+        error = failed(tx(remote=f"https://127.0.0.1:{listener.getsockname()[1]}"))
+    assert (error.code, "does not speak TLS" in error.msg) == (111, True), error.msg
+
+
+def test_cut_in_the_handshake(tx: Make) -> None:
+    with plain_server(b"") as listener:
+        error = failed(tx(remote=f"https://127.0.0.1:{listener.getsockname()[1]}"))
+    assert (error.code, "during the TLS handshake" in error.msg) == (11, True), error.msg
+    assert "tried 2 times" in error.details
+
+
+# --- faults of the service
+
+
+def test_down(tx: Make, service: Service, state: Path) -> None:
+    service.stop_listening()
+    error = failed(tx())
+    assert (error.code, error.msg) == (11, f"IPAM txipam, ADD: {service.url} refuses connections")
+    assert "tried 2 times" in error.details
+    assert owed(state) == []  # nobody can have given anything
+
+
+@pytest.mark.parametrize("fault", ["hang", "drip"])
+def test_slow(tx: Make, service: Service, state: Path, fault: str) -> None:
+    service.always = fault
+    start = time.monotonic()
+    error = failed(tx(timeout=0.4))
+    assert time.monotonic() - start < 0.4 + 2.0
+    assert (error.code, "has not answered within" in error.msg) == (11, True), error.msg
+    assert owed(state) == ["a~eth0"]  # it may have given one
+
+
+def test_nobody_answers_at_all(tx: Make) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listener:  # accepts in the kernel, and that is all
+        start = time.monotonic()
+        error = failed(tx(remote=f"https://127.0.0.1:{listener.getsockname()[1]}", timeout=0.4))
+        assert time.monotonic() - start < 0.4 + 2.0
+    assert (error.code, "TLS handshake within" in error.msg) == (11, True), error.msg
+
+
+def test_an_unknown_name(tx: Make) -> None:
+    error = failed(tx(remote="https://nowhere.invalid"))
+    assert (error.code, "could not be looked up" in error.msg) == (11, True), error.msg
+
+
+@pytest.mark.parametrize("fault", ["lose", "cut", "refuse"])
+@pytest.mark.parametrize("kept", [False, True])
+def test_a_lost_reply_costs_no_address(
+    tx: Make, service: Service, state: Path, fault: str, kept: bool
+) -> None:
+    if kept:
+        tx("before").run("STATUS")
+    before = service.given
+    service.faults.append(fault)
+    found = tx().run("ADD")
+    keys = {seen.fields["idempotency-key"] for seen in service.seen if seen.method == "POST"}
+    assert (service.given - before, len(keys), service.methods().count("POST")) == (1, 1, 2)
+    assert found
+    assert found["ips"][0]["address"] == service.addresses()[0]
+    assert owed(state) == []
+
+
+@pytest.mark.parametrize("fault", ["lose", "cut"])
+def test_replies_that_never_come_leave_nothing(
+    tx: Make, service: Service, state: Path, fault: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pending, "LATE", -1.0)
+    service.faults.extend([fault, fault])
+    error = failed(tx())
+    assert (error.code, "closed the connection before" in error.msg) == (11, True), error.msg
+    assert service.methods() == ["POST", "POST", "DELETE"]
+    assert service.allocations == {}
+    service.act(service.seen[0])  # the request was still on its way
+    assert owed(state) == ["a~eth0"]
+    assert retry(state) == 0
+    assert service.allocations == {}
+
+
+def test_what_may_be_on_its_way_is_awaited(tx: Make, service: Service, state: Path) -> None:
+    service.faults.extend(["lose", "lose"])
+    failed(tx())
+    assert retry(state) == 1  # not yet
+    assert tx().run("DEL", 10.0) is None
+    assert owed(state) == ["a~eth0"]  # that DEL may have been faster, too
+    assert tx().run("ADD")
+    assert owed(state) == []
+    assert len(service.allocations) == 1
+
+
+@pytest.mark.parametrize(
+    ("fault", "words"),
+    [
+        (b"SSH-2.0-OpenSSH_9\r\n\r\n", "no HTTP: 'SSH-2.0-OpenSSH_9'"),
+        (b"HTTP/1.1 2000 OK\r\n\r\n", "no HTTP"),
+        (b"HTTP/1.1 200 OK\r\nno colon\r\n\r\n", "no HTTP: the header field"),
+        (b"HTTP/1.1 200 OK\r\nContent-Length: -1\r\n\r\n", "no HTTP: its length"),
+        (b"HTTP/1.1 200 OK\r\nContent-Length: 9999999\r\n\r\n", "more than 1048576 bytes"),
+        (b"HTTP/1.1 200 OK\r\nContent-Length: 1\r\nContent-Length: 2\r\n\r\n", "two different"),
+        (b"HTTP/1.1 200 OK\r\nTransfer-Encoding: gzip\r\n\r\n", "the transfer coding"),
+        (b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\nxyz\r\n", "a chunk's size"),
+        (b"HTTP/1.1 200 OK\r\n\r\n" + b"x" * (1 << 20) + b"x", "more than 1048576 bytes"),
+        (b"HTTP/1.1 200 OK\r\n" + b"X-Y: z\r\n" * 20000 + b"\r\n", "more than 65536 bytes"),
+        (b"x" * 100000, "more than 65536 bytes"),
+        (Reply(200, "hello", "text/html"), "text/html content where JSON belongs"),
+        (b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n{}", "no content where JSON belongs"),
+        (
+            b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: 1\r\n\r\n{",
+            "cannot be decoded",
+        ),
+        (Reply(200, []), "not an object"),
+        (Reply(204), "no content where JSON belongs"),
+        (Reply(302), "answered with status (302)"),
+        (Reply(418, {}), "answered with status (418)"),
+        (problem(404, "exhausted"), "answered with status (404)"),  # such a kind is not a 404
+    ],
+)
+def test_what_no_service_answers(tx: Make, service: Service, fault: Any, words: str) -> None:
+    service.faults.append(fault)
+    error = failed(tx())
+    assert (error.code, words in error.msg, service.url in error.msg) == (112, True, True), error.msg
+    assert service.allocations == {}
+
+
+@pytest.mark.parametrize(
+    ("more", "words"),
+    [
+        ({"ips": []}, "ips = []: no address"),
+        ({"ips": None}, "no address"),
+        ({"ips": [{}]}, "ips[0].address is missing"),
+        ({"ips": [{"address": "10.0.0.1"}]}, "ips[0].address"),
+        ({"ips": [FIRST | {"gateway": "fd00::1"}]}, "of another IP version"),
+        ({"routes": [{"dst": "x"}]}, "routes[0].dst"),
+        ({"dns": []}, "dns = []: not an object"),
+        ({"extra": {"vf": "0"}}, "extra.vf"),
+        ({"extra": {"vlan": 4095}}, "extra.vlan = 4095"),
+        ({"extra": {"mac": 1}}, "extra.mac = 1"),
+        ({"container_id": "other"}, "container_id"),
+        ({"pod_id": "other"}, "pod_id"),
+    ],
+)
+def test_allocations_that_cannot_be(tx: Make, service: Service, more: dict[str, Any], words: str) -> None:
+    service.more = more
+    error = failed(tx())
+    assert (error.code, words in error.msg) == (112, True), error.msg
+    assert service.allocations == {}  # it was given back
+
+
+def test_more_than_a_legacy_version_holds(tx: Make, service: Service) -> None:
+    service.more = {"ips": [FIRST, FIRST | {"address": "10.55.206.47/26"}]}
+    error = failed(tx(version="0.2.0"))
+    assert (error.code, "no more than one address" in error.msg) == (112, True), error.msg
+    assert tx(version="0.3.1").run("ADD")
+
+
+@pytest.mark.parametrize(
+    ("fault", "code", "words"),
+    [
+        (problem(422, "invalid", "ifname = x: too long"), 7, "ifname = x: too long"),
+        (problem(401, "unauthorized"), 7, "unauthorized"),
+        (Reply(401), 7, "401"),
+        (problem(403, "forbidden", "not your host"), 7, "not your host"),
+        (problem(404, "unknown-network"), 7, "unknown-network"),
+        (problem(404, "unknown-host"), 7, "unknown-host"),
+        (problem(409, "exhausted", "pool a is full"), 11, "pool a is full"),
+        (problem(409, "conflict"), 110, "conflict"),
+        (Reply(429), 11, "429"),
+        (Reply(404, "<html>", "text/html"), 112, "404"),
+    ],
+)
+def test_refusals_are_not_repeated(
+    tx: Make, service: Service, state: Path, fault: Reply, code: int, words: str
+) -> None:
+    service.always = fault
+    error = failed(tx())
+    assert (error.code, words in error.msg, service.url in error.msg) == (code, True, True), error.msg
+    assert service.methods() == ["POST"]
+    assert owed(state) == []
+
+
+@pytest.mark.parametrize(("status", "tries"), [(500, 1), (501, 1), (502, 2), (503, 2), (504, 2)])
+def test_server_errors(tx: Make, service: Service, status: int, tries: int) -> None:
+    service.always = problem(status, "unavailable", "no database") if status == 503 else Reply(status)
+    error = failed(tx())
+    assert (error.code, str(status) in error.msg) == (11, True), error.msg
+    assert service.methods().count("POST") == tries
+    assert status != 503 or "no database" in error.msg
+
+
+def test_service_that_comes_back(tx: Make, service: Service) -> None:
+    service.faults.extend([problem(503, "unavailable"), Reply(502), "refuse"])
+    assert tx(retries=3).run("ADD")
+
+
+# --- several remotes
+
+
+def test_the_next_remote_serves(tx: Make, service: Service) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        dead = f"https://127.0.0.1:{listener.getsockname()[1]}"
+    assert tx(remote=[dead, service.url], retries=0).run("ADD")
+    assert tx("b", remote=[service.url, dead], retries=0).run("ADD")
+
+
+def test_a_remote_that_hangs_leaves_time_for_the_next(tx: Make, service: Service, ca: trustme.CA) -> None:
+    slow = Service(ca)
+    slow.always = "hang"
+    try:
+        assert tx(remote=[slow.url, service.url], timeout=1, retries=0).run("ADD")
+    finally:
+        slow.close()
+
+
+def test_all_remotes_are_named(tx: Make, service: Service) -> None:
+    stranger = Service(trustme.CA())
+    service.stop_listening()
+    try:
+        error = failed(tx(remote=[service.url, stranger.url]))
+        assert (error.code, f"{service.url} refuses" in error.msg) == (11, True), error.msg
+        assert f"{stranger.url} showed a certificate" in error.details
+        assert stranger.connections == 1  # its certificate will not change
+    finally:
+        stranger.close()
+
+
+# --- connections that are kept
+
+
+def test_one_connection_serves_many(tx: Make, service: Service) -> None:
+    for name in "abc":
+        tx(name).run("ADD")
+        tx(name).run("DEL", 10.0)
+    assert service.connections == 1
+
+
+def test_a_stale_connection_is_replaced(tx: Make, service: Service) -> None:
+    service.faults.append("close")
+    tx("a").run("ADD")
+    tx("b", retries=0).run("ADD")
+    service.drop_connections()
+    tx("c", retries=0).run("ADD")
+    service.faults.append("refuse")  # closed between our looking and our asking
+    tx("d", retries=0).run("ADD")
+    assert service.connections == 4
+    assert len(service.allocations) == 4
+
+
+def test_what_nobody_asked_for_is_no_reply(tx: Make, service: Service) -> None:
+    service.faults.append("repeat")
+    tx("a").run("ADD")
+    found = tx("b").run("ADD")
+    assert found
+    assert found["ips"][0]["address"] == service.addresses()[1]
+    assert service.connections == 2
+
+
+def test_threads_share_the_pool(tx: Make, service: Service) -> None:
+    names = [f"c{number}" for number in range(40)]
+    errors: list[BaseException] = []
+
+    def work(mine: list[str]) -> None:
+        try:
+            for name in mine:
+                found = tx(name).run("ADD")
+                assert found
+                tx(name, prevResult=found).run("CHECK")
+                assert tx(name).run("DEL", 20.0) is None
+        except BaseException as error:
+            errors.append(error)
+
+    threads = [threading.Thread(target=work, args=(names[at::8],)) for at in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert errors == []
+    assert (service.given, service.allocations) == (40, {})
+    assert service.connections <= 8
+
+
+def test_a_child_has_no_part_in_the_connections(tx: Make, service: Service) -> None:
+    tx("a").run("ADD")
+    child = os.fork()
+    if child == 0:
+        try:
+            os._exit(0 if tx("b").run("ADD") else 1)
+        finally:
+            os._exit(2)
+    assert os.waitpid(child, 0)[1] == 0
+    tx("c").run("ADD")
+    assert service.connections == 2
+    assert {seen.connection for seen in service.seen if seen.body["container_id"] in "ac"} == {1}
+
+
+# --- what is owed
+
+
+def test_del_while_the_service_is_down(tx: Make, service: Service, state: Path) -> None:
+    tx().run("ADD")
+    service.stop_listening()
+    assert tx().run("DEL", 10.0) is None
+    assert tx().run("DEL", 10.0) is None
+    assert owed(state) == ["a~eth0"]
+    assert retry(state) == 1
+    service.listen_again()
+    assert retry(state) == 0
+    assert (service.allocations, owed(state)) == ({}, [])
+
+
+@pytest.mark.parametrize(
+    "fault",
+    ["hang", "lose", "cut", b"garbage\r\n\r\n", Reply(500), Reply(503), Reply(401), Reply(403), Reply(404)],
+)
+def test_del_with_every_fault_loses_nothing(tx: Make, service: Service, state: Path, fault: Any) -> None:
+    tx().run("ADD")
+    service.always = fault
+    assert tx(timeout=0.5).run("DEL", 10.0) is None
+    assert owed(state) == ["a~eth0"]
+    service.always = None
+    tx("b").run("DEL", 10.0)  # the next verb that finds the service well pays
+    assert (service.allocations, owed(state)) == ({}, [])
+
+
+def test_del_with_untrusted_service_is_owed(tx: Make, service: Service, state: Path, tmp_path: Path) -> None:
+    tx().run("ADD")
+    gone = str(tmp_path / "gone.pem")
+    assert tx(ca=gone).run("DEL", 10.0) is None
+    assert owed(state) == ["a~eth0"]
+    assert tx().run("DEL", 10.0) is None
+    assert (service.allocations, owed(state)) == ({}, [])
+
+
+@pytest.mark.parametrize(
+    "fault", [problem(404, "unknown-network"), problem(404, "unknown-host"), problem(422, "invalid")]
+)
+def test_what_the_service_will_never_take_back_is_not_owed(
+    tx: Make, service: Service, state: Path, fault: Reply
+) -> None:
+    service.always = fault
+    assert tx().run("DEL", 10.0) is None
+    assert owed(state) == []
+    service.stop_listening()
+    tx().run("DEL", 10.0)
+    assert owed(state) == ["a~eth0"]
+    service.listen_again()
+    assert retry(state) == 0
+    assert owed(state) == []
+
+
+def test_del_that_cannot_be_noted_fails(tx: Make, service: Service, state: Path) -> None:
+    state.write_text("no directory")
+    service.stop_listening()
+    error = failed(tx(), "DEL")
+    assert (error.code, "refuses connections" in error.msg) == (11, True)
+    assert "cannot be noted for later" in error.details
+
+
+def test_what_is_owed_is_for_root_alone(tx: Make, service: Service, state: Path) -> None:
+    service.stop_listening()
+    tx().run("DEL", 10.0)
+    (path,) = map(Path, pending.owed(str(state)))
+    assert path.stat().st_mode & 0o777 == 0o600
+    for directory in (state, state / "pending", state / "pending/net1"):
+        assert directory.stat().st_mode & 0o777 == 0o700
+    assert json.loads(path.read_text())["owner"]["container_id"] == "a"
+    assert [item.name for item in path.parent.iterdir()] == [path.name]
+
+
+def test_what_is_owed_reaches_the_disk(
+    tx: Make, service: Service, state: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    synced: list[str] = []
+    real = os.fsync
+
+    def fsync(fd: int) -> None:
+        synced.append(os.readlink(f"/proc/self/fd/{fd}"))
+        real(fd)
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    service.stop_listening()
+    tx().run("DEL", 10.0)
+    assert synced[:3] == [str(state.parent), str(state), str(state / "pending")]
+    assert synced[3].startswith(str(state / "pending/net1/."))
+    assert synced[4] == str(state / "pending/net1")
+
+
+def test_an_add_pays_before_it_asks(tx: Make, service: Service, state: Path) -> None:
+    """Also where the pod is another one, to which the service would not give what it thinks is in use."""
+    tx().run("ADD")
+    service.stop_listening()
+    tx().run("DEL", 10.0)
+    service.listen_again()
+    assert tx(args="PodID=another;HostIP=10.55.206.20").run("ADD")
+    assert service.methods() == ["POST", "DELETE", "POST"]
+    assert owed(state) == []
+    assert retry(state) == 0
+    assert len(service.allocations) == 1
+
+
+def test_an_add_that_cannot_pay_fails(tx: Make, service: Service, state: Path) -> None:
+    tx().run("ADD")
+    service.stop_listening()
+    tx().run("DEL", 10.0)
+    service.listen_again()
+    service.faults.append(Reply(500))
+    assert failed(tx()).code == 11
+    assert owed(state) == ["a~eth0"]
+    assert service.methods() == ["POST", "DELETE"]
+
+
+def test_an_add_waits_for_who_is_paying(tx: Make, service: Service, state: Path) -> None:
+    tx().run("ADD")
+    service.stop_listening()
+    tx().run("DEL", 10.0)
+    service.listen_again()
+    (path,) = pending.owed(str(state))
+    with pending.Held(path):
+        error = failed(tx(timeout=0.3))
+        assert (error.code, "is in use" in error.msg) == (11, True), error.msg
+        assert retry(state) == 1  # passes over what somebody else has
+    thread = threading.Thread(target=lambda: tx(timeout=5).run("ADD"))
+    with pending.Held(path) as held:
+        thread.start()
+        time.sleep(0.1)
+        assert service.methods() == ["POST"]
+        held.pay("DEL", 5.0)
+    thread.join()
+    assert service.methods() == ["POST", "DELETE", "POST"]
+    assert len(service.allocations) == 1
+
+
+def test_another_interface_owes_for_itself(tx: Make, service: Service, state: Path) -> None:
+    service.stop_listening()
+    tx().replace(ifname="eth0~x").run("DEL", 10.0)
+    tx("a").replace(ifname="eth1").run("DEL", 10.0)
+    service.listen_again()
+    tx().run("ADD")
+    assert owed(state) == ["a~eth0~x", "a~eth1"]
+
+
+def test_a_debt_elsewhere_keeps_nobody(tx: Make, service: Service, state: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        elsewhere = f"https://127.0.0.1:{listener.getsockname()[1]}"
+    tx(remote=elsewhere).run("DEL", 10.0)
+    assert tx().run("ADD")
+    tx().run("DEL", 10.0)
+    assert owed(state) == ["a~eth0"]
+
+
+def test_a_dead_service_is_asked_once(tx: Make, service: Service, state: Path, ca: trustme.CA) -> None:
+    other = Service(ca)
+    other.always = "refuse"
+    try:
+        for name in ("a", "b", "c"):
+            tx(name, remote=other.url, retries=0).run("DEL", 10.0)
+        before = other.connections
+        service.stop_listening()
+        tx("d").run("DEL", 10.0)
+        service.listen_again()
+        assert retry(state) == 3
+        assert other.connections == before + 1
+        assert service.methods() == ["DELETE"]
+    finally:
+        other.close()
+
+
+def test_records_that_cannot_be_read(tx: Make, service: Service, state: Path) -> None:
+    service.stop_listening()
+    tx().run("DEL", 10.0)
+    service.listen_again()
+    (path,) = map(Path, pending.owed(str(state)))
+    path.write_text('{"owner": {}')
+    assert tx().run("ADD")
+    path.write_text("[]")
+    assert retry(state) == 0
+    assert owed(state) == []
+    assert retry(state / "nowhere") == 0
+
+
+def test_gc_pays(tx: Make, service: Service, state: Path) -> None:
+    tx().run("ADD")
+    service.stop_listening()
+    tx().run("DEL", 10.0)
+    service.listen_again()
+    tx("", args="", name="net2", **valid()).run("GC")
+    assert (service.allocations, owed(state)) == ({}, [])
+
+
+def test_status_pays(tx: Make, service: Service, state: Path) -> None:
+    service.stop_listening()
+    tx().run("DEL", 10.0)
+    service.listen_again()
+    tx().run("STATUS")
+    assert owed(state) == []
+
+
+def test_a_state_directory_that_cannot_be_written_to(
+    tx: Make, service: Service, state: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    state.write_text("no directory")
+    assert tx().run("ADD")
+    assert "HostIP cannot be remembered" in capfd.readouterr().err
+
+
+def test_the_log_names_the_pod(tx: Make, service: Service, capfd: pytest.CaptureFixture[str]) -> None:
+    service.stop_listening()
+    tx().run("DEL", 10.0)
+    said = capfd.readouterr().err
+    assert "containerID=a ifname=eth0 network=net1" in said
+    assert f"{service.url} refuses connections" in said
+
+
+def test_unknown_verb(tx: Make) -> None:
+    assert failed(tx(), "ADDD", SriovError).code == 4
+
+
+def test_nothing_is_kept_open(tx: Make, service: Service) -> None:
+    """Each fault on its own connection, and all of them closed by us."""
+    https.pool.clear()
+    before = len(os.listdir("/proc/self/fd"))
+    for fault in ("cut", "lose", b"garbage\r\n\r\n", Reply(500), "repeat"):
+        service.faults.append(fault)
+        try:
+            tx(retries=0).run("ADD")
+        except ServiceError:
+            pass
+    service.stop_listening()
+    https.pool.clear()
+    service.open.clear()
+    wait_until(lambda: len(os.listdir("/proc/self/fd")) <= before)

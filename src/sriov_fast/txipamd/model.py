@@ -146,7 +146,7 @@ class Allocation(Document):
     network: Name
     container_id: ContainerId
     ifname: Ifname
-    pod_id: PodId = ""
+    pod_id: PodId
     host_ip: Address
     ips: Some[Ip]
     routes: Some[Route] = ()

@@ -2,74 +2,306 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
-from collections.abc import Callable, Iterable, Mapping
-from typing import Any
+from collections.abc import Awaitable, Callable, Iterable, Mapping
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, TypeVar
+from urllib.parse import urlsplit
 
-from sriov_fast.txipamd.model import Allocation, Ask, Config, PoolUse
+from sriov_fast.txipamd import backup
+from sriov_fast.txipamd.errors import Exhausted, Invalid, NotFound, ServiceError, Unavailable
+from sriov_fast.txipamd.grant import Draw, Dry, Grant, Release, Stale, require
+from sriov_fast.txipamd.hints import Hints
+from sriov_fast.txipamd.model import Allocation, Ask, Config, PoolUse, canonical_ip
+from sriov_fast.txipamd.records import ROOT, Keys, Lane, lanes, unescape, unpack_own
+from sriov_fast.txipamd.registry import PAGE, Registry
+from sriov_fast.txipamd.shape import LANES, Book, Shape
+from sriov_fast.txipamd.store import Store, View, prefix_end
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+T = TypeVar("T")
+
+PATIENCE = 15.0  # seconds for which a request is tried again
+OLDEST = 8  # lanes among which the longest waiting addresses are taken
+TOGETHER = 16  # releases of one collection at a time
+MOST = 2**63 - 1  # counts in JSON
 
 
 class Service:
     """Hands out addresses; every answer is durable before it is given. Raises `ServiceError`."""
 
+    def __init__(self, store: Store, clock: Callable[[], float] = time.time) -> None:
+        self._store = store
+        self._clock = clock
+        self._registry = Registry(store)
+        self._hints = Hints()
+        self._gate = asyncio.Semaphore(store.together)
+
+    def _now(self) -> int:
+        return int(self._clock() * 1000)
+
+    async def _current(self, work: Callable[[Book], Awaitable[T]]) -> T:
+        """Do work with the configuration in force; also a refusal must be that one's."""
+        book = await self._registry.book()
+        end = time.monotonic() + PATIENCE
+        while time.monotonic() < end:
+            try:
+                return await work(book)
+            except Stale:
+                book = await self._registry.reload(book)
+            except Unavailable:
+                raise
+            except ServiceError:
+                newer = await self._registry.reload()
+                if newer.root == book.root:
+                    raise
+                book = newer
+        raise Unavailable(f"tried for {PATIENCE:g} seconds, and others were always first")
+
     async def allocate(self, ask: Ask) -> tuple[Allocation, bool]:
         """Return what the owner holds, and whether it is new."""
-        raise NotImplementedError
+        async with self._gate:
+            document, created = await self._current(lambda book: self._allocate(book, ask))
+        return Allocation.model_validate(document), created
+
+    async def _allocate(self, book: Book, ask: Ask) -> tuple[dict[str, Any], bool]:
+        net = book.net(ask.network)
+        fixed = net.fixed.get(ask.pod_id) if ask.pod_id else None
+        placed = {shape.version for shape, _ in fixed.places} if fixed else set()
+        shapes = [shape for shape in net.shapes(ask.host_ip) if shape.version not in placed]
+        draws: dict[str, Draw] = {}
+        exhausted: Exhausted | None = None
+        end = time.monotonic() + PATIENCE
+        while time.monotonic() < end:
+            for shape in shapes:
+                if shape.ident not in draws:
+                    try:
+                        draws[shape.ident] = await self._aim(book, shape)
+                    except Exhausted as error:  # what the owner holds, or waits for its pod, needs no lane
+                        exhausted = error
+                        draws[shape.ident] = Draw(shape, shape.lanes[0], waiting=True)
+            outcome = await self._grant(Grant(book, ask, list(draws.values()), self._now()))
+            if not isinstance(outcome, Dry):
+                return outcome
+            if exhausted is not None:
+                raise exhausted
+            self._hints.dry(outcome.shape.ident, outcome.lane)
+            del draws[outcome.shape.ident]
+        raise Unavailable(f"network: {ask.network!r}: tried for {PATIENCE:g} seconds, and others were first")
+
+    async def _grant(self, grant: Grant) -> tuple[dict[str, Any], bool] | Dry:
+        with self._drawing(grant.draws):
+            return await self._store.run(grant)
+
+    @contextmanager
+    def _drawing(self, draws: Iterable[Draw]) -> Iterator[None]:
+        """Keep others of this process away from the lanes, as long as there are more."""
+        for draw in draws:
+            self._hints.enter(draw.shape.ident, draw.lane)
+        try:
+            yield
+        finally:
+            for draw in draws:
+                self._hints.leave(draw.shape.ident, draw.lane)
+
+    async def _aim(self, book: Book, shape: Shape) -> Draw:
+        """Choose a lane: one that is believed to have an address, else after a look at all of them."""
+        number = self._hints.pick(shape)
+        if number is not None:
+            return Draw(shape, number)
+        found = await self._store.read(lambda view: _lanes(view, book, shape))
+        expired = self._now() - 1000 * book.net(shape.pool.network).grace
+        fresh = [at for at, lane in found.items() if lane.fresh(shape, at, expired)]
+        self._hints.learn(shape, fresh)
+        number = self._hints.pick(shape, fresh)
+        if number is not None:
+            return Draw(shape, number)
+        waiting = sorted((lane.oldest, at) for at, lane in found.items() if lane.freed)[:OLDEST]
+        number = _choose([at for _, at in waiting], self._hints, shape)
+        if number is None:
+            raise Exhausted(f"pool: {shape.pool.name!r}: all {shape.total} addresses are taken")
+        return Draw(shape, number, waiting=True)
 
     async def find(self, network: str, container_id: str, ifname: str) -> Allocation:
         """Return what the owner holds, or raise `NotFound`."""
-        raise NotImplementedError
+        return await self._current(lambda book: self._find(book, network, container_id, ifname))
+
+    async def _find(self, book: Book, network: str, container_id: str, ifname: str) -> Allocation:
+        book.net(network)
+        key = Keys(book.generation).own(network, container_id, ifname)
+
+        async def look(view: View) -> bytes | None:
+            (root, value), _ = await view.fetch([ROOT, key])
+            require(book, root)
+            return value
+
+        value = await self._store.read(look)
+        if value is None:
+            raise NotFound(
+                f"allocation: container {container_id!r} interface {ifname!r} holds nothing in {network!r}"
+            )
+        return Allocation.model_validate(unpack_own(value)[0])
 
     async def release(
         self, network: str, container_id: str, ifname: str, host_ip: str, pod_id: str | None = None
     ) -> bool:
-        """Free what the owner holds and say whether it held anything; another host or pod is a `Conflict`."""
-        raise NotImplementedError
+        """Free what the owner holds and say whether it held anything.
+
+        What another host or pod holds is a `Conflict`, as in `allocate`: the caller may be who it says, but
+        what it names is not its own. `Forbidden` is for callers that may not act for a host at all.
+        """
+        owner, host = (network, container_id, ifname), _host(host_ip)
+
+        async def free(book: Book) -> bool:
+            held = await self._store.run(Release(book, owner, host, pod_id, self._now()))
+            for it in held:
+                self._hints.wet(it.ident, it.address % LANES)
+            return bool(held)
+
+        async with self._gate:
+            return await self._current(free)
 
     async def collect(self, network: str, host_ip: str, valid: Iterable[tuple[str, str]]) -> int:
         """Free what owners of this host hold, except (container_id, ifname) in `valid`; return how many."""
-        raise NotImplementedError
+        book, host, keep = await self._registry.reload(), _host(host_ip), set(valid)
+        book.net(network)
+        gone = [owner for owner in await self._owners(book, network, host) if owner not in keep]
+        gate = asyncio.Semaphore(TOGETHER)
+
+        async def free(owner: tuple[str, str]) -> bool:
+            async with gate:
+                return await self.release(network, *owner, host)
+
+        return sum(await asyncio.gather(*map(free, gone)))
+
+    async def _owners(self, book: Book, network: str, host: str) -> list[tuple[str, str]]:
+        prefix = Keys(book.generation).host(network, host)
+        rows = await self._store.read(lambda view: backup.rows(view, prefix, prefix_end(prefix)))
+        parts = (key[len(prefix) :].split("/") for key, _ in rows)
+        return [(container_id, unescape(ifname)) for container_id, ifname in parts]
 
     async def status(self, network: str, host_ip: str) -> list[PoolUse]:
-        """Return the use of the host's pools; raise `Exhausted` where none has a free address."""
-        raise NotImplementedError
+        """Return the use of the host's pools; raise `Exhausted` where one has no free address.
+
+        An allocation takes an address of each of them, so that one without any is as bad as all.
+        """
+
+        async def look(book: Book) -> list[PoolUse]:
+            shapes = book.net(network).shapes(_host(host_ip))
+            found = await self._store.read(lambda view: _all_lanes(view, book, shapes))
+            for shape, its in zip(shapes, found, strict=True):
+                if not any(lane.freed or lane.fresh(shape, at, 0) for at, lane in its.items()):
+                    raise Exhausted(f"pool: {shape.pool.name!r}: all {shape.total} addresses are taken")
+            return [_use(shape, its) for shape, its in zip(shapes, found, strict=True)]
+
+        return await self._current(look)
 
     async def usage(self) -> list[PoolUse]:
         """Return the use of all pools."""
-        raise NotImplementedError
+
+        async def look(book: Book) -> list[PoolUse]:
+            shapes = [shape for net in book.nets.values() for shape in net.pools]
+            found = await self._store.read(lambda view: _all_lanes(view, book, shapes))
+            return [_use(shape, its) for shape, its in zip(shapes, found, strict=True)]
+
+        return await self._current(look)
 
     async def allocations(self, network: str | None = None, host_ip: str | None = None) -> list[Allocation]:
         """Return what is held, of one network or host if given."""
-        raise NotImplementedError
+        book = await self._registry.reload()
+        if network is not None:
+            book.net(network)
+        host = None if host_ip is None else _host(host_ip)
+        documents = await self._store.read(lambda view: backup.held(view, book, network))
+        return [Allocation.model_validate(it) for it in documents if host in (None, it["host_ip"])]
 
     async def config(self) -> tuple[Config, str]:
         """Return the configuration and its revision."""
-        raise NotImplementedError
+        book = await self._registry.reload()
+        return book.config, str(book.revision)
 
     async def configure(self, config: Config, revision: str | None) -> str:
-        """Replace the configuration, if it still has this revision; return the new revision."""
-        raise NotImplementedError
+        """Replace the configuration, if it still has this revision (None: whichever); return the new one."""
+        book = await self._registry.configure(config, revision)
+        self._hints.forget(book.idents.values())
+        return str(book.revision)
 
     async def export(self) -> dict[str, Any]:
         """Return everything as one consistent JSON document."""
-        raise NotImplementedError
+        return await self._store.read(backup.export)
 
     async def load(self, document: Mapping[str, Any], *, replace: bool = False) -> None:
         """Take over an exported document, all of it or nothing.
 
         Allocations that are held now and not in the document are a `Conflict`, unless `replace` is set.
         """
-        raise NotImplementedError
+        await backup.load(self._store, self._registry, document, replace=replace)
 
     async def ready(self) -> None:
         """Raise `Unavailable` unless the store answers."""
-        raise NotImplementedError
+        await self._store.ready()
 
     async def close(self) -> None:
         """Finish what was begun and let go of the store."""
-        raise NotImplementedError
+        await self._store.close()
+
+
+def _choose(numbers: list[int], hints: Hints, shape: Shape) -> int | None:
+    """Return one of the lanes, all of which are believed dry."""
+    for number in numbers:
+        hints.wet(shape.ident, number)
+    chosen = hints.pick(shape, numbers)
+    for number in numbers:
+        hints.dry(shape.ident, number)
+    return chosen
+
+
+def _host(host_ip: str) -> str:
+    try:
+        return canonical_ip(host_ip)
+    except ValueError as error:
+        raise Invalid(f"host_ip: {error}") from None
+
+
+async def _all_lanes(view: View, book: Book, shapes: Iterable[Shape]) -> list[dict[int, Lane]]:
+    keys = Keys(book.generation)
+    each = list(shapes)
+    found: list[dict[int, Lane]] = []
+    for at in range(0, len(each), PAGE // LANES):
+        some = each[at : at + PAGE // LANES]
+        (root,), spans = await view.fetch([ROOT], [(*keys.kind("lane", shape.ident), 0) for shape in some])
+        require(book, root)
+        found += [lanes(shape, rows) for shape, rows in zip(some, spans, strict=True)]
+    return found
+
+
+async def _lanes(view: View, book: Book, shape: Shape) -> dict[int, Lane]:
+    return (await _all_lanes(view, book, [shape]))[0]
+
+
+def _use(shape: Shape, its: Mapping[int, Lane]) -> PoolUse:
+    used = sum(lane.used for lane in its.values()) + shape.reserved_inside
+    total = min(shape.total, MOST)
+    return PoolUse(name=shape.pool.name, network=shape.pool.network, total=total, used=min(used, total))
 
 
 async def open_service(url: str, *, clock: Callable[[], float] = time.time, **options: Any) -> Service:
     """Open the service on `sqlite:///path` or `etcd://host:port,...?ca=&cert=&key=&prefix=`."""
-    raise NotImplementedError
+    return Service(await open_store(url, **options), clock)
+
+
+async def open_store(url: str, **options: Any) -> Store:
+    """Open a store by its URL; `options` are those of the URL's query."""
+    parts = urlsplit(url)
+    if parts.scheme == "sqlite":
+        from sriov_fast.txipamd.store_sqlite import open_sqlite
+
+        return await asyncio.to_thread(open_sqlite, parts.path)
+    if parts.scheme == "etcd":
+        from sriov_fast.txipamd.store_etcd import open_etcd
+
+        return await open_etcd(url, **options)
+    raise Invalid(f"store: {parts.scheme!r} is neither sqlite:///path nor etcd://host:port,...")

@@ -17,10 +17,10 @@ import httpx
 import orjson
 
 from sriov_fast import wire
-from sriov_fast.txipamd import auth, model, server, settings
+from sriov_fast.txipamd import auth, model, settings
 from sriov_fast.txipamd.errors import ServiceError
 from sriov_fast.txipamd.model import Config
-from sriov_fast.txipamd.settings import SettingsError
+from sriov_fast.txipamd.settings import SettingsError, StartError
 from sriov_fast.txipamd.trial_ca import TrialCa
 
 Json = dict[str, Any]
@@ -35,7 +35,7 @@ def main(name: str, args: argparse.Namespace) -> int:
     """Carry out one command; return its exit status."""
     try:
         return COMMANDS[name](args) or 0
-    except (CommandError, SettingsError, server.StartError, ServiceError, ValueError) as error:
+    except (CommandError, SettingsError, StartError, ServiceError, ValueError) as error:
         print(f"sriov-fast ipam: {error}", file=sys.stderr)
     except OSError as error:
         where = f"{error.filename}: " if error.filename else ""
@@ -140,6 +140,8 @@ def _cell(value: object) -> str:
 
 def serve(args: argparse.Namespace) -> None:
     """Run the service."""
+    from sriov_fast.txipamd import server
+
     server.run(args.config)
 
 
@@ -156,7 +158,7 @@ def config_show(args: argparse.Namespace) -> None:
 def config_check(args: argparse.Namespace) -> None:
     """Check a file as the service would."""
     found = settings.read(args.file)
-    config = server.parse_config(found) or Config()
+    config = settings.parse_config(found) or Config()
     counts = ", ".join(f"{len(getattr(config, section))} {section}" for section in _SECTIONS)
     print(f"{args.file}: good ({counts})")
 

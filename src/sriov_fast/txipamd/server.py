@@ -19,7 +19,7 @@ import uvicorn
 from cryptography import x509
 
 from sriov_fast import __version__
-from sriov_fast.txipamd import logs, model, settings
+from sriov_fast.txipamd import logs, settings
 from sriov_fast.txipamd.api import create_app
 from sriov_fast.txipamd.auth import Gate, Tokens
 from sriov_fast.txipamd.errors import Conflict, ServiceError
@@ -28,15 +28,11 @@ from sriov_fast.txipamd.metrics import Metrics
 from sriov_fast.txipamd.model import Config
 from sriov_fast.txipamd.protocol import protocol_class
 from sriov_fast.txipamd.service import Service, open_service
-from sriov_fast.txipamd.settings import Listen, Settings, SettingsError, TlsFiles
+from sriov_fast.txipamd.settings import Listen, Settings, StartError, TlsFiles, parse_config
 
 _BACKLOG = 1024
 _ATTEMPTS = 5  # to apply the file's configuration while another replica does the same
 log = logging.getLogger(logs.LOGGER)
-
-
-class StartError(Exception):
-    """The service cannot start; the text says why."""
 
 
 def run(path: Path) -> None:
@@ -56,16 +52,6 @@ def _loop_factory() -> Any:
     except ImportError:
         return None
     return uvloop.new_event_loop
-
-
-def parse_config(found: Settings) -> Config | None:
-    """Return the configuration that the file holds; None where it holds none."""
-    if not found.document:
-        return None
-    try:
-        return model.parse(Config, found.document)
-    except ServiceError as error:
-        raise SettingsError(f"{found.path}: {error.detail}") from error
 
 
 # ---------------------------------------------------------------------------------------------- the life

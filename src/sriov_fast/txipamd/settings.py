@@ -13,6 +13,8 @@ from typing import Annotated, Any, Literal, NamedTuple, Self
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 from pydantic import model_validator as whole
 
+from sriov_fast.txipamd.errors import ServiceError
+from sriov_fast.txipamd.model import Config, parse
 from sriov_fast.txipamd.problems import explain
 
 CONFIG = "/etc/sriov-fast/ipam.toml"
@@ -25,6 +27,10 @@ AuthMethod = Literal["open", "token", "certificate"]
 
 class SettingsError(ValueError):
     """The operator's file cannot be used; the text names file, key and value."""
+
+
+class StartError(Exception):
+    """The service cannot start; the text says why."""
 
 
 class Listen(NamedTuple):
@@ -165,6 +171,16 @@ def read(path: Path) -> Settings:
     except ValidationError as error:
         raise SettingsError(f"{path}: {explain(error.errors(), 'server')}") from error
     return Settings(_anchored(server, path.resolve().parent), content, path)
+
+
+def parse_config(found: Settings) -> Config | None:
+    """Return the configuration that the file holds; None where it holds none."""
+    if not found.document:
+        return None
+    try:
+        return parse(Config, found.document)
+    except ServiceError as error:
+        raise SettingsError(f"{found.path}: {error.detail}") from error
 
 
 def _anchored(server: Server, directory: Path) -> Server:

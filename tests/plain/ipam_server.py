@@ -1,0 +1,311 @@
+"""The address service as a process of its own, over TLS of a CA made for the occasion; and etcd beside it."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import socket
+import ssl
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Literal
+
+import httpx
+import pytest
+import trustme
+
+from sriov_fast.txipamd import auth
+
+SRC = Path(__file__).resolve().parents[2] / "src"
+PATIENCE = 20.0  # seconds; the machine may be busy
+
+HOST, OTHER_HOST = "10.55.206.20", "10.55.206.21"
+ADMIN = "CN=ipam-admin"
+DOMAIN: dict[str, Any] = {
+    "networks": [{"name": "mynet", "grace": 0}],
+    "pools": [
+        {
+            "name": "a",
+            "network": "mynet",
+            "subnet": "10.55.206.0/26",
+            "gateway": "10.55.206.1",
+            "ranges": [{"start": "10.55.206.40", "end": "10.55.206.60"}],
+            "vlan": 100,
+            "routes": [{"dst": "0.0.0.0/0"}],
+        }
+    ],
+    "hosts": [{"network": "mynet", "hosts": ["10.55.206.0/24"], "pools": ["a"]}],
+}
+
+
+def roomy(grace: int = 0) -> dict[str, Any]:
+    """A configuration with some thousands of addresses, for many clients."""
+    return {
+        "networks": [{"name": "mynet", "grace": grace}],
+        "pools": [{"name": "a", "network": "mynet", "subnet": "10.64.0.0/16", "gateway": "10.64.0.1"}],
+        "hosts": [{"network": "mynet", "hosts": ["0.0.0.0/0"], "pools": ["a"]}],
+    }
+
+
+def until(check: Callable[[], Any], what: str, seconds: float = PATIENCE) -> Any:
+    """Wait until something is true, and return it."""
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        found = check()
+        if found:
+            return found
+        time.sleep(0.02)
+    raise AssertionError(f"waited {seconds:g} s in vain: {what}")
+
+
+def toml(table: dict[str, Any]) -> str:
+    """The table ``[server]``; all its values are such as JSON and TOML write alike."""
+    return "[server]\n" + "".join(f"{key} = {json.dumps(value)}\n" for key, value in table.items())
+
+
+def command(*words: object, env: dict[str, str] | None = None) -> list[str]:
+    return [sys.executable, "-m", "sriov_fast.cli", "ipam", *map(str, words)]
+
+
+def environment(**more: str) -> dict[str, str]:
+    clean = {key: value for key, value in os.environ.items() if not key.startswith("SRIOV_FAST_IPAM")}
+    return clean | {"PYTHONPATH": str(SRC)} | more
+
+
+def run(*words: object, check: bool = True, stdin: str | None = None, **env: str) -> Any:
+    """Run ``sriov-fast ipam ...`` to its end."""
+    done = subprocess.run(
+        command(*words), env=environment(**env), input=stdin, capture_output=True, text=True, timeout=60
+    )
+    assert not check or done.returncode == 0, done.stderr
+    return done
+
+
+class Authority:
+    """A CA, and the files that servers and clients need of it."""
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+        self._ca = trustme.CA()
+        self.ca = directory / "ca.crt"
+        self._ca.cert_pem.write_to_path(str(self.ca))
+        self.server = self.issue("server", "127.0.0.1", "::1", "localhost")
+
+    def issue(self, name: str, *identities: str, common_name: str | None = None) -> tuple[Path, Path]:
+        """Make NAME.crt and NAME.key for some addresses and host names."""
+        made = self._ca.issue_cert(*identities, common_name=common_name)
+        cert, key = self.directory / f"{name}.crt", self.directory / f"{name}.key"
+        made.private_key_pem.write_to_path(str(key))
+        cert.write_bytes(b"".join(each.bytes() for each in made.cert_chain_pems))
+        return cert, key
+
+    def trust(self, client: tuple[Path, Path] | None = None) -> ssl.SSLContext:
+        """What a client brings: trust in this CA, and perhaps a certificate of its own."""
+        context = ssl.create_default_context(cafile=str(self.ca))
+        if client:
+            context.load_cert_chain(*map(str, client))
+        return context
+
+
+class Tokens:
+    """Tokens in a file, as the command makes them."""
+
+    def __init__(self, directory: Path) -> None:
+        self.path = directory / "tokens.json"
+        auth.write_tokens(self.path, [])
+        self.admin = self.make("admin")
+        self.host = self.make("host", HOST)
+
+    def make(self, role: Literal["admin", "host"], *hosts: str) -> str:
+        secret, kept = auth.new_token(role, hosts)
+        auth.write_tokens(self.path, [*auth.read_tokens(self.path), kept])
+        return secret
+
+
+class World:
+    """A CA and tokens, and servers that use them, which end with it."""
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+        self.authority = Authority(directory)
+        self.tokens = Tokens(directory)
+        self._servers: list[Server] = []
+
+    def serve(
+        self, name: str, domain: dict[str, Any] | None = None, env: dict[str, str] | None = None, **table: Any
+    ) -> Server:
+        """Start a server with TLS and tokens, unless ``table`` says otherwise."""
+        cert, key = map(str, self.authority.server)
+        if not table.get("insecure"):
+            table = {"cert": cert, "key": key} | table
+        table = {"tokens": str(self.tokens.path)} | table
+        server = Server(self.directory / name, table, DOMAIN if domain is None else domain, **(env or {}))
+        self._servers.append(server)
+        return server
+
+    def admin(self, server: Server) -> httpx.Client:
+        return server.client(self.authority, self.tokens.admin)
+
+    def host(self, server: Server) -> httpx.Client:
+        return server.client(self.authority, self.tokens.host)
+
+    def end(self) -> None:
+        for server in self._servers:
+            if server.process.poll() is None:
+                server.kill()
+
+
+class Server:
+    """One process of the service."""
+
+    def __init__(
+        self, directory: Path, table: dict[str, Any], domain: dict[str, Any] | None = None, **env: str
+    ) -> None:
+        self.directory = directory
+        self.tls = "cert" in table
+        self.config = directory / "ipam.toml"
+        self.log = directory / "log"
+        self._env = env
+        self._verify: ssl.SSLContext | bool = True
+        self._begin = 0
+        directory.mkdir(parents=True, exist_ok=True)
+        defaults = {"listen": "127.0.0.1:0", "storage": f"sqlite://{directory}/ipam.db"}
+        self.write(defaults | table, domain)
+        self.start()
+
+    def write(self, table: dict[str, Any], domain: dict[str, Any] | None) -> None:
+        from sriov_fast.txipamd.commands import toml as domain_toml
+
+        self.table = table
+        self.config.write_text(domain_toml(domain or {}) + toml(table))
+
+    def start(self) -> None:
+        self._begin = self.log.stat().st_size if self.log.exists() else 0
+        with self.log.open("ab") as log:
+            self.process = subprocess.Popen(
+                command("serve", "--config", self.config), stderr=log, env=environment(**self._env)
+            )
+        self.wait("serving")
+        listen = self.wait("serving")["listen"].split(",")[0]
+        self.url = f"{'https' if self.tls else 'http'}://{listen}"
+        self.port = int(listen.rpartition(":")[2])
+
+    def restart(self) -> None:
+        """Start again where it was, so that clients find it."""
+        self.table["listen"] = f"127.0.0.1:{self.port}"
+        head, _, _ = self.config.read_text().partition("[server]\n")
+        self.config.write_text(head + toml(self.table))
+        self.start()
+
+    def events(self) -> list[dict[str, Any]]:
+        """All that was logged since the process began."""
+        with self.log.open("rb") as log:
+            log.seek(self._begin)
+            lines = log.read().decode().splitlines()
+        return [json.loads(line) for line in lines if line.startswith("{") and line.endswith("}")]
+
+    def wait(self, message: str) -> dict[str, Any]:
+        """Wait for an event."""
+
+        def find() -> dict[str, Any] | None:
+            found = next((each for each in self.events() if each["msg"] == message), None)
+            if found is None and self.process.poll() is not None:
+                raise AssertionError(f"it ended with {self.process.returncode}: {self.log.read_text()}")
+            return found
+
+        found: dict[str, Any] = until(find, f"event {message!r}")
+        return found
+
+    def client(
+        self, authority: Authority | None = None, token: str = "", certificate: Any = None, **more: Any
+    ) -> httpx.Client:
+        headers = {"authorization": f"Bearer {token}"} if token else {}
+        verify: Any = authority.trust(certificate) if authority else False
+        return httpx.Client(
+            base_url=self.url, headers=headers, verify=verify, trust_env=False, timeout=PATIENCE, **more
+        )
+
+    def signal(self, number: int) -> None:
+        self.process.send_signal(number)
+
+    def stop(self) -> int:
+        """End it as systemd would; its exit status."""
+        if self.process.poll() is None:
+            self.signal(signal.SIGTERM)
+        return self.process.wait(PATIENCE)
+
+    def kill(self) -> None:
+        self.process.kill()
+        self.process.wait(PATIENCE)
+
+
+def wanted(container: str, host: str = HOST, pod: str = "", ifname: str = "eth0") -> dict[str, str]:
+    """The body of an ask."""
+    return {"container_id": container, "ifname": ifname, "pod_id": pod or f"pod-{container}", "host_ip": host}
+
+
+ASK = "/v1/networks/mynet/allocations"
+
+
+def ask(client: httpx.Client, container: str, **more: str) -> httpx.Response:
+    return client.post(ASK, json=wanted(container, **more))
+
+
+def address(response: httpx.Response) -> str:
+    """The address that an answer gives."""
+    assert response.status_code in (200, 201), response.text
+    found: str = response.json()["ips"][0]["address"]
+    return found
+
+
+def problem(response: httpx.Response, status: int, kind: str) -> str:
+    """Check that an answer is a whole problem document; return its detail."""
+    assert response.status_code == status, response.text
+    assert response.headers["content-type"] == "application/problem+json"
+    found = response.json()
+    assert found["type"] == "about:blank"
+    assert found["status"] == status
+    assert found["kind"] == kind
+    assert found["title"]
+    detail: str = found["detail"]
+    return detail
+
+
+def free_port() -> int:
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        port: int = found.getsockname()[1]
+        return port
+
+
+@contextmanager
+def etcd(directory: Path) -> Iterator[str]:
+    """A real etcd of one member; its storage URL."""
+    program = shutil.which("etcd")
+    if not program:
+        pytest.skip("needs etcd (Debian: etcd-server)")
+    client, peer = (f"http://127.0.0.1:{free_port()}" for _ in range(2))
+    flags = [f"--listen-client-urls={client}", f"--advertise-client-urls={client}"]
+    flags += [f"--listen-peer-urls={peer}", f"--initial-advertise-peer-urls={peer}"]
+    flags += [f"--initial-cluster=default={peer}", f"--data-dir={directory}/etcd"]
+    with (directory / "etcd.log").open("wb") as log:
+        process = subprocess.Popen([program, *flags], stderr=log, stdout=log)
+    try:
+        until(lambda: _answers(f"{client}/health"), "etcd")
+        yield client.replace("http://", "etcd://")
+    finally:
+        process.kill()
+        process.wait()
+
+
+def _answers(url: str) -> bool:
+    try:
+        return httpx.get(url, trust_env=False).is_success
+    except httpx.HTTPError:
+        return False

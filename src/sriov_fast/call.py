@@ -121,6 +121,7 @@ class Call(Value):
                 ifname=asked.ifname,
                 args=asked.args_text,
                 runtime_dir=self.roots.run,
+                state_dir=self.roots.state,
             )
         return Ipam(
             kind=self.conf.ipam_type,

@@ -57,6 +57,7 @@ class Server:
         self._log = log.Logger()
         self._turn = _thread.allocate_lock()  # who holds it waits for a connection
         self._counts = _thread.allocate_lock()
+        self._paying = _thread.allocate_lock()
         self._threads = 0
         self._waiting = 0
         self._stop = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
@@ -207,8 +208,21 @@ class Server:
 
     def _upkeep(self) -> None:
         self._repair()
+        if os.path.isdir(f"{self._roots.state}/pending") and self._paying.acquire(blocking=False):
+            _thread.start_new_thread(self._pay, ())  # it may wait for a service; nobody waits for it
         if self._waiting == self._threads:
             gc.collect()
+
+    def _pay(self) -> None:
+        """Give back the addresses that are owed to a service that did not answer."""
+        from sriov_fast.ipam import pending  # late: most nodes never owe any
+
+        try:
+            pending.retry(self._roots.state, self._log, time.monotonic() + self._options.upkeep_every / 2)
+        except (SriovError, OSError) as error:
+            self._log.error("addresses that are owed could not be given back", why=error)
+        finally:
+            self._paying.release()
 
 
 def _steps(environ: dict[str, str], begin: int) -> Steps | None:

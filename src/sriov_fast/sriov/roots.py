@@ -8,11 +8,12 @@ from sriov_fast.values import Value
 
 
 class Roots(Value):
-    """Directories: ``sys`` and ``proc`` are the kernel's, ``run`` is ours (on tmpfs: gone after a reboot)."""
+    """Directories: ``sys`` and ``proc`` are the kernel's; ours are ``run``, gone after a reboot, ``state``."""
 
     sys: str = "/sys"
     proc: str = "/proc"
     run: str = "/run/sriov-fast"
+    state: str = "/var/lib/sriov-fast"
 
 
 def private_directory(run: str, name: str) -> str:
@@ -28,11 +29,12 @@ def private_directory(run: str, name: str) -> str:
 
 
 def from_environment() -> Roots:
-    """Return the roots; ``SRIOV_FAST_SYS``, ``_PROC`` and ``_RUN`` move them (for tests and stand-ins)."""
+    """Return the roots; ``SRIOV_FAST_SYS``, ``_PROC``, ``_RUN`` and ``_STATE`` move them (for tests)."""
     get = os.environ.get
     default = Roots()
     return Roots(
         sys=get("SRIOV_FAST_SYS") or default.sys,
         proc=get("SRIOV_FAST_PROC") or default.proc,
         run=get("SRIOV_FAST_RUN") or default.run,
+        state=get("SRIOV_FAST_STATE") or default.state,
     )

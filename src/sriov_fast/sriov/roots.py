@@ -8,7 +8,7 @@ from sriov_fast.values import Value
 
 
 class Roots(Value):
-    """Directories. ``sys``, ``proc`` are the kernel's; ours are ``run``, gone after a reboot, and ``state``."""
+    """Directories: the kernel's ``sys`` and ``proc``; ours, ``run`` (gone after a reboot) and ``state``."""
 
     sys: str = "/sys"
     proc: str = "/proc"

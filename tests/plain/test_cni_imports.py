@@ -51,4 +51,4 @@ def test_the_room_below_is_not_reached() -> None:
         [sys.executable, "-I", "-S", "-c", program], capture_output=True, text=True, check=True
     )
     ours = {name for name in run.stdout.split() if name.startswith("sriov_fast.")}
-    assert {name.split(".")[1] for name in ours} == {"cni", "codec", "errors", "values"}
+    assert {name.split(".")[1] for name in ours} == {"addresses", "cni", "codec", "errors", "values"}

@@ -5,9 +5,8 @@ A function raises ``FieldError`` with the reason and the remedy; the caller know
 
 from __future__ import annotations
 
-from _socket import AF_INET, AF_INET6, inet_ntop, inet_pton
-
 from sriov_fast import codec
+from sriov_fast.addresses import pack, unpack
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -238,22 +237,17 @@ def pci(value: object) -> str:
     return text
 
 
-def _packed(text: str) -> bytes:
-    """Return an address's bytes, 4 or 16; OSError or ValueError if it is none."""
-    return inet_pton(AF_INET6 if ":" in text else AF_INET, text)
-
-
 def _canonical(text: str) -> tuple[str, int]:
-    """Return an address as inet_ntop writes it, and how many bits it has."""
-    packed = _packed(text)
-    return inet_ntop(AF_INET6 if len(packed) == 16 else AF_INET, packed), len(packed) * 8
+    """Return an address as inet_ntop writes it, and how many bits it has; ValueError if it is none."""
+    packed = pack(text)
+    return unpack(packed), len(packed) * 8
 
 
 def ip(value: object) -> str:
     """Accept an IPv4 or IPv6 address and return its canonical text."""
     try:
         return _canonical(string(value))[0]
-    except (OSError, ValueError):
+    except ValueError:
         raise FieldError("not an IP address", "give an address such as 10.0.0.1 or fd00::1") from None
 
 
@@ -262,7 +256,7 @@ def cidr(value: object) -> str:
     text, slash, length = string(value).partition("/")
     try:
         text, bits = _canonical(text)
-    except (OSError, ValueError):
+    except ValueError:
         slash = ""
         bits = 0
     if not slash or len(length) > 3 or not length or not _DIGITS.issuperset(length) or int(length) > bits:

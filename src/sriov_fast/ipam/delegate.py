@@ -14,6 +14,7 @@ import time
 
 from sriov_fast import codec
 from sriov_fast.errors import ConfigError, DecodeError, EnvError, IpamError
+from sriov_fast.ipam.kinds import may_choose_vf, needs_interface
 from sriov_fast.values import Value
 
 TYPE_CHECKING = False
@@ -38,18 +39,7 @@ _UNKNOWN_VERB = (1, 3, 4)
 _OPTIONAL_VERBS = ("GC", "STATUS")
 _TRY_AGAIN = 11
 
-# These only hand out addresses: their results never carry the seed's "extra".
-_PLAIN_KINDS = ("dhcp", "host-local", "static")
-
-
-def may_choose_vf(kind: str) -> bool:
-    """Say whether the result may carry ``extra`` (VF, VLAN, MAC): IPAM must run before a VF is chosen."""
-    return kind not in _PLAIN_KINDS
-
-
-def needs_interface(kind: str) -> bool:
-    """Say whether the plugin speaks through the pod's interface: it must run after the attach."""
-    return kind == "dhcp"
+__all__ = ["Ipam", "Running", "delegate_args", "find", "may_choose_vf", "needs_interface"]
 
 
 def find(kind: str, path: Sequence[str]) -> str:
@@ -94,7 +84,7 @@ class Running:
     def start(
         cls, program: str, command: str, stdin: bytes, env: Mapping[str, str], stderr: int = _STDERR
     ) -> Running:
-        """Start ``program`` with ``stdin`` and ``env``; ``stderr`` is its own, and it inherits nothing else."""
+        """Start ``program`` with ``stdin`` and ``env``; it inherits ``stderr`` and nothing else."""
         source = _memory_file(stdin)
         try:
             out, its_out = os.pipe()

@@ -1,15 +1,13 @@
 """Reading of what the built-in IPAM is configured with, and IP addresses as whole numbers.
 
-``ipaddress`` and ``socket`` take longer to import than an address takes to allocate. An address here is
-``(bits, value)``: (32, 167772161) is 10.0.0.1. Texts are written as Go writes them, because they are the
-names of files that the plugins of containernetworking look for.
+An address here is ``(bits, value)``: (32, 167772161) is 10.0.0.1. Texts are written as Go writes them,
+because they are the names of files that the plugins of containernetworking look for.
 """
 
 from __future__ import annotations
 
-from _socket import AF_INET, AF_INET6, inet_ntop, inet_pton
-
 from sriov_fast import codec
+from sriov_fast.addresses import pack, unpack
 from sriov_fast.errors import ConfigError
 
 TYPE_CHECKING = False
@@ -29,10 +27,7 @@ _U32 = (1 << 32) - 1
 
 def parse_ip(text: str) -> Ip:
     """Return an address, or raise ValueError. An IPv4-mapped IPv6 address is the IPv4 address."""
-    try:
-        packed = inet_pton(AF_INET6 if ":" in text else AF_INET, text)
-    except OSError:
-        raise ValueError(text) from None
+    packed = pack(text)
     if packed.startswith(_MAPPED) and len(packed) == 16:
         packed = packed[12:]
     return len(packed) * 8, int.from_bytes(packed, "big")
@@ -41,10 +36,8 @@ def parse_ip(text: str) -> Ip:
 def show_ip(ip: Ip) -> str:
     """Return an address's canonical text (RFC 5952)."""
     bits, value = ip
-    if bits == 32:
-        return inet_ntop(AF_INET, value.to_bytes(4, "big"))
-    text = inet_ntop(AF_INET6, value.to_bytes(16, "big"))
-    if "." in text:  # the C library writes ::102:304 as ::1.2.3.4, Go does not
+    text = unpack(value.to_bytes(bits // 8, "big"))
+    if bits == 128 and "." in text:  # the C library writes ::102:304 as ::1.2.3.4, Go does not
         return f"{text[: text.rindex(':') + 1]}{value >> 16 & 0xFFFF:x}:{value & 0xFFFF:x}"
     return text
 

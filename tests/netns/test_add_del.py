@@ -40,7 +40,7 @@ def test_the_readmes_usage(either: Node) -> None:
     node = either
     answer(node, {"ip4": {"ip": "10.55.206.46/26", "gateway": "10.55.206.1"}})
     ca = "/etc/pki/ca-trust/source/anchors/ca.crt"
-    ipam = {"type": "txipam", "remote": "https://127.0.0.1:10000", "ca": ca}
+    ipam = {"type": "txipam", "delegate": True, "remote": "https://127.0.0.1:10000", "ca": ca}
     conf = {"name": "mynet", "type": "sriov", "master": "pf0", "ipam": ipam}
     before, pod = node.state(), node.pod()
     done = node.run("ADD", conf, pod, ifname="eth1", args=README_ARGS)
@@ -61,7 +61,7 @@ def test_every_version_round_trip(node: Node, version: str | None) -> None:
     if version == "1.1.0":  # Debian's host-local is older than that
         ips = [{"address": "10.77.0.2/24", "gateway": "10.77.0.1"}]
         answer(node, {"cniVersion": version, "ips": ips, "routes": [{"dst": "0.0.0.0/0"}]})
-        conf["ipam"] = {"type": "txipam"}
+        conf["ipam"] = {"type": "txipam", "delegate": True}
     before, pod = node.state(), node.pod()
     found = node.add(conf, pod)
     mac = before["pf0v0"][0]
@@ -128,7 +128,7 @@ def test_routes_with_every_attribute(either: Node) -> None:
         {"dst": "203.0.113.0/24"},
     ]
     answer(node, {"ips": [{"address": "10.1.0.2/24", "gateway": "10.1.0.1"}], "routes": routes})
-    conf = node.conf(cniVersion="1.1.0", ipam={"type": "txipam"})
+    conf = node.conf(cniVersion="1.1.0", ipam={"type": "txipam", "delegate": True})
     found = node.add(conf, pod)
     assert found["routes"] == routes
     (full,) = node.routes(pod, "table", "1000")
@@ -204,7 +204,7 @@ def test_the_vf_that_was_asked_for(node: Node, how: str) -> None:
     elif how == "runtimeConfig":
         conf = node.conf(cniVersion="1.1.0", deviceID=node.tree.pci(0), runtimeConfig={"deviceID": pci})
     else:
-        conf["vf"], conf["ipam"] = 0, {"type": "txipam"}
+        conf["vf"], conf["ipam"] = 0, {"type": "txipam", "delegate": True}
         answer(node, {"ips": [{"address": "10.1.0.2/24"}], "extra": {"vf": 1}})
     assert node.add(conf, node.pod(), args=args)["interfaces"][0]["pciID"] == pci
     assert node.records()[0].startswith(pci)
@@ -218,7 +218,7 @@ def test_vf_0_is_a_choice(node: Node) -> None:
 
 def test_an_absent_extra_overrides_nothing(node: Node) -> None:
     answer(node, {"ips": [{"address": "10.1.0.2/24"}], "extra": {"vf": None}})
-    conf = node.conf(vf=1, cniVersion="1.1.0", ipam={"type": "txipam"})
+    conf = node.conf(vf=1, cniVersion="1.1.0", ipam={"type": "txipam", "delegate": True})
     assert node.add(conf, node.pod())["interfaces"][0]["pciID"] == node.tree.pci(1)
 
 
@@ -228,13 +228,13 @@ def test_ipam_that_may_choose_runs_before_a_vf_is_touched(node: Node) -> None:
         f"""ls {node.run_dir}/vfs > "$ROOT/$CNI_COMMAND.records" 2>/dev/null
         [ "$CNI_COMMAND" = ADD ] && echo '{{"ips": [{{"address": "10.1.0.2/24"}}]}}'; exit 0""",
     )
-    node.add(node.conf(ipam={"type": "txipam"}), node.pod())
+    node.add(node.conf(ipam={"type": "txipam", "delegate": True}), node.pod())
     assert (node.root / "ADD.records").read_text() == ""
 
 
 def test_a_delegate_gets_what_it_needs(node: Node) -> None:
     node.delegate("txipam", 'cat > "$ROOT/stdin"; env > "$ROOT/env"; echo "{\\"ips\\":[]}"')
-    conf, pod = node.conf(ipam={"type": "txipam", "remote": "x"}), node.pod()
+    conf, pod = node.conf(ipam={"type": "txipam", "delegate": True, "remote": "x"}), node.pod()
     node.add(conf, pod, args="PodID=1;K8S_POD_NAME=p")
     assert json.loads((node.root / "stdin").read_text()) == conf
     lines = (node.root / "env").read_text().splitlines()
@@ -251,7 +251,7 @@ def test_a_delegate_gets_what_it_needs(node: Node) -> None:
 def test_a_result_without_address_is_none_of_our_business(node: Node) -> None:
     node.delegate("txipam", 'echo "{\\"cniVersion\\":\\"1.0.0\\",\\"ips\\":[]}"')
     pod = node.pod()
-    assert "ips" not in node.add(node.conf(ipam={"type": "txipam"}), pod)
+    assert "ips" not in node.add(node.conf(ipam={"type": "txipam", "delegate": True}), pod)
     assert node.addresses("eth0", pod) == []
 
 

@@ -123,13 +123,13 @@ def short(value: object) -> str:
 
 @pytest.mark.parametrize(("env", "words"), ENVIRONMENTS, ids=short)
 def test_environment(untouched: Node, env: dict[str, str], words: str) -> None:
-    conf = untouched.conf(ipam={"type": "txipam"})
+    conf = untouched.conf(ipam={"type": "txipam", "delegate": True})
     assert words in untouched.refused(4, "ADD", conf, untouched.pods[0], env=env)
 
 
 @pytest.mark.parametrize(("args", "words"), ARGS, ids=short)
 def test_cni_args(untouched: Node, args: str, words: str) -> None:
-    conf = untouched.conf(ipam={"type": "txipam"})
+    conf = untouched.conf(ipam={"type": "txipam", "delegate": True})
     assert words in untouched.refused(7, "ADD", conf, untouched.pods[0], args=args)
 
 

@@ -59,7 +59,9 @@ def checked(node: Node) -> tuple[dict[str, Any], str]:
     body = {"cniVersion": "1.1.0", "ips": addresses, "routes": ROUTES}
     (node.root / "answer.json").write_text(json.dumps(body))
     node.delegate("txipam", '[ "$CNI_COMMAND" = ADD ] && cat "$ROOT/answer.json"')
-    conf = node.conf(cniVersion="1.1.0", mtu=1450, cores="2,4", vf=0, ipam={"type": "txipam"})
+    conf = node.conf(
+        cniVersion="1.1.0", mtu=1450, cores="2,4", vf=0, ipam={"type": "txipam", "delegate": True}
+    )
     return conf | {"prevResult": node.add(conf, pod)}, pod
 
 
@@ -188,7 +190,9 @@ def test_status_where_the_runtime_names_the_device_later(node: Node) -> None:
 
 def test_status_of_ipam(node: Node) -> None:
     node.delegate("txipam", 'echo \'{"code": 50, "msg": "the service is down"}\'; exit 1')
-    assert "the service is down" in node.refused(50, "STATUS", asked(node, ipam={"type": "txipam"}))
+    assert "the service is down" in node.refused(
+        50, "STATUS", asked(node, ipam={"type": "txipam", "delegate": True})
+    )
     assert "no-such" in node.refused(102, "STATUS", asked(node, ipam={"type": "no-such"}))
 
 
@@ -261,7 +265,7 @@ def test_gc_goes_on_after_ipams_fault(node: Node) -> None:
         f"""[ "$CNI_COMMAND" = ADD ] && echo '{{"ips":[]}}'
         [ "$CNI_COMMAND $CNI_CONTAINERID" = "DEL {pods[0]}" ] && exit 1""",
     )
-    conf = node.conf(ipam={"type": "txipam"})
+    conf = node.conf(ipam={"type": "txipam", "delegate": True})
     for pod in pods:
         node.add(conf, pod, args="K8S_POD_NAME=p")
     assert node.run("GC", conf | valid()).status == 1
@@ -282,7 +286,7 @@ def test_gc_without_its_list_releases_nothing(node: Node, document: dict[str, An
 
 def test_gc_asks_ipam_with_the_list(node: Node) -> None:
     node.delegate("txipam", 'cat > "$ROOT/$CNI_COMMAND.stdin"')
-    conf = node.conf(ipam={"type": "txipam"}) | valid(("a", "eth0"))
+    conf = node.conf(ipam={"type": "txipam", "delegate": True}) | valid(("a", "eth0"))
     assert node.run("GC", conf).status == 0
     assert json.loads((node.root / "GC.stdin").read_text()) == conf
 

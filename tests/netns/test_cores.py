@@ -64,7 +64,9 @@ def test_an_offline_core(node: Node, cores: str, named: str) -> None:
     node.delegate("txipam", "echo '{\"ips\":[]}'")
     pod = node.pod()
     before = node.snapshot()
-    said = node.refused(7, "ADD", node.conf(ipam={"type": "txipam"}), pod, args=f"CORES={cores}")
+    said = node.refused(
+        7, "ADD", node.conf(ipam={"type": "txipam", "delegate": True}), pod, args=f"CORES={cores}"
+    )
     assert f"CORES: core {named} is not online" in said
     assert "online are 0-7" in said
     assert (node.snapshot(), node.calls()) == (before, [])

@@ -247,7 +247,7 @@ def test_ipam_fails(node: Node) -> None:
         """[ "$CNI_COMMAND" = ADD ] && echo '{"ips":[{"address":"10.1.0.2/24"}]}'
         [ "$CNI_COMMAND" = DEL ] && [ ! -e "$ROOT/works" ] && exit 3""",
     )
-    before, pod, conf = node.state(), node.pod(), node.conf(ipam={"type": "txipam"})
+    before, pod, conf = node.state(), node.pod(), node.conf(ipam={"type": "txipam", "delegate": True})
     node.add(conf, pod)
     assert "exit status 3" in node.refused(102, "DEL", conf, pod)
     assert (node.state(), len(node.records()), node.locks()) == (before, 1, [])
@@ -259,7 +259,7 @@ def test_ipam_fails(node: Node) -> None:
 
 def test_the_ipam_plugin_is_gone(node: Node) -> None:
     node.delegate("txipam", 'echo "{}"')
-    before, pod, conf = node.state(), node.pod(), node.conf(ipam={"type": "txipam"})
+    before, pod, conf = node.state(), node.pod(), node.conf(ipam={"type": "txipam", "delegate": True})
     node.add(conf, pod)
     (node.root / "bin/txipam").unlink()
     assert "txipam" in node.refused(102, "DEL", conf, pod)
@@ -292,7 +292,7 @@ def test_a_configuration_that_has_become_wrong(node: Node) -> None:
 
 def test_no_descriptor_is_left_to_a_delegate(node: Node) -> None:
     node.delegate("txipam", 'ls -l /proc/$$/fd > "$ROOT/fds-$CNI_COMMAND"; echo "{}"')
-    pod, conf = node.pod(), node.conf(ipam={"type": "txipam"})
+    pod, conf = node.pod(), node.conf(ipam={"type": "txipam", "delegate": True})
     node.add(conf, pod)
     node.delete(conf, pod)
     for command in ("ADD", "DEL"):

@@ -108,7 +108,7 @@ def test_a_draft_of_the_dead_is_written_over(node: Node) -> None:
 def test_ipam_that_chose_before_the_crash_is_asked_to_give_back(node: Node) -> None:
     """Killed after IPAM's answer and before a record: DEL goes to IPAM all the same."""
     node.delegate("txipam", '[ "$CNI_COMMAND" = ADD ] && echo \'{"ips":[{"address":"10.1.0.2/24"}]}\'')
-    conf, pod = node.conf(ipam={"type": "txipam"}), node.pod()
+    conf, pod = node.conf(ipam={"type": "txipam", "delegate": True}), node.pod()
     before = node.state()
     killed(node, "ADD", conf, pod, "rename", 1)
     assert (node.calls(), node.records()) == (["ADD"], [])

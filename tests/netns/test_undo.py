@@ -19,12 +19,12 @@ GIVES = 'if [ "$CNI_COMMAND" = ADD ]; then echo \'{"ips":[{"address":"10.1.0.2/2
 
 def txipam(node: Node, body: str = "") -> dict[str, Any]:
     node.delegate("txipam", GIVES.replace("BODY", body))
-    return {"type": "txipam"}
+    return {"type": "txipam", "delegate": True}
 
 
 def failing(node: Node, script: str) -> dict[str, Any]:
     node.delegate("txipam", f'if [ "$CNI_COMMAND" = ADD ]; then {script}; fi')
-    return {"type": "txipam"}
+    return {"type": "txipam", "delegate": True}
 
 
 def ipam_fails(node: Node, pod: str) -> dict[str, Any]:
@@ -86,7 +86,7 @@ def gateway_is_unreachable(node: Node, pod: str) -> dict[str, Any]:
 
 def address_is_there_already(node: Node, pod: str) -> dict[str, Any]:
     node.delegate("txipam", GIVES.replace("}]BODY", '},{"address":"10.1.0.2/24"}]'))
-    return node.conf(ipam={"type": "txipam"})
+    return node.conf(ipam={"type": "txipam", "delegate": True})
 
 
 STEPS: list[tuple[Prepare, int, str]] = [
@@ -148,7 +148,9 @@ def test_ipam_that_hangs_is_killed_and_undone(node: Node) -> None:
     node.prelude = "import sriov_fast.plugin; sriov_fast.plugin.IPAM_WAIT = 0.5"
     pod = node.pod()
     before = node.snapshot()
-    assert "has not ended after 0.5 s" in node.refused(11, "ADD", node.conf(ipam={"type": "txipam"}), pod)
+    assert "has not ended after 0.5 s" in node.refused(
+        11, "ADD", node.conf(ipam={"type": "txipam", "delegate": True}), pod
+    )
     assert node.snapshot() == before
     assert node.calls() == ["ADD", "DEL"]
     assert not Path("/proc", (node.root / "pid").read_text().strip()).exists()
@@ -170,11 +172,11 @@ def test_an_address_is_given_back_when_the_vf_is_quiet(node: Node) -> None:
     add = 'echo \'{"ips":[{"address":"10.1.0.2/24"}],"routes":[{"dst":"192.0.2.0/24","gw":"172.16.0.1"}]}\''
     node.delegate("txipam", f'if [ "$CNI_COMMAND" = ADD ]; then {add}; else {show}; fi')
     pod = node.pod()
-    assert node.run("ADD", node.conf(ipam={"type": "txipam"}), pod).status == 1
+    assert node.run("ADD", node.conf(ipam={"type": "txipam", "delegate": True}), pod).status == 1
     assert "does not exist" in (node.root / "at-del").read_text()
     add = add.replace("172.16.0.1", "10.1.0.1")
     node.delegate("txipam", f'if [ "$CNI_COMMAND" = ADD ]; then {add}; else {show}; fi')
-    conf = node.conf(ipam={"type": "txipam"})
+    conf = node.conf(ipam={"type": "txipam", "delegate": True})
     node.add(conf, pod)
     node.delete(conf, pod)
     seen = (node.root / "at-del").read_text()

@@ -12,6 +12,8 @@ import sriov_fast
 PACKAGE = Path(sriov_fast.__file__).parent
 ROOMS = ("cni", "sriov", "ipam")
 ABOVE = ("call", "plugin", "upkeep", "entry", "resident", "cli", "lab", "txipamd")
+# It lies with what it serves, and is a process of its own: above the rooms.
+EXECUTABLES = ("ipam/txipam_main",)
 BACKENDS = ("_nl", "_sysfs", "_irq", "_nl_py", "_sysfs_py", "_irq_py")
 
 
@@ -52,11 +54,17 @@ def within(name: str, room: str) -> bool:
 
 
 def of(rooms: tuple[str, ...]) -> list[str]:
-    return [module for module in modules() if any(within(module, room) for room in rooms)]
+    within_one = (module for module in modules() if any(within(module, room) for room in rooms))
+    return [module for module in within_one if module not in EXECUTABLES]
 
 
 def refused(module: str, rooms: tuple[str, ...]) -> list[str]:
     return sorted(name for name in imports(module) if any(within(name, room) for room in rooms))
+
+
+def test_nobody_imports_an_executable() -> None:
+    names = tuple(module.replace("/", ".") for module in EXECUTABLES)
+    assert [module for module in modules() if refused(module, names)] == []
 
 
 def test_there_is_something_to_look_at() -> None:

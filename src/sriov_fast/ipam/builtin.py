@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from sriov_fast.ipam.keys import Ip
 
-KINDS = ("host-local", "static")
+KINDS = ("host-local", "static", "txipam")
 _LEGACY = ("0.1.0", "0.2.0")  # one address a family: ip4, ip6
 _TAGGED = ("0.3.0", "0.3.1", "0.4.0")  # each address says its IP version
 
@@ -35,6 +35,10 @@ def builtin(kind: str, ipam: dict[str, Any] | None) -> type[Builtin] | None:
         from sriov_fast.ipam.static import Static
 
         return Static
+    if kind == "txipam":
+        from sriov_fast.ipam.txipam import TxIpam
+
+        return TxIpam
     from sriov_fast.ipam.host_local import HostLocal
 
     return HostLocal

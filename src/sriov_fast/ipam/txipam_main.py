@@ -1,0 +1,102 @@
+"""``txipam`` as a process, for other plugins that delegate to it: environment and stdin in, JSON out.
+
+As an executable this stands above the rooms (docs/architecture.md), and so may use what knows CNI's words.
+"""
+
+from __future__ import annotations
+
+import gc
+import os
+
+from sriov_fast import codec, entry
+from sriov_fast.cni import netconf, reply, request
+from sriov_fast.errors import SriovError, VersionError
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
+    from sriov_fast.cni.request import Request
+    from sriov_fast.ipam.txipam import TxIpam
+
+_SINCE = {"CHECK": "0.4.0", "GC": "1.1.0", "STATUS": "1.1.0"}
+_LONGEST = 60.0  # seconds; the configuration's ``timeout`` ends sooner
+
+
+def main() -> None:
+    """Serve one request and end the process; does not return."""
+    gc.disable()  # a process of milliseconds has nothing to collect
+    status = 1
+    try:
+        entry._settle_streams()
+        status = serve()
+    except BaseException as error:
+        entry._say(f"txipam: {type(error).__name__}: {error}")
+    finally:
+        os._exit(status)
+
+
+def serve() -> int:
+    """Read the request, carry it out, print the answer; return the exit status."""
+    stdin, ipam, status = b"", None, 0
+    try:
+        stdin = entry._read_stdin() if entry._wants_stdin() else b""
+        asked = request.read(os.environ, stdin)
+        if asked.command == "VERSION":
+            output = reply.version_info(stdin)
+        else:
+            ipam = _ipam(asked)
+            output = _document(ipam.run(asked.command, _LONGEST), ipam.config)
+    except Exception as error:
+        output, status = entry._worded(error, stdin), 1
+    try:
+        entry._write(output)
+    except OSError as error:
+        entry._say(f"txipam: stdout: {error.strerror}")
+        if ipam and asked.command == "ADD" and not status:
+            _take_back(ipam)
+        return 1
+    return status
+
+
+def _ipam(asked: Request) -> TxIpam:
+    from sriov_fast.ipam.txipam import TxIpam  # late: VERSION and wrong calls need none of it
+
+    config = netconf.decode(asked.stdin)
+    _demand_version(asked.command, netconf.declared_version(config))
+    return TxIpam(
+        config=config,
+        container_id=asked.container_id,
+        ifname=asked.ifname,
+        args=asked.args_text,
+        state_dir=os.environ.get("SRIOV_FAST_STATE") or "/var/lib/sriov-fast",
+    )
+
+
+def _demand_version(command: str, declared: str) -> None:
+    """Raise where we do not speak a version, or it has no such verb; none is 0.1.0."""
+    supported = f"supported: {', '.join(netconf.VERSIONS)}"
+    if declared and declared not in netconf.VERSIONS:
+        raise VersionError(f"cniVersion = {declared!r:.40}: not supported", supported)
+    since = _SINCE.get(command, "")
+    if since and netconf.VERSIONS.index(declared or "0.1.0") < netconf.VERSIONS.index(since):
+        raise VersionError(
+            f"cniVersion = {declared!r}: {command} is not in it, only from {since} on",
+            f"raise cniVersion in the configuration; {supported}",
+        )
+
+
+def _document(answer: dict[str, Any] | None, config: dict[str, Any]) -> bytes:
+    """Return what goes to stdout. A configuration without a version gets a result without one."""
+    if answer is None:
+        return b""
+    shown = {key: value for key, value in answer.items() if key != "cniVersion" or config.get(key)}
+    return codec.dumps(shown, indent=4) + b"\n"
+
+
+def _take_back(ipam: TxIpam) -> None:
+    """Give an address back that nobody was told of."""
+    try:
+        ipam.run("DEL", _LONGEST)
+    except (SriovError, OSError) as error:
+        entry._say(f"txipam: the address could not be given back: {error}")

@@ -1,0 +1,223 @@
+"""txipam as an executable: environment and stdin in, JSON and an exit status out."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from txipam_service import Reply, Service, authority, problem
+
+import sriov_fast
+from sriov_fast.ipam import pending
+
+SOURCE = str(Path(sriov_fast.__file__).parents[1])
+PROGRAM = f"import sys; sys.path[:0] = [{SOURCE!r}]; from sriov_fast.ipam.txipam_main import main; main()"
+VERSIONS = ["0.1.0", "0.2.0", "0.3.0", "0.3.1", "0.4.0", "1.0.0", "1.1.0"]
+SEED_ARGS = "IgnoreUnknown=1;PodID=1234;HostIP=10.55.206.20;CORES=1,2,3,4"
+# What an ADD may not pay for, in a process that lives for its sake alone.
+HEAVY = {
+    *(
+        "argparse",
+        "asyncio",
+        "collections",
+        "contextlib",
+        "dataclasses",
+        "datetime",
+        "email",
+        "enum",
+        "functools",
+    ),
+    *("hashlib", "http", "http.client", "ipaddress", "json", "logging", "orjson", "pyroute2", "random", "re"),
+    *(
+        "selectors",
+        "socket",
+        "ssl",
+        "subprocess",
+        "threading",
+        "traceback",
+        "typing",
+        "urllib",
+        "urllib.parse",
+    ),
+}
+
+Run = Callable[..., subprocess.CompletedProcess[bytes]]
+
+
+@pytest.fixture
+def service(tmp_path: Path) -> Iterator[Service]:
+    ca = authority()
+    ca.cert_pem.write_to_path(str(tmp_path / "ca.pem"))
+    made = Service(ca)
+    yield made
+    made.close()
+
+
+@pytest.fixture
+def run(service: Service, tmp_path: Path) -> Run:
+    def execute(
+        verb: str, args: str = SEED_ARGS, pod: str = "1234", program: str = PROGRAM, **conf: Any
+    ) -> subprocess.CompletedProcess[bytes]:
+        ipam = {"type": "txipam", "remote": service.url, "ca": str(tmp_path / "ca.pem")}
+        document = {"name": "mynet", "type": "sriov", "master": "eth1", "ipam": ipam} | conf
+        environ = {
+            "CNI_COMMAND": verb,
+            "CNI_CONTAINERID": pod,
+            "CNI_NETNS": "/var/run/netns/1234",
+            "CNI_IFNAME": "eth1",
+            "CNI_ARGS": args,
+            "CNI_PATH": "/opt/cni/bin",
+            "SRIOV_FAST_STATE": str(tmp_path / "state"),
+        }
+        return subprocess.run(
+            [sys.executable, "-I", "-S", "-X", "utf8", "-c", program],
+            input=json.dumps(document).encode(),
+            env={key: value for key, value in environ.items() if value},
+            capture_output=True,
+            check=False,
+            timeout=60,
+        )
+
+    return execute
+
+
+def answer(done: subprocess.CompletedProcess[bytes]) -> Any:
+    assert done.returncode == 0, done
+    return json.loads(done.stdout) if done.stdout else None
+
+
+def error(done: subprocess.CompletedProcess[bytes]) -> Any:
+    assert done.returncode == 1, done
+    found = json.loads(done.stdout)
+    assert {"cniVersion", "code", "msg"} <= set(found) <= {"cniVersion", "code", "msg", "details"}
+    return found
+
+
+def test_the_first_readme(run: Run, service: Service) -> None:
+    wanted = {"ip4": {"ip": "10.55.206.46/26", "gateway": "10.55.206.1"}, "dns": {}}
+    assert answer(run("ADD")) == wanted
+    done = run("DEL", "PodID=1234;HostIP=10.55.206.20")
+    assert (done.returncode, done.stdout, done.stderr) == (0, b"", b"")
+    assert service.allocations == {}
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+def test_every_version(run: Run, service: Service, version: str) -> None:
+    service.more = {"extra": {"vf": 3}}
+    found = answer(run("ADD", cniVersion=version))
+    assert found.pop("cniVersion") == version
+    assert found.pop("extra") == {"vf": 3}
+    assert found.pop("dns") == {}
+    gateway = {"gateway": "10.55.206.1"}
+    tag = {} if version[0] == "1" else {"version": "4"}
+    if version < "0.3":
+        assert found == {"ip4": {"ip": "10.55.206.46/26"} | gateway}
+    else:
+        assert found == {"ips": [tag | {"address": "10.55.206.46/26"} | gateway]}
+
+
+@pytest.mark.parametrize("version", [None, *VERSIONS])
+def test_verbs_are_there_since_their_versions(run: Run, version: str | None) -> None:
+    declared = {"cniVersion": version} if version else {}
+    known = (version or "0.1.0") >= "0.4.0"
+    found = answer(run("ADD", cniVersion="1.1.0"))
+    done = run("CHECK", prevResult=found, **declared)
+    assert known == (done.returncode == 0), done
+    more = {"cni.dev/valid-attachments": [{"containerID": "1234", "ifname": "eth1"}]}
+    for verb in ("STATUS", "GC"):
+        done = run(verb, **declared, **more)
+        assert (version == "1.1.0") == (done.returncode == 0), done
+        assert version == "1.1.0" or error(done)["code"] == 1
+
+
+def test_versions(run: Run) -> None:
+    found = answer(run("VERSION", cniVersion="0.4.0"))
+    assert found == {"cniVersion": "0.4.0", "supportedVersions": VERSIONS}
+    assert error(run("ADD", cniVersion="2.0.0"))["code"] == 1
+    assert error(run("ADD", cniVersion=3))["code"] == 6
+
+
+def test_gc(run: Run, service: Service) -> None:
+    run("ADD", pod="a")
+    run("ADD", pod="b")
+    valid = [{"containerID": "b", "ifname": "eth1"}]
+    done = run("GC", "", cniVersion="1.1.0", **{"cni.dev/valid-attachments": valid})
+    assert (done.returncode, done.stdout) == (0, b"")
+    assert [owner[1] for owner in service.allocations] == ["b"]
+
+
+@pytest.mark.parametrize(
+    ("args", "code", "words"),
+    [
+        ("HostIP=10.0.0.1", 7, "PodID is missing"),
+        ("PodID=1", 7, "HostIP is missing"),
+        ("PodID=1;HostIP=x", 7, 'HostIP = "x"'),
+        ("PodID=1;HostIP=10.0.0.1;COLOUR=red", 4, "unknown key 'COLOUR'"),
+        ("PodID", 4, "not KEY=value"),
+    ],
+)
+def test_bad_arguments(run: Run, service: Service, args: str, code: int, words: str) -> None:
+    found = error(run("ADD", args, cniVersion="1.0.0"))
+    assert (found["code"], words in found["msg"], found["cniVersion"]) == (code, True, "1.0.0"), found
+    assert service.seen == []
+
+
+def test_arguments_of_kubernetes(run: Run, service: Service) -> None:
+    names = "K8S_POD_NAMESPACE=default;K8S_POD_NAME=web;K8S_POD_INFRA_CONTAINER_ID=1;K8S_POD_UID=u-1"
+    answer(run("ADD", f"IgnoreUnknown=1;{names};HostIP=10.0.0.1;COLOUR=red"))
+    assert service.seen[-1].body["pod_id"] == "u-1"
+
+
+def test_errors_are_cni_errors(run: Run, service: Service) -> None:
+    service.always = problem(409, "exhausted", "pool a has no free address")
+    found = error(run("ADD"))
+    assert (found["code"], found["cniVersion"]) == (11, "0.1.0")
+    assert "pool a has no free address" in found["msg"]
+    assert service.url in found["msg"]
+    service.always = Reply(500)
+    assert error(run("STATUS", cniVersion="1.1.0"))["code"] == 50
+
+
+def test_what_is_no_configuration(run: Run) -> None:
+    assert error(run("ADD", ipam=[]))["code"] == 7
+    assert error(run("ADD", ipam=None))["code"] == 7
+    assert error(run("ADD", name="a b"))["code"] == 7
+    assert error(run("add"))["code"] == 4
+
+
+def test_del_while_the_service_is_down(run: Run, service: Service, tmp_path: Path) -> None:
+    answer(run("ADD"))
+    service.stop_listening()
+    done = run("DEL")
+    assert (done.returncode, done.stdout) == (0, b"")
+    assert b"the address is given back later" in done.stderr
+    assert len(list(pending.owed(str(tmp_path / "state")))) == 1
+    service.listen_again()
+    answer(run("STATUS", cniVersion="1.1.0"))
+    assert service.allocations == {}
+
+
+def test_a_result_that_nobody_takes(run: Run, service: Service) -> None:
+    closed = PROGRAM.replace(
+        "import sys;", "import os, sys; r, w = os.pipe(); os.dup2(w, 1); os.close(r); os.close(w);"
+    )
+    done = run("ADD", program=closed)
+    assert done.returncode == 1
+    assert b"stdout: Broken pipe" in done.stderr
+    assert (service.given, service.allocations) == (1, {})
+
+
+def test_nothing_heavy_is_imported(run: Run) -> None:
+    """What is imported is latency; of HTTPS, what lies below the standard library's is enough."""
+    show = "import os; os._exit = lambda status: print(*sys.modules, file=sys.stderr); main()"
+    program = PROGRAM.replace("main()", show)
+    for verb in ("ADD", "DEL"):
+        done = run(verb, program=program)
+        modules = set(done.stderr.decode().split())
+        assert "sriov_fast.ipam.tls" in modules, done
+        assert not HEAVY & modules

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 from collections import Counter, defaultdict
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 
 from sriov_fast.txipamd.shape import Shape
 
@@ -30,6 +30,10 @@ class Hints:
                 return number
         left = [number for number in numbers if number not in dry]
         return random.choice(left) if left else None
+
+    def quiet(self, shape: Shape, numbers: Sequence[int]) -> int:
+        """Return the first of some lanes that nobody here draws from."""
+        return next((number for number in numbers if not self._busy[shape.ident, number]), numbers[0])
 
     def learn(self, shape: Shape, fresh: Collection[int]) -> None:
         """Note which lanes have addresses that wait for no pod."""

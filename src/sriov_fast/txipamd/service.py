@@ -25,7 +25,6 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 PATIENCE = 15.0  # seconds for which a request is tried again
-OLDEST = 8  # lanes among which the longest waiting addresses are taken
 TOGETHER = 16  # releases of one collection at a time
 MOST = 2**63 - 1  # counts in JSON
 
@@ -119,11 +118,10 @@ class Service:
         number = self._hints.pick(shape, fresh)
         if number is not None:
             return Draw(shape, number)
-        waiting = sorted((lane.oldest, at) for at, lane in found.items() if lane.freed)[:OLDEST]
-        number = _choose([at for _, at in waiting], self._hints, shape)
-        if number is None:
+        waiting = sorted((lane.oldest, at) for at, lane in found.items() if lane.freed)
+        if not waiting:
             raise Exhausted(f"pool: {shape.pool.name!r}: all {shape.total} addresses are taken")
-        return Draw(shape, number, waiting=True)
+        return Draw(shape, self._hints.quiet(shape, [at for _, at in waiting]), waiting=True)
 
     async def find(self, network: str, container_id: str, ifname: str) -> Allocation:
         """Return what the owner holds, or raise `NotFound`."""
@@ -247,16 +245,6 @@ class Service:
     async def close(self) -> None:
         """Finish what was begun and let go of the store."""
         await self._store.close()
-
-
-def _choose(numbers: list[int], hints: Hints, shape: Shape) -> int | None:
-    """Return one of the lanes, all of which are believed dry."""
-    for number in numbers:
-        hints.wet(shape.ident, number)
-    chosen = hints.pick(shape, numbers)
-    for number in numbers:
-        hints.dry(shape.ident, number)
-    return chosen
 
 
 def _host(host_ip: str) -> str:

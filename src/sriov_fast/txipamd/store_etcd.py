@@ -1,7 +1,7 @@
 """The shared store: etcd through its v3 JSON gateway, so that several replicas of the service agree.
 
 A transaction reads at one revision, and is committed by one etcd transaction that compares the revision of
-every key that it read. There are no locks and no leases: a replica that dies leaves nothing that others wait for.
+every key that it read. There are no locks and no leases: a replica that dies leaves nothing to wait for.
 """
 
 from __future__ import annotations

@@ -77,18 +77,18 @@ def _receive(connection: socket.socket, fds: list[int]) -> Asked:
     magic, given, env_size, stdin_size, token = HEADER.unpack_from(head)
     if magic != MAGIC or env_size + stdin_size > _MOST:
         raise ValueError(f"no request: it begins with {bytes(head[:16])!r}")
-    passed = iter(fds)
-    netns_fd, stderr_fd = (next(passed) if given & bit else -1 for bit in (NETNS, STDERR))
-    if next(passed, None) is not None:
-        raise ValueError("more descriptors than were announced")
+    announced = [bit for bit in (NETNS, STDERR) if given & bit]
+    if len(fds) != len(announced):
+        raise ValueError(f"{len(fds)} descriptors, and {len(announced)} were announced")
+    passed = dict(zip(announced, fds, strict=True))
     body = memoryview(bytes(_filled(connection, head, HEADER.size + env_size + stdin_size)))[HEADER.size :]
     environ = bytes(body[:env_size]).split(b"\0")[:-1]
     return Asked(
         environ=dict(_pair(item) for item in environ),
         stdin=bytes(body[env_size : env_size + stdin_size]),
         token=token.hex(),
-        netns_fd=netns_fd,
-        stderr_fd=stderr_fd,
+        netns_fd=passed.get(NETNS, -1),
+        stderr_fd=passed.get(STDERR, -1),
     )
 
 

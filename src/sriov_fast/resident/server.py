@@ -162,11 +162,18 @@ class Server:
         except OSError as error:
             self._log.warning("nobody took the reply", why=error)
             if done.undelivered:
-                done.undelivered()
+                self._follow_up(done.undelivered)
                 return
         connection.close()
         if done.afterwards:
-            done.afterwards()
+            self._follow_up(done.afterwards)
+
+    def _follow_up(self, work: Callable[[], object]) -> None:
+        """Do what comes after a reply; nobody else would hear of its fault."""
+        try:
+            work()
+        except (SriovError, OSError) as error:
+            self._log.warning("what follows a reply failed", why=error)
 
     def _answer(self, asked: frames.Asked, streams: list[int], begin: int) -> tuple[int, bytes, Reply]:
         """Carry the request out; return exit status, output, and the reply with what comes after it."""

@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import httpx
 import pytest
@@ -284,9 +284,20 @@ def free_port() -> int:
         return port
 
 
+class Etcd(NamedTuple):
+    """A running etcd: the storage URL that means it, and its process."""
+
+    url: str
+    process: subprocess.Popen[bytes]
+
+    def kill(self) -> None:
+        self.process.kill()
+        self.process.wait()
+
+
 @contextmanager
-def etcd(directory: Path) -> Iterator[str]:
-    """A real etcd of one member; its storage URL."""
+def etcd(directory: Path) -> Iterator[Etcd]:
+    """A real etcd of one member."""
     program = shutil.which("etcd")
     if not program:
         pytest.skip("needs etcd (Debian: etcd-server)")
@@ -298,7 +309,7 @@ def etcd(directory: Path) -> Iterator[str]:
         process = subprocess.Popen([program, *flags], stderr=log, stdout=log)
     try:
         until(lambda: _answers(f"{client}/health"), "etcd")
-        yield client.replace("http://", "etcd://")
+        yield Etcd(client.replace("http://", "etcd://"), process)
     finally:
         process.kill()
         process.wait()

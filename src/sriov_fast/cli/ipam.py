@@ -48,12 +48,13 @@ def _runner(name: str) -> _Run:
     def run(args: argparse.Namespace) -> int:
         try:
             from sriov_fast.txipamd import commands as carry_out
+
+            return carry_out.main(name, args)
         except ModuleNotFoundError as error:
             if (error.name or "").partition(".")[0] not in _MODULES:
                 raise
             print(f"sriov-fast ipam: {EXTRA} (missing: {error.name})", file=sys.stderr)
             return 1
-        return carry_out.main(name, args)
 
     return run
 

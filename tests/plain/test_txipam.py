@@ -805,7 +805,10 @@ def test_del_while_the_service_is_down(tx: Make, service: Service, state: Path) 
     "fault",
     ["hang", "lose", "cut", b"garbage\r\n\r\n", Reply(500), Reply(503), Reply(401), Reply(403), Reply(404)],
 )
-def test_del_with_every_fault_loses_nothing(tx: Make, service: Service, state: Path, fault: Any) -> None:
+def test_del_with_every_fault_loses_nothing(
+    tx: Make, service: Service, state: Path, fault: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pending, "LATE", 0.0)
     tx().run("ADD")
     service.always = fault
     assert tx(timeout=0.5).run("DEL", 10.0) is None
@@ -923,6 +926,27 @@ def test_an_add_waits_for_who_is_paying(tx: Make, service: Service, state: Path)
     assert len(service.allocations) == 1
 
 
+@pytest.mark.parametrize("retries", [0, 1])
+def test_a_late_release_takes_no_new_address(
+    tx: Make, service: Service, state: Path, retries: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It may be still on its way though another try of it was answered."""
+    tx().run("ADD")
+    https.pool.clear()  # a connection that waited and is cut says that nobody read the request
+    service.faults.append("refuse")
+    assert tx(retries=retries).run("DEL", 10.0) is None
+    assert retry(state) == 1
+    error = failed(tx())
+    assert (error.code, "may be on its way" in error.msg) == (11, True), error.msg
+    assert "POST" not in service.methods()[1:]
+    service.act(service.seen[1])  # there it is
+    monkeypatch.setattr(pending, "LATE", 0.0)
+    if retries:  # the second try wrote down when to try again
+        assert retry(state) == 1
+    assert tx().run("ADD")
+    assert (owed(state), len(service.allocations)) == ([], 1)
+
+
 def test_another_interface_owes_for_itself(tx: Make, service: Service, state: Path) -> None:
     service.stop_listening()
     tx().replace(ifname="eth0~x").run("DEL", 10.0)
@@ -1012,10 +1036,10 @@ def test_nothing_is_kept_open(tx: Make, service: Service) -> None:
     """Each fault on its own connection, and all of them closed by us."""
     https.pool.clear()
     before = len(os.listdir("/proc/self/fd"))
-    for fault in ("cut", "lose", b"garbage\r\n\r\n", Reply(500), "repeat"):
+    for number, fault in enumerate(("cut", "lose", b"garbage\r\n\r\n", Reply(500), "repeat")):
         service.faults.append(fault)
         try:
-            tx(retries=0).run("ADD")
+            tx(str(number), retries=0).run("ADD")
         except ServiceError:
             pass
     service.stop_listening()

@@ -5,10 +5,12 @@ written down, on disk and synced, and the DEL has succeeded. What is owed is tri
 server, by GC, and by verbs that find the service well. An ADD of the same owner pays first, under the same
 lock (flock on the record), or the late release would take the new address away.
 
-An ADD whose reply was lost may have an address that nobody knows of; that is owed too, after a while, since
-the request may still be on its way.
+A request whose reply was lost may still be on its way, for ``LATE`` seconds. So what an ADD may have been
+given is released once more after that time; and after a release, until then, there is a record, during which
+the same owner gets no new address that the late request would take away.
 
-``<state>/pending/<network>/<container ID>~<ifname>~<service>`` is a record, JSON, 0600; it is safe to delete.
+``<state>/pending/<network>/<container ID>~<ifname>~<service>`` is a record, JSON, 0600. Its modification time
+is when a release was last sent without an answer, 0 for never.
 """
 
 from __future__ import annotations
@@ -22,6 +24,7 @@ from sriov_fast.errors import ConfigError, DecodeError, IpamError, SriovError
 from sriov_fast.ipam.service import Owner, Service, ServiceError, Settings
 from sriov_fast.ipam.tls import Trust
 from sriov_fast.values import Value
+from sriov_fast.wire import TRY_AGAIN
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -31,7 +34,7 @@ if TYPE_CHECKING:
     from sriov_fast.log import Logger
 
 STATE_DIR = "/var/lib/sriov-fast"
-LATE = 30.0  # seconds after which no request of an ADD that has failed is on its way any more
+LATE = 30.0  # seconds after which no request is on its way any more
 _TIMEOUT = 5.0  # seconds for one release
 _PAUSE = 0.01
 
@@ -62,8 +65,11 @@ def _is_of(owner: Owner, path: str) -> bool:
 # --- writing
 
 
-def owe(state_dir: str, release: Release) -> None:
-    """Write a release down; when this returns, a power cut does not lose it. Raises OSError."""
+def owe(state_dir: str, release: Release, *, sent: bool) -> None:
+    """Write a release down; when this returns, a power cut does not lose it. Raises OSError.
+
+    ``sent``: it was sent, and may be on its way.
+    """
     directory = _make(state_dir, release.owner.network)
     name = _file_name(release)
     path = f"{directory}/{name}"
@@ -73,6 +79,8 @@ def owe(state_dir: str, release: Release) -> None:
     draft = f"{directory}/.{os.getpid()}.{_thread_id()}"
     try:
         _put(draft, codec.dumps(_plain(release)))
+        if not sent:
+            os.utime(draft, (0, 0))
         os.rename(draft, path)
     except OSError:
         _unlink(draft)
@@ -214,19 +222,29 @@ class Held:
         if self._fd >= 0:
             os.close(self._fd)
 
+    def on_its_way(self) -> float:
+        """Return for how many seconds a release that was sent before may still be on its way."""
+        since = time.time() - os.fstat(self._fd).st_mtime
+        return LATE - since if 0 <= since < LATE else 0.0
+
     def pay(self, verb: str, timeout: float) -> None:
-        """Give the address back and remove the record. Raises SriovError; the record stays then."""
+        """Give the address back, and remove the record unless a release may still be on its way.
+
+        Raises SriovError; the record stays then, but for one that the service will never take.
+        """
         if self.release is None:
             return
         settings = self.release.settings.replace(timeout=max(timeout, 0.001))
         try:
             Service(settings, verb, retries=0).release(self.release.owner)
         except ServiceError as error:
-            if not error.final:
-                raise
-            self.drop()
+            if error.final:
+                self.drop()
+            elif error.uncertain:
+                os.utime(self._fd)
             raise
-        self.drop()
+        if not self.on_its_way():
+            self.drop()
 
     def drop(self) -> None:
         """Remove the record."""
@@ -244,18 +262,27 @@ def settle(state_dir: str, owner: Owner, remotes: tuple[str, ...], deadline: flo
     """
     for path in _owed_by(state_dir, owner):
         with Held(path, deadline) as held:
-            try:
-                held.pay("ADD", deadline - time.monotonic())
-            except SriovError as error:
-                same = held.release and set(held.release.settings.remotes) & set(remotes)
-                if same and not getattr(error, "final", False):
-                    raise
-        if held.busy:
-            raise IpamError(
-                f"IPAM txipam, ADD: {path} is in use: an address is just being given back",
-                "try again",
-                code=11,
-            )
+            _settle_one(held, remotes, deadline)
+
+
+def _settle_one(held: Held, remotes: tuple[str, ...], deadline: float) -> None:
+    if held.busy:
+        raise _not_yet(held.path, "is in use: an address is just being given back", 1)
+    if held.release is None:
+        return
+    same = set(held.release.settings.remotes) & set(remotes)
+    try:
+        held.pay("ADD", deadline - time.monotonic())
+    except SriovError as error:
+        if same and not getattr(error, "final", False):
+            raise
+    wait = held.on_its_way()
+    if same and wait:
+        raise _not_yet(held.path, "says that a release of this interface's address may be on its way", wait)
+
+
+def _not_yet(path: str, what: str, seconds: float) -> IpamError:
+    return IpamError(f"IPAM txipam, ADD: {path} {what}", f"try again in {seconds:.0f} s", code=TRY_AGAIN)
 
 
 def forget(state_dir: str, owner: Owner, remotes: tuple[str, ...]) -> None:
@@ -263,8 +290,13 @@ def forget(state_dir: str, owner: Owner, remotes: tuple[str, ...]) -> None:
     for path in _owed_by(state_dir, owner):
         with Held(path) as held:
             found = held.release
-            if found and found.due <= time.time() and set(found.settings.remotes) & set(remotes):
+            if found and _is_settled(held, found) and set(found.settings.remotes) & set(remotes):
                 held.drop()
+
+
+def _is_settled(held: Held, release: Release) -> bool:
+    """Whether an address that was given back just now cannot be there again."""
+    return release.due <= time.time() and not held.on_its_way()
 
 
 def retry(state_dir: str, log: Logger, deadline: float) -> int:
@@ -300,4 +332,4 @@ def _retry_one(held: Held, log: Logger, deadline: float, down: set[tuple[str, ..
         log.warning("an address is still owed to the service", why=error.msg, **facts)
         return True
     log.info("an address that was owed has been given back", **facts)
-    return False
+    return held.on_its_way() > 0

@@ -192,6 +192,7 @@ class Service:
         self.deadline = time.monotonic() + settings.timeout
         self._retries = settings.retries if retries is None else retries
         self._remotes = tuple(map(parse_remote, settings.remotes))
+        self.uncertain = False  # whether a request may be carried out that had no reply
 
     def allocate(self, owner: Owner) -> Answer:
         """Ask for the owner's addresses; the same again where it has some."""
@@ -239,6 +240,8 @@ class Service:
             remote, reply = client.ask(asked)
         except AllFailedError as error:
             raise self._failed(error, client) from error
+        finally:
+            self.uncertain = self.uncertain or client.uncertain
         answer = Answer(self.verb, remote.url, reply)
         if not 200 <= reply.status < 300:
             raise answer.refusal(client.uncertain)

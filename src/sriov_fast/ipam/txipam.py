@@ -199,21 +199,33 @@ class TxIpam(Builtin):
     # --- giving back
 
     def _release(self, service: Service, owner: Owner) -> bool:
-        """Give an address back; where that fails, write down that it is owed, and return False."""
+        """Give an address back; return False where something is left to do, which is written down then."""
         try:
             service.release(owner)
         except SriovError as error:
             if getattr(error, "final", False):
                 self._warn("the service has no address to take back", why=error.msg)
                 return True
-            self._owe(pending.Release(owner=owner, settings=service.settings), error)
+            sent = service.uncertain or getattr(error, "uncertain", False)
+            self._owe(pending.Release(owner=owner, settings=service.settings), error, sent=sent)
             self._warn("the address is given back later", why=error.msg, state=self.state_dir)
+            return False
+        if service.uncertain:
+            self._guard(service, owner)
             return False
         return True
 
-    def _owe(self, release: pending.Release, why: SriovError) -> None:
+    def _guard(self, service: Service, owner: Owner) -> None:
+        """See that nobody gets, as this owner, what an earlier try that may be on its way would release."""
+        late = pending.Release(owner=owner, settings=service.settings, due=time.time() + pending.LATE)
         try:
-            pending.owe(self.state_dir, release)
+            pending.owe(self.state_dir, late, sent=True)
+        except OSError as error:
+            self._warn("a release that may come late is not guarded", file=error.filename, why=error.strerror)
+
+    def _owe(self, release: pending.Release, why: SriovError, *, sent: bool) -> None:
+        try:
+            pending.owe(self.state_dir, release, sent=sent)
         except OSError as error:
             raise IpamError(
                 why.msg,
@@ -229,15 +241,19 @@ class TxIpam(Builtin):
         """
         late = pending.Release(owner=owner, settings=service.settings, due=time.time() + pending.LATE)
         try:
-            self._owe(late, why)
+            self._owe(late, why, sent=False)
         except IpamError as error:
             why.details = error.details
         left = service.left()
-        if left > _WORTH:
-            try:
-                Service(service.settings.replace(timeout=left), "ADD", retries=0).release(owner)
-            except SriovError:
-                pass  # what is to be told is why the ADD failed
+        if left <= _WORTH:
+            return
+        again = Service(service.settings.replace(timeout=left), "ADD", retries=0)
+        try:
+            again.release(owner)
+        except SriovError:
+            pass  # what is to be told is why the ADD failed
+        if again.uncertain:
+            self._guard(service, owner)
 
     def _pay(self, service: Service) -> None:
         """Give back what is owed, now that the service is seen to answer."""

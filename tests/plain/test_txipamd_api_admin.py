@@ -1,0 +1,283 @@
+"""What operators ask of the address service: the configuration and its items, what is held, backups."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import signal
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import httpx
+import pytest
+from ipam_server import ASK, DOMAIN, HOST, Server, World, address, ask, problem, roomy, until
+
+CONFIG = "/v1/config"
+_NAMES = map("s{}".format, itertools.count())
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
+    found = World(tmp_path_factory.mktemp("ipam"))
+    yield found
+    found.end()
+
+
+@pytest.fixture(scope="module")
+def server(world: World) -> Server:
+    return world.serve("s")
+
+
+@pytest.fixture
+def admin(world: World, server: Server) -> Iterator[httpx.Client]:
+    """An administrator, of a service that has nothing but the documented network."""
+    with world.admin(server) as client:
+        client.post("/v1/networks/mynet/gc", json={"host_ip": HOST, "valid": []})
+        assert client.put(CONFIG, json=DOMAIN).status_code == 200
+        yield client
+
+
+def changed(**sections: Any) -> dict[str, Any]:
+    return DOMAIN | sections
+
+
+# ---------------------------------------------------------------------------------------------- as a whole
+
+
+def test_the_configuration_comes_back_as_it_was_put(admin: httpx.Client) -> None:
+    response = admin.get(CONFIG)
+    assert response.json() == DOMAIN
+    assert response.headers["etag"].strip('"')
+
+
+def test_a_configuration_that_changed_meanwhile_is_not_overwritten(admin: httpx.Client) -> None:
+    etag = admin.get(CONFIG).headers["etag"]
+    other = admin.put(CONFIG, json=changed(networks=[{"name": "mynet", "grace": 5}]))
+    assert other.headers["etag"] != etag
+    late = admin.put(CONFIG, json=DOMAIN, headers={"if-match": etag})
+    detail = problem(late, 412, "conflict")
+    assert etag in detail
+    assert other.headers["etag"] in detail
+    assert admin.get(CONFIG).json()["networks"] == [{"name": "mynet", "grace": 5}]
+    good = admin.put(CONFIG, json=DOMAIN, headers={"if-match": other.headers["etag"]})
+    assert good.json() == DOMAIN
+    assert admin.put(CONFIG, json=DOMAIN, headers={"if-match": "*"}).status_code == 200
+
+
+def test_of_many_who_change_the_same_revision_one_succeeds(admin: httpx.Client) -> None:
+    etag = admin.get(CONFIG).headers["etag"]
+
+    def put(grace: int) -> int:
+        document = changed(networks=[{"name": "mynet", "grace": grace}])
+        return admin.put(CONFIG, json=document, headers={"if-match": etag}).status_code
+
+    with ThreadPoolExecutor(8) as pool:
+        statuses = sorted(pool.map(put, range(1, 9)))
+    assert statuses == [200, *[412] * 7]
+
+
+@pytest.mark.parametrize(
+    ("document", "named"),
+    [
+        (changed(pools=[DOMAIN["pools"][0] | {"subnet": "10.55.206.5/26"}]), ("pools", "10.55.206.5/26")),
+        (changed(pools=[DOMAIN["pools"][0] | {"gateway": "10.9.9.9"}]), ("gateway", "10.9.9.9")),
+        (changed(hosts=[{"network": "mynet", "hosts": ["10.0.0.0/8"], "pools": ["zz"]}]), ("pools", "zz")),
+        (changed(networks=[{"name": "mynet", "grace": -1}]), ("networks[0].grace", "-1")),
+        (changed(networks=[{"name": "mynet", "grace": "300"}]), ("networks[0].grace", "300")),
+        (changed(surprise=[]), ("surprise",)),
+    ],
+)
+def test_a_wrong_configuration_is_refused_whole(
+    admin: httpx.Client, document: dict[str, Any], named: tuple[str, ...]
+) -> None:
+    before = admin.get(CONFIG)
+    detail = problem(admin.put(CONFIG, json=document), 422, "invalid")
+    assert all(word in detail for word in named), detail
+    after = admin.get(CONFIG)
+    assert (after.json(), after.headers["etag"]) == (before.json(), before.headers["etag"])
+
+
+# ------------------------------------------------------------------------------------------- item by item
+
+
+def test_a_network_comes_and_goes(admin: httpx.Client) -> None:
+    path = f"{CONFIG}/networks/second"
+    problem(admin.get(path), 404, "not-found")
+    made = admin.put(path, json={"grace": 7})
+    assert made.json() == {"name": "second", "grace": 7}
+    assert admin.get(path).json() == made.json()
+    assert admin.get(CONFIG).headers["etag"] == made.headers["etag"]
+    assert admin.put(path, json={}).json() == {"name": "second"}
+    gone = admin.delete(path)
+    assert (gone.status_code, gone.content) == (204, b"")
+    assert "second" in problem(admin.delete(path), 404, "not-found")
+    assert admin.get(CONFIG).json() == DOMAIN
+
+
+def test_pools_hosts_and_assignments(admin: httpx.Client) -> None:
+    pool = {"subnet": "fd00:55::/120", "mac_prefix": "02:5a:00"}
+    assert admin.put(f"{CONFIG}/pools/mynet/a6", json=pool).status_code == 200
+    rule = admin.put(f"{CONFIG}/hosts/mynet/{HOST}", json={"pools": ["a", "a6"]})
+    assert rule.json() == {"network": "mynet", "hosts": [f"{HOST}/32"], "pools": ["a", "a6"]}
+    fixed = {"ips": ["10.55.206.50"], "mac": "02:00:00:00:00:50", "vf": 3}
+    assert admin.put(f"{CONFIG}/assignments/mynet/ns%2Fpod-1", json=fixed).json()["pod_id"] == "ns/pod-1"
+    given = ask(admin, "i1", pod="ns/pod-1").json()
+    assert given["ips"][0]["address"] == "10.55.206.50/26"
+    assert given["ips"][1]["address"].startswith("fd00:55::")
+    assert given["extra"]["mac"] == "02:00:00:00:00:50"
+    assert given["extra"]["vf"] == 3
+    total = admin.get("/v1/usage").json()["pools"]
+    assert {each["name"]: each["used"] for each in total} == {"a": 1, "a6": 1}
+    admin.delete(f"{ASK}/i1/eth0", params={"host_ip": HOST})
+    for path in ("assignments/mynet/ns%2Fpod-1", f"hosts/mynet/{HOST}", "pools/mynet/a6"):
+        assert admin.delete(f"{CONFIG}/{path}").status_code == 204
+    assert admin.get(CONFIG).json() == DOMAIN
+
+
+def test_one_host_leaves_a_rule_for_several(admin: httpx.Client) -> None:
+    rules = [{"network": "mynet", "hosts": ["10.1.0.0/16", f"{HOST}/32"], "pools": ["a"]}]
+    assert admin.put(CONFIG, json=changed(hosts=rules)).status_code == 200
+    found = admin.get(f"{CONFIG}/hosts/mynet/10.1.0.0/16").json()
+    assert found == {"network": "mynet", "hosts": ["10.1.0.0/16"], "pools": ["a"]}
+    assert admin.delete(f"{CONFIG}/hosts/mynet/10.1.0.0%2F16").status_code == 204
+    assert admin.get(CONFIG).json()["hosts"] == [
+        {"network": "mynet", "hosts": [f"{HOST}/32"], "pools": ["a"]}
+    ]
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "named"),
+    [
+        ("networks/bad%20name", {}, "path.name"),
+        ("hosts/mynet/10.0.0.1/8", {"pools": ["a"]}, "10.0.0.1/8"),
+        ("pools/mynet/b", {"subnet": "10.55.206.0/27"}, "10.55.206.0/27"),
+        ("pools/nonet/b", {"subnet": "10.7.0.0/24"}, "nonet"),
+        ("pools/mynet/b", {"subnet": "10.7.0.0/24", "name": "c"}, "body.name"),
+        ("assignments/mynet/p", {"ips": ["10.9.9.9"]}, "10.9.9.9"),
+    ],
+)
+def test_a_wrong_item_changes_nothing(
+    admin: httpx.Client, path: str, body: dict[str, Any], named: str
+) -> None:
+    assert named in problem(admin.put(f"{CONFIG}/{path}", json=body), 422, "invalid")
+    assert admin.get(CONFIG).json() == DOMAIN
+
+
+def test_items_put_at_once_are_all_there(admin: httpx.Client) -> None:
+    names = [f"n{number}" for number in range(4)]
+
+    def put(name: str) -> int:
+        return admin.put(f"{CONFIG}/networks/{name}", json={}).status_code
+
+    with ThreadPoolExecutor(4) as pool:
+        assert list(pool.map(put, names)) == [200] * 4
+    assert {each["name"] for each in admin.get(CONFIG).json()["networks"]} == {"mynet", *names}
+
+
+def test_an_items_revision_may_be_asked_for(admin: httpx.Client) -> None:
+    etag = admin.put(f"{CONFIG}/networks/n", json={}).headers["etag"]
+    again = admin.put(f"{CONFIG}/networks/n", json={"grace": 1}, headers={"if-match": etag})
+    assert again.status_code == 200
+    problem(admin.delete(f"{CONFIG}/networks/n", headers={"if-match": etag}), 412, "conflict")
+
+
+def test_what_is_held_does_not_lose_its_pool(admin: httpx.Client) -> None:
+    address(ask(admin, "held"))
+    response = admin.put(CONFIG, json=changed(pools=[], hosts=[]))
+    if response.is_success:  # then it is still held, and still its owner's
+        assert [each["container_id"] for each in admin.get("/v1/allocations").json()["allocations"]] == [
+            "held"
+        ]
+    else:
+        problem(response, response.status_code, response.json()["kind"])
+    assert admin.put(CONFIG, json=DOMAIN).status_code == 200
+    again = ask(admin, "held")
+    assert again.status_code == 200
+
+
+# ----------------------------------------------------------------------------------- what is held, backup
+
+
+def test_allocations_of_a_network_or_a_host(admin: httpx.Client) -> None:
+    for number, host in enumerate((HOST, HOST, "10.55.206.30")):
+        address(ask(admin, f"l{number}", host=host))
+
+    def held(**query: str) -> set[str]:
+        response = admin.get("/v1/allocations", params=query)
+        return {each["container_id"] for each in response.json()["allocations"]}
+
+    assert held() == held(network="mynet") == {"l0", "l1", "l2"}
+    assert held(host_ip=HOST) == {"l0", "l1"}
+    problem(admin.get("/v1/allocations", params={"network": "nonet"}), 404, "unknown-network")
+    admin.delete(f"{ASK}/l2/eth0", params={"host_ip": "10.55.206.30"})
+
+
+def test_an_export_is_a_backup(world: World, admin: httpx.Client) -> None:
+    given = {name: address(ask(admin, name)) for name in ("b1", "b2")}
+    document = admin.get("/v1/export").json()
+    assert "b1" in json.dumps(document)
+    fresh = world.serve(next(_NAMES), domain={})
+    with world.admin(fresh) as client:
+        assert client.get(CONFIG).json() == {}
+        assert client.post("/v1/import", json=document).json() == {"allocations": 2}
+        assert client.get(CONFIG).json() == DOMAIN
+        assert {name: address(ask(client, name)) for name in given} == given
+        assert address(ask(client, "b3")) not in given.values()
+        # what came since would be lost: only if that is said
+        problem(client.post("/v1/import", json=document), 409, "conflict")
+        replaced = client.post("/v1/import", json=document, params={"replace": "true"})
+        assert replaced.json() == {"allocations": 2}
+        problem(client.get(f"{ASK}/b3/eth0", params={"host_ip": HOST}), 404, "not-found")
+    assert fresh.stop() == 0
+
+
+@pytest.mark.parametrize("document", [{}, {"version": 99}, {"surprise": 1}])
+def test_a_wrong_import_is_refused(admin: httpx.Client, document: dict[str, Any]) -> None:
+    problem(admin.post("/v1/import", json=document), 422, "invalid")
+    assert admin.get(CONFIG).json() == DOMAIN
+
+
+# ---------------------------------------------------------------------------- the file and the store
+
+
+def test_a_file_fills_an_empty_store_and_leaves_one_that_is_not(world: World) -> None:
+    server = world.serve("api-managed")
+    with world.admin(server) as client:
+        assert client.get(CONFIG).json() == DOMAIN
+        assert client.put(f"{CONFIG}/networks/added", json={}).status_code == 200
+    assert server.stop() == 0
+    server.restart()
+    with world.admin(server) as client:
+        assert [each["name"] for each in client.get(CONFIG).json()["networks"]] == ["mynet", "added"]
+    warned = [event["msg"] for event in server.events() if event["level"] == "warning"]
+    assert any("differs" in text for text in warned)
+    assert server.stop() == 0
+
+
+def test_a_file_that_manages_wins_and_is_read_anew(world: World) -> None:
+    server = world.serve("file-managed", managed="file")
+    with world.admin(server) as client:
+        for response in (
+            client.put(CONFIG, json={}),
+            client.put(f"{CONFIG}/networks/x", json={}),
+            client.delete(f"{CONFIG}/networks/mynet"),
+        ):
+            assert str(server.config) in problem(response, 409, "conflict")
+        server.write(server.table, roomy(grace=9))
+        server.signal(signal.SIGHUP)
+        until(lambda: client.get(CONFIG).json() == roomy(grace=9), "the new file")
+        server.write(server.table, roomy() | {"pools": []})
+        server.signal(signal.SIGHUP)
+        server.wait("reload failed, all stays as it was")
+        assert client.get(CONFIG).json() == roomy(grace=9)
+        server.write(server.table, DOMAIN)
+        backup = client.get("/v1/export").json()
+    assert server.stop() == 0
+    server.restart()
+    with world.admin(server) as client:
+        assert client.get(CONFIG).json() == DOMAIN
+        # an import brings back what was held; the configuration stays the file's
+        assert client.post("/v1/import", json=backup).status_code == 200
+        assert client.get(CONFIG).json() == DOMAIN
+    assert server.stop() == 0

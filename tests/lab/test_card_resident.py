@@ -1,0 +1,141 @@
+"""The resident server on a real card: it does what a process does, with the way home before the reply or after."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from card import RECORDS, Card, Node, await_, differences, ip, link
+
+from sriov_fast.lab import demo_card
+
+SOCKET = Path("/run/sriov-fast/sriov.sock")
+MAC = "02:5f:00:00:00:01"
+HOMING = "~~"
+
+Serve = Callable[..., "Server"]
+
+
+class Server:
+    """``sriov-fast serve``, in its ordinary place."""
+
+    def __init__(self, *options: str) -> None:
+        argv = [sys.executable, "-m", "sriov_fast.cli", "serve", *options]
+        self.process = subprocess.Popen(argv, stdin=subprocess.DEVNULL, stderr=subprocess.PIPE)
+        assert self.process.stderr
+        for line in self.process.stderr:
+            if b"msg=serving" in line:
+                return
+        raise AssertionError(f"the server ended with status {self.process.wait()}")
+
+    def stop(self) -> None:
+        if self.process.poll() is None:
+            self.process.send_signal(signal.SIGTERM)
+            assert self.process.wait(60) == 0
+        assert not SOCKET.exists()
+
+    def kill(self) -> None:
+        self.process.kill()
+        self.process.wait()
+
+
+@pytest.fixture
+def serve() -> Iterator[Serve]:
+    running: list[Server] = []
+
+    def start(*options: str) -> Server:
+        running.append(Server(*options))
+        return running[-1]
+
+    yield start
+    running[-1].stop()
+
+
+def settled() -> None:
+    """Wait until every VF is home."""
+    await_("all VFs home", lambda: not any(HOMING in name for name in os.listdir(RECORDS)))
+
+
+def cores_of(card: Card, index: int) -> list[set[int]]:
+    """The cores of a VF's interrupts, in numeric order."""
+    masks = card.masks(index)
+    return [demo_card.cpus_of_mask(masks[number]) for number in sorted(masks)]
+
+
+@pytest.mark.parametrize("options", [(), ("--defer-release",)], ids=["", "deferred"])
+def test_everything(node: Node, card: Card, serve: Serve, options: tuple[str, ...]) -> None:
+    server = serve(*options)
+    before, pod = card.state(), node.pod()
+    ipam = {"type": "host-local", "subnet": "10.77.0.0/24", "dataDir": str(node.root / "ipam")}
+    conf = node.conf(vf=1, mac=MAC, vlan=100, ipam=ipam, cores=[1, 2])
+    for _ in range(2):
+        result = node.add(conf, pod)
+        assert (link("eth0", pod)["address"], card.on_pf(1)["address"], card.vlan(1)) == (MAC, MAC, 100)
+        assert {item["address"] for item in result["ips"]} == node.addresses(pod)
+        pinned = cores_of(card, 1)
+        assert pinned == [{1 + i % 2} for i in range(len(pinned))]
+        assert len(pinned) > 1
+        node.run("CHECK", conf | {"prevResult": result}, pod)
+        node.delete(conf, pod)
+        assert node.leases() == []
+        settled()
+        assert not differences(before, card.state())
+    server.stop()
+    assert not differences(before, card.state())
+
+
+def test_a_namespace_that_goes_at_once(node: Node, card: Card, serve: Serve) -> None:
+    serve("--defer-release")
+    before = card.state()
+    conf = node.conf(vf=2, mac=MAC, vlan=7)
+    for _ in range(3):
+        pod = node.pod()
+        node.add(conf, pod)
+        node.delete(conf, pod)
+        ip("netns", "del", pod)
+    settled()
+    assert not differences(before, card.state())
+
+
+def test_every_vf_at_once(node: Node, card: Card, serve: Serve) -> None:
+    serve("--defer-release")
+    before = card.state()
+    number = len([vf for vf in card.vfs() if vf.netdev])
+    pods = [node.pod() for _ in range(number)]
+    ipam = {"type": "host-local", "subnet": "10.77.0.0/24", "dataDir": str(node.root / "ipam")}
+    conf = node.conf(ipam=ipam)
+    for _ in range(2):  # the second time, every VF may still be on its way home
+        added = [node.finish(one) for one in [node.start("ADD", conf, pod) for pod in pods]]
+        assert [done.status for done in added] == [0] * number, added
+        assert len({next(iter(node.addresses(pod))) for pod in pods}) == number
+        removed = [node.finish(one) for one in [node.start("DEL", conf, pod) for pod in pods]]
+        assert [done.status for done in removed] == [0] * number, removed
+    settled()
+    assert not differences(before, card.state())
+    assert node.leases() == []
+
+
+@pytest.mark.parametrize("command", ["ADD", "DEL"])
+def test_a_server_that_is_killed(node: Node, card: Card, serve: Serve, command: str) -> None:
+    """Its client does the rest itself, or takes it back and begins anew."""
+    before, pod = card.state(), node.pod()
+    conf: dict[str, Any] = node.conf(vf=3, mac=MAC, vlan=9)
+    server = serve()
+    if command == "DEL":
+        node.add(conf, pod)
+    process = node.start(command, conf, pod)
+    await_("a record", lambda: node.records() or process.poll() is not None)
+    server.kill()
+    done = node.finish(process)
+    assert done.status == 0, done
+    if command == "ADD":
+        assert link("eth0", pod)["address"] == MAC
+        node.delete(conf, pod)
+    assert not differences(before, card.state())
+    serve()

@@ -150,6 +150,7 @@ class Client:
             except TryError as fault:
                 if not fault.again or time.monotonic() >= deadline:
                     raise
+                self.uncertain = True
         return None
 
     @staticmethod

@@ -5,9 +5,9 @@ written down, on disk and synced, and the DEL has succeeded. What is owed is tri
 server, by GC, and by verbs that find the service well. An ADD of the same owner pays first, under the same
 lock (flock on the record), or the late release would take the new address away.
 
-A request whose reply was lost may still be on its way, for ``LATE`` seconds. So what an ADD may have been
-given is released once more after that time; and after a release, until then, there is a record, during which
-the same owner gets no new address that the late request would take away.
+A request whose reply was lost may still be on its way, for ``LATE`` seconds. So where that was an ADD's, what
+it may yet bring is released after that time, unless its owner still lives then; and where it was a release,
+the same owner gets no new address before, which that would take away.
 
 ``<state>/pending/<network>/<container ID>~<ifname>~<service>`` is a record, JSON, 0600. Its modification time
 is when a release was last sent without an answer, 0 for never.
@@ -40,11 +40,16 @@ _PAUSE = 0.01
 
 
 class Release(Value):
-    """One address to be given back: whose, where, and not before ``due`` (Unix time in seconds)."""
+    """One address to be given back: whose, where, and not before ``due`` (Unix time in seconds).
+
+    ``live``: its owner has it, by a second try; it is owed only if the owner is deleted before ``due``, when
+    the first try may still bring another.
+    """
 
     owner: Owner
     settings: Settings
     due: float = 0.0
+    live: bool = False
 
 
 def _directory(state_dir: str, network: str) -> str:
@@ -139,6 +144,7 @@ def _plain(release: Release) -> dict[str, object]:
         "owner": release.owner.as_dict(),
         "settings": settings.as_dict() | {"trust": settings.trust.as_dict()},
         "due": release.due,
+        "live": release.live,
     }
 
 
@@ -152,7 +158,7 @@ def _read(path: str) -> Release | None:
             plain = codec.loads(file.read(), path)
         settings = plain["settings"]
         settings |= {"trust": Trust(**settings["trust"]), "remotes": tuple(settings["remotes"])}
-        return Release(owner=Owner(**plain["owner"]), settings=Settings(**settings), due=float(plain["due"]))
+        return Release(**plain | {"owner": Owner(**plain["owner"]), "settings": Settings(**settings)})
     except (OSError, DecodeError, KeyError, TypeError, ValueError, AttributeError):
         return None
 
@@ -255,21 +261,26 @@ class Held:
 # --- paying
 
 
-def settle(state_dir: str, owner: Owner, remotes: tuple[str, ...], deadline: float) -> None:
+def settle(state_dir: str, owner: Owner, remotes: tuple[str, ...], deadline: float) -> float:
     """Pay what this owner owes, before it asks for anything new; raises SriovError where that fails.
 
     What it owes to another service does not matter then: what is given back there is not what will be given.
+    Returns until when (Unix time) an earlier request of this owner may still be on its way.
     """
+    late = 0.0
     for path in _owed_by(state_dir, owner):
         with Held(path, deadline) as held:
-            _settle_one(held, remotes, deadline)
+            late = max(late, _settle_one(held, remotes, deadline))
+    return late
 
 
-def _settle_one(held: Held, remotes: tuple[str, ...], deadline: float) -> None:
+def _settle_one(held: Held, remotes: tuple[str, ...], deadline: float) -> float:
     if held.busy:
         raise _not_yet(held.path, "is in use: an address is just being given back", 1)
     if held.release is None:
-        return
+        return 0.0
+    if held.release.live:
+        return held.release.due
     same = set(held.release.settings.remotes) & set(remotes)
     try:
         held.pay("ADD", deadline - time.monotonic())
@@ -279,6 +290,7 @@ def _settle_one(held: Held, remotes: tuple[str, ...], deadline: float) -> None:
     wait = held.on_its_way()
     if same and wait:
         raise _not_yet(held.path, "says that a release of this interface's address may be on its way", wait)
+    return held.release.due
 
 
 def _not_yet(path: str, what: str, seconds: float) -> IpamError:
@@ -286,17 +298,19 @@ def _not_yet(path: str, what: str, seconds: float) -> IpamError:
 
 
 def forget(state_dir: str, owner: Owner, remotes: tuple[str, ...]) -> None:
-    """Remove what is due of an owner whose address was just given back."""
+    """Remove what was owed by an owner whose address was just given back; raises OSError.
+
+    What may yet come is owed from now on.
+    """
     for path in _owed_by(state_dir, owner):
         with Held(path) as held:
             found = held.release
-            if found and _is_settled(held, found) and set(found.settings.remotes) & set(remotes):
+            if found is None or not set(found.settings.remotes) & set(remotes):
+                continue
+            if found.due <= time.time() and not held.on_its_way():
                 held.drop()
-
-
-def _is_settled(held: Held, release: Release) -> bool:
-    """Whether an address that was given back just now cannot be there again."""
-    return release.due <= time.time() and not held.on_its_way()
+            elif found.live:
+                owe(state_dir, found.replace(live=False), sent=False)
 
 
 def retry(state_dir: str, log: Logger, deadline: float) -> int:
@@ -317,6 +331,10 @@ def _retry_one(held: Held, log: Logger, deadline: float, down: set[tuple[str, ..
     release = held.release
     if release is None:
         return held.busy
+    if release.live:
+        if release.due <= time.time():
+            held.drop()
+        return False
     timeout = min(_TIMEOUT, deadline - time.monotonic())
     remotes = release.settings.remotes
     if timeout <= 0 or release.due > time.time() or remotes in down:

@@ -40,6 +40,8 @@ _FINAL = (
     *(wire.INVALID, wire.UNKNOWN_NETWORK, wire.UNKNOWN_HOST, wire.NOT_FOUND, wire.CONFLICT),
     wire.EXHAUSTED,
 )
+# Who is answered otherwise got the answer to somebody else's question.
+_DONE = {"GET": (200,), "POST": (200, 201), "DELETE": (204,)}
 # What a proxy before the service may answer in its place.
 _CODES = {401: wire.BAD_CONFIG, 403: wire.BAD_CONFIG, 408: wire.TRY_AGAIN, 429: wire.TRY_AGAIN}
 
@@ -243,7 +245,7 @@ class Service:
         finally:
             self.uncertain = self.uncertain or client.uncertain
         answer = Answer(self.verb, remote.url, reply)
-        if not 200 <= reply.status < 300:
+        if reply.status not in _DONE[method]:
             raise answer.refusal(client.uncertain)
         return answer
 

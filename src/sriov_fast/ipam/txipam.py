@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     Given = tuple[Ip, int, Ip | None]
 
 _PAY = 1.0  # seconds for what others owe, once the service is seen to answer
+_NOT_NOTED = "a request may be on its way, which cannot be noted"
 _WORTH = 0.05  # seconds that a release takes at least
 _NAME = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_.-")
 
@@ -51,13 +52,16 @@ class TxIpam(Builtin):
         settings, owner = self._settings(), self._owner()
         service = Service(settings, "ADD")
         self._remember(owner)
-        pending.settle(self.state_dir, owner, settings.remotes, service.deadline)
+        late = pending.settle(self.state_dir, owner, settings.remotes, service.deadline)
         try:
-            return self._result(service.allocate(owner), owner)
+            found = self._result(service.allocate(owner), owner)
         except ServiceError as error:
-            if error.uncertain:
+            if error.uncertain or late > time.time():
                 self._take_back(service, owner, error)
             raise
+        if service.uncertain or late > time.time():
+            self._note(service, owner, live=True)
+        return found
 
     def delete(self) -> None:
         """Give back what this container's interface has, now or later."""
@@ -66,7 +70,7 @@ class TxIpam(Builtin):
         owners = self._owners()
         done = [self._release(service, owner) for owner in owners]
         if all(done):
-            pending.forget(self.state_dir, owners[0], settings.remotes)
+            self._forget(owners[0], settings)
             self._pay(service)
 
     def check(self) -> None:
@@ -211,17 +215,24 @@ class TxIpam(Builtin):
             self._warn("the address is given back later", why=error.msg, state=self.state_dir)
             return False
         if service.uncertain:
-            self._guard(service, owner)
+            self._note(service, owner, live=False)
             return False
         return True
 
-    def _guard(self, service: Service, owner: Owner) -> None:
-        """See that nobody gets, as this owner, what an earlier try that may be on its way would release."""
-        late = pending.Release(owner=owner, settings=service.settings, due=time.time() + pending.LATE)
+    def _forget(self, owner: Owner, settings: Settings) -> None:
         try:
-            pending.owe(self.state_dir, late, sent=True)
+            pending.forget(self.state_dir, owner, settings.remotes)
         except OSError as error:
-            self._warn("a release that may come late is not guarded", file=error.filename, why=error.strerror)
+            self._warn(_NOT_NOTED, file=error.filename, why=error.strerror)
+
+    def _note(self, service: Service, owner: Owner, *, live: bool) -> None:
+        """Note that an earlier try may still be on its way, though a later one was answered."""
+        due = time.time() + pending.LATE
+        late = pending.Release(owner=owner, settings=service.settings, due=due, live=live)
+        try:
+            pending.owe(self.state_dir, late, sent=not live)
+        except OSError as error:
+            self._warn(_NOT_NOTED, file=error.filename, why=error.strerror)
 
     def _owe(self, release: pending.Release, why: SriovError, *, sent: bool) -> None:
         try:
@@ -253,7 +264,7 @@ class TxIpam(Builtin):
         except SriovError:
             pass  # what is to be told is why the ADD failed
         if again.uncertain:
-            self._guard(service, owner)
+            self._note(service, owner, live=False)
 
     def _pay(self, service: Service) -> None:
         """Give back what is owed, now that the service is seen to answer."""

@@ -1,0 +1,340 @@
+"""txipam and the real address service, and a network between them that delays, cuts and repeats."""
+
+from __future__ import annotations
+
+import random
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+pytest.importorskip("fastapi", reason="the address service needs sriov-fast[ipam]")
+
+from ipam_server import HOST, OTHER_HOST, Server, World
+from wire_faults import Fault, Proxy
+
+from sriov_fast.errors import SriovError
+from sriov_fast.ipam import https, pending
+from sriov_fast.ipam.txipam import TxIpam
+from sriov_fast.log import Logger
+
+POOL = {
+    "name": "a",
+    "network": "mynet",
+    "subnet": "10.55.192.0/20",
+    "gateway": "10.55.192.1",
+    "vlan": 100,
+    "mac_prefix": "02:5a:00",
+    "routes": [{"dst": "0.0.0.0/0"}],
+    "dns": {"nameservers": ["10.0.0.53"]},
+}
+SIX = {"name": "six", "network": "mynet", "subnet": "fd00:55::/64"}
+SMALL = {
+    "name": "small",
+    "network": "tiny",
+    "subnet": "10.56.0.0/24",
+    "ranges": [{"start": "10.56.0.7", "end": "10.56.0.8"}],
+}
+WORLD = {
+    "networks": [{"name": "mynet", "grace": 0}, {"name": "tiny", "grace": 0}],
+    "pools": [POOL, SIX, SMALL],
+    "hosts": [
+        {"network": "mynet", "hosts": ["10.55.0.0/16"], "pools": ["a", "six"]},
+        {"network": "tiny", "hosts": [HOST], "pools": ["small"]},
+    ],
+    "assignments": [{"network": "mynet", "pod_id": "named", "ips": ["10.55.200.1"], "vf": 3, "vlan": 7}],
+}
+
+Make = Callable[..., TxIpam]
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
+    made = World(tmp_path_factory.mktemp("world"))
+    yield made
+    made.end()
+
+
+@pytest.fixture(scope="module")
+def server(world: World) -> Server:
+    return world.serve("main", WORLD)
+
+
+@pytest.fixture
+def proxy(world: World, server: Server) -> Iterator[Proxy]:
+    made = Proxy(server.port, *world.authority.server, world.authority.ca)
+    yield made
+    made.close()
+
+
+@pytest.fixture
+def state(tmp_path: Path) -> Path:
+    return tmp_path / "state"
+
+
+@pytest.fixture
+def tx(world: World, server: Server, state: Path, tmp_path: Path) -> Iterator[Make]:
+    token = tmp_path / "token"
+    token.write_text(world.tokens.host)
+
+    def make(container: str, pod: str = "", host: str = HOST, **more: Any) -> TxIpam:
+        top = {key: more.pop(key) for key in tuple(more) if "." in key or key in ("prevResult", "name")}
+        ipam = {"type": "txipam", "remote": server.url, "ca": str(world.authority.ca)} | more
+        conf = {"cniVersion": "1.1.0", "name": "mynet", "ipam": {"tokenFile": str(token)} | ipam} | top
+        args = f"IgnoreUnknown=1;PodID={pod or f'pod-{container}'};HostIP={host}"
+        return TxIpam(config=conf, container_id=container, ifname="eth0", args=args, state_dir=str(state))
+
+    yield make
+    https.pool.clear()
+    with world.admin(server) as admin:  # the next test finds nothing
+        for network in ("mynet", "tiny"):
+            for host_ip in (HOST, OTHER_HOST):
+                body = {"host_ip": host_ip, "valid": []}
+                assert admin.post(f"/v1/networks/{network}/gc", json=body).is_success
+
+
+def held(world: World, server: Server) -> dict[str, list[str]]:
+    """What the service has given: {container: addresses}."""
+    with world.admin(server) as admin:
+        listed = admin.get("/v1/allocations").json()["allocations"]
+    return {item["container_id"]: [ip["address"] for ip in item["ips"]] for item in listed}
+
+
+def given(answer: dict[str, Any] | None) -> list[str]:
+    assert answer
+    return [ip["address"] for ip in answer["ips"]]
+
+
+def refused(ipam: TxIpam, verb: str) -> SriovError:
+    with pytest.raises(SriovError) as caught:
+        ipam.run(verb, 60.0)
+    return caught.value
+
+
+def test_the_way_of_a_pod(tx: Make, world: World, server: Server) -> None:
+    found = tx("a").run("ADD")
+    assert found
+    assert found["extra"]["vlan"] == 100
+    assert found["extra"]["mac"].startswith("02:5a:00:")
+    assert found["ips"][0]["gateway"] == "10.55.192.1"
+    assert [":" in address for address in given(found)] == [False, True]
+    assert found["routes"][0]["dst"] == "0.0.0.0/0"
+    assert found["dns"] == {"nameservers": ["10.0.0.53"]}
+    assert tx("a").run("ADD") == found
+    assert held(world, server) == {"a": given(found)}
+    tx("a", prevResult=found).run("CHECK")
+    tx("a").run("STATUS")
+    assert tx("a").run("DEL", 20.0) is None
+    assert held(world, server) == {}
+    assert refused(tx("a", prevResult=found), "CHECK").code == 103
+
+
+def test_what_an_operator_assigned(tx: Make) -> None:
+    found = tx("a", pod="named").run("ADD")
+    assert found
+    assert (found["extra"]["vf"], found["extra"]["vlan"], given(found)[0]) == (3, 7, "10.55.200.1/20")
+
+
+def test_gc(tx: Make, world: World, server: Server) -> None:
+    for name in ("a", "b", "c"):
+        tx(name).run("ADD")
+    valid = [{"containerID": "b", "ifname": "eth0"}]
+    tx("", **{"cni.dev/valid-attachments": valid}).run("GC")
+    assert list(held(world, server)) == ["b"]
+
+
+@pytest.mark.parametrize(
+    ("more", "code", "words"),
+    [
+        ({"name": "nowhere"}, 7, "unknown-network"),
+        ({"host": OTHER_HOST}, 7, "forbidden"),
+        ({"tokenFile": None}, 7, "unauthorized"),
+        ({"pod": "other"}, 110, "conflict"),
+    ],
+)
+def test_refusals(tx: Make, more: dict[str, Any], code: int, words: str) -> None:
+    tx("a").run("ADD")
+    error = refused(tx("a", **more), "ADD")
+    assert (error.code, words in error.msg) == (code, True), error.msg
+
+
+def test_exhausted(tx: Make) -> None:
+    tiny = {"name": "tiny"}
+    for name in ("a", "b"):
+        tx(name, **tiny).run("ADD")
+    error = refused(tx("c", **tiny), "ADD")
+    assert (error.code, "exhausted" in error.msg) == (11, True), error.msg
+    error = refused(tx("c", **tiny), "STATUS")
+    assert (error.code, "exhausted" in error.msg) == (51, True), error.msg
+    tx("a", **tiny).run("DEL", 20.0)
+    tx("c", **tiny).run("STATUS")
+    assert tx("c", **tiny).run("ADD")
+
+
+def test_many_at_once(tx: Make, world: World, server: Server) -> None:
+    found: dict[str, list[str]] = {}
+    errors: list[BaseException] = []
+
+    def work(names: list[str]) -> None:
+        try:
+            for name in names:
+                found[name] = given(tx(name).run("ADD"))
+        except BaseException as error:
+            errors.append(error)
+
+    threads = [threading.Thread(target=work, args=([f"c{at}-{n}" for n in range(10)],)) for at in range(6)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert errors == []
+    every = [address for addresses in found.values() for address in addresses]
+    assert len(set(every)) == len(every) == 120
+    assert held(world, server) == found
+
+
+def test_a_service_that_was_down(tx: Make, world: World, tmp_path: Path) -> None:
+    own = world.serve("own", WORLD)
+    first = tx("a", remote=own.url).run("ADD")
+    own.kill()
+    error = refused(tx("b", remote=own.url, timeout=2), "ADD")
+    assert (error.code, "refuses connections" in error.msg) == (11, True), error.msg
+    assert refused(tx("b", remote=own.url), "STATUS").code == 50
+    assert tx("a", remote=own.url, timeout=2).run("DEL", 20.0) is None
+    own.restart()
+    assert held(world, own) == {"a": given(first)}
+    tx("b", remote=own.url).run("STATUS")  # which finds it well, and pays
+    assert held(world, own) == {}
+    own.stop()
+
+
+def test_two_replicas(tx: Make, world: World) -> None:
+    storage = f"sqlite://{world.directory}/shared.db"
+    one, two = (world.serve(name, WORLD, storage=storage) for name in ("one", "two"))
+    remote = [one.url, two.url]
+    found = tx("a", remote=remote).run("ADD")
+    one.kill()
+    assert tx("a", remote=remote).run("ADD") == found
+    assert tx("a", remote=remote).run("DEL", 20.0) is None
+    assert held(world, two) == {}
+    two.kill()
+
+
+# --- a network with faults
+
+FAULTS = [
+    Fault("delay", 0.2),
+    Fault("cut", 0.0),
+    Fault("cut", 0.3),
+    Fault("cut", 0.99),
+    Fault("lose"),
+    Fault("half", 0.1),
+    Fault("half", 0.95),
+    Fault("twice"),
+    Fault("again"),
+    Fault("drop"),
+    Fault("late", 0.1),
+]
+
+
+@pytest.mark.parametrize("fault", FAULTS, ids=lambda fault: f"{fault.what}-{fault.at:g}")
+def test_one_fault_is_no_matter(tx: Make, world: World, server: Server, proxy: Proxy, fault: Fault) -> None:
+    https.pool.clear()
+    proxy.faults.append(fault)
+    found = tx("a", remote=proxy.url).run("ADD")
+    proxy.settle()
+    assert held(world, server) == {"a": given(found)}
+    https.pool.clear()
+    proxy.faults.append(fault)
+    tx("a", remote=proxy.url, prevResult=found).run("CHECK")
+    https.pool.clear()
+    proxy.faults.append(fault)
+    assert tx("a", remote=proxy.url).run("DEL", 20.0) is None
+    proxy.settle()
+    assert held(world, server) == {}
+
+
+def test_two_addresses_never(tx: Make, world: World, server: Server, proxy: Proxy) -> None:
+    """However often the reply is lost, it is one address, and the one that is told in the end."""
+    proxy.faults.extend([Fault("lose"), Fault("cut", 0.5), Fault("lose")])
+    found = tx("a", remote=proxy.url).run("ADD")
+    assert held(world, server) == {"a": given(found)}
+
+
+def test_nothing_stays_given(
+    tx: Make, world: World, server: Server, proxy: Proxy, state: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pending, "LATE", 0.5)
+    proxy.choose = lambda: Fault("late", 0.2)
+    assert refused(tx("a", remote=proxy.url, retries=1), "ADD").code == 11
+    proxy.choose = lambda: None
+    proxy.settle()
+    time.sleep(0.5)
+    settled(state)
+    assert held(world, server) == {}
+
+
+def settled(state: Path) -> None:
+    """Pay until nothing is owed."""
+    deadline = time.monotonic() + 30
+    while pending.retry(str(state), Logger("error"), time.monotonic() + 10):
+        assert time.monotonic() < deadline, list(pending.owed(str(state)))
+        time.sleep(0.1)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", range(4))
+def test_a_bad_day(
+    tx: Make,
+    world: World,
+    server: Server,
+    proxy: Proxy,
+    state: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    seed: int,
+) -> None:
+    """Half of all exchanges fail, each in some way. In the end the service and its clients agree."""
+    monkeypatch.setattr(pending, "LATE", 1.0)
+    chance = random.Random(seed)
+    faults = [*FAULTS, Fault("late", 0.3)]
+    proxy.choose = lambda: chance.choice(faults) if chance.random() < 0.5 else None
+    alive: dict[str, list[str]] = {}
+    codes: set[int] = set()
+
+    def live(thread: int) -> None:
+        mine = random.Random(f"{seed}/{thread}")
+        for number in range(12):
+            name = f"c{thread}-{number}"
+            remote = {"remote": proxy.url, "timeout": 5, "retries": 1}
+            try:
+                alive[name] = given(tx(name, **remote).run("ADD"))
+            except SriovError as error:
+                codes.add(error.code)
+            if mine.random() < 0.6:
+                tx(name, **remote).run("DEL", 20.0)
+                alive.pop(name, None)
+
+    failures: list[BaseException] = []
+
+    def guarded(thread: int) -> None:
+        try:
+            live(thread)
+        except BaseException as error:
+            failures.append(error)
+
+    threads = [threading.Thread(target=guarded, args=(at,)) for at in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert failures == []
+    assert codes <= {11, 112}
+    proxy.choose = lambda: None
+    proxy.settle()
+    settled(state)
+    assert held(world, server) == alive
+    every = [address for addresses in alive.values() for address in addresses]
+    assert len(set(every)) == len(every)

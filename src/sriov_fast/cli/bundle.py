@@ -59,7 +59,8 @@ _ENDED = re.compile(r"^import time:.*\| +(\S+)$", re.MULTILINE)
 # The interpreter must be the one that the bundle is for: magic number and version are looked at before use.
 _CODE = """\
 try:
-    import marshal, posix, sys
+    import gc, marshal, posix, sys
+    gc.disable()  # as entry.main does: of what is unmarshalled and imported nothing can be collected
     from _frozen_importlib_external import MAGIC_NUMBER
     fd = posix.open({path!a}, posix.O_RDONLY | posix.O_CLOEXEC)
     try:
@@ -91,7 +92,10 @@ def default_path() -> Path:
 
 
 def code(path: Path | str) -> str:
-    """Return the lines that use the bundle at ``path``, to run before ``sriov_fast`` is imported."""
+    """Return the lines that use the bundle at ``path``, to run before ``sriov_fast`` is imported.
+
+    They are for a process that ends with its request: the garbage collector is off from here on.
+    """
     return _CODE.format(path=str(path))
 
 

@@ -7,7 +7,6 @@ A module is checked against its source by time and size, as Python does for its 
 since the bundle was written is left to the ordinary finders.
 """
 
-import gc
 import sys
 from _frozen_importlib import ModuleSpec
 from _frozen_importlib_external import ExtensionFileLoader, SourceFileLoader
@@ -154,6 +153,5 @@ def start(path: str, fd: int, base: int, head: "Head") -> None:
 
     What goes wrong rises, and the ordinary finders do what is left.
     """
-    gc.disable()  # as entry.main does: the imports alone would have it search in vain several times
     sys.meta_path.insert(0, Finder((path, identity_of(fd), base), head["cold"]))
     put_in_place(head["hot"])

@@ -1,9 +1,15 @@
-"""Nodes to test on, taken away after each test, whatever came of it."""
+"""Nodes to test on, taken away after each test, whatever came of it.
+
+``modes`` says how a module or a test is to be run: in a process for each call ("process", what there is
+without the mark), through the resident server ("resident"), or through one that answers a DEL before the VF
+is home ("deferred"). With ``falls_back=True`` the client in C may do without its server.
+"""
 
 from __future__ import annotations
 
 import sys
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
@@ -11,21 +17,41 @@ import pytest
 sys.path.insert(0, str(Path(__file__).parents[1] / "plain"))  # for sysfs_tree
 
 from node import MakeNode, Node
+from resident import KINDS, ResidentNode
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line("markers", "modes(*names, falls_back=False): how the plugin is to be executed")
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    mark = metafunc.definition.get_closest_marker("modes")
+    if mark and "mode" in metafunc.fixturenames:
+        metafunc.parametrize("mode", mark.args, indirect=True, scope="module")
+
+
+@pytest.fixture(scope="module")
+def mode(request: pytest.FixtureRequest) -> str:
+    return getattr(request, "param", "process")
 
 
 @pytest.fixture
-def make_node(tmp_path: Path) -> Iterator[MakeNode]:
-    made: list[Node] = []
+def make_node(request: pytest.FixtureRequest, tmp_path: Path, mode: str) -> Iterator[MakeNode]:
+    mark = request.node.get_closest_marker("modes")
+    with ExitStack() as closing:
+        made: list[Node] = []
 
-    def make(vfs: int = 4, backend: str = "cython") -> Node:
-        root = tmp_path / f"n{len(made)}"
-        root.mkdir()
-        made.append(Node(root, vfs, backend))
-        return made[-1]
+        def make(vfs: int = 4, backend: str = "cython") -> Node:
+            root = tmp_path / f"n{len(made)}"
+            root.mkdir()
+            node = KINDS[mode](root, vfs, backend)
+            made.append(node)
+            closing.callback(node.close)
+            if isinstance(node, ResidentNode) and mark:
+                node.may_fall_back = mark.kwargs.get("falls_back", False)
+            return node
 
-    yield make
-    for one in made:
-        one.close()
+        yield make
 
 
 @pytest.fixture

@@ -206,23 +206,41 @@ class Node:
         return f"{done.json['msg']}\n{done.json.get('details', '')}"
 
     def settle(self) -> None:
-        """Wait until none of the plugin's processes is left: what it started may live longer than it."""
+        """Wait until nothing of the plugin's is at work any more: what it started may live longer than it."""
         deadline = time.monotonic() + 30
         while self._has_processes():
             assert time.monotonic() < deadline, "the plugin's processes do not end"
             time.sleep(0.01)
 
+    def homed(self) -> None:
+        """Wait until every VF that was given back is home: it is, when a plugin of its own has ended."""
+
     def _has_processes(self) -> bool:
+        return bool(self._processes())
+
+    def _processes(self) -> list[int]:
+        """The processes that this node's plugin is, or has started."""
         mark = f"SRIOV_FAST_RUN={self.run_dir}\0".encode()
+        found = []
         for entry in os.listdir("/proc"):
             try:
                 if entry.isdigit() and mark in Path(f"/proc/{entry}/environ").read_bytes():
-                    return True
+                    found.append(int(entry))
             except OSError:
                 continue
-        return False
+        return found
+
+    def announcing(self, pod: str) -> bool:
+        """Say whether somebody has a packet socket in the pod (packet(7)); one that is gone has none."""
+        words = ["nsenter", f"--net=/run/netns/{pod}", "cat", "/proc/net/packet"]
+        done = subprocess.run(words, check=False, capture_output=True)
+        return len(done.stdout.splitlines()) > 1
 
     # --- what is there
+
+    def touched(self) -> list[str]:
+        """What the plugin has made in its directory."""
+        return sorted(os.listdir(self.run_dir)) if self.run_dir.exists() else []
 
     def records(self) -> list[str]:
         directory = self.run_dir / "vfs"

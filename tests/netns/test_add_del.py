@@ -8,6 +8,8 @@ from typing import Any
 import pytest
 from node import MakeNode, Node
 
+pytestmark = pytest.mark.modes("process", "resident")
+
 VERSIONS = ("0.1.0", "0.2.0", "0.3.0", "0.3.1", "0.4.0", "1.0.0", "1.1.0")
 LEGACY = ("0.1.0", "0.2.0")
 TAGGED = ("0.3.0", "0.3.1", "0.4.0")
@@ -171,6 +173,7 @@ def test_dns_is_passed_through(node: Node, where: str) -> None:
     assert node.add(conf, node.pod())["dns"] == (theirs if where == "IPAM" else ours)
 
 
+@pytest.mark.modes("process", "resident", "deferred")
 def test_mtu_and_what_was_up_before(either: Node) -> None:
     node = either
     node.nip("link", "set", "pf0v0", "mtu", "1300", "up")
@@ -255,6 +258,7 @@ def test_a_result_without_address_is_none_of_our_business(node: Node) -> None:
     assert node.addresses("eth0", pod) == []
 
 
+@pytest.mark.modes("process", "resident", "deferred")
 def test_two_interfaces_of_one_pod(node: Node) -> None:
     """They come from two ADDs with one container ID; each DEL takes its own."""
     before, pod, conf = node.state(), node.pod(), node.conf(ipam=node.host_local())
@@ -280,6 +284,7 @@ def test_an_index_that_the_pod_uses_already(either: Node) -> None:
     assert node.link("eth0", pod)["ifindex"] != index
 
 
+@pytest.mark.modes("process", "resident", "deferred")
 def test_a_name_that_both_sides_know(node: Node) -> None:
     """The pod has a device named as the VF is in the host, and the host one named as the VF is in the pod."""
     node.nip("link", "add", "eth0", "type", "veth", "peer", "name", "eth0-peer")
@@ -320,6 +325,7 @@ def test_the_pf_near_the_cores_comes_first(make_node: MakeNode) -> None:
     assert node.add(conf, node.pod(), args="CORES=5")["interfaces"][0]["pciID"] == "0000:02:10.0"
 
 
+@pytest.mark.modes("process")
 def test_files_are_for_root_alone(node: Node) -> None:
     node.add(node.conf(), node.pod())
     paths = node.run_dir.rglob("*")

@@ -7,9 +7,12 @@ import select
 import socket
 import time
 
+import pytest
 from node import Node
 
 from sriov_fast import _nl
+
+pytestmark = pytest.mark.modes("process", "resident")
 
 ETH_P_ALL = 3  # linux/if_ether.h
 
@@ -71,7 +74,7 @@ def test_the_runtime_does_not_wait_for_it(node: Node) -> None:
     pod = node.pod()
     addresses = [{"address": "10.0.0.2/24"}]
     node.add(node.conf(vf=0, ipam={"type": "static", "addresses": addresses}), pod)
-    assert node._has_processes(), "communicate() returned at the end of the streams, and it waits still"
+    assert node.announcing(pod), "communicate() returned at the end of the streams, and it waits still"
     node.settle()
 
 

@@ -7,6 +7,8 @@ from typing import Any
 import pytest
 from node import Node
 
+pytestmark = pytest.mark.modes("process", "resident")
+
 
 def own(node: Node, **more: Any) -> dict[str, Any]:
     """Return an ``ipam`` object that no other plugin serves."""

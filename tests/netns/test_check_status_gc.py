@@ -9,6 +9,8 @@ from typing import Any
 import pytest
 from node import MakeNode, Node
 
+pytestmark = pytest.mark.modes("process", "resident")
+
 # --- CHECK
 
 Change = Callable[[Node, str], object]
@@ -198,7 +200,7 @@ def test_status_of_ipam(node: Node) -> None:
 
 def test_status_touches_nothing(node: Node) -> None:
     assert node.run("STATUS", asked(node)).status == 0
-    assert not node.run_dir.exists()
+    assert node.touched() == []
 
 
 # --- GC

@@ -10,6 +10,8 @@ from typing import Any
 import pytest
 from node import Node
 
+pytestmark = pytest.mark.modes("process", "resident", "deferred")
+
 
 def change(node: Node, **fields: Any) -> None:
     """Change the journal's only record."""
@@ -111,6 +113,7 @@ def test_the_namespace_has_ended_and_the_vf_came_home(either: Node, name: str) -
     assert (node.state(), node.records(), node.leases()) == (before, [], [])
 
 
+@pytest.mark.modes("process", "resident")
 def test_the_vf_comes_home_late(node: Node) -> None:
     """The kernel takes a namespace apart in its own time; the driver is bound, so the VF must come."""
     before, pod = node.state(), node.pod()
@@ -128,6 +131,7 @@ def test_the_vf_comes_home_late(node: Node) -> None:
     assert (node.state(), node.records()) == (before, [])
 
 
+@pytest.mark.modes("process", "resident")
 def test_the_name_is_taken_in_the_host(either: Node) -> None:
     """Another device got the VF's name meanwhile: the VF comes home all the same, under another one."""
     node, pod = either, either.pod()
@@ -159,6 +163,7 @@ def test_both_names_are_taken_in_the_host(node: Node) -> None:
 
 
 @pytest.mark.parametrize("boot", ["record", "machine"])
+@pytest.mark.modes("process")
 def test_after_a_reboot(node: Node, boot: str) -> None:
     """What a record of an earlier boot describes is no more: the VF of that name must not be touched."""
     boot_id = node.tree.proc / "sys/kernel/random/boot_id"
@@ -175,6 +180,7 @@ def test_after_a_reboot(node: Node, boot: str) -> None:
     assert (node.records(), node.leases()) == ([], [])
 
 
+@pytest.mark.modes("process")
 def test_the_run_directory_was_wiped(node: Node) -> None:
     pod, conf = node.pod(), node.conf(ipam=node.host_local())
     node.add(conf, pod)
@@ -218,6 +224,7 @@ def test_changed_in_the_pod(node: Node) -> None:
     assert node.addresses("pf0v0") == []
 
 
+@pytest.mark.modes("process", "resident")
 def test_an_mtu_that_is_no_longer_possible(node: Node) -> None:
     """The PF's may have been lowered meanwhile; that must not keep the VF in the pod."""
     pod = node.pod()

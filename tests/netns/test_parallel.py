@@ -10,9 +10,13 @@ from typing import Any
 import pytest
 from node import MakeNode, Node, Outcome
 
+pytestmark = pytest.mark.modes("process", "resident", "deferred")
+
 
 def all_at_once(node: Node, command: str, conf: dict[str, Any], pods: Sequence[str]) -> list[Outcome]:
-    return [node.finish(process) for process in [node.start(command, conf, pod) for pod in pods]]
+    done = [node.finish(process) for process in [node.start(command, conf, pod) for pod in pods]]
+    node.homed()
+    return done
 
 
 @pytest.mark.parametrize("way", ["host-local", "IPAM first"])
@@ -65,6 +69,7 @@ def test_churn(make_node: MakeNode) -> None:
                 attached.add(pod)
             else:
                 assert done.json["code"] == 11, done
+        node.homed()
         owners = [name.split("~")[1] for name in node.records()]
         assert sorted(owners) == sorted(attached)
         assert len(node.leases()) == len(attached)

@@ -13,6 +13,8 @@ from typing import Any
 import pytest
 from node import Node
 
+pytestmark = pytest.mark.modes("process", "resident")
+
 Prepare = Callable[[Node, str], dict[str, Any]]
 GIVES = 'if [ "$CNI_COMMAND" = ADD ]; then echo \'{"ips":[{"address":"10.1.0.2/24"}]BODY}\'; fi'
 
@@ -142,6 +144,7 @@ def test_an_mtu_that_the_device_refuses(node: Node) -> None:
     assert (node.link("pf0v0"), node.snapshot()) == before
 
 
+@pytest.mark.modes("process")
 def test_ipam_that_hangs_is_killed_and_undone(node: Node) -> None:
     script = 'if [ "$CNI_COMMAND" = ADD ]; then echo $$ > "$ROOT/pid"; exec sleep 1000; fi'
     node.delegate("txipam", script)
@@ -183,6 +186,7 @@ def test_an_address_is_given_back_when_the_vf_is_quiet(node: Node) -> None:
     assert "does not exist" in seen or ",UP" not in seen
 
 
+@pytest.mark.modes("process", "resident", falls_back=True)
 def test_nobody_reads_the_result(either: Node) -> None:
     node, pod = either, either.pod()
     before = node.snapshot()
@@ -196,6 +200,7 @@ def test_nobody_reads_the_result(either: Node) -> None:
     assert node.snapshot() == before
 
 
+@pytest.mark.modes("process", "resident", falls_back=True)
 def test_a_full_device_takes_no_result(node: Node) -> None:
     pod = node.pod()
     before = node.snapshot()
@@ -207,6 +212,7 @@ def test_a_full_device_takes_no_result(node: Node) -> None:
 
 
 @pytest.mark.parametrize("closed", ["0", "1", "2", "all"])
+@pytest.mark.modes("process")
 def test_closed_streams(node: Node, closed: str) -> None:
     """What is closed must not become the number of a file of ours, with a reply or log lines in it."""
     streams = "0 1 2" if closed == "all" else closed
@@ -245,6 +251,7 @@ def fill(path: Path) -> None:
             pass
 
 
+@pytest.mark.modes("process")
 def test_a_full_run_directory(either: Node) -> None:
     """An ADD needs a record and is refused; a DEL must be possible."""
     node, pod, other = either, either.pod(), either.pod()
@@ -262,6 +269,7 @@ def test_a_full_run_directory(either: Node) -> None:
         assert (node.state(), node.records(), node.leases(), node.locks()) == (empty, [], [], [])
 
 
+@pytest.mark.modes("process")
 def test_no_inode_left_for_a_lock(node: Node) -> None:
     pod = node.pod()
     with tmpfs(node.run_dir, "nr_inodes=2"):
@@ -270,6 +278,7 @@ def test_no_inode_left_for_a_lock(node: Node) -> None:
         assert node.snapshot() == before
 
 
+@pytest.mark.modes("process")
 def test_a_run_directory_that_cannot_be_one(node: Node) -> None:
     node.run_dir.write_text("a file\n")
     before, pod = node.state(), node.pod()
@@ -280,6 +289,7 @@ def test_a_run_directory_that_cannot_be_one(node: Node) -> None:
 
 
 @pytest.mark.skipif(shutil.which("strace") is None, reason="needs strace")
+@pytest.mark.modes("process")
 def test_the_journal_cannot_be_renamed(node: Node) -> None:
     pod = node.pod()
     before = node.snapshot()
@@ -290,6 +300,7 @@ def test_the_journal_cannot_be_renamed(node: Node) -> None:
 
 
 @pytest.mark.skipif(shutil.which("strace") is None, reason="needs strace")
+@pytest.mark.modes("process")
 def test_the_journal_cannot_be_closed_after_all_is_done(node: Node) -> None:
     """The record says "attached" last; where that cannot be written, all goes back."""
     pod = node.pod()

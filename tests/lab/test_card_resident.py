@@ -1,4 +1,4 @@
-"""The resident server on a real card: it does what a process does, with the way home before the reply or after."""
+"""The resident server on a real card: it does what a process does, and more of it behind the reply."""
 
 from __future__ import annotations
 

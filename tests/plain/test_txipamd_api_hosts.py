@@ -160,7 +160,22 @@ def test_what_is_not_there(
 ) -> None:
     response = admin.request(method, path)
     assert named in problem(response, status, kind)
-    assert status != 405 or response.headers["allow"]
+
+
+@pytest.mark.parametrize(
+    ("path", "allow"),
+    [
+        ("/healthz", "GET"),
+        ("/v1/config", "GET, PUT"),
+        ("/v1/config/hosts/mynet/10.0.0.0/8", "GET, PUT, DELETE"),
+        (f"{ASK}/c/eth0", "GET, DELETE"),
+        (ASK, "POST"),
+    ],
+)
+def test_a_method_that_is_not_for_this_path(admin: httpx.Client, path: str, allow: str) -> None:
+    response = admin.request("OPTIONS", path)
+    assert path in problem(response, 405, "invalid")
+    assert response.headers["allow"] == allow
 
 
 @pytest.mark.parametrize(

@@ -18,6 +18,7 @@ from fastapi.openapi.utils import get_openapi
 from pydantic import Field
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
+from starlette.routing import Match
 
 from sriov_fast import __version__, wire
 from sriov_fast.txipamd import front, problems
@@ -55,26 +56,31 @@ log = logging.getLogger(LOGGER)
 # ---------------------------------------------------------------------------------------------- documents
 
 
+# "ip" is no format that JSON Schema knows; it says what is meant.
+_IP: dict[str, Any] = {"examples": ["10.55.206.20"], "json_schema_extra": {"format": "ip"}}
+_NETWORK, _CONTAINER, _IFNAME = (["mynet"], ["1234"], ["eth1"])
+
+
 class Wanted(Document):
     """The body of an ask: the owner, but for the network, and for whom."""
 
-    container_id: ContainerId
-    ifname: Ifname
+    container_id: Annotated[ContainerId, Field(examples=_CONTAINER)]
+    ifname: Annotated[Ifname, Field(examples=_IFNAME)]
     pod_id: PodId = ""
-    host_ip: Address
+    host_ip: Annotated[Address, Field(**_IP)]
 
 
 class Owner(Document):
     """An owner within a network."""
 
-    container_id: ContainerId
-    ifname: Ifname
+    container_id: Annotated[ContainerId, Field(examples=_CONTAINER)]
+    ifname: Annotated[Ifname, Field(examples=_IFNAME)]
 
 
 class Valid(Document):
     """The body of a garbage collection: which owners of a host there still are."""
 
-    host_ip: Address
+    host_ip: Annotated[Address, Field(**_IP)]
     valid: Some[Owner]
 
 
@@ -102,10 +108,10 @@ class Health(Document):
     status: str
 
 
-NetworkName = Annotated[Name, InPath(description="the network's name, as the CNI configuration has it")]
-HostIp = Annotated[Address, Query(description="the HostIP of the node that asks")]
-_Container = Annotated[ContainerId, InPath(description="CNI_CONTAINERID")]
-_Ifname = Annotated[Ifname, InPath(description="CNI_IFNAME")]
+NetworkName = Annotated[Name, InPath(description="name of the CNI configuration", examples=_NETWORK)]
+HostIp = Annotated[Address, Query(description="the HostIP of the node that asks", **_IP)]
+_Container = Annotated[ContainerId, InPath(description="CNI_CONTAINERID", examples=_CONTAINER)]
+_Ifname = Annotated[Ifname, InPath(description="CNI_IFNAME", examples=_IFNAME)]
 _PodId = Annotated[PodId | None, Query(description="the pod's PodID; nothing is released if it differs")]
 _Key = Annotated[
     str | None,
@@ -311,12 +317,23 @@ async def _invalid(request: Request, error: RequestValidationError) -> Response:
 async def _framework(request: Request, error: HTTPException) -> Response:
     """Answer what the framework itself refuses: paths, methods, bodies."""
     kind = getattr(error, "kind", wire.INVALID)
-    detail = str(error.detail)
+    detail, headers = str(error.detail), error.headers
     if error.status_code == 404:
         detail = f"path: {problems.shown(request.url.path)}: there is no such path"
     elif error.status_code == 405:
         detail = f"method: {problems.shown(request.method)}: not for {problems.shown(request.url.path)}"
-    return front.refuse(error.status_code, kind, detail, headers=error.headers)
+        headers = {"allow": ", ".join(_allowed(request))}
+    return front.refuse(error.status_code, kind, detail, headers=headers)
+
+
+def _allowed(request: Request) -> list[str]:
+    """Name all methods of a path; the framework names those of one route, and each method is one of ours."""
+    routes = request.app.routes
+
+    def serves(method: str) -> bool:
+        return any(route.matches({**request.scope, "method": method})[0] is Match.FULL for route in routes)
+
+    return [method for method in ("GET", "POST", "PUT", "DELETE") if serves(method)]
 
 
 async def _internal(request: Request, error: Exception) -> Response:

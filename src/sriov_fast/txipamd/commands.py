@@ -54,9 +54,11 @@ class Remote:
         headers = {"user-agent": "sriov-fast-ipam"}
         if args.token_file:
             headers["authorization"] = f"Bearer {args.token_file.read_text().strip()}"
-        self._client = httpx.Client(
-            base_url=self._url, headers=headers, verify=_trust(args), timeout=args.timeout, trust_env=False
-        )
+        options: Json = {"verify": _trust(args), "timeout": args.timeout, "trust_env": False}
+        try:
+            self._client = httpx.Client(base_url=self._url, headers=headers, **options)
+        except httpx.InvalidURL as error:
+            raise CommandError(f"url: {self._url!r}: {error}") from error
 
     def __enter__(self) -> Self:
         return self

@@ -134,6 +134,7 @@ class Node:
             "SRIOV_FAST_SYS": str(self.tree.sys),
             "SRIOV_FAST_PROC": str(self.tree.proc),
             "SRIOV_FAST_RUN": str(self.run_dir),
+            "SRIOV_FAST_STATE": str(self.root / "state"),
         }
         return {key: value for key, value in given.items() if value}
 

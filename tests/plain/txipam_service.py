@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import json
 import select
 import socket
@@ -18,6 +19,24 @@ from urllib.parse import parse_qs, unquote, urlsplit
 import trustme
 
 REASONS = {200: "OK", 201: "Created", 204: "No Content"}
+
+
+def listen(port: int, netns: str = "") -> socket.socket:
+    """Listen on the loopback device, of a network namespace if one is named."""
+    if not netns:
+        return socket.create_server(("127.0.0.1", port))
+    made: list[socket.socket] = []
+    # A thread of its own, since a thread that has entered a namespace stays there.
+    thread = threading.Thread(target=lambda: made.append(_entered(netns, port)))
+    thread.start()
+    thread.join()
+    return made[0]
+
+
+def _entered(netns: str, port: int) -> socket.socket:
+    with open(f"/run/netns/{netns}") as file:
+        assert ctypes.CDLL(None, use_errno=True).setns(file.fileno(), 0) == 0, ctypes.get_errno()
+    return socket.create_server(("127.0.0.1", port))
 
 
 class Seen(NamedTuple):
@@ -67,6 +86,7 @@ class Service:
         clients: trustme.CA | None = None,
         not_after: datetime | None = None,
         newest: ssl.TLSVersion | None = None,
+        netns: str = "",
     ) -> None:
         self.context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         ca.issue_cert(*(names or ("127.0.0.1",)), not_after=not_after).configure_cert(self.context)
@@ -87,7 +107,8 @@ class Service:
         self.stopped = threading.Event()
         self.lock = threading.Lock()
         self.open: list[socket.socket] = []
-        self.listener = socket.create_server(("127.0.0.1", 0))
+        self.netns = netns
+        self.listener = listen(0, netns)
         self.port: int = self.listener.getsockname()[1]
         self.url = f"https://127.0.0.1:{self.port}"
         threading.Thread(target=self._accept, daemon=True).start()
@@ -111,7 +132,7 @@ class Service:
                 self.open.pop().shutdown(socket.SHUT_RDWR)
 
     def listen_again(self) -> None:
-        self.listener = socket.create_server(("127.0.0.1", self.port))
+        self.listener = listen(self.port, self.netns)
         threading.Thread(target=self._accept, daemon=True).start()
 
     def close(self) -> None:

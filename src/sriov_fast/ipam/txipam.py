@@ -56,10 +56,11 @@ class TxIpam(Builtin):
         try:
             found = self._result(service.allocate(owner), owner)
         except ServiceError as error:
+            late = max(late, self._late(service))
             if error.uncertain or late > time.time():
-                self._take_back(service, owner, error)
+                self._take_back(service, owner, error, late)
             raise
-        if service.uncertain or late > time.time():
+        if max(late, self._late(service)) > time.time():
             self._note(service, owner, live=True)
         return found
 
@@ -219,6 +220,11 @@ class TxIpam(Builtin):
             return False
         return True
 
+    @staticmethod
+    def _late(service: Service) -> float:
+        """Return until when (Unix time) a request that had no reply may be on its way; 0 for none."""
+        return time.time() + pending.LATE if service.uncertain else 0.0
+
     def _forget(self, owner: Owner, settings: Settings) -> None:
         try:
             pending.forget(self.state_dir, owner, settings.remotes)
@@ -245,14 +251,13 @@ class TxIpam(Builtin):
                 errno=error.errno or 0,
             ) from error
 
-    def _take_back(self, service: Service, owner: Owner, why: ServiceError) -> None:
-        """Give back an address that nobody knows of.
+    def _take_back(self, service: Service, owner: Owner, why: ServiceError, late: float) -> None:
+        """Give back an address that nobody knows of, and once more after ``late`` (Unix time).
 
-        The request may even now be on its way to the service, so it is given back again later.
+        Till then a request may be on its way that brings another.
         """
-        late = pending.Release(owner=owner, settings=service.settings, due=time.time() + pending.LATE)
         try:
-            self._owe(late, why, sent=False)
+            self._owe(pending.Release(owner=owner, settings=service.settings, due=late), why, sent=False)
         except IpamError as error:
             why.details = error.details
         left = service.left()
@@ -263,6 +268,8 @@ class TxIpam(Builtin):
             again.release(owner)
         except SriovError:
             pass  # what is to be told is why the ADD failed
+        else:
+            self._forget(owner, service.settings)
         if again.uncertain:
             self._note(service, owner, live=False)
 

@@ -10,7 +10,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-_MAX_HEAD = 64 << 10  # bytes of status line and header fields
+_MAX_HEAD = 64 << 10  # bytes of status lines, header fields, sizes of chunks
 
 
 class TryError(Exception):
@@ -88,6 +88,7 @@ class Reader:
     def __init__(self, receive: Callable[[], bytes]) -> None:
         self._receive = receive
         self._buffer = bytearray()
+        self._lines = 0  # bytes of everything but bodies
 
     def reply(self, method: str) -> Reply:
         """Return the next reply that is final (RFC 9112). Raises TryError, or what ``receive`` raises."""
@@ -111,7 +112,6 @@ class Reader:
         return head.replace(body=body, kept=framed and head.kept and not self._buffer)
 
     def _head(self) -> Reply:
-        size = len(self._buffer)
         first = self._line()
         version, _, rest = first.partition(" ")
         code = rest[:3]
@@ -119,13 +119,10 @@ class Reader:
             raise _garbage(f"{first[:60]!r}")
         fields: dict[str, str] = {}
         while line := self._line():
-            size += len(line)
             name, colon, value = line.partition(":")
             if not colon or not name or name != name.strip():
                 raise _garbage(f"the header field {line[:60]!r}")
             _put(fields, name.lower(), value.strip())
-            if size > _MAX_HEAD:
-                raise _too_large(_MAX_HEAD)
         options = [word.strip().lower() for word in fields.get("connection", "").split(",")]
         return Reply(status=int(code), fields=fields, kept=version == "HTTP/1.1" and "close" not in options)
 
@@ -136,6 +133,9 @@ class Reader:
             self._more()
         line = bytes(self._buffer[:end])
         del self._buffer[: end + 1]
+        self._lines += end + 1
+        if self._lines > _MAX_HEAD:
+            raise _too_large(_MAX_HEAD)
         return line.removesuffix(b"\r").decode("latin-1")
 
     def _chunks(self) -> bytes:

@@ -1,4 +1,4 @@
-"""Where pytest finds the benchmarks, and they what they share with the tests."""
+"""Where pytest finds the benchmarks, and they what they share with each other and with the tests."""
 
 from __future__ import annotations
 
@@ -7,9 +7,15 @@ from pathlib import Path
 
 import pytest
 
-TESTS = Path(__file__).resolve().parent.parent / "tests"
+HERE = Path(__file__).resolve().parent
+TESTS = HERE.parent / "tests"
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    text = "a CNI plugin to measure beside ours; it gets the same environment, and a configuration on stdin"
+    parser.addoption("--peer", default="", metavar="PATH", help=text)
 
 
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("python_files", "bench_*.py")
-    sys.path[:0] = [str(TESTS / "plain"), str(TESTS / "netns")]
+    sys.path[:0] = [str(HERE), *(str(TESTS / name) for name in ("plain", "netns", "lab"))]

@@ -1,11 +1,12 @@
-/* The floor of bench_process.py: what an ADD and a DEL must ask of the kernel, with nothing around it.
+/* The floor of the benchmarks: what an ADD and a DEL must ask of the kernel, with nothing around it.
  *
- *     floor add|del NETNS-PATH HOST-NAME POD-NAME [IPAM-PROGRAM]
+ *     floor add|del NETNS-PATH HOST-NAME POD-NAME [IPAM-PROGRAM | ADDRESS/LENGTH,GATEWAY]
  *
- * ADD reads the device, starts IPAM, moves + renames + brings up in one message, and sets IPAM's address and a
+ * ADD reads the device, starts IPAM, moves + renames + brings up in one message, and sets the address and a
  * default route in one send on a socket of the pod's namespace. DEL reads the device in the pod, takes it down,
- * starts IPAM, and moves it home under its old name. IPAM inherits environment and stdin, which the caller has
- * set. There is no journal, no lock, no check of what is asked: this is no plugin.
+ * starts IPAM, and moves it home under its old name. IPAM is a program, by its absolute path, which inherits
+ * environment and stdin; or nothing but an address that is known already. There is no journal, no lock, no
+ * check of what is asked: this is no plugin.
  */
 #define _GNU_SOURCE
 #include <arpa/inet.h>
@@ -128,6 +129,11 @@ static void move(int fd, int index, int netns, const char *name, int up)
 
 /* --- IPAM */
 
+static int is_program(const char *ipam)
+{
+	return ipam && *ipam == '/';
+}
+
 static pid_t start(const char *program, int *out)
 {
 	posix_spawn_file_actions_t actions;
@@ -165,12 +171,9 @@ static void value_of(const char *answer, const char *key, char out[64])
 	check(at != NULL && sscanf(at + strlen(key), "\": \"%63[^\"]", out) == 1, "IPAM's answer");
 }
 
-static void address(int netns, int index, const char *answer)
+static void address(int netns, int index, char *cidr, const char *gateway)
 {
-	char cidr[64], gateway[64];
 	struct in_addr ip, broadcast, via;
-	value_of(answer, "\"address", cidr);
-	value_of(answer, "\"gateway", gateway);
 	char *slash = strchr(cidr, '/');
 	check(slash != NULL, "address");
 	*slash = 0;
@@ -201,15 +204,21 @@ static void address(int netns, int index, const char *answer)
 static void add(int netns, const char *host_name, const char *pod_name, const char *ipam)
 {
 	static char answer[1 << 14];
+	char cidr[64], gateway[64];
 	int out = -1;
-	pid_t pid = ipam ? start(ipam, &out) : 0;
+	pid_t pid = is_program(ipam) ? start(ipam, &out) : 0;
 	int host = rtnetlink();
 	int index = index_of(host, host_name);
 	move(host, index, netns, pod_name, 1);
-	if (ipam) {
+	if (pid) {
 		finish(pid, out, answer, sizeof(answer));
-		address(netns, index, answer);
+		value_of(answer, "\"address", cidr);
+		value_of(answer, "\"gateway", gateway);
+	} else if (ipam) {
+		check(sscanf(ipam, "%63[^,],%63s", cidr, gateway) == 2, "ADDRESS/LENGTH,GATEWAY");
 	}
+	if (ipam)
+		address(netns, index, cidr, gateway);
 	printf("{\"cniVersion\": \"1.0.0\", \"interfaces\": [{\"name\": \"%s\"}]}\n", pod_name);
 }
 
@@ -224,16 +233,16 @@ static void del(int netns, const char *host_name, const char *pod_name, const ch
 	int index = index_of(pod, pod_name);
 	set_link(index)->ifi_change = IFF_UP;
 	exchange(pod, 1);
-	pid_t pid = ipam ? start(ipam, &out) : 0;
+	pid_t pid = is_program(ipam) ? start(ipam, &out) : 0;
 	move(pod, index, home, host_name, 0);
-	if (ipam)
+	if (pid)
 		finish(pid, out, answer, sizeof(answer));
 }
 
 int main(int argc, char **argv)
 {
 	if (argc < 5) {
-		fprintf(stderr, "usage: floor add|del NETNS-PATH HOST-NAME POD-NAME [IPAM-PROGRAM]\n");
+		fprintf(stderr, "usage: floor add|del NETNS-PATH HOST-NAME POD-NAME [IPAM]\n");
 		return 2;
 	}
 	int netns = open(argv[2], O_RDONLY | O_CLOEXEC);

@@ -1,0 +1,129 @@
+"""Many ADDs at the same time, as after a node's start; the floor's own burst in the same run.
+
+Each of a burst's processes has a pod of its own. Ours choose their VFs themselves, from all that are free;
+the floor's are told. After each burst of ADDs comes one of DELs. Each round has every program's bursts, in
+an order of its own and after random delays.
+
+``SRIOV_FAST_BENCH_BURSTS`` sets the rounds (25); after ``SRIOV_FAST_BENCH_SECONDS`` (150) no new one begins.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import subprocess
+import time
+from collections.abc import Iterator
+from statistics import median
+from typing import Any, NamedTuple
+
+import pytest
+
+import report
+from stage import Case, Job, Stage, pause, standing
+
+ROUNDS = int(os.environ.get("SRIOV_FAST_BENCH_BURSTS", "25"))
+SECONDS = float(os.environ.get("SRIOV_FAST_BENCH_SECONDS", "150"))
+SIZES = (8, 32)
+PROGRAMS = ("c", "resident", "compiled")
+VERBS = ("ADD", "DEL")
+
+
+class Kind(NamedTuple):
+    program: str
+    size: int
+    verb: str
+
+
+class Burst(NamedTuple):
+    """Seconds: of each process, and from the first one's start to the last one's end."""
+
+    each: list[float]
+    makespan: float
+
+
+Bursts = dict[Kind, dict[int, Burst]]
+
+
+@pytest.fixture(scope="module")
+def stage() -> Iterator[Stage]:
+    with standing(vfs=max(SIZES), pods=max(SIZES)) as stage:
+        stage.serve("resident")
+        yield stage
+
+
+@pytest.fixture(scope="module")
+def bursts(stage: Stage) -> Bursts:
+    """All of them, measured together before the first is reported."""
+    listed = {
+        kind: listing(stage, kind)
+        for kind in (Kind(program, size, verb) for program in PROGRAMS for size in SIZES for verb in VERBS)
+    }
+    before = stage.ground.state()
+    one_round(stage, 0, listed, {})  # warm
+    assert stage.ground.state() == before
+    found: Bursts = {}
+    end = time.monotonic() + SECONDS
+    for number in range(max(ROUNDS, 1)):
+        if number and time.monotonic() > end:
+            break
+        one_round(stage, number, listed, found)
+    assert stage.ground.state() == before
+    return found
+
+
+def listing(stage: Stage, kind: Kind) -> bytes:
+    """Return what ``burst.c`` reads: the processes of one burst."""
+    case = Case(kind.program, "host-local", kind.verb)
+    return b"".join(words(stage.job(case, pod, vf=None)) for pod in range(kind.size))
+
+
+def words(job: Job) -> bytes:
+    environ = [f"{name}={value}" for name, value in job.environ.items()]
+    return b"".join(os.fsencode(word) + b"\0" for word in (job.stdin, *job.argv, "", *environ, ""))
+
+
+def one_round(stage: Stage, number: int, listed: dict[Kind, bytes], found: Bursts) -> None:
+    turns = [(program, size) for program in PROGRAMS for size in SIZES]
+    random.shuffle(turns)
+    for program, size in turns:
+        for verb in VERBS:
+            kind = Kind(program, size, verb)
+            pause()
+            found.setdefault(kind, {})[number] = execute(stage, kind, listed[kind])
+
+
+def execute(stage: Stage, kind: Kind, listed: bytes) -> Burst:
+    argv = [str(stage.bin / "burst"), str(kind.size)]
+    done = subprocess.run(argv, input=listed, capture_output=True, check=False)
+    lines = [[int(word) for word in line.split()] for line in done.stdout.splitlines()]
+    assert [status for status, _, _ in lines] == [0] * kind.size, (kind, done.stdout, done.stderr)
+    each = [(end - begin) / 1e9 for _, begin, end in lines]
+    return Burst(each, (max(line[2] for line in lines) - min(line[1] for line in lines)) / 1e9)
+
+
+# --- what is reported
+
+
+def compared(mine: dict[int, Burst], floor: dict[int, Burst]) -> dict[str, Any]:
+    """Compare with the floor's bursts: median of all processes, and makespan."""
+    whole = median(burst.makespan for burst in mine.values())
+    theirs = median(burst.makespan for burst in floor.values())
+    figures = {"ratio": round(median(every(mine)) / median(every(floor)), 2)}
+    return figures | {"makespan_ms": report.milliseconds(whole), "makespan/c": round(whole / theirs, 2)}
+
+
+def every(bursts: dict[int, Burst]) -> list[float]:
+    return [seconds for burst in bursts.values() for seconds in burst.each]
+
+
+@report.mark
+@pytest.mark.parametrize("program", PROGRAMS)
+@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("verb", VERBS)
+def test_burst(benchmark: Any, bursts: Bursts, verb: str, size: int, program: str) -> None:
+    mine, floor = bursts[Kind(program, size, verb)], bursts[Kind("c", size, verb)]
+    figures = compared(mine, floor) | report.spread(every(mine)) | {"bursts": len(mine)}
+    report.tell(benchmark, f"{size} {verb}s at the same time, IPAM host-local", every(mine), **figures)
+    if (program, size, verb) == ("resident", 8, "ADD"):
+        report.goal(benchmark, "median, times the floor's", figures["ratio"], 1.1)

@@ -1,0 +1,131 @@
+"""One server, thousands of ADDs and DELs: it gets neither slower nor bigger, and nothing is left of them.
+
+A pair of the floor, now and then, says whether the machine changed meanwhile. What is left is asserted, times
+are not. ``SRIOV_FAST_BENCH_PAIRS`` sets the number (2000).
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from statistics import median
+from typing import Any, NamedTuple
+
+import pytest
+
+import report
+from stage import Case, Server, Stage, standing
+
+PAIRS = int(os.environ.get("SRIOV_FAST_BENCH_PAIRS", "2000"))
+WARM = max(PAIRS // 20, 10)
+FLOOR_EVERY = 10
+PODS = 8
+# kB that the server may grow by after its start: less than one small object kept for each pair
+GROWTH = 2048
+
+
+class Size(NamedTuple):
+    """What a server has: resident memory in kB, descriptors, threads."""
+
+    memory: int
+    files: int
+    threads: int
+
+
+class Churn(NamedTuple):
+    """Seconds of each ADD and DEL in their order, and what they left of the server, and behind."""
+
+    times: dict[str, list[float]]
+    floor: dict[str, list[float]]
+    before: Size
+    after: Size
+    cpu: float
+    left: dict[str, object]
+
+
+@pytest.fixture(scope="module")
+def stage() -> Iterator[Stage]:
+    with standing(vfs=PODS, pods=PODS) as stage:
+        stage.serve("resident")
+        yield stage
+
+
+def size(server: Server) -> Size:
+    return Size(server.status("VmRSS"), server.files(), server.status("Threads"))
+
+
+@pytest.fixture(scope="module")
+def churn(stage: Stage) -> Churn:
+    server = stage.servers["resident"]
+    state = stage.ground.state()
+    turn(stage, "resident", WARM)
+    before, cpu = size(server), server.cpu()
+    times: dict[str, list[float]] = {"ADD": [], "DEL": []}
+    floor: dict[str, list[float]] = {"ADD": [], "DEL": []}
+    for number in range(PAIRS):
+        attach(stage, "resident", number % PODS, times)
+        if number % FLOOR_EVERY == 0:
+            attach(stage, "c", number % PODS, floor)
+    time.sleep(0.5)  # the last announcement
+    cpu = server.cpu() - cpu
+    after = size(server)
+    left = {"records": server.records(), "leases": leases(stage), "locks": locks(server)}
+    left["changed"] = {} if stage.ground.state() == state else stage.ground.state()
+    return Churn(times, floor, before, after, cpu, left)
+
+
+def turn(stage: Stage, program: str, pairs: int) -> None:
+    for number in range(pairs):
+        attach(stage, program, number % PODS, {"ADD": [], "DEL": []})
+
+
+def attach(stage: Stage, program: str, pod: int, times: dict[str, list[float]]) -> None:
+    """ADD and DEL without a pause."""
+    for verb, spent in times.items():
+        case = Case(program, "host-local", verb)
+        spent.append(stage.execute(case, stage.job(case, pod, vf=None))[0].seconds)
+
+
+def leases(stage: Stage) -> list[str]:
+    directory = stage.root / "ipam/ours/net1"
+    return [name for name in os.listdir(directory) if name[0].isdigit()]
+
+
+def locks(server: Server) -> list[str]:
+    directory = Path(server.run, "locks")
+    return os.listdir(directory) if directory.exists() else []
+
+
+def drift(times: list[float]) -> float:
+    """Return the last tenth's median, in units of the first's."""
+    tenth = max(len(times) // 10, 1)
+    return round(median(times[-tenth:]) / median(times[:tenth]), 2)
+
+
+# --- what is reported
+
+
+@report.mark
+@pytest.mark.parametrize("verb", ["ADD", "DEL"])
+def test_no_drift(benchmark: Any, churn: Churn, verb: str) -> None:
+    mine = churn.times[verb]
+    figures = {"drift": drift(mine), "drift of C": drift(churn.floor[verb])}
+    figures |= {"median of C": report.milliseconds(median(churn.floor[verb]))} | report.spread(mine)
+    report.tell(benchmark, f"{len(mine)} ADDs and DELs by one server", mine, **figures)
+
+
+@report.mark
+def test_no_leak(benchmark: Any, churn: Churn) -> None:
+    pairs = len(churn.times["ADD"])
+    figures = {
+        f"{name} of the server": f"{before} to {after}"
+        for name, before, after in zip(Size._fields, churn.before, churn.after, strict=True)
+    }
+    figures["left behind"] = sum(map(len, churn.left.values()))  # type: ignore[arg-type]
+    group = f"the server, after {pairs} ADDs and DELs; its processor time for one of each"
+    report.tell(benchmark, group, [churn.cpu / pairs], **figures)
+    assert churn.left == {"records": [], "leases": [], "locks": [], "changed": {}}
+    assert churn.after.files == churn.before.files
+    assert churn.after.memory - churn.before.memory <= GROWTH

@@ -1,0 +1,169 @@
+"""What the benchmarks of whole processes stand on: VFs, pods, and what a runtime tells a plugin about them.
+
+``Veth`` is the ``netns`` tier's node, whose VFs are veth pairs. ``Igb`` is a card with real VFs, the lab's or
+the one that ``SRIOV_FAST_PF`` names.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import json
+import os
+import shutil
+import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Protocol
+
+import node
+
+CLONE_NEWNET = 0x40000000  # linux/sched.h
+ON_CARD = bool(os.environ.get("SRIOV_FAST_PF"))
+DELEGATES = next((path for path in ("/usr/lib/cni", "/opt/cni/bin") if os.access(path, os.X_OK)), "")
+# As far as possible where a node's /run is: in memory.
+MEMORY = "/dev/shm" if os.path.isdir("/dev/shm") else None
+SUBNET = "10.77.0.0/24"
+# What the floor sets where no IPAM plugin is executed: one of the subnet, and its gateway.
+ADDRESS = "10.77.0.9/24,10.77.0.1"
+
+
+class Ground(Protocol):
+    """A host with VFs, and pods; ``namespace`` is the host's, "" where that is the one that we are in."""
+
+    root: Path
+    pods: list[str]
+    namespace: str
+
+    def netdev(self, index: int) -> str:
+        """Return the name of a VF's network device in the host."""
+
+    def pci(self, index: int) -> str:
+        """Return a VF's PCI address."""
+
+    def masters(self) -> str | list[str]:
+        """Return the PF, or the PFs."""
+
+    def environment(self, verb: str, pod: str) -> dict[str, str]:
+        """Return what a runtime sets for a plugin, and we for ours."""
+
+    def state(self) -> Any:
+        """Return all of the VFs that a verb could leave changed."""
+
+    def close(self) -> None:
+        """Leave nothing behind."""
+
+
+class Veth:
+    """Veth pairs in place of VFs; sysfs is a directory."""
+
+    def __init__(self, root: Path, vfs: int, pods: int) -> None:
+        self.root = root
+        self._node = node.Node(root / "node", vfs=vfs)
+        self._node.search = f"{root}/bin:{DELEGATES}"
+        self.pods = [self._node.pod() for _ in range(pods)]
+        self.namespace = f"/run/netns/{self._node.host}"
+
+    def netdev(self, index: int) -> str:
+        return self._node.tree.netdev(index)
+
+    def pci(self, index: int) -> str:
+        return self._node.tree.pci(index)
+
+    def masters(self) -> str | list[str]:
+        return self._node.tree.pf
+
+    def environment(self, verb: str, pod: str) -> dict[str, str]:
+        return self._node.environment(verb, pod, "eth0", "", "")
+
+    def state(self) -> Any:
+        return self._node.state()
+
+    def close(self) -> None:
+        self._node.close()
+
+
+class Igb:
+    """The VFs of real cards. The journal is our own, so that of the node stays as it is."""
+
+    namespace = ""
+
+    def __init__(self, root: Path, vfs: int, pods: int) -> None:
+        import card  # tests/lab
+
+        self.root = root
+        self._cards = [card.Card(name) for name in os.environ["SRIOV_FAST_PF"].replace(",", " ").split()]
+        for each in self._cards:
+            card.ip("link", "set", each.pf, "up")
+            each.warm_up()
+        self._vfs = [vf for each in self._cards for vf in each.vfs() if vf.netdev]
+        assert len(self._vfs) >= vfs, f"{vfs} VFs are needed, {len(self._vfs)} are there: name more PFs"
+        self.pods = [f"bench-{os.getpid()}-{number}" for number in range(pods)]
+        for pod in self.pods:
+            card.ip("netns", "add", pod)
+
+    def netdev(self, index: int) -> str:
+        return self._vfs[index].netdev
+
+    def pci(self, index: int) -> str:
+        return self._vfs[index].pci
+
+    def masters(self) -> str | list[str]:
+        names = [each.pf for each in self._cards]
+        return names if len(names) > 1 else names[0]
+
+    def environment(self, verb: str, pod: str) -> dict[str, str]:
+        return {
+            "CNI_COMMAND": verb,
+            "CNI_CONTAINERID": pod,
+            "CNI_NETNS": f"/run/netns/{pod}",
+            "CNI_IFNAME": "eth0",
+            "CNI_PATH": f"{self.root}/bin:{DELEGATES}",
+            "PATH": os.environ["PATH"],
+        }
+
+    def state(self) -> Any:
+        return {pci: fields for each in self._cards for pci, fields in each.state().items()}
+
+    def close(self) -> None:
+        for pod in self.pods:
+            subprocess.run(["ip", "netns", "del", pod], check=False, capture_output=True)
+        shutil.rmtree(self.root, ignore_errors=True)
+
+
+def make(root: Path, vfs: int, pods: int) -> Ground:
+    """Return a card's VFs where one is named, veth pairs otherwise."""
+    return Igb(root, vfs, pods) if ON_CARD else Veth(root, vfs, pods)
+
+
+@contextmanager
+def inside(namespace: str) -> Iterator[None]:
+    """Run in a network namespace, so that no nsenter is part of what is measured."""
+    if not namespace:
+        yield
+        return
+    libc = ctypes.CDLL(None, use_errno=True)
+    fds = [os.open(path, os.O_RDONLY | os.O_CLOEXEC) for path in ("/proc/thread-self/ns/net", namespace)]
+    try:
+        assert libc.setns(fds[1], CLONE_NEWNET) == 0, os.strerror(ctypes.get_errno())
+        yield
+    finally:
+        assert libc.setns(fds[0], CLONE_NEWNET) == 0, os.strerror(ctypes.get_errno())
+        for fd in fds:
+            os.close(fd)
+
+
+def pod_state(pod: str) -> dict[str, Any]:
+    """Return what the verbs leave in a pod, without what differs from one time to the next."""
+
+    def shown(*words: str) -> Any:
+        done = subprocess.run(["ip", "-j", "-n", pod, *words], check=True, capture_output=True)
+        return json.loads(done.stdout)
+
+    link = shown("addr", "show", "dev", "eth0")[0]
+    keys = ("prefixlen", "broadcast", "scope")  # whoever gives the address chooses it
+    inet = [item for item in link["addr_info"] if item["family"] == "inet"]
+    addresses = [{key: item[key] for key in keys} for item in inet]
+    kept = ("dst", "gateway", "dev", "protocol", "scope")
+    routes = [{key: route.get(key) for key in kept} for route in shown("route")]
+    return {"up": "UP" in link["flags"], "mtu": link["mtu"], "addresses": addresses, "routes": routes}

@@ -1,0 +1,265 @@
+"""The programs that are compared, ready to be executed, and the servers that some of them ask."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+
+import ground
+from sriov_fast import client
+from sriov_fast.cli import install
+
+HERE = Path(__file__).resolve().parent
+# resident: the client and its server. compiled, plain: the same executable without a server, with either
+# backend. deferred: resident, where a DEL answers before the VF is home. c: the floor. peer: --peer.
+PROGRAMS = ("resident", "compiled", "plain", "deferred", "c", "peer")
+IPAMS = ("none", "host-local", "executed")  # host-local is the built-in one, executed the plugin of that name
+DELAY = 0.012  # seconds: three ticks of a kernel with HZ=250
+REST = 0.015  # what the last one left behind, such as an announcement, must not count for the next
+
+
+class Case(NamedTuple):
+    """What is measured: ``program`` of PROGRAMS, or "bare", an interpreter that ends at once."""
+
+    program: str
+    ipam: str
+    verb: str
+
+
+class Job(NamedTuple):
+    """One process."""
+
+    argv: list[str]
+    environ: dict[str, str]
+    stdin: str
+
+
+class Sample(NamedTuple):
+    """How one execution went: seconds from start to end, and of processor time."""
+
+    seconds: float
+    cpu: float
+    server_cpu: float = 0.0
+
+
+class Server:
+    """``sriov-fast serve``, as a process of its own."""
+
+    def __init__(self, command: list[str], environ: dict[str, str], log: Path) -> None:
+        self.run = Path(environ["SRIOV_FAST_RUN"])
+        with log.open("ab") as out:
+            self._process = subprocess.Popen(command, env=environ, stdout=out, stderr=out)
+        self.pid = self._process.pid
+        deadline = time.monotonic() + 60
+        while not (self.run / "sriov.sock").exists():
+            assert self._process.poll() is None, log.read_text()
+            assert time.monotonic() < deadline, log.read_text()
+            time.sleep(0.01)
+
+    def cpu(self) -> float:
+        """Return the seconds that all its threads have used, those that ended, too (CPUCLOCK_SCHED)."""
+        return time.clock_gettime((~self.pid << 3) | 2)
+
+    def status(self, name: str) -> int:
+        """Return a number of /proc/PID/status: VmRSS in kB, Threads."""
+        lines = Path(f"/proc/{self.pid}/status").read_text().splitlines()
+        return next(int(line.split()[1]) for line in lines if line.startswith(f"{name}:"))
+
+    def files(self) -> int:
+        return len(os.listdir(f"/proc/{self.pid}/fd"))
+
+    def records(self) -> list[str]:
+        """Return the attachments that its journal has."""
+        path = self.run / "vfs"
+        return [name for name in os.listdir(path) if name[0] != "."] if path.exists() else []
+
+    def stop(self) -> None:
+        self._process.terminate()
+        assert self._process.wait(30) == 0
+
+
+class Stage:
+    """A host with VFs, pods, the programs, and the servers that were asked for."""
+
+    def __init__(self, root: Path, host: ground.Ground, peer: str = "") -> None:
+        self.root = root
+        self.ground = host
+        self.peer = peer
+        self.servers: dict[str, Server] = {}
+        self.bin = root / "bin"
+        self.bin.mkdir(exist_ok=True)
+        self._sources()
+        self._executables()
+
+    def _sources(self) -> None:
+        for name in ("floor", "nothing", "burst"):
+            build(HERE / f"{name}.c", self.bin / name)
+
+    def _executables(self) -> None:
+        """Write what ``sriov-fast install`` does; a client that can do nothing without its server; bare."""
+        binary = client.binary()
+        assert binary, "the client is not compiled: make build"
+        program = install.PROGRAMS["sriov"]
+        write = install.write_executable
+        write(self.bin / "sriov", install.executable(program))
+        write(self.bin / "client", binary.read_bytes() + install.trailer(program, "/bin/false", []))
+        write(self.bin / "sriov-fast", install.executable(install.PROGRAMS["sriov-fast"]))
+        head = install.script(program, sys.executable, []).partition("import sys\n")[0]
+        write(self.bin / "bare", f"{head}import os\nos._exit(0)\n")
+        install.compile_package()
+
+    def serve(self, name: str, *options: str) -> Server:
+        """Start the server that the cases of program ``name`` ask; each has a journal of its own."""
+        given = self._environ(name, "", self.ground.pods[0])
+        environ = {key: value for key, value in given.items() if not key.startswith("CNI_")}
+        command = [str(self.bin / "sriov-fast"), "serve", *options]
+        self.servers[name] = Server(command, environ, self.root / f"{name}.log")
+        return self.servers[name]
+
+    def close(self) -> None:
+        for server in self.servers.values():
+            server.stop()
+
+    # --- what to execute
+
+    def job(self, case: Case, pod: int = 0, vf: int | None = 0) -> Job:
+        """Return the process of a case; with ``vf`` None ours choose one, others take the pod's number."""
+        name = self.ground.pods[pod]
+        device = pod if vf is None else vf
+        argv = self._argv(case, name, self.ground.netdev(device))
+        return Job(argv, self._environ(case.program, case.verb, name), str(self._conf(case, vf, device)))
+
+    def _argv(self, case: Case, pod: str, netdev: str) -> list[str]:
+        if case.program == "c" and case.verb == "VERSION":
+            return [str(self.bin / "nothing")]
+        if case.program == "c":
+            address = {"host-local": [ground.ADDRESS], "executed": [f"{ground.DELEGATES}/host-local"]}
+            words = [case.verb.lower(), f"/run/netns/{pod}", netdev, "eth0"]
+            return [str(self.bin / "floor"), *words, *address.get(case.ipam, [])]
+        names = {"resident": "client", "deferred": "client", "peer": self.peer, "bare": "bare"}
+        return [str(self.bin / names.get(case.program, "sriov"))]
+
+    def _environ(self, program: str, verb: str, pod: str) -> dict[str, str]:
+        given = self.ground.environment(verb, pod)
+        given["SRIOV_FAST_BACKEND"] = "python" if program == "plain" else "cython"
+        given["SRIOV_FAST_RUN"] = str(self.root / ("deferred" if program == "deferred" else "run"))
+        given["SRIOV_FAST_STATE"] = str(self.root / "state")
+        if program in ("compiled", "plain"):
+            given["SRIOV_FAST_SOCKET"] = "none"
+        return given
+
+    def _conf(self, case: Case, vf: int | None, device: int) -> Path:
+        """Return the file with the configuration; who has a journal of its own has a store, too."""
+        own = case.program if case.program in ("deferred", "peer") else "ours"
+        path = self.root / f"{own}-{case.ipam}-{vf}-{device if own == 'peer' else 0}.json"
+        if not path.exists():
+            path.write_text(json.dumps(self.document(case.ipam, own, vf, device)))
+        return path
+
+    def document(
+        self, ipam: str, own: str = "ours", vf: int | None = None, device: int = 0
+    ) -> dict[str, Any]:
+        """Return the network configuration. ``own`` names the store of addresses."""
+        found: dict[str, Any] = {"cniVersion": "1.0.0", "name": "net1", "type": "sriov"}
+        if own == "peer":  # names the device in each of the ways that a plugin may know
+            found["type"] = os.path.basename(self.peer)
+            found |= {"device": self.ground.netdev(device), "deviceID": self.ground.pci(device)}
+        else:
+            found |= {"master": self.ground.masters()} | ({} if vf is None else {"vf": vf})
+        if ipam != "none":
+            store = str(self.root / "ipam" / own)
+            found["ipam"] = {"type": "host-local", "subnet": ground.SUBNET, "dataDir": store}
+            found["ipam"] |= {"routes": [{"dst": "0.0.0.0/0"}]}
+        if ipam == "executed" and own != "peer":
+            found["ipam"]["delegate"] = True
+        return found
+
+    # --- execution
+
+    def execute(self, case: Case, job: Job | None = None) -> tuple[Sample, bytes]:
+        """Return how long it took until output and process had ended, and the output."""
+        job = job or self.job(case)
+        stdin = os.open(job.stdin, os.O_RDONLY | os.O_CLOEXEC)
+        errors = self.root / "stderr"
+        stderr = os.open(errors, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+        out, its_out = os.pipe()
+        actions = [(os.POSIX_SPAWN_DUP2, fd, to) for to, fd in enumerate((stdin, its_out, stderr))]
+        begin = time.perf_counter()
+        pid = os.posix_spawn(job.argv[0], job.argv, job.environ, file_actions=actions)
+        os.close(its_out)
+        answer = b"".join(iter(lambda: os.read(out, 65536), b""))
+        _, status, used = os.wait4(pid, 0)
+        spent = time.perf_counter() - begin
+        for fd in (stdin, stderr, out):
+            os.close(fd)
+        assert status == 0, f"{case}: {answer!r} {errors.read_text()}"
+        return Sample(spent, used.ru_utime + used.ru_stime), answer
+
+    def measure(self, case: Case) -> Sample:
+        """Execute, rest, and count what the server did until then as well."""
+        server = self.servers.get(case.program)
+        before = server.cpu() if server else 0.0
+        sample = self.execute(case)[0]
+        if (case.program, case.verb) == ("deferred", "DEL"):
+            self.await_home()
+        pause()
+        return sample._replace(server_cpu=server.cpu() - before) if server else sample
+
+    def await_home(self) -> None:
+        """Wait until what a deferred DEL left to do is done."""
+        deadline = time.monotonic() + 30
+        while self.servers["deferred"].records():
+            assert time.monotonic() < deadline, "the VF does not come home"
+            time.sleep(0.001)
+
+
+def pause() -> None:
+    """Wait, for nobody knows how long: else each would start where the one before left the kernel's RCU."""
+    time.sleep(REST + random.uniform(0, DELAY))
+
+
+def build(source: Path, output: Path) -> None:
+    """Compile a C program, static where that can be: that starts faster."""
+    flags = ["-O2", "-pthread", "-o", str(output), str(source)]
+    machine = os.uname().machine
+    # musl's compiler knows no kernel headers
+    headers = ["-idirafter", "/usr/include", "-idirafter", f"/usr/include/{machine}-linux-gnu"]
+    faults = []
+    for compiler in (["musl-gcc", "-static", *headers], ["cc", "-static"], ["cc"]):
+        if not shutil.which(compiler[0]):
+            continue
+        done = subprocess.run([*compiler, *flags], check=False, capture_output=True, text=True)
+        if done.returncode == 0:
+            return
+        faults.append(done.stderr)
+    pytest.skip("no C compiler that works" + "".join(faults))
+
+
+@contextmanager
+def standing(vfs: int, pods: int, peer: str = "") -> Iterator[Stage]:
+    """Set everything up, enter the host's namespace, and take it all down again."""
+    if os.geteuid() != 0:
+        pytest.skip("needs root")
+    with tempfile.TemporaryDirectory(dir=ground.MEMORY, prefix="sriov-fast-bench-") as name:
+        host = ground.make(Path(name), vfs, pods)
+        try:
+            with ground.inside(host.namespace):
+                stage = Stage(Path(name), host, peer)
+                try:
+                    yield stage
+                finally:
+                    stage.close()
+        finally:
+            host.close()

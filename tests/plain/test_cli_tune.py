@@ -1,0 +1,239 @@
+"""``sriov-fast tune`` on a machine made of files: what it shows, sets, and puts back."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from sriov_fast.cli import main, tune
+from sriov_fast.cli.tune import SETTINGS, Tuning
+from sriov_fast.errors import ConfigError, FileError
+from sriov_fast.sriov.roots import Roots
+
+FILES = {item.name: item.file for item in SETTINGS}
+BEFORE = {"rcu-first-fqs": "3", "rcu-next-fqs": "3", "rcu-normal": "0", "rcu-expedited": "0"}
+
+
+class Machine:
+    def __init__(self, root: Path) -> None:
+        self.roots = Roots(sys=str(root / "sys"), proc=str(root / "proc"), run=str(root / "run/sriov-fast"))
+        self.dev = root / "dev"
+        self.state = Path(self.roots.run, "tuned.json")
+        self.put("proc/sys/kernel/random/boot_id", "one\n", root)
+        for name, value in BEFORE.items():
+            self.put(FILES[name], f"{value}\n", Path(self.roots.sys))
+
+    def put(self, file: str, text: str, root: Path) -> None:
+        path = root / file
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+
+    def path(self, name: str) -> Path:
+        return Path(self.roots.sys, FILES[name])
+
+    def values(self) -> dict[str, str]:
+        return {name: self.path(name).read_text().strip() for name in FILES if self.path(name).exists()}
+
+    def tuning(self) -> Tuning:
+        return Tuning(self.roots, str(self.dev))
+
+
+@pytest.fixture
+def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Machine:
+    made = Machine(tmp_path)
+    for name, root in made.roots.as_dict().items():
+        monkeypatch.setenv(f"SRIOV_FAST_{name.upper()}", root)
+    return made
+
+
+def test_it_only_shows(machine: Machine, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["tune"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[:3] for line in lines[:2]] == [
+        ["SLOW", "rcu-first-fqs", "3,"],
+        ["SLOW", "rcu-next-fqs", "3,"],
+    ]
+    assert "tune --apply rcu-first-fqs rcu-next-fqs" in lines[-1]
+    assert machine.values() == BEFORE
+    assert not Path(machine.roots.run).exists()
+
+
+def test_the_default_ones(machine: Machine, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["tune", "--apply"]) == 0
+    assert machine.values() == BEFORE | {"rcu-first-fqs": "0", "rcu-next-fqs": "1"}
+    shown = capsys.readouterr().out
+    assert shown.startswith("SET   rcu-first-fqs")
+    assert "0 (was 3)" in shown
+    assert main(["tune", "--restore"]) == 0
+    assert machine.values() == BEFORE
+    assert "was" not in capsys.readouterr().out
+    assert not machine.state.exists()
+
+
+def test_those_named_twice_and_changed_by_others(machine: Machine) -> None:
+    """What was there first is what is put back, exactly."""
+    for _ in range(2):
+        assert machine.tuning().apply(["rcu-expedited"]) == []
+        assert machine.values() == BEFORE | {"rcu-expedited": "1"}
+    machine.path("rcu-expedited").write_text("7")
+    assert machine.tuning().apply(["rcu-expedited", "rcu-first-fqs"]) == []
+    assert machine.values() == BEFORE | {"rcu-expedited": "1", "rcu-first-fqs": "0"}
+    machine.path("rcu-first-fqs").write_text("9")
+    assert machine.tuning().restore() == []
+    assert machine.values() == BEFORE
+
+
+def test_what_is_right_already_is_not_ours(machine: Machine) -> None:
+    machine.path("rcu-first-fqs").write_text("0\n")
+    assert machine.tuning().apply(["rcu-first-fqs"]) == []
+    assert not machine.state.exists()
+    machine.path("rcu-first-fqs").write_text("3\n")
+    assert machine.tuning().restore() == []
+    assert machine.values() == BEFORE
+
+
+def test_json(machine: Machine, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["tune", "--json", "--apply", "rcu-first-fqs"]) == 0
+    document = json.loads(capsys.readouterr().out)
+    (first, *_) = document["settings"]
+    assert (first["name"], first["now"], first["before"], first["value"]) == ("rcu-first-fqs", "0", "3", "0")
+    assert [item["before"] for item in document["settings"][1:]] == [None] * 3
+
+
+def test_advice(machine: Machine) -> None:
+    root = Path(machine.roots.sys, "devices/system/cpu")
+    for number, governor in enumerate(("powersave", "performance", "powersave")):
+        machine.put(f"cpu{number}/cpufreq/scaling_governor", f"{governor}\n", root)
+    machine.put("cpuidle/current_governor", "menu\n", root)
+    machine.put("sys/net/ipv6/conf/default/accept_dad", "1\n", Path(machine.roots.proc))
+    machine.dev.mkdir()
+    (machine.dev / "cpu_dma_latency").write_bytes((2_000_000_000).to_bytes(4, "little"))
+    assert [(item.name, item.now) for item in machine.tuning().advice()] == [
+        ("cpufreq governor", "performance, powersave"),
+        ("cpuidle governor", "menu"),
+        ("cpu_dma_latency", "2000000000 us"),
+        ("IPv6 accept_dad", "1"),
+    ]
+
+
+def test_a_kernel_without_some(machine: Machine, capsys: pytest.CaptureFixture[str]) -> None:
+    machine.path("rcu-first-fqs").unlink()
+    assert main(["tune", "--apply"]) == 0
+    said = capsys.readouterr()
+    assert said.out.split()[:5] == ["rcu-first-fqs", "not", "in", "this", "kernel:"]
+    assert said.err == ""
+    assert machine.values()["rcu-next-fqs"] == "1"
+    assert main(["tune", "--apply", "rcu-first-fqs", "rcu-expedited"]) == 1
+    assert str(machine.path("rcu-first-fqs")) in capsys.readouterr().err
+    assert machine.values()["rcu-expedited"] == "1"  # the other one is set all the same
+    assert not machine.path("rcu-first-fqs").exists()
+
+
+def test_no_such_name(machine: Machine, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["tune", "--apply", "rcu-first-fqs", "nope"]) == 1
+    error = capsys.readouterr().err
+    assert "nope" in error
+    assert "rcu-expedited" in error
+    assert machine.values() == BEFORE
+    with pytest.raises(ConfigError):
+        machine.tuning().apply(["nope"])
+
+
+def test_a_value_that_the_kernel_changes(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It takes 0 and makes 1 of it, as it does of jiffies_till_next_fqs."""
+    write = os.write
+    monkeypatch.setattr(os, "write", lambda fd, data: write(fd, data.replace(b"0", b"1")))
+    (fault,) = machine.tuning().apply(["rcu-first-fqs"])
+    assert fault == "rcu-first-fqs: the kernel made 1 of 0"
+    monkeypatch.undo()
+    assert machine.tuning().restore() == []
+    assert machine.values() == BEFORE
+
+
+def refuse(monkeypatch: pytest.MonkeyPatch, refused: Path, number: int) -> None:
+    real = os.open
+
+    def opened(path: Any, flags: int, *more: Any, **others: Any) -> int:
+        if Path(path) == refused and flags & os.O_WRONLY:
+            raise OSError(number, os.strerror(number), str(path))
+        return real(path, flags, *more, **others)
+
+    monkeypatch.setattr(os, "open", opened)
+
+
+@pytest.mark.parametrize(("number", "words"), [(13, "be root"), (16, "Device or resource busy")])
+def test_what_cannot_be_written(
+    machine: Machine, monkeypatch: pytest.MonkeyPatch, number: int, words: str
+) -> None:
+    """Nothing of it is remembered, and the next one is set all the same."""
+    refuse(monkeypatch, machine.path("rcu-first-fqs"), number)
+    (fault,) = machine.tuning().apply([])
+    assert words in fault
+    assert str(machine.path("rcu-first-fqs")) in fault
+    assert machine.values() == BEFORE | {"rcu-next-fqs": "1"}
+    assert json.loads(machine.state.read_bytes())["before"] == {"rcu-next-fqs": "3"}
+
+
+def test_a_restore_that_fails_can_be_repeated(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
+    machine.tuning().apply([])
+    refuse(monkeypatch, machine.path("rcu-first-fqs"), 16)
+    assert len(machine.tuning().restore()) == 1
+    assert machine.values() == BEFORE | {"rcu-first-fqs": "0"}
+    monkeypatch.undo()
+    assert machine.tuning().restore() == []
+    assert machine.values() == BEFORE
+
+
+def test_what_another_boot_left(machine: Machine) -> None:
+    """The kernel has forgotten our values, so they are not to be put back."""
+    machine.tuning().apply([])
+    Path(machine.roots.proc, "sys/kernel/random/boot_id").write_text("two\n")
+    for name, value in {"rcu-first-fqs": "1", "rcu-next-fqs": "1"}.items():
+        machine.path(name).write_text(value)
+    assert all(state.before is None for state in machine.tuning().states())
+    assert machine.tuning().restore() == []
+    assert machine.values() == BEFORE | {"rcu-first-fqs": "1", "rcu-next-fqs": "1"}
+    assert machine.tuning().apply([]) == []
+    assert machine.tuning().restore() == []
+    assert machine.values()["rcu-first-fqs"] == "1"
+
+
+@pytest.mark.parametrize("text", ["", "[]", "{}", '{"before": {"rcu-normal": 1}}', "\xff"])
+def test_a_state_that_is_none(machine: Machine, text: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """Nothing is set on top of what we cannot read, for its first values would be lost."""
+    machine.state.parent.mkdir(parents=True)
+    machine.state.write_text(text, encoding="latin-1")
+    for words in (["--apply"], ["--restore"], []):
+        assert main(["tune", *words]) == 1
+        assert str(machine.state) in capsys.readouterr().err
+    assert machine.values() == BEFORE
+
+
+def test_no_place_for_the_state(machine: Machine) -> None:
+    run = Path(machine.roots.run)
+    run.parent.mkdir(parents=True)
+    run.write_text("")
+    with pytest.raises(FileError, match=str(run)):
+        machine.tuning().apply([])
+    assert machine.values() == BEFORE
+
+
+def test_killed_before_it_is_set(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What was written down is true already: it is put back onto itself."""
+
+    class Killed(BaseException):
+        pass
+
+    def killed(*_: object) -> list[str]:
+        raise Killed
+
+    monkeypatch.setattr(tune.Tuning, "_set", killed)
+    with pytest.raises(Killed):
+        machine.tuning().apply([])
+    monkeypatch.undo()
+    assert machine.tuning().restore() == []
+    assert machine.values() == BEFORE

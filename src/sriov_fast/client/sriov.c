@@ -78,6 +78,7 @@ struct call {
     int was_sent;  /* at least in part: the server may have begun */
     const char *wait;
     int64_t deadline; /* milliseconds of CLOCK_MONOTONIC */
+    int log;          /* what the server writes to stderr comes out here; -1 for nothing */
     struct sigaction pipe_action;
 };
 
@@ -285,17 +286,30 @@ static int64_t milliseconds(const char *seconds)
     return whole < 86400 ? whole * 1000 + part : 86400 * 1000;
 }
 
+/* Pass on to stderr what the server has written so far. */
+static void relay_log(const struct call *call)
+{
+    char bytes[4096];
+    ssize_t count;
+
+    while (call->log >= 0 && (count = read(call->log, bytes, sizeof bytes)) > 0)
+        put(STDERR_FILENO, bytes, (size_t)count);
+}
+
 /* Wait until the socket can be used; return 0 when the time is over. */
 static int ready(int fd, short events, const struct call *call)
 {
     for (;;) {
+        struct pollfd files[2] = { { .fd = fd, .events = events }, { .fd = call->log, .events = POLLIN } };
         int64_t left = call->deadline - now();
-        int found;
 
         if (left <= 0)
             return 0;
-        found = poll(&(struct pollfd){ .fd = fd, .events = events }, 1, (int)left);
-        if (found > 0 || (found < 0 && errno != EINTR))
+        if (poll(files, 2, (int)left) < 0 && errno != EINTR)
+            return 1;
+        if (files[1].revents)
+            relay_log(call);
+        if (files[0].revents)
             return 1;
     }
 }
@@ -531,20 +545,42 @@ static int connected(const struct sockaddr_un *address, const struct call *call)
     return fd;
 }
 
+/*
+ * Return what the server is to write to as stderr, -1 for nothing. It is a pipe of ours: a server that hangs would
+ * keep stderr itself open after our end, and many a caller waits for that.
+ */
+static int open_log(struct call *call)
+{
+    int ends[2];
+
+    if (pipe2(ends, O_CLOEXEC))
+        return -1;
+    fcntl(ends[0], F_SETFL, O_NONBLOCK);
+    call->log = ends[0];
+    return ends[1];
+}
+
 /* Put the descriptors that go along into the message; the flags say which. */
-static void attach_files(struct msghdr *message, struct request *request)
+static void attach_files(struct msghdr *message, struct call *call)
 {
     int files[2], count = 0;
     const char *path = setting("CNI_NETNS", NULL);
     int netns = path ? open(path, O_RDONLY | O_CLOEXEC | O_NONBLOCK) : -1;
+    int log = open_log(call);
     struct cmsghdr *head = message->msg_control;
 
     if (netns >= 0) {
-        request->flags |= HAS_NETNS;
+        call->request->flags |= HAS_NETNS;
         files[count++] = netns;
     }
-    request->flags |= HAS_STDERR;
-    files[count++] = STDERR_FILENO;
+    if (log >= 0) {
+        call->request->flags |= HAS_STDERR;
+        files[count++] = log;
+    }
+    if (!count) {
+        message->msg_control = NULL;
+        return;
+    }
     head->cmsg_level = SOL_SOCKET;
     head->cmsg_type = SCM_RIGHTS;
     /* The type differs between C libraries. */
@@ -562,7 +598,7 @@ static enum outcome send_request(int fd, struct call *call)
     struct iovec rest = { .iov_base = call->request, .iov_len = call->size };
     struct msghdr message = { .msg_iov = &rest, .msg_iovlen = 1, .msg_control = &control };
 
-    attach_files(&message, call->request);
+    attach_files(&message, call);
     while (rest.iov_len) {
         ssize_t sent = sendmsg(fd, &message, MSG_NOSIGNAL | MSG_DONTWAIT);
 
@@ -666,10 +702,11 @@ static void undo(struct call *call)
 
 int main(int argc, char **argv, char **env)
 {
-    struct call call = { .argv = argv, .env = env };
+    struct call call = { .argv = argv, .env = env, .log = -1 };
     struct sockaddr_un address = { 0 };
     struct reply reply;
     char *output = NULL;
+    enum outcome outcome;
 
     (void)argc;
     sigaction(SIGPIPE, &(struct sigaction){ .sa_handler = SIG_IGN }, &call.pipe_action);
@@ -679,14 +716,12 @@ int main(int argc, char **argv, char **env)
     if (!milliseconds(call.wait))
         call.wait = WAIT;
     call.deadline = now() + milliseconds(call.wait);
-    switch (ask(&address, &call, &reply, &output)) {
-    case TOO_LATE:
+    outcome = ask(&address, &call, &reply, &output);
+    relay_log(&call);
+    if (outcome == TOO_LATE)
         too_late(&call, &address);
-    case NO_ANSWER:
+    if (outcome == NO_ANSWER)
         in_process(&call);
-    case ANSWERED:
-        break;
-    }
     if (put(STDOUT_FILENO, output, reply.length)) {
         say("stdout", errno);
         if (is_verb("ADD") && !reply.status)

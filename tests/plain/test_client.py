@@ -1,0 +1,926 @@
+"""The client in C, compiled here, against a server of this file that is told what to do."""
+
+from __future__ import annotations
+
+import errno
+import importlib.util
+import json
+import os
+import platform
+import pty
+import shutil
+import signal
+import socket
+import stat
+import struct
+import subprocess
+import sys
+import tempfile
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import TracebackType
+from typing import Any, NamedTuple
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from sriov_fast.cli import install
+from sriov_fast.cni import netconf, reply
+
+TOP = Path(__file__).resolve().parents[2]
+BUILD = TOP / "tools/build_client.py"
+MAGIC = 0x31465253
+REQUEST = struct.Struct("=4I16s")
+REPLY = struct.Struct("=IiII")
+HAS_NETNS, HAS_STDERR = 1, 2
+MOST_STDIN = (16 << 20) + (64 << 10)
+CONFIG = b'{"cniVersion": "1.0.0", "name": "net"}'
+ADD = {"CNI_COMMAND": "ADD", "CNI_CONTAINERID": "c1"}
+# What runs in-process here: says so, with what it was told.
+STAND_IN = ("/bin/sh", "-c", 'echo "in-process $CNI_COMMAND ${SRIOV_FAST_TOKEN-none}"; exec cat')
+
+# --- compilers
+
+
+class Compiler(NamedTuple):
+    """A compiler's name and options ("" for what the build would take), and what it compiles for."""
+
+    words: str
+    machine: str = platform.machine()
+
+
+def compilers() -> list[Compiler]:
+    """Those that are here, the cross compilers among them."""
+    zig = f"{sys.executable} -m ziglang cc -static -target" if importlib.util.find_spec("ziglang") else ""
+    known = [
+        Compiler(""),
+        Compiler("cc"),
+        Compiler("musl-gcc -static -no-pie"),
+        Compiler("aarch64-linux-gnu-gcc -static", "aarch64"),
+        *[Compiler(f"{zig} {machine}-linux-musl", machine) for machine in ("x86_64", "aarch64") if zig],
+    ]
+    return [each for each in known if not each.words or shutil.which(each.words.split()[0])]
+
+
+def build(output: Path, compiler: Compiler) -> subprocess.CompletedProcess[str]:
+    env = {key: value for key, value in os.environ.items() if not key.startswith("SRIOV_FAST")}
+    if compiler.words:
+        env["SRIOV_FAST_CLIENT_CC"] = compiler.words
+    argv = [sys.executable, BUILD, output, compiler.machine]
+    return subprocess.run(argv, env=env, capture_output=True, text=True, check=False)
+
+
+@pytest.fixture(scope="session")
+def compiled(tmp_path_factory: pytest.TempPathFactory) -> bytes:
+    """The client as the build makes it."""
+    output = tmp_path_factory.mktemp("client") / "sriov-client"
+    done = build(output, Compiler(""))
+    assert done.returncode == 0, done.stderr
+    return output.read_bytes()
+
+
+def trailer(*words: str | bytes) -> bytes:
+    strings = b"".join(os.fsencode(word) + b"\0" for word in words)
+    return strings + struct.pack("=I", len(strings)) + b"SRFARGV1"
+
+
+def write(path: Path, content: bytes) -> Path:
+    path.write_bytes(content)
+    path.chmod(0o755)
+    return path
+
+
+@pytest.fixture
+def client(compiled: bytes, tmp_path: Path) -> Path:
+    """The client with the stand-in behind it."""
+    return write(tmp_path / "sriov", compiled + trailer(*STAND_IN))
+
+
+# --- the server
+
+
+class Request(NamedTuple):
+    flags: int
+    env: bytes
+    stdin: bytes
+    token: bytes
+    files: list[int]
+
+
+Behaviour = Callable[[socket.socket, Request], None]
+
+
+class Server:
+    """Accepts calls one after the other, and answers each as it is told."""
+
+    def __init__(self, path: Path, behave: Behaviour, read: int | None = None) -> None:
+        self.requests: list[Request] = []
+        self.faults: list[BaseException] = []
+        self._behave = behave
+        self._read = read
+        self._listener = socket.socket(socket.AF_UNIX)
+        self._listener.bind(str(path))
+        self._listener.listen(8)
+        self._thread = threading.Thread(target=self._serve)
+
+    def __enter__(self) -> Server:
+        self._thread.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, value: object, trace: TracebackType | None) -> None:
+        self._listener.shutdown(socket.SHUT_RDWR)
+        self._thread.join(30)
+        self._listener.close()
+        if kind is None:
+            assert not self._thread.is_alive()
+            assert self.faults == []
+
+    def _serve(self) -> None:
+        while True:
+            try:
+                connection, _ = self._listener.accept()
+            except OSError:  # shut down
+                return
+            with connection:
+                connection.settimeout(30)
+                try:
+                    self._call(connection)
+                except BaseException as fault:
+                    self.faults.append(fault)
+
+    def _call(self, connection: socket.socket) -> None:
+        if self._read is not None:
+            if self._read:
+                exactly(connection, self._read)
+            self._behave(connection, Request(0, b"", b"", b"", []))
+            return
+        first, files, _, _ = socket.recv_fds(connection, REQUEST.size, 4)
+        header = first + exactly(connection, REQUEST.size - len(first))
+        magic, flags, env_len, stdin_len, token = REQUEST.unpack(header)
+        assert magic == MAGIC
+        env, stdin = exactly(connection, env_len), exactly(connection, stdin_len)
+        request = Request(flags, env, stdin, token, files)
+        self.requests.append(request)
+        try:
+            self._behave(connection, request)
+        finally:
+            for fd in files:
+                os.close(fd)
+
+
+def exactly(connection: socket.socket, size: int) -> bytes:
+    chunks = []
+    while size:
+        chunk = connection.recv(min(size, 1 << 20))
+        assert chunk, "the client has left"
+        chunks.append(chunk)
+        size -= len(chunk)
+    return b"".join(chunks)
+
+
+def replying(output: bytes = b"{}\n", status: int = 0) -> Behaviour:
+    return lambda connection, _: connection.sendall(REPLY.pack(MAGIC, status, len(output), 0) + output)
+
+
+def saying(raw: bytes) -> Behaviour:
+    return lambda connection, _: connection.sendall(raw)
+
+
+def silent(connection: socket.socket, _: Request) -> None:
+    """Wait for the client to leave."""
+    while connection.recv(1 << 20):
+        pass
+
+
+def leaving(connection: socket.socket, _: Request) -> None:
+    """Close without a word."""
+
+
+@pytest.fixture
+def address() -> Iterator[Path]:
+    """A path for a socket, short enough for one."""
+    with tempfile.TemporaryDirectory(prefix="sriov-") as directory:
+        yield Path(directory, "sriov.sock")
+
+
+def call(
+    program: Path | list[str], address: Path | str, stdin: Any = CONFIG, **options: Any
+) -> subprocess.CompletedProcess[bytes]:
+    env = {"SRIOV_FAST_SOCKET": str(address), **options.pop("env", ADD)}
+    given = {"input" if isinstance(stdin, bytes) else "stdin": stdin}
+    options.setdefault("stdout", subprocess.PIPE)
+    argv = program if isinstance(program, list) else [program]
+    return subprocess.run(argv, env=env, stderr=subprocess.PIPE, timeout=60, **given, **options)  # type: ignore[no-any-return]
+
+
+def assert_in_process(
+    done: subprocess.CompletedProcess[bytes], token: bytes | None = None, stdin: bytes = CONFIG
+) -> None:
+    first, _, rest = done.stdout.partition(b"\n")
+    assert first.decode() == f"in-process ADD {token.hex() if token else 'none'}"
+    assert rest == stdin
+    assert (done.returncode, done.stderr) == (0, b"")
+
+
+# --- the request
+
+
+def test_the_request(client: Path, address: Path) -> None:
+    env = {"B": "2", **ADD, "EMPTY": "", "LATIN": "\udce9"}
+    with Server(address, replying()) as server:
+        done = call(client, address, env=env)
+    assert (done.returncode, done.stdout, done.stderr) == (0, b"{}\n", b"")
+    (request,) = server.requests
+    sent = {"SRIOV_FAST_SOCKET": str(address), **env}
+    assert request.env == b"".join(os.fsencode(f"{key}={value}") + b"\0" for key, value in sent.items())
+    assert request.stdin == CONFIG
+    assert request.flags == HAS_STDERR
+    assert len(request.files) == 1
+
+
+def test_every_call_has_another_token(client: Path, address: Path) -> None:
+    with Server(address, replying()) as server:
+        for _ in range(3):
+            call(client, address)
+    assert len({request.token for request in server.requests}) == 3
+
+
+def test_an_environment_of_a_megabyte(client: Path, address: Path) -> None:
+    env = ADD | {f"V{number}": "x" * 100_000 for number in range(10)}
+    with Server(address, replying()) as server:
+        call(client, address, env=env)
+    assert server.requests[0].env.count(b"\0") == len(env) + 1
+    assert len(server.requests[0].env) > 1_000_000
+
+
+def test_the_namespace_goes_along(client: Path, address: Path) -> None:
+    seen = []
+
+    def behave(connection: socket.socket, request: Request) -> None:
+        about = os.fstat(request.files[0])
+        seen.append((about.st_dev, about.st_ino))
+        replying()(connection, request)
+
+    with Server(address, behave) as server:
+        call(client, address, env=ADD | {"CNI_NETNS": "/proc/self/ns/net"})
+    here = os.stat("/proc/self/ns/net")
+    assert seen == [(here.st_dev, here.st_ino)]
+    assert server.requests[0].flags == HAS_NETNS | HAS_STDERR
+    assert len(server.requests[0].files) == 2
+
+
+@pytest.mark.parametrize("path", ["", "/nonexistent/ns", "/dev/null/ns"])
+def test_a_namespace_that_cannot_be_opened_does_not(client: Path, address: Path, path: str) -> None:
+    with Server(address, replying()) as server:
+        assert call(client, address, env=ADD | {"CNI_NETNS": path}).returncode == 0
+    assert server.requests[0].flags == HAS_STDERR
+
+
+def test_a_pipe_in_place_of_a_namespace_stops_nobody(client: Path, address: Path, tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "fifo")
+    with Server(address, replying()) as server:
+        assert call(client, address, env=ADD | {"CNI_NETNS": str(tmp_path / "fifo")}).returncode == 0
+    assert server.requests[0].flags == HAS_NETNS | HAS_STDERR
+
+
+def test_the_server_writes_to_the_callers_stderr(client: Path, address: Path) -> None:
+    def behave(connection: socket.socket, request: Request) -> None:
+        os.write(request.files[-1], b"a line of the log\n")
+        replying()(connection, request)
+
+    with Server(address, behave):
+        assert call(client, address).stderr == b"a line of the log\n"
+
+
+def test_a_long_log_arrives_whole(client: Path, address: Path) -> None:
+    log = os.urandom(1 << 20)
+
+    def behave(connection: socket.socket, request: Request) -> None:
+        with open(os.dup(request.files[-1]), "wb") as file:
+            file.write(log)
+        replying()(connection, request)
+
+    with Server(address, behave):
+        done = call(client, address)
+    assert (done.returncode, done.stdout, done.stderr) == (0, b"{}\n", log)
+
+
+def test_the_log_arrives_before_the_reply(client: Path, address: Path) -> None:
+    read = threading.Event()
+
+    def behave(connection: socket.socket, request: Request) -> None:
+        os.write(request.files[-1], b"working\n")
+        assert read.wait(30)
+        replying()(connection, request)
+
+    env = {"SRIOV_FAST_SOCKET": str(address)}
+    with Server(address, behave):
+        argv: list[Any] = [client]
+        with subprocess.Popen(argv, env=env, stdin=subprocess.DEVNULL, stderr=subprocess.PIPE) as process:
+            assert process.stderr
+            assert process.stderr.readline() == b"working\n"
+            read.set()
+            assert process.wait(30) == 0
+
+
+@pytest.mark.parametrize("ending", ["refuses", "leaves", "is silent"])
+def test_the_log_of_a_server_that_fails_arrives(client: Path, address: Path, ending: str) -> None:
+    then: dict[str, Behaviour] = {"refuses": replying(b"", -1), "leaves": leaving, "is silent": silent}
+
+    def behave(connection: socket.socket, request: Request) -> None:
+        os.write(request.files[-1], b"so far\n")
+        then[ending](connection, request)
+
+    with Server(address, behave):
+        done = call(client, address, env=ADD | {"SRIOV_FAST_WAIT": "0.2"} if ending == "is silent" else ADD)
+    assert done.stderr == b"so far\n"
+
+
+@pytest.mark.parametrize("size", [0, 1, 65_536, 300_000, 5 << 20])
+def test_stdin_of_any_size(client: Path, address: Path, size: int) -> None:
+    stdin = os.urandom(size)
+    with Server(address, replying()) as server:
+        assert call(client, address, stdin).returncode == 0
+    assert server.requests[0].stdin == stdin
+
+
+def test_stdin_without_end(client: Path, address: Path) -> None:
+    with Server(address, replying()) as server, open("/dev/zero", "rb") as zeros:
+        assert call(client, address, stdin=zeros).returncode == 0
+    assert server.requests[0].stdin == bytes(MOST_STDIN)
+
+
+@pytest.mark.parametrize("blocking", [True, False])
+def test_stdin_in_pieces(client: Path, address: Path, blocking: bool) -> None:
+    with Server(address, replying()) as server:
+        reader, writer = os.pipe()
+        os.set_blocking(reader, blocking)
+        env = {"SRIOV_FAST_SOCKET": str(address)}
+        with subprocess.Popen([client], env=env, stdin=reader, stdout=subprocess.PIPE) as process:
+            for _ in range(3):
+                os.write(writer, b"piece ")
+                threading.Event().wait(0.02)
+            os.close(writer)
+            assert process.wait(30) == 0
+        os.close(reader)
+    assert server.requests[0].stdin == b"piece piece piece "
+
+
+@pytest.mark.parametrize("env", [{}, {"CNI_COMMAND": ""}, {"CNI_COMMAND": "VERSION"}])
+def test_a_terminal_is_not_read(client: Path, address: Path, env: dict[str, str]) -> None:
+    controller, terminal = pty.openpty()
+    with Server(address, replying()) as server:
+        assert call(client, address, env=env, stdin=terminal).returncode == 0
+    os.close(terminal)
+    os.close(controller)
+    assert server.requests[0].stdin == b""
+
+
+@pytest.mark.parametrize("fits", [True, False])
+def test_the_directory_of_the_socket(client: Path, address: Path, fits: bool) -> None:
+    directory = str(address.parent) + "/." * (0 if fits else 60)
+    with Server(address, replying()) as server:
+        done = call(client, "", env=ADD | {"SRIOV_FAST_RUN": directory})
+    assert len(server.requests) == fits  # a socket's path has 107 bytes
+    assert done.stdout.startswith(b"{}" if fits else b"in-process")
+
+
+# --- the reply
+
+
+@pytest.mark.parametrize("status", [0, 1, 7, 255])
+def test_the_exit_status(client: Path, address: Path, status: int) -> None:
+    with Server(address, replying(b"some\0thing", status)):
+        done = call(client, address)
+    assert (done.returncode, done.stdout) == (status, b"some\0thing")
+
+
+def test_an_empty_reply(client: Path, address: Path) -> None:
+    with Server(address, replying(b"")):
+        done = call(client, address)
+    assert (done.returncode, done.stdout) == (0, b"")
+
+
+def test_a_reply_byte_by_byte(client: Path, address: Path) -> None:
+    def behave(connection: socket.socket, _: Request) -> None:
+        for byte in REPLY.pack(MAGIC, 0, 5, 0) + b"hello":
+            connection.sendall(bytes([byte]))
+            threading.Event().wait(0.002)
+
+    with Server(address, behave):
+        assert call(client, address).stdout == b"hello"
+
+
+@pytest.mark.parametrize("blocking", [True, False])
+def test_a_large_reply_to_a_slow_reader(client: Path, address: Path, blocking: bool) -> None:
+    output = os.urandom(1 << 20)
+    reader, writer = os.pipe()
+    os.set_blocking(writer, blocking)
+    with Server(address, replying(output)):
+        env = {"SRIOV_FAST_SOCKET": str(address)}
+        with subprocess.Popen([client], env=env, stdin=subprocess.DEVNULL, stdout=writer) as process:
+            os.close(writer)
+            threading.Event().wait(0.05)
+            with open(reader, "rb") as file:
+                assert file.read() == output
+            assert process.wait(30) == 0
+
+
+def test_a_reply_to_a_request_that_was_not_read(client: Path, address: Path) -> None:
+    with Server(address, replying(b"too large\n", 1), read=REQUEST.size):
+        done = call(client, address, os.urandom(5 << 20))
+    assert (done.returncode, done.stdout) == (1, b"too large\n")
+
+
+# --- without a server
+
+
+def test_no_socket(client: Path, address: Path) -> None:
+    assert_in_process(call(client, address))
+
+
+def test_none_asks_nobody(client: Path, address: Path) -> None:
+    with Server(address, replying()) as server:
+        done = call(client, "none", env=ADD | {"SRIOV_FAST_RUN": str(address.parent)})
+    assert_in_process(done)
+    assert server.requests == []
+
+
+@pytest.mark.parametrize("size", [0, 38, 3 << 20])
+def test_nobody_listens(client: Path, address: Path, size: int) -> None:
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(address))
+    stdin = os.urandom(size)
+    assert_in_process(call(client, address, stdin), stdin=stdin)
+
+
+def test_no_socket_but_a_file(client: Path, address: Path) -> None:
+    address.touch()
+    assert_in_process(call(client, address))
+
+
+def test_a_socket_of_others(compiled: bytes, address: Path) -> None:
+    # Root may open everything, so it tries as nobody; whoever else runs this shuts itself out.
+    someone = {"user": 65534} if os.geteuid() == 0 else {}
+    program = write(address.with_name("sriov"), compiled + trailer(*STAND_IN))
+    address.parent.chmod(0o755)
+    with Server(address, replying()) as server:
+        address.chmod(0o600 if someone else 0)
+        done = call(program, address, **someone)
+    assert_in_process(done)
+    assert server.requests == []
+
+
+def test_a_token_of_another_call_is_dropped(client: Path, address: Path) -> None:
+    assert_in_process(call(client, address, env=ADD | {"SRIOV_FAST_TOKEN": "00" * 16}))
+
+
+# --- a server that fails
+
+WRONG = {
+    "nothing": b"",
+    "half a header": REPLY.pack(MAGIC, 0, 4, 0)[:7],
+    "half a text": REPLY.pack(MAGIC, 0, 4, 0) + b"ab",
+    "no text": REPLY.pack(MAGIC, 0, 4, 0),
+    "another protocol": REPLY.pack(MAGIC + 1, 0, 0, 0),
+    "no such status": REPLY.pack(MAGIC, 256, 0, 0),
+    "a negative status": REPLY.pack(MAGIC, -2, 0, 0),
+    "something reserved": REPLY.pack(MAGIC, 0, 0, 1),
+    "far too long": REPLY.pack(MAGIC, 0, (64 << 20) + 1, 0),
+    "refused": REPLY.pack(MAGIC, -1, 0, 0),
+    "refused with a text": REPLY.pack(MAGIC, -1, 4, 0) + b"stop",
+}
+
+
+@pytest.mark.parametrize("raw", WRONG.values(), ids=WRONG)
+def test_not_a_whole_reply(client: Path, address: Path, raw: bytes) -> None:
+    with Server(address, saying(raw)) as server:
+        done = call(client, address)
+    assert_in_process(done, server.requests[0].token)
+
+
+@pytest.mark.parametrize("size", [38, 5 << 20])
+def test_the_whole_of_stdin_comes_again(client: Path, address: Path, size: int) -> None:
+    stdin = os.urandom(size)
+    with Server(address, leaving) as server:
+        done = call(client, address, stdin)
+    assert_in_process(done, server.requests[0].token, stdin)
+
+
+@pytest.mark.parametrize("read", [0, 1, REQUEST.size, REQUEST.size + 10])
+def test_a_server_that_leaves_while_it_reads(client: Path, address: Path, read: int) -> None:
+    stdin = os.urandom(5 << 20)
+    with Server(address, leaving, read=read):
+        done = call(client, address, stdin)
+    first, _, rest = done.stdout.partition(b"\n")
+    assert first.startswith(b"in-process ADD ")
+    assert rest == stdin
+    assert len(first.split()[-1]) in ((32,) if read else (32, 4))  # 4: it left before anything was sent
+
+
+def test_the_reader_of_a_terminal_still_has_it(compiled: bytes, address: Path, tmp_path: Path) -> None:
+    program = write(tmp_path / "sriov", compiled + trailer("/bin/sh", "-c", "test -t 0 && echo terminal"))
+    controller, terminal = pty.openpty()
+    with Server(address, leaving):
+        done = call(program, address, env={"CNI_COMMAND": "VERSION"}, stdin=terminal)
+    os.close(terminal)
+    os.close(controller)
+    assert done.stdout == b"terminal\n"
+
+
+# --- a server that takes its time
+
+
+def error_of(done: subprocess.CompletedProcess[bytes]) -> dict[str, Any]:
+    assert done.returncode == 1
+    assert done.stderr == b""
+    found = json.loads(done.stdout)
+    assert found.keys() == {"cniVersion", "code", "msg", "details"}
+    return dict(found)
+
+
+def test_the_limit(client: Path, address: Path) -> None:
+    with Server(address, silent) as server:  # it would fail if the client did not leave
+        error = error_of(call(client, address, env=ADD | {"SRIOV_FAST_WAIT": "0.2"}))
+    assert (error["code"], error["cniVersion"]) == (11, "1.0.0")
+    assert str(address) in error["msg"]
+    assert "within 0.2 s" in error["msg"]
+    assert "try again" in error["details"]
+    assert len(server.requests) == 1
+
+
+def test_the_limit_within_a_reply(client: Path, address: Path) -> None:
+    def behave(connection: socket.socket, request: Request) -> None:
+        connection.sendall(REPLY.pack(MAGIC, 0, 100, 0) + b"some")
+        silent(connection, request)
+
+    with Server(address, behave):
+        assert error_of(call(client, address, env=ADD | {"SRIOV_FAST_WAIT": ".2"}))["code"] == 11
+
+
+def test_the_limit_for_what_is_not_read(client: Path, address: Path) -> None:
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(address))
+        listener.listen(8)
+        done = call(client, address, bytes(5 << 20), env=ADD | {"SRIOV_FAST_WAIT": "0.2"})
+    assert error_of(done)["code"] == 11
+
+
+def test_the_limit_where_too_many_wait(client: Path, address: Path) -> None:
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(address))
+        listener.listen(0)
+        waiting = fill(address)
+        done = call(client, address, env=ADD | {"SRIOV_FAST_WAIT": "0.2"})
+        for each in waiting:
+            each.close()
+    assert error_of(done)["code"] == 11
+
+
+def fill(address: Path) -> list[socket.socket]:
+    """Connect until nobody else can."""
+    waiting = []
+    while True:
+        each = socket.socket(socket.AF_UNIX)
+        waiting.append(each)
+        each.setblocking(False)
+        if found := each.connect_ex(str(address)):
+            assert found == errno.EAGAIN
+            return waiting
+
+
+@pytest.mark.parametrize("limit", ["", "0", "0.0", "-1", "abc", "1s", "1e3", ".", "99999999999999999999"])
+def test_what_is_no_limit_changes_nothing(client: Path, address: Path, limit: str) -> None:
+    def behave(connection: socket.socket, request: Request) -> None:
+        threading.Event().wait(0.05)
+        replying()(connection, request)
+
+    with Server(address, behave):
+        assert call(client, address, env=ADD | {"SRIOV_FAST_WAIT": limit}).stdout == b"{}\n"
+
+
+def worded(client: Path, address: Path, stdin: bytes) -> str:
+    """The version of an error that the client words itself."""
+    done = call(client, address, stdin, env=ADD | {"SRIOV_FAST_WAIT": "0.001"})
+    return str(error_of(done)["cniVersion"])
+
+
+@pytest.fixture
+def deaf(address: Path) -> Iterator[Path]:
+    """The address of a server that never answers."""
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(address))
+        listener.listen(64)
+        yield address
+
+
+VERSIONS = [*netconf.VERSIONS, "", "0.5.0", "1.1", "1.1.00", "1.0.0\\u0041", '1.0.0\\"', "2.0.0"]
+CONFIGS = [
+    *(f'{{"cniVersion": "{version}"}}' for version in VERSIONS),
+    "{}",
+    ' \n\t{"cniVersion"\r\n:\t"0.3.1" } \n',
+    '{"cniVersion": null}',
+    '{"cniVersion": 1}',
+    '{"cniVersion": ["0.3.1"]}',
+    '{"a": {"cniVersion": "0.3.1"}}',
+    '{"a": [{"cniVersion": "0.3.1"}], "cniVersion": "0.4.0"}',
+    '{"a": ["cniVersion", "0.3.1"]}',
+    '{"a": "cniVersion", "b": "0.3.1"}',
+    '{"a": "\\"cniVersion\\": ", "cniVersion": "0.2.0"}',
+    '{"a\\\\": "}", "cniVersion": "0.2.0"}',
+    '{"name": "cniVersion\\":\\"0.4.0", "type": "{[{["}',
+    '{"cniversion": "0.3.1"}',
+    '{"cniVersionX": "0.3.1"}',
+    "",
+    "   ",
+    "[]",
+    '"cniVersion"',
+    '[{"cniVersion": "0.3.1"}]',
+    '{"cniVersion": "0.3.1"',
+    '{"cniVersion": "0.3.1',
+    '{"cniVersion": "0.3.1\\',
+    '{"cniVersion"',
+    '{"cniVersion":',
+    '{"cniVersion": "0.3.1"} x',
+    '{"cniVersion": "0.3.1"}}',
+    '\ufeff{"cniVersion": "0.3.1"}',
+    "\0",
+]
+
+
+@pytest.mark.parametrize("text", CONFIGS)
+def test_it_words_errors_in_the_plugins_version(client: Path, deaf: Path, text: str) -> None:
+    stdin = text.encode()
+    assert worded(client, deaf, stdin) == reply.spoken_version(stdin)
+
+
+# What a double or 40 digits cannot hold, and what is nested too deep, only the plugin refuses.
+SCALARS = (
+    st.none() | st.booleans() | st.integers(-(10**9), 10**9) | st.text() | st.sampled_from(netconf.VERSIONS)
+)
+KEYS = st.text() | st.just("cniVersion")
+VALUES = st.recursive(SCALARS, lambda inner: st.lists(inner) | st.dictionaries(KEYS, inner), max_leaves=12)
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.dictionaries(KEYS, VALUES), st.booleans(), st.sampled_from([None, 0, 3]))
+def test_it_finds_the_version_in_any_configuration(
+    client: Path, deaf: Path, config: dict[str, object], ascii_only: bool, indent: int | None
+) -> None:
+    text = json.dumps(config, ensure_ascii=ascii_only, indent=indent)
+    stdin = text.encode("utf-8", "surrogatepass")
+    assert worded(client, deaf, stdin) == reply.spoken_version(stdin)
+
+
+@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.binary(max_size=200), st.integers(0, 60))
+def test_any_bytes_get_a_version_that_exists(client: Path, deaf: Path, junk: bytes, at: int) -> None:
+    config = b'{"cniVersion": "0.4.0", "a": {"b": ["c", {}]}, "d": "e"}'
+    assert worded(client, deaf, config[:at] + junk + config[at:]) in netconf.VERSIONS
+
+
+# --- a result that cannot be written
+
+RECORDS = 'echo "$CNI_COMMAND ${SRIOV_FAST_TOKEN-none} $(cat)" >>"$RECORD"; echo "to nobody"'
+
+
+@pytest.fixture
+def recording(compiled: bytes, tmp_path: Path) -> Path:
+    """The client that writes down what it executes in-process."""
+    return write(tmp_path / "sriov", compiled + trailer("/bin/sh", "-c", RECORDS))
+
+
+def deliver(recording: Path, address: Path, command: str, status: int, stdout: int) -> str:
+    """Call with a stdout that takes nothing; return what was executed in-process."""
+    record = recording.with_name("record")
+    env = {"CNI_COMMAND": command, "RECORD": str(record), "PATH": os.environ["PATH"]}
+    with Server(address, replying(b"result", status)):
+        done = call(recording, address, env=env, stdout=stdout)
+    assert done.returncode == 1
+    assert done.stderr.startswith(b"sriov-fast: stdout: ")
+    return record.read_text() if record.exists() else ""
+
+
+@pytest.fixture(params=["pipe", "full"])
+def taking_nothing(request: pytest.FixtureRequest) -> Iterator[int]:
+    """A pipe whose reader has left, and a full disk."""
+    if request.param == "full":
+        fd = os.open("/dev/full", os.O_WRONLY)
+    else:
+        reader, fd = os.pipe()
+        os.close(reader)
+    yield fd
+    os.close(fd)
+
+
+def test_an_attachment_that_nobody_hears_of_is_deleted(
+    recording: Path, address: Path, taking_nothing: int
+) -> None:
+    found = deliver(recording, address, "ADD", 0, taking_nothing)
+    assert found == f"DEL none {CONFIG.decode()}\n"
+
+
+@pytest.mark.parametrize(("command", "status"), [("ADD", 1), ("DEL", 0), ("CHECK", 0), ("VERSION", 0)])
+def test_what_attached_nothing_is_just_an_error(
+    recording: Path, address: Path, taking_nothing: int, command: str, status: int
+) -> None:
+    assert deliver(recording, address, command, status, taking_nothing) == ""
+
+
+# --- what the plugin gets in-process
+
+
+@pytest.mark.parametrize("fd", [0, 1, 2])
+def test_closed_standard_files_are_the_plugins_affair(
+    compiled: bytes, address: Path, tmp_path: Path, fd: int
+) -> None:
+    code = f'test -e /proc/$$/fd/{fd} && echo open >"{tmp_path}/found" || echo closed >"{tmp_path}/found"'
+    program = write(tmp_path / "sriov", compiled + trailer("/bin/sh", "-c", code))
+    closing = ["/bin/sh", "-c", f'exec "$0" {fd}{"<" if fd == 0 else ">"}&-', str(program)]
+    with Server(address, replying()) as server:
+        call(closing, address)
+    assert server.requests == []
+    assert (tmp_path / "found").read_text() == "closed\n"
+
+
+def test_it_inherits_nothing_else(compiled: bytes, address: Path, tmp_path: Path) -> None:
+    code = "import os; print(sorted(os.listdir('/proc/self/fd')))"
+    words = (sys.executable, "-ISc", code)
+    program = write(tmp_path / "sriov", compiled + trailer(*words))
+    plain = subprocess.run(words, input=b"", stdout=subprocess.PIPE, check=True)
+    with Server(address, leaving):
+        done = call(program, address, env=ADD | {"CNI_NETNS": "/proc/self/ns/net"})
+    assert done.stdout == plain.stdout
+
+
+@pytest.mark.parametrize("ignored", [False, True])
+def test_signals_are_as_they_were(compiled: bytes, address: Path, tmp_path: Path, ignored: bool) -> None:
+    words = ("/bin/sh", "-c", "exec grep SigIgn /proc/self/status")
+    program = write(tmp_path / "sriov", compiled + trailer(*words))
+    action = signal.SIG_IGN if ignored else signal.SIG_DFL
+
+    def prepare() -> None:
+        signal.signal(signal.SIGPIPE, action)
+
+    options: dict[str, Any] = {"preexec_fn": prepare, "restore_signals": False}
+    plain = subprocess.run(words, stdout=subprocess.PIPE, check=True, **options)
+    with Server(address, leaving):
+        assert call(program, address, **options).stdout == plain.stdout
+
+
+def test_stdin_that_cannot_be_read(client: Path, address: Path, tmp_path: Path) -> None:
+    directory = os.open(tmp_path, os.O_RDONLY)
+    with Server(address, replying()) as server:
+        done = call(client, address, stdin=directory)
+    os.close(directory)
+    assert server.requests == []
+    assert done.stdout == b"in-process ADD none\n"
+    assert b"directory" in done.stderr  # what cat finds
+
+
+AWKWARD = [
+    "with blank",
+    "tab\there",
+    "line\nbreak",
+    'quote\'d "twice" $HOME `id` \\',
+    "é",
+    b"\xff\xfe",
+    "x" * 200,
+]
+
+
+@pytest.mark.parametrize("directory", AWKWARD)
+def test_awkward_interpreters(compiled: bytes, tmp_path: Path, directory: str | bytes) -> None:
+    place = tmp_path / os.fsdecode(directory)
+    place.mkdir()
+    (place / "python").symlink_to(sys.executable)
+    code = "import os, sys; print(*map(os.fsencode, sys.argv), sys.stdin.read(), sep='|')"
+    program = write(
+        place / "sriov", compiled + trailer(bytes(place / "python"), "-ISXutf8", "-c", code, "", "a b")
+    )
+    done = call([str(program), "", "of the caller"], "none", b"stdin")
+    words = [b"-c", b"", b"a b", bytes(program), b"", b"of the caller"]
+    assert done.stdout.decode() == "|".join([*map(repr, words), "stdin\n"])
+
+
+BROKEN = {
+    "nothing": b"",
+    "another end": trailer(*STAND_IN) + b"\n",
+    "longer than the file": b"/bin/true\0" + struct.pack("=I", 1 << 31) + b"SRFARGV1",
+    "no words": struct.pack("=I", 0) + b"SRFARGV1",
+    "a word without an end": b"/bin/true" + struct.pack("=I", 9) + b"SRFARGV1",
+}
+
+
+@pytest.mark.parametrize("raw", BROKEN.values(), ids=BROKEN)
+def test_a_client_that_was_not_installed(compiled: bytes, tmp_path: Path, raw: bytes) -> None:
+    error = error_of(call(write(tmp_path / "sriov", compiled + raw), "none"))
+    assert (error["code"], error["cniVersion"]) == (5, netconf.VERSIONS[-1])
+    assert "sriov-fast install" in error["details"]
+
+
+def test_an_interpreter_that_is_gone(compiled: bytes, address: Path, tmp_path: Path) -> None:
+    program = write(tmp_path / "sriov", compiled + trailer('/gone "away"/\n/python', "-c", "pass"))
+    with Server(address, leaving):
+        error = error_of(call(program, address))
+    assert (error["code"], error["cniVersion"]) == (5, "1.0.0")
+    assert error["msg"] == "cannot execute /gone ?away?/?/python: No such file or directory"
+
+
+# --- the real plugin
+
+
+@pytest.fixture
+def real(compiled: bytes, tmp_path: Path) -> Path:
+    """The client with the real plugin behind it."""
+    words = install.trailer(install.PROGRAMS["sriov"], sys.executable, install.search_path())
+    return write(tmp_path / "a real sriov", compiled + words)
+
+
+def test_the_plugin_answers_in_an_empty_environment(real: Path) -> None:
+    argv = ["/usr/bin/env", "-i", "CNI_COMMAND=VERSION", str(real)]
+    done = subprocess.run(argv, input=b'{"cniVersion": "0.4.0"}', capture_output=True, check=True)
+    assert json.loads(done.stdout) == {"cniVersion": "0.4.0", "supportedVersions": list(netconf.VERSIONS)}
+    assert done.stderr == b""
+
+
+def test_the_plugin_answers_when_the_server_leaves(real: Path, address: Path) -> None:
+    with Server(address, leaving):
+        done = call(real, address, env={"CNI_COMMAND": "VERSION"})
+    assert json.loads(done.stdout)["cniVersion"] == "1.0.0"
+
+
+def test_the_plugin_refuses_what_is_far_too_large(real: Path, address: Path) -> None:
+    with Server(address, leaving), open("/dev/zero", "rb") as zeros:
+        done = call(real, address, zeros, env={"CNI_COMMAND": "VERSION"})
+    assert done.returncode == 1
+    assert "larger than" in json.loads(done.stdout)["msg"]
+
+
+# --- every compiler that is here
+
+
+def segments(elf: bytes) -> list[int]:
+    """The types of the program headers of a 64-bit little-endian ELF file."""
+    (start,) = struct.unpack_from("<Q", elf, 32)
+    size, count = struct.unpack_from("<HH", elf, 54)
+    return [struct.unpack_from("<I", elf, start + size * number)[0] for number in range(count)]
+
+
+def runner(machine: str) -> list[str] | None:
+    """What executes programs of that machine here; None where nothing does."""
+    if machine == platform.machine():
+        return []
+    emulator = shutil.which(f"qemu-{machine}-static") or shutil.which(f"qemu-{machine}")
+    return [emulator] if emulator else None
+
+
+@pytest.mark.parametrize(
+    "compiler", compilers(), ids=lambda each: " ".join(each.words.split()[-3:]) or "build"
+)
+def test_every_compiler(compiler: Compiler, address: Path, tmp_path: Path) -> None:
+    done = build(tmp_path / "compiled", compiler)
+    assert (done.returncode, done.stderr) == (0, "")
+    elf = (tmp_path / "compiled").read_bytes()
+    assert struct.unpack_from("<H", elf, 18)[0] == {"x86_64": 62, "aarch64": 183}[compiler.machine]
+    if "static" in compiler.words or (not compiler.words and shutil.which("musl-gcc")):
+        assert 3 not in segments(elf)  # PT_INTERP: it would be linked when it starts
+    program = write(tmp_path / "sriov", elf + trailer(*STAND_IN))
+    execute = runner(compiler.machine)
+    if execute is not None:
+        assert_works([*execute, str(program)], address)
+
+
+def assert_works(argv: list[str], address: Path) -> None:
+    assert_in_process(call(argv, address))
+    with Server(address, replying(b"served", 3)) as server:
+        done = call(argv, address, bytes(1 << 20), env=ADD | {"CNI_NETNS": "/proc/self/ns/net"})
+    assert (done.returncode, done.stdout) == (3, b"served")
+    assert server.requests[0].flags == HAS_NETNS | HAS_STDERR
+    assert server.requests[0].stdin == bytes(1 << 20)
+    address.unlink()
+    with Server(address, leaving) as server:
+        done = call(argv, address)
+    assert_in_process(done, server.requests[0].token)
+
+
+def test_it_is_compiled_without_a_warning(tmp_path: Path) -> None:
+    warnings = "-Wconversion -Wshadow -Wstrict-prototypes -Wmissing-prototypes -Wvla -Werror"
+    done = build(tmp_path / "compiled", Compiler(f"cc {warnings}"))
+    assert done.returncode == 0, done.stderr
+
+
+def test_a_compiler_for_another_machine_is_not_taken(tmp_path: Path) -> None:
+    done = build(
+        tmp_path / "compiled", Compiler("cc", "aarch64" if platform.machine() == "x86_64" else "x86_64")
+    )
+    assert done.returncode == 1
+    assert "another machine" in done.stderr
+    assert not (tmp_path / "compiled").exists()
+
+
+def test_the_compiled_client_is_executable(tmp_path: Path) -> None:
+    build(tmp_path / "compiled", Compiler(""))
+    assert stat.S_IMODE((tmp_path / "compiled").stat().st_mode) & 0o100

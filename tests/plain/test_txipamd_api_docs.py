@@ -69,7 +69,7 @@ def test_the_trial_works_as_written(tmp_path: Path, text: str) -> None:
 
 def test_every_setting_is_described_with_its_default(text: str) -> None:
     table = text.partition("| `[server]` |")[2].partition("\n\n")[0]
-    rows = re.findall(r"^\| (`[^|]*`) \| ([^|]*) \|", table, re.MULTILINE)
+    rows = re.findall(r"^\| (`[^|]*`) \|([^|]*)\|", table, re.MULTILINE)
     described = {
         name: default.strip("` ") for names, default in rows for name in re.findall(r"`(\w+)`", names)
     }

@@ -111,15 +111,16 @@ class _Records:
             raise Invalid(f"{where}.network: {it.network!r} is not in config.networks")
         owner = (it.network, it.container_id, it.ifname)
         places = [self._place(f"{where}.ips", it.network, ip.address) for ip in it.ips]
-        parts = [Held(shape.ident, address, shape.usable(address)) for shape, address in places]
+        mine = self.nets[it.network].fixed.get(it.pod_id)
+        assigned = mine.places if mine else ()
+        parts = [Held(shape.ident, at, (shape, at) not in assigned) for shape, at in places]
         what = f"container {it.container_id!r} interface {it.ifname!r} in network {it.network!r}"
         self._put(where, what, self.keys.own(*owner), pack_own(it.document(), parts))
         self.found[self.keys.host(it.network, it.host_ip, owner[1:])] = b""
-        for shape, address in places:
+        for (shape, address), part in zip(places, parts, strict=True):
             key = self.keys.address(shape.ident, address)
             self._put(f"{where}.ips", repr(shape.text(address)), key, pack_owner(*owner, it.pod_id))
-            if shape.usable(address):
-                self._lane(shape, address).used += 1
+            self._lane(shape, address).used += part.counted
 
     def _place(self, where: str, network: str, text: str) -> tuple[Shape, int]:
         ip = ip_interface(text).ip

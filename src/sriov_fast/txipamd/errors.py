@@ -3,12 +3,14 @@
 # ruff: noqa: N818 - the names are the kinds of the wire
 from __future__ import annotations
 
+from sriov_fast import wire
+
 
 class ServiceError(Exception):
     """A refusal: `kind` is for programs, `status` is HTTP's, `detail` names the key and the value."""
 
-    kind = "unavailable"
-    status = 503
+    kind = wire.UNAVAILABLE
+    status = wire.STATUS[kind]
     title = "Service error"
 
     def __init__(self, detail: str) -> None:
@@ -19,70 +21,70 @@ class ServiceError(Exception):
 class Invalid(ServiceError):
     """A request or a configuration that cannot be right."""
 
-    kind = "invalid"
-    status = 422
+    kind = wire.INVALID
+    status = wire.STATUS[kind]
     title = "Invalid"
 
 
 class Unauthorized(ServiceError):
     """The caller did not say who it is."""
 
-    kind = "unauthorized"
-    status = 401
+    kind = wire.UNAUTHORIZED
+    status = wire.STATUS[kind]
     title = "Unauthorized"
 
 
 class Forbidden(ServiceError):
     """The caller may not do this, or not for this host."""
 
-    kind = "forbidden"
-    status = 403
+    kind = wire.FORBIDDEN
+    status = wire.STATUS[kind]
     title = "Forbidden"
 
 
 class UnknownNetwork(ServiceError):
     """No network has this name."""
 
-    kind = "unknown-network"
-    status = 404
+    kind = wire.UNKNOWN_NETWORK
+    status = wire.STATUS[kind]
     title = "Unknown network"
 
 
 class UnknownHost(ServiceError):
     """No pool of the network serves this HostIP."""
 
-    kind = "unknown-host"
-    status = 404
+    kind = wire.UNKNOWN_HOST
+    status = wire.STATUS[kind]
     title = "Unknown host"
 
 
 class NotFound(ServiceError):
     """No such allocation."""
 
-    kind = "not-found"
-    status = 404
+    kind = wire.NOT_FOUND
+    status = wire.STATUS[kind]
     title = "Not found"
 
 
 class Exhausted(ServiceError):
     """No address is left."""
 
-    kind = "exhausted"
-    status = 409
+    kind = wire.EXHAUSTED
+    status = wire.STATUS[kind]
     title = "Exhausted"
 
 
 class Conflict(ServiceError):
     """The request contradicts what is held: another owner, another pod or host, or a stale revision."""
 
-    kind = "conflict"
-    status = 409
+    kind = wire.CONFLICT
+    status = wire.STATUS[kind]
     title = "Conflict"
 
 
 class Unavailable(ServiceError):
     """The store cannot be reached, cannot write, or is too busy: to be tried again."""
 
-    kind = "unavailable"
-    status = 503
+    kind = wire.UNAVAILABLE
+    status = wire.STATUS[kind]
     title = "Unavailable"

@@ -385,12 +385,14 @@ class Release:
         state = Lane(shape, record)
         state.used -= it.counted
         if usable:
-            sticky = ""
-            if document["pod_id"] and it.counted and self.book.nets[self.owner[0]].grace:
+            grace = self.book.nets[self.owner[0]].grace
+            sticky, since = "", 0  # what waits for nobody is as good as waiting for long
+            if document["pod_id"] and it.counted and grace:
                 sticky = self.keys.sticky(it.ident, document["pod_id"], self.owner[2], it.address)
-                tx.put(sticky, b"%d" % self.now)
-            tx.put(key, pack_freed(self.now))
-            tx.put(self.keys.free(it.ident, it.address, self.now), sticky.encode())
+                since = self.now
+                tx.put(sticky, b"%d" % since)
+            tx.put(key, pack_freed(since))
+            tx.put(self.keys.free(it.ident, it.address, since), sticky.encode())
             state.freed += 1
-            state.oldest = self.now if state.freed == 1 else min(state.oldest, self.now)
+            state.oldest = since if state.freed == 1 else min(state.oldest, since)
         tx.put(self.keys.lane(it.ident, it.address % LANES), state.pack())

@@ -26,7 +26,7 @@ T = TypeVar("T")
 PATIENCE = 15.0  # seconds for which an operation is tried again
 CONNECT, REQUEST = 2.0, 5.0  # seconds until another endpoint is tried
 PAUSE, LONGEST = 0.002, 0.1  # seconds between tries: up to twice as many each time, up to the longest
-TOGETHER = 24  # transactions of this process at a time: more would only meet each other
+TOGETHER = 16  # transactions of this process at a time: more would only meet each other
 OPS, BYTES = 100, 700_000  # of one request; etcd's own defaults are 128 and 1.5 MiB
 WIPED = 5000  # keys in one request to delete
 

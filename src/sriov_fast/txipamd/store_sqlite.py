@@ -19,6 +19,7 @@ from sriov_fast.txipamd.store import Rows, Span, Transaction, View
 T = TypeVar("T")
 
 GROUP = 256  # transactions in one commit at most
+BULK = 5000  # records in one transaction at most, when they need not be together
 READERS = 2
 BUSY = 10.0  # seconds to wait for another process's write
 FULL = 10**9
@@ -28,7 +29,7 @@ _GET = "SELECT value FROM record WHERE key = ?"
 _SPAN = "SELECT key, value FROM record WHERE key >= ? AND key < ? ORDER BY key LIMIT ?"
 _PUT = "INSERT INTO record VALUES (?, ?) ON CONFLICT (key) DO UPDATE SET value = excluded.value"
 _DELETE = "DELETE FROM record WHERE key = ?"
-_WIPE = "DELETE FROM record WHERE key >= ? AND key < ?"
+_WIPE = "DELETE FROM record WHERE key IN (SELECT key FROM record WHERE key >= ? AND key < ? LIMIT ?)"
 
 
 class _Moment:
@@ -59,6 +60,10 @@ class _Moment:
 
     def delete(self, key: str) -> None:
         self.changes[key] = None
+
+    def wipe(self, first: str, end: str) -> int:
+        """Delete some of a span at once, and return how many."""
+        return self._db.execute(_WIPE, (first, end, BULK)).rowcount
 
     def apply(self) -> None:
         """Write the changes, within the group's transaction."""
@@ -208,20 +213,20 @@ class SqliteStore:
             raise Unavailable(f"store {self._path!r}: {error}") from error
 
     async def write(self, rows: Rows) -> None:
-        """Write many keys in one transaction."""
+        """Write many keys, so many in a transaction that others need not wait long."""
+        for at in range(0, len(rows), BULK):
+            await self._write(dict(rows[at : at + BULK]))
 
+    async def _write(self, rows: dict[str, bytes]) -> None:
         def work(moment: _Moment) -> None:
             moment.changes.update(rows)
 
         await self._submit(work)
 
     async def wipe(self, first: str, end: str) -> None:
-        """Delete a span of keys in one transaction."""
-
-        def work(moment: _Moment) -> None:
-            moment._db.execute(_WIPE, (first, end))
-
-        await self._submit(work)
+        """Delete a span of keys, so many in a transaction that others need not wait long."""
+        while await self._submit(lambda moment: moment.wipe(first, end)) == BULK:
+            pass
 
     async def ready(self) -> None:
         """Raise `Unavailable` unless the file can be locked for writing."""

@@ -929,6 +929,57 @@ def test_an_add_waits_for_who_is_paying(tx: Make, service: Service, state: Path)
     assert len(service.allocations) == 1
 
 
+def test_what_comes_after_the_end_is_given_back(
+    tx: Make, service: Service, state: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The first try of an ADD reaches the service when the container is deleted already."""
+    monkeypatch.setattr(pending, "LATE", 0.6)
+    https.pool.clear()
+    service.faults.append("refuse")
+    assert tx().run("ADD")
+    assert (owed(state), retry(state)) == ([], 0)  # its owner lives
+    assert tx().run("DEL", 10.0) is None
+    assert retry(state) == 1
+    service.act(service.seen[0])
+    assert len(service.allocations) == 1
+    time.sleep(0.6)
+    assert (retry(state), service.allocations) == (0, {})
+
+
+def test_who_lives_on_keeps_the_address(
+    tx: Make, service: Service, state: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pending, "LATE", 0.1)
+    https.pool.clear()
+    service.faults.append("refuse")
+    assert tx().run("ADD") == tx().run("ADD")
+    time.sleep(0.1)
+    assert retry(state) == 0
+    assert list(pending.owed(str(state))) == []
+    assert len(service.allocations) == 1
+
+
+def test_a_del_that_fails_forgets_nothing(tx: Make, service: Service, state: Path) -> None:
+    """What an ADD may bring later is owed later, also when the DEL's release is owed at once."""
+    service.faults.extend(["lose", "lose"])
+    failed(tx())
+    service.stop_listening()
+    assert tx().run("DEL", 10.0) is None
+    service.listen_again()
+    assert retry(state) == 1
+    assert owed(state) == ["a~eth0"]
+
+
+def test_a_new_ca_leaves_other_connections_alone(
+    tx: Make, service: Service, ca: trustme.CA, tmp_path: Path
+) -> None:
+    tx("a").run("ADD")
+    ca.cert_pem.write_to_path(str(tmp_path / "same.pem"))
+    tx("b", ca=str(tmp_path / "same.pem")).run("ADD")
+    tx("c").run("ADD")
+    assert service.connections == 2
+
+
 @pytest.mark.parametrize("retries", [0, 1])
 def test_a_late_release_takes_no_new_address(
     tx: Make, service: Service, state: Path, retries: int, monkeypatch: pytest.MonkeyPatch

@@ -7,14 +7,14 @@ import os
 import time
 
 from sriov_fast.ipam.http import TryError
-from sriov_fast.ipam.tls import Connection, make_context, stamp_of
+from sriov_fast.ipam.tls import Connection, Trust, make_context, stamp_of
+from sriov_fast.values import Value
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
 
     from sriov_fast.ipam.http import Asked, Remote, Reply
-    from sriov_fast.ipam.tls import Trust
 
 _CONNECT_WAIT = 2.0  # seconds for TCP where another try is left; the kernel repeats its SYN after 1
 _PAUSE = 0.1  # seconds before the second try, twice as many before each one after it
@@ -23,13 +23,22 @@ _IDLE = 60.0  # seconds that an unused connection is kept
 _MOST_IDLE = 8  # connections kept for one service
 
 
+class Key(Value):
+    """What a connection can be used again for: ``stamp`` says as which files it was made with."""
+
+    host: str
+    port: int
+    trust: Trust
+    stamp: object
+
+
 class Pool:
     """TLS contexts, and connections that wait for the next request; for all threads of a process."""
 
     def __init__(self) -> None:
         self._lock = _thread.allocate_lock()
         self._contexts: dict[Trust, tuple[object, Any]] = {}
-        self._idle: dict[object, list[Connection]] = {}
+        self._idle: dict[Key, list[Connection]] = {}
 
     def context(self, trust: Trust) -> tuple[object, Any]:
         """Return a stamp and the TLS context, made anew where a file has changed."""
@@ -41,10 +50,10 @@ class Pool:
         made = stamp, make_context(trust)
         with self._lock:
             self._contexts[trust] = made
-        self.clear()  # whom an old file vouched for must show itself again
+        self.clear(trust)  # whom an old file vouched for must show itself again
         return made
 
-    def take(self, key: object) -> Connection | None:
+    def take(self, key: Key) -> Connection | None:
         """Return a connection that is still there, None where there is none."""
         while True:
             with self._lock:
@@ -56,7 +65,7 @@ class Pool:
                 return found
             found.close()
 
-    def give(self, key: object, connection: Connection) -> None:
+    def give(self, key: Key, connection: Connection) -> None:
         """Keep a connection for the next request."""
         with self._lock:
             kept = self._idle.setdefault(key, [])
@@ -65,11 +74,11 @@ class Pool:
         if spare:
             spare.close()
 
-    def clear(self) -> None:
-        """Close all connections that wait."""
+    def clear(self, trust: Trust | None = None) -> None:
+        """Close the connections that wait, all or those of one trust."""
         with self._lock:
-            kept = [connection for each in self._idle.values() for connection in each]
-            self._idle.clear()
+            keys = [key for key in self._idle if trust is None or key.trust == trust]
+            kept = [connection for key in keys for connection in self._idle.pop(key)]
         for connection in kept:
             connection.close()
 
@@ -129,7 +138,7 @@ class Client:
         deadline = self.deadline if last else now + max(0.0, self.deadline - now) / 2
         self.tries += 1
         stamp, context = pool.context(self.trust)
-        key = (remote.host, remote.port, self.trust, stamp)
+        key = Key(host=remote.host, port=remote.port, trust=self.trust, stamp=stamp)
         reply = self._on_kept(key, asked, deadline)
         if reply is None:
             connect_by = deadline if last else min(deadline, now + _CONNECT_WAIT)
@@ -139,7 +148,7 @@ class Client:
             raise UnreadyError(reply)
         return reply
 
-    def _on_kept(self, key: object, asked: Asked, deadline: float) -> Reply | None:
+    def _on_kept(self, key: Key, asked: Asked, deadline: float) -> Reply | None:
         """Ask on a connection that waited; None where there is none, or the peer was about to close it.
 
         A request that was cut off there may be repeated at once: all requests here may be.
@@ -154,7 +163,7 @@ class Client:
         return None
 
     @staticmethod
-    def _on(connection: Connection, key: object, asked: Asked, deadline: float) -> Reply:
+    def _on(connection: Connection, key: Key, asked: Asked, deadline: float) -> Reply:
         reply = None
         try:
             reply = connection.exchange(asked, deadline)

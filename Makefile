@@ -8,6 +8,7 @@ REPORTS := .reports
 
 RUN := $(VENV)/bin/python
 CYTHON_SOURCES := $(wildcard src/sriov_fast/*.pyx src/sriov_fast/*.pxd src/sriov_fast/*.h)
+CLIENT_SOURCES := src/sriov_fast/client/sriov.c tools/build_client.py
 ENVIRONMENT := $(VENV)/.ready
 EXTENSIONS := $(VENV)/.extensions
 # QEMU, mounts and network namespaces want root; the environment (pip's settings, SRIOV_FAST_*) goes along.
@@ -22,7 +23,7 @@ help:
 	@echo "make demo             boot the lab's machine and attach pods to VFs of its SR-IOV card"
 	@echo "make demo PF=NAME     the same with this machine's card NAME"
 	@echo "make test             all tests: plain, network namespaces, lab"
-	@echo "make build            compile; leaves bin/sriov and bin/sriov-fast"
+	@echo "make build            compile; leaves bin/sriov, bin/txipam and bin/sriov-fast"
 	@echo "make lint bench dist clean"
 
 host:
@@ -33,12 +34,12 @@ $(ENVIRONMENT): pyproject.toml setup.py tools/venv.sh
 	@tools/venv.sh "$(PYTHON)" $(VENV)
 	@touch $@
 
-$(EXTENSIONS): $(ENVIRONMENT) $(CYTHON_SOURCES) setup.py
+$(EXTENSIONS): $(ENVIRONMENT) $(CYTHON_SOURCES) $(CLIENT_SOURCES) setup.py
 	$(RUN) setup.py -q build_ext --inplace
 	@touch $@
 
 build: $(EXTENSIONS)
-	@$(VENV)/bin/sriov-fast install --bin-dir bin --name sriov --name sriov-fast
+	@$(VENV)/bin/sriov-fast install --bin-dir bin --name sriov --name txipam --name sriov-fast
 	@bin/sriov-fast --version
 
 demo: build
@@ -69,4 +70,4 @@ dist: $(ENVIRONMENT)
 
 clean:
 	rm -rf $(VENV) bin build dist $(REPORTS) .benchmarks src/*.egg-info
-	rm -f src/sriov_fast/*.so src/sriov_fast/*.c
+	rm -f src/sriov_fast/*.so src/sriov_fast/*.c src/sriov_fast/client/sriov-client

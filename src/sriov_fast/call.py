@@ -9,8 +9,6 @@ from __future__ import annotations
 import os
 
 from sriov_fast import codec
-from sriov_fast.ipam.builtin import builtin
-from sriov_fast.ipam.delegate import Ipam
 from sriov_fast.sriov import locks
 from sriov_fast.sriov.locate import Where
 from sriov_fast.values import Value
@@ -24,6 +22,7 @@ if TYPE_CHECKING:
     from sriov_fast.cni.netconf import NetConf
     from sriov_fast.cni.request import Request
     from sriov_fast.ipam.builtin import Builtin
+    from sriov_fast.ipam.delegate import Ipam
     from sriov_fast.sriov.journal import Attachment, Journal
     from sriov_fast.sriov.roots import Roots
     from sriov_fast.steps import Steps
@@ -112,6 +111,8 @@ class Call(Value):
         """Return this request's IPAM, built in or to be executed; None where the configuration has none."""
         if not self.conf.ipam_type:
             return None
+        from sriov_fast.ipam.builtin import builtin  # late: not without IPAM, and beside the move
+
         asked = self.request
         serve = builtin(self.conf.ipam_type, self.conf.ipam)
         if serve:
@@ -123,6 +124,8 @@ class Call(Value):
                 runtime_dir=self.roots.run,
                 state_dir=self.roots.state,
             )
+        from sriov_fast.ipam.delegate import Ipam  # late: only for what is executed
+
         return Ipam(
             kind=self.conf.ipam_type,
             path=asked.path,

@@ -14,7 +14,7 @@ from sriov_fast.backend import nl
 from sriov_fast.call import IPAM_GRACE, IPAM_WAIT, Call, Context, Reply
 from sriov_fast.cni import netconf, reply, result
 from sriov_fast.errors import BusyError, IpamError, SriovError
-from sriov_fast.ipam.delegate import may_choose_vf, needs_interface
+from sriov_fast.ipam.kinds import may_choose_vf, needs_interface
 from sriov_fast.sriov import affinity, attach, detach, locks, netns, pool
 from sriov_fast.sriov.journal import ATTACHED, HOMING, Attachment, Journal
 from sriov_fast.values import Route, Value

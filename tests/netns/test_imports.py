@@ -29,18 +29,18 @@ CONTEXTLIB = {
     *("_collections", "_functools", "_operator", "collections", "contextlib", "functools", "itertools"),
     *("keyword", "operator", "reprlib", "types"),
 }
-COMPILED = {"_json", "fcntl", "select"}
+COMPILED = {"_json", "fcntl"}
 OTHERS = OS | CONTEXTLIB | COMPILED | {"__future__", "errno", "gc"}
 # What every request imports; the bundle puts these in place before anybody asks for them.
 HOT = {
     *("", "addresses", "backend", "call", "codec", "entry", "errors", "log", "plugin", "values"),
     *("cni", "cni.args", "cni.fields", "cni.netconf", "cni.reply", "cni.request", "cni.result"),
-    *("ipam", "ipam.builtin", "ipam.delegate", "ipam.keys", "ipam.kinds"),
+    *("ipam", "ipam.kinds"),
     *("sriov", "sriov.affinity", "sriov.attach", "sriov.detach", "sriov.journal", "sriov.locate"),
     *("sriov.locks", "sriov.netns", "sriov.pool", "sriov.roots"),
 }
 BACKEND = {"_irq", "_nl", "_sysfs"}
-HOST_LOCAL = {"ipam.host_local", "ipam.ranges", "ipam.store"}
+HOST_LOCAL = {"ipam.builtin", "ipam.host_local", "ipam.keys", "ipam.ranges", "ipam.store"}
 
 
 def timed(done_stderr: str) -> set[str]:

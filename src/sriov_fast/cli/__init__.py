@@ -18,6 +18,7 @@ COMMANDS = {
     "doctor": "sriov_fast.cli.doctor",
     "install": "sriov_fast.cli.install",
     "serve": "sriov_fast.cli.serve",
+    "trace": "sriov_fast.cli.trace",
     "tune": "sriov_fast.cli.tune",
     "ipam": "sriov_fast.cli.ipam",
     "lab": "sriov_fast.lab.cli",

@@ -1,0 +1,288 @@
+"""The waterfall: what comes out of the plugin's document, and that what is drawn is to scale."""
+
+from __future__ import annotations
+
+import json
+import re
+from itertools import pairwise
+from typing import Any
+from xml.etree import ElementTree
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from sriov_fast.cli import waterfall
+from sriov_fast.cli.waterfall import LOOKS, Span, Waterfall, assemble, milliseconds, ticks
+from sriov_fast.errors import DecodeError
+
+MS = 1_000_000
+SVG = "{http://www.w3.org/2000/svg}"
+BEGIN = 7_000_000_000
+
+
+def document(*spans: tuple[str, str, float, float], **more: Any) -> dict[str, Any]:
+    """What the plugin writes; times in milliseconds after BEGIN."""
+    listed = [
+        {"name": name, "kind": kind, "start_ns": BEGIN + int(start * MS), "end_ns": BEGIN + int(end * MS)}
+        for name, kind, start, end in spans
+    ]
+    return {"clock": "CLOCK_MONOTONIC", "mode": "in-process", "verb": "ADD", "spans": listed} | more
+
+
+ADD = document(
+    ("read the request", "ours", 10, 12),
+    ("start IPAM", "ipam", 12, 13),
+    ("IPAM", "ipam", 13, 20),
+    ("move", "kernel", 13, 28),
+    ("addresses", "kernel", 29, 30),
+)
+
+
+@pytest.fixture
+def add() -> Waterfall:
+    return assemble(ADD, "ADD", BEGIN, BEGIN + 40 * MS)
+
+
+# --- the model
+
+
+def test_the_process_around(add: Waterfall) -> None:
+    assert (add.verb, add.mode, add.total) == ("ADD", "in-process", 40 * MS)
+    first, last = add.spans[0], add.spans[-1]
+    assert first == Span("process start", "process", BEGIN, BEGIN + 10 * MS)
+    assert last == Span("process end", "process", BEGIN + 30 * MS, BEGIN + 40 * MS)
+    assert [span.name for span in add.spans[1:-1]] == [item["name"] for item in ADD["spans"]]
+
+
+def test_shares(add: Waterfall) -> None:
+    """Each moment once: IPAM beside the move is not waited for, and the gap at 28 is the plugin's."""
+    assert {kind: spent / MS for kind, spent in add.shares().items()} == {
+        "kernel": 16,
+        "ours": 3,
+        "ipam": 1,
+        "process": 20,
+    }
+
+
+def test_an_unknown_kind_is_other() -> None:
+    item = assemble(document(("x", "quantum", 1, 3)), "ADD", BEGIN, BEGIN + 4 * MS)
+    assert item.shares() == {"other": 2 * MS, "process": 2 * MS}
+    assert 'data-kind="quantum"' in waterfall.svg([item])
+
+
+def test_a_plugin_that_writes_nothing() -> None:
+    item = assemble(None, "DEL", 5, 25)
+    assert item.spans == (Span("the whole process", "process", 5, 25),)
+    assert waterfall.text(item, 80).startswith("DEL: 0.00 ms")
+
+
+def test_what_comes_after_the_end_is_cut() -> None:
+    """A server may be at it still when the caller has its answer."""
+    item = assemble(
+        document(("move", "kernel", 1, 9), ("later", "ours", 9, 12)), "DEL", BEGIN, BEGIN + 5 * MS
+    )
+    assert [(span.name, span.start, span.end) for span in item.spans[1:]] == [
+        ("move", BEGIN + MS, BEGIN + 5 * MS),
+        ("later", BEGIN + 5 * MS, BEGIN + 5 * MS),
+    ]
+    assert sum(item.shares().values()) == item.total
+
+
+GOOD = {"name": "a", "kind": "ours", "start_ns": 1, "end_ns": 2}
+
+
+@pytest.mark.parametrize(
+    ("wrong", "words"),
+    [
+        ([], "not a JSON object"),
+        (document(clock="CLOCK_REALTIME"), "CLOCK_REALTIME"),
+        (document(spans={}), "spans = {}"),
+        (document(spans=[GOOD, 3]), r"spans\[1\]"),
+        (document(spans=[GOOD | {"start_ns": "1"}]), r"spans\[0\]"),
+        (document(spans=[{"name": "a"}]), r"spans\[0\]"),
+        (document(spans=[GOOD | {"start_ns": 3}]), "ends before"),
+    ],
+)
+def test_no_trace(wrong: object, words: str) -> None:
+    with pytest.raises(DecodeError, match=words) as caught:
+        assemble(wrong, "ADD", 0, 9)
+    assert caught.value.details
+
+
+def test_the_median_one() -> None:
+    items = [assemble(None, "ADD", 0, total * MS) for total in (9, 1, 5, 7)]
+    found = waterfall.median(items)
+    assert found.total == 5 * MS
+    assert found.totals == (MS, 5 * MS, 7 * MS, 9 * MS)
+    assert "median of 4: 1.00 to 9.00" in waterfall.text(found, 80)
+    assert waterfall.plain(found)["totals_ms"] == [1, 5, 7, 9]
+
+
+SPANS = st.lists(
+    st.tuples(
+        st.text(max_size=30), st.sampled_from([*LOOKS, "x\0"]), st.integers(0, 50), st.integers(0, 50)
+    ).map(lambda span: (span[0], span[1], min(span[2:]), max(span[2:]))),
+    max_size=12,
+)
+
+
+@given(SPANS, st.integers(1, 60))
+def test_the_shares_are_the_whole(spans: list[tuple[str, str, float, float]], total: int) -> None:
+    item = assemble(document(*spans), "ADD", BEGIN, BEGIN + total * MS)
+    assert sum(item.shares().values()) == item.total == total * MS
+    assert all(BEGIN <= span.start <= span.end <= BEGIN + total * MS for span in item.spans)
+
+
+@given(st.integers(1, 10**12), st.integers(1, 20))
+def test_ticks(most: int, count: int) -> None:
+    """Round numbers at one distance, up to the end, and not many more or fewer than asked for."""
+    found = ticks(most, count)
+    assert found[0] == 0
+    assert found[-1] <= most
+    assert len(found) <= count + 2
+    assert len(found) * 3 >= min(count, most)
+    steps = {later - one for one, later in pairwise(found)}
+    assert len(steps) <= 1 or most < 1000  # nanoseconds are not divided
+    assert all(str(step).rstrip("0") in ("1", "2", "5") for step in steps if most >= 1000)
+
+
+# --- text
+
+
+def bars(text: str) -> list[tuple[int, int]]:
+    """First column and length of each row's bar."""
+    marks = "".join(look.block + look.ascii for look in LOOKS.values())
+    found = []
+    for line in text.splitlines()[1:]:
+        row = re.search(f" ([{re.escape(marks)}]+) +[0-9.]+$", line)
+        if row:
+            found.append((row.start(1), len(row.group(1))))
+    return found
+
+
+@pytest.mark.parametrize("blocks", [True, False])
+@pytest.mark.parametrize("width", [48, 80, 133, 200])
+def test_text_is_to_scale(add: Waterfall, width: int, blocks: bool) -> None:
+    text = waterfall.text(add, width, blocks=blocks)
+    assert max(map(len, text.splitlines())) <= width
+    assert text.isascii() == (not blocks)
+    found = bars(text)
+    assert len(found) == len(add.spans)
+    left = found[0][0]
+    column = (found[-1][0] + found[-1][1] - left) / add.total  # the last bar ends where the axis does
+    for (first, length), span in zip(found, add.spans, strict=True):
+        assert abs(first - left - (span.start - BEGIN) * column) <= 1
+        assert abs(length - max(1, (span.end - span.start) * column)) <= 1.5
+
+
+def test_the_axis_of_the_text(add: Waterfall) -> None:
+    """Each number stands where its time is."""
+    lines = waterfall.text(add, 120).splitlines()
+    axis = lines[1 + len(add.spans)]
+    (left, first), (end, last) = bars("\n".join(lines))[0], bars("\n".join(lines))[-1]
+    assert first
+    numbers = {int(found.group()): found.start() for found in re.finditer(r"\d+", axis)}
+    assert set(numbers) >= {0, 10, 20, 30}
+    for number, column in numbers.items():
+        assert abs(column - left - number / 40 * (end + last - left)) <= 1
+
+
+def test_the_legend_and_the_colours(add: Waterfall) -> None:
+    text = waterfall.text(add, 120)
+    assert text.splitlines()[-1] == (
+        "█ kernel 16.00 ms (40 %)  ▓ plugin 3.00 ms (8 %)  ▒ IPAM 1.00 ms (2 %)  "
+        "░ process start and end 20.00 ms (50 %)"
+    )
+    coloured = waterfall.text(add, 120, colours=True)
+    assert re.sub("\x1b\\[[0-9]+m", "", coloured) == text
+    assert "\x1b[31m" in coloured
+
+
+def test_long_names_are_cut_and_nothing_reaches_the_terminal() -> None:
+    item = assemble(document(("x\x1b[2J" + "y" * 90, "ours", 0, 1)), "ADD", BEGIN, BEGIN + MS)
+    text = waterfall.text(item, 60)
+    assert max(map(len, text.splitlines())) <= 60
+    assert "\x1b" not in text
+    assert "~" in text
+
+
+# --- SVG
+
+
+def drawn(svg: str) -> tuple[ElementTree.Element, list[ElementTree.Element]]:
+    root = ElementTree.fromstring(svg)
+    return root, [rect for rect in root.iter(f"{SVG}rect") if "data-name" in rect.attrib]
+
+
+def number(element: ElementTree.Element, key: str) -> float:
+    return float(element.attrib[key])
+
+
+def test_the_picture_is_to_scale(add: Waterfall) -> None:
+    root, found = drawn(waterfall.svg([add]))
+    assert [rect.attrib["data-name"] for rect in found] == [span.name for span in add.spans]
+    left, scale = number(found[0], "x"), number(found[3], "width") / (7 * MS)
+    assert scale > 0
+    for rect, span in zip(found, add.spans, strict=True):
+        assert number(rect, "x") - left == pytest.approx((span.start - BEGIN) * scale, abs=0.1)
+        assert number(rect, "width") == pytest.approx(max(1, (span.end - span.start) * scale), abs=0.1)
+        assert rect.attrib["fill"] == LOOKS[span.kind].colour
+        assert milliseconds(span.end - span.start) in (rect.findtext(f"{SVG}title") or "")
+    for line in root.iter(f"{SVG}line"):
+        tick = (number(line, "x1") - left) / scale / MS
+        assert f"{tick:.0f} ms" in [text.text for text in root.iter(f"{SVG}text")]
+
+
+def test_the_picture_fits_and_needs_nothing(add: Waterfall) -> None:
+    """One size, a light ground, nothing from elsewhere, no style or script that GitHub would take out."""
+    svg = waterfall.svg([add, add._replace(verb="DEL", end=BEGIN + 20 * MS, spans=add.spans[:2])])
+    root, found = drawn(svg)
+    width, height = number(root, "width"), number(root, "height")
+    assert root.attrib["viewBox"] == f"0 0 {width:g} {height:g}"
+    ground = next(root.iter(f"{SVG}rect"))
+    assert (ground.attrib["width"], ground.attrib["height"], ground.attrib["fill"]) == (
+        "100%",
+        "100%",
+        "#ffffff",
+    )
+    assert {element.tag.removeprefix(SVG) for element in root.iter()} == {
+        "svg",
+        "title",
+        "rect",
+        "line",
+        "text",
+    }
+    assert re.findall("https?://", svg) == ["http://"]  # the name of the format
+    for rect in found:
+        assert number(rect, "x") + number(rect, "width") <= width
+        assert number(rect, "y") + number(rect, "height") <= height
+    rows = [number(rect, "y") for rect in found]
+    assert rows == sorted(set(rows))  # none on top of another
+    texts = [text.text or "" for text in root.iter(f"{SVG}text")]
+    assert "ADD, in-process: 40.00 ms" in texts
+    assert "DEL, in-process: 20.00 ms" in texts
+    assert "kernel 16.00 ms (40 %)" in texts
+
+
+@given(SPANS)
+def test_every_name_makes_a_picture(spans: list[tuple[str, str, float, float]]) -> None:
+    item = assemble(document(*spans), "ADD", BEGIN, BEGIN + 60 * MS)
+    _, found = drawn(waterfall.svg([item]))
+    assert len(found) == len(item.spans)
+    assert waterfall.text(item, 80)
+
+
+# --- JSON
+
+
+def test_figures(add: Waterfall) -> None:
+    found = json.loads(json.dumps(waterfall.plain(add)))
+    assert (found["verb"], found["mode"], found["total_ms"], found["totals_ms"]) == (
+        "ADD",
+        "in-process",
+        40,
+        [40],
+    )
+    assert found["shares_ms"] == {"kernel": 16, "ours": 3, "ipam": 1, "process": 20}
+    assert found["spans"][4] == {"name": "move", "kind": "kernel", "start_ms": 13, "end_ms": 28}

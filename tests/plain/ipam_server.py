@@ -191,8 +191,11 @@ class Server:
             self.process = subprocess.Popen(
                 command("serve", "--config", self.config), stderr=log, env=environment(**self._env)
             )
-        self.wait("serving")
-        listen = self.wait("serving")["listen"].split(",")[0]
+        try:
+            listen = self.wait("serving")["listen"].split(",")[0]
+        except BaseException:
+            self.kill()
+            raise
         self.url = f"{'https' if self.tls else 'http'}://{listen}"
         self.port = int(listen.rpartition(":")[2])
 

@@ -191,8 +191,8 @@ def _execute(job: Job, verb: str, container: str, directory: str) -> tuple[Water
         streams[0].seek(0)
         begin, end, status = _ran(job.plugin, environment, [stream.fileno() for stream in streams])
         stdout, stderr = (_content(stream.fileno()) for stream in streams[1:])
-    sys.stderr.write(stderr.decode("utf-8", "replace"))
     if status:
+        sys.stderr.write(stderr.decode("utf-8", "replace"))
         raise _failure(verb, status, stdout)
     result = codec.loads(stdout, f"the plugin's answer to {verb}") if stdout.strip() else None
     return waterfall.assemble(_written(trace), verb, begin, end), result

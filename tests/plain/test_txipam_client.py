@@ -359,6 +359,11 @@ def test_del_without_arguments_uses_what_was_remembered(tx: Make, service: Servi
     assert service.seen[-1].query == {"host_ip": "10.55.206.20"}
 
 
+def test_del_of_what_nobody_remembers_asks_all_the_same(tx: Make, service: Service) -> None:
+    assert tx(args="").run("DEL", 10.0) is None
+    assert [(seen.method, seen.query) for seen in service.seen] == [("DELETE", {})]
+
+
 def test_a_token(tx: Make, service: Service, tmp_path: Path) -> None:
     token = tmp_path / "token"
     for text in ("first", "second"):

@@ -4,7 +4,8 @@ Each of a burst's processes has a pod of its own. Ours choose their VFs themselv
 the floor's are told. After each burst of ADDs comes one of DELs. Each round has every program's bursts, in
 an order of its own and after random delays.
 
-``SRIOV_FAST_BENCH_BURSTS`` sets the rounds (25); after ``SRIOV_FAST_BENCH_SECONDS`` (150) no new one begins.
+``SRIOV_FAST_BENCH_BURSTS`` sets the rounds (25, in the lab 2); after ``SRIOV_FAST_BENCH_SECONDS`` (150, in
+the lab 60) no new one begins. The lab leaves out the 32 interpreters at the same time.
 """
 
 from __future__ import annotations
@@ -20,13 +21,19 @@ from typing import Any, NamedTuple
 import pytest
 
 import report
-from stage import Case, Job, Stage, pause, standing
+from stage import IN_LAB, Case, Job, Stage, amount, pause, standing
 
-ROUNDS = int(os.environ.get("SRIOV_FAST_BENCH_BURSTS", "25"))
-SECONDS = float(os.environ.get("SRIOV_FAST_BENCH_SECONDS", "150"))
+ROUNDS = amount("BURSTS", 25, 2)
+SECONDS = amount("SECONDS", 150, 60)
 SIZES = (8, 32)
 PROGRAMS = ("c", "resident", "compiled")
 VERBS = ("ADD", "DEL")
+TURNS = [
+    (program, size)
+    for program in PROGRAMS
+    for size in SIZES
+    if not IN_LAB or (program, size) != ("compiled", max(SIZES))
+]
 
 
 class Kind(NamedTuple):
@@ -55,13 +62,9 @@ def stage() -> Iterator[Stage]:
 @pytest.fixture(scope="module")
 def bursts(stage: Stage) -> Bursts:
     """All of them, measured together before the first is reported."""
-    listed = {
-        kind: listing(stage, kind)
-        for kind in (Kind(program, size, verb) for program in PROGRAMS for size in SIZES for verb in VERBS)
-    }
+    listed = {kind: listing(stage, kind) for kind in (Kind(*turn, verb) for turn in TURNS for verb in VERBS)}
     before = stage.ground.state()
     one_round(stage, 0, listed, {})  # warm
-    assert stage.ground.state() == before
     found: Bursts = {}
     end = time.monotonic() + SECONDS
     for number in range(max(ROUNDS, 1)):
@@ -84,9 +87,7 @@ def words(job: Job) -> bytes:
 
 
 def one_round(stage: Stage, number: int, listed: dict[Kind, bytes], found: Bursts) -> None:
-    turns = [(program, size) for program in PROGRAMS for size in SIZES]
-    random.shuffle(turns)
-    for program, size in turns:
+    for program, size in random.sample(TURNS, len(TURNS)):
         for verb in VERBS:
             kind = Kind(program, size, verb)
             pause()
@@ -118,8 +119,7 @@ def every(bursts: dict[int, Burst]) -> list[float]:
 
 
 @report.mark
-@pytest.mark.parametrize("program", PROGRAMS)
-@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize(("program", "size"), sorted(TURNS, key=lambda turn: turn[1]))
 @pytest.mark.parametrize("verb", VERBS)
 def test_burst(benchmark: Any, bursts: Bursts, verb: str, size: int, program: str) -> None:
     mine, floor = bursts[Kind(program, size, verb)], bursts[Kind("c", size, verb)]

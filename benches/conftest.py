@@ -14,6 +14,7 @@ TESTS = HERE.parent / "tests"
 def pytest_addoption(parser: pytest.Parser) -> None:
     text = "a CNI plugin to measure beside ours; it gets the same environment, and a configuration on stdin"
     parser.addoption("--peer", default="", metavar="PATH", help=text)
+    parser.addoption("--picture", default="", metavar="FILE", help="the SVG of one ADD's steps to write")
 
 
 def pytest_configure(config: pytest.Config) -> None:

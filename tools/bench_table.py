@@ -47,7 +47,7 @@ def _short(value: object) -> str:
 
 def table(lines: list[dict[str, str]]) -> list[str]:
     """Return a Markdown table with every column that a line has."""
-    columns = list(dict.fromkeys(key for line in lines for key in line))
+    columns = list(dict.fromkeys(key for line in sorted(lines, key=len, reverse=True) for key in line))
     widths = {key: max(len(line.get(key, "")) for line in [*lines, {key: key}]) for key in columns}
     rows = [{key: key for key in columns}, *lines]
     text = ["| " + " | ".join(f"{row.get(key, ''):<{widths[key]}}" for key in columns) + " |" for row in rows]

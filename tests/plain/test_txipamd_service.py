@@ -478,6 +478,28 @@ def test_ranges_may_shrink_and_grow_under_what_is_held(url: str) -> None:
     served(url, work, config())
 
 
+def test_what_was_given_back_outside_the_ranges_is_not_lost(url: str) -> None:
+    """The ranges shrink and become again what they were, or an assignment comes and goes, meanwhile."""
+    narrow = config("10.1.0.0/29", pool={"ranges": [{"start": "10.1.0.1", "end": "10.1.0.2"}]})
+    assigned = config("10.1.0.0/29", assignments=[{"pod_id": "ns/c5", "ips": ["10.1.0.5"]}])
+
+    async def work(service: Service) -> None:
+        for meanwhile in (narrow, assigned):
+            found = {await address(service, at) for at in range(6)}
+            await service.configure(made(meanwhile), None)
+            for at in range(6):
+                await release(service, at)
+            if meanwhile is assigned:
+                await service.allocate(ask(5))
+                await release(service, 5)
+            await service.configure(made(config("10.1.0.0/29")), None)
+            assert {await address(service, f"x{at}", "") for at in range(6)} == found
+            for at in range(6):
+                await release(service, f"x{at}")
+
+    served(url, work, config("10.1.0.0/29"))
+
+
 def test_a_backup_is_everything(url: str, tmp_path: Path) -> None:
     clock = Clock()
     fixed = [{"pod_id": "ns/db", "ips": ["10.1.0.3"]}]

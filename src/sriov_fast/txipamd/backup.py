@@ -185,7 +185,7 @@ async def load(store: Store, registry: Registry, document: Mapping[str, Any], *,
     generation = token()
     records = await asyncio.to_thread(_Records, backup, idents, generation)
     old = await registry.reload()
-    named = await registry.prepare(backup.config, idents)
+    named = await registry.prepare(backup.config, idents, {})
     says = {"revision": old.revision + 1, "generation": generation, **named}
     stay = None if replace else {(it.network, it.container_id, it.ifname): it for it in backup.allocations}
     await store.write(sorted(records.found.items()))

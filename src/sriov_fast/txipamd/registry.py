@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import uuid
 import zlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import orjson
@@ -13,7 +13,7 @@ import orjson
 from sriov_fast.txipamd.errors import Conflict, Unavailable
 from sriov_fast.txipamd.model import Config, parse
 from sriov_fast.txipamd.records import NO_ROOT, ROOT, Keys, pack, unpack
-from sriov_fast.txipamd.shape import Book, nets
+from sriov_fast.txipamd.shape import Book, Net, Shape, nets
 from sriov_fast.txipamd.store import Store, Transaction, View, prefix_end
 
 PART = 512 * 1024  # bytes of a document in one record; etcd takes 1.5 MiB a request
@@ -64,9 +64,11 @@ class Registry:
             return self._book
         return await read_book(view, root)
 
-    async def prepare(self, config: Config, idents: Mapping[str, str]) -> dict[str, Any]:
+    async def prepare(
+        self, config: Config, idents: Mapping[str, str], epochs: Mapping[str, str]
+    ) -> dict[str, Any]:
         """Write the configuration beside the one in force; return what the root is to say of it."""
-        body = {"config": config.model_dump(mode="json", exclude_defaults=True), "idents": dict(idents)}
+        body = {"config": config.document(), "idents": dict(idents), "epochs": dict(epochs)}
         packed = zlib.compress(orjson.dumps(body))
         parts = [packed[at : at + PART] for at in range(0, len(packed), PART)]
         name = token()
@@ -86,7 +88,7 @@ class Registry:
             if revision is not None and revision != str(old.revision):
                 raise Conflict(f"revision: {revision!r} is not the one in force, {str(old.revision)!r}")
             idents = keep_idents(old, config)
-            named = await self.prepare(config, idents)
+            named = await self.prepare(config, idents, new_epochs(old, config, idents))
             change = _Change(old, named, [it for it in old.idents.values() if it not in idents.values()])
             try:
                 done = await self._store.run(change)
@@ -117,14 +119,30 @@ def root_says(book: Book) -> dict[str, Any]:
 async def read_book(view: View, root: bytes) -> Book | None:
     """Return the configuration that a root names; none if it is not there any more."""
     says = unpack(root)
-    config, idents = Config(), {}
+    config, idents, epochs = Config(), {}, {}
     if says["document"]:
         _, (rows,) = await view.fetch([], [(*_document(says["document"]), 0)])
         if len(rows) != says["parts"]:
             return None
         body = orjson.loads(zlib.decompress(b"".join(part for _, part in rows)))
-        config, idents = parse(Config, body["config"]), body["idents"]
-    return Book(root, says["revision"], says["generation"], config, idents, nets(config, idents))
+        config, idents, epochs = parse(Config, body["config"]), body["idents"], body["epochs"]
+    return Book(root, says["revision"], says["generation"], config, idents, nets(config, idents, epochs))
+
+
+def shapes(found: Mapping[str, Net]) -> Iterator[Shape]:
+    """Yield the pools of all networks."""
+    for net in found.values():
+        yield from net.pools
+
+
+def new_epochs(old: Book, config: Config, idents: Mapping[str, str]) -> dict[str, str]:
+    """Return the epochs of the pools: those that give the same addresses as before keep theirs."""
+    before = {shape.ident: shape for shape in shapes(old.nets)}
+    new = str(old.revision + 1)
+    return {
+        shape.pool.name: was.epoch if (was := before.get(shape.ident)) and was.same(shape) else new
+        for shape in shapes(nets(config, idents))
+    }
 
 
 def keep_idents(old: Book, config: Config) -> dict[str, str]:

@@ -6,7 +6,6 @@ from bisect import bisect_left, bisect_right
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
-from hashlib import blake2b
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address, ip_network
 
 from sriov_fast.txipamd.errors import UnknownHost, UnknownNetwork
@@ -36,11 +35,16 @@ def make_mac(prefix: str, offset: int) -> str:
 
 @dataclass(frozen=True)
 class Shape:
-    """A pool as numbers; `ident` names this incarnation of it in the store."""
+    """A pool as numbers; `ident` names this incarnation of it in the store.
+
+    `epoch` is another one each time that other addresses may be given than before, also if they are the same
+    again as once: what was given back in between may be forgotten.
+    """
 
     ident: str
     pool: Pool
     reserved: frozenset[int] = frozenset()
+    epoch: str = "0"
 
     @cached_property
     def subnet(self) -> IPv4Network | IPv6Network:
@@ -93,11 +97,10 @@ class Shape:
                 break
         return tuple(sorted(found))
 
-    @cached_property
-    def epoch(self) -> str:
-        """Return what changes when other addresses may be given than before."""
-        text = repr((self.ranges, self.gateway, sorted(self.reserved)))
-        return blake2b(text.encode(), digest_size=8).hexdigest()
+    def same(self, other: Shape) -> bool:
+        """Whether the same addresses may be given, of the same incarnation of a pool."""
+        mine, its = ((it.ident, it.ranges, it.gateway, it.reserved) for it in (self, other))
+        return mine == its
 
     def inside(self, address: int) -> bool:
         """Whether an address is in a range."""
@@ -224,8 +227,11 @@ def _hosts(
     }
 
 
-def nets(config: Config, idents: Mapping[str, str]) -> dict[str, Net]:
+def nets(
+    config: Config, idents: Mapping[str, str], epochs: Mapping[str, str] | None = None
+) -> dict[str, Net]:
     """Return the networks of a valid configuration, ready to be asked."""
+    epochs = epochs or {}
     made = {}
     for network in config.networks:
         bare = [Shape(idents[it.name], it) for it in config.pools if it.network == network.name]
@@ -235,7 +241,8 @@ def nets(config: Config, idents: Mapping[str, str]) -> dict[str, Net]:
             for name, address in places:
                 reserved.setdefault(name, set()).add(address)
         shapes = {
-            it.pool.name: Shape(it.ident, it.pool, frozenset(reserved.get(it.pool.name, ()))) for it in bare
+            name: Shape(it.ident, it.pool, frozenset(reserved.get(name, ())), epochs.get(name, "0"))
+            for name, it in ((it.pool.name, it) for it in bare)
         }
         made[network.name] = Net(
             network.name,

@@ -9,7 +9,9 @@ import socket
 import subprocess
 import sys
 import time
+from collections import Counter
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Self
 
@@ -108,8 +110,21 @@ class Server:
 
     def files(self) -> list[str]:
         """What it has open."""
-        directory = f"/proc/{self.pid}/fd"
-        return sorted(os.readlink(f"{directory}/{fd}") for fd in os.listdir(directory))
+        directory, found = f"/proc/{self.pid}/fd", []
+        for fd in os.listdir(directory):
+            with suppress(FileNotFoundError):
+                found.append(os.readlink(f"{directory}/{fd}"))
+        return sorted(found)
+
+    def idle(self) -> list[str]:
+        """Wait until it has no connection and no pipe; return what it has open then."""
+
+        def waiting() -> bool:
+            kinds = Counter(name.partition(":")[0] for name in self.files())
+            return (kinds["socket"], kinds["pipe"]) == (1, 0)  # the one that it listens on
+
+        wait_for(waiting, "it does not come to rest")
+        return self.files()
 
     def threads(self) -> int:
         return len(os.listdir(f"/proc/{self.pid}/task"))
@@ -226,8 +241,11 @@ class ResidentNode(Node):
         return [name for name in self.records() if "~~" in name]
 
     def homed(self) -> None:
-        """Wait until no VF is on its way home any more."""
-        wait_for(lambda: not self.homing() and not self.held("vf-"), "a VF does not come home")
+        """Wait until no VF is on its way home any more, and none is held that is nobody's."""
+        wait_for(lambda: not self.homing() and not self._held_free(), "a VF does not come home")
+
+    def _held_free(self) -> set[str]:
+        return {name[3:] for name in self.held("vf-")} - {name.partition("~")[0] for name in self.records()}
 
     def held(self, prefix: str = "") -> list[str]:
         """The locks that somebody has (/proc/locks); a file alone may be a dead one's."""
@@ -270,6 +288,24 @@ class DeferredNode(ResidentNode):
     """Its server answers a DEL before the VF is home."""
 
     options_of_server = ("--defer-release",)
+
+
+def held_up(node: Node, kind: str = "host-local", give: str = '{"ips":[{"address":"10.1.0.2/24"}]}') -> None:
+    """Install a delegate whose ADD waits until ``let_go``, and then answers with ``give``."""
+    say = 'echo $$ > "$ROOT/waits-$CNI_CONTAINERID"'
+    wait = 'while [ -d "$ROOT" ] && [ ! -e "$ROOT/go" ]; do sleep 0.02; done'
+    node.delegate(kind, f"[ \"$CNI_COMMAND\" = ADD ] || exit 0\n{say}\n{wait}\necho '{give}'")
+
+
+def waits(node: Node, container: str) -> int:
+    """Wait until the delegate of a container's ADD does; return its process."""
+    path = node.root / f"waits-{container}"
+    wait_for(lambda: path.exists() and path.read_text().strip(), "the delegate was not started")
+    return int(path.read_text())
+
+
+def let_go(node: Node) -> None:
+    (node.root / "go").touch()
 
 
 KINDS: dict[str, type[Node]] = {"process": Node, "resident": ResidentNode, "deferred": DeferredNode}

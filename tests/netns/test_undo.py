@@ -212,7 +212,7 @@ def test_a_full_device_takes_no_result(node: Node) -> None:
 
 
 @pytest.mark.parametrize("closed", ["0", "1", "2", "all"])
-@pytest.mark.modes("process")
+@pytest.mark.modes("process", "resident", falls_back=True)
 def test_closed_streams(node: Node, closed: str) -> None:
     """What is closed must not become the number of a file of ours, with a reply or log lines in it."""
     streams = "0 1 2" if closed == "all" else closed

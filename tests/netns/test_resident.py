@@ -1,0 +1,621 @@
+"""The resident server as a process: its socket, its end, the client without it, many at once, the costs."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from node import MakeNode, Node, Outcome
+from resident import ResidentNode, Strace, has_strace, held_up, let_go, wait_for, waits
+
+pytestmark = pytest.mark.modes("resident")
+
+MOST_MEMORY = 40 << 10  # KiB
+LATE = {"type": "host-local", "delegate": True}  # what ``held_up`` installs
+GC = {"cniVersion": "1.1.0", "cni.dev/valid-attachments": []}
+
+
+def own(node: Node) -> dict[str, Any]:
+    """Return an ``ipam`` object that the server serves itself."""
+    return node.host_local(delegate=False)
+
+
+# --- its socket
+
+
+def test_for_root_alone(node: ResidentNode) -> None:
+    """Whatever the umask, and the mode of a directory that is there already."""
+    node.server.stop()
+    node.run_dir.chmod(0o755)
+    node.serve(enter=("sh", "-c", 'umask 0; exec "$@"', "sh")).ready()
+    paths = (node.run_dir, node.run_dir / "sriov.sock", node.run_dir / "server.lock")
+    assert [path.stat().st_mode & 0o7777 for path in paths] == [0o700, 0o600, 0o600]
+
+
+@pytest.fixture
+def open_node() -> Iterator[ResidentNode]:
+    """A node in a directory that everybody can look into."""
+    root = Path(tempfile.mkdtemp())
+    root.chmod(0o755)
+    node = ResidentNode(root, vfs=1)
+    node.may_fall_back = True
+    yield node
+    node.close()
+
+
+@pytest.mark.modes
+def test_a_peer_that_is_not_root(open_node: ResidentNode) -> None:
+    """Even where the modes let it in; what it becomes then has no rights either."""
+    node = open_node
+    before, pod = node.state(), node.pod()
+    node.server.ready()
+    node.run_dir.chmod(0o755)
+    (node.run_dir / "sriov.sock").chmod(0o666)
+    (node.root / "in-process").touch()
+    (node.root / "in-process").chmod(0o666)
+    nobody = ("setpriv", "--reuid=65534", "--regid=65534", "--clear-groups")
+    words = [*node.enter(), *nobody, str(node.root / "sriov")]
+    environment = node.environment("ADD", pod, "eth0", "", "")
+    done = subprocess.run(words, check=False, env=environment, input=b"{}", capture_output=True)
+    assert done.returncode != 0
+    assert node.in_process() == ["ADD again"]
+    assert "the peer is not root" in node.server.said()
+    assert (node.state(), node.records()) == (before, [])
+
+
+def test_a_socket_that_a_dead_server_left(node: ResidentNode) -> None:
+    node.may_fall_back = True
+    node.server.ready().kill()
+    assert (node.run_dir / "sriov.sock").is_socket()
+    assert node.run("VERSION", {}).status == 0
+    assert node.in_process() == ["VERSION"], "nobody listens, so nothing was sent"
+    node.serve().ready()
+    assert node.run("VERSION", {}).status == 0
+    assert len(node.in_process()) == 1
+
+
+def test_a_second_server_is_refused(node: ResidentNode) -> None:
+    first = node.server.ready()
+    second = node.serve()
+    assert second.ended() == 1
+    assert f"a server runs already for {node.run_dir}: pid {first.pid}; stop that one first" in second.said()
+    node.servers.remove(second)
+    assert node.run("VERSION", {}).status == 0
+    assert second.notices == []
+
+
+def test_it_tells_systemd(node: ResidentNode) -> None:
+    node.server.ready().stop()
+    assert node.server.notices == ["READY=1", "STOPPING=1"]
+    assert not (node.run_dir / "sriov.sock").exists()
+
+
+# What systemd does between fork and exec (sd_listen_fds(3)).
+PASS = """\
+import os, sys
+os.dup2(int(sys.argv[1]), 3)
+os.environ.update(LISTEN_PID=str(os.getpid()), LISTEN_FDS="1", LISTEN_FDNAMES="x")
+os.execvp(sys.argv[2], sys.argv[2:])
+"""
+
+
+@contextlib.contextmanager
+def activated(node: ResidentNode) -> Iterator[dict[str, Any]]:
+    """Listen for the server, as systemd does; yield what to start it with."""
+    path = str(node.run_dir / "sriov.sock")
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as listener:
+        listener.bind(path)
+        listener.listen()
+        fd = listener.fileno()
+        yield {"enter": (sys.executable, "-c", PASS, str(fd)), "files": (fd,)}
+
+
+def test_a_socket_of_systemds(node: ResidentNode) -> None:
+    """A request that is there before the server waits for it; the socket outlives the server."""
+    node.server.ready().stop()
+    node.delegate("theirs", 'env > "$ROOT/env"; echo "{\\"ips\\":[]}"')
+    pod, conf = node.pod(), node.conf(ipam={"type": "theirs"})
+    with activated(node) as start:
+        early = node.start("ADD", conf, pod)
+        node.serve(**start).ready()
+        assert node.finish(early).status == 0
+        node.server.stop()
+        assert (node.run_dir / "sriov.sock").is_socket()
+        late = node.start("DEL", conf, pod)
+        node.serve(**start).ready()
+        assert node.finish(late).status == 0
+        node.server.stop()
+        assert node.server.notices == ["READY=1", "STOPPING=1"]
+    assert "LISTEN_" not in (node.root / "env").read_text(), "that was not meant for a delegate"
+    assert node.records() == []
+
+
+def test_a_socket_that_is_meant_for_another_process(node: ResidentNode) -> None:
+    node.server.ready().stop()
+    node.serve(env={"LISTEN_PID": "1", "LISTEN_FDS": "1"}).ready()
+    assert node.run("VERSION", {}).status == 0
+
+
+STRANGE = {
+    "nothing": b"",
+    "HTTP": b"GET / HTTP/1.1\r\n\r\n",
+    "a beginning": b"SRF1",
+    "too much": b"SRF1" + b"\xff" * 60,
+    "zeros": b"\0" * 100,
+}
+
+
+@pytest.mark.parametrize("what", STRANGE)
+def test_who_connects_and_speaks_otherwise(node: ResidentNode, what: str) -> None:
+    server, path = node.server.ready(), str(node.run_dir / "sriov.sock")
+    files = server.idle()
+    for _ in range(20):
+        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as one:
+            one.connect(path)
+            one.sendall(STRANGE[what])
+            one.shutdown(socket.SHUT_WR)
+            with contextlib.suppress(ConnectionResetError):
+                assert one.recv(64) == b""
+    assert node.run("VERSION", {}).status == 0
+    assert server.said().count("a connection without a request") == 20
+    assert server.idle() == files
+
+
+# --- its end
+
+
+def test_a_stop_waits_for_what_runs(node: ResidentNode) -> None:
+    """Who comes meanwhile is served by the plugin in a process of its own."""
+    node.may_fall_back = True
+    held_up(node)
+    before, pods = node.state(), [node.pod(), node.pod()]
+    slow = node.start("ADD", node.conf(ipam=LATE), pods[0])
+    waits(node, pods[0])
+    server = node.server
+    server.process.terminate()
+    wait_for(lambda: not (node.run_dir / "sriov.sock").exists(), "it does not stop")
+    node.add(node.conf(ipam=own(node)), pods[1])
+    assert node.in_process() == ["ADD"]
+    assert (slow.poll(), server.process.poll()) == (None, None)
+    let_go(node)
+    assert node.finish(slow).json["ips"][0]["address"] == "10.1.0.2/24"
+    assert server.ended() == 0
+    node.serve().ready()
+    for pod, ipam in zip(pods, (LATE, own(node)), strict=True):
+        node.delete(node.conf(ipam=ipam), pod)
+    assert (node.state(), node.records(), node.leases(), node.locks()) == (before, [], [], [])
+    assert len(node.in_process()) == 1
+
+
+# --- the client without it
+
+
+@pytest.mark.modes("resident", falls_back=True)
+def test_without_a_server(node: ResidentNode) -> None:
+    before, pod, conf = node.state(), node.pod(), node.conf(ipam=own(node))
+    node.server.stop()
+    found = node.add(conf, pod)
+    assert node.addresses("eth0", pod) == [found["ips"][0]["address"]]
+    node.delete(conf, pod)
+    assert node.in_process() == ["ADD", "DEL"]
+    assert (node.state(), node.records(), node.leases(), node.locks()) == (before, [], [], [])
+
+
+@pytest.mark.modes("resident", falls_back=True)
+def test_one_attaches_the_other_releases(node: ResidentNode) -> None:
+    """Both ways round: the journal is the same."""
+    before, pods, conf = node.state(), [node.pod(), node.pod()], node.conf(ipam=own(node), cores=[1])
+    node.add(conf, pods[0])
+    node.server.stop()
+    node.delete(conf, pods[0])
+    node.add(conf, pods[1])
+    node.serve().ready()
+    node.delete(conf, pods[1])
+    assert (node.state(), node.records(), node.leases(), node.locks()) == (before, [], [], [])
+    assert node.in_process() == ["DEL", "ADD"]
+
+
+# Where the machine or the journal is different before and after.
+CALLS = ("sendto", "rename", "unlink", "flock", "setns")
+
+
+def counted(node: ResidentNode, command: str, conf: dict[str, Any], pod: str) -> Counter[str]:
+    """Run a verb and count the calls of the thread that served it."""
+    output = node.root / "strace"
+    with Strace(node.server.pid, output, "-e", f"trace={','.join(CALLS)}") as trace:
+        assert node.run(command, conf, pod).status == 0
+        node.settle()
+    busiest = max(trace.calls().values(), key=len)
+    return Counter(call.partition("(")[0] for call in busiest)
+
+
+def killed(
+    node: ResidentNode, command: str, conf: dict[str, Any], pod: str, point: tuple[str, int]
+) -> Outcome:
+    """Run a verb, with the server killed before one thread's nth call of one kind."""
+    call, nth = point
+    words = ("-e", f"trace={call}", "-e", f"inject={call}:signal=SIGKILL:when={nth}")
+    with Strace(node.server.pid, node.root / "strace", *words):
+        done = node.run(command, conf, pod)
+        assert node.server.ended() == -signal.SIGKILL, point
+    return done
+
+
+@pytest.mark.skipif(not has_strace, reason="needs strace")
+@pytest.mark.modes("resident", "deferred", falls_back=True)
+@pytest.mark.parametrize("command", ["ADD", "DEL"])
+def test_the_server_is_killed_anywhere(make_node: MakeNode, mode: str, command: str) -> None:
+    """The runtime never hears of it. What a server did not finish, its follower does."""
+    if (mode, command) == ("deferred", "ADD"):
+        pytest.skip("is the same for both")
+    node = make_node(vfs=1)
+    assert isinstance(node, ResidentNode)
+    node.nip("link", "set", "pf0v0", "up", "mtu", "1400")
+    before, pod = node.state(), node.pod()
+    conf = node.conf(ipam=own(node) | {"routes": [{"dst": "0.0.0.0/0"}]}, mtu=1450, cores=[1, 2])
+    node.server.ready()
+    counts = {verb: counted(node, verb, conf, pod) for verb in ("ADD", "DEL")}
+    points = [(call, nth) for call, most in counts[command].items() for nth in range(1, most + 1)]
+    assert len(points) > 8
+    for point in points:
+        if command == "DEL":
+            node.add(conf, pod)
+        done = killed(node, command, conf, pod, point)
+        assert done.status == 0, (point, done)
+        if command == "ADD":
+            address = done.json["ips"][0]["address"]
+            assert node.addresses("eth0", pod) == [address], point
+            assert (len(node.records()), node.leases()) == (1, [address.partition("/")[0]]), point
+            node.serve().ready()
+            node.delete(conf, pod)
+        else:
+            node.serve().ready()
+        assert (node.state(), node.records(), node.leases(), node.held()) == (before, [], [], []), point
+        assert {node.tree.mask(irq).read_text().strip() for irq in node.tree.irqs(0)} == {"ff"}, point
+    served_again = node.in_process()
+    assert set(served_again) == {f"{command} again"}
+    assert len(served_again) > len(points) / 2
+
+
+@pytest.mark.skipif(not has_strace, reason="needs strace")
+@pytest.mark.modes("resident", falls_back=True)
+def test_an_attachment_that_nobody_was_told_of(node: ResidentNode) -> None:
+    """The server dies with the reply in its hands: the record says "attached", and by whose call."""
+    pod, conf = node.pod(), node.conf(ipam=own(node), vf=0)
+    node.add(conf, pod)
+    node.delete(conf, pod)
+    node.settle()
+    words = ("-e", "trace=sendto", "-e", "inject=sendto:signal=SIGKILL:when=")
+    calls = sending(node, conf, pod)
+    reply = next(number for number, call in enumerate(calls, 1) if '"SRF1' in call)
+    with Strace(node.server.pid, node.root / "strace", *words[:-1], f"{words[-1]}{reply}"):
+        done = node.run("ADD", conf, pod)
+        assert node.server.ended() == -signal.SIGKILL
+    assert done.status == 0, done
+    assert "an earlier ADD was cut short" in done.stderr
+    address = done.json["ips"][0]["address"]
+    assert (len(node.records()), node.leases()) == (1, [address.partition("/")[0]])
+    assert node.addresses("eth0", pod) == [address]
+    assert "has eth0 already" in node.refused(101, "ADD", conf, pod), "that is another call"
+
+
+def sending(node: ResidentNode, conf: dict[str, Any], pod: str) -> list[str]:
+    """What the thread that served an ADD sent, in order; the ADD is undone."""
+    output = node.root / "sends"
+    with Strace(node.server.pid, output, "-e", "trace=sendto") as trace:
+        node.add(conf, pod)
+        node.settle()
+    node.delete(conf, pod)
+    return max(trace.calls().values(), key=len)
+
+
+@pytest.mark.modes("resident", falls_back=True)
+@pytest.mark.parametrize("how", ["host-local", "theirs"])
+def test_the_server_is_killed_while_ipam_works(node: ResidentNode, how: str) -> None:
+    """Beside the kernel's move, or before a VF is chosen; as systemd would, the delegate is killed, too."""
+    held_up(node, how)
+    before, pod = node.state(), node.pod()
+    conf = node.conf(ipam={"type": how, "delegate": True})
+    process = node.start("ADD", conf, pod)
+    delegate = waits(node, pod)
+    if how == "host-local":
+        wait_for(lambda: "pf0v0" not in node.state(), "the VF was not moved")
+    node.server.kill()
+    os.kill(delegate, signal.SIGKILL)
+    let_go(node)
+    done = node.finish(process)
+    assert (done.status, node.addresses("eth0", pod)) == (0, ["10.1.0.2/24"]), done
+    assert node.calls() == (["ADD", "DEL", "ADD"] if how == "host-local" else ["ADD", "ADD"])
+    node.delete(conf, pod)
+    assert (node.state(), node.records(), node.held()) == (before, [], [])
+
+
+# --- what is left half done
+
+
+def half_done(node: ResidentNode) -> tuple[dict[str, Any], str]:
+    """Kill server, client and delegate in the middle of an ADD; return configuration and pod."""
+    held_up(node)
+    pod, conf = node.pod(), node.conf(ipam=LATE, mtu=1300)
+    process = node.start("ADD", conf, pod)
+    delegate = waits(node, pod)
+    wait_for(lambda: "pf0v0" not in node.state(), "the VF was not moved")
+    node.server.kill()
+    process.kill()
+    process.communicate()
+    with contextlib.suppress(ProcessLookupError):
+        os.kill(delegate, signal.SIGKILL)
+    node.settle()
+    assert [name.split("~")[1] for name in node.records()] == [pod]
+    (node.root / "calls").unlink()
+    let_go(node)
+    return conf, pod
+
+
+@pytest.mark.modes("resident", falls_back=True)
+@pytest.mark.parametrize("by", ["start", "GC", "DEL", "ADD", "ADD vf", "ADD deviceID", "ADD again"])
+def test_half_an_add_is_put_right(make_node: MakeNode, by: str) -> None:
+    """By the next who comes along, whoever that is; it is the only VF."""
+    node = make_node(vfs=1)
+    assert isinstance(node, ResidentNode)
+    node.nip("link", "set", "pf0v0", "up", "mtu", "1400")
+    before, other = node.state(), node.pod()
+    conf, pod = half_done(node)
+    if by in ("GC", "ADD"):  # through a server that could repair nothing: it could not take the lock
+        with flocked(node, f"vf-{node.tree.pci(0)}"):
+            node.serve().ready()
+        assert len(node.records()) == 1
+    if by == "start":
+        node.serve().ready()
+    elif by == "GC":
+        assert node.run("GC", conf | GC).status == 0
+    elif by == "DEL":
+        node.delete(conf, pod)
+    else:
+        more = {"ADD vf": {"vf": 0}, "ADD deviceID": {"master": None, "deviceID": node.tree.pci(0)}}.get(
+            by, {}
+        )
+        asked = {key: value for key, value in (conf | more).items() if value is not None}
+        who = pod if by == "ADD again" else other
+        done = node.run("ADD", asked, who)
+        assert done.status == 0, done
+        assert "cut short" in done.stderr
+        assert node.link("eth0", who)["mtu"] == 1300
+        node.delete(asked, who)
+    assert node.calls()[0] == "DEL", "the address, if there was one, is given back"
+    assert f"DEL {pod} eth0" in (node.root / "calls").read_text()
+    assert (node.state(), node.records(), node.held()) == (before, [], [])
+
+
+@contextlib.contextmanager
+def flocked(node: Node, name: str) -> Iterator[None]:
+    """Hold one of the plugin's locks."""
+    path = node.run_dir / "locks" / name
+    process = subprocess.Popen(["flock", str(path), "sh", "-c", "echo; read _"], stdin=-1, stdout=-1)
+    assert process.stdout
+    process.stdout.readline()
+    try:
+        yield
+    finally:
+        process.communicate(b"\n")
+
+
+# --- the namespace
+
+
+HIDE = ("unshare", "--mount", "sh", "-c", 'mount -t tmpfs none /run/netns && exec "$@"', "sh")
+
+
+def test_a_namespace_that_the_server_cannot_see(node: ResidentNode) -> None:
+    """The client opens it: runtime and server need not have the same mounts."""
+    node.server.ready().stop()
+    node.serve(enter=HIDE).ready()
+    assert os.listdir(f"/proc/{node.server.pid}/root/run/netns") == []
+    before, pod = node.state(), node.pod()
+    conf = node.conf(cniVersion="1.1.0", ipam=own(node))
+    found = node.add(conf, pod)
+    assert node.addresses("eth0", pod) == ["10.77.0.2/24"]
+    assert node.run("CHECK", conf | {"prevResult": found}, pod).status == 0
+    node.delete(conf, pod)
+    assert (node.state(), node.records(), node.leases(), node.locks()) == (before, [], [], [])
+    node.settle()
+
+
+def test_an_undo_in_a_namespace_that_the_server_cannot_see(node: ResidentNode) -> None:
+    node.server.ready().stop()
+    node.serve(enter=HIDE).ready()
+    pod = node.pod()
+    before = node.snapshot()
+    routes = [{"dst": "192.0.2.0/24", "gw": "203.0.113.1"}]  # no way to that gateway
+    assert "192.0.2.0/24" in node.refused(100, "ADD", node.conf(ipam=own(node) | {"routes": routes}), pod)
+    assert node.snapshot() == before
+
+
+# --- a client that is gone
+
+
+@pytest.mark.modes("resident", "deferred")
+@pytest.mark.parametrize("how", ["impatient", "killed"])
+def test_nobody_waits_for_the_reply(node: ResidentNode, how: str) -> None:
+    held_up(node)
+    pod, conf = node.pod(), node.conf(ipam=LATE, mtu=1300, cores=[1])
+    before = node.snapshot()
+    process = node.start("ADD", conf, pod, env={"SRIOV_FAST_WAIT": "0.2"} if how == "impatient" else None)
+    waits(node, pod)
+    if how == "impatient":
+        done = node.finish(process)
+        assert (done.status, done.json["code"]) == (1, 11), done
+        assert "did not answer within 0.2 s" in done.json["msg"]
+    else:
+        process.kill()
+        process.communicate()
+    assert len(node.records()) == 1
+    let_go(node)
+    wait_for(lambda: not node.records(), "nothing is undone")
+    node.settle()
+    assert node.snapshot() == before
+    assert node.calls() == ["ADD", "DEL"]
+    assert "nobody took the reply" in node.server.said()
+
+
+# --- logs
+
+
+def test_a_log_goes_to_both(node: ResidentNode) -> None:
+    pod, file = node.pod(), node.root / "log"
+    conf = node.conf(logLevel="debug", logFile=str(file), foo=1)
+    lines = node.run("ADD", conf, pod).stderr.splitlines()
+    assert any("unknown key foo" in line for line in lines)
+    assert any("msg=attached" in line for line in lines)
+    assert all(f"containerID={pod}" in line for line in lines)
+    assert file.read_text().splitlines() == lines
+    assert set(lines) <= set(node.server.said().splitlines())
+    assert node.delete(conf, pod).stderr
+    wait_for(lambda: str(file) not in node.server.files(), "the log file stays open")
+
+
+def test_logs_of_many_are_not_mixed_up(make_node: MakeNode) -> None:
+    node = make_node(vfs=8)
+    held_up(node)
+    pods = [node.pod() for _ in range(8)]
+    conf = node.conf(logLevel="debug", ipam=LATE, foo=1)
+    running = {pod: node.start("ADD", conf, pod) for pod in pods}
+    for pod in pods:
+        waits(node, pod)  # all are served at the same time
+    let_go(node)
+    for pod, process in running.items():
+        done = node.finish(process)
+        assert done.status == 0, done
+        assert "msg=attached" in done.stderr
+        assert set(re.findall(r"containerID=(\S+)", done.stderr)) == {pod}
+        assert done.stderr.count("containerID=") == done.stderr.count("\n")
+
+
+def test_what_a_delegate_says_reaches_the_runtime(node: ResidentNode) -> None:
+    node.delegate("theirs", 'echo "$CNI_COMMAND is hard" >&2; echo "{\\"ips\\":[]}"')
+    pod, conf = node.pod(), node.conf(ipam={"type": "theirs"})
+    assert "ADD is hard\n" in node.run("ADD", conf, pod).stderr
+    assert "DEL is hard\n" in node.delete(conf, pod).stderr
+
+
+def test_each_delegate_has_its_own_callers_environment(node: ResidentNode) -> None:
+    node.delegate("theirs", 'env > "$ROOT/env-$CNI_CONTAINERID"; echo "{\\"ips\\":[]}"')
+    pods, conf = [node.pod(), node.pod()], node.conf(ipam={"type": "theirs"})
+    for number, pod in enumerate(pods):
+        assert node.run("ADD", conf, pod, env={"MINE": f"of {number}"}).status == 0
+    for number, pod in enumerate(pods):
+        lines = (node.root / f"env-{pod}").read_text().splitlines()
+        assert f"MINE=of {number}" in lines
+        assert not [line for line in lines if line.startswith("NOTIFY_SOCKET")]
+
+
+# --- many at once
+
+
+def test_32_adds_on_16_vfs(make_node: MakeNode) -> None:
+    node = make_node(vfs=16)
+    before, pods, conf = node.state(), [node.pod() for _ in range(32)], node.conf(ipam=own(node))
+    running = {pod: node.start("ADD", conf, pod) for pod in pods}
+    done = {pod: node.finish(process) for pod, process in running.items()}
+    assert Counter(outcome.status for outcome in done.values()) == {0: 16, 1: 16}
+    winners = {pod: outcome.json for pod, outcome in done.items() if outcome.status == 0}
+    assert {outcome.json["code"] for outcome in done.values() if outcome.status} == {11}
+    assert {name.split("~")[0] for name in node.records()} == {node.tree.pci(index) for index in range(16)}
+    assert {name.split("~")[1] for name in node.records()} == set(winners)
+    for pod, found in winners.items():
+        assert node.addresses("eth0", pod) == [found["ips"][0]["address"]]
+    assert len(node.leases()) == len({found["ips"][0]["address"] for found in winners.values()}) == 16
+    for process in [node.start("DEL", conf, pod) for pod in pods]:
+        assert node.finish(process).status == 0
+    assert (node.state(), node.records(), node.leases(), node.locks()) == (before, [], [], [])
+
+
+def test_a_slow_delegate_holds_up_nobody_else(node: ResidentNode) -> None:
+    held_up(node)
+    slow_pod, pod = node.pod(), node.pod()
+    slow = node.start("ADD", node.conf(ipam=LATE), slow_pod)
+    waits(node, slow_pod)
+    conf = node.conf(cniVersion="1.1.0", ipam=own(node))
+    assert node.run("STATUS", conf).status == 0
+    node.add(conf, pod)
+    node.delete(conf, pod)
+    assert node.run("VERSION", {}).status == 0
+    assert slow.poll() is None
+    let_go(node)
+    assert node.finish(slow).status == 0
+
+
+def test_threads_are_bounded(make_node: MakeNode) -> None:
+    """Who is beyond them waits, and is served."""
+    node = make_node(vfs=6)
+    assert isinstance(node, ResidentNode)
+    node.again("--threads", "2")
+    held_up(node)
+    before, pods = node.state(), [node.pod() for _ in range(6)]
+    running = [node.start("ADD", node.conf(ipam=LATE), pod) for pod in pods]
+    wait_for(lambda: len(node.calls()) == 2, "two are served")
+    beyond = node.start("VERSION", {})
+    with pytest.raises(subprocess.TimeoutExpired):
+        beyond.wait(0.3)
+    assert len(node.calls()) == 2
+    assert node.server.threads() <= 1 + 2 * 2, "main, and two requests with something beside each"
+    let_go(node)
+    assert [node.finish(process).status for process in [*running, beyond]] == [0] * 7
+    for pod in pods:
+        node.delete(node.conf(ipam=LATE), pod)
+    assert node.state() == before
+
+
+def test_threads_must_be_some(node: ResidentNode) -> None:
+    for wrong in ("0", "-1", "many"):
+        words = [str(node.root / "sriov-fast"), "serve", "--threads", wrong]
+        done = subprocess.run(words, check=False, capture_output=True, text=True, env={})
+        assert done.returncode == 2
+        assert "argument --threads: invalid" in done.stderr
+        assert repr(wrong) in done.stderr
+
+
+# --- what it costs
+
+
+@pytest.mark.modes("resident", "deferred")
+def test_memory_and_descriptors(make_node: MakeNode, mode: str) -> None:
+    """60 pods come and go: what is open and how many threads there are does not grow."""
+    node = make_node(vfs=4)
+    assert isinstance(node, ResidentNode)
+    conf, pods = node.conf(ipam=own(node), cores=[1]), [node.pod() for _ in range(4)]
+
+    def pairs(rounds: int) -> None:
+        for command in ("ADD", "DEL") * rounds:
+            for process in [node.start(command, conf, pod) for pod in pods]:
+                assert node.finish(process).status == 0
+            node.homed()
+        node.settle()
+
+    pairs(2)
+    before = (node.server.idle(), node.server.threads())
+    pairs(13 if mode == "resident" else 4)
+    assert node.server.resident_kib() < MOST_MEMORY
+    assert node.server.idle() == before[0]
+    assert node.server.threads() <= max(before[1], 1 + 4 + 1), "main, one for each at a time, who waits"
+
+
+def test_memory_after_a_crowd(make_node: MakeNode) -> None:
+    """Each thread of 32 had a request; all that is left of them is stacks."""
+    node = make_node(vfs=1)
+    assert isinstance(node, ResidentNode)
+    conf = node.conf(cniVersion="1.1.0", ipam=own(node))
+    for process in [node.start("STATUS", conf) for _ in range(64)]:
+        assert node.finish(process).status == 0
+    assert node.server.resident_kib() < MOST_MEMORY

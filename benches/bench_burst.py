@@ -124,6 +124,7 @@ def every(bursts: dict[int, Burst]) -> list[float]:
 def test_burst(benchmark: Any, bursts: Bursts, verb: str, size: int, program: str) -> None:
     mine, floor = bursts[Kind(program, size, verb)], bursts[Kind("c", size, verb)]
     figures = compared(mine, floor) | report.spread(every(mine)) | {"bursts": len(mine)}
-    report.tell(benchmark, f"{size} {verb}s at the same time, IPAM host-local", every(mine), **figures)
+    line = f"{size} {verb}s at the same time, IPAM host-local", program
+    report.tell(benchmark, line, every(mine), **figures)
     if (program, size, verb) == ("resident", 8, "ADD"):
         report.goal(benchmark, "median, times the floor's", figures["ratio"], 1.1)

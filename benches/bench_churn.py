@@ -21,6 +21,7 @@ from stage import Case, Server, Stage, amount, standing
 PAIRS = amount("PAIRS", 2000, 60)
 WARM = max(PAIRS // 20, 10)
 FLOOR_EVERY = 10
+SETTLE = 0.5  # seconds: the last announcement
 PODS = 8
 # kB that the server may grow by after its start: less than one small object kept for each pair
 GROWTH = 2048
@@ -61,6 +62,7 @@ def churn(stage: Stage) -> Churn:
     server = stage.servers["resident"]
     state = stage.ground.state()
     turn(stage, "resident", WARM)
+    time.sleep(SETTLE)
     before, cpu = size(server), server.cpu()
     times: dict[str, list[float]] = {"ADD": [], "DEL": []}
     floor: dict[str, list[float]] = {"ADD": [], "DEL": []}
@@ -68,7 +70,7 @@ def churn(stage: Stage) -> Churn:
         attach(stage, "resident", number % PODS, times)
         if number % FLOOR_EVERY == 0:
             attach(stage, "c", number % PODS, floor)
-    time.sleep(0.5)  # the last announcement
+    time.sleep(SETTLE)
     cpu = server.cpu() - cpu
     after = size(server)
     left = {"records": server.records(), "leases": leases(stage), "locks": locks(server)}
@@ -112,20 +114,24 @@ def drift(times: list[float]) -> float:
 def test_no_drift(benchmark: Any, churn: Churn, verb: str) -> None:
     mine = churn.times[verb]
     figures = {"drift": drift(mine), "drift of C": drift(churn.floor[verb])}
-    figures |= {"median of C": report.milliseconds(median(churn.floor[verb]))} | report.spread(mine)
-    report.tell(benchmark, f"{len(mine)} ADDs and DELs by one server", mine, **figures)
+    figures |= {"median of C, ms": report.milliseconds(median(churn.floor[verb]))} | report.spread(mine)
+    line = "ADD and DEL in turns by one server, IPAM host-local", verb
+    report.tell(benchmark, line, mine, **figures, pairs=len(mine))
 
 
 @report.mark
 def test_no_leak(benchmark: Any, churn: Churn) -> None:
     pairs = len(churn.times["ADD"])
     figures = {
-        f"{name} of the server": f"{before} to {after}"
+        name: f"{before} to {after}"
         for name, before, after in zip(Size._fields, churn.before, churn.after, strict=True)
     }
     figures["left behind"] = sum(map(len, churn.left.values()))  # type: ignore[arg-type]
-    group = f"the server, after {pairs} ADDs and DELs; its processor time for one of each"
-    report.tell(benchmark, group, [churn.cpu / pairs], **figures)
+    line = (
+        "the server before and after, and its processor time for a pair",
+        f"{pairs} pairs",
+    )
+    report.tell(benchmark, line, [churn.cpu / pairs], **figures)
     assert churn.left == {"records": [], "leases": [], "locks": [], "changed": {}}
     assert churn.after.files == churn.before.files
     assert churn.after.memory - churn.before.memory <= GROWTH

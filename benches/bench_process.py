@@ -30,6 +30,7 @@ ROUNDS = amount("ROUNDS", 400, 12)
 SECONDS = amount("SECONDS", 200, 90)
 VERBS = ("ADD", "DEL")
 START = Case("bare", "none", "start")
+NOTHING = "VERSION, and a C program that does nothing"
 OURS = ("resident", "compiled", "plain")
 
 
@@ -103,12 +104,14 @@ def times(samples: Samples, case: Case) -> dict[int, float]:
     return {number: sample.seconds for number, sample in samples[case].items()}
 
 
-def tell(benchmark: Any, samples: Samples, case: Case, group: str, floor: Case | None = None) -> None:
+def tell(benchmark: Any, samples: Samples, case: Case, group: str) -> None:
     """Report one case, beside the floor's."""
     mine = times(samples, case)
-    compared = report.against(mine, times(samples, floor)) if floor and floor != case else {}
+    floor = case._replace(program="c", verb="VERSION" if case is START else case.verb)
+    compared = report.against(mine, times(samples, floor)) if floor != case else {}
     spread = report.spread(list(mine.values()))
-    report.tell(benchmark, group, list(mine.values()), **compared, **spread, rounds=len(mine))
+    line = group, case.program
+    report.tell(benchmark, line, list(mine.values()), **compared, **spread, rounds=len(mine))
 
 
 def over(benchmark: Any, most: float) -> None:
@@ -150,7 +153,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 
 @report.mark
 def test_process(benchmark: Any, samples: Samples, case: Case) -> None:
-    tell(benchmark, samples, case, f"{case.verb} as a process, IPAM {case.ipam}", case._replace(program="c"))
+    tell(benchmark, samples, case, f"{case.verb} as a process, IPAM {case.ipam}")
     if case.ipam == "host-local" and case.program in ("resident", "compiled"):
         most = 1.5 if case.program == "resident" else 10.0
         over(benchmark, most)
@@ -161,7 +164,7 @@ def test_process(benchmark: Any, samples: Samples, case: Case) -> None:
 def test_deferred_del(benchmark: Any, samples: Samples, program: str) -> None:
     """A DEL that answers when the VF is quiet and its address released."""
     case = Case(program, "host-local", "DEL")
-    tell(benchmark, samples, case, "DEL as a process, IPAM host-local", case._replace(program="c"))
+    tell(benchmark, samples, case, "DEL as a process, IPAM host-local")
     report.goal(benchmark, "median, ms", median(times(samples, case).values()) * 1e3, 3)
 
 
@@ -170,7 +173,7 @@ def test_deferred_del(benchmark: Any, samples: Samples, program: str) -> None:
 def test_version(benchmark: Any, samples: Samples, program: str) -> None:
     """What is asked of nobody but us. The C program does nothing at all."""
     case = Case(program, "none", "VERSION")
-    tell(benchmark, samples, case, "VERSION, and nothing", case._replace(program="c"))
+    tell(benchmark, samples, case, NOTHING)
     if program == "resident":
         over(benchmark, 0.5)
 
@@ -178,7 +181,7 @@ def test_version(benchmark: Any, samples: Samples, program: str) -> None:
 @report.mark
 def test_interpreter_alone(benchmark: Any, samples: Samples) -> None:
     """The executable's interpreter, started and ended: no process in Python can be faster."""
-    tell(benchmark, samples, START, "VERSION, and nothing", Case("c", "none", "VERSION"))
+    tell(benchmark, samples, START, NOTHING)
 
 
 @report.mark
@@ -196,6 +199,6 @@ def test_processor_time(benchmark: Any, samples: Samples, program: str, verb: st
         "server_ms": report.milliseconds(fmean(sample.server_cpu for sample in found)),
         "over_c_ms": report.milliseconds(fmean(both) - floor),
     }
-    report.tell(benchmark, f"processor time of one {verb}, IPAM host-local", both, **figures)
+    report.tell(benchmark, (f"processor time of one {verb}, IPAM host-local", program), both, **figures)
     if (program, verb) == ("resident", "ADD"):
         report.goal(benchmark, "mean, ms", fmean(both) * 1e3, 1.5)

@@ -71,8 +71,8 @@ def test_steps(benchmark: Any, traced: Traced, program: str, verb: str) -> None:
     items = traced[Case(program, "host-local", verb)]
     shares = typical(items).shares()
     figures = {f"{waterfall.LOOKS[kind].text}_ms": round(spent / 1e6, 2) for kind, spent in shares.items()}
-    group = "where the time of the median one goes, IPAM host-local"
-    report.tell(benchmark, group, [item.total / 1e9 for item in items], **figures)
+    line = f"where the time of the median {verb} goes, IPAM host-local", program
+    report.tell(benchmark, line, [item.total / 1e9 for item in items], **figures)
 
 
 def test_picture(traced: Traced, request: pytest.FixtureRequest) -> None:

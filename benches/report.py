@@ -25,13 +25,20 @@ class Replay:
 
 
 _replay = Replay()
+LABELS = {
+    "c": "C",
+    "compiled": "in-process",
+    "plain": "in-process, plain",
+    "deferred": "resident, deferred",
+    "bare": "interpreter alone",
+}
 mark = pytest.mark.benchmark(timer=_replay, disable_gc=True)
 
 
-def tell(benchmark: Any, group: str, durations: Sequence[float], **beside: object) -> None:
-    """Report ``durations`` in seconds as one line of the table ``group``, with what stands ``beside``."""
-    benchmark.group = group
-    benchmark.extra_info.update(beside)
+def tell(benchmark: Any, line: tuple[str, str], durations: Sequence[float], **beside: object) -> None:
+    """Report ``durations`` in seconds as one line (of which table, its name), with what stands ``beside``."""
+    benchmark.group = f"card: {line[0]}" if ON_CARD else line[0]
+    benchmark.extra_info.update({"label": LABELS.get(line[1], line[1])} | beside)
     _replay.load(durations)
     benchmark.pedantic(lambda: None, rounds=len(durations))
 

@@ -1,15 +1,23 @@
-"""Print pytest-benchmark's JSON as Markdown tables, one for each group, and which goals were met."""
+"""Print pytest-benchmark's JSON as Markdown tables, one for each group, and which goals were met.
+
+With ``--into FILE``, a table also replaces what stands in that file between ``<!-- table: GROUP -->`` and
+``<!-- end -->``.
+"""
 
 from __future__ import annotations
 
 import argparse
 import json
+import re
 from pathlib import Path
 from typing import Any
 
 _UNITS = ((1.0, "s"), (1e-3, "ms"), (1e-6, "µs"))
-# What a benchmark leaves in extra_info, and how a column is called.
-_GOAL = "goal"
+# What a benchmark leaves in extra_info that is no column: what it should be, and what its line is called.
+_GOAL, _LABEL = "goal", "label"
+_PLACE = re.compile(r"(<!-- table: (.+?) -->\n).*?(?=<!-- end -->)", re.DOTALL)
+
+Line = dict[str, str]
 
 
 def duration(seconds: float) -> str:
@@ -26,55 +34,68 @@ def group_of(benchmark: dict[str, Any]) -> str:
 
 
 def title(benchmark: dict[str, Any]) -> str:
-    """Return a benchmark's name without what all of them have."""
-    return str(benchmark["name"]).removeprefix("test_")
+    """Return what a benchmark calls its line, else its name."""
+    return str(benchmark["extra_info"].get(_LABEL) or benchmark["name"].removeprefix("test_"))
 
 
-def goal(benchmark: dict[str, Any]) -> dict[str, str]:
+def goal(benchmark: dict[str, Any]) -> Line:
     """Return what a figure should be, and whether it is."""
-    return {key: _short(value) for key, value in benchmark["extra_info"][_GOAL].items()}
+    of = {"of": f"{group_of(benchmark)}: {title(benchmark)}"}
+    return of | {key: _short(value) for key, value in benchmark["extra_info"][_GOAL].items()}
 
 
-def cells(benchmark: dict[str, Any]) -> dict[str, str]:
+def cells(benchmark: dict[str, Any]) -> Line:
     """Return one line: the column's name with its text."""
-    extra = {key: _short(value) for key, value in benchmark.get("extra_info", {}).items() if key != _GOAL}
-    return {"benchmark": title(benchmark), "median": duration(benchmark["stats"]["median"])} | extra
+    extra = {key: value for key, value in benchmark["extra_info"].items() if key not in {_GOAL, _LABEL}}
+    head = {"": title(benchmark), "median": duration(benchmark["stats"]["median"])}
+    return head | {key: _short(value) for key, value in extra.items()}
 
 
 def _short(value: object) -> str:
     return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
-def table(lines: list[dict[str, str]]) -> list[str]:
+def table(lines: list[Line]) -> list[str]:
     """Return a Markdown table with every column that a line has."""
     columns = list(dict.fromkeys(key for line in sorted(lines, key=len, reverse=True) for key in line))
-    widths = {key: max(len(line.get(key, "")) for line in [*lines, {key: key}]) for key in columns}
     rows = [{key: key for key in columns}, *lines]
+    widths = {key: max(len(row.get(key, "")) for row in rows) for key in columns}
     text = ["| " + " | ".join(f"{row.get(key, ''):<{widths[key]}}" for key in columns) + " |" for row in rows]
     return [text[0], "|" + "|".join("-" * (widths[key] + 2) for key in columns) + "|", *text[1:]]
 
 
-def document(benchmarks: list[dict[str, Any]]) -> list[str]:
-    """Return everything: the groups in the order in which they came, then the goals."""
-    groups: dict[str, list[dict[str, Any]]] = {}
+def tables(benchmarks: list[dict[str, Any]]) -> dict[str, list[str]]:
+    """Return the lines of every table by its name, in the order in which they came, then the goals."""
+    groups: dict[str, list[Line]] = {}
     for benchmark in benchmarks:
-        groups.setdefault(group_of(benchmark), []).append(benchmark)
-    text: list[str] = []
-    for name, members in groups.items():
-        text += [f"**{name}**", "", *table([cells(benchmark) for benchmark in members]), ""]
-    goals = [benchmark for benchmark in benchmarks if _GOAL in benchmark.get("extra_info", {})]
+        groups.setdefault(group_of(benchmark), []).append(cells(benchmark))
+    goals = [goal(benchmark) for benchmark in benchmarks if _GOAL in benchmark["extra_info"]]
     if goals:
-        lines = [{"goal of": title(benchmark)} | goal(benchmark) for benchmark in goals]
-        text += ["**Goals**", "", *table(lines), ""]
-    return text
+        groups["goals"] = goals
+    return {name: table(lines) for name, lines in groups.items()}
+
+
+def replaced(text: str, known: dict[str, list[str]]) -> str:
+    """Return ``text`` with its tables as they are known now; one that is not known stays as it is."""
+
+    def now(found: re.Match[str]) -> str:
+        lines = known.get(found[2])
+        return found[0] if lines is None else "\n".join([found[1], *lines, "\n"])
+
+    return _PLACE.sub(now, text)
 
 
 def main() -> None:
     """Run the command line."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("report", type=Path, nargs="+")
-    for report in parser.parse_args().report:
-        print("\n".join(document(json.loads(report.read_text())["benchmarks"])))
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("report", type=Path)
+    parser.add_argument("--into", type=Path, metavar="FILE", help="a document to renew the tables of")
+    args = parser.parse_args()
+    known = tables(json.loads(args.report.read_text())["benchmarks"])
+    for name, lines in known.items():
+        print("\n".join([f"**{name}**", "", *lines, ""]))
+    if args.into:
+        args.into.write_text(replaced(args.into.read_text(), known))
 
 
 if __name__ == "__main__":

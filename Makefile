@@ -4,6 +4,7 @@
 PYTHON ?= python3
 VENV ?= .venv
 PF ?=
+PEER ?=
 REPORTS := .reports
 
 RUN := $(VENV)/bin/python
@@ -54,8 +55,10 @@ test: build
 
 bench: build
 	@mkdir -p $(REPORTS)
-	$(ROOT) $(RUN) -m pytest benches -q --benchmark-quiet --benchmark-json=$(REPORTS)/benchmarks.json
+	$(ROOT) $(RUN) -m pytest benches -q --benchmark-quiet --benchmark-json=$(REPORTS)/benchmarks.json \
+		--picture=docs/waterfall-add.svg --peer="$(PEER)"
 	@$(RUN) tools/bench_table.py $(REPORTS)/benchmarks.json
+	$(ROOT) $(RUN) tools/bench_lab.py $(REPORTS)/bench-lab
 
 lint: $(ENVIRONMENT)
 	$(RUN) -m ruff check .

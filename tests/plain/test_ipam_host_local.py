@@ -279,6 +279,15 @@ def test_the_listing_finds_the_same(rangeset: ranges.RangeSet, last: int, taken:
     assert ranges.first_absent(ring, names) == next(free, None)
 
 
+def test_where_the_round_robin_stands(net: Net) -> None:
+    """The file has that address and nothing else, whatever was in it: the real one reads all of it."""
+    ipam = {"subnet": "10.1.0.0/16"}
+    for last, wanted in (("10.1.0.9", "10.1.0.10"), ("10.1.99.255", "10.1.100.0"), ("x" * 30, "10.1.0.2")):
+        net.put("last_reserved_ip.0", last)
+        assert net.add(f"p{wanted}", ipam) == [f"{wanted}/16"]
+        assert (net.store / "last_reserved_ip.0").read_text() == wanted
+
+
 def test_round_robin(net: Net) -> None:
     """A pod that comes and goes sees every address before it sees one again."""
     seen = []
@@ -918,6 +927,7 @@ CALLS = (
     "link",
     "symlink",
     "unlink",
+    "fstat",
     "ftruncate",
     "readlink",
     "access",

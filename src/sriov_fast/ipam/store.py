@@ -229,11 +229,14 @@ class Store:
         """Write down what a range set gave last.
 
         The file is shortened, never emptied: ext4 writes a file that was emptied to disk when it is closed,
-        which takes a millisecond. Who is killed in between leaves an address that is wrong, and harmless.
+        which takes a millisecond. Nor is it shortened for nothing: on a busy disk that waits for the journal.
+        Who is killed in between leaves an address that is wrong, and harmless.
         """
         fd = os.open(f"{self.path}/last_reserved_ip.{number}", os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600)
         try:
-            os.ftruncate(fd, os.write(fd, address.encode()))
+            size = os.write(fd, address.encode())
+            if os.fstat(fd).st_size > size:
+                os.ftruncate(fd, size)
         finally:
             os.close(fd)
 

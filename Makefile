@@ -5,6 +5,7 @@ PYTHON ?= python3
 VENV ?= .venv
 PF ?=
 PEER ?=
+IPAM ?= host-local
 REPORTS := .reports
 
 RUN := $(VENV)/bin/python
@@ -23,6 +24,7 @@ export SRIOV_FAST_REQUIRE_EXT := 1
 help:
 	@echo "make demo             boot the lab's machine and attach pods to VFs of its SR-IOV card"
 	@echo "make demo PF=NAME     the same with this machine's card NAME"
+	@echo "make demo IPAM=txipam with an address service in place of host-local"
 	@echo "make test             all tests: plain, network namespaces, lab"
 	@echo "make build            compile; leaves bin/sriov, bin/txipam and bin/sriov-fast"
 	@echo "make lint bench dist clean"
@@ -45,9 +47,10 @@ build: $(EXTENSIONS)
 
 demo: build
 ifeq ($(PF),)
-	$(ROOT) bin/sriov-fast lab run --pfs 1 --cpus 6 -- /opt/sriov-fast/bin/python -m sriov_fast.lab.demo
+	$(ROOT) bin/sriov-fast lab run --pfs 1 --cpus 6 --timeout 1200 -- \
+		/opt/sriov-fast/bin/python -m sriov_fast.lab.demo --ipam $(IPAM)
 else
-	$(ROOT) $(RUN) -m sriov_fast.lab.demo --pf $(PF)
+	$(ROOT) $(RUN) -m sriov_fast.lab.demo --pf $(PF) --ipam $(IPAM)
 endif
 
 test: build

@@ -3,15 +3,24 @@
 from __future__ import annotations
 
 import json
+import re
+import signal
+import socket
 import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 import pytest
+from ipam_server import free_port
 from sysfs_tree import build_tree
 
-from sriov_fast.lab import demo, demo_card
+from sriov_fast.lab import demo, demo_addresses, demo_card, demo_ipam
+from sriov_fast.lab.demo_addresses import HostLocal, add_args, release_args
 from sriov_fast.lab.demo_card import UNUSED, Card, Difference
+from sriov_fast.lab.demo_ipam import TxIpam
 from sriov_fast.lab.demo_stage import Done, Stage, shortened, wrapped
 from sriov_fast.lab.errors import LabError
 
@@ -47,6 +56,14 @@ class TestStage:
     def test_a_command_that_hangs_is_ended(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr("sriov_fast.lab.demo_stage.SECONDS", 0.1)
         assert Stage(tmp_path).run("exec sleep 5").status == 124
+
+    def test_what_goes_on_writes_to_its_file_and_has_the_stage_s_environment(self, tmp_path: Path) -> None:
+        stage = Stage(tmp_path)
+        stage.export("COLOUR", "blue")
+        process = stage.start("sh -c 'echo $COLOUR; echo said >&2'", "log")
+        assert process.wait(30) == 0
+        assert (tmp_path / "log").read_text() == "blue\nsaid\n"
+        assert stage.exported == {"COLOUR": "blue"}
 
     def test_the_status_is_0_only_if_all_held(self, tmp_path: Path) -> None:
         stage = Stage(tmp_path)
@@ -275,13 +292,15 @@ class TestPlugin:
 
 class TestTexts:
     def test_the_configuration_has_no_version(self, tmp_path: Path) -> None:
-        conf = json.loads(demo.configuration("eth1", tmp_path))
+        with ExitStack() as cleanup:
+            addresses = HostLocal(Stage(tmp_path), cleanup, Path("/opt/cni/bin/sriov"))
+            conf = json.loads(demo_addresses.shown(addresses.network("eth1")))
         assert "cniVersion" not in conf
         assert (conf["master"], conf["vlan"]) == ("eth1", demo.VLAN)
         assert conf["ipam"]["type"] == "host-local"
 
     def test_a_del_has_no_ignore_unknown(self) -> None:
-        assert demo.release_args(demo.PODS[0]) == ["PodID=1234", "HostIP=10.55.206.20"]
+        assert release_args("1234") == ["PodID=1234", "HostIP=10.55.206.20"]
 
     def test_tagged_vfs(self) -> None:
         link = {
@@ -299,3 +318,133 @@ class TestTexts:
     )
     def test_ping_s_count(self, text: str, number: int) -> None:
         assert demo.answered(text) == number
+
+
+# The users' manual, where the demo's service is: configuration, ADD and DEL.
+CONF = """{
+    "name": "mynet",
+    "type": "sriov",
+    "master": "eth1",
+    "ipam": {
+        "type": "txipam",
+        "remote": "https://127.0.0.1:10000",
+        "ca": "%s/ca/ca.crt"
+    }
+}"""
+ADD = (
+    "CNI_PATH=$CNI_PATH CNI_COMMAND=ADD CNI_NETNS=/var/run/netns/1234 CNI_CONTAINERID=1234 CNI_IFNAME=eth1 "
+    'CNI_ARGS="IgnoreUnknown=1;PodID=1234;HostIP=10.55.206.20;CORES=1,2,3,4" bin/sriov < txnet.conf'
+)
+DEL = (
+    "CNI_PATH=$CNI_PATH CNI_COMMAND=DEL CNI_NETNS=/var/run/netns/1234 CNI_CONTAINERID=1234 CNI_IFNAME=eth1 "
+    'CNI_ARGS="PodID=1234;HostIP=10.55.206.20" bin/sriov < txnet.conf'
+)
+LISTED = """NETWORK  CONTAINER  IFNAME  POD   HOST          ADDRESSES
+mynet    1234       eth1    1234  10.55.206.20  10.55.206.46/26
+other    1235       eth1    1235  10.55.206.20  10.55.206.50/26
+"""
+
+
+@pytest.fixture
+def tx(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[TxIpam]:
+    """The demo with a service, on a port that is free; what it began has ended in the end."""
+    monkeypatch.setenv("PYTHONPATH", str(Path(demo.__file__).parents[2]))
+    stage = Stage(tmp_path)
+    with ExitStack() as cleanup:
+        plugin = demo.find_plugin([], tmp_path, stage)
+        made = TxIpam(stage, cleanup, plugin, port=free_port())
+        yield made
+    assert made.service is None or made.service.poll() is not None
+
+
+@pytest.fixture
+def card(tmp_path: Path) -> Card:
+    tree = build_tree(tmp_path / "machine", pf="pf0", vfs=3)
+    return Card("pf0", Path(tree.sys), Path(tree.proc))
+
+
+class TestService:
+    def test_the_commands_are_those_of_the_users_manual(self, tx: TxIpam) -> None:
+        tx.port = demo_ipam.PORT
+        assert demo_addresses.shown(tx.network("eth1")) == CONF % tx.stage.directory
+        for verb, args, line in (
+            ("ADD", add_args("1234", "CORES=1,2,3,4"), ADD),
+            ("DEL", release_args("1234"), DEL),
+        ):
+            assert tx.command(verb, tx.pods[0], args).replace(" \\\n   ", "") == line
+
+    def test_all_that_needs_no_card(self, tx: TxIpam, card: Card, capsys: pytest.CaptureFixture[str]) -> None:
+        """The pods ask with txipam, which answers with what sriov would be told."""
+        tx.prepare(card)
+        assert tx.choice == (2, demo_ipam.MAC)
+        tx.stage.write(tx.conf, demo_addresses.shown(tx.network("pf0")))
+        tx.export()
+        extras = []
+        for pod in tx.pods:
+            done = tx.stage.run(alone(tx.command("ADD", pod, add_args(pod.name))))
+            found = json.loads(done.out)
+            extras.append(found.pop("extra"))
+            assert found == {"ip4": {"ip": f"{pod.address}/26", "gateway": "10.55.206.1"}, "dns": {}}
+        assert extras == [{"vlan": 100}, {"vf": 2, "vlan": 100, "mac": demo_ipam.MAC}]
+        tx.show()
+        for pod in tx.pods:
+            assert tx.holds(pod)
+            assert tx.stage.run(alone(tx.command("DEL", pod, release_args(pod.name)))) == Done(0, "")
+            assert not tx.holds(pod)
+        tx.end()
+        assert tx.stage.summary() == 0
+        shown = capsys.readouterr().out
+        assert re.search(r"^mynet +1236 +eth1 +1236 +10\.55\.207\.20 +10\.55\.207\.", shown, re.MULTILINE)
+        assert "ipam serve --config ipam.toml >ipam.log 2>&1 &" in shown
+        assert "method=DELETE" in shown
+        assert "All 8 expectations held." in shown
+
+    def test_an_address_that_is_left_over_is_found(self, tx: TxIpam, card: Card) -> None:
+        tx.prepare(card)
+        tx.stage.write(tx.conf, demo_addresses.shown(tx.network("pf0")))
+        tx.export()
+        tx.stage.run(alone(tx.command("ADD", tx.pods[0], add_args("1234"))))
+        tx.end()
+        assert [fault.partition(":")[0] for fault in tx.stage.faults] == ["no address is held"]
+
+    def test_a_service_that_cannot_start_is_quoted(self, tx: TxIpam, card: Card) -> None:
+        with socket.create_server(("127.0.0.1", 0)) as taken:
+            tx.port = taken.getsockname()[1]
+            with pytest.raises(LabError, match=f"the address service ended: .*listen: 127.0.0.1:{tx.port}: "):
+                tx.prepare(card)
+
+    def test_one_that_dies_does_not_end_well(self, tx: TxIpam, card: Card) -> None:
+        tx.prepare(card)
+        assert tx.service is not None
+        tx.service.send_signal(signal.SIGKILL)
+        tx.service.wait(30)
+        tx.end()
+        assert any(fault.startswith("the service ends with status 0") for fault in tx.stage.faults)
+
+    def test_another_authority_s_service_is_none(self, tx: TxIpam, card: Card, tmp_path: Path) -> None:
+        tx.prepare(card)
+        other = TxIpam(Stage(tmp_path / "other"), tx.cleanup, tx.plugin, tx.port)
+        (tmp_path / "other").mkdir()
+        other.must(f"{other.program} ipam ca ca --server 127.0.0.1")
+        assert tx.answers()
+        assert not other.answers()
+
+    def test_the_rows_of_a_table(self) -> None:
+        assert demo_ipam.rows(LISTED) == [("1234", "10.55.206.20", "10.55.206.46/26")]
+
+    def test_the_command_beside_the_interpreter_is_taken(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(sys, "executable", str(tmp_path / "python"))
+        assert demo_ipam.program() == f"{tmp_path}/python -m sriov_fast.cli"
+        command = tmp_path / "sriov-fast"
+        command.touch(0o755)
+        monkeypatch.setenv("PATH", "/nowhere")
+        assert demo_ipam.program() == str(command)
+        monkeypatch.setenv("PATH", str(tmp_path))
+        assert demo_ipam.program() == "sriov-fast"
+
+
+def alone(command: str) -> str:
+    """The IPAM plugin in place of the one that would move a VF."""
+    return command.replace("bin/sriov", "bin/txipam")

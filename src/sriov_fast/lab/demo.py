@@ -1,5 +1,6 @@
 """``python -m sriov_fast.lab.demo``: two pods on one SR-IOV card, for everyone to see.
 
+With ``--ipam txipam`` an address service gives the addresses, and chooses VF, VLAN and MAC (``demo_ipam``).
 Every command is shown as it is run, with what it printed; every claim is checked. The exit status is 0 only
 if all of them held. Whatever happens, the machine is left as it was.
 """
@@ -22,30 +23,27 @@ from types import FrameType
 from typing import Any, NamedTuple
 
 from sriov_fast.lab import demo_card
+from sriov_fast.lab.demo_addresses import (
+    GATEWAY,
+    IFNAME,
+    VLAN,
+    Addresses,
+    Choice,
+    HostLocal,
+    Pod,
+    add_args,
+    release_args,
+    shown,
+)
 from sriov_fast.lab.demo_card import Card, Difference, State, Vf
-from sriov_fast.lab.demo_stage import Done, Stage, complain, say, wrapped
+from sriov_fast.lab.demo_ipam import TxIpam
+from sriov_fast.lab.demo_stage import Done, Stage, complain, say
 from sriov_fast.lab.errors import LabError
 
-NETNS = "/var/run/netns"
-IFNAME = "eth1"
-VLAN = 100
-SUBNET, GATEWAY, FIRST = "10.55.206.0/26", "10.55.206.1", "10.55.206.46"
-HOST_IP = "10.55.206.20"
 CORES = (1, 2, 3, 4)
-DELEGATES = ("/opt/cni/bin", "/usr/lib/cni")
 CARRIER_WAIT = 60.0  # seconds; an emulated machine takes its time
-CONF = "mynet.conf"
 TOOLS = {"ip": "iproute2", "ping": "iputils-ping"}
-
-
-class Pod(NamedTuple):
-    """A network namespace that stands for a pod, and the address that it is to get."""
-
-    name: str
-    address: str
-
-
-PODS = (Pod("1234", FIRST), Pod("1235", "10.55.206.47"))
+IPAM: dict[str, type[Addresses]] = {"host-local": HostLocal, "txipam": TxIpam}
 
 
 class Attached(NamedTuple):
@@ -59,9 +57,10 @@ class Attached(NamedTuple):
 class Demo:
     """The scenario on one card."""
 
-    def __init__(self, card: Card, plugin: Path, stage: Stage, cleanup: ExitStack) -> None:
+    def __init__(self, card: Card, addresses: Addresses, stage: Stage, cleanup: ExitStack) -> None:
         self.card = card
-        self.plugin = plugin
+        self.addresses = addresses
+        self.pods = addresses.pods
         self.stage = stage
         self.cleanup = cleanup
         self.pods_with_vf: set[str] = set()
@@ -71,16 +70,19 @@ class Demo:
         """Show everything, in order; return the exit status."""
         self.show_card()
         before = self.snapshot()
+        self.addresses.prepare(self.card)
         self.configure()
         self.make_pods()
         attached = [self.first_pod(), self.second_pod()]
         self.show_vlan()
         self.ping()
+        self.addresses.show()
         if keep:
             self.keep()
             return self.stage.summary()
         for number, done in enumerate(attached):
             self.release(done, before[done.vf.number], spoken=number == 0)
+        self.addresses.end()
         return self.stage.summary()
 
     # --- before
@@ -113,15 +115,14 @@ class Demo:
 
     def configure(self) -> None:
         """Write the network configuration."""
-        self.stage.step("The network: addresses from host-local, and a VLAN of its own")
-        self.stage.write(CONF, configuration(self.card.pf, self.stage.directory / "addresses"))
-        path = [str(self.plugin.parent), *DELEGATES]
-        self.stage.export("CNI_PATH", ":".join(dict.fromkeys(path)))
+        self.stage.step(self.addresses.title)
+        self.stage.write(self.addresses.conf, shown(self.addresses.network(self.card.pf)))
+        self.addresses.export()
 
     def make_pods(self) -> None:
         """Make the namespaces."""
         self.stage.step("Two pods: two network namespaces")
-        for pod in PODS:
+        for pod in self.pods:
             done = self.stage.run(f"ip netns add {pod.name}")
             if done.status:
                 raise LabError(f"namespace {pod.name} cannot be made; if it exists: ip netns del {pod.name}")
@@ -136,22 +137,32 @@ class Demo:
         self.cores, remark = demo_card.choose_cores(CORES, online)
         if remark:
             say(f"({remark})")
-        vf = self.add(PODS[0], f"CORES={demo_card.listed(self.cores)}")
-        self.show_address(PODS[0])
-        return Attached(PODS[0], vf, self.show_interrupts(vf))
+        pod = self.pods[0]
+        vf = self.add(pod, f"CORES={demo_card.listed(self.cores)}")
+        self.show_address(pod)
+        return Attached(pod, vf, self.show_interrupts(vf))
 
     def second_pod(self) -> Attached:
         """Attach the second pod."""
         self.stage.step("ADD: the second pod gets another VF")
-        vf = self.add(PODS[1])
-        return Attached(PODS[1], vf, {})
+        pod = self.pods[1]
+        vf = self.add(pod)
+        if self.addresses.choice is not None:
+            self.show_choice(pod, vf, self.addresses.choice)
+        return Attached(pod, vf, {})
+
+    def show_choice(self, pod: Pod, vf: Vf, choice: Choice) -> None:
+        """Show that the pod has what IPAM chose."""
+        self.stage.run(f"ip -n {pod.name} -br link show {IFNAME}")
+        self.stage.expect(f"IPAM chose VF {choice.vf}", vf.number == choice.vf, f"it is VF {vf.number}")
+        mac = self.link(IFNAME, pod.name).get("address")
+        self.stage.expect(f"IPAM chose the MAC {choice.mac}", mac == choice.mac, str(mac))
 
     def add(self, pod: Pod, *more: str) -> Vf:
         """Execute the plugin's ADD and return the VF that the pod has then."""
-        args = ["IgnoreUnknown=1", f"PodID={pod.name}", f"HostIP={HOST_IP}", *more]
         self.cleanup.callback(self.release_quietly, pod)
         self.pods_with_vf.add(pod.name)
-        done = self.stage.run(self.command("ADD", pod, args))
+        done = self.stage.run(self.addresses.command("ADD", pod, add_args(pod.name, *more)))
         if done.status:
             raise LabError(f"ADD for pod {pod.name} failed")
         self.expect_result(pod, done)
@@ -208,17 +219,16 @@ class Demo:
         self.stage.step(f"The PF tags both VFs with VLAN {VLAN}")
         self.stage.run(f"ip link show {self.card.pf} | grep -w 'vlan {VLAN}'")
         tagged = vfs_with_vlan(self.link(self.card.pf), VLAN)
-        self.stage.expect(f"two VFs or more have VLAN {VLAN}", len(tagged) >= len(PODS), str(tagged))
+        self.stage.expect(f"two VFs or more have VLAN {VLAN}", len(tagged) >= len(self.pods), str(tagged))
 
     def ping(self) -> None:
         """Let the pods speak with each other, through the card's own switch."""
         self.stage.step("From pod to pod, through the card")
-        for pod in PODS:
+        for pod in self.pods:
             self.stage.expect(f"the VF of pod {pod.name} has a link", self.wait_for_carrier(pod))
-        done = self.stage.run(f"ip netns exec {PODS[0].name} ping -c 3 -i 0.3 -W 5 {PODS[1].address}")
-        self.stage.expect(
-            f"{PODS[0].name} reaches {PODS[1].name}", not done.status and answered(done.out) > 0
-        )
+        here, there = self.pods
+        done = self.stage.run(f"ip netns exec {here.name} ping -c 3 -i 0.3 -W 5 {there.address}")
+        self.stage.expect(f"{here.name} reaches {there.name}", not done.status and answered(done.out) > 0)
 
     # --- DEL
 
@@ -226,14 +236,13 @@ class Demo:
         """Take the VF back and compare it with what it was."""
         pod, index = done.pod, done.vf.number
         self.stage.step(f"DEL: VF {index} of pod {pod.name} comes back")
-        ended = self.stage.run(self.command("DEL", pod, release_args(pod)))
+        ended = self.stage.run(self.addresses.command("DEL", pod, release_args(pod.name)))
         self.stage.expect(f"DEL for pod {pod.name} succeeds and prints nothing", ended == Done(0, ""))
         self.pods_with_vf.discard(pod.name)
         if spoken:
             self.stage.run(f"ip netns exec {pod.name} ip link")
-        lease = self.stage.directory / "addresses/mynet" / pod.address
         self.stage.expect(f"{IFNAME} is gone from the pod", not self.link(IFNAME, pod.name))
-        self.stage.expect(f"{pod.address} is free again", not lease.exists())
+        self.stage.expect(f"{pod.address} is free again", not self.addresses.holds(pod))
         self.compare(index, before, done.masks)
 
     def compare(self, index: int, before: State, pinned: dict[int, str]) -> None:
@@ -247,7 +256,7 @@ class Demo:
     def release_quietly(self, pod: Pod) -> None:
         """DEL after a failure on the way."""
         if pod.name in self.pods_with_vf:
-            done = self.stage.quiet(self.command("DEL", pod, release_args(pod)))
+            done = self.stage.quiet(self.addresses.command("DEL", pod, release_args(pod.name)))
             if done.status:
                 complain(f"DEL for pod {pod.name} failed: {done.out}")
 
@@ -255,39 +264,16 @@ class Demo:
         """Leave everything, and say how to clean up."""
         self.cleanup.pop_all()
         say(f"\nKept, as asked. To take it down again, in {self.stage.directory}:")
-        say(f"# export CNI_PATH={self.stage.environment['CNI_PATH']}")
-        for pod in PODS:
-            say(f"# {self.command('DEL', pod, release_args(pod))}")
+        for name, value in self.stage.exported.items():
+            say(f"# export {name}={value}")
+        for pod in self.pods:
+            say(f"# {self.addresses.command('DEL', pod, release_args(pod.name))}")
             say(f"# ip netns del {pod.name}")
-        say(f"# rm -r {self.stage.directory}")
-
-    def command(self, verb: str, pod: Pod, args: Sequence[str]) -> str:
-        """Return the shell command that executes the plugin."""
-        given = (
-            f"CNI_COMMAND={verb} CNI_NETNS={NETNS}/{pod.name} CNI_CONTAINERID={pod.name} CNI_IFNAME={IFNAME}"
-        )
-        return wrapped([*given.split(), f'CNI_ARGS="{";".join(args)}"', f"{self.plugin} < {CONF}"])
+        for command in (*self.addresses.remains(), f"rm -r {self.stage.directory}"):
+            say(f"# {command}")
 
 
 # --- the parts without a card
-
-
-def configuration(pf: str, store: Path) -> str:
-    """Return the network configuration: without cniVersion, so it speaks CNI 0.1.0."""
-    ipam = {
-        "type": "host-local",
-        "subnet": SUBNET,
-        "rangeStart": FIRST,
-        "gateway": GATEWAY,
-        "dataDir": str(store),
-    }
-    conf = {"name": "mynet", "type": "sriov", "master": pf, "vlan": VLAN, "ipam": ipam}
-    return json.dumps(conf, indent=4)
-
-
-def release_args(pod: Pod) -> list[str]:
-    """Return CNI_ARGS for a DEL."""
-    return [f"PodID={pod.name}", f"HostIP={HOST_IP}"]
 
 
 def verdicts(fields: Sequence[Difference]) -> list[str]:
@@ -361,7 +347,7 @@ def require_tools() -> None:
         raise LabError(f"missing: {', '.join(lacks)}")
 
 
-def play(pf: str, keep: bool) -> int:
+def play(pf: str, ipam: str, keep: bool) -> int:
     """Find everything, play the scenario, clean up."""
     require_tools()
     card = Card(demo_card.choose_pf(pf, os.environ.get("SRIOV_FAST_PF", "")))
@@ -371,7 +357,8 @@ def play(pf: str, keep: bool) -> int:
         cleanup.callback(shutil.rmtree, directory, ignore_errors=True)
         stage = Stage(directory)
         plugin = find_plugin(candidates(), directory, stage)
-        return told(stage, lambda: Demo(card, plugin, stage, cleanup).play(keep))
+        addresses = IPAM[ipam](stage, cleanup, plugin)
+        return told(stage, lambda: Demo(card, addresses, stage, cleanup).play(keep))
 
 
 def told(stage: Stage, story: Callable[[], int]) -> int:
@@ -391,11 +378,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--pf", default="", metavar="NAME", help="network device of the PF (default: $SRIOV_FAST_PF)"
     )
+    parser.add_argument(
+        "--ipam", choices=sorted(IPAM), default="host-local", help="who gives the addresses (host-local)"
+    )
     parser.add_argument("--keep", action="store_true", help="leave the pods; say how to take them down")
     args = parser.parse_args(argv)
     signal.signal(signal.SIGTERM, _interrupt)
     try:
-        return play(args.pf, args.keep)
+        return play(args.pf, args.ipam, args.keep)
     except LabError as error:
         complain(str(error))
         return 1

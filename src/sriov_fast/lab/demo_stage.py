@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 from typing import NamedTuple
 
-SECONDS = 120.0
+SECONDS = 300.0
 _WIDTH = 100
 
 
@@ -25,6 +25,7 @@ class Stage:
     def __init__(self, directory: Path) -> None:
         self.directory = directory
         self.environment = {**os.environ, "LC_ALL": "C.UTF-8"}
+        self.exported: dict[str, str] = {}
         self.met = 0
         self.faults: list[str] = []
         self._steps = 0
@@ -37,7 +38,7 @@ class Stage:
     def export(self, name: str, value: str) -> None:
         """Set a variable for all commands that follow."""
         say(f"# export {name}={value}")
-        self.environment[name] = value
+        self.environment[name] = self.exported[name] = value
 
     def write(self, name: str, text: str) -> None:
         """Make a file, shown as the shell would do it."""
@@ -52,6 +53,20 @@ class Stage:
         if said:
             say(shortened(said, most))
         return Done(done.returncode, done.stdout)
+
+    def start(self, command: str, log: str) -> subprocess.Popen[bytes]:
+        """Start a command that goes on, with a file for what it says; the keyboard's ^C is not for it."""
+        say(f"# {command} >{log} 2>&1 &")
+        with (self.directory / log).open("wb") as file:
+            return subprocess.Popen(
+                ["/bin/sh", "-c", f"exec {command}"],
+                cwd=self.directory,
+                env=self.environment,
+                stdin=subprocess.DEVNULL,
+                stdout=file,
+                stderr=file,
+                start_new_session=True,
+            )
 
     def quiet(self, command: str) -> Done:
         """Run a command without a word; what it printed to stderr comes with its output where it fails."""

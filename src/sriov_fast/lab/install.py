@@ -18,7 +18,8 @@ from sriov_fast.lab.source import Source
 
 KEPT = 4
 SECONDS_IN_USE = 3 * 3600
-EXTRA = "test"
+# The address service of the demo and of its tests; pytest for what runs in the guest.
+EXTRAS = "ipam,test"
 # A change here may change the dependencies, so the environment is made anew.
 DEPENDENCY_FILES = ("pyproject.toml", "setup.py", "setup.cfg")
 PYTHON = "/opt/sriov-fast/bin/python"
@@ -150,7 +151,7 @@ def _install_wheel(chroot: Chroot, wheel: Path, fresh: bool) -> None:
     inside = f"/mnt/host{wheel}"
     if fresh:
         chroot.run(["python3", "-m", "venv", tree.PROJECT])
-        chroot.run([PIP, "install", "-q", f"{inside}[{EXTRA}]"])
+        chroot.run([PIP, "install", "-q", f"{inside}[{EXTRAS}]"])
     else:
         chroot.run([PIP, "install", "-q", "--no-deps", "--force-reinstall", inside])
 

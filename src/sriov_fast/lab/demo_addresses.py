@@ -1,0 +1,140 @@
+"""Who gives the demo's pods their addresses: ``host-local`` here, an address service in ``demo_ipam``."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from sriov_fast.lab.demo_card import Card
+from sriov_fast.lab.demo_stage import Stage, wrapped
+
+NETNS = "/var/run/netns"
+IFNAME = "eth1"
+NETWORK = "mynet"
+VLAN = 100
+SUBNET, GATEWAY, FIRST = "10.55.206.0/26", "10.55.206.1", "10.55.206.46"
+HOST_IP = "10.55.206.20"
+DELEGATES = ("/opt/cni/bin", "/usr/lib/cni")
+
+
+class Pod(NamedTuple):
+    """A network namespace that stands for a pod, and the address that it is to get."""
+
+    name: str
+    address: str
+
+
+class Choice(NamedTuple):
+    """What IPAM chooses for a pod besides its address."""
+
+    vf: int
+    mac: str
+
+
+class Addresses:
+    """What the demo asks of those who give addresses."""
+
+    title = ""
+    conf = ""
+    pods: tuple[Pod, Pod]
+    # for the second pod
+    choice: Choice | None = None
+
+    def __init__(self, stage: Stage, cleanup: ExitStack, plugin: Path) -> None:
+        self.stage = stage
+        self.cleanup = cleanup
+        self.plugin = plugin
+
+    def prepare(self, card: Card) -> None:
+        """Do what comes before the network configuration."""
+
+    def network(self, pf: str) -> dict[str, Any]:
+        """Return the network configuration: without cniVersion, so it speaks CNI 0.1.0."""
+        raise NotImplementedError
+
+    def export(self) -> None:
+        """Set the environment of the commands that follow."""
+        raise NotImplementedError
+
+    def words(self) -> tuple[str, str]:
+        """Return what a call of the plugin begins with, and how the plugin is called."""
+        raise NotImplementedError
+
+    def command(self, verb: str, pod: Pod, args: Sequence[str]) -> str:
+        """Return the shell command that executes the plugin."""
+        before, plugin = self.words()
+        given = [before] if before else []
+        return wrapped([*given, *call(verb, pod.name, args), f"{plugin} < {self.conf}"])
+
+    def show(self) -> None:
+        """Show what is given, while both pods have theirs."""
+
+    def holds(self, pod: Pod) -> bool:
+        """Say whether the pod's address is still taken."""
+        raise NotImplementedError
+
+    def end(self) -> None:
+        """Show what is left when both pods have gone, and end what ``prepare`` began."""
+
+    def remains(self) -> list[str]:
+        """Return the commands that take down what ``prepare`` began."""
+        return []
+
+
+class HostLocal(Addresses):
+    """Addresses from a directory on this node."""
+
+    title = "The network: addresses from host-local, and a VLAN of its own"
+    conf = "mynet.conf"
+    pods = (Pod("1234", FIRST), Pod("1235", "10.55.206.47"))
+
+    @property
+    def _store(self) -> Path:
+        return self.stage.directory / "addresses"
+
+    def network(self, pf: str) -> dict[str, Any]:
+        """Return the configuration with the VLAN in it."""
+        ipam = {
+            "type": "host-local",
+            "subnet": SUBNET,
+            "rangeStart": FIRST,
+            "gateway": GATEWAY,
+            "dataDir": str(self._store),
+        }
+        return {"name": NETWORK, "type": "sriov", "master": pf, "vlan": VLAN, "ipam": ipam}
+
+    def export(self) -> None:
+        """Let the plugin find its delegates."""
+        self.stage.export("CNI_PATH", ":".join(dict.fromkeys([str(self.plugin.parent), *DELEGATES])))
+
+    def words(self) -> tuple[str, str]:
+        """Call the plugin where it is."""
+        return "", str(self.plugin)
+
+    def holds(self, pod: Pod) -> bool:
+        """Look for the file that the address is."""
+        return (self._store / NETWORK / pod.address).exists()
+
+
+def call(verb: str, pod: str, args: Sequence[str]) -> list[str]:
+    """Return a call's variables (SPEC, "Parameters")."""
+    given = f"CNI_COMMAND={verb} CNI_NETNS={NETNS}/{pod} CNI_CONTAINERID={pod} CNI_IFNAME={IFNAME}"
+    return [*given.split(), f'CNI_ARGS="{";".join(args)}"']
+
+
+def release_args(pod: str, host_ip: str = HOST_IP) -> list[str]:
+    """Return CNI_ARGS for a DEL."""
+    return [f"PodID={pod}", f"HostIP={host_ip}"]
+
+
+def add_args(pod: str, *more: str, host_ip: str = HOST_IP) -> list[str]:
+    """Return CNI_ARGS for an ADD."""
+    return ["IgnoreUnknown=1", *release_args(pod, host_ip), *more]
+
+
+def shown(document: dict[str, Any]) -> str:
+    """Return a configuration as people write it."""
+    return json.dumps(document, indent=4)

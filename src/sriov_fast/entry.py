@@ -20,7 +20,12 @@ _MOST = 16 << 20
 
 
 def main() -> None:
-    """Serve one request and end the process; does not return.
+    """Be ``sriov``: serve one request and end the process; does not return."""
+    run(_answer)
+
+
+def run(answer: Callable[[bytes], Reply]) -> None:
+    """Let ``answer`` serve one request, given its stdin, and end the process; does not return.
 
     ``os._exit``: the interpreter's own way down takes longer than an answer, and everything is written then.
     """
@@ -28,11 +33,11 @@ def main() -> None:
     status, afterwards = 1, None
     try:
         _settle_streams()
-        status, afterwards = serve()
+        status, afterwards = _serve(answer)
         if afterwards is not None:
             behind_the_reply(afterwards)
     except BaseException as error:
-        _say(f"{type(error).__name__}: {error}")
+        say(f"{type(error).__name__}: {error}")
     finally:
         os._exit(status)
 
@@ -57,7 +62,8 @@ def _is_open(fd: int) -> bool:
     return True
 
 
-def _say(words: str) -> None:
+def say(words: str) -> None:
+    """Write a line to stderr, where that is possible."""
     try:
         os.write(_STDERR, f"sriov-fast: {words}\n".encode(errors="backslashreplace"))
     except OSError:
@@ -78,19 +84,19 @@ def behind_the_reply(work: Callable[[], None]) -> None:
         os._exit(0)
 
 
-def serve() -> tuple[int, Callable[[], None] | None]:
+def _serve(answer: Callable[[bytes], Reply]) -> tuple[int, Callable[[], None] | None]:
     """Read the request, carry it out, print the answer; return the exit status and what to do then."""
     stdin, done = b"", None
     try:
         stdin = _read_stdin() if _wants_stdin() else b""
-        done = _answer(stdin)
+        done = answer(stdin)
         output = done.output
     except Exception as error:
         output = _worded(error, stdin)
     try:
         _write(output)
     except OSError as error:
-        _say(f"stdout: {error.strerror}")
+        say(f"stdout: {error.strerror}")
         if done and done.undelivered:
             done.undelivered()
         return 1, None

@@ -5,10 +5,10 @@ As an executable this stands above the rooms (docs/architecture.md), and so may 
 
 from __future__ import annotations
 
-import gc
 import os
 
 from sriov_fast import codec, entry
+from sriov_fast.call import Reply
 from sriov_fast.cni import netconf, reply, request
 from sriov_fast.errors import SriovError, VersionError
 
@@ -25,38 +25,17 @@ _LONGEST = 60.0  # seconds; the configuration's ``timeout`` ends sooner
 
 def main() -> None:
     """Serve one request and end the process; does not return."""
-    gc.disable()  # a process of milliseconds has nothing to collect
-    status = 1
-    try:
-        entry._settle_streams()
-        status = serve()
-    except BaseException as error:
-        entry._say(f"txipam: {type(error).__name__}: {error}")
-    finally:
-        os._exit(status)
+    entry.run(_answer)
 
 
-def serve() -> int:
-    """Read the request, carry it out, print the answer; return the exit status."""
-    stdin, ipam, status = b"", None, 0
-    try:
-        stdin = entry._read_stdin() if entry._wants_stdin() else b""
-        asked = request.read(os.environ, stdin)
-        if asked.command == "VERSION":
-            output = reply.version_info(stdin)
-        else:
-            ipam = _ipam(asked)
-            output = _document(ipam.run(asked.command, _LONGEST), ipam.config)
-    except Exception as error:
-        output, status = entry._worded(error, stdin), 1
-    try:
-        entry._write(output)
-    except OSError as error:
-        entry._say(f"txipam: stdout: {error.strerror}")
-        if ipam and asked.command == "ADD" and not status:
-            _take_back(ipam)
-        return 1
-    return status
+def _answer(stdin: bytes) -> Reply:
+    asked = request.read(os.environ, stdin)
+    if asked.command == "VERSION":
+        return Reply(output=reply.version_info(stdin))
+    ipam = _ipam(asked)
+    output = _document(ipam.run(asked.command, _LONGEST), ipam.config)
+    undo = (lambda: _take_back(ipam)) if asked.command == "ADD" else None
+    return Reply(output=output, undelivered=undo)
 
 
 def _ipam(asked: Request) -> TxIpam:
@@ -99,4 +78,4 @@ def _take_back(ipam: TxIpam) -> None:
     try:
         ipam.run("DEL", _LONGEST)
     except (SriovError, OSError) as error:
-        entry._say(f"txipam: the address could not be given back: {error}")
+        entry.say(f"txipam: the address could not be given back: {error}")

@@ -19,7 +19,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from sriov_fast.lab import demo, demo_card
+from sriov_fast.lab import demo, demo_addresses, demo_card
 
 RECORDS = Path("/run/sriov-fast/vfs")
 LOCKS = Path("/run/sriov-fast/locks")
@@ -99,7 +99,7 @@ def executable() -> Path:
 
 def delegate(name: str) -> Path | None:
     """Return an IPAM plugin's executable."""
-    return next((path for part in demo.DELEGATES if (path := Path(part, name)).is_file()), None)
+    return next((path for part in demo_addresses.DELEGATES if (path := Path(part, name)).is_file()), None)
 
 
 # --- the card
@@ -315,7 +315,7 @@ class Node:
     # the plugin
 
     def environment(self, command: str, pod: str, ifname: str, container: str, args: str) -> dict[str, str]:
-        path = [str(self.root / "bin"), str(self.plugin.parent), *demo.DELEGATES]
+        path = [str(self.root / "bin"), str(self.plugin.parent), *demo_addresses.DELEGATES]
         given = {
             "CNI_COMMAND": command,
             "CNI_CONTAINERID": container or pod,

@@ -260,14 +260,6 @@ def test_the_order_is_one_round(rangeset: ranges.RangeSet, last: int) -> None:
     assert found == [value for value in every[at:] + every[:at] if value not in gateways]
 
 
-@given(RANGE_SETS, st.integers(0, 1024), st.integers(0, 1024), st.integers(0, 9))
-def test_a_run_is_left_out(rangeset: ranges.RangeSet, last: int, low: int, size: int) -> None:
-    ring = ranges.arcs(rangeset, (32, last))
-    found = [ip[1] for ip, _ in ranges.candidates(ranges.without(ring, (32, low, low + size)))]
-    assert found == [ip[1] for ip, _ in ranges.candidates(ring) if not low <= ip[1] <= low + size]
-    assert ranges.without(ring, (128, 0, 2000)) == ring
-
-
 @given(
     RANGE_SETS, st.integers(0, 1024), st.sets(st.integers(0, 1024), max_size=30), st.sampled_from([32, 128])
 )

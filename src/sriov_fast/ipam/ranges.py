@@ -160,19 +160,6 @@ def arcs(ranges: RangeSet, last: Ip | None) -> list[Arc]:
     return [arc for arc in ring if arc[0] <= arc[1]]
 
 
-def without(ring: list[Arc], run: tuple[int, int, int]) -> list[Arc]:
-    """Return the stretches without the addresses of a run (bits, first, last)."""
-    bits, first, last = run
-    found: list[Arc] = []
-    for low, high, item in ring:
-        if item.bits != bits or last < low or high < first:
-            found.append((low, high, item))
-            continue
-        found += [(low, first - 1, item)] if low < first else []
-        found += [(last + 1, high, item)] if last < high else []
-    return found
-
-
 def candidates(ring: list[Arc]) -> Iterator[tuple[Ip, Range]]:
     """Go through the addresses in order, passing over each range's own gateway."""
     for low, high, item in ring:

@@ -245,6 +245,7 @@ def _warm_up() -> None:
     """Import what requests import late, and take what is here for good out of the collector's sight."""
     import sriov_fast.ipam.delegate
     import sriov_fast.ipam.host_local
+    import sriov_fast.ipam.search
     import sriov_fast.ipam.static
     import sriov_fast.sriov.announce  # noqa: F401
 

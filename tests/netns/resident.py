@@ -149,6 +149,12 @@ class Strace:
     def __enter__(self) -> Self:
         return self
 
+    def end_with(self, server: Server) -> None:
+        """Kill the server that it holds up, and which takes not even that signal while it has a tracer."""
+        server.process.kill()
+        self._process.kill()
+        assert server.ended() == -signal.SIGKILL
+
     def __exit__(self, *_: object) -> None:
         self._process.terminate()
         self._process.communicate(timeout=PATIENCE)

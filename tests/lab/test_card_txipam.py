@@ -1,0 +1,316 @@
+"""The plugin's first README word for word, with txipam: its configuration, ADD and DEL lines, and outputs.
+
+The address service is the real one, at ``https://127.0.0.1:10000``, with a CA made for the occasion.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import ssl
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from card import IN_LAB, RECORDS, Card, Node, await_, differences, executable, ip, link, links, try_ip
+
+from sriov_fast.lab import demo_card
+
+URL = "https://127.0.0.1:10000"
+HOST, OTHER_HOST = "10.55.206.20", "10.55.207.20"
+MAC = "02:5f:00:00:00:77"
+PATIENCE = 180.0  # seconds: the emulated machine needs half a minute for the service's imports
+OPERATORS = f"""
+[[networks]]
+name = "mynet"
+grace = 0
+
+[[pools]]
+name = "a"
+network = "mynet"
+subnet = "10.55.206.0/26"
+gateway = "10.55.206.1"
+ranges = [{{start = "10.55.206.46", end = "10.55.206.62"}}]
+
+[[pools]]
+name = "b"
+network = "mynet"
+subnet = "10.55.207.0/26"
+gateway = "10.55.207.1"
+vlan = 207
+
+[[hosts]]
+network = "mynet"
+hosts = ["{HOST}"]
+pools = ["a"]
+
+[[hosts]]
+network = "mynet"
+hosts = ["{OTHER_HOST}"]
+pools = ["b"]
+
+[[assignments]]
+network = "mynet"
+pod_id = "1234"
+ips = ["10.55.206.46"]
+
+[[assignments]]
+network = "mynet"
+pod_id = "chosen"
+ips = ["10.55.206.50"]
+mac = "{MAC}"
+vlan = 100
+vf = 3
+"""
+
+# What follows is the README's, to the letter.
+CONF = """{
+    "name": "mynet",
+    "type": "sriov",
+    "master": "eth1",
+    "ipam": {
+        "type": "txipam",
+        "remote": "https://127.0.0.1:10000",
+        "ca": "/etc/pki/ca-trust/source/anchors/ca.crt"
+    }
+}
+"""
+CONF_FILE = Path("/etc/cni/net.d/txnet.conf")
+CA_FILE = Path("/etc/pki/ca-trust/source/anchors/ca.crt")
+EXPORT = "CNI_PATH=`pwd`/bin"
+ADD = (
+    "CNI_PATH=$CNI_PATH CNI_COMMAND=ADD CNI_NETNS=/var/run/netns/1234 CNI_CONTAINERID=1234 CNI_IFNAME=eth1 "
+    'CNI_ARGS="IgnoreUnknown=1;PodID=1234;HostIP=10.55.206.20;CORES=1,2,3,4" bin/sriov '
+    "< /etc/cni/net.d/txnet.conf"
+)
+DEL = (
+    "CNI_PATH=$CNI_PATH CNI_COMMAND=DEL CNI_NETNS=/var/run/netns/1234 CNI_CONTAINERID=1234 CNI_IFNAME=eth1 "
+    'CNI_ARGS="PodID=1234;HostIP=10.55.206.20" bin/sriov < /etc/cni/net.d/txnet.conf'
+)
+PRINTED = {"ip4": {"ip": "10.55.206.46/26", "gateway": "10.55.206.1"}, "dns": {}}
+
+
+class Service:
+    """The address service of this module."""
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+        self.ca = directory / "ca.crt"
+        self._run("ca", str(directory), "--server", "127.0.0.1")
+        config = directory / "ipam.toml"
+        settings = {
+            "listen": "127.0.0.1:10000",
+            "cert": str(directory / "server.crt"),
+            "key": str(directory / "server.key"),
+            "auth": "open",
+            "storage": f"sqlite://{directory}/ipam.db",
+            "tokens": str(directory / "tokens.json"),
+            "managed": "file",
+            "log_format": "logfmt",
+        }
+        lines = [f"{key} = {json.dumps(value)}" for key, value in settings.items()]
+        config.write_text("\n".join([OPERATORS, "[server]", *lines, ""]))
+        with (directory / "log").open("wb") as log:
+            argv = [sys.executable, "-m", "sriov_fast.cli", "ipam", "serve", "--config", str(config)]
+            self.process = subprocess.Popen(argv, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
+        await_("the address service", self._is_ready, PATIENCE)
+
+    def _run(self, *words: str) -> None:
+        subprocess.run([sys.executable, "-m", "sriov_fast.cli", "ipam", *words], check=True, timeout=PATIENCE)
+
+    def _is_ready(self) -> bool:
+        assert self.process.poll() is None, (self.directory / "log").read_text()
+        try:
+            return self._get("/readyz").status_code == 200
+        except httpx.TransportError:
+            return False
+
+    def _get(self, path: str, **params: str) -> httpx.Response:
+        trust = ssl.create_default_context(cafile=str(self.ca))
+        return httpx.get(f"{URL}{path}", params=params, verify=trust, timeout=30)
+
+    def held(self) -> set[str]:
+        """Return whose addresses the service has given: the pods' identifiers."""
+        found = self._get("/v1/allocations").json()
+        return {item["pod_id"] for item in found["allocations"]}
+
+    def stop(self) -> None:
+        self.process.send_signal(signal.SIGTERM)
+        assert self.process.wait(PATIENCE) == 0, (self.directory / "log").read_text()
+
+
+@pytest.fixture(scope="module")
+def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
+    running = Service(tmp_path_factory.mktemp("service"))
+    yield running
+    running.stop()
+
+
+def rename(before: str, after: str) -> None:
+    """Give a device another name, which some kernels allow only while it is down."""
+    was_up = "UP" in link(before)["flags"]
+    ip("link", "set", before, "down")
+    ip("link", "set", before, "name", after)
+    if was_up:
+        ip("link", "set", after, "up")
+
+
+@pytest.fixture
+def eth1(card: Card) -> Iterator[Card]:
+    """The PF under the README's name."""
+    names = {card.pf: "eth1"}
+    if card.pf != "eth1":
+        if any(item["ifname"] == "eth1" for item in links()):
+            names = {"eth1": "not-eth1"} | names
+        for before, after in names.items():
+            rename(before, after)
+        yield Card("eth1")
+        for before, after in reversed(names.items()):
+            rename(after, before)
+    else:
+        yield card
+
+
+@pytest.fixture
+def readme(service: Service, tmp_path: Path) -> Iterator[Path]:
+    """The README's directory and files; /etc is the lab's own."""
+    if not IN_LAB:
+        pytest.skip("writes to /etc and renames devices: only in the lab's virtual machine")
+    plugin = executable()
+    (tmp_path / "bin").mkdir()
+    for name in ("sriov", "txipam"):
+        (tmp_path / "bin" / name).symlink_to(plugin.with_name(name))
+    for path in (CONF_FILE, CA_FILE):
+        path.parent.mkdir(parents=True, exist_ok=True)
+    CONF_FILE.write_text(CONF)
+    shutil.copy(service.ca, CA_FILE)
+    ip("netns", "add", "1234")
+    yield tmp_path
+    try_ip("netns", "del", "1234")
+    for path in (CONF_FILE, CA_FILE):
+        path.unlink()
+
+
+def say(line: str, directory: Path) -> bytes:
+    """Type the README's two lines into a shell."""
+    command = ["/bin/sh", "-c", f"{EXPORT}\n{line}"]
+    environment = {"PATH": os.environ["PATH"]}
+    done = subprocess.run(command, cwd=directory, env=environment, capture_output=True, check=False)
+    assert done.returncode == 0, done
+    return done.stdout
+
+
+def owned(card: Card) -> int:
+    name = next(name for name in os.listdir(RECORDS) if name.endswith("~1234~eth1"))
+    return next(vf.number for vf in card.vfs() if name.startswith(vf.pci))
+
+
+def test_the_readme_word_for_word(card: Card, service: Service, readme: Path, eth1: Card) -> None:
+    online = demo_card.parse_cpus(Path("/sys/devices/system/cpu/online").read_text())
+    assert {1, 2, 3, 4} <= set(online), "start the lab with --cpus 5"
+    before = eth1.state()
+    printed = say(ADD, readme)
+    assert json.loads(printed) == PRINTED
+    assert list(json.loads(printed)) == ["ip4", "dns"]
+
+    shown = link("eth1", "1234")
+    assert {"BROADCAST", "MULTICAST", "UP"} <= set(shown["flags"])
+    assert shown["mtu"] == 1500
+    inet = [item for item in shown["addr_info"] if item["family"] == "inet"]
+    assert [(item["local"], item["prefixlen"], item["scope"]) for item in inet] == [
+        ("10.55.206.46", 26, "global")
+    ]
+    assert inet[0]["valid_life_time"] == 0xFFFFFFFF  # forever
+    await_("eth1's carrier", lambda: link("eth1", "1234")["operstate"] == "UP")
+
+    index = owned(eth1)
+    directory = Path(f"/sys/class/net/eth1/device/virtfn{index}/msi_irqs")
+    numbers = sorted(int(path.name) for path in directory.iterdir())
+    masks = [Path(f"/proc/irq/{number}/smp_affinity").read_text() for number in numbers]
+    cores = [demo_card.cpus_of_mask(mask) for mask in masks]
+    assert len(cores) > 1
+    assert cores == [{1 + i % 4} for i in range(len(cores))]
+    assert service.held() == {"1234"}
+
+    assert say(DEL, readme) == b""
+    assert [item["ifname"] for item in links("1234")] == ["lo"]
+    assert service.held() == set()
+    assert not differences(before, eth1.state())
+
+
+# --- beyond the README, on any card
+
+
+def network(service: Service, node: Node, **ipam: Any) -> dict[str, Any]:
+    own = {"type": "txipam", "remote": URL, "ca": str(service.ca), "timeout": 45}
+    return node.conf(name="mynet", ipam=own | ipam)
+
+
+def who(pod_id: str, host_ip: str = HOST) -> str:
+    return f"IgnoreUnknown=1;PodID={pod_id};HostIP={host_ip}"
+
+
+@pytest.mark.parametrize("delegate", [False, True], ids=["in-process", "executed"])
+def test_the_service_chooses_vf_vlan_and_mac(
+    node: Node, card: Card, service: Service, delegate: bool
+) -> None:
+    before, pod = card.state(), node.pod()
+    conf, args = network(service, node, delegate=delegate), who("chosen")
+    result = node.add(conf, pod, args=args)
+    try:
+        assert (link("eth0", pod)["address"], card.on_pf(3)["address"], card.vlan(3)) == (MAC, MAC, 100)
+        assert result["interfaces"][0]["mac"] == MAC
+        assert node.addresses(pod) == {"10.55.206.50/26"}
+    finally:
+        node.delete(conf, pod, args=args)
+    assert not differences(before, card.state())
+    assert service.held() == set()
+
+
+def test_two_hosts_draw_from_their_own_pools(node: Node, card: Card, service: Service) -> None:
+    conf, pods = network(service, node), {host: node.pod() for host in (HOST, OTHER_HOST)}
+    before = card.state()
+    for host, pod in pods.items():
+        node.add(conf, pod, args=who(pod, host))
+    assert service.held() == set(pods.values())
+    found = {host: next(iter(node.addresses(pod))) for host, pod in pods.items()}
+    assert found[HOST].startswith("10.55.206.")
+    assert found[OTHER_HOST].startswith("10.55.207.")
+    vlans = {host: card.vlan(node.card.vf(_index(card, pod)).number) for host, pod in pods.items()}
+    assert vlans == {HOST: 0, OTHER_HOST: 207}
+    for host, pod in pods.items():
+        node.delete(conf, pod, args=who(pod, host))
+    assert service.held() == set()
+    assert not differences(before, card.state())
+
+
+def _index(card: Card, pod: str) -> int:
+    name = next(name for name in os.listdir(RECORDS) if f"~{pod}~" in name)
+    return next(vf.number for vf in card.vfs() if name.startswith(vf.pci))
+
+
+def test_a_service_that_is_down_keeps_no_vf(node: Node, card: Card, service: Service) -> None:
+    """The DEL succeeds, and the address is given back when the service answers again."""
+    before, pod = card.state(), node.pod()
+    conf, args = network(service, node, timeout=20), who("later")
+    node.add(conf, pod, args=args)
+    service.process.send_signal(signal.SIGSTOP)
+    try:
+        node.delete(network(service, node, timeout=2), pod, args=args)
+    finally:
+        service.process.send_signal(signal.SIGCONT)
+    assert not differences(before, card.state())
+    gc = conf | {"cniVersion": "1.1.0", "cni.dev/valid-attachments": []}
+    deadline = time.monotonic() + PATIENCE
+    while service.held():
+        assert time.monotonic() < deadline, "the address is not given back"
+        done = node.run("GC", gc, args=f"HostIP={HOST}")
+        assert done.status == 0, done
+        time.sleep(1)

@@ -282,7 +282,10 @@ def test_the_server_is_killed_anywhere(make_node: MakeNode, mode: str, command: 
         else:
             node.serve().ready()
         assert (node.state(), node.records(), node.leases(), node.held()) == (before, [], [], []), point
-        assert {node.tree.mask(irq).read_text().strip() for irq in node.tree.irqs(0)} == {"ff"}, point
+        masks = {node.tree.mask(irq): node.tree.mask(irq).read_text().strip() for irq in node.tree.irqs(0)}
+        assert set(masks.values()) <= {"ff", ""}, point
+        for path in masks:
+            path.write_text("ff\n")  # between open and write, this file is empty, as procfs never is
     served_again = node.in_process()
     assert set(served_again) == {f"{command} again"}
     assert len(served_again) > len(points) / 2

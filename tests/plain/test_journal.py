@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from sriov_fast.errors import FileError
-from sriov_fast.sriov.journal import ATTACHED, ATTACHING, Attachment, Entry, Journal
+from sriov_fast.sriov.journal import ATTACHED, ATTACHING, HOMING, Attachment, Entry, Journal
 from sriov_fast.values import VfSettings
 
 PCI = "0000:01:10.0"
@@ -215,3 +215,73 @@ def test_a_reader_never_sees_half_a_record(journal: Journal) -> None:
 
 def test_a_new_record_is_attaching() -> None:
     assert Attachment(container_id="c", ifname="i", pci=PCI).state == ATTACHING
+
+
+# --- on the way home
+
+
+def homing(journal: Journal, **more: object) -> Attachment:
+    """Write a record and say that its VF is its container's no more."""
+    record = attachment(journal, **(FULL | more))
+    journal.write(record)
+    return journal.release(record)
+
+
+def test_a_vf_on_its_way_home(journal: Journal, tmp_path: Path) -> None:
+    """It is nobody's, and not free; all that it takes to bring it home is still known."""
+    record = homing(journal)
+    assert os.listdir(tmp_path / "run/vfs") == [f"{PCI}~~c1~eth0"]
+    assert record == attachment(journal, **(FULL | {"state": HOMING}))
+    assert journal.entries() == {PCI: Entry(owner=("c1", "eth0"), homing=True)}
+    assert journal.owners() == {PCI: ("c1", "eth0")}
+    assert journal.find("c1", "eth0") is None
+    assert journal.all() == [record] == [journal.again(record)]
+    journal.remove(record)
+    assert (journal.entries(), journal.again(record)) == ({}, None)
+
+
+def test_its_name_alone_says_so(journal: Journal, tmp_path: Path) -> None:
+    """The content says what it said before: one rename is all that a reply waits for."""
+    record = attachment(journal, **FULL)
+    journal.write(record)
+    before = (tmp_path / f"run/vfs/{PCI}~c1~eth0").read_bytes()
+    journal.release(record)
+    assert (tmp_path / f"run/vfs/{PCI}~~c1~eth0").read_bytes() == before
+
+
+def test_its_container_may_have_another_meanwhile(journal: Journal) -> None:
+    old = homing(journal)
+    new = attachment(journal, pci="0000:01:10.1", state=ATTACHED)
+    journal.write(new)
+    assert journal.find("c1", "eth0") == new
+    assert sorted(journal.all(), key=lambda record: record.pci) == [old, new]
+    journal.remove(new)
+    assert journal.all() == [old]
+
+
+@pytest.mark.parametrize("ifname", ["a~b", "~", "~~", "größe", "a b~c~d"])
+def test_odd_names_on_the_way_home(journal: Journal, ifname: str) -> None:
+    record = homing(journal, ifname=ifname)
+    assert journal.entries() == {PCI: Entry(owner=("c1", ifname), homing=True)}
+    assert journal.again(record) == record
+
+
+@pytest.mark.parametrize("content", [b"", b"{", bytes(64)])
+def test_a_broken_record_on_the_way_home(journal: Journal, tmp_path: Path, content: bytes) -> None:
+    record = homing(journal)
+    (tmp_path / f"run/vfs/{PCI}~~c1~eth0").write_bytes(content)
+    assert journal.again(record) == attachment(journal, state=HOMING)
+    journal.remove(record)
+    assert journal.entries() == {}
+
+
+def test_an_earlier_boots_way_home_is_forgotten(journal: Journal) -> None:
+    homing(journal, boot="an earlier one")
+    assert journal.prune()
+    assert journal.entries() == {}
+
+
+def test_what_was_never_written_cannot_be_released(journal: Journal) -> None:
+    journal.write(attachment(journal, container_id="other"))
+    with pytest.raises(FileNotFoundError):
+        journal.release(attachment(journal))

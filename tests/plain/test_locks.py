@@ -6,6 +6,9 @@ import multiprocessing
 import os
 import shutil
 import signal
+import threading
+import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -160,3 +163,127 @@ def test_many_processes(run: str, tmp_path: Path) -> None:
     assert [one.exitcode for one in crowd] == [0] * 8
     assert counter.read_text() == "1200"
     assert files(run) == []
+
+
+# --- threads of one process
+
+
+def in_thread(work: Callable[[], object]) -> threading.Thread:
+    thread = threading.Thread(target=work)
+    thread.start()
+    return thread
+
+
+def test_one_thread_at_a_time(run: str) -> None:
+    """Also where nobody can see it by the file: somebody has cleared the directory."""
+    inside, most = [0], [0]
+
+    def hold() -> None:
+        for number in range(50):
+            with locks.acquire(run, "x", "thread"):
+                inside[0] += 1
+                most[0] = max(most[0], inside[0])
+                if number % 10 == 0:
+                    shutil.rmtree(run)
+                time.sleep(0)
+                inside[0] -= 1
+
+    for thread in [in_thread(hold) for _ in range(8)]:
+        thread.join()
+    assert (inside, most) == ([0], [1])
+    assert locks._gates == {}
+
+
+def test_a_thread_that_waits_is_woken(run: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """At once, by who lets go: the pause between two looks at the file is far longer here."""
+    monkeypatch.setattr(locks, "_PAUSE", 60.0)
+    monkeypatch.setattr(locks, "_LONGEST_PAUSE", 60.0)
+    held = locks.acquire(run, "x", "first")
+    got: list[str] = []
+
+    def second() -> None:
+        with locks.acquire(run, "x", "second"):
+            got.append(locks.holder(run, "x"))
+
+    thread = in_thread(second)
+    while locks._gates[f"{run}/locks/x"].users < 2:
+        time.sleep(0.001)
+    held.release()
+    thread.join(30)
+    assert got == [f"pid {os.getpid()}, second"]
+
+
+def test_a_thread_waits_for_a_bounded_time(run: str) -> None:
+    errors: list[TryAgainError] = []
+
+    def late() -> None:
+        try:
+            locks.acquire(run, "x", "second", wait=0.05)
+        except TryAgainError as error:
+            errors.append(error)
+
+    with locks.acquire(run, "x", "first"):
+        assert locks.attempt(run, "x", "nobody") is None
+        in_thread(late).join()
+        assert locks._gates[f"{run}/locks/x"].users == 1
+    assert [error.code for error in errors] == [11]
+    assert f"held by pid {os.getpid()}, first" in errors[0].msg
+    assert locks._gates == {}
+
+
+def test_another_thread_may_let_go(run: str) -> None:
+    """As one does that brings a VF home behind the reply of another."""
+    held = locks.acquire(run, "x", "first")
+    in_thread(held.release).join()
+    with locks.acquire(run, "x", "second", wait=0):
+        pass
+    assert (files(run), locks._gates) == ([], {})
+
+
+def test_a_lock_that_cannot_be_made_leaves_its_gate_open(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    run.write_text("a file")
+    for _ in range(2):
+        with pytest.raises(FileError):
+            locks.acquire(str(run), "x", "me", wait=0)
+        with pytest.raises(FileError):
+            locks.attempt(str(run), "x", "me")
+    assert locks._gates == {}
+    run.unlink()
+    with locks.acquire(str(run), "x", "me", wait=0):
+        pass
+
+
+def test_a_lock_of_another_process_leaves_the_gate_open(run: str) -> None:
+    reader, writer = os.pipe()
+    child = os.fork()
+    if child == 0:
+        os.close(writer)
+        locks.acquire(run, "x", "child")
+        os.read(reader, 1)
+        os._exit(0)
+    os.close(reader)
+    while not (os.path.exists(f"{run}/locks/x") and "child" in locks.holder(run, "x")):
+        time.sleep(0.001)
+    assert locks.attempt(run, "x", "me") is None
+    with pytest.raises(TryAgainError, match="child"):
+        locks.acquire(run, "x", "me", wait=0.01)
+    assert locks._gates == {}
+    os.close(writer)
+    with locks.acquire(run, "x", "me"):
+        pass
+    os.waitpid(child, 0)
+
+
+def test_threads_and_processes(run: str, tmp_path: Path) -> None:
+    counter = tmp_path / "counter"
+    counter.write_text("0")
+    context = multiprocessing.get_context("fork")
+    crowd = [context.Process(target=hammer, args=(run, str(counter), 50)) for _ in range(3)]
+    for one in crowd:
+        one.start()
+    threads = [in_thread(lambda: hammer(run, str(counter), 50)) for _ in range(5)]
+    for each in [*threads, *crowd]:
+        each.join()
+    assert counter.read_text() == "400"
+    assert (files(run), locks._gates) == ([], {})

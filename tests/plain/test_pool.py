@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import threading
+import time
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +12,7 @@ from sysfs_tree import Tree, build_tree
 
 from sriov_fast.errors import ConfigError, TryAgainError
 from sriov_fast.sriov import locks, pool
-from sriov_fast.sriov.journal import Attachment, Journal
+from sriov_fast.sriov.journal import ATTACHED, ATTACHING, HOMING, Attachment, Journal
 from sriov_fast.sriov.pool import Wish
 from sriov_fast.sriov.roots import Roots
 
@@ -212,3 +214,147 @@ def test_a_vf_that_was_taken_while_we_looked(machine: Machine) -> None:
     assert machine.choose() == 1
     with locks.acquire(machine.roots.run, f"vf-{machine.tree.pci(0)}", "other", wait=0):
         pass
+
+
+# --- what a request left that was killed, and what is on its way home
+
+
+class Recovery:
+    """Brings VFs home by a word in the journal; knows which, and that their locks were held."""
+
+    def __init__(self, machine: Machine, *, works: bool = True) -> None:
+        self.machine = machine
+        self.works = works
+        self.seen: list[tuple[str, str]] = []
+
+    def __call__(self, record: Attachment) -> None:
+        assert locks.attempt(self.machine.roots.run, f"vf-{record.pci}", "other") is None
+        self.seen.append((record.pci, record.state))
+        if self.works:
+            self.machine.journal.remove(record)
+
+
+def left(machine: Machine, index: int, state: str) -> Attachment:
+    """Leave a record of that state."""
+    record = machine.take(index).replace(state=ATTACHED if state == HOMING else state)
+    machine.journal.write(record)
+    return machine.journal.release(record) if state == HOMING else record
+
+
+def wishes(machine: Machine, by: str) -> dict[str, Any]:
+    device = machine.tree.pci(0)
+    found: dict[str, dict[str, Any]] = {
+        "any": {},
+        "index": {"vf": 0},
+        "device": {"device_id": device},
+        "device alone": {"device_id": device, "masters": ()},
+    }
+    return found[by]
+
+
+BY = ["any", "index", "device", "device alone"]
+
+
+@pytest.mark.parametrize("works", [True, False])
+@pytest.mark.parametrize("state", [ATTACHING, HOMING])
+@pytest.mark.parametrize("by", BY)
+def test_what_was_cut_short_is_finished(tmp_path: Path, by: str, state: str, works: bool) -> None:
+    """Or not given, where that is not possible."""
+    machine = Machine(tmp_path, vfs=1)
+    left(machine, 0, state)
+    recover = Recovery(machine, works=works)
+    if works:
+        assert machine.choose(recover=recover, **wishes(machine, by)) == 0
+    else:
+        with pytest.raises(TryAgainError):
+            machine.choose(recover=recover, **wishes(machine, by))
+    assert recover.seen == [(machine.tree.pci(0), state)]
+    with locks.acquire(machine.roots.run, f"vf-{machine.tree.pci(0)}", "other", wait=0):
+        pass
+
+
+@pytest.mark.parametrize("by", BY)
+def test_what_is_attached_is_left_alone(tmp_path: Path, by: str) -> None:
+    machine = Machine(tmp_path, vfs=1)
+    left(machine, 0, ATTACHED)
+    recover = Recovery(machine)
+    with pytest.raises(TryAgainError):
+        machine.choose(recover=recover, **wishes(machine, by))
+    assert recover.seen == []
+
+
+def test_a_free_one_goes_first(machine: Machine) -> None:
+    left(machine, 0, HOMING)
+    left(machine, 1, ATTACHING)
+    recover = Recovery(machine)
+    assert (machine.choose(recover=recover), recover.seen) == (2, [])
+
+
+def test_one_on_its_way_home_goes_before_one_that_was_cut_short(machine: Machine) -> None:
+    left(machine, 0, ATTACHING)
+    left(machine, 1, ATTACHED)
+    left(machine, 2, HOMING)
+    recover = Recovery(machine)
+    assert machine.choose(recover=recover) == 2
+    assert recover.seen == [(machine.tree.pci(2), HOMING)]
+
+
+def test_who_attaches_is_not_waited_for(machine: Machine) -> None:
+    """Its lock says that it is at work."""
+    for index in range(3):
+        left(machine, index, ATTACHING)
+    recover = Recovery(machine)
+    held = [locks.acquire(machine.roots.run, f"vf-{machine.tree.pci(index)}", "x") for index in range(3)]
+    with pytest.raises(TryAgainError):
+        machine.choose(recover=recover)
+    held[1].release()
+    assert machine.choose(recover=recover) == 1
+    assert recover.seen == [(machine.tree.pci(1), ATTACHING)]
+    for lock in held:
+        lock.release()
+
+
+@pytest.mark.parametrize("by", BY)
+def test_a_way_home_is_waited_for(tmp_path: Path, by: str) -> None:
+    """Who brings the VF home has its lock, and removes the record: nothing is left to recover."""
+    machine = Machine(tmp_path, vfs=1)
+    record = left(machine, 0, HOMING)
+    lock = locks.acquire(machine.roots.run, f"vf-{record.pci}", "DEL c eth0")
+    chosen: list[int] = []
+    recover = Recovery(machine)
+    wish = wishes(machine, by) | {"recover": recover}
+    thread = threading.Thread(target=lambda: chosen.append(machine.choose(**wish)))
+    thread.start()
+    while locks._gates[f"{machine.roots.run}/locks/vf-{record.pci}"].users < 2:
+        time.sleep(0.001)
+    assert chosen == []
+    machine.journal.remove(record)
+    lock.release()
+    thread.join()
+    assert (chosen, recover.seen) == ([0], [])
+
+
+def test_a_vf_that_came_home_without_a_device(machine: Machine) -> None:
+    """It was unbound meanwhile: it is nobody's any more, and no use."""
+    for index in range(3):
+        left(machine, index, HOMING)
+
+    def recover(record: Attachment) -> None:
+        if record.pci == machine.tree.pci(0):
+            machine.tree.unbind(0)
+        machine.journal.remove(record)
+
+    assert machine.choose(recover=recover) == 1
+
+
+def test_the_second_pf_where_the_first_has_nothing(tmp_path: Path) -> None:
+    machine = Machine(tmp_path, vfs=1)
+    build_tree(tmp_path, pf="eth2", vfs=1, pf_pci="0000:02:00.0", numa=1)
+    left(machine, 0, ATTACHED)
+    other = Attachment(container_id="d", ifname="eth0", pci="0000:02:10.0", boot=machine.journal.boot())
+    machine.journal.write(other)
+    recover = Recovery(machine)
+    wish = Wish(masters=("eth1", "eth2"), who="test", recover=recover)
+    choice = pool.choose(wish, machine.journal, machine.roots)
+    choice.lock.release()
+    assert (choice.pf, recover.seen) == ("eth2", [("0000:02:10.0", ATTACHING)])

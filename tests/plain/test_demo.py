@@ -387,6 +387,8 @@ class TestService:
             assert found == {"ip4": {"ip": f"{pod.address}/26", "gateway": "10.55.206.1"}, "dns": {}}
         assert extras == [{"vlan": 100}, {"vf": 2, "vlan": 100, "mac": demo_ipam.MAC}]
         tx.show()
+        assert tx.service is not None
+        assert tx.remains() == [f"kill {tx.service.pid}"]
         for pod in tx.pods:
             assert tx.holds(pod)
             assert tx.stage.run(alone(tx.command("DEL", pod, release_args(pod.name)))) == Done(0, "")

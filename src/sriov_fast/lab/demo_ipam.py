@@ -229,16 +229,16 @@ class TxIpam(Addresses):
     def answers(self) -> bool:
         """Say whether the service is ready."""
         try:
-            self.get("/readyz")
+            self.get("/readyz", timeout=5)
         except LabError:
             return False
         return True
 
-    def get(self, path: str) -> bytes:
+    def get(self, path: str, timeout: float = 60) -> bytes:
         """Ask the service; LabError where it does not answer, or its certificate is another authority's."""
         try:
             trust = ssl.create_default_context(cafile=str(self.ca))
-            connection = http.client.HTTPSConnection(HERE, self.port, timeout=30, context=trust)
+            connection = http.client.HTTPSConnection(HERE, self.port, timeout=timeout, context=trust)
             try:
                 connection.request("GET", path)
                 answer = connection.getresponse()

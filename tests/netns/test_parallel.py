@@ -56,6 +56,7 @@ def test_churn(make_node: MakeNode) -> None:
     conf = node.conf(ipam=node.host_local())
     before, pods = node.state(), [node.pod() for _ in range(8)]
     attached: set[str] = set()
+    most = 0
     order = random.Random(7)
     for _ in range(6):
         order.shuffle(pods)
@@ -74,7 +75,8 @@ def test_churn(make_node: MakeNode) -> None:
         assert sorted(owners) == sorted(attached)
         assert len(node.leases()) == len(attached)
         assert len(node.state()) == 4 - len(attached)
-    assert attached
+        most = max(most, len(attached))
+    assert most  # in the last round every ADD may have come before the DELs
     for outcome in all_at_once(node, "DEL", conf, pods):
         assert outcome.status == 0, outcome
     assert (node.state(), node.records(), node.leases(), node.locks()) == (before, [], [], [])

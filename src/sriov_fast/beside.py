@@ -7,9 +7,43 @@ import _thread
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from typing import TypeVar
+    from typing import Any, TypeVar
 
     T = TypeVar("T")
+
+_MOST = 64  # threads that are kept for the next time
+
+
+class _Helper:
+    """A thread that does one thing after the other; starting one takes longer than what it is to do."""
+
+    def __init__(self) -> None:
+        self._wake = _thread.allocate_lock()
+        self._wake.acquire()
+        self._work: Callable[[], object] = _nothing
+        _thread.start_new_thread(self._run, ())
+
+    def do(self, work: Callable[[], object]) -> None:
+        """Start ``work``, which raises nothing."""
+        self._work = work
+        self._wake.release()
+
+    def _run(self) -> None:
+        while True:
+            self._wake.acquire()
+            work, self._work = self._work, _nothing
+            work()
+            del work
+            if len(_idle) >= _MOST:
+                return
+            _idle.append(self)
+
+
+def _nothing() -> None:
+    """Do nothing."""
+
+
+_idle: list[_Helper] = []  # append and pop are atomic
 
 
 def beside(work: Callable[[], T]) -> Callable[[], T]:
@@ -27,12 +61,19 @@ def beside(work: Callable[[], T]) -> Callable[[], T]:
         finally:
             running.release()
 
-    _thread.start_new_thread(thread, ())
+    _helper().do(thread)
 
-    def finish() -> T:
+    def finish() -> Any:
         with running:
             if errors:
                 raise errors[0]
             return results[0]
 
     return finish
+
+
+def _helper() -> _Helper:
+    try:
+        return _idle.pop()
+    except IndexError:
+        return _Helper()

@@ -22,7 +22,7 @@ from sriov_fast.values import Route, Value
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from typing import Any
+    from typing import Any, TypeVar
 
     from sriov_fast.cni.netconf import NetConf
     from sriov_fast.cni.request import Request
@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from sriov_fast.values import Link
 
     Running = Executed | Done
+    T = TypeVar("T")
 
 
 def run(request: Request, roots: Roots, context: Context | None = None) -> Reply:
@@ -159,14 +160,33 @@ def _ipam_start(call: Call, undo: ExitStack) -> Callable[[], Answer]:
     ipam = call.ipam()
     if ipam is None:
         return lambda: Answer(result=result.Result())
-    starting = _started(call, lambda: ipam.start("ADD"))
+    starting = _started(call, lambda: _begun(ipam.start("ADD"), call.conf))
     if not call.context.beside:
         starting()  # a fault that is known now must not cost a move
     undo.callback(_ipam_take_back, call, ipam, starting)
-    return lambda: _answer(starting().finish(IPAM_WAIT), call.conf)
+
+    def finish() -> Answer:
+        return starting()[1]()
+
+    return finish
 
 
-def _started(call: Call, start: Callable[[], Running]) -> Callable[[], Running]:
+def _begun(running: Running, conf: NetConf) -> tuple[Running, Callable[[], Answer]]:
+    """Return what runs with what waits for its answer; one that is there already is read now."""
+
+    def finish() -> Answer:
+        return _answer(running.finish(IPAM_WAIT), conf)
+
+    if not running.ended:
+        return running, finish
+    try:
+        answer = finish()
+    except (SriovError, OSError) as error:
+        return running, _raiser(error)
+    return running, lambda: answer
+
+
+def _started(call: Call, start: Callable[[], T]) -> Callable[[], T]:
     """Start IPAM, beside us where that can be; return what returns or raises what that did."""
     if call.context.beside:
         return call.context.beside(start)
@@ -177,16 +197,18 @@ def _started(call: Call, start: Callable[[], Running]) -> Callable[[], Running]:
     return lambda: running
 
 
-def _raiser(error: Exception) -> Callable[[], Running]:
-    def late() -> Running:
+def _raiser(error: Exception) -> Callable[[], Any]:
+    def late() -> None:
         raise error
 
     return late
 
 
-def _ipam_take_back(call: Call, ipam: Ipam | Builtin, starting: Callable[[], Running]) -> None:
+def _ipam_take_back(
+    call: Call, ipam: Ipam | Builtin, starting: Callable[[], tuple[Running, Callable[[], Answer]]]
+) -> None:
     try:
-        running = starting()
+        running, _ = starting()
     except (SriovError, OSError):
         return  # it never started
     running.settle(IPAM_GRACE)
@@ -265,16 +287,17 @@ def _attached(
     """Configure and move the VF while IPAM runs, where that is possible, then set the addresses."""
     finish = None if needs_interface(call.conf.ipam_type) else start()
     call.step("start IPAM", "ipam")
-    pinning = _pinned_beside(call, record)
-    attach.configure(host, record)
-    call.step("configure", "kernel")
-    attach.move(host, record, fd)
-    call.step("move", "kernel")
-    answer = (finish or start())()
-    call.step("wait for IPAM", "ipam")
-    link = _addressed(record, host, fd, answer.result)
-    call.step("addresses and routes", "kernel")
-    pinned = _pinned(call, record, pinning)
+    with ExitStack() as running:
+        pinning = _pinned_beside(call, record, running)
+        attach.configure(host, record)
+        call.step("configure", "kernel")
+        attach.move(host, record, fd)
+        call.step("move", "kernel")
+        answer = (finish or start())()
+        call.step("wait for IPAM", "ipam")
+        link = _addressed(record, host, fd, answer.result)
+        call.step("addresses and routes", "kernel")
+        pinned = _pinned(call, record, pinning)
     call.step("pin the interrupts")
     record = pinned.replace(state=ATTACHED, ifindex=link.index, mac=link.mac, **_given(answer.result))
     call.journal.write(record)
@@ -322,11 +345,16 @@ def _given(given: Result) -> dict[str, Any]:
     return {"addresses": addresses, "routes": tuple(route.as_dict() for route in _routes(given))}
 
 
-def _pinned_beside(call: Call, record: Attachment) -> Callable[[], Any] | None:
-    """Pin the interrupts that are there already while the kernel moves the device, where we may."""
+def _pinned_beside(call: Call, record: Attachment, running: ExitStack) -> Callable[[], Any] | None:
+    """Pin the interrupts that are there already while the kernel moves the device, where we may.
+
+    ``running`` waits for the end of that: the undo of what fails must not be overtaken by it.
+    """
     if not record.pinned or not call.context.beside:
         return None
-    return call.context.beside(lambda: affinity.apply(record.pinned, call.roots, call.log))
+    pinning = call.context.beside(lambda: affinity.apply(record.pinned, call.roots, call.log))
+    running.callback(pinning)
+    return pinning
 
 
 def _pinned(call: Call, record: Attachment, pinning: Callable[[], Any] | None) -> Attachment:
@@ -370,6 +398,8 @@ def _announcement(call: Call, record: Attachment) -> Callable[[], None] | None:
         fd = netns.open_netns(call.request.netns, call.context.netns_fd)
         try:
             announce.send(fd, record.ifname, record.mac, record.addresses)
+        except OSError as error:  # the pod is gone already
+            call.log.debug("not announced", why=error)
         finally:
             os.close(fd)
 
@@ -415,7 +445,10 @@ def release(call: Call, record: Attachment, *, defer: bool = False) -> Reply:
 
     def afterwards() -> None:
         with lock:
-            later()
+            try:
+                later()
+            except (SriovError, OSError) as error:
+                call.log.error("the VF could not be brought home", pci=record.pci, pf=record.pf, why=error)
 
     return Reply(afterwards=afterwards)
 
@@ -494,7 +527,7 @@ def _ipam_release(call: Call, *, wait: bool = False) -> Callable[[], None]:
     try:
         finish()
     except (SriovError, OSError) as error:
-        return _raiser(error)  # type: ignore[return-value]
+        return _raiser(error)
     return _nothing
 
 

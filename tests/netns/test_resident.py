@@ -628,3 +628,23 @@ def test_memory_after_a_crowd(make_node: MakeNode) -> None:
     for process in [node.start("STATUS", conf) for _ in range(64)]:
         assert node.finish(process).status == 0
     assert node.server.resident_kib() < MOST_MEMORY
+
+
+# --- what runs beside
+
+
+@pytest.mark.skipif(not has_strace, reason="needs strace")
+def test_a_failed_add_waits_for_what_runs_beside_it(node: ResidentNode) -> None:
+    """Interrupts are pinned while the kernel moves the VF; where that fails, no mask is set behind the undo."""
+    pod = node.pod()
+    node.ip("-n", pod, "link", "add", "eth0", "type", "veth", "peer", "name", "its-peer")
+    before = node.snapshot()
+    mask = node.tree.mask(node.tree.irqs(0)[0])
+    # the first to write it is the pinning, the second the undo
+    words = ("-P", str(mask), "-e", "trace=write", "-e", "inject=write:delay_enter=300000:when=1")
+    with Strace(node.server.ready().pid, node.root / "strace", *words) as trace:
+        node.refused(101, "ADD", node.conf(ipam=own(node), cores=[1], vf=0), pod)
+        wait_for(lambda: "write" in (node.root / "strace").read_text(), "nothing was pinned")
+        node.settle()
+    assert trace.calls()
+    assert node.snapshot() == before

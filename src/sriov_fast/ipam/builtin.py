@@ -48,6 +48,7 @@ class Done:
     """A verb that was carried out; what ``delegate.Running`` is for a process."""
 
     __slots__ = ("_answer",)
+    ended = True
 
     def __init__(self, answer: dict[str, Any] | None) -> None:
         self._answer = answer

@@ -72,6 +72,8 @@ def delegate_args(text: str) -> str:
 class Running:
     """One delegate on its way. ``finish`` or ``cancel`` ends it; either leaves no process behind."""
 
+    ended = False
+
     def __init__(self, program: str, command: str, pid: int, out: int) -> None:
         self.kind = os.path.basename(program)
         self.command = command

@@ -119,7 +119,7 @@ class TxIpam(Builtin):
             try:
                 service.collect(network, host_ip, valid)
             except ServiceError as error:
-                if error.final:
+                if error.final or error.kind == wire.FORBIDDEN:
                     log.warning("the service has nothing of this host", hostIP=host_ip, why=error.msg)
                 else:
                     faults.append(error)
@@ -362,6 +362,8 @@ def _address(item: Keys) -> Given:
 
 class Beside:
     """A verb that is carried out in a thread; what ``delegate.Running`` is for a process."""
+
+    ended = False
 
     def __init__(self, kind: str, work: Callable[[], Done]) -> None:
         self._kind = kind

@@ -82,9 +82,9 @@ def _receive(connection: socket.socket, fds: list[int]) -> Asked:
         raise ValueError(f"{len(fds)} descriptors, and {len(announced)} were announced")
     passed = dict(zip(announced, fds, strict=True))
     body = memoryview(bytes(_filled(connection, head, HEADER.size + env_size + stdin_size)))[HEADER.size :]
-    environ = bytes(body[:env_size]).split(b"\0")[:-1]
+    environ = os.fsdecode(bytes(body[:env_size])).split("\0")[:-1]
     return Asked(
-        environ=dict(_pair(item) for item in environ),
+        environ={name: value for name, _, value in [item.partition("=") for item in environ]},
         stdin=bytes(body[env_size : env_size + stdin_size]),
         token=token.hex(),
         netns_fd=passed.get(NETNS, -1),
@@ -100,11 +100,6 @@ def _filled(connection: socket.socket, found: bytearray, size: int) -> bytearray
             raise ValueError("the client went away")
         found += chunk
     return found
-
-
-def _pair(item: bytes) -> tuple[str, str]:
-    name, _, value = os.fsdecode(item).partition("=")
-    return name, value
 
 
 def answer(connection: socket.socket, status: int, output: bytes) -> None:

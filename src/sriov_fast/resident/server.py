@@ -1,7 +1,7 @@
-"""The server: threads that take turns at waiting for a connection, and carry out what it asks.
+"""The server: threads that wait for connections, and carry out what these ask.
 
-Who has taken one lets the next thread wait, so that no request is handed from thread to thread. What must
-outlive a crash is in the journal and in file locks, as for processes: the two may work side by side.
+Whom the kernel wakes serves the request, so that none is handed from thread to thread. What must outlive a
+crash is in the journal and in file locks, as for processes: the two may work side by side.
 """
 
 from __future__ import annotations
@@ -9,9 +9,9 @@ from __future__ import annotations
 import _thread
 import gc
 import os
-import select
 import signal
 import socket
+import struct
 import sys
 import time
 import traceback
@@ -36,6 +36,7 @@ _STDERR = 2
 _SIGNALS = {signal.SIGTERM, signal.SIGINT}
 # For so long (seconds) a thread that returns from the kernel waits for the interpreter; the default is 5 ms.
 _SWITCH = 0.0002
+_LOOK_UP = struct.pack("ll", 5, 0)  # struct timeval: how long a thread waits before it looks around
 
 
 class Options(Value):
@@ -50,20 +51,17 @@ class Server:
     """Serves a listening socket until a signal ends it."""
 
     def __init__(self, listener: socket.socket, roots: Roots, options: Options) -> None:
-        listener.setblocking(False)
+        listener.setblocking(True)
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, _LOOK_UP)
         self._listener = listener
         self._roots = roots
         self._options = options
         self._log = log.Logger()
-        self._turn = _thread.allocate_lock()  # who holds it waits for a connection
         self._counts = _thread.allocate_lock()
         self._paying = _thread.allocate_lock()
         self._threads = 0
         self._waiting = 0
-        self._stop = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
-        self._poller = select.poll()
-        self._poller.register(listener, select.POLLIN)
-        self._poller.register(self._stop, select.POLLIN)
+        self._stopping = False
 
     def run(self, ready: Callable[[], None], stopping: Callable[[], None]) -> None:
         """Serve until SIGTERM or SIGINT; then finish what runs. Must be called in the main thread."""
@@ -77,8 +75,9 @@ class Server:
         while signal.sigtimedwait(_SIGNALS, self._options.upkeep_every) is None:
             self._upkeep()
         self._log.info("stopping")
+        self._stopping = True
+        self._wake_all()
         stopping()
-        os.eventfd_write(self._stop, 1)
         while self._threads:
             time.sleep(0.005)
         self._listener.close()
@@ -91,7 +90,7 @@ class Server:
         _thread.start_new_thread(self._work, ())
 
     def _work(self) -> None:
-        """Wait for a turn, then for a connection; serve it, and begin again."""
+        """Wait for a connection; serve it, and begin again."""
         try:
             while (connection := self._next()) is not None:
                 try:
@@ -107,20 +106,11 @@ class Server:
                 self._threads -= 1
 
     def _next(self) -> socket.socket | None:
-        """Return the next connection, None when the server stops."""
-        with self._turn:
-            connection = self._accept()
-            with self._counts:
-                self._waiting -= 1
-                if connection and not self._waiting and self._threads < self._options.threads:
-                    self._add_thread()
-        return connection
+        """Return the next connection, None when the server stops.
 
-    def _accept(self) -> socket.socket | None:
-        while True:
-            ready = dict(self._poller.poll())
-            if self._stop in ready:
-                return None
+        The kernel wakes one of the threads that wait here, so that none is woken for nothing.
+        """
+        while not self._is_stopping():
             try:
                 connection = self._listener.accept()[0]
             except (BlockingIOError, ConnectionAbortedError):
@@ -129,8 +119,28 @@ class Server:
                 self._log.error("cannot accept", why=error)
                 time.sleep(0.05)
                 continue
-            connection.setblocking(True)
+            with self._counts:
+                self._waiting -= 1
+                if not self._waiting and self._threads < self._options.threads and not self._stopping:
+                    self._add_thread()
+            if self._is_stopping():
+                connection.close()  # its client does the work itself
+                return None
             return connection
+        return None
+
+    def _is_stopping(self) -> bool:
+        return self._stopping
+
+    def _wake_all(self) -> None:
+        """Let every thread that waits for a connection have one, and see that the server stops."""
+        for _ in range(self._threads):
+            with socket.socket(socket.AF_UNIX) as knock:
+                knock.setblocking(False)
+                try:
+                    knock.connect(self._listener.getsockname())
+                except OSError:
+                    return  # the socket's file is gone: they look by themselves, now and then
 
     # --- requests
 

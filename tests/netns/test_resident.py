@@ -591,7 +591,7 @@ def test_threads_must_be_some(node: ResidentNode) -> None:
         words = [str(node.root / "sriov-fast"), "serve", "--threads", wrong]
         done = subprocess.run(words, check=False, capture_output=True, text=True, env={})
         assert done.returncode == 2
-        assert "argument --threads: invalid" in done.stderr
+        assert "argument --threads: " in done.stderr
         assert repr(wrong) in done.stderr
 
 
@@ -635,7 +635,7 @@ def test_memory_after_a_crowd(make_node: MakeNode) -> None:
 
 @pytest.mark.skipif(not has_strace, reason="needs strace")
 def test_a_failed_add_waits_for_what_runs_beside_it(node: ResidentNode) -> None:
-    """Interrupts are pinned while the kernel moves the VF; where that fails, no mask is set behind the undo."""
+    """Interrupts are pinned while the kernel moves the VF; where that fails, none is set behind the undo."""
     pod = node.pod()
     node.ip("-n", pod, "link", "add", "eth0", "type", "veth", "peer", "name", "its-peer")
     before = node.snapshot()

@@ -26,10 +26,11 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
 
 
 def _positive(text: str) -> int:
-    number = int(text)
-    if number < 1:
-        raise ValueError(text)
-    return number
+    import argparse
+
+    if not (text.isascii() and text.isdecimal() and int(text) > 0):
+        raise argparse.ArgumentTypeError(f"{text!r} is no number from 1 on")
+    return int(text)
 
 
 def _run(args: argparse.Namespace) -> int:
@@ -39,6 +40,7 @@ def _run(args: argparse.Namespace) -> int:
     from sriov_fast.sriov import roots
 
     where = roots.from_environment()
+    notify = os.environ.pop("NOTIFY_SOCKET", "")  # not for the plugins that we execute
     try:
         listener = listen.given(os.environ)
         ours = listener is None
@@ -48,10 +50,10 @@ def _run(args: argparse.Namespace) -> int:
         return 1
 
     def stopping() -> None:
-        listen.tell("STOPPING=1")
+        listen.tell(notify, "STOPPING=1")
         if ours:
             listen.release(where.run)
 
     options = Options(threads=args.threads, defer_release=args.defer_release)
-    Server(listener, where, options).run(lambda: listen.tell("READY=1"), stopping)
+    Server(listener, where, options).run(lambda: listen.tell(notify, "READY=1"), stopping)
     return 0

@@ -70,9 +70,8 @@ def release(run: str) -> None:
         pass
 
 
-def tell(state: str) -> None:
-    """Tell systemd, where it wants to know: "READY=1", "STOPPING=1"."""
-    address = os.environ.get("NOTIFY_SOCKET", "")
+def tell(address: str, state: str) -> None:
+    """Tell systemd at ``address`` (NOTIFY_SOCKET), where it wants to know: "READY=1", "STOPPING=1"."""
     if not address:
         return
     if address.startswith("@"):

@@ -655,3 +655,42 @@ def test_any_extra_is_taken_or_a_clear_error(extra: object) -> None:
         assert isinstance(with_extra(CONF, extra), NetConf)
     except IpamError as error:
         assert error.details  # noqa: PT017
+
+
+# --- what is remembered -----------------------------------------------------------------------------------
+
+
+def test_one_pods_arguments_are_not_the_next_ones() -> None:
+    """Of two calls with one configuration, only that is the same."""
+    with_all = "VF=3;VLAN=7;MAC=02:00:00:00:00:07;CORES=2;IP=10.0.0.7;PodID=a;HostIP=10.0.0.1"
+    own = {"vf": 1, "vlan": 5, "cores": [1], "mac": "02:00:00:00:00:05"}
+    plain = parsed(**own)
+    changed = parsed(args=with_all, **own)
+    assert (changed.vf, changed.settings.vlan, changed.cores, changed.pod_id) == (3, 7, (2,), "a")
+    assert (changed.settings.mac, changed.ips) == ("02:00:00:00:00:07", ("10.0.0.7",))
+    assert parsed(**own) == plain
+    assert (plain.vf, plain.settings.vlan, plain.cores, plain.pod_id) == (1, 5, (1,), "")
+
+
+def test_a_verb_is_not_told_what_another_was() -> None:
+    """A DEL passes over what an ADD refuses, whichever comes first."""
+    for command in ("DEL", "ADD", "DEL", "ADD"):
+        if command == "DEL":
+            assert any("vlan" in warning for warning in parsed("DEL", vlan="many").warnings)
+        else:
+            with pytest.raises(ConfigError):
+                parsed("ADD", vlan="many")
+
+
+def test_warnings_come_with_every_call() -> None:
+    first, second = parsed(stranger=1), parsed(stranger=1)
+    assert first.warnings == second.warnings == ("unknown key stranger is ignored",)
+
+
+def test_what_is_remembered_is_bounded() -> None:
+    for number in range(netconf._MOST_KNOWN + 10):
+        parsed(vf=number)
+    assert 0 < len(netconf._known) <= netconf._MOST_KNOWN
+    before = len(netconf._known)
+    parsed(stranger="x" * netconf._LARGEST_KNOWN)
+    assert len(netconf._known) == before

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -62,10 +64,17 @@ def test_the_choice_is_locked(machine: Machine) -> None:
         assert machine.choose() == 1
 
 
-def test_no_lock_of_the_pf_is_left(machine: Machine) -> None:
-    machine.choose()
-    with locks.acquire(machine.roots.run, "pf-eth1", "other", wait=0):
-        pass
+def test_a_hundred_at_the_same_time(tmp_path: Path) -> None:
+    """Each of as many threads as there are VFs gets one of its own, and no lock is left."""
+    machine = Machine(tmp_path, vfs=100)
+    wish = Wish(masters=("eth1",))
+    with ThreadPoolExecutor(16) as pool_of_threads:
+        ask = [pool_of_threads.submit(pool.choose, wish, machine.journal, machine.roots) for _ in range(100)]
+        choices = [each.result() for each in ask]
+    assert sorted(choice.vf.index for choice in choices) == list(range(100))
+    for choice in choices:
+        choice.lock.release()
+    assert os.listdir(f"{machine.roots.run}/locks") == []
 
 
 def test_not_usable(machine: Machine) -> None:

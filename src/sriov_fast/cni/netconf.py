@@ -41,6 +41,10 @@ _OTHERS = (
 )
 
 _MAX_WARNINGS = 20  # about keys that are not ours
+# What a server remembers: the configurations of a node are few, even where each names one VF. What is larger
+# has something of its own for every pod.
+_MOST_KNOWN = 256
+_LARGEST_KNOWN = 1 << 12  # bytes
 
 _vf = fields.whole(0, 65535)
 _vlan = fields.whole(0, 4094)
@@ -79,6 +83,13 @@ class NetConf(Value):
     warnings: tuple[str, ...] = ()
 
 
+def _fail(error: SriovError, faults: list[str] | None) -> None:
+    """Raise, or where faults are passed over, note a warning among them."""
+    if faults is None:
+        raise error
+    faults.append(f"passed over: {error.msg}")
+
+
 class _Source:
     """One object that values are taken from.
 
@@ -94,9 +105,7 @@ class _Source:
         self.known: set[str] = set()
 
     def fail(self, error: SriovError) -> None:
-        if self.faults is None:
-            raise error
-        self.faults.append(f"passed over: {error.msg}")
+        _fail(error, self.faults)
 
     def take(self, key: str, check: Callable[[object], _T], default: _T) -> _T:
         """Return the key's value, checked, or ``default`` where it is absent or null."""
@@ -186,14 +195,13 @@ def _first(*values: _T | None) -> _T | None:
     return next((value for value in values if value is not None), None)
 
 
-def _settings(conf: _Source, args: _Source, runtime: _Source) -> VfSettings:
-    """Return what the PF shall set for the VF."""
-    macs = ((runtime, "mac"), (args, "MAC"), (conf, "mac"))
+def _settings(conf: _Source, runtime: _Source) -> VfSettings:
+    """Return what the PF shall set for the VF, as far as the configuration says."""
+    macs = ((runtime, "mac"), (conf, "mac"))
     mac = [source.take(key, fields.mac, None) for source, key in macs]
-    vlan = [args.take("VLAN", fields.digits(0, 4094), None), conf.take("vlan", _vlan, None)]
-    settings = VfSettings(
+    return VfSettings(
         mac=_first(*mac),
-        vlan=_first(*vlan),
+        vlan=conf.take("vlan", _vlan, None),
         qos=conf.take("vlanQoS", fields.whole(0, 7), None),
         proto=conf.take("vlanProto", fields.vlan_proto, None),
         min_tx_rate=conf.take("min_tx_rate", fields.u32, None),
@@ -202,20 +210,18 @@ def _settings(conf: _Source, args: _Source, runtime: _Source) -> VfSettings:
         link_state=conf.take("link_state", fields.one_of("auto", "enable", "disable"), None),
         trust=conf.take("trust", fields.switch, None),
     )
-    _agree(conf, settings)
-    return settings
 
 
-def _agree(conf: _Source, settings: VfSettings) -> None:
-    """Check what settings must have in common."""
+def _agree(settings: VfSettings, faults: list[str] | None) -> None:
+    """Check what settings must have in common; ``faults`` as in ``_Source``."""
     for key, value in (("vlanQoS", settings.qos), ("vlanProto", settings.proto)):
         if value is not None and settings.vlan is None:
             advice = f'give "vlan" as well, or drop "{key}"'
-            conf.fail(ConfigError(f"{key} = {fields.shown(value)}: there is no vlan", advice))
+            _fail(ConfigError(f"{key} = {fields.shown(value)}: there is no vlan", advice), faults)
     low, high = settings.min_tx_rate, settings.max_tx_rate
     if low and high and low > high:  # 0 is no limit
         advice = "give a min_tx_rate up to max_tx_rate"
-        conf.fail(ConfigError(f"min_tx_rate = {low}: above max_tx_rate = {high}", advice))
+        _fail(ConfigError(f"min_tx_rate = {low}: above max_tx_rate = {high}", advice), faults)
 
 
 def _device_id(conf: _Source, runtime: _Source) -> str:
@@ -327,48 +333,100 @@ def _masters(command: str, conf: _Source, device_id: str) -> tuple[str, ...]:
 # --- the whole --------------------------------------------------------------------------------------------
 
 
+class _Configured(Value):
+    """What one verb is asked by stdin alone. ``fixed`` has the keys that CNI_ARGS cannot change any more."""
+
+    conf: NetConf
+    fixed: frozenset[str]
+
+
 def parse(request: Request) -> NetConf:
     """Return what the configuration on stdin and CNI_ARGS ask for, or raise.
 
     DecodeError: no JSON object. VersionError: a version that we do not speak, or that has no such verb.
     ConfigError: everything else. A DEL raises only the first two, a GC also ConfigError where its network's
     name or its list is not right.
+
+    What stdin says is remembered, so the values of two calls may be the same objects.
     """
-    raw = decode(request.stdin)
-    declared = declared_version(raw)
-    version = _spoken(request.command, declared)
+    found = _known.get((request.command, request.stdin)) or _learned(request.command, request.stdin)
     warnings = list(request.warnings)
-    faults = warnings if request.command in ("DEL", "GC") else None
-    conf = _Source(raw, "", faults)
-    args = _Source({key: request.args.get(key.upper()) for key in cni_args.KNOWN}, "CNI_ARGS ", faults)
+    faults = warnings if _is_lenient(request.command) else None
+    conf = _with_args(found, request.args, faults) if request.args else found.conf
+    _agree(conf.settings, faults)
+    return conf.replace(warnings=(*warnings, *conf.warnings)) if warnings else conf
+
+
+_known: dict[tuple[str, bytes], _Configured] = {}
+
+
+def _learned(command: str, stdin: bytes) -> _Configured:
+    found = _configured(command, stdin)
+    if len(stdin) <= _LARGEST_KNOWN:
+        if len(_known) >= _MOST_KNOWN:
+            _known.clear()
+        _known[command, stdin] = found
+    return found
+
+
+def _is_lenient(command: str) -> bool:
+    return command in ("DEL", "GC")
+
+
+def _configured(command: str, stdin: bytes) -> _Configured:
+    raw = decode(stdin)
+    declared = declared_version(raw)
+    version = _spoken(command, declared)
+    warnings: list[str] = []
+    conf = _Source(raw, "", warnings if _is_lenient(command) else None)
     runtime = conf.inner("runtimeConfig", "runtimeConfig.")
     conf.known.update(_OTHERS, (key for key in raw if key.startswith("cni.dev/")))
     device_id = _device_id(conf, runtime)
     ipam, ipam_type = _ipam(conf)
     found = NetConf(
-        name=_name(request.command, conf),
+        name=_name(command, conf),
         type=conf.need("type", fields.plugin),
         cni_version=declared,
         version=version,
-        masters=_masters(request.command, conf, device_id),
+        masters=_masters(command, conf, device_id),
         device_id=device_id,
-        vf=_first(args.take("VF", fields.digits(0, 65535), None), conf.take("vf", _vf, None)),
-        settings=_settings(conf, args, runtime),
+        vf=conf.take("vf", _vf, None),
+        settings=_settings(conf, runtime),
         mtu=conf.take("mtu", _mtu, 0),
-        cores=_first(args.take("CORES", fields.cpu_list, None), conf.take("cores", fields.cores, None)) or (),
+        cores=conf.take("cores", fields.cores, ()),
         ipam=ipam,
         ipam_type=ipam_type,
         dns=_dns(conf, warnings),
         prev_result=_prev_result(conf, version),
-        ips=_first(runtime.take("ips", _addresses, None), args.take("IP", _address_text, None)) or (),
-        pod_id=args.take("PodID", fields.label, ""),
-        host_ip=args.take("HostIP", fields.ip, ""),
+        ips=runtime.take("ips", _addresses, ()),
         log_level=conf.take("logLevel", _LEVELS, "info"),
         log_file=conf.take("logFile", fields.path, ""),
         raw=raw,
-        valid_attachments=_valid_attachments(raw) if request.command == "GC" else None,
+        valid_attachments=_valid_attachments(raw) if command == "GC" else None,
     )
-    return found.replace(warnings=tuple(warnings + conf.unknown() + runtime.unknown()))
+    found = found.replace(warnings=tuple(warnings + conf.unknown() + runtime.unknown()))
+    return _Configured(
+        conf=found, fixed=frozenset(key for key, value in runtime.obj.items() if value is not None)
+    )
+
+
+def _with_args(found: _Configured, given: dict[str, str], faults: list[str] | None) -> NetConf:
+    """Let CNI_ARGS go before the configuration, and ``runtimeConfig`` before CNI_ARGS."""
+    args = _Source({key: given.get(key.upper()) for key in cni_args.KNOWN}, "CNI_ARGS ", faults)
+    conf, settings = found.conf, found.conf.settings
+    mac = args.take("MAC", fields.mac, settings.mac)
+    ips = args.take("IP", _address_text, conf.ips)
+    return conf.replace(
+        vf=args.take("VF", fields.digits(0, 65535), conf.vf),
+        settings=settings.replace(
+            mac=settings.mac if "mac" in found.fixed else mac,
+            vlan=args.take("VLAN", fields.digits(0, 4094), settings.vlan),
+        ),
+        cores=args.take("CORES", fields.cpu_list, conf.cores),
+        ips=conf.ips if "ips" in found.fixed else ips,
+        pod_id=args.take("PodID", fields.label, ""),
+        host_ip=args.take("HostIP", fields.ip, ""),
+    )
 
 
 def _name(command: str, conf: _Source) -> str:

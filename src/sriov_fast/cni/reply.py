@@ -100,8 +100,22 @@ def spoken_version(stdin: bytes) -> str:
     return declared if declared in netconf.VERSIONS else NEWEST
 
 
+_told: dict[bytes, bytes] = {}  # what a server answered; runtimes ask with one or two documents
+_MOST_TOLD = 16
+_LARGEST_TOLD = 256  # bytes
+
+
 def version_info(stdin: bytes = b"") -> bytes:
     """Return the VERSION reply: the version asked with, and those that we speak (SPEC, "Version")."""
+    found = _told.get(stdin)
+    if found is None:
+        found = _version_info(stdin)
+        if len(stdin) <= _LARGEST_TOLD and len(_told) < _MOST_TOLD:
+            _told[stdin] = found
+    return found
+
+
+def _version_info(stdin: bytes) -> bytes:
     declared = ""
     if stdin.strip():
         raw = codec.loads(stdin, "the VERSION request")

@@ -6,6 +6,7 @@ crash is in the journal and in file locks, as for processes: the two may work si
 
 from __future__ import annotations
 
+import _socket
 import _thread
 import gc
 import os
@@ -34,6 +35,9 @@ if TYPE_CHECKING:
 
 _STDERR = 2
 _SIGNALS = {signal.SIGTERM, signal.SIGINT}
+# A request makes some hundred objects that last to its end, and hardly ever a cycle: collections, which take
+# as long as a step of it, come seldom, and when nobody waits (``_upkeep``).
+_COLLECT = (20_000, 10, 10)
 # For so long (seconds) a thread that returns from the kernel waits for the interpreter; the default is 5 ms.
 _SWITCH = 0.0002
 _LOOK_UP = struct.pack("ll", 5, 0)  # struct timeval: how long a thread waits before it looks around
@@ -66,6 +70,7 @@ class Server:
     def run(self, ready: Callable[[], None], stopping: Callable[[], None]) -> None:
         """Serve until SIGTERM or SIGINT; then finish what runs. Must be called in the main thread."""
         sys.setswitchinterval(_SWITCH)
+        gc.set_threshold(*_COLLECT)
         signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
         self._repair()
         _warm_up()
@@ -105,14 +110,14 @@ class Server:
             with self._counts:
                 self._threads -= 1
 
-    def _next(self) -> socket.socket | None:
+    def _next(self) -> _socket.socket | None:
         """Return the next connection, None when the server stops.
 
         The kernel wakes one of the threads that wait here, so that none is woken for nothing.
         """
         while not self._is_stopping():
             try:
-                connection = self._listener.accept()[0]
+                connection = self._accepted()
             except (BlockingIOError, ConnectionAbortedError):
                 continue
             except OSError as error:  # no descriptors left: the client waits, as for a thread
@@ -129,6 +134,11 @@ class Server:
             return connection
         return None
 
+    def _accepted(self) -> _socket.socket:
+        # not accept(), which makes enums and a socket of socket.py: a tenth of what VERSION takes
+        fd = self._listener._accept()[0]  # type: ignore[attr-defined]
+        return _socket.socket(_socket.AF_UNIX, _socket.SOCK_STREAM, 0, fd)
+
     def _is_stopping(self) -> bool:
         return self._stopping
 
@@ -144,7 +154,7 @@ class Server:
 
     # --- requests
 
-    def _serve(self, connection: socket.socket) -> None:
+    def _serve(self, connection: _socket.socket) -> None:
         begin = time.monotonic_ns()
         try:
             if frames.peer_uid(connection) not in (0, os.geteuid()):
@@ -157,7 +167,7 @@ class Server:
             closing.callback(asked.close)
             self._carry_out(connection, asked, begin)
 
-    def _carry_out(self, connection: socket.socket, asked: frames.Asked, begin: int) -> None:
+    def _carry_out(self, connection: _socket.socket, asked: frames.Asked, begin: int) -> None:
         """Answer, and only then do what nobody waits for."""
         streams = [asked.stderr_fd, _STDERR] if asked.stderr_fd >= 0 else [_STDERR]
         try:

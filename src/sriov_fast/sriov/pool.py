@@ -86,8 +86,7 @@ def choose(wish: Wish, journal: Journal, roots: Roots) -> Choice:
 
 def _first_free(wish: Wish, journal: Journal, roots: Roots) -> Choice | None:
     for pf, vfs in _by_preference(wish, roots):
-        with locks.acquire(roots.run, f"pf-{pf}", wish.who):
-            found = _free_one(pf, _indexed(pf, vfs, wish), wish, journal, roots)
+        found = _free_one(pf, _indexed(pf, vfs, wish), wish, journal, roots)
         if found is not None:
             return found
     return None
@@ -125,6 +124,7 @@ def numa_nodes(cores: Sequence[int], roots: Roots) -> set[int]:
 
 
 def _free_one(pf: str, vfs: Sequence[Vf], wish: Wish, journal: Journal, roots: Roots) -> Choice | None:
+    """Take the first that nobody has. Who looks at the same time passes over those whose lock is held."""
     taken = journal.owners()
     for vf in vfs:
         if not usable(vf) or vf.pci in taken:

@@ -116,8 +116,23 @@ def test_advice(machine: Machine) -> None:
         ("cpufreq governor", "performance, powersave"),
         ("cpuidle governor", "menu"),
         ("cpu_dma_latency", "2000000000 us"),
+        ("RCU callbacks", "at the tick"),
         ("IPv6 accept_dad", "1"),
     ]
+
+
+@pytest.mark.parametrize(
+    ("command_line", "said"),
+    [
+        ("quiet rcu_nocbs=all", "rcu_nocbs=all"),
+        ("nohz_full=2-7 quiet", "nohz_full=2-7"),
+        ("rcu_nocbs=0,1 nohz_full=1", "rcu_nocbs=0,1, nohz_full=1"),
+        ("rcu_nocbs_poll root=/dev/vda", "at the tick"),
+    ],
+)
+def test_callbacks_at_the_boot(machine: Machine, command_line: str, said: str) -> None:
+    machine.put("cmdline", f"{command_line}\n", Path(machine.roots.proc))
+    assert {item.name: item.now for item in machine.tuning().advice()}["RCU callbacks"] == said
 
 
 def test_a_kernel_without_some(machine: Machine, capsys: pytest.CaptureFixture[str]) -> None:

@@ -336,6 +336,12 @@ def test_the_share_is_the_same_for_qemu_kernel_and_host(share: str, tmp_path: Pa
     assert "mount --bind /i/venv /r/run/tree/opt/sriov-fast" in lines
 
 
+def test_more_of_the_kernels_command_line() -> None:
+    words = qemu.command_line(Machine(append="rcu_nocbs=all  rcutree.x=1")).split()
+    assert words[-2:] == ["rcu_nocbs=all", "rcutree.x=1"]
+    assert qemu.command_line(Machine()).split() == words[:-2]
+
+
 def test_command_script_quotes() -> None:
     script = jobs.command_script(["sh", "-c", 'echo "$X" "$@"', "sh", "$HOME", "a b"], {"X": "it's"})
     done = subprocess.run(["sh", "-c", script], capture_output=True, text=True, check=True)

@@ -154,6 +154,9 @@ class Tuning:
         if latency is not None:
             text = "the longest wake-up allowed; a process that holds this file open lowers it"
             yield Advice("cpu_dma_latency", f"{latency} us", text)
+        offloaded = _offloaded(_text(self.proc / "cmdline"))
+        text = "rcu_nocbs=all at the boot: a move then does not wait for the tick (docs/tuning.md)"
+        yield Advice("RCU callbacks", offloaded, text)
         dad = _text(self.proc / "sys/net/ipv6/conf/default/accept_dad")
         if dad:
             text = "for link-local addresses alone: those of IPAM need no duplicate address detection"
@@ -277,6 +280,13 @@ def _text(path: Path) -> str:
         return path.read_text().strip()
     except (OSError, UnicodeDecodeError):
         return ""
+
+
+def _offloaded(command_line: str) -> str:
+    """Say which CPUs have RCU callbacks run by threads (kernel-parameters.txt; nohz_full= implies it)."""
+    words = {name: value for name, _, value in (word.partition("=") for word in command_line.split())}
+    named = [f"{name}={words[name]}" for name in ("rcu_nocbs", "nohz_full") if name in words]
+    return ", ".join(named) or "at the tick"
 
 
 def _latency(path: Path) -> int | None:

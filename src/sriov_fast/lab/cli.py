@@ -90,6 +90,7 @@ def _add_machine(parser: argparse.ArgumentParser) -> None:
     add("--output", type=Path, metavar="DIR", help="gets what the command wrote to $SRIOV_FAST_OUT")
     add("--env", action="append", default=[], metavar="NAME=VALUE", help="set in the guest")
     add("--accel", choices=("auto", "kvm", "tcg"), default="auto", help="how QEMU runs the guest")
+    add("--append", default="", metavar="WORDS", help="more of the kernel's command line: rcu_nocbs=all")
     add("--share", choices=("virtiofs", "9p"), default="virtiofs", help="how the guest gets its tree")
 
 
@@ -175,6 +176,7 @@ def _in_guest(args: argparse.Namespace, argv: Sequence[str], terminal: bool = Fa
         accel=accel.choose(place) if args.accel == "auto" else args.accel,
         share=args.share,
         terminal=terminal,
+        append=args.append,
     )
     task = Task(argv, _environment(args.env), args.timeout, args.output)
     if args.no_install:

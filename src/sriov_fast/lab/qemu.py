@@ -22,6 +22,7 @@ class Machine:
     accel: str = "tcg"
     share: str = "virtiofs"
     terminal: bool = False
+    append: str = ""
 
 
 def arguments(machine: Machine, version: str, tree: str, job: str) -> list[str]:
@@ -43,7 +44,8 @@ def arguments(machine: Machine, version: str, tree: str, job: str) -> list[str]:
 def command_line(machine: Machine) -> str:
     """Return the kernel's command line."""
     words = ("console=ttyS0", "quiet", "panic=-1", "mitigations=off", "random.trust_cpu=on", "net.ifnames=0")
-    return " ".join((*words, "audit=0", "selinux=0", "apparmor=0", f"lab.share={machine.share}"))
+    ours = ("audit=0", "selinux=0", "apparmor=0", f"lab.share={machine.share}")
+    return " ".join((*words, *ours, *machine.append.split()))
 
 
 def card(number: int) -> list[str]:

@@ -1,0 +1,128 @@
+"""The units as ``sriov-fast install --systemd`` writes them, under a real systemd."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from card import IN_LAB, RECORDS, Card, Node, await_, differences
+
+from sriov_fast.cli import units
+
+SYSTEMD = Path("/usr/lib/systemd/systemd")
+UNITS = Path("/run/systemd/system")
+GROUP = Path("/sys/fs/cgroup/systemd-of-the-test")
+SOCKET = Path("/run/sriov-fast/sriov.sock")
+# It would rename the cards' devices, and ends with the test.
+UDEV = ("udevd.service", "udevd-control.socket", "udevd-kernel.socket", "udev-trigger.service")
+# The guest has a process 1 of its own, so systemd gets namespaces in which it is that.
+BOOT = f"""
+echo 0 >{GROUP}/cgroup.procs
+exec unshare --fork --kill-child --pid --mount --cgroup --uts sh -c '
+mount -t proc proc /proc && umount /sys/fs/cgroup && mount -t cgroup2 cgroup2 /sys/fs/cgroup || exit
+exec env -i container=lab PATH="$PATH" {SYSTEMD} --system --unit=idle.target --show-status=no'
+"""
+
+
+class Systemd:
+    """A systemd that has started nothing but itself."""
+
+    def __init__(self, log: Path) -> None:
+        GROUP.mkdir(exist_ok=True)
+        UNITS.mkdir(parents=True, exist_ok=True)
+        for name in UDEV:
+            (UNITS / f"systemd-{name}").symlink_to("/dev/null")
+        (UNITS / "idle.target").write_text("[Unit]\nDescription=What is started by hand\n")
+        with log.open("wb") as out:
+            self._boot = subprocess.Popen(
+                ["sh", "-c", BOOT], stdin=subprocess.DEVNULL, stdout=out, stderr=out
+            )
+        await_("systemd", lambda: self._is_up(log))
+
+    def _is_up(self, log: Path) -> bool:
+        assert self._boot.poll() is None, log.read_text()
+        return bool(self._children()) and self.ctl("is-system-running", check=False) == "running"
+
+    def _children(self) -> list[str]:
+        return Path(f"/proc/{self._boot.pid}/task/{self._boot.pid}/children").read_text().split()
+
+    def ctl(self, *words: str, check: bool = True) -> str:
+        """Run ``systemctl`` where systemd is; return what it printed."""
+        enter = ["nsenter", "--target", self._children()[0], "--pid", "--mount", "--cgroup"]
+        done = subprocess.run([*enter, "systemctl", *words], check=False, capture_output=True, text=True)
+        assert not check or done.returncode == 0, f"{words}: {done.stdout}{done.stderr}"
+        return done.stdout.strip()
+
+    def show(self, name: str) -> str:
+        """Return a property of the service."""
+        return self.ctl("show", units.SERVICE, "--property", name, "--value")
+
+    def close(self) -> None:
+        self._boot.kill()  # and with it, by --kill-child, all of its namespace
+        self._boot.wait()
+        await_("an empty control group", lambda: "populated 0" in (GROUP / "cgroup.events").read_text())
+        shutil.rmtree("/run/systemd", ignore_errors=True)
+
+
+@pytest.fixture
+def systemd(node: Node) -> Iterator[Systemd]:
+    if not IN_LAB:
+        pytest.skip("starts a systemd: only in the lab")
+    if not SYSTEMD.exists():
+        pytest.skip("needs systemd")
+    words = ["install", "--bin-dir", str(node.root / "bin"), "--systemd", str(UNITS)]
+    subprocess.run([sys.executable, "-m", "sriov_fast.cli", *words], check=True)
+    node.plugin = node.root / "bin/sriov"
+    running = Systemd(node.root / "systemd.log")
+    try:
+        yield running
+    finally:
+        running.close()
+
+
+def served_by(node: Node, command: str, conf: dict[str, object], pod: str) -> str:
+    """Run a verb; return who served it: "resident" or "in-process"."""
+    trace = node.root / "trace"
+    done = node.run(command, conf, pod, env={"SRIOV_FAST_TRACE": str(trace)})
+    assert done.status == 0, done
+    mode: str = json.loads(trace.read_text())["mode"]
+    return mode
+
+
+def test_the_units(node: Node, card: Card, systemd: Systemd) -> None:
+    before, pod = card.state(), node.pod()
+    conf = node.conf(vf=0, vlan=100, ipam=None)
+
+    # the socket alone: the first call starts the service
+    systemd.ctl("start", units.SOCKET)
+    assert (SOCKET.stat().st_mode & 0o777, SOCKET.parent.stat().st_mode & 0o777) == (0o600, 0o700)
+    assert systemd.show("ActiveState") == "inactive"
+    assert served_by(node, "ADD", conf, pod) == "resident"
+    assert (systemd.show("ActiveState"), systemd.show("SubState")) == ("active", "running")
+
+    # killed, it is started anew, and a call that comes meanwhile waits in the socket
+    first = systemd.show("MainPID")
+    systemd.ctl("kill", "--signal", signal.SIGKILL.name, units.SERVICE)
+    assert served_by(node, "CHECK", conf | {"prevResult": {"cniVersion": "1.0.0"}}, pod) == "resident"
+    assert systemd.show("NRestarts") == "1"
+    assert systemd.show("MainPID") not in (first, "0")
+
+    # `systemctl start` returns when the server has said that it is ready, not before
+    systemd.ctl("stop", units.SERVICE)
+    assert (systemd.show("Result"), systemd.show("ExecMainStatus")) == ("success", "0")
+    systemd.ctl("start", units.SERVICE)
+    assert (systemd.show("SubState"), systemd.show("NotifyAccess")) == ("running", "main")
+
+    # the journal outlives both units, and a DEL does without them
+    systemd.ctl("stop", units.SERVICE, units.SOCKET)
+    assert not SOCKET.exists()
+    assert [name for name in os.listdir(RECORDS) if pod in name]
+    assert served_by(node, "DEL", conf, pod) == "in-process"
+    assert not differences(before, card.state())

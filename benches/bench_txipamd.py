@@ -126,7 +126,7 @@ class Pair:
         self.runner.run(self.services[which].allocate(ask(f"new-{self.count}")))
 
     def release(self, which: str) -> None:
-        self.runner.run(self.services[which].release("n", f"cnew-{self.count}", "eth0", HOST))
+        self.runner.run(self.services[which].release(("n", f"cnew-{self.count}", "eth0"), HOST))
 
     def ratio(self) -> dict[str, float]:
         """The median times of an allocation, one in each pool in turns."""

@@ -123,6 +123,7 @@ class Call(Value):
                 args=asked.args_text,
                 runtime_dir=self.roots.run,
                 state_dir=self.roots.state,
+                stderr=self.context.stderr,
             )
         from sriov_fast.ipam.delegate import Ipam  # late: only for what is executed
 

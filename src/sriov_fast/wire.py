@@ -1,7 +1,9 @@
 """What the address service and its client ``txipam`` have agreed on: paths, headers, kinds of errors.
 
 HTTP/1.1 over TLS, JSON in UTF-8. Errors are problem documents (RFC 9457) with a member ``kind`` more. An
-allocation belongs to its owner: network, container ID and ifname. This imports nothing: an ADD passes here.
+allocation belongs to its owner: network, container ID and ifname. Its lease is a name that no other one ever
+has: a release that names it takes nothing else, however late it arrives. This imports nothing: an ADD passes
+here.
 """
 
 from __future__ import annotations
@@ -28,9 +30,11 @@ CONTAINER_ID = "container_id"
 IFNAME = "ifname"
 POD_ID = "pod_id"
 HOST_IP = "host_ip"
+LEASE = "lease"
 NETWORK = "network"
 VALID = "valid"
 RELEASED = "released"
+OWNERS = "owners"
 
 # The most that either side reads of a body, in bytes.
 MAX_BODY = 1 << 20
@@ -103,6 +107,11 @@ def allocations(network: str) -> str:
 def allocation(network: str, container_id: str, ifname: str) -> str:
     """Return where an owner's allocation is (GET, DELETE)."""
     return f"{allocations(network)}/{quote(container_id)}/{quote(ifname)}"
+
+
+def owners(network: str) -> str:
+    """Return where a host's owners are listed, a page at a time (GET)."""
+    return f"{ROOT}/networks/{quote(network)}/owners"
 
 
 def gc(network: str) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime
 import json
 import os
+import shutil
 import socket
 import ssl
 import threading
@@ -59,7 +60,14 @@ def tx(service: Service, ca_file: str, state: Path) -> Make:
         ipam = {"type": "txipam", "remote": service.url, "ca": ca_file, "retries": 1, "timeout": 5} | more
         conf = {"cniVersion": version, "name": "net1", "type": "sriov", "ipam": ipam} | top
         conf = {key: value for key, value in conf.items() if value is not None}
-        return TxIpam(config=conf, container_id=container, ifname="eth0", args=args, state_dir=str(state))
+        return TxIpam(
+            config=conf,
+            container_id=container,
+            ifname="eth0",
+            args=args,
+            runtime_dir=str(state.with_name("run")),
+            state_dir=str(state),
+        )
 
     return make
 
@@ -161,22 +169,31 @@ def test_del(tx: Make, service: Service, state: Path) -> None:
     tx().run("ADD")
     assert tx().run("DEL", 10.0) is None
     assert service.allocations == {}
-    assert service.seen[-1].query == {"host_ip": "10.55.206.20", "pod_id": "1234"}
+    assert service.methods() == ["POST", "DELETE"]
+    assert service.seen[-1].query == {"host_ip": "10.55.206.20", "pod_id": "1234", "lease": "l1"}
     assert tx().run("DEL", 10.0) is None  # again is no fault
     assert owed(state) == []
+    assert list(state.parent.glob("run/leases/*/*")) == []
 
 
 def test_del_runs_beside_its_caller(tx: Make, service: Service) -> None:
     tx().run("ADD")
     with service.lock:  # the service cannot answer now
         running = tx().start("DEL")
-        with pytest.raises(IpamError, match=r"has not ended after 0\.05 s") as late:
-            running.finish(0.05)
-    assert late.value.code == 11
+        assert len(service.allocations) == 1
     running.settle(10.0)
+    assert service.allocations == {}
     assert running.finish(10.0) is None
     running.cancel()
-    assert service.allocations == {}
+
+
+def test_del_beside_its_caller_tells_its_fault(tx: Make, service: Service, state: Path) -> None:
+    state.write_text("no directory")
+    service.stop_listening()
+    running = tx().start("DEL")
+    running.settle(10.0)
+    with pytest.raises(IpamError, match="refuses connections"):
+        running.finish(10.0)
 
 
 def test_check(tx: Make, service: Service) -> None:
@@ -249,7 +266,15 @@ def test_gc(tx: Make, service: Service) -> None:
     service.allocations["net1", "d", "eth0"] = other_node
     tx("", args="", **valid("b")).run("GC")
     assert sorted(owner[1] for owner in service.allocations) == ["b", "d"]
-    assert [seen.body["host_ip"] for seen in service.seen[-2:]] == ["10.55.206.20", "10.55.206.21"]
+    asked = [seen.query for seen in service.seen if seen.method != "POST"]
+    assert [query.get("lease", query.get("after", "")) for query in asked[:5]] == [
+        "",
+        "l1",
+        "b/eth0",
+        "l3",
+        "c/eth0",
+    ]
+    assert {query["host_ip"] for query in asked} == {"10.55.206.20", "10.55.206.21"}
     tx("", args="", hostIP="10.55.206.99", **valid("b")).run("GC")
     assert sorted(owner[1] for owner in service.allocations) == ["b"]
 
@@ -263,9 +288,19 @@ def test_gc_without_a_list_or_a_host(tx: Make, service: Service) -> None:
 def test_gc_tells_what_failed_and_does_the_rest(tx: Make, service: Service) -> None:
     for host in ("10.0.0.1", "10.0.0.2", "10.0.0.3"):
         tx(host, args=f"PodID=1;HostIP={host}").run("ADD")
-    service.faults.extend([problem(404, "unknown-host"), Reply(500)])
+    service.faults.extend([problem(404, "unknown-network"), Reply(500)])
     assert failed(tx("", args="", **valid()), "GC").code == 11
     assert sorted(owner[1] for owner in service.allocations) == ["10.0.0.1", "10.0.0.2"]
+
+
+def test_a_late_gc_takes_no_new_address(tx: Make, service: Service) -> None:
+    """What a GC asked for and has not come yet names what it takes."""
+    tx().run("ADD")
+    tx("", args="", **valid()).run("GC")
+    tx().run("ADD")
+    (late,) = [seen for seen in service.seen if seen.method == "DELETE"]
+    service.act(late)
+    assert len(service.allocations) == 1
 
 
 # --- what is configured
@@ -356,12 +391,45 @@ def test_del_without_arguments_uses_what_was_remembered(tx: Make, service: Servi
     tx().run("ADD")
     tx(args="").run("DEL", 10.0)
     assert service.allocations == {}
-    assert service.seen[-1].query == {"host_ip": "10.55.206.20"}
+    assert service.seen[-1].query == {"host_ip": "10.55.206.20", "lease": "l1"}
 
 
 def test_del_of_what_nobody_remembers_asks_all_the_same(tx: Make, service: Service) -> None:
     assert tx(args="").run("DEL", 10.0) is None
-    assert [(seen.method, seen.query) for seen in service.seen] == [("DELETE", {})]
+    assert [(seen.method, seen.query) for seen in service.seen] == [("GET", {})]
+
+
+def test_del_of_what_is_not_remembered_asks_for_the_lease(tx: Make, service: Service, state: Path) -> None:
+    tx().run("ADD")
+    shutil.rmtree(state.with_name("run"))
+    assert tx().run("DEL", 10.0) is None
+    assert service.methods() == ["POST", "GET", "DELETE"]
+    assert service.seen[-1].query["lease"] == "l1"
+    assert service.allocations == {}
+
+
+def test_del_with_a_lease_that_is_not_current_any_more(tx: Make, service: Service, state: Path) -> None:
+    """An operator released it, and the same owner got another that could not be remembered."""
+    tx().run("ADD")
+    service.allocations.clear()
+    leases = state.with_name("run") / "leases/net1"
+    leases.rename(state / "away")
+    leases.write_text("no directory")
+    tx().run("ADD")
+    leases.unlink()
+    (state / "away").rename(leases)
+    assert tx().run("DEL", 10.0) is None
+    assert [seen.query.get("lease") for seen in service.seen if seen.method == "DELETE"] == ["l1", "l2"]
+    assert service.allocations == {}
+
+
+def test_a_service_without_leases(tx: Make, service: Service) -> None:
+    service.more = {"lease": ""}
+    tx().run("ADD")
+    assert tx().run("DEL", 10.0) is None
+    assert service.methods() == ["POST", "GET", "DELETE"]
+    assert "lease" not in service.seen[-1].query
+    assert service.allocations == {}
 
 
 def test_a_token(tx: Make, service: Service, tmp_path: Path) -> None:
@@ -570,7 +638,7 @@ def test_replies_that_never_come_leave_nothing(
     service.faults.extend([fault, fault])
     error = failed(tx())
     assert (error.code, "closed the connection before" in error.msg) == (11, True), error.msg
-    assert service.methods() == ["POST", "POST", "DELETE"]
+    assert service.methods() == ["POST", "POST", "GET", "DELETE"]
     assert service.allocations == {}
     service.act(service.seen[0])  # the request was still on its way
     assert owed(state) == ["a~eth0"]
@@ -587,6 +655,8 @@ def test_what_may_be_on_its_way_is_awaited(tx: Make, service: Service, state: Pa
     assert owed(state) == ["a~eth0"]  # that DEL may have been faster, too
     assert tx().run("ADD")
     assert owed(state) == []
+    assert len(service.allocations) == 1
+    assert retry(state) == 0
     assert len(service.allocations) == 1
 
 
@@ -639,13 +709,21 @@ def test_what_no_service_answers(tx: Make, service: Service, fault: Any, words: 
         ({"extra": {"mac": 1}}, "extra.mac = 1"),
         ({"container_id": "other"}, "container_id"),
         ({"pod_id": "other"}, "pod_id"),
+        ({"lease": "../x"}, "lease"),
+        ({"lease": "x" * 65}, "lease"),
+        ({"lease": 7}, "lease"),
     ],
 )
-def test_allocations_that_cannot_be(tx: Make, service: Service, more: dict[str, Any], words: str) -> None:
+def test_allocations_that_cannot_be(
+    tx: Make, service: Service, state: Path, more: dict[str, Any], words: str
+) -> None:
     service.more = more
     error = failed(tx())
     assert (error.code, words in error.msg) == (112, True), error.msg
-    assert service.allocations == {}  # it was given back
+    if "lease" in more:  # then nobody can name it
+        assert owed(state) == ["a~eth0"]
+    else:
+        assert service.allocations == {}  # it was given back
 
 
 def test_more_than_a_legacy_version_holds(tx: Make, service: Service) -> None:
@@ -813,10 +891,7 @@ def test_del_while_the_service_is_down(tx: Make, service: Service, state: Path) 
     "fault",
     ["hang", "lose", "cut", b"garbage\r\n\r\n", Reply(500), Reply(503), Reply(401), Reply(403), Reply(404)],
 )
-def test_del_with_every_fault_loses_nothing(
-    tx: Make, service: Service, state: Path, fault: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(pending, "LATE", 0.0)
+def test_del_with_every_fault_loses_nothing(tx: Make, service: Service, state: Path, fault: Any) -> None:
     tx().run("ADD")
     service.always = fault
     assert tx(timeout=0.5).run("DEL", 10.0) is None
@@ -986,24 +1061,50 @@ def test_a_new_ca_leaves_other_connections_alone(
 
 
 @pytest.mark.parametrize("retries", [0, 1])
+@pytest.mark.parametrize("remembered", [True, False])
 def test_a_late_release_takes_no_new_address(
-    tx: Make, service: Service, state: Path, retries: int, monkeypatch: pytest.MonkeyPatch
+    tx: Make, service: Service, state: Path, retries: int, remembered: bool
 ) -> None:
-    """It may be still on its way though another try of it was answered."""
+    """However late it comes: it names what it releases, and the next ADD got something else."""
     tx().run("ADD")
+    if not remembered:
+        shutil.rmtree(state.with_name("run"))
     https.pool.clear()  # a connection that waited and is cut says that nobody read the request
-    service.faults.append("refuse")
+    service.faults.extend(["refuse"] if remembered else [None, "refuse", "refuse"])
     assert tx(retries=retries).run("DEL", 10.0) is None
-    assert retry(state) == 1
-    error = failed(tx())
-    assert (error.code, "may be on its way" in error.msg) == (11, True), error.msg
-    assert "POST" not in service.methods()[1:]
-    service.act(service.seen[1])  # there it is
-    monkeypatch.setattr(pending, "LATE", 0.0)
-    if retries:  # the second try wrote down when to try again
-        assert retry(state) == 1
+    assert owed(state) == ([] if retries else ["a~eth0"])
     assert tx().run("ADD")
-    assert (owed(state), len(service.allocations)) == ([], 1)
+    assert owed(state) == []
+    before = dict(service.allocations)
+    for late in [seen for seen in service.seen if seen.method == "DELETE"]:
+        service.act(late)
+    assert service.allocations == before
+    assert len(before) == 1
+
+
+def test_what_an_add_takes_back_late_is_not_the_next_ones(tx: Make, service: Service, state: Path) -> None:
+    service.faults.extend(["lose", "lose", None, "lose", "lose"])
+    failed(tx())
+    assert service.methods() == ["POST", "POST", "GET", "DELETE", "DELETE"]
+    assert tx().run("ADD")
+    service.act(service.seen[3])
+    assert len(service.allocations) == 1
+
+
+def test_a_debt_elsewhere_is_void_when_its_address_is_in_use_again(
+    tx: Make, service: Service, state: Path
+) -> None:
+    """Two remotes lead to one service; the debt is to the one that was left out since."""
+    tx().run("ADD")
+    service.stop_listening()
+    replica = service.url.replace("127.0.0.1", "localhost")
+    tx(remote=replica).run("DEL", 10.0)
+    assert owed(state) == ["a~eth0"]
+    service.listen_again()
+    assert tx().run("ADD") == tx().run("ADD")
+    assert owed(state) == []
+    assert retry(state) == 0
+    assert len(service.allocations) == 1
 
 
 def test_another_interface_owes_for_itself(tx: Make, service: Service, state: Path) -> None:
@@ -1036,7 +1137,7 @@ def test_a_dead_service_is_asked_once(tx: Make, service: Service, state: Path, c
         service.listen_again()
         assert retry(state) == 3
         assert other.connections == before + 1
-        assert service.methods() == ["DELETE"]
+        assert service.methods() == ["GET"]
     finally:
         other.close()
 

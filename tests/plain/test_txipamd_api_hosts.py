@@ -64,6 +64,32 @@ def test_a_pod_comes_and_goes(client: httpx.Client) -> None:
     assert "p1" in detail
 
 
+def test_a_release_says_whether_its_lease_was_the_current_one(client: httpx.Client, server: Server) -> None:
+    def drop(lease: str) -> Any:
+        response = client.delete(owned("q"), params={"host_ip": HOST, "lease": lease})
+        assert response.status_code == 200
+        return response.json()
+
+    old = ask(client, "q").json()["lease"]
+    assert drop(old) == {"released": 1}
+    new = ask(client, "q").json()["lease"]
+    assert new != old
+    assert drop(old) == {"released": 0}
+    listed = client.get("/v1/networks/mynet/owners", params={"host_ip": HOST}).json()["owners"]
+    assert {"container_id": "q", "ifname": "eth0", "lease": new} in listed
+    behind = {"host_ip": HOST, "after": "q/eth0"}
+    assert client.get("/v1/networks/mynet/owners", params=behind).json() == {"owners": []}
+    assert drop(new) == {"released": 1}
+    logged = [event for event in server.events() if event.get("lease") == old and "released" in event]
+    assert [event["released"] for event in logged] == [1, 0]
+
+
+def test_another_hosts_owners_are_not_told(client: httpx.Client) -> None:
+    path = "/v1/networks/mynet/owners"
+    problem(client.get(path, params={"host_ip": OTHER_HOST}), 403, "forbidden")
+    assert "after" in problem(client.get(path, params={"host_ip": HOST, "after": "x"}), 422, "invalid")
+
+
 def test_an_owner_with_another_pod_is_a_conflict(client: httpx.Client) -> None:
     address(ask(client, "p2"))
     assert "other" in problem(ask(client, "p2", pod="other"), 409, "conflict")
@@ -337,7 +363,7 @@ def test_the_log_says_who_asked_and_what_came_of_it(client: httpx.Client, server
     assert made["caller"].startswith("token:")
     assert made["host_ip"] == HOST
     assert made["ips"].startswith("10.55.206.")
-    assert gone["released"] is True
+    assert gone["released"] == 1
 
 
 def test_the_documented_pool_is_the_one_that_serves(admin: httpx.Client) -> None:

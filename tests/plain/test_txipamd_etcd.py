@@ -50,7 +50,7 @@ def test_two_replicas_and_64_clients_give_no_address_twice(url: str) -> None:
             assert held.setdefault(found, name) == name, f"{found} is held by {held[found]} and {name}"
             if turn % 4 != 3:
                 del held[found]
-                assert await services[turn % 2].release("n", f"c{name}", "eth0", ask(0).host_ip)
+                assert await services[turn % 2].release(("n", f"c{name}", "eth0"), ask(0).host_ip)
         return number
 
     async def work(one: Service) -> None:

@@ -21,10 +21,11 @@ from sriov_fast.txipamd.errors import (
     UnknownHost,
     UnknownNetwork,
 )
-from sriov_fast.txipamd.model import Allocation, Config
+from sriov_fast.txipamd.model import Allocation, Config, Leased
 from sriov_fast.txipamd.service import Service, open_service
 
 Work = Callable[[Service], Coroutine[Any, Any, None]]
+OWNER = ("n", "c1", "eth0")
 
 
 @pytest.fixture(scope="module")
@@ -78,11 +79,13 @@ def test_an_allocation_says_everything(url: str) -> None:
             "ifname": "eth0",
             "pod_id": "ns/c1",
             "host_ip": HOST,
+            "lease": allocation.lease,
             "ips": [{"address": str(four), "gateway": "10.55.206.1"}, {"address": str(six)}],
             "routes": [{"dst": "0.0.0.0/0", "gw": "10.55.206.1"}, {"dst": "10.0.0.0/8", "gw": "10.55.206.2"}],
             "dns": {"nameservers": ["10.0.0.53", "fd00::53"], "domain": "x", "search": ["x", "y"]},
             "extra": {"vlan": 100, "mac": f"02:5a:00:00:00:{int(four.ip) & 0x3F:02x}"},
         }
+        assert allocation.lease
         assert Allocation.model_validate(allocation.document()) == allocation
         assert await service.find("n", "c1", "eth0") == allocation
 
@@ -353,13 +356,73 @@ def test_release_is_idempotent_and_only_by_the_owners_host_and_pod(url: str) -> 
     async def work(service: Service) -> None:
         await service.allocate(ask(1))
         with refused(Conflict, "host_ip", "10.9.0.2", HOST):
-            await service.release("n", "c1", "eth0", "10.9.0.2")
+            await service.release(("n", "c1", "eth0"), "10.9.0.2")
         with refused(Conflict, "pod_id", "ns/other", "ns/c1"):
-            await service.release("n", "c1", "eth0", HOST, "ns/other")
-        assert await service.release("n", "c1", "eth0", HOST, "ns/c1")
-        assert not await service.release("n", "c1", "eth0", HOST, "ns/c1")
-        assert not await service.release("gone", "c1", "eth0", HOST)
+            await service.release(("n", "c1", "eth0"), HOST, "ns/other")
+        assert await service.release(("n", "c1", "eth0"), HOST, "ns/c1")
+        assert not await service.release(("n", "c1", "eth0"), HOST, "ns/c1")
+        assert not await service.release(("gone", "c1", "eth0"), HOST)
         assert await service.allocations() == []
+
+    served(url, work, config())
+
+
+def test_a_release_that_names_a_lease_frees_that_and_nothing_else(url: str) -> None:
+    async def work(service: Service) -> None:
+        first, _ = await service.allocate(ask(1))
+        assert (await service.allocate(ask(1)))[0].lease == first.lease
+        assert await service.release(OWNER, HOST, lease=first.lease)
+        second, _ = await service.allocate(ask(1))
+        assert second.ips == first.ips  # it was sticky: the address alone does not tell them apart
+        assert not await service.release(OWNER, HOST, "ns/c1", first.lease)
+        assert not await service.release(OWNER, "10.9.9.9", "ns/other", first.lease)
+        assert await service.find(*OWNER) == second
+        with refused(Conflict, "host_ip"):
+            await service.release(OWNER, "10.9.9.9", lease=second.lease)
+        assert await service.release(OWNER, HOST, "ns/c1", second.lease)
+        assert not await service.release(OWNER, HOST, "ns/c1", second.lease)
+
+    served(url, work, config())
+
+
+def test_leases_survive_a_backup_and_one_without_them_is_understood(url: str) -> None:
+    async def work(service: Service) -> None:
+        first, second = [(await service.allocate(ask(at)))[0] for at in (1, 2)]
+        document = await service.export()
+        await service.load(document, replace=True)
+        assert await service.find(*OWNER) == first
+        assert not await service.release(OWNER, HOST, lease=second.lease)
+        assert await service.release(OWNER, HOST, lease=first.lease)
+        for it in document["allocations"]:
+            del it["lease"]
+        await service.load(document, replace=True)
+        assert (await service.find(*OWNER)).lease == ""
+        assert await service.release(OWNER, HOST, lease=first.lease)
+        assert await service.collect("n", HOST, []) == 1
+
+    served(url, work, config())
+
+
+def test_the_owners_of_a_host_come_in_pages(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sriov_fast.txipamd.service.PAGE", 4)
+
+    async def work(service: Service) -> None:
+        leases = {}
+        for at in range(10):
+            for ifname in ("eth0", "eth.1") if at == 5 else ("eth0",):
+                allocation, _ = await service.allocate(ask(at, ifname=ifname))
+                leases[f"c{at}", ifname] = allocation.lease
+        await service.allocate(ask(1, host="10.9.0.2", network="n", ifname="far"))
+        found: list[Leased] = []
+        after = None
+        while page := await service.owners("n", HOST, after):
+            assert len(page) <= 4
+            found += page
+            after = page[-1].container_id, page[-1].ifname
+        assert {(it.container_id, it.ifname): it.lease for it in found} == leases
+        assert len(found) == 11
+        with refused(UnknownNetwork, "'m'"):
+            await service.owners("m", HOST)
 
     served(url, work, config())
 
@@ -594,7 +657,7 @@ def test_replicas_see_each_others_changes(url: str) -> None:
             await one.configure(made(wider), None)
             assert (await address(two, 1, network="m")).startswith("10.3.")
             assert {use.name: use.used for use in await two.status("m", HOST)} == {"b": 1}
-            await two.release("m", "c1", "eth0", HOST)
+            await two.release(("m", "c1", "eth0"), HOST)
             await two.configure(made(config()), None)
             with refused(UnknownNetwork):
                 await one.allocate(ask(1, network="m"))

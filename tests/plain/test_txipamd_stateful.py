@@ -59,6 +59,8 @@ class Model(RuleBasedStateMachine):
         self.services = [self.run(open_service(url, clock=self.clock)) for _ in range(2)]
         self.ranges, self.assigned = CONFIGS[0]
         self.held: dict[tuple[int, str], tuple[str, str]] = {}  # who: address, pod
+        self.leases: dict[tuple[int, str], str] = {}
+        self.late: list[tuple[tuple[int, str], str]] = []  # releases that were carried out, and come again
         self.waiting: dict[str, tuple[str, str, float]] = {}  # address: pod, interface, since
         self.perhaps: set[str] = set()  # waited when they left the ranges: what became of that is open
         self.run(self.services[0].configure(made(document(*CONFIGS[0])), None))
@@ -78,7 +80,7 @@ class Model(RuleBasedStateMachine):
     def fill(self) -> None:
         """Whatever went before: with all released, every address can be had, once."""
         for container, ifname in self.held:
-            assert self.run(self.services[0].release("n", f"c{container}", ifname, HOST))
+            assert self.run(self.services[0].release(("n", f"c{container}", ifname), HOST))
         found = set()
         for at in range(len(self.usable)):
             allocation, _ = self.run(self.services[at % 2].allocate(ask(f"fill{at}", "")))
@@ -113,6 +115,7 @@ class Model(RuleBasedStateMachine):
         elif before is not None:
             allocation, created = self.run(service.allocate(ask(container, pod, ifname=ifname)))
             assert (allocation.ips[0].address, created) == (f"{before[0]}/28", False)
+            assert allocation.lease == self.leases[owner]
         elif pod == POD_FIXED and self.assigned:
             self.allocate_fixed(service, owner)
         else:
@@ -126,7 +129,7 @@ class Model(RuleBasedStateMachine):
         else:
             allocation, _ = self.run(service.allocate(ask(owner[0], POD_FIXED, ifname=owner[1])))
             assert allocation.ips[0].address == f"{self.assigned}/28"
-            self.take(owner, self.assigned, POD_FIXED)
+            self.take(owner, self.assigned, POD_FIXED, allocation.lease)
 
     def allocate_any(self, service: Service, owner: tuple[int, str], pod: str) -> None:
         graced, free = self.graced(), self.usable - self.taken
@@ -143,24 +146,36 @@ class Model(RuleBasedStateMachine):
             assert address in mine
         elif address in graced and address not in self.perhaps:
             assert not free - graced.keys() - self.perhaps, "an address was free that waits for nobody"
-        self.take(owner, address, pod)
+        self.take(owner, address, pod, allocation.lease)
 
-    def take(self, owner: tuple[int, str], address: str, pod: str) -> None:
+    def take(self, owner: tuple[int, str], address: str, pod: str, lease: str) -> None:
+        assert lease not in {*self.leases.values(), *(old for _, old in self.late)}
         self.held[owner] = (address, pod)
+        self.leases[owner] = lease
         self.waiting.pop(address, None)
         self.perhaps.discard(address)
 
     @precondition(lambda self: self.held)
-    @rule(data=st.data(), replica=st.integers(0, 1))
-    def release(self, data: st.DataObject, replica: int) -> None:
+    @rule(data=st.data(), replica=st.integers(0, 1), named=st.booleans())
+    def release(self, data: st.DataObject, replica: int, named: bool) -> None:
         owner = data.draw(st.sampled_from(sorted(self.held)))
+        lease = self.leases[owner] if named else None
         with pytest.raises(Conflict, match="host_ip"):
-            self.run(self.services[replica].release("n", f"c{owner[0]}", owner[1], "10.9.9.9"))
-        assert self.run(self.services[replica].release("n", f"c{owner[0]}", owner[1], HOST))
-        assert not self.run(self.services[1 - replica].release("n", f"c{owner[0]}", owner[1], HOST))
+            self.run(self.services[replica].release(("n", f"c{owner[0]}", owner[1]), "10.9.9.9"))
+        assert self.run(self.services[replica].release(("n", f"c{owner[0]}", owner[1]), HOST, lease=lease))
+        assert not self.run(self.services[1 - replica].release(("n", f"c{owner[0]}", owner[1]), HOST))
         self.free(owner)
 
+    @precondition(lambda self: self.late)
+    @rule(data=st.data(), replica=st.integers(0, 1))
+    def release_late(self, data: st.DataObject, replica: int) -> None:
+        """However late: nothing is released, whoever has it by now."""
+        owner, lease = data.draw(st.sampled_from(self.late))
+        claim = ("n", f"c{owner[0]}", owner[1])
+        assert not self.run(self.services[replica].release(claim, HOST, lease=lease))
+
     def free(self, owner: tuple[int, str]) -> None:
+        self.late.append((owner, self.leases.pop(owner)))
         address, pod = self.held.pop(owner)
         if address in self.usable:
             self.waiting[address] = (pod, owner[1], self.clock.now)
@@ -198,6 +213,10 @@ class Model(RuleBasedStateMachine):
             (int(it.container_id[1:]), it.ifname): (it.ips[0].address[:-3], it.pod_id) for it in found
         } == self.held
         assert len(self.taken) == len(self.held), "an address has two owners"
+        leases = {
+            (it.container_id, it.ifname): it.lease for it in self.run(self.services[1].owners("n", HOST))
+        }
+        assert leases == {(f"c{at}", ifname): lease for (at, ifname), lease in self.leases.items()}
         (use,) = self.run(self.services[1].usage())
         assert use.total == len(self.ranges)
         counted = self.taken & self.ranges - {

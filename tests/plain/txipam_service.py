@@ -195,17 +195,9 @@ class Service:
         if what == "allocations" and seen.method == "POST":
             return self.allocate(network, seen.body)
         if what == "allocations":
-            return self.look_up(seen.method, (network, parts[4], parts[5]))
-        if what == "gc":
-            valid = {(item["container_id"], item["ifname"]) for item in seen.body["valid"]}
-            stale = [
-                owner
-                for owner, item in self.allocations.items()
-                if owner[0] == network and item["host_ip"] == seen.body["host_ip"] and owner[1:] not in valid
-            ]
-            for owner in stale:
-                del self.allocations[owner]
-            return Reply(200, {"released": len(stale)})
+            return self.look_up(seen.method, (network, parts[4], parts[5]), seen.query.get("lease"))
+        if what == "owners":
+            return self.owners(network, seen.query)
         return Reply(200, {"pools": []})
 
     def allocate(self, network: str, body: dict[str, Any]) -> Reply:
@@ -216,14 +208,27 @@ class Service:
             return Reply(200, known) if same else problem(409, "conflict", "another pod has it")
         self.given += 1
         ips = [{"address": f"10.55.206.{45 + self.given}/26", "gateway": "10.55.206.1"}]
-        self.allocations[owner] = {"network": network, **body, "ips": ips, **self.more}
+        lease = f"l{self.given}"
+        self.allocations[owner] = {"network": network, **body, "lease": lease, "ips": ips, **self.more}
         return Reply(201, self.allocations[owner])
 
-    def look_up(self, method: str, owner: tuple[str, str, str]) -> Reply:
-        if method == "DELETE":
-            self.allocations.pop(owner, None)
-            return Reply(204)
+    def owners(self, network: str, query: dict[str, str]) -> Reply:
+        """Two in a page."""
+        after = tuple(query.get("after", "").split("/"))
+        rows = [
+            {"container_id": owner[1], "ifname": owner[2], "lease": item["lease"]}
+            for owner, item in sorted(self.allocations.items())
+            if owner[0] == network and item["host_ip"] == query["host_ip"] and owner[1:] > after
+        ]
+        return Reply(200, {"owners": rows[:2]})
+
+    def look_up(self, method: str, owner: tuple[str, str, str], lease: str | None) -> Reply:
         known = self.allocations.get(owner)
+        if method == "DELETE":
+            mine = known is not None and lease in (None, known["lease"])
+            if mine:
+                del self.allocations[owner]
+            return Reply(204) if lease is None else Reply(200, {"released": int(mine)})
         return Reply(200, known) if known else problem(404, "not-found", "never heard of it")
 
 

@@ -139,4 +139,4 @@ async def address(service: Service, *args: Any, **more: Any) -> str:
 
 
 async def release(service: Service, container: object, *, host: str = HOST, ifname: str = "eth0") -> bool:
-    return await service.release("n", f"c{container}", ifname, host)
+    return await service.release(("n", f"c{container}", ifname), host)

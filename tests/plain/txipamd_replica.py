@@ -27,7 +27,7 @@ async def client(service: Service, name: str, times: int) -> None:
         say("took", container, allocation.ips[0].address)
         if turn % 2:
             say("freeing", container)
-            assert await service.release("n", container, "eth0", HOST)
+            assert await service.release(("n", container, "eth0"), HOST)
             say("freed", container)
 
 

@@ -12,7 +12,7 @@ from sriov_fast.values import Value
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
     from typing import Any
 
     from sriov_fast.ipam.keys import Ip
@@ -69,7 +69,7 @@ class Builtin(Value):
 
     ``config`` is the whole network configuration, ``args`` CNI_ARGS as it came. ``networks`` is where stores
     are that have no ``dataDir``; ``runtime_dir`` is our own directory, on tmpfs, and ``state_dir`` the one
-    that outlives a reboot.
+    that outlives a reboot. ``stderr`` (descriptors) is for warnings.
     """
 
     config: dict[str, Any]
@@ -79,6 +79,7 @@ class Builtin(Value):
     networks: str = "/var/lib/cni/networks"
     runtime_dir: str = "/run/sriov-fast"
     state_dir: str = "/var/lib/sriov-fast"
+    stderr: Sequence[int] = (2,)
 
     kind = ""
 

@@ -3,14 +3,12 @@
 A DEL whose service is down must not keep a pod from ending, and must not lose its address. So the release is
 written down, on disk and synced, and the DEL has succeeded. What is owed is tried again by the resident
 server, by GC, and by verbs that find the service well. An ADD of the same owner pays first, under the same
-lock (flock on the record), or the late release would take the new address away.
+lock (flock on the record), or it would get once more what is about to be given back.
 
-A request whose reply was lost may still be on its way, for ``LATE`` seconds. So where that was an ADD's, what
-it may yet bring is released after that time, unless its owner still lives then; and where it was a release,
-the same owner gets no new address before, which that would take away.
+A release whose reply was lost may still be on its way, and does no harm: it names a lease. So may an ADD's
+ask, for ``LATE`` seconds: what it may yet bring is released after that time, unless its owner lives then.
 
-``<state>/pending/<network>/<container ID>~<ifname>~<service>`` is a record, JSON, 0600. Its modification time
-is when a release was last sent without an answer, 0 for never.
+``<state>/pending/<network>/<container ID>~<ifname>~<service>`` is a record, JSON, 0600.
 """
 
 from __future__ import annotations
@@ -42,12 +40,13 @@ _PAUSE = 0.01
 class Release(Value):
     """One address to be given back: whose, where, and not before ``due`` (Unix time in seconds).
 
-    ``live``: its owner has it, by a second try; it is owed only if the owner is deleted before ``due``, when
-    the first try may still bring another.
+    ``lease`` is what is owed, "" for whatever the owner has. ``live``: its owner has it, by a second try; it
+    is owed only if the owner is deleted before ``due``, when the first try may still bring another.
     """
 
     owner: Owner
     settings: Settings
+    lease: str = ""
     due: float = 0.0
     live: bool = False
 
@@ -70,22 +69,17 @@ def _is_of(owner: Owner, path: str) -> bool:
 # --- writing
 
 
-def owe(state_dir: str, release: Release, *, sent: bool) -> None:
-    """Write a release down; when this returns, a power cut does not lose it. Raises OSError.
-
-    ``sent``: it was sent, and may be on its way.
-    """
+def owe(state_dir: str, release: Release) -> None:
+    """Write a release down; when this returns, a power cut does not lose it. Raises OSError."""
     directory = _make(state_dir, release.owner.network)
     name = _file_name(release)
     path = f"{directory}/{name}"
     known = _read(path)
     if known and known.due > release.due:
-        release = release.replace(due=known.due)
+        release = release.replace(due=known.due, lease="")  # more may come than what is owed now
     draft = f"{directory}/.{os.getpid()}.{_thread_id()}"
     try:
         _put(draft, codec.dumps(_plain(release)))
-        if not sent:
-            os.utime(draft, (0, 0))
         os.rename(draft, path)
     except OSError:
         _unlink(draft)
@@ -142,6 +136,7 @@ def _plain(release: Release) -> dict[str, object]:
     settings = release.settings
     return {
         "owner": release.owner.as_dict(),
+        "lease": release.lease,
         "settings": settings.as_dict() | {"trust": settings.trust.as_dict()},
         "due": release.due,
         "live": release.live,
@@ -228,29 +223,25 @@ class Held:
         if self._fd >= 0:
             os.close(self._fd)
 
-    def on_its_way(self) -> float:
-        """Return for how many seconds a release that was sent before may still be on its way."""
-        since = time.time() - os.fstat(self._fd).st_mtime
-        return LATE - since if 0 <= since < LATE else 0.0
-
     def pay(self, verb: str, timeout: float) -> None:
-        """Give the address back, and remove the record unless a release may still be on its way.
+        """Give the address back, and remove the record.
 
         Raises SriovError; the record stays then, but for one that the service will never take.
         """
-        if self.release is None:
+        owed = self.release
+        if owed is None:
             return
-        settings = self.release.settings.replace(timeout=max(timeout, 0.001))
+        service = Service(owed.settings.replace(timeout=max(timeout, 0.001)), verb, retries=0)
         try:
-            Service(settings, verb, retries=0).release(self.release.owner)
+            if owed.lease:
+                service.release(owed.owner, owed.lease)
+            else:
+                service.give_back(owed.owner)
         except ServiceError as error:
             if error.final:
                 self.drop()
-            elif error.uncertain:
-                os.utime(self._fd)
             raise
-        if not self.on_its_way():
-            self.drop()
+        self.drop()
 
     def drop(self) -> None:
         """Remove the record."""
@@ -265,7 +256,7 @@ def settle(state_dir: str, owner: Owner, remotes: tuple[str, ...], deadline: flo
     """Pay what this owner owes, before it asks for anything new; raises SriovError where that fails.
 
     What it owes to another service does not matter then: what is given back there is not what will be given.
-    Returns until when (Unix time) an earlier request of this owner may still be on its way.
+    Returns until when (Unix time) an earlier ask of this owner may still be on its way.
     """
     late = 0.0
     for path in _owed_by(state_dir, owner):
@@ -276,7 +267,11 @@ def settle(state_dir: str, owner: Owner, remotes: tuple[str, ...], deadline: flo
 
 def _settle_one(held: Held, remotes: tuple[str, ...], deadline: float) -> float:
     if held.busy:
-        raise _not_yet(held.path, "is in use: an address is just being given back", 1)
+        raise IpamError(
+            f"IPAM txipam, ADD: {held.path} is in use: an address is just being given back",
+            "try again in a second",
+            code=TRY_AGAIN,
+        )
     if held.release is None:
         return 0.0
     if held.release.live:
@@ -287,14 +282,15 @@ def _settle_one(held: Held, remotes: tuple[str, ...], deadline: float) -> float:
     except SriovError as error:
         if same and not getattr(error, "final", False):
             raise
-    wait = held.on_its_way()
-    if same and wait:
-        raise _not_yet(held.path, "says that a release of this interface's address may be on its way", wait)
     return held.release.due
 
 
-def _not_yet(path: str, what: str, seconds: float) -> IpamError:
-    return IpamError(f"IPAM txipam, ADD: {path} {what}", f"try again in {seconds:.0f} s", code=TRY_AGAIN)
+def void(state_dir: str, owner: Owner, lease: str) -> None:
+    """Remove the debt of what its owner has again: another remote may lead to the same service."""
+    for path in _owed_by(state_dir, owner):
+        with Held(path) as held:
+            if held.release and held.release.lease == lease:
+                held.drop()
 
 
 def forget(state_dir: str, owner: Owner, remotes: tuple[str, ...]) -> None:
@@ -307,10 +303,10 @@ def forget(state_dir: str, owner: Owner, remotes: tuple[str, ...]) -> None:
             found = held.release
             if found is None or not set(found.settings.remotes) & set(remotes):
                 continue
-            if found.due <= time.time() and not held.on_its_way():
+            if found.due <= time.time():
                 held.drop()
-            elif found.live:
-                owe(state_dir, found.replace(live=False), sent=False)
+            elif found.live or found.lease:
+                owe(state_dir, found.replace(live=False, lease=""))
 
 
 def retry(state_dir: str, log: Logger, deadline: float) -> int:
@@ -350,4 +346,4 @@ def _retry_one(held: Held, log: Logger, deadline: float, down: set[tuple[str, ..
         log.warning("an address is still owed to the service", why=error.msg, **facts)
         return True
     log.info("an address that was owed has been given back", **facts)
-    return held.on_its_way() > 0
+    return False

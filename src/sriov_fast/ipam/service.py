@@ -14,13 +14,18 @@ from sriov_fast.values import Value
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Any
+    from collections.abc import Callable, Iterator
+    from typing import Any, TypeVar
 
     from sriov_fast.ipam.http import Reply
+
+    T = TypeVar("T")
 
 _TIMEOUT, _LONGEST = 10.0, 50.0  # seconds; the main plugin waits for 60
 _RETRIES, _MOST_RETRIES = 3, 20
 _MAX_TOKEN = 8192
+_MAX_LEASE = 64
+_LEASE = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_-")
 _HOST = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789-._")
 _EXAMPLE = "give the service's address, such as https://10.0.0.1:10000"
 
@@ -41,7 +46,7 @@ _FINAL = (
     wire.EXHAUSTED,
 )
 # Who is answered otherwise got the answer to somebody else's question.
-_DONE = {"GET": (200,), "POST": (200, 201), "DELETE": (204,)}
+_DONE = {"GET": (200,), "POST": (200, 201), "DELETE": (200, 204)}
 # What a proxy before the service may answer in its place.
 _CODES = {401: wire.BAD_CONFIG, 403: wire.BAD_CONFIG, 408: wire.TRY_AGAIN, 429: wire.TRY_AGAIN}
 
@@ -182,6 +187,14 @@ class Owner(Value):
         return f"blake2b:{blake2b(key.encode(), digest_size=32).hexdigest()}"
 
 
+def read_lease(item: Keys) -> str:
+    """Return a lease, "" where there is none; it goes into URLs and names of files."""
+    lease = item.text(wire.LEASE)
+    if len(lease) > _MAX_LEASE or not _LEASE.issuperset(lease):
+        raise wrong(item.place(wire.LEASE), lease, "no lease", "")
+    return lease
+
+
 class Service:
     """The service for one verb, which ends ``settings.timeout`` seconds after this was made.
 
@@ -194,7 +207,7 @@ class Service:
         self.deadline = time.monotonic() + settings.timeout
         self._retries = settings.retries if retries is None else retries
         self._remotes = tuple(map(parse_remote, settings.remotes))
-        self.uncertain = False  # whether a request may be carried out that had no reply
+        self.uncertain = False  # whether a request may yet be carried out that had no reply
 
     def allocate(self, owner: Owner) -> Answer:
         """Ask for the owner's addresses; the same again where it has some."""
@@ -210,14 +223,43 @@ class Service:
         """Return what the owner has."""
         return self._ask("GET", wire.query(owner.path, host_ip=owner.host_ip))
 
-    def release(self, owner: Owner) -> None:
-        """Free what the owner has; nothing is no fault."""
-        self._ask("DELETE", wire.query(owner.path, host_ip=owner.host_ip, pod_id=owner.pod_id))
+    def release(self, owner: Owner, lease: str) -> bool:
+        """Free what has this lease; return False where the owner has nothing of that name.
 
-    def collect(self, network: str, host_ip: str, valid: set[tuple[str, str]]) -> Answer:
-        """Free what a host has in a network besides the valid (container ID, ifname)."""
-        pairs = [{wire.CONTAINER_ID: container, wire.IFNAME: ifname} for container, ifname in sorted(valid)]
-        return self._ask("POST", wire.gc(network), {wire.HOST_IP: host_ip, wire.VALID: pairs}, f"gc/{_now()}")
+        Without a lease, which no allocation of an earlier export has, it is whatever the owner has.
+        """
+        named = {"host_ip": owner.host_ip, "pod_id": owner.pod_id, "lease": lease}
+        answer = self._ask("DELETE", wire.query(owner.path, **named))
+        return not lease or answer.number(wire.RELEASED) > 0
+
+    def give_back(self, owner: Owner) -> None:
+        """Free what the owner has; nothing is no fault.
+
+        Its lease is asked for first, since a release that is late must not take what the owner gets later.
+        """
+        try:
+            found = self.find(owner)
+        except ServiceError as error:
+            if error.kind != wire.NOT_FOUND:
+                raise
+            return
+        self.release(owner, found.lease())
+
+    def held(self, network: str, host_ip: str) -> Iterator[tuple[Owner, str]]:
+        """Go through what a host's owners have in a network, with the leases."""
+        after = ""
+        while page := self._owners(network, host_ip, after):
+            yield from page
+            last = page[-1][0]
+            after = f"{last.container_id}/{last.ifname}"
+
+    def _owners(self, network: str, host_ip: str, after: str) -> list[tuple[Owner, str]]:
+        answer = self._ask("GET", wire.query(wire.owners(network), host_ip=host_ip, after=after))
+        owner = Owner(network=network, container_id="", ifname="", host_ip=host_ip)
+        return [
+            (owner.replace(container_id=container, ifname=ifname), lease)
+            for container, ifname, lease in answer.owners(wire.OWNERS)
+        ]
 
     def status(self, network: str, host_ip: str) -> Answer:
         """Ask whether a host's pools have a free address."""
@@ -264,10 +306,6 @@ class Service:
         return found
 
 
-def _now() -> str:
-    return f"{time.time_ns():x}"
-
-
 def _error(verb: str, msg: str, details: str, code: int) -> ServiceError:
     return ServiceError(f"IPAM txipam, {verb}: {msg}", details, code=code)
 
@@ -310,6 +348,29 @@ class Answer:
         try:
             return Keys(codec.loads(self._reply.body, "its answer"), "its answer")
         except (DecodeError, ConfigError) as error:
+            raise self.unexpected(f"cannot be understood: {error.msg}") from error
+
+    def number(self, key: str) -> int:
+        """Return a whole number of the answer, 0 where it is absent."""
+        return self._checked(lambda body: body.number(key) or 0)
+
+    def lease(self) -> str:
+        """Return the lease in an allocation."""
+        return self._checked(read_lease)
+
+    def owners(self, key: str) -> list[tuple[str, str, str]]:
+        """Return the owners (container ID, ifname) in a list, with their leases."""
+        return self._checked(
+            lambda body: [
+                (item.text(wire.CONTAINER_ID), item.text(wire.IFNAME), read_lease(item))
+                for item in body.objects(key)
+            ]
+        )
+
+    def _checked(self, read: Callable[[Keys], T]) -> T:
+        try:
+            return read(self.body())
+        except ConfigError as error:
             raise self.unexpected(f"cannot be understood: {error.msg}") from error
 
     def unexpected(self, what: str) -> ServiceError:

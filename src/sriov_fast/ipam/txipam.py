@@ -1,21 +1,22 @@
 """``txipam``: addresses, and with them VF, VLAN and MAC, from a remote service.
 
 The service is asked over HTTPS with what CNI_ARGS say of the pod: PodID and HostIP. Whatever is repeated is
-the same request to it, so a lost reply costs no address; and what cannot be given back now is written down
-and given back later (``pending``).
+the same request to it, so a lost reply costs no address. A release names the lease of what it gives back, so
+one that is late takes nothing else (``leases``); and what cannot be given back now is written down and given
+back later (``pending``).
 """
 
 from __future__ import annotations
 
-import _thread
 import time
 
 from sriov_fast import wire
+from sriov_fast.beside import beside
 from sriov_fast.errors import CheckError, ConfigError, IpamError, SriovError
-from sriov_fast.ipam import hosts, pending
+from sriov_fast.ipam import hosts, leases, pending
 from sriov_fast.ipam.builtin import Builtin, Done, read_routes, valid_attachments
 from sriov_fast.ipam.keys import Keys, cni_arg, parse_ip, same_family, show_cidr, show_ip, wrong
-from sriov_fast.ipam.service import Owner, Service, ServiceError, Settings, read_settings
+from sriov_fast.ipam.service import Owner, Service, ServiceError, Settings, read_lease, read_settings
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -43,7 +44,7 @@ class TxIpam(Builtin):
         """Carry ``command`` out; a DEL only starts here, and runs while its caller waits for the kernel."""
         if command != "DEL":
             return super().start(command)
-        return Beside(self.kind, lambda: super(TxIpam, self).start("DEL"))
+        return Started(lambda: super(TxIpam, self).start("DEL"))
 
     # --- the verbs
 
@@ -54,15 +55,18 @@ class TxIpam(Builtin):
         self._remember(owner)
         late = pending.settle(self.state_dir, owner, settings.remotes, service.deadline)
         try:
-            found = self._result(service.allocate(owner), owner)
+            given = self._read(service.allocate(owner), owner)
         except ServiceError as error:
             late = max(late, self._late(service))
             if error.uncertain or late > time.time():
                 self._take_back(service, owner, error, late)
             raise
+        leases.remember(self.runtime_dir, owner, given.lease)
+        if given.lease:
+            pending.void(self.state_dir, owner, given.lease)
         if max(late, self._late(service)) > time.time():
-            self._note(service, owner, live=True)
-        return found
+            self._note(service, owner)
+        return self._result(given)
 
     def delete(self) -> None:
         """Give back what this container's interface has, now or later."""
@@ -70,6 +74,7 @@ class TxIpam(Builtin):
         service = Service(settings, "DEL")
         owners = self._owners()
         done = [self._release(service, owner) for owner in owners]
+        leases.forget(self.runtime_dir, owners[0])
         if all(done):
             self._forget(owners[0], settings)
             self._pay(service)
@@ -117,15 +122,23 @@ class TxIpam(Builtin):
         faults = []
         for host_ip in self._hosts():
             try:
-                service.collect(network, host_ip, valid)
+                self._collect_host(service, network, host_ip, valid)
             except ServiceError as error:
                 if error.final or error.kind == wire.FORBIDDEN:
                     log.warning("the service has nothing of this host", hostIP=host_ip, why=error.msg)
                 else:
                     faults.append(error)
         log.close()
+        leases.keep(self.runtime_dir, network, valid)
         if faults:
             raise faults[0]
+
+    @staticmethod
+    def _collect_host(service: Service, network: str, host_ip: str, valid: set[tuple[str, str]]) -> None:
+        """Give back by their leases what a host has besides the valid (container ID, ifname)."""
+        for owner, lease in service.held(network, host_ip):
+            if (owner.container_id, owner.ifname) not in valid:
+                service.release(owner, lease)
 
     # --- who asks
 
@@ -205,24 +218,23 @@ class TxIpam(Builtin):
 
     def _release(self, service: Service, owner: Owner) -> bool:
         """Give an address back; return False where something is left to do, which is written down then."""
+        lease = leases.recall(self.runtime_dir, owner)
         try:
-            service.release(owner)
+            if not (lease and service.release(owner, lease)):
+                lease = ""  # it has another one, if any
+                service.give_back(owner)
         except SriovError as error:
             if getattr(error, "final", False):
                 self._warn("the service has no address to take back", why=error.msg)
                 return True
-            sent = service.uncertain or getattr(error, "uncertain", False)
-            self._owe(pending.Release(owner=owner, settings=service.settings), error, sent=sent)
+            self._owe(pending.Release(owner=owner, settings=service.settings, lease=lease), error)
             self._warn("the address is given back later", why=error.msg, state=self.state_dir)
-            return False
-        if service.uncertain:
-            self._note(service, owner, live=False)
             return False
         return True
 
     @staticmethod
     def _late(service: Service) -> float:
-        """Return until when (Unix time) a request that had no reply may be on its way; 0 for none."""
+        """Return until when (Unix time) an ask that had no reply may be on its way; 0 for none."""
         return time.time() + pending.LATE if service.uncertain else 0.0
 
     def _forget(self, owner: Owner, settings: Settings) -> None:
@@ -231,18 +243,18 @@ class TxIpam(Builtin):
         except OSError as error:
             self._warn(_NOT_NOTED, file=error.filename, why=error.strerror)
 
-    def _note(self, service: Service, owner: Owner, *, live: bool) -> None:
+    def _note(self, service: Service, owner: Owner) -> None:
         """Note that an earlier try may still be on its way, though a later one was answered."""
         due = time.time() + pending.LATE
-        late = pending.Release(owner=owner, settings=service.settings, due=due, live=live)
+        late = pending.Release(owner=owner, settings=service.settings, due=due, live=True)
         try:
-            pending.owe(self.state_dir, late, sent=not live)
+            pending.owe(self.state_dir, late)
         except OSError as error:
             self._warn(_NOT_NOTED, file=error.filename, why=error.strerror)
 
-    def _owe(self, release: pending.Release, why: SriovError, *, sent: bool) -> None:
+    def _owe(self, release: pending.Release, why: SriovError) -> None:
         try:
-            pending.owe(self.state_dir, release, sent=sent)
+            pending.owe(self.state_dir, release)
         except OSError as error:
             raise IpamError(
                 why.msg,
@@ -257,7 +269,7 @@ class TxIpam(Builtin):
         Till then a request may be on its way that brings another.
         """
         try:
-            self._owe(pending.Release(owner=owner, settings=service.settings, due=late), why, sent=False)
+            self._owe(pending.Release(owner=owner, settings=service.settings, due=late), why)
         except IpamError as error:
             why.details = error.details
         left = service.left()
@@ -265,13 +277,11 @@ class TxIpam(Builtin):
             return
         again = Service(service.settings.replace(timeout=left), "ADD", retries=0)
         try:
-            again.release(owner)
+            again.give_back(owner)
         except SriovError:
             pass  # what is to be told is why the ADD failed
         else:
             self._forget(owner, service.settings)
-        if again.uncertain:
-            self._note(service, owner, live=False)
 
     def _pay(self, service: Service) -> None:
         """Give back what is owed, now that the service is seen to answer."""
@@ -283,8 +293,7 @@ class TxIpam(Builtin):
 
     # --- answers
 
-    def _result(self, answer: Answer, owner: Owner) -> dict[str, Any]:
-        given = self._read(answer, owner)
+    def _result(self, given: Allocation) -> dict[str, Any]:
         return self.result(given.ips, given.routes, given.dns) | (
             {"extra": given.extra} if given.extra else {}
         )
@@ -327,7 +336,8 @@ class TxIpam(Builtin):
         }
         level, file = self.config.get("logLevel"), self.config.get("logFile")
         path = file if isinstance(file, str) and file.startswith("/") else ""
-        return Logger(str(level or "info"), path, {key: value for key, value in context.items() if value})
+        known = {key: value for key, value in context.items() if value}
+        return Logger(str(level or "info"), path, known, self.stderr)
 
     def _warn(self, what: str, **facts: object) -> None:
         log = self._log()
@@ -342,6 +352,7 @@ class Allocation:
         self.ips: list[Given] = [_address(item) for item in body.objects("ips")]
         if not self.ips:
             raise wrong(body.place("ips"), body.obj.get("ips"), "no address", "")
+        self.lease = read_lease(body)
         self.routes = read_routes(body)
         dns = body.inner("dns")
         names: dict[str, Any] = {key: dns.texts(key) for key in ("nameservers", "search", "options")}
@@ -360,42 +371,27 @@ def _address(item: Keys) -> Given:
     return ip, length, gateway
 
 
-class Beside:
-    """A verb that is carried out in a thread; what ``delegate.Running`` is for a process."""
+class Started:
+    """A verb that is carried out beside its caller; what ``delegate.Running`` is for a process.
+
+    It ends by itself, within its own time limit.
+    """
 
     ended = False
 
-    def __init__(self, kind: str, work: Callable[[], Done]) -> None:
-        self._kind = kind
-        self._error: BaseException | None = None
-        self._answer: dict[str, Any] | None = None
-        self._ended = _thread.allocate_lock()
-        self._ended.acquire()
-        _thread.start_new_thread(self._run, (work,))
-
-    def _run(self, work: Callable[[], Done]) -> None:
-        try:
-            self._answer = work().finish()
-        except BaseException as error:
-            self._error = error
-        finally:
-            self._ended.release()
+    def __init__(self, work: Callable[[], Done]) -> None:
+        self._wait = beside(work)
 
     def finish(self, timeout: float) -> dict[str, Any] | None:
-        """Wait at most ``timeout`` seconds and return the result, or raise what went wrong."""
-        if not self._ended.acquire(timeout=timeout):
-            raise IpamError(
-                f"IPAM {self._kind}, DEL: has not ended after {timeout:g} s", "try again", code=wire.TRY_AGAIN
-            )
-        self._ended.release()
-        if self._error:
-            raise self._error
-        return self._answer
+        """Wait, and return the result or raise what went wrong."""
+        return self._wait().finish()
 
     def settle(self, grace: float) -> None:
-        """Wait until it has ended, whatever comes of it, for at most ``grace`` seconds."""
-        if self._ended.acquire(timeout=grace):
-            self._ended.release()
+        """Wait until it has ended, whatever comes of it."""
+        try:
+            self._wait()
+        except (SriovError, OSError):
+            pass  # the caller has a fault of its own to tell of
 
     def cancel(self) -> None:
-        """Leave it alone: it ends by itself within its own time limit, and undoes nothing half way."""
+        """Leave it alone: it undoes nothing half way."""

@@ -48,6 +48,7 @@ def _ipam(asked: Request) -> TxIpam:
         container_id=asked.container_id,
         ifname=asked.ifname,
         args=asked.args_text,
+        runtime_dir=os.environ.get("SRIOV_FAST_RUN") or "/run/sriov-fast",
         state_dir=os.environ.get("SRIOV_FAST_STATE") or "/var/lib/sriov-fast",
     )
 

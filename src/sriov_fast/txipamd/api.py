@@ -33,6 +33,8 @@ from sriov_fast.txipamd.model import (
     ContainerId,
     Document,
     Ifname,
+    Lease,
+    Leased,
     Name,
     PodId,
     PoolUse,
@@ -90,6 +92,12 @@ class Released(Document):
     released: Annotated[int, Field(ge=0)]
 
 
+class Owners(Document):
+    """A page of what a host's owners hold; the last one is empty."""
+
+    owners: Some[Leased]
+
+
 class Pools(Document):
     """The use of pools."""
 
@@ -113,6 +121,19 @@ HostIp = Annotated[Address, Query(description="the HostIP of the node that asks"
 _Container = Annotated[ContainerId, InPath(description="CNI_CONTAINERID", examples=_CONTAINER)]
 _Ifname = Annotated[Ifname, InPath(description="CNI_IFNAME", examples=_IFNAME)]
 _PodId = Annotated[PodId | None, Query(description="the pod's PodID; nothing is released if it differs")]
+_Lease = Annotated[
+    Lease | None,
+    Query(description="the allocation's lease; what the owner got since is not released", examples=["5f1d"]),
+]
+_After = Annotated[
+    str | None,
+    Query(
+        max_length=272,
+        pattern=r"^[A-Za-z0-9][A-Za-z0-9_.\-]*/[^/:\s\x00-\x1f]+$",
+        description="container ID and ifname of the last owner of the page before",
+        examples=["1234/eth1"],
+    ),
+]
 _Key = Annotated[
     str | None,
     Header(alias=wire.IDEMPOTENCY_KEY, max_length=wire.MAX_KEY, description="opaque, for the log"),
@@ -192,7 +213,7 @@ async def find(
     return reply(allocation.document())
 
 
-@hosts.delete("/allocations/{container_id}/{ifname}", status_code=204)
+@hosts.delete("/allocations/{container_id}/{ifname}", status_code=204, responses={200: {"model": Released}})
 async def release(  # noqa: PLR0913, PLR0917 - each is a part of the path or the query
     request: Request,
     network: NetworkName,
@@ -200,19 +221,36 @@ async def release(  # noqa: PLR0913, PLR0917 - each is a part of the path or the
     ifname: _Ifname,
     host_ip: HostIp,
     pod_id: _PodId = None,
+    lease: _Lease = None,
 ) -> Response:
-    """Free what the owner holds; success as well when that was nothing."""
+    """Free what the owner holds; success as well when that was nothing.
+
+    204; to who names a lease 200, and how many were released: none if that lease is not the current one.
+    """
     act_for(request, host_ip)
-    front.note(network=network, container_id=container_id, ifname=ifname)
-    released = await service_of(request).release(network, container_id, ifname, host_ip, pod_id or None)
+    front.note(network=network, container_id=container_id, ifname=ifname, lease=lease)
+    owner = (network, container_id, ifname)
+    released = int(await service_of(request).release(owner, host_ip, pod_id or None, lease or None))
     front.note(released=released)
-    _count_released(request, network, int(released))
-    return Response(status_code=204)
+    _count_released(request, network, released)
+    return reply({wire.RELEASED: released}) if lease else Response(status_code=204)
+
+
+@hosts.get("/owners", responses={200: {"model": Owners}})
+async def owners(request: Request, network: NetworkName, host_ip: HostIp, after: _After = None) -> Response:
+    """Return what a host's owners hold, with the leases: a page, from behind an owner on."""
+    act_for(request, host_ip)
+    container_id, _, ifname = (after or "").partition("/")
+    found = await service_of(request).owners(network, host_ip, (container_id, ifname) if after else None)
+    return reply({wire.OWNERS: [each.document() for each in found]})
 
 
 @hosts.post("/gc", responses={200: {"model": Released}})
 async def collect(request: Request, network: NetworkName, body: Valid) -> Response:
-    """Free what a host's owners hold, but for the valid ones."""
+    """Free what a host's owners hold, but for the valid ones.
+
+    A request that comes late takes what they got since; `owners` and `lease` tell that apart.
+    """
     act_for(request, body.host_ip)
     valid = [(owner.container_id, owner.ifname) for owner in body.valid]
     released = await service_of(request).collect(network, body.host_ip, valid)
@@ -223,7 +261,7 @@ async def collect(request: Request, network: NetworkName, body: Valid) -> Respon
 
 @hosts.get("/status", responses={200: {"model": Pools}})
 async def status(request: Request, network: NetworkName, host_ip: HostIp) -> Response:
-    """Count a host's pools; an error when none of them has an address left."""
+    """Count a host's pools; an error when one has no address left, as an ask needs one of each."""
     act_for(request, host_ip)
     uses = await service_of(request).status(network, host_ip)
     return reply({"pools": [use.document() for use in uses]})

@@ -116,7 +116,7 @@ class _Records:
         parts = [Held(shape.ident, at, (shape, at) not in assigned) for shape, at in places]
         what = f"container {it.container_id!r} interface {it.ifname!r} in network {it.network!r}"
         self._put(where, what, self.keys.own(*owner), pack_own(it.document(), parts))
-        self.found[self.keys.host(it.network, it.host_ip, owner[1:])] = b""
+        self.found[self.keys.host(it.network, it.host_ip, owner[1:])] = it.lease.encode()
         for (shape, address), part in zip(places, parts, strict=True):
             key = self.keys.address(shape.ident, address)
             self._put(f"{where}.ips", repr(shape.text(address)), key, pack_owner(*owner, it.pod_id))

@@ -341,7 +341,10 @@ def allocations_release(args: argparse.Namespace) -> None:
         if found is None:
             raise CommandError(f"{args.container_id}/{args.ifname} holds nothing in {args.network}")
         path = wire.allocation(args.network, args.container_id, args.ifname)
-        remote.ask("DELETE", path, params={"host_ip": found["host_ip"]})
+        named = {wire.HOST_IP: found[wire.HOST_IP], wire.LEASE: found.get(wire.LEASE, "")}
+        answer = remote.ask("DELETE", path, params=named)
+    if answer.content and not answer.json()[wire.RELEASED]:
+        raise CommandError(f"{args.container_id}/{args.ifname} has got something else meanwhile")
     print(f"released {','.join(_ips(found))}")
 
 

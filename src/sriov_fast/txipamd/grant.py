@@ -7,10 +7,12 @@ few records, however big the pool and however many of its addresses are taken.
 
 from __future__ import annotations
 
+import secrets
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from sriov_fast import wire
 from sriov_fast.txipamd.errors import Conflict
 from sriov_fast.txipamd.model import Ask
 from sriov_fast.txipamd.records import (
@@ -293,9 +295,10 @@ class Grant:
         ask = self.ask
         owner = (ask.network, ask.container_id, ask.ifname)
         document = describe(ask, self.fixed, [(shape, at) for shape, at, _ in taken])
+        lease = document[wire.LEASE] = secrets.token_hex(8)
         changes = draft.changes
         changes[self.own] = pack_own(document, [Held(shape.ident, at, new) for shape, at, new in taken])
-        changes[self.keys.host(ask.network, ask.host_ip, owner[1:])] = b""
+        changes[self.keys.host(ask.network, ask.host_ip, owner[1:])] = lease.encode()
         for shape, at, _ in taken:
             changes[self.keys.address(shape.ident, at)] = pack_owner(*owner, ask.pod_id)
         return document
@@ -341,13 +344,21 @@ def _extra(fixed: Fixed | None, places: Sequence[tuple[Shape, int]]) -> dict[str
     return {key: value for key, value in found.items() if value is not None}
 
 
+@dataclass(frozen=True)
+class Claim:
+    """What is to be released: whose, and for which host; pod and lease where the caller names them."""
+
+    owner: tuple[str, str, str]
+    host_ip: str
+    pod_id: str | None = None
+    lease: str | None = None
+
+
 class Release:
     """One release, in one transaction."""
 
-    def __init__(
-        self, book: Book, owner: tuple[str, str, str], host_ip: str, pod_id: str | None, now: int
-    ) -> None:
-        self.book, self.owner, self.host_ip, self.pod_id, self.now = book, owner, host_ip, pod_id, now
+    def __init__(self, book: Book, claim: Claim, now: int) -> None:
+        self.book, self.claim, self.owner, self.now = book, claim, claim.owner, now
         self.keys = Keys(book.generation)
         self.shapes = {shape.ident: shape for net in book.nets.values() for shape in net.pools}
 
@@ -359,6 +370,8 @@ class Release:
         if value is None:
             return []
         document, held = unpack_own(value)
+        if not self._means(document):
+            return []
         self._permit(document)
         tx.delete(own)
         tx.delete(self.keys.host(self.owner[0], document["host_ip"], self.owner[1:]))
@@ -367,9 +380,14 @@ class Release:
             self._free(tx, it, record, document)
         return held
 
+    def _means(self, document: Mapping[str, Any]) -> bool:
+        """Whether this is what the release names: one that is late must not take what its owner got since."""
+        lease = document.get(wire.LEASE)  # an import may bring allocations that have none
+        return not self.claim.lease or not lease or lease == self.claim.lease
+
     def _permit(self, document: Mapping[str, Any]) -> None:
         """Refuse to release what another host or pod holds."""
-        for key, mine in (("host_ip", self.host_ip), ("pod_id", self.pod_id)):
+        for key, mine in (("host_ip", self.claim.host_ip), ("pod_id", self.claim.pod_id)):
             if mine and document[key] != mine:
                 raise _other(key, mine, document)
 

@@ -81,6 +81,7 @@ Name = Annotated[str, Field(max_length=128, pattern=r"^[A-Za-z0-9][A-Za-z0-9_.\-
 ContainerId = Annotated[str, Field(max_length=256, pattern=r"^[A-Za-z0-9][A-Za-z0-9_.\-]*$")]
 Ifname = Annotated[str, Field(min_length=1, max_length=15, pattern=r"^[^/:\s\x00-\x1f]+$")]
 PodId = Annotated[str, Field(max_length=512, pattern=r"^[^\x00-\x1f]*$")]
+Lease = Annotated[str, Field(max_length=64, pattern=r"^[A-Za-z0-9_\-]*$")]
 Text = Annotated[str, Field(max_length=256)]
 Vlan = Annotated[int, Field(ge=0, le=4094)]
 Vf = Annotated[int, Field(ge=0, le=65535)]
@@ -141,17 +142,26 @@ class Extra(Document):
 
 
 class Allocation(Document):
-    """What an owner holds."""
+    """What an owner holds; `lease` is a name that no other allocation ever has."""
 
     network: Name
     container_id: ContainerId
     ifname: Ifname
     pod_id: PodId
     host_ip: Address
+    lease: Lease = ""
     ips: Some[Ip]
     routes: Some[Route] = ()
     dns: Dns = Dns()
     extra: Extra = Extra()
+
+
+class Leased(Document):
+    """Who holds something, and its lease."""
+
+    container_id: ContainerId
+    ifname: Ifname
+    lease: Lease = ""
 
 
 class Network(Document):

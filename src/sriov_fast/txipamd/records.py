@@ -2,7 +2,8 @@
 
 `own` is what an owner holds; `addr` says of an address who has it, or since when it is free; `free` queues
 a lane's free addresses by the time of their release; `lane` counts, and says up to where the lane's addresses
-were ever given out; `sticky` leads a pod back to its address; `host` lists the owners of a host.
+were ever given out; `sticky` leads a pod back to its address; `host` lists the owners of a host with
+their leases.
 """
 
 from __future__ import annotations

@@ -11,13 +11,13 @@ from urllib.parse import urlsplit
 
 from sriov_fast.txipamd import backup
 from sriov_fast.txipamd.errors import Exhausted, Invalid, NotFound, ServiceError, Unavailable
-from sriov_fast.txipamd.grant import Draw, Dry, Grant, Release, Stale, require
+from sriov_fast.txipamd.grant import Claim, Draw, Dry, Grant, Release, Stale, require
 from sriov_fast.txipamd.hints import Hints
-from sriov_fast.txipamd.model import Allocation, Ask, Config, PoolUse, canonical_ip
+from sriov_fast.txipamd.model import Allocation, Ask, Config, Leased, PoolUse, canonical_ip
 from sriov_fast.txipamd.records import ROOT, Keys, Lane, lanes, unescape, unpack_own
 from sriov_fast.txipamd.registry import PAGE, Registry
 from sriov_fast.txipamd.shape import LANES, Book, Shape
-from sriov_fast.txipamd.store import Store, View, prefix_end
+from sriov_fast.txipamd.store import Rows, Store, View, prefix_end
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -144,17 +144,22 @@ class Service:
         return Allocation.model_validate(unpack_own(value)[0])
 
     async def release(
-        self, network: str, container_id: str, ifname: str, host_ip: str, pod_id: str | None = None
+        self,
+        owner: tuple[str, str, str],
+        host_ip: str,
+        pod_id: str | None = None,
+        lease: str | None = None,
     ) -> bool:
-        """Free what the owner holds and say whether it held anything.
+        """Free what the owner (network, container ID, ifname) holds; say whether anything was freed.
 
-        What another host or pod holds is a `Conflict`, as in `allocate`: the caller may be who it says, but
-        what it names is not its own. `Forbidden` is for callers that may not act for a host at all.
+        With a lease, only what has it: an allocation that the owner got since is left alone. What another
+        host or pod holds is a `Conflict`, as in `allocate`: the caller may be who it says, but what it names
+        is not its own. `Forbidden` is for callers that may not act for a host at all.
         """
-        owner, host = (network, container_id, ifname), _host(host_ip)
+        claim = Claim(owner, _host(host_ip), pod_id, lease)
 
         async def free(book: Book) -> bool:
-            held = await self._store.run(Release(book, owner, host, pod_id, self._now()))
+            held = await self._store.run(Release(book, claim, self._now()))
             for it in held:
                 self._hints.wet(it.ident, it.address % LANES)
             return bool(held)
@@ -166,20 +171,26 @@ class Service:
         """Free what owners of this host hold, except (container_id, ifname) in `valid`; return how many."""
         book, host, keep = await self._registry.reload(), _host(host_ip), set(valid)
         book.net(network)
-        gone = [owner for owner in await self._owners(book, network, host) if owner not in keep]
+        prefix = Keys(book.generation).host(network, host)
+        rows = await self._store.read(lambda view: backup.rows(view, prefix, prefix_end(prefix)))
+        gone = [it for it in _leased(prefix, rows) if (it.container_id, it.ifname) not in keep]
         gate = asyncio.Semaphore(TOGETHER)
 
-        async def free(owner: tuple[str, str]) -> bool:
+        async def free(it: Leased) -> bool:
             async with gate:
-                return await self.release(network, *owner, host)
+                return await self.release((network, it.container_id, it.ifname), host, lease=it.lease)
 
         return sum(await asyncio.gather(*map(free, gone)))
 
-    async def _owners(self, book: Book, network: str, host: str) -> list[tuple[str, str]]:
-        prefix = Keys(book.generation).host(network, host)
-        rows = await self._store.read(lambda view: backup.rows(view, prefix, prefix_end(prefix)))
-        parts = (key[len(prefix) :].split("/") for key, _ in rows)
-        return [(container_id, unescape(ifname)) for container_id, ifname in parts]
+    async def owners(self, network: str, host_ip: str, after: tuple[str, str] | None = None) -> list[Leased]:
+        """Return a page of what owners of this host hold, in order, from behind (container_id, ifname) on."""
+        book, host = await self._registry.reload(), _host(host_ip)
+        book.net(network)
+        keys = Keys(book.generation)
+        prefix = keys.host(network, host)
+        first = keys.host(network, host, after) + "\x00" if after else prefix
+        _, (rows,) = await self._store.read(lambda view: view.fetch([], [(first, prefix_end(prefix), PAGE)]))
+        return _leased(prefix, rows)
 
     async def status(self, network: str, host_ip: str) -> list[PoolUse]:
         """Return the use of the host's pools; raise `Exhausted` where one has no free address.
@@ -245,6 +256,15 @@ class Service:
     async def close(self) -> None:
         """Finish what was begun and let go of the store."""
         await self._store.close()
+
+
+def _leased(prefix: str, rows: Rows) -> list[Leased]:
+    """Read the list of a host's owners."""
+    parts = ((key[len(prefix) :].split("/"), value) for key, value in rows)
+    return [
+        Leased(container_id=container_id, ifname=unescape(ifname), lease=lease.decode())
+        for (container_id, ifname), lease in parts
+    ]
 
 
 def _host(host_ip: str) -> str:

@@ -157,6 +157,39 @@ def test_del_while_the_service_is_down(node: Node, service: Service) -> None:
     assert (service.allocations, owed(node)) == ({}, [])
 
 
+def test_what_is_told_is_told_to_who_asked(node: Node, service: Service) -> None:
+    """On the stderr of that request, with its pod, whoever carries it out; and in its log file."""
+    log = node.root / "sriov.log"
+    ask, pods = conf(node, service, logFile=str(log)), [node.pod() for _ in range(2)]
+    for pod in pods:
+        node.add(ask, pod, args=args(pod))
+    service.stop_listening()
+    for pod in pods:
+        said = node.delete(ask, pod, args=args(pod)).stderr.splitlines()
+        (line,) = [line for line in said if "the address is given back later" in line]
+        assert f"containerID={pod} ifname=eth0" in line
+        assert line in log.read_text()
+    service.listen_again()
+    valid = {"cni.dev/valid-attachments": []}
+    told = node.run("GC", ask | valid).stderr
+    assert told.count("an address that was owed has been given back") == 2
+    assert service.allocations == {}
+
+
+def test_leases_are_remembered_while_pods_live(node: Node, service: Service) -> None:
+    ask, pods = conf(node, service), [node.pod() for _ in range(2)]
+    for pod in pods:
+        node.add(ask, pod, args=args(pod))
+    leases = node.run_dir / "leases"
+    assert sorted(path.name for path in leases.glob("*/*")) == sorted(f"{pod}~eth0" for pod in pods)
+    node.delete(ask, pods[0], args=args(pods[0]))
+    assert [path.name for path in leases.glob("*/*")] == [f"{pods[1]}~eth0"]
+    assert node.run("GC", ask | {"cni.dev/valid-attachments": []}).status == 0
+    assert list(leases.glob("*/*")) == []
+    assert service.methods().count("DELETE") == 2
+    assert all(seen.query["lease"] for seen in service.seen if seen.method == "DELETE")
+
+
 def test_a_vf_is_free_for_the_next_pod_while_the_service_is_down(node: Node, service: Service) -> None:
     ask, pods = conf(node, service, vf=0), [node.pod() for _ in range(2)]
     node.add(ask, pods[0], args=args(pods[0]))

@@ -58,8 +58,6 @@ log = logging.getLogger(LOGGER)
 # ---------------------------------------------------------------------------------------------- documents
 
 
-# "ip" is no format that JSON Schema knows; it says what is meant.
-_IP: dict[str, Any] = {"examples": ["10.55.206.20"], "json_schema_extra": {"format": "ip"}}
 _NETWORK, _CONTAINER, _IFNAME = (["mynet"], ["1234"], ["eth1"])
 
 
@@ -69,7 +67,7 @@ class Wanted(Document):
     container_id: Annotated[ContainerId, Field(examples=_CONTAINER)]
     ifname: Annotated[Ifname, Field(examples=_IFNAME)]
     pod_id: PodId = ""
-    host_ip: Annotated[Address, Field(**_IP)]
+    host_ip: Address
 
 
 class Owner(Document):
@@ -82,7 +80,7 @@ class Owner(Document):
 class Valid(Document):
     """The body of a garbage collection: which owners of a host there still are."""
 
-    host_ip: Annotated[Address, Field(**_IP)]
+    host_ip: Address
     valid: Some[Owner]
 
 
@@ -117,7 +115,7 @@ class Health(Document):
 
 
 NetworkName = Annotated[Name, InPath(description="name of the CNI configuration", examples=_NETWORK)]
-HostIp = Annotated[Address, Query(description="the HostIP of the node that asks", **_IP)]
+HostIp = Annotated[Address, Query(description="the HostIP of the node that asks")]
 _Container = Annotated[ContainerId, InPath(description="CNI_CONTAINERID", examples=_CONTAINER)]
 _Ifname = Annotated[Ifname, InPath(description="CNI_IFNAME", examples=_IFNAME)]
 _PodId = Annotated[PodId | None, Query(description="the pod's PodID; nothing is released if it differs")]
@@ -129,7 +127,7 @@ _After = Annotated[
     str | None,
     Query(
         max_length=272,
-        pattern=r"^[A-Za-z0-9][A-Za-z0-9_.\-]*/[^/:\s\x00-\x1f]+$",
+        pattern=r"^[A-Za-z0-9][A-Za-z0-9_.\-]*/[^/:\x00-\x20\x7f-\xa0]+$",
         description="container ID and ifname of the last owner of the page before",
         examples=["1234/eth1"],
     ),

@@ -7,7 +7,15 @@ from collections.abc import Mapping
 from ipaddress import ip_address, ip_interface, ip_network
 from typing import Annotated, Any, Self, TypeVar
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationError,
+    WithJsonSchema,
+    model_validator,
+)
 
 from sriov_fast.txipamd.errors import Invalid
 
@@ -71,15 +79,39 @@ def canonical_mac_prefix(text: str) -> str:
     return prefix
 
 
-Address = Annotated[str, Field(max_length=64), AfterValidator(canonical_ip)]
-Cidr = Annotated[str, Field(max_length=64), AfterValidator(canonical_network)]
-HostCidr = Annotated[str, Field(max_length=64), AfterValidator(canonical_host)]
-Interface = Annotated[str, Field(max_length=64), AfterValidator(canonical_interface)]
+_IP = [{"format": "ipv4"}, {"format": "ipv6"}]
+_CIDR = {"format": "cidr"}  # JSON Schema has no name for it; this says what is meant
+
+Address = Annotated[
+    str,
+    Field(max_length=64),
+    AfterValidator(canonical_ip),
+    WithJsonSchema({"type": "string", "anyOf": _IP, "examples": ["10.55.206.20"]}),
+]
+Cidr = Annotated[
+    str,
+    Field(max_length=64),
+    AfterValidator(canonical_network),
+    WithJsonSchema({"type": "string", **_CIDR, "examples": ["10.55.206.0/26"]}),
+]
+HostCidr = Annotated[
+    str,
+    Field(max_length=64),
+    AfterValidator(canonical_host),
+    WithJsonSchema({"type": "string", "anyOf": [*_IP, _CIDR], "examples": ["10.55.206.0/24"]}),
+]
+Interface = Annotated[
+    str,
+    Field(max_length=64),
+    AfterValidator(canonical_interface),
+    WithJsonSchema({"type": "string", "format": "ip-interface", "examples": ["10.55.206.46/26"]}),
+]
 Mac = Annotated[str, Field(max_length=17), AfterValidator(canonical_mac)]
 MacPrefix = Annotated[str, Field(max_length=14), AfterValidator(canonical_mac_prefix)]
 Name = Annotated[str, Field(max_length=128, pattern=r"^[A-Za-z0-9][A-Za-z0-9_.\-]*$")]
 ContainerId = Annotated[str, Field(max_length=256, pattern=r"^[A-Za-z0-9][A-Za-z0-9_.\-]*$")]
-Ifname = Annotated[str, Field(min_length=1, max_length=15, pattern=r"^[^/:\s\x00-\x1f]+$")]
+# White space is written out: what reads the API's description may have another mind about it than we.
+Ifname = Annotated[str, Field(min_length=1, max_length=15, pattern=r"^[^/:\x00-\x20\x7f-\xa0]+$")]
 PodId = Annotated[str, Field(max_length=512, pattern=r"^[^\x00-\x1f]*$")]
 Lease = Annotated[str, Field(max_length=64, pattern=r"^[A-Za-z0-9_\-]*$")]
 Text = Annotated[str, Field(max_length=256)]

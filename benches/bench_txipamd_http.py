@@ -15,7 +15,8 @@ from typing import Any
 
 import aiohttp
 import pytest
-from ipam_server import ASK, HOST, Server, World, etcd, roomy, wanted
+from ipam_server import ASK, HOST, Server, World, roomy, wanted
+from txipamd_kit import Etcd
 
 CLIENTS = 32
 PAIRS = 640  # of all clients, in one round
@@ -31,7 +32,7 @@ def served(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
     world = World(directory)
     try:
         if request.param == "etcd":
-            with etcd(directory) as member:
+            with Etcd(sync=True) as member:
                 yield world, world.serve("etcd", roomy(), storage=member.url), "etcd"
         else:
             yield world, world.serve("sqlite", roomy()), "sqlite"

@@ -4,20 +4,16 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import signal
-import socket
 import ssl
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 import httpx
-import pytest
 import trustme
 
 from sriov_fast.txipamd import auth
@@ -121,6 +117,8 @@ class Tokens:
         auth.write_tokens(self.path, [])
         self.admin = self.make("admin")
         self.host = self.make("host", HOST)
+        (directory / "admin.token").write_text(self.admin + "\n")
+        (directory / "host.token").write_text(self.host + "\n")
 
     def make(self, role: Literal["admin", "host"], *hosts: str) -> str:
         secret, kept = auth.new_token(role, hosts)
@@ -278,48 +276,3 @@ def problem(response: httpx.Response, status: int, kind: str) -> str:
     assert found["title"]
     detail: str = found["detail"]
     return detail
-
-
-def free_port() -> int:
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        port: int = found.getsockname()[1]
-        return port
-
-
-class Etcd(NamedTuple):
-    """A running etcd: the storage URL that means it, and its process."""
-
-    url: str
-    process: subprocess.Popen[bytes]
-
-    def kill(self) -> None:
-        self.process.kill()
-        self.process.wait()
-
-
-@contextmanager
-def etcd(directory: Path) -> Iterator[Etcd]:
-    """A real etcd of one member."""
-    program = shutil.which("etcd")
-    if not program:
-        pytest.skip("needs etcd (Debian: etcd-server)")
-    client, peer = (f"http://127.0.0.1:{free_port()}" for _ in range(2))
-    flags = [f"--listen-client-urls={client}", f"--advertise-client-urls={client}"]
-    flags += [f"--listen-peer-urls={peer}", f"--initial-advertise-peer-urls={peer}"]
-    flags += [f"--initial-cluster=default={peer}", f"--data-dir={directory}/etcd"]
-    with (directory / "etcd.log").open("wb") as log:
-        process = subprocess.Popen([program, *flags], stderr=log, stdout=log)
-    try:
-        until(lambda: _answers(f"{client}/health"), "etcd")
-        yield Etcd(client.replace("http://", "etcd://"), process)
-    finally:
-        process.kill()
-        process.wait()
-
-
-def _answers(url: str) -> bool:
-    try:
-        return httpx.get(url, trust_env=False).is_success
-    except httpx.HTTPError:
-        return False

@@ -52,13 +52,6 @@ Make = Callable[..., TxIpam]
 
 
 @pytest.fixture(scope="module")
-def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
-    made = World(tmp_path_factory.mktemp("world"))
-    yield made
-    made.end()
-
-
-@pytest.fixture(scope="module")
 def server(world: World) -> Server:
     return world.serve("main", WORLD)
 

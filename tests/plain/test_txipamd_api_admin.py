@@ -5,37 +5,15 @@ from __future__ import annotations
 import itertools
 import json
 import signal
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import httpx
 import pytest
-from ipam_server import ASK, DOMAIN, HOST, Server, World, address, ask, problem, roomy, until
+from ipam_server import ASK, DOMAIN, HOST, World, address, ask, problem, roomy, until
 
 CONFIG = "/v1/config"
 _NAMES = map("s{}".format, itertools.count())
-
-
-@pytest.fixture(scope="module")
-def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
-    found = World(tmp_path_factory.mktemp("ipam"))
-    yield found
-    found.end()
-
-
-@pytest.fixture(scope="module")
-def server(world: World) -> Server:
-    return world.serve("s")
-
-
-@pytest.fixture
-def admin(world: World, server: Server) -> Iterator[httpx.Client]:
-    """An administrator, of a service that has nothing but the documented network."""
-    with world.admin(server) as client:
-        client.post("/v1/networks/mynet/gc", json={"host_ip": HOST, "valid": []})
-        assert client.put(CONFIG, json=DOMAIN).status_code == 200
-        yield client
 
 
 def changed(**sections: Any) -> dict[str, Any]:

@@ -10,7 +10,6 @@ import subprocess
 import sys
 import time
 import warnings
-from collections.abc import Iterator
 from pathlib import Path
 
 import httpx
@@ -39,13 +38,6 @@ from sriov_fast.txipamd.auth import AuthError, Caller, Gate, Tokens
 STATUS = "/v1/networks/mynet/status"
 ADMINS = ("/v1/config", "/v1/allocations", "/v1/export", "/v1/usage")
 OPEN = ("/healthz", "/readyz", "/metrics", "/v1/openapi.json")
-
-
-@pytest.fixture(scope="module")
-def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
-    found = World(tmp_path_factory.mktemp("ipam"))
-    yield found
-    found.end()
 
 
 @pytest.fixture(scope="module")

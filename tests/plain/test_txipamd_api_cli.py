@@ -6,36 +6,14 @@ import json
 import stat
 import subprocess
 import tomllib
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import httpx
 import ipam_server
 import pytest
-from ipam_server import DOMAIN, HOST, OTHER_HOST, Server, World, address, ask, free_port, run
-
-
-@pytest.fixture(scope="module")
-def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
-    found = World(tmp_path_factory.mktemp("ipam"))
-    (found.directory / "admin.token").write_text(found.tokens.admin + "\n")
-    (found.directory / "host.token").write_text(found.tokens.host + "\n")
-    yield found
-    found.end()
-
-
-@pytest.fixture(scope="module")
-def server(world: World) -> Server:
-    return world.serve("s")
-
-
-@pytest.fixture
-def admin(world: World, server: Server) -> Iterator[httpx.Client]:
-    with world.admin(server) as client:
-        client.post("/v1/networks/mynet/gc", json={"host_ip": HOST, "valid": []})
-        assert client.put("/v1/config", json=DOMAIN).status_code == 200
-        yield client
+from ipam_server import DOMAIN, HOST, OTHER_HOST, Server, World, address, ask, run
+from txipamd_kit import free_port
 
 
 @pytest.fixture

@@ -9,8 +9,9 @@ import tomllib
 from pathlib import Path
 
 import pytest
-from ipam_server import environment, free_port
+from ipam_server import environment
 from prometheus_client.parser import text_string_to_metric_families
+from txipamd_kit import free_port
 
 from sriov_fast import wire
 from sriov_fast.txipamd import model

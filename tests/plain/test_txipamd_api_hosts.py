@@ -16,13 +16,6 @@ from prometheus_client.parser import text_string_to_metric_families
 
 
 @pytest.fixture(scope="module")
-def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
-    found = World(tmp_path_factory.mktemp("ipam"))
-    yield found
-    found.end()
-
-
-@pytest.fixture(scope="module")
 def server(world: World) -> Server:
     return world.serve("s", receive_timeout=1.0, max_body=8192)
 

@@ -11,7 +11,6 @@ import subprocess
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -28,7 +27,6 @@ from ipam_server import (
     ask,
     command,
     environment,
-    etcd,
     problem,
     roomy,
     run,
@@ -36,14 +34,7 @@ from ipam_server import (
     until,
     wanted,
 )
-
-
-@pytest.fixture(scope="module")
-def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
-    found = World(tmp_path_factory.mktemp("ipam"))
-    yield found
-    found.end()
-
+from txipamd_kit import Etcd
 
 # ---------------------------------------------------------------------------------------------- the start
 
@@ -194,12 +185,12 @@ def test_a_request_that_never_ends_does_not_hold_it_up_for_ever(world: World) ->
 # ------------------------------------------------------------------------------ a store that is gone
 
 
-def test_a_store_that_is_gone_makes_it_unready_and_comes_back(world: World, tmp_path: Path) -> None:
-    with etcd(tmp_path) as member:
+def test_a_store_that_is_gone_makes_it_unready_and_comes_back(world: World) -> None:
+    with Etcd() as member:
         server = world.serve("unready", storage=member.url)
         with world.host(server) as client:
             assert client.get("/readyz").status_code == 200
-            member.process.send_signal(signal.SIGSTOP)
+            member.signal(signal.SIGSTOP)
             try:
                 response = client.get("/readyz")
                 problem(response, 503, "unavailable")
@@ -209,7 +200,7 @@ def test_a_store_that_is_gone_makes_it_unready_and_comes_back(world: World, tmp_
                 assert "sriov_ipam_store_up 0.0" in text
                 assert "sriov_ipam_pool_addresses{" not in text
             finally:
-                member.process.send_signal(signal.SIGCONT)
+                member.signal(signal.SIGCONT)
             until(lambda: client.get("/readyz").status_code == 200, "readiness")
             assert "sriov_ipam_store_up 1.0" in client.get("/metrics").text
             address(ask(client, "back"))

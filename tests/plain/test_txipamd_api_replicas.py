@@ -12,17 +12,12 @@ from pathlib import Path
 
 import httpx
 import pytest
-from ipam_server import ASK, HOST, Etcd, Server, World, address, etcd, roomy, until, wanted
+from ipam_server import ASK, HOST, Server, World, address, roomy, until, wanted
+from txipamd_kit import Etcd
 
 CLIENTS = 64
 
 pytestmark = pytest.mark.slow
-
-
-@pytest.fixture(scope="module")
-def member(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Etcd]:
-    with etcd(tmp_path_factory.mktemp("etcd")) as found:
-        yield found
 
 
 @pytest.fixture
@@ -32,9 +27,9 @@ def world(tmp_path: Path) -> Iterator[World]:
     found.end()
 
 
-def pair(world: World, member: Etcd, prefix: str) -> list[Server]:
+def pair(world: World, etcd: Etcd, prefix: str) -> list[Server]:
     """Two processes over the same store; both bring the same file."""
-    url = f"{member.url}?prefix=/{prefix}"
+    url = f"{etcd.url}?prefix=/{prefix}"
     return [world.serve(f"{prefix}{number}", roomy(), storage=url) for number in range(2)]
 
 
@@ -112,8 +107,8 @@ def check(world: World, server: Server, ledger: Ledger) -> None:
     assert usage[0]["used"] == len(held)
 
 
-def test_no_address_twice(world: World, member: Etcd) -> None:
-    servers = pair(world, member, "twice")
+def test_no_address_twice(world: World, etcd: Etcd) -> None:
+    servers = pair(world, etcd, "twice")
     ledger = Ledger()
     clients = [Client(world, servers, ledger, f"c{number}") for number in range(CLIENTS)]
     with ThreadPoolExecutor(CLIENTS) as pool:
@@ -129,8 +124,8 @@ def test_no_address_twice(world: World, member: Etcd) -> None:
         assert server.stop() == 0
 
 
-def test_clients_carry_on_when_a_replica_is_killed(world: World, member: Etcd) -> None:
-    servers = pair(world, member, "killed")
+def test_clients_carry_on_when_a_replica_is_killed(world: World, etcd: Etcd) -> None:
+    servers = pair(world, etcd, "killed")
     ledger = Ledger()
     clients = [Client(world, servers, ledger, f"c{number}") for number in range(CLIENTS)]
     with ThreadPoolExecutor(CLIENTS) as pool:
@@ -150,8 +145,8 @@ def test_clients_carry_on_when_a_replica_is_killed(world: World, member: Etcd) -
         assert server.stop() == 0
 
 
-def test_a_change_of_the_configuration_reaches_the_other_replica(world: World, member: Etcd) -> None:
-    servers = pair(world, member, "config")
+def test_a_change_of_the_configuration_reaches_the_other_replica(world: World, etcd: Etcd) -> None:
+    servers = pair(world, etcd, "config")
     with world.admin(servers[0]) as one, world.admin(servers[1]) as other:
         etag = one.get("/v1/config").headers["etag"]
         assert other.get("/v1/config").headers["etag"] == etag

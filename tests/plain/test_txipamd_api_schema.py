@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
 from typing import TYPE_CHECKING, cast
 
 import pytest
@@ -23,13 +22,6 @@ EXAMPLES = int(os.environ.get("SRIOV_FAST_EXAMPLES", "20"))
 CONFIGURES = ("PUT", "/v1/config"), ("POST", "/v1/import")
 
 pytestmark = pytest.mark.slow
-
-
-@pytest.fixture(scope="module")
-def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
-    found = World(tmp_path_factory.mktemp("ipam"))
-    yield found
-    found.end()
 
 
 @pytest.fixture(scope="module")

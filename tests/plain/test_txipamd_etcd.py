@@ -9,7 +9,6 @@ import signal
 import subprocess
 import sys
 import urllib.request
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -25,18 +24,9 @@ REPLICA = Path(__file__).with_name("txipamd_replica.py")
 CLIENTS = 64
 
 
-@pytest.fixture(scope="module")
-def etcd() -> Iterator[Etcd]:
-    server = Etcd()
-    try:
-        yield server.start()
-    finally:
-        server.stop()
-
-
 @pytest.fixture
 def url(etcd: Etcd) -> str:
-    return f"etcd://{etcd.address}?prefix={uuid4().hex}"
+    return f"{etcd.url}?prefix={uuid4().hex}"
 
 
 def test_two_replicas_and_64_clients_give_no_address_twice(url: str) -> None:

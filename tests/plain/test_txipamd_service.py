@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Coroutine, Iterator
+from collections.abc import Callable, Coroutine
 from ipaddress import ip_interface, ip_network
 from pathlib import Path
 from typing import Any
-from uuid import uuid4
 
 import pytest
-from txipamd_kit import HOST, Clock, Etcd, address, ask, config, made, release, served
+from txipamd_kit import HOST, Clock, address, ask, config, made, release, served
 
 from sriov_fast.txipamd.errors import (
     Conflict,
@@ -26,22 +25,6 @@ from sriov_fast.txipamd.service import Service, open_service
 
 Work = Callable[[Service], Coroutine[Any, Any, None]]
 OWNER = ("n", "c1", "eth0")
-
-
-@pytest.fixture(scope="module")
-def etcd() -> Iterator[Etcd]:
-    server = Etcd()
-    try:
-        yield server.start()
-    finally:
-        server.stop()
-
-
-@pytest.fixture(params=["sqlite", "etcd"])
-def url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
-    if request.param == "sqlite":
-        return f"sqlite://{tmp_path}/ipam.db"
-    return f"etcd://{request.getfixturevalue('etcd').address}?prefix={uuid4().hex}"
 
 
 def refused(kind: type[ServiceError], *words: str) -> Any:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import shutil
 import tempfile
-from collections.abc import Iterator
 from typing import Any, ClassVar
 from uuid import uuid4
 
@@ -238,18 +237,9 @@ def check(url: str, examples: int) -> None:
     )
 
 
-@pytest.fixture(scope="module")
-def etcd() -> Iterator[Etcd]:
-    server = Etcd()
-    try:
-        yield server.start()
-    finally:
-        server.stop()
-
-
 def test_sqlite_does_as_the_model() -> None:
     check("sqlite://{directory}/ipam.db", 40)
 
 
 def test_etcd_does_as_the_model(etcd: Etcd) -> None:
-    check(f"etcd://{etcd.address}?prefix={{unique}}", 20)
+    check(f"{etcd.url}?prefix={{unique}}", 20)

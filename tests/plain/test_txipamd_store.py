@@ -4,34 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import sqlite3
-from collections.abc import Callable, Coroutine, Iterator
+from collections.abc import Callable, Coroutine
 from pathlib import Path
 from typing import Any
-from uuid import uuid4
 
 import pytest
-from txipamd_kit import Etcd, free_port
+from txipamd_kit import free_port
 
 from sriov_fast.txipamd.errors import Conflict, Unavailable
 from sriov_fast.txipamd.service import open_store
 from sriov_fast.txipamd.store import Rows, Store, Transaction, View, prefix_end
 from sriov_fast.txipamd.store_sqlite import SqliteStore
-
-
-@pytest.fixture(scope="module")
-def etcd() -> Iterator[Etcd]:
-    server = Etcd()
-    try:
-        yield server.start()
-    finally:
-        server.stop()
-
-
-@pytest.fixture(params=["sqlite", "etcd"])
-def url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
-    if request.param == "sqlite":
-        return f"sqlite://{tmp_path}/ipam.db"
-    return f"etcd://{request.getfixturevalue('etcd').address}?prefix={uuid4().hex}"
 
 
 def with_store(url: str, work: Callable[[Store], Coroutine[Any, Any, None]]) -> None:

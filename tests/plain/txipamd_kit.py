@@ -35,6 +35,7 @@ class Etcd:
         self.root = Path(self._directory.name)
         self.address = f"127.0.0.1:{free_port()}"
         peer = f"http://127.0.0.1:{free_port()}"
+        self.url = f"etcd://{self.address}"
         url = f"{scheme}://{self.address}"
         self._health = f"{url}/health"
         self._command = [ETCD, "--data-dir", str(self.root / "data"), "--listen-peer-urls", peer]
@@ -65,6 +66,16 @@ class Etcd:
                 return b"true" in answer.read()
         except OSError:
             return False
+
+    def __enter__(self) -> Self:
+        return self.start()
+
+    def __exit__(self, *_: object) -> None:
+        self.stop()
+
+    def signal(self, number: int) -> None:
+        assert self._process is not None
+        self._process.send_signal(number)
 
     def kill(self) -> None:
         if self._process is not None:

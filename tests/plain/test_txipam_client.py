@@ -85,8 +85,8 @@ def owed(state: Path) -> list[str]:
     return [path.name.rpartition("~")[0] for path in paths if not json.loads(path.read_text())["live"]]
 
 
-def retry(state: Path) -> int:
-    return pending.retry(str(state), Logger("error"), time.monotonic() + 5)
+def retry(state: Path, level: str = "error") -> int:
+    return pending.retry(str(state), Logger(level), time.monotonic() + 5)
 
 
 # --- what goes well
@@ -171,6 +171,7 @@ def test_del(tx: Make, service: Service, state: Path) -> None:
     assert service.allocations == {}
     assert service.methods() == ["POST", "DELETE"]
     assert service.seen[-1].query == {"host_ip": "10.55.206.20", "pod_id": "1234", "lease": "l1"}
+    assert {seen.fields["idempotency-key"] for seen in service.seen} == {"net1/a/eth0/1234"}
     assert tx().run("DEL", 10.0) is None  # again is no fault
     assert owed(state) == []
     assert list(state.parent.glob("run/leases/*/*")) == []
@@ -1142,7 +1143,9 @@ def test_a_dead_service_is_asked_once(tx: Make, service: Service, state: Path, c
         other.close()
 
 
-def test_records_that_cannot_be_read(tx: Make, service: Service, state: Path) -> None:
+def test_records_that_cannot_be_read(
+    tx: Make, service: Service, state: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
     service.stop_listening()
     tx().run("DEL", 10.0)
     service.listen_again()
@@ -1150,7 +1153,8 @@ def test_records_that_cannot_be_read(tx: Make, service: Service, state: Path) ->
     path.write_text('{"owner": {}')
     assert tx().run("ADD")
     path.write_text("[]")
-    assert retry(state) == 0
+    assert retry(state, "warning") == 0
+    assert f"file={path}" in capfd.readouterr().err
     assert owed(state) == []
     assert retry(state / "nowhere") == 0
 

@@ -180,13 +180,14 @@ def _owed_by(state_dir: str, owner: Owner) -> list[str]:
 class Held:
     """A record under its lock. ``busy``: somebody else has it. ``release`` is None then, or where it is gone.
 
-    A record that cannot be read is removed: it would stay for ever.
+    A record that cannot be read is removed: it would stay for ever. ``lost`` is set then.
     """
 
     def __init__(self, path: str, deadline: float = 0.0) -> None:
         self.path = path
         self.release: Release | None = None
         self.busy = False
+        self.lost = False
         self._fd = -1
         try:
             self._fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
@@ -196,6 +197,7 @@ class Held:
         if not self.busy and self._is_current():
             self.release = _read(path)
             if self.release is None:
+                self.lost = True
                 self.drop()
 
     def _locked(self, deadline: float) -> bool:
@@ -305,8 +307,8 @@ def forget(state_dir: str, owner: Owner, remotes: tuple[str, ...]) -> None:
                 continue
             if found.due <= time.time():
                 held.drop()
-            elif found.live or found.lease:
-                owe(state_dir, found.replace(live=False, lease=""))
+            elif found.live:
+                owe(state_dir, found.replace(live=False))
 
 
 def retry(state_dir: str, log: Logger, deadline: float) -> int:
@@ -325,6 +327,8 @@ def retry(state_dir: str, log: Logger, deadline: float) -> int:
 def _retry_one(held: Held, log: Logger, deadline: float, down: set[tuple[str, ...]]) -> bool:
     """Return whether the release is still owed."""
     release = held.release
+    if held.lost:
+        log.warning("what was owed cannot be read, and is left to GC", file=held.path)
     if release is None:
         return held.busy
     if release.live:

@@ -221,7 +221,7 @@ class Service:
 
     def find(self, owner: Owner) -> Answer:
         """Return what the owner has."""
-        return self._ask("GET", wire.query(owner.path, host_ip=owner.host_ip))
+        return self._ask("GET", wire.query(owner.path, host_ip=owner.host_ip), key=owner.key)
 
     def release(self, owner: Owner, lease: str) -> bool:
         """Free what has this lease; return False where the owner has nothing of that name.
@@ -229,7 +229,7 @@ class Service:
         Without a lease, which no allocation of an earlier export has, it is whatever the owner has.
         """
         named = {"host_ip": owner.host_ip, "pod_id": owner.pod_id, "lease": lease}
-        answer = self._ask("DELETE", wire.query(owner.path, **named))
+        answer = self._ask("DELETE", wire.query(owner.path, **named), key=owner.key)
         return not lease or answer.number(wire.RELEASED) > 0
 
     def give_back(self, owner: Owner) -> None:

@@ -220,13 +220,14 @@ async def release(  # noqa: PLR0913, PLR0917 - each is a part of the path or the
     host_ip: HostIp,
     pod_id: _PodId = None,
     lease: _Lease = None,
+    key: _Key = None,
 ) -> Response:
     """Free what the owner holds; success as well when that was nothing.
 
     204; to who names a lease 200, and how many were released: none if that lease is not the current one.
     """
     act_for(request, host_ip)
-    front.note(network=network, container_id=container_id, ifname=ifname, lease=lease)
+    front.note(network=network, container_id=container_id, ifname=ifname, lease=lease, key=key)
     owner = (network, container_id, ifname)
     released = int(await service_of(request).release(owner, host_ip, pod_id or None, lease or None))
     front.note(released=released)

@@ -72,6 +72,7 @@ def run(service: Service, tmp_path: Path) -> Run:
             "CNI_IFNAME": "eth1",
             "CNI_ARGS": args,
             "CNI_PATH": "/opt/cni/bin",
+            "SRIOV_FAST_RUN": str(tmp_path / "run"),
             "SRIOV_FAST_STATE": str(tmp_path / "state"),
         }
         return subprocess.run(
@@ -98,11 +99,13 @@ def error(done: subprocess.CompletedProcess[bytes]) -> Any:
     return found
 
 
-def test_the_first_readme(run: Run, service: Service) -> None:
+def test_the_first_readme(run: Run, service: Service, tmp_path: Path) -> None:
     wanted = {"ip4": {"ip": "10.55.206.46/26", "gateway": "10.55.206.1"}, "dns": {}}
     assert answer(run("ADD")) == wanted
+    assert [path.name for path in tmp_path.glob("run/leases/mynet/*")] == ["1234~eth1"]
     done = run("DEL", "PodID=1234;HostIP=10.55.206.20")
     assert (done.returncode, done.stdout, done.stderr) == (0, b"", b"")
+    assert service.methods() == ["POST", "DELETE"]
     assert service.allocations == {}
 
 

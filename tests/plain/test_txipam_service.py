@@ -78,7 +78,14 @@ def tx(world: World, server: Server, state: Path, tmp_path: Path) -> Iterator[Ma
         ipam = {"type": "txipam", "remote": server.url, "ca": str(world.authority.ca)} | more
         conf = {"cniVersion": "1.1.0", "name": "mynet", "ipam": {"tokenFile": str(token)} | ipam} | top
         args = f"IgnoreUnknown=1;PodID={pod or f'pod-{container}'};HostIP={host}"
-        return TxIpam(config=conf, container_id=container, ifname="eth0", args=args, state_dir=str(state))
+        return TxIpam(
+            config=conf,
+            container_id=container,
+            ifname="eth0",
+            args=args,
+            runtime_dir=str(tmp_path / "run"),
+            state_dir=str(state),
+        )
 
     yield make
     https.pool.clear()
@@ -268,6 +275,24 @@ def test_nothing_stays_given(
     time.sleep(0.5)
     settled(state)
     assert held(world, server) == {}
+
+
+@pytest.mark.parametrize("retries", [0, 2])
+def test_a_release_that_comes_late_takes_no_new_address(
+    tx: Make, world: World, server: Server, proxy: Proxy, state: Path, retries: int
+) -> None:
+    """It reaches the service when the same interface of the same pod has an address again."""
+    tx("a", remote=proxy.url).run("ADD")
+    https.pool.clear()
+    proxy.faults.append(Fault("late", 3.0))
+    assert tx("a", remote=proxy.url, retries=retries).run("DEL", 20.0) is None
+    assert bool(list(pending.owed(str(state)))) == (retries == 0)
+    again = tx("a", remote=proxy.url).run("ADD")
+    assert proxy.busy, "the release has come already"
+    proxy.settle()
+    assert held(world, server) == {"a": given(again)}
+    settled(state)
+    assert held(world, server) == {"a": given(again)}
 
 
 def settled(state: Path) -> None:

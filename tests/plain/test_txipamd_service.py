@@ -247,6 +247,29 @@ def test_a_full_pool_says_so_and_has_room_after_a_release(url: str) -> None:
     served(url, work, config("10.1.0.0/28", pool={"gateway": "10.1.0.1"}))
 
 
+def test_the_status_of_a_host_with_two_pools_is_what_an_ask_meets(url: str) -> None:
+    """A pod gets one address of each version, so one pool that is full is enough for both to refuse."""
+    ranges = [{"start": "10.1.0.5", "end": "10.1.0.6"}]
+    pools = [
+        {"name": "a", "network": "n", "subnet": "10.1.0.0/24", "ranges": ranges},
+        {"name": "six", "network": "n", "subnet": "fd00::/64"},
+    ]
+    document = config(pools=pools)
+    document["hosts"][0]["pools"] = ["six", "a"]
+
+    async def work(service: Service) -> None:
+        for at in range(2):
+            assert [use.used for use in await service.status("n", HOST)] == [at, at]
+            await service.allocate(ask(at))
+        with refused(Exhausted, "'a'"):
+            await service.status("n", HOST)
+        with refused(Exhausted, "'a'"):
+            await service.allocate(ask(2))
+        assert [use.used for use in await service.usage()] == [2, 2]
+
+    served(url, work, document)
+
+
 def test_only_the_ranges_are_used(url: str) -> None:
     ranges = [{"start": "10.1.0.200", "end": "10.1.0.201"}, {"start": "10.1.0.5", "end": "10.1.0.6"}]
 

@@ -32,7 +32,6 @@ POD_ID = "pod_id"
 HOST_IP = "host_ip"
 LEASE = "lease"
 NETWORK = "network"
-VALID = "valid"
 RELEASED = "released"
 OWNERS = "owners"
 
@@ -112,11 +111,6 @@ def allocation(network: str, container_id: str, ifname: str) -> str:
 def owners(network: str) -> str:
     """Return where a host's owners are listed, a page at a time (GET)."""
     return f"{ROOT}/networks/{quote(network)}/owners"
-
-
-def gc(network: str) -> str:
-    """Return where all allocations of a host that are not valid any more are released (POST)."""
-    return f"{ROOT}/networks/{quote(network)}/gc"
 
 
 def status(network: str) -> str:

@@ -10,7 +10,7 @@ REPORTS := .reports
 
 RUN := $(VENV)/bin/python
 CYTHON_SOURCES := $(wildcard src/sriov_fast/*.pyx src/sriov_fast/*.pxd src/sriov_fast/*.h)
-CLIENT_SOURCES := src/sriov_fast/client/sriov.c tools/build_client.py
+CLIENT_SOURCES := $(wildcard src/sriov_fast/client/*.[ch]) tools/build_client.py
 ENVIRONMENT := $(VENV)/.ready
 EXTENSIONS := $(VENV)/.extensions
 # QEMU, mounts and network namespaces want root; the environment (pip's settings, SRIOV_FAST_*) goes along.

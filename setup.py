@@ -15,7 +15,7 @@ from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext
 from setuptools.errors import CompileError
 
-MODULES = ("_nl", "_sysfs", "_irq")
+MODULES = ("_nl", "_sysfs", "_irq", "_park")
 PACKAGE = Path("src", "sriov_fast")
 CLIENT = "sriov_fast.client.sriov-client"
 REQUIRED = os.environ.get("SRIOV_FAST_REQUIRE_EXT", "") not in ("", "0")
@@ -48,7 +48,7 @@ def extension(module: str) -> Extension:
         f"sriov_fast.{module}",
         [str(PACKAGE / f"{module}.pyx")],
         include_dirs=[str(PACKAGE)],
-        depends=[str(header) for header in sorted(PACKAGE.glob("*.h"))],
+        depends=[str(header) for header in sorted([*PACKAGE.glob("*.h"), *PACKAGE.glob("client/*.h")])],
         extra_compile_args=["-O2", "-g0"],
     )
 
@@ -77,5 +77,6 @@ def optional(built: list[Extension]) -> list[Extension]:
     return built
 
 
-client = Extension(CLIENT, [str(PACKAGE / "client" / "sriov.c")])
+sources = [str(PACKAGE / "client" / name) for name in ("sriov.c", "image.c")]
+client = Extension(CLIENT, sources, depends=[str(PACKAGE / "client" / "image.h")])
 setup(ext_modules=optional([*extensions(), client]), cmdclass={"build_ext": Build})

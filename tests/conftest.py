@@ -11,7 +11,7 @@ from types import ModuleType, SimpleNamespace
 import pytest
 
 HERE = Path(__file__).parent
-MODULES = ("_nl", "_sysfs", "_irq")
+MODULES = ("_nl", "_sysfs", "_irq", "_park")
 SUFFIXES = {"cython": "", "python": "_py"}
 HINT = "run `make build`, or set SRIOV_FAST_BACKEND=python to test the plain backend alone"
 

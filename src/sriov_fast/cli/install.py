@@ -23,6 +23,8 @@ from typing import NamedTuple
 
 from sriov_fast import client
 from sriov_fast.cli import bundle, units
+from sriov_fast.image import start
+from sriov_fast.sriov import roots
 
 PLUGIN_DIRECTORY = "/opt/cni/bin"
 # The kernel reads 256 bytes of the first line since Linux 5.1, 128 before, the newline included.
@@ -97,7 +99,20 @@ def _run(args: argparse.Namespace) -> int:
         return 1
     compile_package()
     _write_bundle()
+    _clear_images()
     return 0
+
+
+def _clear_images() -> None:
+    """Remove the images that were made of what is replaced now; the first request makes a new one."""
+    if not start.is_supported():
+        return
+    from sriov_fast.image import build  # late: it needs a compiled module
+
+    try:
+        build.clear(roots.from_environment().run)
+    except OSError:
+        pass  # another user's; they are not used when they do not fit
 
 
 def _write_bundle() -> None:

@@ -27,6 +27,8 @@
 #include <time.h>
 #include <unistd.h>
 
+#include "image.h"
+
 #ifndef MFD_NOEXEC_SEAL /* since Linux 6.3 */
 #define MFD_NOEXEC_SEAL 0x0008U
 #endif
@@ -314,39 +316,78 @@ static int ready(int fd, short events, const struct call *call)
     }
 }
 
+/* --- what is given */
+
+static const char *setting(const char *name, const char *otherwise)
+{
+    const char *value = getenv(name);
+
+    return value && *value ? value : otherwise;
+}
+
+static int is_verb(const char *verb)
+{
+    return !strcmp(setting("CNI_COMMAND", ""), verb);
+}
+
+/* Return whether the three standard files are open. The plugin knows what to do where they are not. */
+static int has_standard_files(void)
+{
+    return fcntl(STDIN_FILENO, F_GETFD) >= 0 && fcntl(STDOUT_FILENO, F_GETFD) >= 0 &&
+           fcntl(STDERR_FILENO, F_GETFD) >= 0;
+}
+
 /* --- in this process */
 
-/* Read the strings at the end of this executable; return them as argv, with the caller's own behind. */
-static char **plugin_argv(const struct call *call)
+/* What to execute stands at the end of this executable: strings, each with its NUL. */
+struct words {
+    char *at;
+    size_t size;
+};
+
+static int open_self(void)
+{
+    int fd = open("/proc/self/exe", O_RDONLY | O_CLOEXEC);
+
+    /* no /proc: by the path that was executed */
+    return fd < 0 ? open((const char *)getauxval(AT_EXECFN), O_RDONLY | O_CLOEXEC) : fd;
+}
+
+/* Read them; return 0, or -1 with errno. */
+static int read_words(struct words *words)
 {
     struct trailer trailer;
     struct stat about;
-    char **argv, *at, *end;
     off_t start;
-    int own = 0, count = 0;
-    int fd = open("/proc/self/exe", O_RDONLY | O_CLOEXEC);
+    int fd = open_self();
 
-    if (fd < 0) /* no /proc: by the path that was executed */
-        fd = open((const char *)getauxval(AT_EXECFN), O_RDONLY | O_CLOEXEC);
     if (fd < 0 || fstat(fd, &about))
-        return NULL;
+        return -1;
     errno = ENOEXEC;
     start = about.st_size - (off_t)sizeof trailer;
     if (start < 0 || pread(fd, &trailer, sizeof trailer, start) != sizeof trailer ||
         memcmp(trailer.magic, TRAILER_MAGIC, sizeof trailer.magic) || !trailer.length || trailer.length > start)
-        return NULL;
-    at = reserve(trailer.length);
-    if (!at || pread(fd, at, trailer.length, start - trailer.length) != (ssize_t)trailer.length)
-        return NULL;
-    end = at + trailer.length;
-    if (end[-1])
-        return NULL;
+        return -1;
+    words->size = trailer.length;
+    words->at = reserve(words->size);
+    if (!words->at || pread(fd, words->at, words->size, start - trailer.length) != (ssize_t)words->size)
+        return -1;
+    close(fd);
+    return words->at[words->size - 1] ? -1 : 0;
+}
+
+/* Return the words as argv, with the caller's own behind; NULL with errno. */
+static char **plugin_argv(const struct words *words, const struct call *call)
+{
+    char **argv, *at = words->at;
+    int own = 0, count = 0;
+
     while (call->argv[own])
         own++;
-    argv = reserve((trailer.length + (size_t)own + 1) * sizeof *argv);
+    argv = reserve((words->size + (size_t)own + 1) * sizeof *argv);
     if (!argv)
         return NULL;
-    for (; at < end; at += strlen(at) + 1)
+    for (; at < words->at + words->size; at += strlen(at) + 1)
         argv[count++] = at;
     memcpy(argv + count, call->argv, (size_t)own * sizeof *argv);
     return argv;
@@ -422,10 +463,91 @@ static void name_the_call(struct call *call)
         fail_errno(call, "no memory", "", "");
 }
 
+/* --- the image */
+
+/* Put together where the image for these words is; return 0 where that is too long. */
+static int find_image(struct text *path, const struct words *words)
+{
+    const char *given = setting("SRIOV_FAST_IMAGE", NULL);
+    const char *run = setting("SRIOV_FAST_RUN", RUN_DIRECTORY);
+    uint64_t sum = 0xcbf29ce484222325u; /* FNV-1a */
+    char hex[17] = "";
+
+    if (strlen(given ? given : run) >= sizeof path->bytes / 2)
+        return 0;
+    append(path, given ? given : run);
+    if (given)
+        return 1;
+    for (size_t i = 0; i < words->size; i++)
+        sum = (sum ^ (unsigned char)words->at[i]) * 0x100000001b3u;
+    for (int i = 0; i < 16; i++)
+        hex[i] = "0123456789abcdef"[sum >> (60 - 4 * i) & 15];
+    append(path, "/sriov-");
+    append(path, hex);
+    append(path, ".image");
+    return 1;
+}
+
+/* Return whether the interpreter would be the one that was saved. It was started with nothing in its environment. */
+static int is_plain(const struct call *call)
+{
+    const char *backend = setting("SRIOV_FAST_BACKEND", "cython");
+
+    for (char **entry = call->env; *entry; entry++)
+        if (!strncmp(*entry, "LD_", 3) || is_variable(*entry, "GLIBC_TUNABLES"))
+            return 0;
+    return !strcmp(backend, "cython") && strcmp(setting("SRIOV_FAST_IMAGE", ""), "none") && has_standard_files();
+}
+
+/* Return NAME=VALUE in memory of its own; "NAME=" where there is no memory. */
+static char *variable(char *name, const char *value)
+{
+    size_t size = strlen(name);
+    char *entry = reserve(size + strlen(value) + 1);
+
+    if (!entry)
+        return name;
+    memcpy(entry, name, size);
+    strcpy(entry + size, value);
+    return entry;
+}
+
+/* Let the plugin make a new image when it has answered. */
+static void want_image(struct call *call, const char *path)
+{
+    static char name_path[] = "SRIOV_FAST_IMAGE_WANTED=", name_self[] = "SRIOV_FAST_IMAGE_FOR=";
+    char self[4096] = "";
+    char **env = call->env;
+
+    if (readlink("/proc/self/exe", self, sizeof self - 1) <= 0)
+        return;
+    env = extended(env, variable(name_path, path));
+    if (env)
+        env = extended(env, variable(name_self, self));
+    if (env)
+        call->env = env;
+}
+
+/* Continue the saved interpreter; return where there is none that fits. */
+static void try_image(struct call *call, const struct words *words)
+{
+    struct text path = { 0 };
+    struct image_wish wish = { .words = words->at, .words_size = words->size, .argv = call->argv, .env = call->env };
+
+    unset(call->env, "SRIOV_FAST_IMAGE_WANTED"); /* ours alone to set */
+    unset(call->env, "SRIOV_FAST_IMAGE_FOR");
+    if (!is_plain(call) || !find_image(&path, words))
+        return;
+    wish.path = path.bytes;
+    if (image_continue(&wish) == IMAGE_STALE)
+        want_image(call, path.bytes);
+}
+
 /* Become the plugin. */
 static _Noreturn void in_process(struct call *call)
 {
-    char **argv = plugin_argv(call);
+    struct words words;
+    char **argv = read_words(&words) ? NULL : plugin_argv(&words, call);
 
     if (!argv)
         fail_errno(call, "this sriov does not know its interpreter", "",
@@ -436,30 +558,12 @@ static _Noreturn void in_process(struct call *call)
     if (call->was_sent)
         name_the_call(call);
     sigaction(SIGPIPE, &call->pipe_action, NULL);
+    try_image(call, &words);
     execve(argv[0], argv, call->env);
     fail_errno(call, "cannot execute ", argv[0], "run sriov-fast install again, from where sriov-fast is now");
 }
 
 /* --- the request */
-
-static const char *setting(const char *name, const char *otherwise)
-{
-    const char *value = getenv(name);
-
-    return value && *value ? value : otherwise;
-}
-
-static int is_verb(const char *verb)
-{
-    return !strcmp(setting("CNI_COMMAND", ""), verb);
-}
-
-/* Return whether the three standard files are open. The plugin knows what to do where they are not. */
-static int has_standard_files(void)
-{
-    return fcntl(STDIN_FILENO, F_GETFD) >= 0 && fcntl(STDOUT_FILENO, F_GETFD) >= 0 &&
-           fcntl(STDERR_FILENO, F_GETFD) >= 0;
-}
 
 /* Return 1 with the server's address, or 0 where there is none to look for. */
 static int find_server(struct sockaddr_un *address)

@@ -1,12 +1,14 @@
 """Nodes to test on, taken away after each test, whatever came of it.
 
 ``modes`` says how a module or a test is to be run: in a process for each call ("process", what there is
-without the mark), through the resident server ("resident"), or through one that answers a DEL before the VF
-is home ("deferred"). With ``falls_back=True`` the client in C may do without its server.
+without the mark: an image is continued), in one that starts an interpreter ("started"), through the resident
+server ("resident"), or through one that answers a DEL before the VF is home ("deferred"). With
+``falls_back=True`` the client in C may do without its server.
 """
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Iterator
 from contextlib import ExitStack
@@ -28,6 +30,13 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     mark = metafunc.definition.get_closest_marker("modes")
     if mark and "mode" in metafunc.fixturenames:
         metafunc.parametrize("mode", mark.args, indirect=True, scope="module")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def image(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """Make the image that the nodes' plugin continues."""
+    if os.geteuid() == 0:
+        Node.install(tmp_path_factory.mktemp("installed"))
 
 
 @pytest.fixture(scope="module")

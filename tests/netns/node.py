@@ -19,6 +19,9 @@ from typing import Any
 
 from sysfs_tree import Tree, build_tree
 
+from sriov_fast.cli import install
+from sriov_fast.image import build, layout
+
 DELEGATES = "/usr/lib/cni"
 LAUNCHER = "import sys; sys.path[:0] = {path!r}; {prelude}; from sriov_fast.entry import main; main()"
 
@@ -41,8 +44,20 @@ class Outcome:
 class Node:
     """A namespace that plays the host, with ``vfs`` stand-ins, and the pods made on it.
 
-    ``options`` go to the interpreter; ``prelude`` is run in the plugin's process before it.
+    The plugin is the installed executable with an image to continue, where ``install`` was called and the
+    node is one of the compiled backend; else an interpreter that is started. ``options`` go to that, and
+    ``prelude`` is run in it before the plugin.
     """
+
+    executable = image = ""
+
+    @classmethod
+    def install(cls, directory: Path) -> None:
+        """Write the executable and make its image, once for all nodes."""
+        path = directory / "sriov"
+        install.write_executable(path, install.executable(install.PROGRAMS["sriov"], "client"))
+        cls.executable, cls.image = str(path), str(directory / "sriov.image")
+        build.make(cls.image, cls.executable, layout.words_of(path))
 
     def __init__(self, root: Path, vfs: int = 4, backend: str = "cython") -> None:
         self.root = root
@@ -135,13 +150,21 @@ class Node:
             "SRIOV_FAST_PROC": str(self.tree.proc),
             "SRIOV_FAST_RUN": str(self.run_dir),
             "SRIOV_FAST_STATE": str(self.root / "state"),
+            "SRIOV_FAST_IMAGE": self.image if self.continues() else "none",
         }
         return {key: value for key, value in given.items() if value}
+
+    def continues(self) -> bool:
+        """Say whether the plugin is an image that is continued."""
+        told = self.options or self.prelude != "pass"
+        return bool(self.image) and self.backend == "cython" and not told
 
     def command(self) -> list[str]:
         """The words that execute the plugin in the host's namespace."""
         paths = [str(Path(__file__).parents[2] / "src"), *(p for p in sys.path if p.endswith("-packages"))]
         enter = ["nsenter", f"--net=/run/netns/{self.host}", "--"]
+        if self.continues():
+            return [*enter, self.executable]
         program = LAUNCHER.format(path=paths, prelude=self.prelude)
         return [*enter, sys.executable, *self.options, "-IS", "-c", program]
 
@@ -289,6 +312,13 @@ class Node:
         for name in [*self.pods, self.host]:
             subprocess.run(["ip", "netns", "del", name], check=False, capture_output=True)
         shutil.rmtree(self.root, ignore_errors=True)
+
+
+class StartedNode(Node):
+    """Its plugin is always an interpreter that is started."""
+
+    def continues(self) -> bool:
+        return False
 
 
 MakeNode = Callable[..., Node]

@@ -15,7 +15,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, Self
 
-from node import Node, Outcome
+from node import Node, Outcome, StartedNode
 
 from sriov_fast import client
 from sriov_fast.cli import install
@@ -226,6 +226,9 @@ class ResidentNode(Node):
             if key.startswith("SRIOV_FAST")
         }
 
+    def continues(self) -> bool:
+        return False
+
     def command(self) -> list[str]:
         assert (self.options, self.prelude) == ((), "pass"), "there is no interpreter to tell"
         if self.server.process.poll() is None:
@@ -314,5 +317,10 @@ def let_go(node: Node) -> None:
     (node.root / "go").touch()
 
 
-KINDS: dict[str, type[Node]] = {"process": Node, "resident": ResidentNode, "deferred": DeferredNode}
+KINDS: dict[str, type[Node]] = {
+    "process": Node,
+    "started": StartedNode,
+    "resident": ResidentNode,
+    "deferred": DeferredNode,
+}
 has_strace = shutil.which("strace") is not None

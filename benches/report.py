@@ -28,6 +28,7 @@ _replay = Replay()
 LABELS = {
     "c": "C",
     "compiled": "in-process",
+    "started": "in-process, no image",
     "plain": "in-process, plain",
     "deferred": "resident, deferred",
     "bare": "interpreter alone",

@@ -602,6 +602,34 @@ def test_a_builder_that_fails_says_why(tmp_path: Path) -> None:
     assert os.listdir(sriov.run_dir) == [sriov.failed.name]
 
 
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root to mount")
+def test_no_space_left(tmp_path: Path) -> None:
+    sriov = Sriov(tmp_path / "own")
+    sriov.run_dir.mkdir(mode=0o700)
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "none", str(sriov.run_dir)], check=True)
+    try:
+        with pytest.raises(OSError, match="No space left"):
+            build.make(str(sriov.image), str(sriov.program), sriov.words)
+        assert os.listdir(sriov.run_dir) == [start.LOCK]
+        sriov.answers(STARTED)
+        until(sriov.failed.exists, "the builder does not say so")
+        sriov.answers(STARTED)
+    finally:
+        subprocess.run(["umount", "-l", str(sriov.run_dir)], check=True)
+
+
+def test_the_saved_process_ends_with_its_builder(tmp_path: Path) -> None:
+    sriov = Sriov(tmp_path / "own")
+    process = build._started(sriov.words)
+    build._said(process)
+    assert process.poll() is None
+    assert process.stdin
+    process.stdin.close()  # as the kernel does for who was killed
+    assert process.wait(PATIENCE) == 0
+    process.stdin = None
+    process.communicate()
+
+
 def test_one_that_does_not_answer_is_not_put_in_place(tmp_path: Path) -> None:
     sriov = Sriov(tmp_path / "own")
     with pytest.raises(ImageError, match="does not run"):

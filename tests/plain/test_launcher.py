@@ -95,7 +95,7 @@ def test_through_a_symbolic_link(sriov: Path, tmp_path: Path) -> None:
 
 
 def test_errors_are_cni_errors(sriov: Path) -> None:
-    done = call(sriov, {"CNI_COMMAND": "NONSENSE"})
+    done = call(sriov, VERSION | {"CNI_COMMAND": "NONSENSE"})
     assert done.returncode == 1
     assert json.loads(done.stdout)["code"] == 4
 

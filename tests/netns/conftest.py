@@ -21,6 +21,8 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "plain"))  # for sysfs_tree
 from node import MakeNode, Node
 from resident import KINDS, ResidentNode
 
+from sriov_fast.image import start
+
 
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "modes(*names, falls_back=False): how the plugin is to be executed")
@@ -33,10 +35,16 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 
 
 @pytest.fixture(scope="session", autouse=True)
-def image(tmp_path_factory: pytest.TempPathFactory) -> None:
-    """Make the image that the nodes' plugin continues."""
-    if os.geteuid() == 0:
-        Node.install(tmp_path_factory.mktemp("installed"))
+def image(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Make the image that the nodes' plugin continues, and see that it could do so to the end."""
+    if os.geteuid() != 0 or not start.is_supported():
+        yield
+        return
+    from sriov_fast.image import layout
+
+    Node.install(tmp_path_factory.mktemp("installed"))
+    yield
+    assert not layout.fault_of(Node.image), layout.fault_of(Node.image)
 
 
 @pytest.fixture(scope="module")

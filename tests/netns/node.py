@@ -20,7 +20,6 @@ from typing import Any
 from sysfs_tree import Tree, build_tree
 
 from sriov_fast.cli import install
-from sriov_fast.image import build, layout
 
 DELEGATES = "/usr/lib/cni"
 LAUNCHER = "import sys; sys.path[:0] = {path!r}; {prelude}; from sriov_fast.entry import main; main()"
@@ -54,6 +53,8 @@ class Node:
     @classmethod
     def install(cls, directory: Path) -> None:
         """Write the executable and make its image, once for all nodes."""
+        from sriov_fast.image import build, layout  # late: they need a compiled module
+
         path = directory / "sriov"
         install.write_executable(path, install.executable(install.PROGRAMS["sriov"], "client"))
         cls.executable, cls.image = str(path), str(directory / "sriov.image")

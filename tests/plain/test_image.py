@@ -34,7 +34,7 @@ if not (start.is_supported() and client.binary()):
         raise RuntimeError("images are not possible here: the compiled modules or the client are missing")
     pytest.skip("images are for x86-64, glibc and compiled modules", allow_module_level=True)
 
-from sriov_fast.image import build, layout, memory, vdso
+from sriov_fast.image import build, layout, memory, parked, vdso
 from sriov_fast.image.layout import ImageError
 
 SOURCES = Path(sriov_fast.__file__).parents[1]
@@ -790,12 +790,17 @@ def test_words_are_read_and_named_as_the_client_does(ready: Sriov, tmp_path: Pat
 # --- what a process may do that continues an image
 
 
-def continued(ready: Sriov, tmp_path: Path, body: str) -> subprocess.CompletedProcess[bytes]:
-    """Run ``body``, the lines of a function, in a process that continues an image of its own."""
+def continued(
+    ready: Sriov, tmp_path: Path, body: str, before: str = ""
+) -> subprocess.CompletedProcess[bytes]:
+    """Run ``body``, the lines of a function, in a process that continues an image of its own.
+
+    ``before`` are lines that ran when it was saved.
+    """
     code = f"import sys; sys.path[:0] = {[str(SOURCES), *install.search_path()]!r}\n"
     code += "from sriov_fast.image import parked\nimport os\ndef main():\n"
     code += "".join(f"    {line}\n" for line in body.splitlines())
-    code += "parked.entry.main = main\nparked.main()\n"
+    code += f"{before}parked.entry.main = main\nparked.main()\n"
     words = [sys.executable, "-ISXutf8", "-c", code + start.END]
     packed = layout.packed_words(words)
     binary = client.binary()
@@ -872,3 +877,37 @@ def test_everything_else(ready: Sriov, tmp_path: Path) -> None:
     assert first["ids"][0] != second["ids"][0]
     assert 0 <= first["core"] < (os.cpu_count() or 1)
     assert len(first["files"]) == 4  # and the directory that is read
+
+
+# --- the trial
+
+
+def test_the_exercise_is_possible_here() -> None:
+    parked.exercise()
+
+
+ANSWER = "parked.entry.run(parked.entry._answer)"
+
+
+def test_a_good_one_passes(ready: Sriov, tmp_path: Path) -> None:
+    assert continued(ready, tmp_path, ANSWER).stdout.startswith(b"{")
+    build.attempt(str(tmp_path / "own.image"), str(tmp_path / "own"))
+
+
+@pytest.mark.parametrize(
+    "fault",
+    [
+        "os.kill(os.getpid(), 11)",
+        "raise parked.NotFitError('no')",
+        "os._exit(0)",
+    ],
+    ids=["dies", "raises", "says nothing"],
+)
+def test_what_fails_in_the_exercise_is_not_put_in_place(ready: Sriov, tmp_path: Path, fault: str) -> None:
+    """An ADD that dies could not start an interpreter any more: the trial must find that."""
+    broken = f"def broken():\n    {fault}\nparked.exercise = broken\n"
+    done = continued(ready, tmp_path, ANSWER, broken)
+    assert done.stdout.startswith(b"{"), "without a trial there is no exercise"
+    own = tmp_path / "own"
+    with pytest.raises(ImageError, match="it does not run"):
+        build.attempt(f"{own}.image", str(own))

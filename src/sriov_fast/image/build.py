@@ -14,7 +14,7 @@ from typing import IO
 from sriov_fast.image import layout, start
 from sriov_fast.image.layout import ImageError
 from sriov_fast.image.memory import Saved
-from sriov_fast.image.start import END, FAILED
+from sriov_fast.image.start import END, FAILED, TRIAL
 
 PATIENCE = 30.0  # seconds for an interpreter to start, on a node that has better to do
 _PARK = "from sriov_fast.image.parked import main\nmain()\n"
@@ -155,10 +155,10 @@ def _check_unchanged(files: list[layout.File], began: int) -> None:
 
 
 def attempt(path: str, executable: str) -> None:
-    """Let the executable answer VERSION from the image at ``path``; ImageError if it does not."""
+    """Let the executable exercise and answer VERSION from the image at ``path``; ImageError if it cannot."""
     trace = f"{path}.trace"
     env = {"CNI_COMMAND": "VERSION", "SRIOV_FAST_SOCKET": "none", "SRIOV_FAST_IMAGE": path}
-    env["SRIOV_FAST_TRACE"] = trace
+    env |= {"SRIOV_FAST_TRACE": trace, TRIAL: "1"}
     with ExitStack() as closing:
         closing.callback(Path(trace).unlink, missing_ok=True)
         done = subprocess.run(

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import _thread
 import gc
 import os
 import sys
+import time
 
 from sriov_fast import _park, entry
 from sriov_fast.errors import SriovError
+from sriov_fast.image.start import TRIAL
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -75,6 +78,8 @@ def _awake() -> None:
     entry.origin = "image"
     _take_environment(_park.environment())
     sys.argv[:] = [os.fsdecode(word) for word in _park.arguments()]
+    if os.environ.pop(TRIAL, ""):
+        exercise()
 
 
 def _take_environment(entries: Iterable[bytes]) -> None:
@@ -85,3 +90,55 @@ def _take_environment(entries: Iterable[bytes]) -> None:
         name, given, value = each.partition(b"=")
         if given:
             data.setdefault(name, value)
+
+
+def exercise() -> None:
+    """Do what a request may do and VERSION does not; raise, or die, where a continued process cannot.
+
+    Once a process has been continued nobody can start an interpreter in its place. So what could go wrong
+    with this C library and this kernel is to go wrong before the image is used.
+    """
+    _grow()
+    _thread_runs()
+    _children_run()
+    _asks_the_kernel()
+
+
+def _grow() -> None:
+    """Let Python's heap grow, and malloc(3) serve sizes on either side of its threshold for mmap(2)."""
+    kept = [bytes(size) for size in (1 << 10, 1 << 16, 1 << 20) for _ in range(40)]
+    if any(kept[-1]):
+        raise NotFitError("new memory is not empty")
+
+
+def _thread_runs() -> None:
+    ended = _thread.allocate_lock()
+    ended.acquire()
+    _thread.start_new_thread(ended.release, ())
+    if not ended.acquire(timeout=10):
+        raise NotFitError("a thread does not run")
+
+
+def _children_run() -> None:
+    """Fork, as what comes behind a reply does, and execute, as for an IPAM plugin."""
+    child = os.fork()
+    if not child:
+        os._exit(7)
+    code = "raise SystemExit(7)"
+    spawned = os.posix_spawn(sys.executable, [sys.executable, "-ISc", code], {})
+    for pid in (child, spawned):
+        if os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) != 7:
+            raise NotFitError("a child does not end as it should")
+
+
+def _asks_the_kernel() -> None:
+    """Look at the clocks, and ask rtnetlink for all devices."""
+    from sriov_fast.backend import nl  # late: only where an image is tried
+
+    began, wall = time.monotonic(), time.time()
+    time.sleep(0.001)
+    if not 0.0005 < time.monotonic() - began < 10 or not 0.0005 < time.time() - wall < 10:
+        raise NotFitError("a clock stands still")
+    with nl.Socket() as host:
+        if not any(link.name == "lo" for link in host.links()):
+            raise NotFitError("rtnetlink does not name the loopback device")

@@ -10,6 +10,7 @@ import time
 END = "from sriov_fast.entry import main\nsys.exit(main())\n"
 LOCK = "image.lock"
 FAILED = ".failed"
+TRIAL = "SRIOV_FAST_IMAGE_TRIAL"  # set for the run that decides whether an image is put in place
 _BUILD = "from sriov_fast.image.build import main\nmain()\n"
 _AGAIN = 600.0  # seconds until what failed is tried again: memory may be freed, a package be repaired
 _WORDS = 4  # interpreter, flags, -c, code: what stands behind the client

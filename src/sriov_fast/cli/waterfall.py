@@ -170,7 +170,7 @@ def ticks(most: int, count: int) -> list[int]:
     rough = most / max(1, count)
     power = 10 ** math.floor(math.log10(rough))
     step = next(factor * power for factor in (1, 2, 5, 10) if factor * power >= rough * 0.999)
-    return [round(number * step) for number in range(int(most / step + 1e-9) + 1)]
+    return list(range(0, most + 1, max(1, round(step))))  # a nanosecond is not divided
 
 
 def _heading(item: Waterfall) -> str:

@@ -76,7 +76,7 @@ def moved(command: list[str]) -> dict[str, list[float]]:
     return found
 
 
-def test_settings(benchmark: Any, command: list[str]) -> None:
+def test_settings(benchmark: Any, command: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     benchmark.group = "tune"
     times: dict[str, dict[str, list[float]]] = {name: {"add": [], "del": []} for name in CASES}
     for _ in range(max(2, ROUNDS // BATCH)):
@@ -89,6 +89,8 @@ def test_settings(benchmark: Any, command: list[str]) -> None:
             low, high = quantiles(spent, n=10)[0], quantiles(spent, n=10)[-1]
             text = f"{median(spent):.1f} ms (10 %: {low:.1f}, 90 %: {high:.1f})"
             benchmark.extra_info[f"{verb}, {name}"] = text
+            with capsys.disabled():  # in the lab nobody sees the file of results
+                print(f"\n{verb}, {name}: {text}", end="")
     ratio = median(times["as it is"]["add"]) / median(times["rcu-first-fqs=0"]["add"])
     benchmark.extra_info["ratio"] = round(ratio, 2)
     benchmark.pedantic(moved, args=(command,), rounds=1)

@@ -27,17 +27,19 @@ def remember(run: str, owner: Owner, lease: str) -> None:
     path = _path(run, owner)
     _unlink(path)
     try:
-        _link(lease, path)
+        try:
+            os.symlink(lease, path)
+        except FileNotFoundError:
+            _make_directories(run, owner.network)
+            os.symlink(lease, path)
     except OSError:
         pass  # a release asks for it
 
 
-def _link(lease: str, path: str) -> None:
-    try:
-        os.symlink(lease, path)
-    except FileNotFoundError:
-        os.makedirs(os.path.dirname(path), 0o700, exist_ok=True)
-        os.symlink(lease, path)
+def _make_directories(run: str, network: str) -> None:
+    """Make what is missing, each for root alone: makedirs gives its mode to the last one only."""
+    for directory in (run, f"{run}/leases", _directory(run, network)):
+        os.makedirs(directory, 0o700, exist_ok=True)
 
 
 def recall(run: str, owner: Owner) -> str:

@@ -349,6 +349,7 @@ other    1235       eth1    1235  10.55.206.20  10.55.206.50/26
 def tx(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[TxIpam]:
     """The demo with a service, on a port that is free; what it began has ended in the end."""
     monkeypatch.setenv("PYTHONPATH", str(Path(demo.__file__).parents[2]))
+    monkeypatch.setenv("SRIOV_FAST_RUN", str(tmp_path / "run"))
     stage = Stage(tmp_path)
     with ExitStack() as cleanup:
         plugin = demo.find_plugin([], tmp_path, stage)

@@ -241,7 +241,7 @@ def dumps(obj: object, indent: int | None = None) -> bytes:
     orjson = sys.modules.get("orjson")
     if orjson is not None:
         try:
-            quick: bytes = orjson.dumps(obj, option=orjson.OPT_INDENT_2 if indent else 0)
+            quick: bytes = orjson.dumps(obj, option=0 if indent is None else orjson.OPT_INDENT_2)
         except TypeError:
             pass  # stricter than we are: wide integers, surrogates; the plain way decides
         else:

@@ -362,7 +362,7 @@ _known: dict[tuple[str, bytes], _Configured] = {}
 
 def _learned(command: str, stdin: bytes) -> _Configured:
     found = _configured(command, stdin)
-    if len(stdin) <= _LARGEST_KNOWN:
+    if len(stdin) <= _LARGEST_KNOWN and command != "GC":  # whose list is another one each time
         if len(_known) >= _MOST_KNOWN:
             _known.clear()
         _known[command, stdin] = found

@@ -7,7 +7,7 @@ Python.
 """
 
 from cpython.bytes cimport PyBytes_AS_STRING
-from cpython.object cimport PyObject, PyTypeObject, descrsetfunc
+
 from libc.errno cimport ENODEV, ENOMEM, errno
 from libc.stdint cimport SIZE_MAX, uint32_t
 from libc.stdio cimport snprintf
@@ -80,11 +80,7 @@ cdef struct Table:
     char failed[PATH_ROOM + 1]  # what an error was about, below the PF's device
 
 
-# Value.__init__ takes as long as reading the VF; the slots are set through their own descriptors instead.
-cdef tuple _slots = (Vf.index, Vf.pci, Vf.driver, Vf.netdev, Vf.numa)
-cdef object _slot_type = type(Vf.index)
-cdef descrsetfunc _set_slot = (<PyTypeObject *>_slot_type).tp_descr_set
-cdef tuple _nothing = ()
+cdef object _new = tuple.__new__  # Value's own takes as long as reading the VF
 
 
 def scan(str pf not None, str root not None="/sys"):
@@ -191,13 +187,8 @@ cdef list _values(Table *table):
 
 
 cdef object _value(Row *row, const char *text, object driver, object numa):
-    cdef object vf = (<PyTypeObject *>Vf).tp_new(Vf, <PyObject *>_nothing, NULL)
-    _set_slot(_slots[0], vf, row.index)
-    _set_slot(_slots[1], vf, PyUnicode_DecodeFSDefault(text + row.pci))
-    _set_slot(_slots[2], vf, driver)
-    _set_slot(_slots[3], vf, PyUnicode_DecodeFSDefault(text + row.netdev))
-    _set_slot(_slots[4], vf, numa)
-    return vf
+    cdef str pci = PyUnicode_DecodeFSDefault(text + row.pci)
+    return _new(Vf, (row.index, pci, driver, PyUnicode_DecodeFSDefault(text + row.netdev), numa))
 
 
 cdef int _read_pf(int fd, const char *net_path, Table *table) noexcept nogil:

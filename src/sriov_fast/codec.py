@@ -77,6 +77,14 @@ class _Context:
     parse_constant = staticmethod(_constant)
 
 
+class _OwnContext(_Context):
+    """The settings for what we wrote ourselves: no step of ours for each object and number."""
+
+    object_pairs_hook = None  # type: ignore[assignment]
+    parse_float = float  # type: ignore[assignment]
+    parse_int = int  # type: ignore[assignment]
+
+
 def _slow_scanner() -> _Scanner:
     import json
 
@@ -89,7 +97,9 @@ def _slow_scanner() -> _Scanner:
 # Without ``json`` in sys.modules the C scanner reports some faults by returning nothing, which a debug build
 # of CPython answers with abort().
 _debug_build = hasattr(sys, "gettotalrefcount")
-_scan: _Scanner | None = c_make_scanner(_Context) if c_make_scanner and not _debug_build else None
+_quick = c_make_scanner if c_make_scanner and not _debug_build else None
+_scan: _Scanner | None = _quick(_Context) if _quick else None
+_scan_own: _Scanner | None = _quick(_OwnContext) if _quick else None
 
 
 def _skip_blank(document: str, at: int) -> int:
@@ -160,10 +170,10 @@ def _lone_surrogate(value: object) -> bool:
     return False
 
 
-def _scanned(document: str, fail: Callable[[str], DecodeError]) -> Any:
+def _scanned(document: str, fail: Callable[[str], DecodeError], quick: _Scanner | None) -> Any:
     """Scan one value and what follows it; whatever the C scanner raises, the slow way words it."""
     start = _skip_blank(document, 0)
-    scan = _scan or _slow_scanner()
+    scan = quick or _slow_scanner()
     try:
         value, end = scan(document, start)
     except (ValueError, StopIteration, RecursionError, SystemError, ImportError):
@@ -174,12 +184,12 @@ def _scanned(document: str, fail: Callable[[str], DecodeError]) -> Any:
     return value
 
 
-def loads(data: bytes, what: str = "the input") -> Any:
+def loads(data: bytes, what: str = "the input", *, own: bool = False) -> Any:
     """Read one JSON value, strictly; ``what`` names the document in the error.
 
     Refused with DecodeError: no UTF-8, a byte order mark, anything after the value, a key twice in one
     object, NaN and numbers that no double or 40 digits hold, lone surrogates, more than MAX_DEPTH levels,
-    more than MAX_BYTES.
+    more than MAX_BYTES. Of what is our ``own`` neither keys nor numbers are looked at.
     """
 
     def fail(reason: str) -> DecodeError:
@@ -193,7 +203,7 @@ def loads(data: bytes, what: str = "the input") -> Any:
         document = str(data, "utf-8")
     except UnicodeDecodeError as error:
         raise fail(f"byte {error.start} is not UTF-8 ({error.reason})") from None
-    value = _scanned(document, fail)
+    value = _scanned(document, fail, _scan_own if own else _scan)
     # Both checks walk the value, so they run only where the text could need them.
     if document.count("[") + document.count("{") > MAX_DEPTH and _too_deep(value):
         raise fail(f"it is nested deeper than {MAX_DEPTH} levels")
@@ -255,6 +265,8 @@ def dumps(obj: object, indent: int | None = None) -> bytes:
 
 
 def _reindented(document: bytes, indent: int) -> bytes:
-    """Indent by ``indent`` a level what has two spaces a level; a line break in a string is escaped."""
-    lines = [(line, line.lstrip(b" ")) for line in document.split(b"\n")]
-    return b"\n".join([b" " * ((len(line) - len(bare)) // 2 * indent) + bare for line, bare in lines])
+    """Indent by ``indent`` a level what has two spaces a level; in a string, breaks and tabs are escaped."""
+    document = document.replace(b"\n  ", b"\n\t")
+    while b"\t  " in document:
+        document = document.replace(b"\t  ", b"\t\t")
+    return document.replace(b"\t", b" " * indent)

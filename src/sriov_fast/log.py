@@ -9,6 +9,8 @@ from __future__ import annotations
 import os
 import time
 
+from sriov_fast.values import Value
+
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -29,7 +31,7 @@ def _text(value: object) -> str:
         return ""
     if value is True or value is False:
         return "true" if value else "false"
-    if isinstance(value, (list, tuple)):
+    if isinstance(value, (list, tuple)) and not isinstance(value, Value):  # which shows itself
         return ",".join(_text(item) for item in value)
     if isinstance(value, bytes):
         return value.decode("utf-8", "backslashreplace")
@@ -50,14 +52,16 @@ def _escape(char: str) -> str:
 
 def quote(value: object) -> str:
     """Return ``value`` as logfmt: bare where it can be, else in double quotes with escapes."""
-    text = _text(value)
+    text = value if type(value) is str else _text(value)
     if text and _PLAIN.issuperset(text):
         return text
     return f'"{"".join(map(_escape, text))}"'
 
 
 def _key(name: str) -> str:
-    clean = "".join(char if char in _KEY else "_" for char in name) or "_"
+    clean = name
+    if not name or not _KEY.issuperset(name):
+        clean = "".join(char if char in _KEY else "_" for char in name) or "_"
     return f"{clean}_" if clean in _OWN else clean
 
 

@@ -17,7 +17,7 @@ from sriov_fast.errors import BusyError, IpamError, SriovError
 from sriov_fast.ipam.kinds import may_choose_vf, needs_interface
 from sriov_fast.sriov import affinity, attach, detach, locks, netns, pool
 from sriov_fast.sriov.journal import ATTACHED, HOMING, Attachment, Journal
-from sriov_fast.values import Route, Value
+from sriov_fast.values import Link, Value
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -32,10 +32,11 @@ if TYPE_CHECKING:
     from sriov_fast.ipam.delegate import Running as Executed
     from sriov_fast.sriov.pool import Choice
     from sriov_fast.sriov.roots import Roots
-    from sriov_fast.values import Link
+    from sriov_fast.values import Route
 
     Running = Executed | Done
     T = TypeVar("T")
+    Start = Callable[[Callable[["Answer"], T], ExitStack], Callable[[], T]]
 
 
 def run(request: Request, roots: Roots, context: Context | None = None) -> Reply:
@@ -121,17 +122,34 @@ class Answer(Value):
     extra: object = None
 
 
-def _ipam_first(call: Call, undo: ExitStack) -> tuple[Call, Callable[[], Callable[[], Answer]]]:
+class Ready(Value):
+    """What is done with an answer before the VF is in the pod: all that comes after has to be waited for.
+
+    ``record``, ``content`` (of its file) and ``output`` are right if the device comes out as ``expected``.
+    """
+
+    given: Result
+    routes: tuple[Route, ...]
+    expected: Link
+    record: Attachment
+    content: bytes
+    output: bytes
+
+
+def _ipam_first(call: Call, undo: ExitStack) -> tuple[Call, Start[Any]]:
     """Run IPAM before everything else where it may choose the VF, and let its choice go before ours.
 
-    The second is what starts IPAM, or seems to, and returns what waits for the answer.
+    The second is what starts IPAM, or seems to. It is given what to do with the answer, and a stack that will
+    wait for the end of what runs beside us; it returns what waits for what was made of the answer.
     """
     if not call.conf.ipam_type or not may_choose_vf(call.conf.ipam_type):
-        return call, lambda: _ipam_start(call, undo)
+        return call, lambda work, running: _ipam_start(call, undo, work, running)
     for pf in call.conf.masters:
         pool.scan(pf, call.roots)  # what is wrong already must not cost an address
-    answer = _ipam_start(call, undo)()
-    return call.replace(conf=netconf.with_extra(call.conf, answer.extra)), lambda: lambda: answer
+    with ExitStack() as running:
+        answer = _ipam_start(call, undo, lambda found: found, running)()
+    settled = call.replace(conf=netconf.with_extra(call.conf, answer.extra))
+    return settled, lambda work, running: _joined(call, lambda: work(answer), running)
 
 
 def _require_detached(call: Call) -> None:
@@ -155,46 +173,65 @@ def _require_detached(call: Call) -> None:
         call.journal.remove(record)
 
 
-def _ipam_start(call: Call, undo: ExitStack) -> Callable[[], Answer]:
-    """Start IPAM's ADD; return what waits for its answer. From here on a failure gives the address back."""
+def _ipam_start(
+    call: Call, undo: ExitStack, work: Callable[[Answer], T], running: ExitStack
+) -> Callable[[], T]:
+    """Start IPAM's ADD; return what waits for its answer, and what ``work`` makes of that.
+
+    From here on a failure gives the address back.
+    """
     ipam = call.ipam()
     if ipam is None:
-        return lambda: Answer(result=result.Result())
-    starting = _started(call, lambda: _begun(ipam.start("ADD"), call.conf))
+        return _joined(call, lambda: work(Answer(result=result.Result())), running)
+    starting = _joined(call, lambda: _begun(ipam.start("ADD"), call.conf, work), running)
     if not call.context.beside:
         starting()  # a fault that is known now must not cost a move
     undo.callback(_ipam_take_back, call, ipam, starting)
 
-    def finish() -> Answer:
+    def finish() -> T:
         return starting()[1]()
 
     return finish
 
 
-def _begun(running: Running, conf: NetConf) -> tuple[Running, Callable[[], Answer]]:
-    """Return what runs with what waits for its answer; one that is there already is read now."""
+def _begun(running: Running, conf: NetConf, work: Callable[[Answer], T]) -> tuple[Running, Callable[[], T]]:
+    """Return what runs with what waits for its answer; one that is there already is worked on now."""
 
-    def finish() -> Answer:
-        return _answer(running.finish(IPAM_WAIT), conf)
+    def finish() -> T:
+        return work(_answer(running.finish(IPAM_WAIT), conf))
 
     if not running.ended:
         return running, finish
     try:
-        answer = finish()
+        done = finish()
     except (SriovError, OSError) as error:
         return running, _raiser(error)
-    return running, lambda: answer
+    return running, lambda: done
 
 
 def _started(call: Call, start: Callable[[], T]) -> Callable[[], T]:
-    """Start IPAM, beside us where that can be; return what returns or raises what that did."""
+    """Start something, beside us where that can be; return what returns or raises what that did."""
     if call.context.beside:
         return call.context.beside(start)
     try:
-        running = start()
+        done = start()
     except (SriovError, OSError) as error:
         return _raiser(error)
-    return lambda: running
+    return lambda: done
+
+
+def _joined(call: Call, start: Callable[[], T], running: ExitStack) -> Callable[[], T]:
+    """Start something that uses our descriptors: ``running`` waits for its end, however we go on."""
+    waiting = _started(call, start)
+    running.callback(_ended, waiting)
+    return waiting
+
+
+def _ended(waiting: Callable[[], object]) -> None:
+    try:
+        waiting()
+    except (SriovError, OSError):
+        pass  # told where the result is needed
 
 
 def _raiser(error: Exception) -> Callable[[], Any]:
@@ -204,9 +241,7 @@ def _raiser(error: Exception) -> Callable[[], Any]:
     return late
 
 
-def _ipam_take_back(
-    call: Call, ipam: Ipam | Builtin, starting: Callable[[], tuple[Running, Callable[[], Answer]]]
-) -> None:
+def _ipam_take_back(call: Call, ipam: Ipam | Builtin, starting: Callable[[], tuple[Running, object]]) -> None:
     try:
         running, _ = starting()
     except (SriovError, OSError):
@@ -281,29 +316,36 @@ def _take_back(call: Call, record: Attachment) -> None:
         call.log.error("the VF could not be brought home", pci=record.pci, pf=record.pf, why=error)
 
 
-def _attached(
-    call: Call, record: Attachment, host: nl.Socket, fd: int, start: Callable[[], Callable[[], Answer]]
-) -> Reply:
+def _attached(call: Call, record: Attachment, host: nl.Socket, fd: int, start: Start[Any]) -> Reply:
     """Configure and move the VF while IPAM runs, where that is possible, then set the addresses."""
-    finish = None if needs_interface(call.conf.ipam_type) else start()
-    call.step("start IPAM", "ipam")
-    with ExitStack() as running:
+    with ExitStack() as pods, ExitStack() as running:
+
+        def work(answer: Answer) -> tuple[Ready, nl.Socket]:
+            pod = pods.enter_context(nl.Socket(fd))
+            return _ready(call, record, _expected(record), answer.result), pod
+
+        finish = None if needs_interface(call.conf.ipam_type) else start(work, running)
+        call.step("start IPAM", "ipam")
         pinning = _pinned_beside(call, record, running)
         attach.configure(host, record)
         call.step("configure", "kernel")
         attach.move(host, record, fd)
         call.step("move", "kernel")
-        answer = (finish or start())()
+        ready, pod = (finish or start(work, running))()
         call.step("wait for IPAM", "ipam")
-        link = _addressed(record, host, fd, answer.result)
+        if any(":" in cidr for cidr in ready.record.addresses):
+            _enable_ipv6(fd, record.ifname)
+        link = _addressed(record, host, pod, ready)
         call.step("addresses and routes", "kernel")
         pinned = _pinned(call, record, pinning)
     call.step("pin the interrupts")
-    record = pinned.replace(state=ATTACHED, ifindex=link.index, mac=link.mac, **_given(answer.result))
-    call.journal.write(record)
+    if pinned != record or _told(link) != _told(ready.expected):
+        ready = _ready(call, pinned, link, ready.given)
+    record = ready.record
+    call.journal.write(record, ready.content)
     call.log.info("attached", pf=record.pf, vf=record.vf, pci=record.pci, mac=record.mac)
     done = Reply(
-        output=reply.success(_outcome(call, record, link, answer.result), call.conf),
+        output=ready.output,
         afterwards=_announcement(call, record),
         undelivered=lambda: _take_all_back(call),
     )
@@ -311,14 +353,46 @@ def _attached(
     return done
 
 
-def _addressed(record: Attachment, host: nl.Socket, fd: int, given: Result) -> Link:
-    addresses = [item.address for item in given.ips]
-    if any(":" in cidr for cidr in addresses):
-        _enable_ipv6(fd, record.ifname)
-    with nl.Socket(fd) as pod:
-        # the kernel gives another index where the pod has a device with the host's
-        index = netns.index_of(pod.fileno(), record.ifname)
-        link = attach.address(pod, record, index, addresses, _routes(given))
+def _expected(record: Attachment) -> Link:
+    """Return the device as it should be in the pod."""
+    return Link(
+        index=record.ifindex,
+        name=record.ifname,
+        mac=record.asked.mac or record.before_mac,
+        mtu=record.mtu or record.before_mtu,
+        up=True,
+    )
+
+
+def _told(link: Link) -> tuple[object, ...]:
+    """Return what journal and result have of a device."""
+    return link.index, link.mac, link.mtu
+
+
+def _ready(call: Call, record: Attachment, link: Link, given: Result) -> Ready:
+    """Return what is to be written and printed of a VF that is in the pod as ``link``."""
+    routes = tuple(_routes(given))
+    record = record.replace(
+        state=ATTACHED,
+        ifindex=link.index,
+        mac=link.mac,
+        addresses=tuple(item.address for item in given.ips),
+        routes=tuple(route.as_dict() for route in routes),
+    )
+    return Ready(
+        given=given,
+        routes=routes,
+        expected=link,
+        record=record,
+        content=call.journal.content(record),
+        output=reply.success(_outcome(call, record, link, given), call.conf),
+    )
+
+
+def _addressed(record: Attachment, host: nl.Socket, pod: nl.Socket, ready: Ready) -> Link:
+    # the kernel gives another index where the pod has a device with the host's
+    index = netns.index_of(pod.fileno(), record.ifname)
+    link = attach.address(pod, record, index, ready.record.addresses, ready.routes)
     attach.verify(host, record, link)
     return link
 
@@ -338,11 +412,6 @@ def _routes(given: Result) -> list[Route]:
         route if route.gw or route.scope is not None else route.replace(gw=gateways.get(":" in route.dst, ""))
         for route in given.routes
     ]
-
-
-def _given(given: Result) -> dict[str, Any]:
-    addresses = tuple(item.address for item in given.ips)
-    return {"addresses": addresses, "routes": tuple(route.as_dict() for route in _routes(given))}
 
 
 def _pinned_beside(call: Call, record: Attachment, running: ExitStack) -> Callable[[], Any] | None:

@@ -1,59 +1,67 @@
-"""The value types: frozen, with slots, compared by value.
+"""The value types: frozen, compared by value.
 
 ``dataclasses`` would serve, but its import takes longer than a whole ADD's work outside the kernel.
 """
 
 from __future__ import annotations
 
-from _operator import attrgetter
-
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
     from typing import Any, Self, dataclass_transform
+
+    _Base = object  # that it is a tuple is nobody's business
+    _tuplegetter: Callable[[int, str | None], object]
 else:
+    from _collections import _tuplegetter  # what a namedtuple reads its fields with
+
+    _Base = tuple
 
     def dataclass_transform(**_):
         """Stand in for ``typing``'s, which only type checkers need."""
         return lambda cls: cls
 
 
+_new: Any = tuple.__new__
+
+
 class _Meta(type):
-    """Makes slots of the annotations, and keeps the defaults beside them."""
+    """Makes the annotations names of a tuple's places, and keeps the defaults beside them."""
 
     def __new__(mcls, name: str, bases: tuple[type, ...], ns: dict[str, Any]) -> _Meta:
         own = tuple(ns.get("__annotations__", ()))
         defaults = {key: ns.pop(key) for key in own if key in ns}
         inherited = [base for base in bases if isinstance(base, _Meta)]
-        ns["__slots__"] = own
-        cls = super().__new__(mcls, name, bases, ns)
-        cls._fields = sum((base._fields for base in inherited), ()) + own
+        fields = sum((base._fields for base in inherited), ()) + own
+        places = {key: _tuplegetter(place, None) for place, key in enumerate(fields) if key in own}
+        cls = super().__new__(mcls, name, bases, ns | places | {"__slots__": ()})
+        cls._fields = fields
         cls._defaults = {k: v for base in inherited for k, v in base._defaults.items()} | defaults
-        cls._known = frozenset(cls._fields)
-        several = len(cls._fields) > 1  # else attrgetter returns the value, not a tuple
-        cls._values = staticmethod(attrgetter(*cls._fields) if several else _few)
+        cls._known = frozenset(fields)
         return cls
 
     _fields: tuple[str, ...]
     _known: frozenset[str]
     _defaults: dict[str, Any]
-    _values: Callable[[object], tuple[Any, ...]]
-
-
-def _few(value: object) -> tuple[Any, ...]:
-    return tuple(getattr(value, name) for name in type(value)._fields)  # type: ignore[attr-defined]
 
 
 @dataclass_transform(kw_only_default=True, frozen_default=True, eq_default=True)
-class Value(metaclass=_Meta):
-    """Base of the value types: keyword arguments only, no change after construction."""
+class Value(_Base, metaclass=_Meta):
+    """Base of the value types: keyword arguments only, no change after construction.
 
-    def __init__(self, **given: Any) -> None:
-        cls = type(self)
+    Each is a tuple inside: an ADD makes some forty, and a tuple is filled without a step of ours a field.
+    """
+
+    def __new__(cls, **given: Any) -> Self:
+        """Make one; TypeError names the field that is missing, or that there is not."""
         values = cls._defaults | given
         if values.keys() != cls._known:
             raise _misfit(cls, given)
-        _fill(self, values)
+        value: Self = _new(cls, map(values.__getitem__, cls._fields))
+        return value
+
+    def __getnewargs_ex__(self) -> tuple[tuple[()], dict[str, Any]]:
+        return (), self.as_dict()
 
     def __setattr__(self, name: str, value: object) -> None:
         raise AttributeError(f"{type(self).__name__} is frozen: {name!r}")
@@ -62,10 +70,12 @@ class Value(metaclass=_Meta):
         raise AttributeError(f"{type(self).__name__} is frozen: {name!r}")
 
     def __eq__(self, other: object) -> bool:
-        return type(self) is type(other) and self.as_dict() == other.as_dict()
+        return type(self) is type(other) and _same(self, other)
 
-    def __hash__(self) -> int:
-        return hash(tuple(getattr(self, name) for name in type(self)._fields))
+    def __ne__(self, other: object) -> bool:
+        return not self == other
+
+    __hash__ = _Base.__hash__
 
     def __repr__(self) -> str:
         inner = ", ".join(f"{k}={v!r}" for k, v in self.as_dict().items())
@@ -73,24 +83,18 @@ class Value(metaclass=_Meta):
 
     def as_dict(self) -> dict[str, Any]:
         """Return the fields by name, in order, values as they are."""
-        cls = type(self)
-        return dict(zip(cls._fields, cls._values(self), strict=True))
+        return dict(zip(type(self)._fields, self, strict=True))  # type: ignore[call-overload]
 
     def replace(self, **changes: Any) -> Self:
         """Return a copy with some fields changed."""
         cls = type(self)
-        values = self.as_dict() | changes
-        if len(values) != len(cls._fields):
-            raise _misfit(cls, values)
-        copy = cls.__new__(cls)
-        _fill(copy, values)
+        if not changes.keys() <= cls._known:
+            raise _misfit(cls, self.as_dict() | changes)
+        copy: Self = _new(cls, map(changes.get, cls._fields, self))  # type: ignore[call-overload]
         return copy
 
 
-def _fill(value: Value, values: dict[str, Any]) -> None:
-    put = object.__setattr__
-    for name, each in values.items():
-        put(value, name, each)
+_same: Any = tuple.__eq__
 
 
 def _misfit(cls: type[Value], given: dict[str, Any]) -> TypeError:

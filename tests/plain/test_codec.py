@@ -118,6 +118,15 @@ def test_read(data: bytes, value: object) -> None:
     assert codec.loads(data) == value
 
 
+@pytest.mark.parametrize("size", [0, 1, 9, 20])
+def test_our_own(size: int) -> None:
+    """Nothing of ours is called for each object and number; what was cut short is refused all the same."""
+    written = codec.dumps({"a": {"b": [1, 2.5, None]}})
+    assert codec.loads(written, own=True) == codec.loads(written)
+    with pytest.raises(DecodeError, match="cannot be decoded"):
+        codec.loads(written[:size], own=True)
+
+
 def _strict(data: bytes) -> object:
     """The obvious reader: json.loads with what we refuse beyond it."""
 

@@ -160,7 +160,7 @@ class Journal:
         path = self._path(pci, entry)
         try:
             with open(path, "rb", buffering=0) as file:
-                record = _typed(codec.loads(file.read(), path))
+                record = _typed(codec.loads(file.read(), path, own=True))
         except FileNotFoundError:
             return None
         except (DecodeError, KeyError, TypeError, ValueError, AttributeError):
@@ -172,11 +172,18 @@ class Journal:
             return None
         return record
 
-    def write(self, record: Attachment) -> None:
-        """Write the record, whole, in place of an older one; the VF's lock must be held."""
+    def content(self, record: Attachment) -> bytes:
+        """Return what the record's file has."""
+        return codec.dumps(_plain(record))
+
+    def write(self, record: Attachment, content: bytes = b"") -> None:
+        """Write the record, whole, in place of an older one; the VF's lock must be held.
+
+        ``content`` is the record's, where that is at hand.
+        """
         path = self._path_of(record)
         draft = f"{self._dir}/.{record.pci}"  # one name for each VF: what a crash leaves is written over
-        content = codec.dumps(_plain(record))
+        content = content or self.content(record)
         try:
             try:
                 _put(draft, content)

@@ -88,9 +88,9 @@ def _path(run: str, name: str) -> str:
     return f"{run}/locks/{name}"
 
 
-def _open(run: str, name: str) -> int:
+def _open(path: str) -> int:
     flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
-    path = _path(run, name)
+    run = path.rpartition("/locks/")[0]
     try:
         try:
             return os.open(path, flags, 0o600)
@@ -105,29 +105,19 @@ def _open(run: str, name: str) -> int:
         ) from error
 
 
-def _is_current(fd: int, path: str) -> bool:
-    """Say whether the file that we locked still is the one of that name: its last holder removed it."""
-    try:
-        there = os.stat(path)
-    except FileNotFoundError:
-        return False
-    ours = os.fstat(fd)
-    return (there.st_dev, there.st_ino) == (ours.st_dev, ours.st_ino)
-
-
 def attempt(run: str, name: str, who: str) -> Lock | None:
     """Take the lock ``name`` if it is free now; ``who`` is what others are told. None: it is held."""
     path = _path(run, name)
-    return _locked_inside(run, name, who) if _pass(path, 0) else None
+    return _locked_inside(path, who) if _pass(path, 0) else None
 
 
-def _locked_inside(run: str, name: str, who: str, wait: float = 0) -> Lock | None:
+def _locked_inside(path: str, who: str, wait: float = 0) -> Lock | None:
     """Take the file's lock, the gate being passed; the gate is left again where that fails."""
-    path, lock = _path(run, name), None
+    lock = None
     try:
         deadline = time.monotonic() + wait
         pause = _PAUSE
-        while (lock := _flocked(run, name, who)) is None and time.monotonic() < deadline:
+        while (lock := _flocked(path, who)) is None and time.monotonic() < deadline:
             time.sleep(pause)
             pause = min(pause * 2, _LONGEST_PAUSE)
     finally:
@@ -136,14 +126,14 @@ def _locked_inside(run: str, name: str, who: str, wait: float = 0) -> Lock | Non
     return lock
 
 
-def _flocked(run: str, name: str, who: str) -> Lock | None:
-    path = _path(run, name)
+def _flocked(path: str, who: str) -> Lock | None:
     while True:
-        fd = _open(run, name)
+        fd = _open(path)
         try:
             fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            if _is_current(fd, path):
-                _sign(fd, who)
+            ours = os.fstat(fd)
+            if _is_current(ours, path):
+                _sign(fd, who, ours.st_size)
                 return Lock(fd, path)
         except BlockingIOError:
             os.close(fd)
@@ -154,10 +144,23 @@ def _flocked(run: str, name: str, who: str) -> Lock | None:
         os.close(fd)
 
 
-def _sign(fd: int, who: str) -> None:
-    """Say whose the lock is. It is ours without that, too: a DEL must be possible where the tmpfs is full."""
+def _is_current(ours: os.stat_result, path: str) -> bool:
+    """Say whether the file that we locked still is the one of that name: its last holder removed it."""
     try:
-        os.ftruncate(fd, 0)
+        there = os.stat(path)
+    except FileNotFoundError:
+        return False
+    return (there.st_dev, there.st_ino) == (ours.st_dev, ours.st_ino)
+
+
+def _sign(fd: int, who: str, size: int) -> None:
+    """Say whose the lock is. It is ours without that, too: a DEL must be possible where the tmpfs is full.
+
+    ``size`` is that of what a holder left that was killed.
+    """
+    try:
+        if size:
+            os.ftruncate(fd, 0)
         os.pwrite(fd, f"pid {os.getpid()}, {who}".encode("utf-8", "surrogateescape"), 0)
     except OSError:
         pass
@@ -175,9 +178,9 @@ def holder(run: str, name: str) -> str:
 def acquire(run: str, name: str, who: str, wait: float = WAIT) -> Lock:
     """Take the lock ``name``, waiting at most ``wait`` seconds; TryAgainError (11) names the holder."""
     deadline = time.monotonic() + wait
-    lock = None
-    if _pass(_path(run, name), wait):
-        lock = _locked_inside(run, name, who, deadline - time.monotonic())
+    path, lock = _path(run, name), None
+    if _pass(path, wait):
+        lock = _locked_inside(path, who, deadline - time.monotonic())
     if lock is None:
         raise TryAgainError(
             f"the lock of {name} was not free within {wait:g} s: held by {holder(run, name)}",

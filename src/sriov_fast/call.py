@@ -47,7 +47,8 @@ class Context(Value):
     """Where a request is served.
 
     ``environ`` and ``stderr`` (descriptors) are for its log and for the plugins that it executes;
-    ``netns_fd`` is its namespace where it came as a descriptor. ``token`` marks what this very call did.
+    ``netns_fd`` is its namespace where it came as a descriptor, ``home_fd`` our own where that is open.
+    ``token`` marks what this very call did.
     ``beside`` runs something while the kernel works, and returns what waits for it; ``defer_release`` lets a
     DEL answer before the VF is home. ``steps`` measures.
     """
@@ -55,6 +56,7 @@ class Context(Value):
     environ: Mapping[str, str] = os.environ
     stderr: Sequence[int] = (_STDERR,)
     netns_fd: int = -1
+    home_fd: int = -1
     token: str = ""
     beside: Callable[[Callable[[], Any]], Callable[[], Any]] | None = None
     defer_release: bool = False
@@ -79,7 +81,7 @@ class Call(Value):
     @property
     def where(self) -> Where:
         """What the runtime says of the pod's namespace."""
-        return Where(path=self.request.netns, fd=self.context.netns_fd)
+        return Where(path=self.request.netns, fd=self.context.netns_fd, home=self.context.home_fd)
 
     def owner_lock(self) -> locks.Lock:
         """Keep two requests for one interface of one container apart."""

@@ -96,7 +96,7 @@ def _verb(command: str) -> Callable[[Call], Reply]:
 def add(call: Call) -> Reply:
     """Give the container a VF (SPEC, "ADD"). Whatever fails, everything is undone."""
     with ExitStack() as closing, ExitStack() as undo:
-        fd = netns.open_pod(call.request.netns, call.context.netns_fd)
+        fd = netns.open_pod(call.request.netns, call.context.netns_fd, call.context.home_fd)
         closing.callback(os.close, fd)
         affinity.require_online(call.conf.cores, call.roots)
         closing.enter_context(call.owner_lock())
@@ -282,7 +282,6 @@ def _journaled(call: Call, choice: Choice, host: nl.Socket, undo: ExitStack) -> 
     record = attach.observe(
         host,
         choice,
-        call.roots,
         Attachment(
             container_id=asked.container_id,
             ifname=asked.ifname,
@@ -298,8 +297,9 @@ def _journaled(call: Call, choice: Choice, host: nl.Socket, undo: ExitStack) -> 
         ),
     )
     call.step("read the VF's state", "kernel")
-    if conf.cores:
-        record = record.replace(pinned=affinity.plan(list(record.irqs), conf.cores))
+    if conf.cores:  # else they stay as they are
+        masks = affinity.masks_of(record.pci, call.roots)
+        record = record.replace(irqs=masks, pinned=affinity.plan(list(masks), conf.cores))
     call.journal.write(record)
     call.step("write the journal")
     undo.callback(_take_back, call, record)

@@ -413,11 +413,67 @@ def flocked(node: Node, name: str) -> Iterator[None]:
     path = node.run_dir / "locks" / name
     process = subprocess.Popen(["flock", str(path), "sh", "-c", "echo; read _"], stdin=-1, stdout=-1)
     assert process.stdout
-    process.stdout.readline()
+    assert process.stdout.readline(), "the lock cannot be held"
     try:
         yield
     finally:
         process.communicate(b"\n")
+
+
+# --- where it works
+
+
+def kept(node: ResidentNode) -> list[int]:
+    """Return the CPUs that threads of the server are kept on."""
+    found = []
+    for thread in Path(f"/proc/{node.server.pid}/task").iterdir():
+        with contextlib.suppress(ProcessLookupError, FileNotFoundError):
+            found.append(os.sched_getaffinity(int(thread.name)))
+    return sorted(min(mask) for mask in found if mask != os.sched_getaffinity(0))
+
+
+@pytest.mark.modes("resident", "deferred")
+@pytest.mark.parametrize("last", [False, True])
+def test_a_request_alone_is_served_on_its_clients_cpu(node: ResidentNode, last: bool) -> None:
+    """As long as it lasts. A second one has the CPU that the kernel gives it, and so have their plugins."""
+    node.server.ready()
+    number = (max if last else min)(os.sched_getaffinity(0))
+    first, second, conf = node.pod(), node.pod(), node.conf(ipam=own(node))
+    node.add(conf, first)  # makes the directories
+    node.delete(conf, first)
+    before = node.snapshot()
+    with flocked(node, f"owner-{first}~eth0"), flocked(node, f"owner-{second}~eth0"):
+        assert kept(node) == []
+        adding = [node.start("ADD", conf, first, wrap=("taskset", "-c", str(number)))]
+        wait_for(lambda: kept(node) == [number], f"no thread is kept on CPU {number}")
+        adding.append(node.start("ADD", conf, second, wrap=("taskset", "-c", str(number))))
+        wait_for(lambda: busy(node) == 2, "there are not two requests")
+        assert kept(node) == [number]
+    for process in adding:
+        assert node.finish(process).status == 0
+    wait_for(lambda: not kept(node), "a thread is kept on a CPU for no request")
+    for pod in (first, second):
+        node.delete(conf, pod)
+    wait_for(lambda: not kept(node), "a thread is kept on a CPU for no request")
+    assert node.snapshot() == before
+
+
+def busy(node: ResidentNode) -> int:
+    """Return how many connections the server has."""
+    found = [os.readlink(path) for path in Path(f"/proc/{node.server.pid}/fd").iterdir() if path.is_symlink()]
+    return sum(target.startswith("socket:") for target in found) - 1
+
+
+def test_what_it_executes_may_run_anywhere(node: ResidentNode) -> None:
+    held_up(node)
+    pod, conf = node.pod(), node.conf(ipam=LATE)
+    number = min(os.sched_getaffinity(0))
+    process = node.start("ADD", conf, pod, wrap=("taskset", "-c", str(number)))
+    wait_for(lambda: kept(node) == [number], f"no thread is kept on CPU {number}")
+    assert os.sched_getaffinity(waits(node, pod)) == os.sched_getaffinity(0)
+    let_go(node)
+    assert node.finish(process).status == 0
+    node.delete(conf, pod)
 
 
 # --- the namespace

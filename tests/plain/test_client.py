@@ -107,6 +107,7 @@ class Request(NamedTuple):
     stdin: bytes
     token: bytes
     files: list[int]
+    cpu: int = -1
 
 
 Behaviour = Callable[[socket.socket, Request], None]
@@ -160,8 +161,9 @@ class Server:
         header = first + exactly(connection, REQUEST.size - len(first))
         magic, flags, env_len, stdin_len, token = REQUEST.unpack(header)
         assert magic == MAGIC
+        cpu, flags = (flags >> 16) - 1, flags & 0xFFFF
         env, stdin = exactly(connection, env_len), exactly(connection, stdin_len)
-        request = Request(flags, env, stdin, token, files)
+        request = Request(flags, env, stdin, token, files, cpu)
         self.requests.append(request)
         try:
             self._behave(connection, request)
@@ -238,6 +240,18 @@ def test_the_request(client: Path, address: Path) -> None:
     assert request.stdin == CONFIG
     assert request.flags == HAS_STDERR
     assert len(request.files) == 1
+
+
+@pytest.mark.parametrize("number", sorted(os.sched_getaffinity(0)))
+def test_it_says_where_it_runs(client: Path, address: Path, number: int) -> None:
+    allowed = os.sched_getaffinity(0)
+    with Server(address, replying()) as server:
+        os.sched_setaffinity(0, {number})  # inherited
+        try:
+            call(client, address)
+        finally:
+            os.sched_setaffinity(0, allowed)
+    assert server.requests[0].cpu == number
 
 
 def test_every_call_has_another_token(client: Path, address: Path) -> None:

@@ -94,6 +94,14 @@ def test_descriptors(pair: Pair, flags: int) -> None:
         assert open_files() == before
 
 
+@pytest.mark.parametrize("number", [-1, 0, 1, 4095])
+def test_the_clients_cpu(pair: Pair, number: int) -> None:
+    client, server = pair
+    send(client, whole(flags=(number + 1) << 16))
+    asked = frames.receive(server)
+    assert (asked.cpu, asked.netns_fd, asked.stderr_fd) == (number, -1, -1)
+
+
 def test_in_many_pieces(pair: Pair) -> None:
     """The descriptors come with the first byte."""
     client, server = pair

@@ -21,6 +21,7 @@
 #include <sys/random.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
+#include <sys/syscall.h>
 #include <sys/time.h>
 #include <sys/un.h>
 #include <sys/wait.h>
@@ -46,6 +47,7 @@
 #define IO_FAILURE 5
 
 enum { HAS_NETNS = 1, HAS_STDERR = 2 };
+enum { CPU_SHIFT = 16 };
 enum { TOKEN = 16 };
 
 struct request {
@@ -609,6 +611,14 @@ static int read_stdin(struct call *call)
     return 0;
 }
 
+/* Return one more than the number of the CPU that we are on, 0 where that is not known. */
+static uint32_t this_cpu(void)
+{
+    unsigned int number;
+
+    return syscall(SYS_getcpu, &number, NULL, NULL) || number >= UINT16_MAX ? 0 : number + 1;
+}
+
 /* Put the request together; return 0, or -1 where that cannot be. */
 static int compose(struct call *call)
 {
@@ -624,6 +634,7 @@ static int compose(struct call *call)
     for (char **entry = call->env; *entry; entry++)
         at = stpcpy(at, *entry) + 1;
     call->request->magic = MAGIC;
+    call->request->flags = this_cpu() << CPU_SHIFT;
     call->request->env_len = (uint32_t)env_len;
     call->in = at;
     if (read_stdin(call))

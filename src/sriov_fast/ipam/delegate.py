@@ -12,7 +12,7 @@ import os
 import select
 import time
 
-from sriov_fast import codec
+from sriov_fast import codec, cpu
 from sriov_fast.errors import ConfigError, DecodeError, EnvError, IpamError
 from sriov_fast.ipam.kinds import may_choose_vf, needs_interface
 from sriov_fast.values import Value
@@ -301,6 +301,7 @@ def _memory_file(content: bytes) -> int:
 
 
 def _spawn(program: str, streams: tuple[int, int, int], env: Mapping[str, str]) -> int:
+    cpu.roam()
     actions = [(os.POSIX_SPAWN_DUP2, fd, number) for number, fd in enumerate(streams)]
     return os.posix_spawn(
         program,

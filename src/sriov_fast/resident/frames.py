@@ -2,7 +2,8 @@
 
 A request is a header (magic, flags, size of the environment, size of stdin, token of 16 bytes), the
 environment (``NAME=VALUE`` and a zero byte each) and stdin. With its first byte come, as ``flags`` say,
-descriptors of the pod's namespace and of the client's stderr (unix(7), SCM_RIGHTS). A reply is a header
+descriptors of the pod's namespace and of the client's stderr (unix(7), SCM_RIGHTS). The upper half of
+``flags`` is the number of the client's CPU plus one, 0 where it does not say. A reply is a header
 (magic, exit status, size, 0) and what goes to stdout. Numbers have 32 bits, in the machine's order.
 """
 
@@ -42,6 +43,7 @@ class Asked(Value):
     token: str
     netns_fd: int = -1
     stderr_fd: int = -1
+    cpu: int = -1
 
     def close(self) -> None:
         """Close the namespace's descriptor."""
@@ -92,6 +94,7 @@ def _receive(connection: _socket.socket, fds: list[int]) -> Asked:
         token=token.hex(),
         netns_fd=passed.get(NETNS, -1),
         stderr_fd=passed.get(STDERR, -1),
+        cpu=(given >> 16) - 1,
     )
 
 

@@ -18,12 +18,13 @@ import time
 import traceback
 from contextlib import ExitStack
 
-from sriov_fast import log, plugin, upkeep
+from sriov_fast import cpu, log, plugin, upkeep
 from sriov_fast.beside import beside
 from sriov_fast.call import Context, Reply
 from sriov_fast.cni import reply, request
 from sriov_fast.errors import SriovError
 from sriov_fast.resident import frames
+from sriov_fast.sriov import netns
 from sriov_fast.values import Value
 
 TYPE_CHECKING = False
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
     from sriov_fast.steps import Steps
 
 _STDERR = 2
+_MOVING = ("ADD", "DEL")  # the verbs that move a device
 _SIGNALS = {signal.SIGTERM, signal.SIGINT}
 # A request makes some hundred objects that last to its end, and hardly ever a cycle: collections, which take
 # as long as a step of it, come seldom, and when nobody waits (``_upkeep``).
@@ -63,6 +65,7 @@ class Server:
         self._log = log.Logger()
         self._counts = _thread.allocate_lock()
         self._paying = _thread.allocate_lock()
+        self._home = netns.own()
         self._threads = 0
         self._waiting = 0
         self._stopping = False
@@ -86,6 +89,7 @@ class Server:
         while self._threads:
             time.sleep(0.005)
         self._listener.close()
+        os.close(self._home)
 
     # --- threads
 
@@ -142,6 +146,10 @@ class Server:
     def _is_stopping(self) -> bool:
         return self._stopping
 
+    def _is_alone(self) -> bool:
+        """Say whether ours is the only request. Where others are at work, no CPU is quiet (``cpu``)."""
+        return self._threads - self._waiting == 1
+
     def _wake_all(self) -> None:
         """Let every thread that waits for a connection have one, and see that the server stops."""
         for _ in range(self._threads):
@@ -165,6 +173,9 @@ class Server:
             return
         with ExitStack() as closing:
             closing.callback(asked.close)
+            if self._is_alone() and asked.environ.get("CNI_COMMAND") in _MOVING:
+                closing.callback(cpu.roam)
+                cpu.stay(asked.cpu)
             self._carry_out(connection, asked, begin)
 
     def _carry_out(self, connection: _socket.socket, asked: frames.Asked, begin: int) -> None:
@@ -202,6 +213,7 @@ class Server:
             environ=asked.environ,
             stderr=streams,
             netns_fd=asked.netns_fd,
+            home_fd=self._home,
             token=asked.token,
             beside=beside,
             defer_release=self._options.defer_release,

@@ -10,7 +10,6 @@ import errno
 
 from sriov_fast.backend import nl
 from sriov_fast.errors import BusyError, ConfigError, KernelError, NetlinkError
-from sriov_fast.sriov import affinity
 from sriov_fast.sriov.journal import Attachment
 from sriov_fast.values import VfSettings
 
@@ -19,13 +18,12 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from sriov_fast.sriov.pool import Choice
-    from sriov_fast.sriov.roots import Roots
     from sriov_fast.values import Link, Route
 
 NOTHING = VfSettings()
 
 
-def observe(host: nl.Socket, choice: Choice, roots: Roots, record: Attachment) -> Attachment:
+def observe(host: nl.Socket, choice: Choice, record: Attachment) -> Attachment:
     """Return the record with the VF's original state: one send, the PF's list of VFs read once."""
     vf = choice.vf
     batch = nl.Batch()
@@ -47,7 +45,6 @@ def observe(host: nl.Socket, choice: Choice, roots: Roots, record: Attachment) -
         before_perm=netdev.perm,
         before_mtu=netdev.mtu,
         before_up=netdev.up,
-        irqs=affinity.masks_of(vf.pci, roots),
     )
 
 

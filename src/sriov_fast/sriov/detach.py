@@ -268,7 +268,7 @@ def _bring_home(host: nl.Socket, job: _Job, place: Place) -> str:
     record = job.record
     try:
         if place.pod:
-            _move_home(place.pod, place.link.index, record.host_name)
+            _move_home(place.pod, place.link.index, record.host_name, job.where.home)
         elif record.host_name not in ("", place.link.name):
             _run(host, place.link.index, name=record.host_name)
     except NetlinkError as error:
@@ -278,8 +278,8 @@ def _bring_home(host: nl.Socket, job: _Job, place: Place) -> str:
     return record.host_name
 
 
-def _move_home(pod: nl.Socket, index: int, name: str) -> None:
-    here = netns.own()
+def _move_home(pod: nl.Socket, index: int, name: str, home: int) -> None:
+    here = netns.own(home)
     try:
         _run(pod, index, netns_fd=here, name=name)
     finally:
@@ -291,7 +291,7 @@ def _home_under_another_name(job: _Job, pod: nl.Socket | None) -> str:
     record = job.record
     left = locate.link_in(pod, record) if pod else None
     if pod and left:
-        _move_home(pod, left.index, "dev%d")
+        _move_home(pod, left.index, "dev%d", job.where.home)
     link = locate.link_in_host(record, job.roots)
     now = link.name if link else ""
     job.log.error("another device has the VF's name", name=record.host_name, now=now, pci=record.pci)

@@ -29,8 +29,8 @@ class Attachment(Value):
     """What was done for one interface of one container, and what was there before.
 
     ``before*`` is the VF's original state: ``before`` what the PF held for it, the others what its device
-    showed. ``irqs`` are the interrupts' masks before, ``pinned`` those that were set. ``asked`` is what
-    the PF was told. ``request`` is what an IPAM DEL needs later: CNI_ARGS, CNI_PATH and the configuration.
+    showed. ``irqs`` are the interrupts' masks before, ``pinned`` those that were set, if any. ``asked`` is
+    what the PF was told. ``request`` is what an IPAM DEL needs later: CNI_ARGS, CNI_PATH, the configuration.
     ``token`` is the call's that made it, where it came through the resident server's client.
     """
 

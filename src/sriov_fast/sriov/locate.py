@@ -30,10 +30,14 @@ class Place(Value):
 
 
 class Where(Value):
-    """What the runtime says of the pod's namespace now: its path, and a descriptor where it passed one."""
+    """What the runtime says of the pod's namespace now: its path, and a descriptor where it passed one.
+
+    ``home`` is a descriptor of our own, -1 where we have none open.
+    """
 
     path: str = ""
     fd: int = -1
+    home: int = -1
 
     def fd_of(self, path: str) -> int:
         """Return the descriptor of ``path``, -1 where there is none."""
@@ -46,7 +50,7 @@ def find(record: Attachment, where: Where, roots: Roots, log: Logger) -> Place |
     It need not be ``where`` the runtime says; then the ADD's path may lead.
     """
     for candidate, fd in {where.path: where.fd, record.netns: where.fd_of(record.netns)}.items():
-        pod = _socket(candidate, fd, log) if candidate else None
+        pod = _socket(candidate, fd, where.home, log) if candidate else None
         place = _in_pod(pod, record) if pod else None
         if place:
             return place
@@ -54,7 +58,7 @@ def find(record: Attachment, where: Where, roots: Roots, log: Logger) -> Place |
     return Place(link=link) if link else None
 
 
-def _socket(path: str, given: int, log: Logger) -> nl.Socket | None:
+def _socket(path: str, given: int, home: int, log: Logger) -> nl.Socket | None:
     """Return a socket in the namespace; None where it is gone, is no namespace, or is ours."""
     try:
         fd = netns.open_netns(path, given)
@@ -62,7 +66,7 @@ def _socket(path: str, given: int, log: Logger) -> nl.Socket | None:
         log.info("no namespace to bring the VF home from", path=path, why=error.msg)
         return None
     try:
-        return None if netns.is_here(fd) else nl.Socket(fd)
+        return None if netns.is_here(fd, home) else nl.Socket(fd)
     finally:
         os.close(fd)
 

@@ -39,23 +39,27 @@ def _wrong(path: str, why: str, errno: int) -> EnvError:
     return EnvError(f"CNI_NETNS {path!r}: {why}", advice, errno=errno)
 
 
-def open_pod(path: str, given: int = -1) -> int:
-    """Return a descriptor of a pod's network namespace; EnvError (4) for the one that we are in ourselves."""
+def open_pod(path: str, given: int = -1, home: int = -1) -> int:
+    """Return a descriptor of a pod's network namespace; EnvError (4) for the one that we are in ourselves.
+
+    ``home`` here and below is a descriptor of that one, where somebody has it open.
+    """
     fd = open_netns(path, given)
-    if is_here(fd):
+    if is_here(fd, home):
         os.close(fd)
         raise _wrong(path, "is the host's own namespace", 0)
     return fd
 
 
-def own() -> int:
+def own(home: int = -1) -> int:
     """Return a descriptor of the network namespace that we are in."""
-    return os.open("/proc/thread-self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
+    return os.dup(home) if home >= 0 else os.open("/proc/thread-self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
 
 
-def is_here(fd: int) -> bool:
+def is_here(fd: int, home: int = -1) -> bool:
     """Say whether a descriptor is of the network namespace that we are in."""
-    here, there = os.stat("/proc/thread-self/ns/net"), os.fstat(fd)
+    here = os.fstat(home) if home >= 0 else os.stat("/proc/thread-self/ns/net")
+    there = os.fstat(fd)
     return (here.st_dev, here.st_ino) == (there.st_dev, there.st_ino)
 
 

@@ -1,0 +1,61 @@
+"""Threads that are kept on one CPU for a while."""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Callable, Iterator
+
+import pytest
+
+from sriov_fast import beside, cpu
+
+ALLOWED = os.sched_getaffinity(0)
+
+
+@pytest.fixture(autouse=True)
+def back() -> Iterator[None]:
+    yield
+    cpu.roam()
+    assert os.sched_getaffinity(0) == ALLOWED
+
+
+@pytest.mark.parametrize("number", sorted(ALLOWED))
+def test_stay_and_roam(number: int) -> None:
+    cpu.stay(number)
+    assert (os.sched_getaffinity(0), cpu.kept()) == ({number}, number)
+    cpu.roam()
+    assert (os.sched_getaffinity(0), cpu.kept()) == (ALLOWED, -1)
+
+
+@pytest.mark.parametrize("number", [-1, 70000])
+def test_no_cpu_of_ours(number: int) -> None:
+    """Nobody knows where the client ran, or it was where the operator does not want us."""
+    cpu.stay(number)
+    assert (os.sched_getaffinity(0), cpu.kept()) == (ALLOWED, -1)
+
+
+def test_what_the_kernel_refuses(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cpu, "_allowed", {70000})
+    cpu.stay(70000)
+    assert (os.sched_getaffinity(0), cpu.kept()) == (ALLOWED, -1)
+
+
+def test_each_thread_for_itself() -> None:
+    cpu.stay(min(ALLOWED))
+    seen: list[object] = []
+    thread = threading.Thread(target=lambda: seen.extend((cpu.kept(), cpu.roam())))
+    thread.start()
+    thread.join()
+    assert (seen, cpu.kept()) == ([-1, None], min(ALLOWED))
+
+
+@pytest.mark.parametrize("keep", [True, False])
+def test_what_runs_beside(keep: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It has any CPU, and begins a moment later beside somebody who is kept on his."""
+    pauses: list[float] = []
+    monkeypatch.setattr(beside.time, "sleep", pauses.append)
+    if keep:
+        cpu.stay(min(ALLOWED))
+    finish: Callable[[], set[int]] = beside.beside(lambda: os.sched_getaffinity(0))
+    assert (finish(), bool(pauses)) == (ALLOWED, keep)

@@ -27,6 +27,8 @@ class Replay:
 _replay = Replay()
 LABELS = {
     "c": "C",
+    "elsewhere": "C, client and server",
+    "here": "C, client and server, on one CPU",
     "compiled": "in-process",
     "started": "in-process, no image",
     "plain": "in-process, plain",

@@ -27,7 +27,8 @@ HERE = Path(__file__).resolve().parent
 IN_LAB = os.environ.get("SRIOV_FAST_LAB") == "1"
 # resident: the client and its server. compiled, started, plain: the same executable without a server;
 # compiled continues an image, the others start an interpreter, plain with the plain backend. deferred:
-# resident, where a DEL answers before the VF is home. c: the floor. peer: --peer.
+# resident, where a DEL answers before the VF is home. c: the floor; elsewhere, here: that behind a server.
+# peer: --peer.
 PROGRAMS = ("resident", "compiled", "started", "plain", "deferred", "c", "peer")
 # host-local is the built-in one, executed the plugin of that name
 IPAMS = ("none", "host-local") if IN_LAB else ("none", "host-local", "executed")
@@ -104,13 +105,15 @@ class Stage:
         self.ground = host
         self.peer = peer
         self.servers: dict[str, Server] = {}
+        self.rest = REST
+        self._floor: subprocess.Popen[bytes] | None = None
         self.bin = root / "bin"
         self.bin.mkdir(exist_ok=True)
         self._sources()
         self._executables()
 
     def _sources(self) -> None:
-        for name in ("floor", "nothing", "burst"):
+        for name in ("floor", "served", "nothing", "burst"):
             build(HERE / f"{name}.c", self.bin / name)
 
     def _executables(self) -> None:
@@ -136,7 +139,18 @@ class Stage:
         self.servers[name] = Server(command, environ, self.root / f"{name}.log")
         return self.servers[name]
 
+    def serve_floor(self) -> None:
+        """Start the C program as a server."""
+        path = self.root / "floor.sock"
+        self._floor = subprocess.Popen([str(self.bin / "served"), str(path)])
+        while not path.exists():
+            assert self._floor.poll() is None
+            time.sleep(0.01)
+
     def close(self) -> None:
+        if self._floor:
+            self._floor.kill()
+            self._floor.wait()
         for server in self.servers.values():
             server.stop()
 
@@ -152,10 +166,12 @@ class Stage:
     def _argv(self, case: Case, pod: str, netdev: str) -> list[str]:
         if case.program == "c" and case.verb == "VERSION":
             return [str(self.bin / "nothing")]
-        if case.program == "c":
+        if case.program in ("c", "elsewhere", "here"):
             address = {"host-local": [ground.ADDRESS], "executed": [f"{ground.DELEGATES}/host-local"]}
-            words = [case.verb.lower(), f"/run/netns/{pod}", netdev, "eth0"]
-            return [str(self.bin / "floor"), *words, *address.get(case.ipam, [])]
+            words = [case.verb.lower(), f"/run/netns/{pod}", netdev, "eth0", *address.get(case.ipam, [])]
+            if case.program == "c":
+                return [str(self.bin / "floor"), *words]
+            return [str(self.bin / "served"), str(self.root / "floor.sock"), case.program, *words]
         names = {"resident": "client", "deferred": "client", "peer": self.peer, "bare": "bare"}
         return [str(self.bin / names.get(case.program, "sriov"))]
 
@@ -223,7 +239,7 @@ class Stage:
         sample = self.execute(case)[0]
         if (case.program, case.verb) == ("deferred", "DEL"):
             self.await_home()
-        pause()
+        pause(self.rest)
         return sample._replace(server_cpu=server.cpu() - before) if server else sample
 
     def await_home(self) -> None:
@@ -239,9 +255,9 @@ def amount(name: str, usual: int, in_lab: int) -> int:
     return int(os.environ.get(f"SRIOV_FAST_BENCH_{name}") or (in_lab if IN_LAB else usual))
 
 
-def pause() -> None:
+def pause(rest: float = REST) -> None:
     """Wait, for nobody knows how long: else each would start where the one before left the kernel's RCU."""
-    time.sleep(REST + random.uniform(0, DELAY))
+    time.sleep(rest + random.uniform(0, DELAY))
 
 
 def build(source: Path, output: Path) -> None:

@@ -504,7 +504,7 @@ def release(call: Call, record: Attachment, *, defer: bool = False) -> Reply:
     """
     with ExitStack() as held:
         held.enter_context(locks.acquire(call.roots.run, f"vf-{record.pci}", call.who))
-        if call.journal.again(record) is None:
+        if not call.journal.has(record):
             return Reply()  # somebody finished it while we waited
         later = _release_held(call, record, defer=defer)
         if not defer:

@@ -281,7 +281,11 @@ def test_an_index_that_the_pod_uses_already(either: Node) -> None:
     assert found["ips"][0]["address"] == "10.1.0.2/24"
     assert node.addresses("eth0", pod) == ["10.1.0.2/24"]
     assert node.addresses("other", pod) == []
-    assert node.link("eth0", pod)["ifindex"] != index
+    now = node.link("eth0", pod)["ifindex"]
+    assert now != index
+    record = json.loads(node.record().read_bytes())
+    written = record["state"], record["ifindex"], record["addresses"]
+    assert written == ("attached", now, ["10.1.0.2/24"]), "not what was expected before the move"
 
 
 @pytest.mark.modes("process", "resident", "deferred")

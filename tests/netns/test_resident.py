@@ -10,6 +10,7 @@ import socket
 import subprocess
 import sys
 import tempfile
+import time
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -430,6 +431,22 @@ def kept(node: ResidentNode) -> list[int]:
         with contextlib.suppress(ProcessLookupError, FileNotFoundError):
             found.append(os.sched_getaffinity(int(thread.name)))
     return sorted(min(mask) for mask in found if mask != os.sched_getaffinity(0))
+
+
+@pytest.mark.modes("resident", "deferred")
+def test_a_release_that_answers_before_the_move_is_kept_nowhere(node: ResidentNode) -> None:
+    pod, conf = node.pod(), node.conf()
+    node.add(conf, pod)
+    number = min(os.sched_getaffinity(0))
+    with flocked(node, f"owner-{pod}~eth0"):
+        process = node.start("DEL", conf, pod, wrap=("taskset", "-c", str(number)))
+        wait_for(lambda: busy(node) == 1, "there is no request")
+        if node.options_of_server:
+            time.sleep(0.2)
+            assert kept(node) == []
+        else:
+            wait_for(lambda: kept(node) == [number], f"no thread is kept on CPU {number}")
+    assert node.finish(process).status == 0
 
 
 @pytest.mark.modes("resident", "deferred")

@@ -144,6 +144,21 @@ def test_what_is_no_record(journal: Journal, tmp_path: Path) -> None:
     for name in (".0000:01:10.0", "README", "a~b", ".hidden~b~c"):
         (tmp_path / "run/vfs" / name).write_text("{}")
     assert journal.owners() == {PCI: ("c1", "eth0")}
+    assert journal.taken() == {PCI}
+
+
+def test_a_name_that_ends_as_anothers(journal: Journal) -> None:
+    """What stands before container and interface must be a PCI address alone."""
+    other = attachment(journal, pci="0000:01:10.1", container_id="c2", ifname="x~c1~eth0")
+    journal.write(other)
+    assert journal.find("c1", "eth0") is None
+    mine = attachment(journal)
+    journal.write(mine)
+    assert (journal.find("c1", "eth0"), journal.find("c2", "x~c1~eth0")) == (mine, other)
+    homing = journal.release(mine)
+    assert journal.find("c1", "eth0") is None
+    assert (journal.has(mine), journal.has(homing), journal.has(other)) == (False, True, True)
+    assert journal.taken() == {PCI, other.pci}
 
 
 def test_an_earlier_boot_is_forgotten(journal: Journal, tmp_path: Path) -> None:

@@ -35,7 +35,6 @@ if TYPE_CHECKING:
     from sriov_fast.steps import Steps
 
 _STDERR = 2
-_MOVING = ("ADD", "DEL")  # the verbs that move a device
 _SIGNALS = {signal.SIGTERM, signal.SIGINT}
 # A request makes some hundred objects that last to its end, and hardly ever a cycle: collections, which take
 # as long as a step of it, come seldom, and when nobody waits (``_upkeep``).
@@ -150,6 +149,10 @@ class Server:
         """Say whether ours is the only request. Where others are at work, no CPU is quiet (``cpu``)."""
         return self._threads - self._waiting == 1
 
+    def _waits_for_a_move(self, command: str | None) -> bool:
+        """Say whether a device will be moved before the reply."""
+        return command == "ADD" or (command == "DEL" and not self._options.defer_release)
+
     def _wake_all(self) -> None:
         """Let every thread that waits for a connection have one, and see that the server stops."""
         for _ in range(self._threads):
@@ -173,7 +176,7 @@ class Server:
             return
         with ExitStack() as closing:
             closing.callback(asked.close)
-            if self._is_alone() and asked.environ.get("CNI_COMMAND") in _MOVING:
+            if self._is_alone() and self._waits_for_a_move(asked.environ.get("CNI_COMMAND")):
                 closing.callback(cpu.roam)
                 cpu.stay(asked.cpu)
             self._carry_out(connection, asked, begin)

@@ -119,14 +119,21 @@ class Journal:
                 return "unknown"
         return _boots[self._proc]
 
-    def entries(self) -> dict[str, Entry]:
-        """Return what the directory says, by PCI address."""
+    def _names(self) -> list[str]:
         try:
             names = os.listdir(self._dir)
         except FileNotFoundError:
-            return {}
-        parts = (name.split("~", 2) for name in names if not name.startswith("."))
-        return {part[0]: _entry(*part) for part in parts if len(part) == 3}
+            return []
+        return [name for name in names if name[0] != "." and name.count("~") > 1]
+
+    def entries(self) -> dict[str, Entry]:
+        """Return what the directory says, by PCI address."""
+        parts = (name.split("~", 2) for name in self._names())
+        return {part[0]: _entry(*part) for part in parts}
+
+    def taken(self) -> set[str]:
+        """Return the PCI addresses of the VFs that have a record."""
+        return {name.partition("~")[0] for name in self._names()}
 
     def owners(self) -> dict[str, tuple[str, str]]:
         """Return whose each VF is, or was until it is home: {PCI address: (container ID, ifname)}."""
@@ -134,9 +141,11 @@ class Journal:
 
     def find(self, container_id: str, ifname: str) -> Attachment | None:
         """Return the record of this container's interface, if there is one of this boot."""
-        for pci, entry in self.entries().items():
-            if entry.owner == (container_id, ifname) and not entry.homing:
-                return self.read(pci, entry)
+        whose = f"~{container_id}~{ifname}"
+        for name in self._names():
+            pci = name.removesuffix(whose)
+            if pci != name and "~" not in pci:
+                return self.read(pci, Entry(owner=(container_id, ifname)))
         return None
 
     def all(self) -> list[Attachment]:
@@ -147,6 +156,10 @@ class Journal:
     def prune(self) -> bool:
         """Remove what an earlier boot left; return whether there was any."""
         return None in [self.read(pci, entry) for pci, entry in self.entries().items()]
+
+    def has(self, record: Attachment) -> bool:
+        """Say whether a record is still there: who waited for its VF's lock may find it gone."""
+        return os.access(self._path_of(record), os.F_OK)
 
     def again(self, record: Attachment) -> Attachment | None:
         """Read a record again: who waited for its VF's lock may find it changed, or gone."""

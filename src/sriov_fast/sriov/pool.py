@@ -125,7 +125,7 @@ def numa_nodes(cores: Sequence[int], roots: Roots) -> set[int]:
 
 def _free_one(pf: str, vfs: Sequence[Vf], wish: Wish, journal: Journal, roots: Roots) -> Choice | None:
     """Take the first that nobody has. Who looks at the same time passes over those whose lock is held."""
-    taken = journal.owners()
+    taken = journal.taken()
     for vf in vfs:
         if not usable(vf) or vf.pci in taken:
             continue
@@ -133,7 +133,7 @@ def _free_one(pf: str, vfs: Sequence[Vf], wish: Wish, journal: Journal, roots: R
         if lock is None:
             continue
         # its last owner may have finished an ADD between our listing and our lock
-        if vf.pci not in journal.owners():
+        if vf.pci not in journal.taken():
             return Choice(pf=pf, vf=vf, lock=lock)
         lock.release()
     return None
@@ -192,7 +192,7 @@ def _freed(search: _Search, pf: str, index: int, key: str = "master") -> Vf | No
     if record is not None:
         search.wish.recover(record)
     vf = _vf_of(search, pf, index, key)
-    return vf if vf and usable(vf) and vf.pci not in search.journal.entries() else None
+    return vf if vf and usable(vf) and vf.pci not in search.journal.taken() else None
 
 
 def _vf_of(search: _Search, pf: str, index: int, key: str = "master") -> Vf | None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import _thread
-import time
 
 from sriov_fast import cpu
 
@@ -54,10 +53,12 @@ _idle: list[_Helper] = []  # append and pop are atomic
 def beside(work: Callable[[], T]) -> Callable[[], T]:
     """Start ``work`` in a thread; return what waits for it, and returns or raises what it did.
 
-    Beside a caller that is kept on its CPU it begins a moment later: what it frees on another while the
-    kernel has not begun to wait would be waited for, too.
+    Beside a caller that is kept on its CPU it begins a moment later, or when somebody waits for it: what it
+    frees on another CPU while the kernel has not begun to wait would be waited for, too.
     """
     later = _LATER if cpu.kept() >= 0 else 0.0
+    hurry = _thread.allocate_lock()
+    hurry.acquire()
     results: list[T] = []
     errors: list[BaseException] = []
     running = _thread.allocate_lock()
@@ -66,7 +67,7 @@ def beside(work: Callable[[], T]) -> Callable[[], T]:
     def thread() -> None:
         try:
             if later:
-                time.sleep(later)
+                hurry.acquire(timeout=later)
             results.append(work())
         except BaseException as error:
             errors.append(error)
@@ -76,6 +77,8 @@ def beside(work: Callable[[], T]) -> Callable[[], T]:
     _helper().do(thread)
 
     def finish() -> Any:
+        if hurry.locked():
+            hurry.release()
         with running:
             if errors:
                 raise errors[0]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 import pytest
 
@@ -52,10 +52,24 @@ def test_each_thread_for_itself() -> None:
 
 @pytest.mark.parametrize("keep", [True, False])
 def test_what_runs_beside(keep: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    """It has any CPU, and begins a moment later beside somebody who is kept on his."""
-    pauses: list[float] = []
-    monkeypatch.setattr(beside.time, "sleep", pauses.append)
+    """It has any CPU, and beside somebody who is kept on his it begins when that one waits for it."""
+    monkeypatch.setattr(beside, "_LATER", 60.0)
+    began = threading.Event()
+
+    def work() -> set[int]:
+        began.set()
+        return os.sched_getaffinity(0)
+
     if keep:
         cpu.stay(min(ALLOWED))
-    finish: Callable[[], set[int]] = beside.beside(lambda: os.sched_getaffinity(0))
-    assert (finish(), bool(pauses)) == (ALLOWED, keep)
+    finish = beside.beside(work)
+    assert began.wait(0.2 if keep else 10) is not keep
+    assert (finish(), finish()) == (ALLOWED, ALLOWED)
+
+
+def test_it_begins_without_being_waited_for() -> None:
+    began = threading.Event()
+    cpu.stay(min(ALLOWED))
+    finish = beside.beside(began.set)
+    assert began.wait(10)
+    finish()

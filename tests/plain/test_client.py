@@ -254,6 +254,33 @@ def test_it_says_where_it_runs(client: Path, address: Path, number: int) -> None
     assert server.requests[0].cpu == number
 
 
+@pytest.mark.parametrize("command", ["ADD", "DEL", "CHECK", "GC", "VERSION"])
+def test_it_stays_where_it_runs_while_a_device_is_moved(client: Path, address: Path, command: str) -> None:
+    seen = []
+
+    def behave(connection: socket.socket, request: Request) -> None:
+        peer = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12)
+        seen.append(os.sched_getaffinity(struct.unpack("3i", peer)[0]))
+        replying()(connection, request)
+
+    with Server(address, behave) as server:
+        call(client, address, env=ADD | {"CNI_COMMAND": command})
+    moves = command in ("ADD", "DEL")
+    assert seen == [{server.requests[0].cpu} if moves else os.sched_getaffinity(0)]
+
+
+@pytest.mark.parametrize("behave", [leaving, replying(status=-1)])
+def test_what_runs_in_its_place_may_run_anywhere(
+    compiled: bytes, address: Path, tmp_path: Path, behave: Behaviour
+) -> None:
+    code = "import os; print(sorted(os.sched_getaffinity(0)))"
+    program = write(tmp_path / "sriov", compiled + trailer(sys.executable, "-c", code))
+    with Server(address, behave) as server:
+        done = call(program, address)
+    assert len(server.requests) == 1
+    assert done.stdout.decode().strip() == str(sorted(os.sched_getaffinity(0)))
+
+
 def test_every_call_has_another_token(client: Path, address: Path) -> None:
     with Server(address, replying()) as server:
         for _ in range(3):

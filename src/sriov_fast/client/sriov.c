@@ -45,9 +45,11 @@
 /* CNI's codes (SPEC, "Error"). */
 #define TRY_AGAIN 11
 #define IO_FAILURE 5
+#define LONG_BITS (8 * sizeof(long))
 
 enum { HAS_NETNS = 1, HAS_STDERR = 2 };
 enum { CPU_SHIFT = 16 };
+enum { MOST_CPUS = 8192 }; /* that Linux can be built for */
 enum { TOKEN = 16 };
 
 struct request {
@@ -71,6 +73,12 @@ struct trailer {
     char magic[8];
 };
 
+/* CPUs, as sched_setaffinity(2) takes them; `size` in bytes, 0 for none. */
+struct cpus {
+    size_t size;
+    unsigned long bits[MOST_CPUS / LONG_BITS];
+};
+
 /* One call: the request lies in one piece, as it is sent; stdin is its last part. */
 struct call {
     char **argv;
@@ -83,6 +91,7 @@ struct call {
     const char *wait;
     int64_t deadline; /* milliseconds of CLOCK_MONOTONIC */
     int log;          /* what the server writes to stderr comes out here; -1 for nothing */
+    struct cpus ours; /* those that we may run on, if we keep to one of them now */
     struct sigaction pipe_action;
 };
 
@@ -339,6 +348,42 @@ static int has_standard_files(void)
            fcntl(STDERR_FILENO, F_GETFD) >= 0;
 }
 
+/* --- the CPU */
+
+/* Return one more than the number of the CPU that we are on, 0 where that is not known. */
+static uint32_t this_cpu(void)
+{
+    unsigned int number;
+
+    return syscall(SYS_getcpu, &number, NULL, NULL) || number >= UINT16_MAX ? 0 : number + 1;
+}
+
+/*
+ * Keep to the CPU that we are on while a device is moved. When the reply came, we would else go on wherever it is idle,
+ * and leave something to free there, too: the next move soon after would wait for two CPUs in place of one.
+ */
+static uint32_t stay(struct cpus *ours)
+{
+    struct cpus here = { 0 };
+    uint32_t number = this_cpu();
+    long size = number && number <= MOST_CPUS ? syscall(SYS_sched_getaffinity, 0, sizeof ours->bits, ours->bits) : 0;
+
+    if (size <= 0)
+        return number;
+    here.bits[(number - 1) / LONG_BITS] = 1UL << (number - 1) % LONG_BITS;
+    if (!syscall(SYS_sched_setaffinity, 0, (size_t)size, here.bits))
+        ours->size = (size_t)size;
+    return number;
+}
+
+/* Run on any of our CPUs again. */
+static void roam(struct cpus *ours)
+{
+    if (ours->size)
+        syscall(SYS_sched_setaffinity, 0, ours->size, ours->bits);
+    ours->size = 0;
+}
+
 /* --- in this process */
 
 /* What to execute stands at the end of this executable: strings, each with its NUL. */
@@ -551,6 +596,7 @@ static _Noreturn void in_process(struct call *call)
     struct words words;
     char **argv = read_words(&words) ? NULL : plugin_argv(&words, call);
 
+    roam(&call->ours);
     if (!argv)
         fail_errno(call, "this sriov does not know its interpreter", "",
                    "it was not written by sriov-fast install, or was changed since: run sriov-fast install again");
@@ -611,14 +657,6 @@ static int read_stdin(struct call *call)
     return 0;
 }
 
-/* Return one more than the number of the CPU that we are on, 0 where that is not known. */
-static uint32_t this_cpu(void)
-{
-    unsigned int number;
-
-    return syscall(SYS_getcpu, &number, NULL, NULL) || number >= UINT16_MAX ? 0 : number + 1;
-}
-
 /* Put the request together; return 0, or -1 where that cannot be. */
 static int compose(struct call *call)
 {
@@ -634,7 +672,6 @@ static int compose(struct call *call)
     for (char **entry = call->env; *entry; entry++)
         at = stpcpy(at, *entry) + 1;
     call->request->magic = MAGIC;
-    call->request->flags = this_cpu() << CPU_SHIFT;
     call->request->env_len = (uint32_t)env_len;
     call->in = at;
     if (read_stdin(call))
@@ -769,6 +806,7 @@ static enum outcome ask(const struct sockaddr_un *address, struct call *call, st
 
     if (fd < 0)
         return errno == EAGAIN ? TOO_LATE : NO_ANSWER;
+    call->request->flags = (is_verb("ADD") || is_verb("DEL") ? stay(&call->ours) : this_cpu()) << CPU_SHIFT;
     got = send_request(fd, call);
     if (got == TOO_LATE || !call->was_sent)
         return got;

@@ -24,20 +24,25 @@ class _Helper:
         self._wake = _thread.allocate_lock()
         self._wake.acquire()
         self._work: Callable[[], object] = _nothing
+        self._thread = 0
         _thread.start_new_thread(self._run, ())
 
-    def do(self, work: Callable[[], object]) -> None:
-        """Start ``work``, which raises nothing."""
+    def do(self, work: Callable[[], object], number: int) -> None:
+        """Start ``work``, which raises nothing, on CPU ``number`` if that is not -1."""
+        if number >= 0 and self._thread:
+            cpu.bring(self._thread, number)
         self._work = work
         self._wake.release()
 
     def _run(self) -> None:
         cpu.release()
+        self._thread = _thread.get_native_id()
         while True:
             self._wake.acquire()
             work, self._work = self._work, _nothing
             work()
             del work
+            cpu.roam()
             if len(_idle) >= _MOST:
                 return
             _idle.append(self)
@@ -53,10 +58,12 @@ _idle: list[_Helper] = []  # append and pop are atomic
 def beside(work: Callable[[], T]) -> Callable[[], T]:
     """Start ``work`` in a thread; return what waits for it, and returns or raises what it did.
 
-    Beside a caller that is kept on its CPU it begins a moment later, or when somebody waits for it: what it
-    frees on another CPU while the kernel has not begun to wait would be waited for, too.
+    Beside a caller that is kept on its CPU it is kept there, too, since what it frees on another would be
+    waited for by who comes next. It begins a moment later, when the caller no longer needs that CPU, or as
+    soon as somebody waits for it.
     """
-    later = _LATER if cpu.kept() >= 0 else 0.0
+    number = cpu.kept()
+    later = _LATER if number >= 0 else 0.0
     hurry = _thread.allocate_lock()
     hurry.acquire()
     results: list[T] = []
@@ -67,6 +74,7 @@ def beside(work: Callable[[], T]) -> Callable[[], T]:
     def thread() -> None:
         try:
             if later:
+                cpu.stay(number)
                 hurry.acquire(timeout=later)
             results.append(work())
         except BaseException as error:
@@ -74,7 +82,7 @@ def beside(work: Callable[[], T]) -> Callable[[], T]:
         finally:
             running.release()
 
-    _helper().do(thread)
+    _helper().do(thread, number)
 
     def finish() -> Any:
         if hurry.locked():

@@ -26,6 +26,17 @@ def stay(number: int) -> None:
     _here.number = number
 
 
+def bring(thread: int, number: int) -> None:
+    """Have another thread of ours wake on a CPU; ``thread`` is what the kernel calls it, and waits now.
+
+    Only it can keep itself there (``stay``), which then moves nothing.
+    """
+    try:
+        os.sched_setaffinity(thread, (number,))
+    except OSError:
+        pass  # as in ``stay``
+
+
 def kept() -> int:
     """Return the CPU that this thread is kept on, -1 where it may choose."""
     return getattr(_here, "number", -1)

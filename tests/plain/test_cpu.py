@@ -52,7 +52,7 @@ def test_each_thread_for_itself() -> None:
 
 @pytest.mark.parametrize("keep", [True, False])
 def test_what_runs_beside(keep: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    """It has any CPU, and beside somebody who is kept on his it begins when that one waits for it."""
+    """Beside somebody who is kept on a CPU it is on the same, and begins when that one waits for it."""
     monkeypatch.setattr(beside, "_LATER", 60.0)
     began = threading.Event()
 
@@ -64,7 +64,29 @@ def test_what_runs_beside(keep: bool, monkeypatch: pytest.MonkeyPatch) -> None:
         cpu.stay(min(ALLOWED))
     finish = beside.beside(work)
     assert began.wait(0.2 if keep else 10) is not keep
-    assert (finish(), finish()) == (ALLOWED, ALLOWED)
+    wanted = {min(ALLOWED)} if keep else ALLOWED
+    assert (finish(), finish()) == (wanted, wanted)
+
+
+def test_what_runs_beside_can_leave() -> None:
+    """As it does before it starts a process, which may run anywhere then."""
+    cpu.stay(min(ALLOWED))
+
+    def work() -> tuple[int, set[int]]:
+        kept = cpu.kept()
+        cpu.roam()
+        return kept, os.sched_getaffinity(0)
+
+    assert beside.beside(work)() == (min(ALLOWED), ALLOWED)
+
+
+@pytest.mark.parametrize("number", sorted(ALLOWED))
+def test_nobody_keeps_a_cpu_for_the_next(number: int) -> None:
+    """The thread is another request's afterwards, which may be on another CPU, or on none."""
+    cpu.stay(number)
+    assert beside.beside(lambda: os.sched_getaffinity(0))() == {number}
+    cpu.roam()
+    assert beside.beside(lambda: (cpu.kept(), os.sched_getaffinity(0)))() == (-1, ALLOWED)
 
 
 def test_it_begins_without_being_waited_for() -> None:

@@ -16,6 +16,7 @@ from sriov_fast.values import Value
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
+    from contextlib import ExitStack
     from typing import Any
 
     from sriov_fast import log
@@ -35,12 +36,19 @@ _STDERR = 2
 class Reply(Value):
     """What goes to stdout, and ``afterwards``, which nobody waits for.
 
-    ``undelivered`` is for when stdout does not take it: nobody knows then that something was done.
+    ``undelivered`` is for when stdout does not take it: nobody knows then that something was done. Before
+    either of them, ``held`` is let go: what the request was served with, such as its locks.
     """
 
     output: bytes = b""
     afterwards: Callable[[], None] | None = None
     undelivered: Callable[[], object] | None = None
+    held: ExitStack | None = None
+
+    def let_go(self) -> None:
+        """Close what is held; to be called when the output is out, or cannot be."""
+        if self.held:
+            self.held.close()
 
 
 class Context(Value):

@@ -114,9 +114,13 @@ def _serve(answer: Callable[[bytes], Reply]) -> tuple[int, Callable[[], None] | 
         _write(output)
     except OSError as error:
         say(f"stdout: {error.strerror}")
+        if done:
+            done.let_go()
         if done and done.undelivered:
             done.undelivered()
         return 1, None
+    if done:
+        done.let_go()
     return (0, done.afterwards) if done else (1, None)
 
 

@@ -13,7 +13,7 @@ from sriov_fast.values import Value
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
 LEVELS = ("debug", "info", "warning", "error")
 _PLAIN = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_-./:,+@%*~[]()<>#$^&!?;|")
@@ -79,6 +79,10 @@ def _put(fd: int, line: bytes) -> str:
     return ""
 
 
+def _nothing() -> None:
+    """Write nothing."""
+
+
 class _Sink:
     """Where lines go; shared by a logger and those bound from it, so that the file is opened once."""
 
@@ -120,9 +124,17 @@ class _Sink:
 
 
 def _line(level: str, msg: str, fields: dict[str, object]) -> bytes:
-    parts = [f"time={_now()}", f"level={level}", f"msg={quote(msg)}"]
-    parts += [f"{_key(name)}={quote(value)}" for name, value in fields.items()]
-    return (" ".join(parts) + "\n").encode("utf-8", "backslashreplace")
+    return _dated(_words(level, msg, fields))
+
+
+def _words(level: str, msg: str, fields: dict[str, object]) -> str:
+    """Return a line without its time."""
+    parts = [f"level={level}", f"msg={quote(msg)}"]
+    return " ".join(parts + [f"{_key(name)}={quote(value)}" for name, value in fields.items()])
+
+
+def _dated(words: str) -> bytes:
+    return f"time={_now()} {words}\n".encode("utf-8", "backslashreplace")
 
 
 class Logger:
@@ -163,6 +175,13 @@ class Logger:
     def info(self, msg: str, /, **fields: object) -> None:
         """Write what was done."""
         self._emit(1, msg, fields)
+
+    def informing(self, msg: str, /, **fields: object) -> Callable[[], None]:
+        """Return what writes down what is going to be done; the line is made now, but for its time."""
+        if self._rank > 1:
+            return _nothing
+        words, sink = _words("info", msg, self.context | fields), self._sink
+        return lambda: sink.write(_dated(words))
 
     def warning(self, msg: str, /, **fields: object) -> None:
         """Write what is not right and did not stop the verb."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 from contextlib import ExitStack
 
-from sriov_fast import log
+from sriov_fast import log, ready
 from sriov_fast.backend import nl
 from sriov_fast.call import IPAM_GRACE, IPAM_WAIT, Call, Context, Reply
 from sriov_fast.cni import netconf, reply, result
@@ -17,7 +17,7 @@ from sriov_fast.errors import BusyError, IpamError, SriovError
 from sriov_fast.ipam.kinds import may_choose_vf, needs_interface
 from sriov_fast.sriov import affinity, attach, detach, locks, netns, pool
 from sriov_fast.sriov.journal import ATTACHED, HOMING, Attachment, Journal
-from sriov_fast.values import Link, Value
+from sriov_fast.values import Value
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -30,9 +30,11 @@ if TYPE_CHECKING:
     from sriov_fast.ipam.builtin import Builtin, Done
     from sriov_fast.ipam.delegate import Ipam
     from sriov_fast.ipam.delegate import Running as Executed
+    from sriov_fast.ready import Ready
+    from sriov_fast.sriov.attach import Addressing
     from sriov_fast.sriov.pool import Choice
     from sriov_fast.sriov.roots import Roots
-    from sriov_fast.values import Route
+    from sriov_fast.values import Link
 
     Running = Executed | Done
     T = TypeVar("T")
@@ -95,24 +97,24 @@ def _verb(command: str) -> Callable[[Call], Reply]:
 
 def add(call: Call) -> Reply:
     """Give the container a VF (SPEC, "ADD"). Whatever fails, everything is undone."""
-    with ExitStack() as closing, ExitStack() as undo:
+    with ExitStack() as held, ExitStack() as undo:
         fd = netns.open_pod(call.request.netns, call.context.netns_fd, call.context.home_fd)
-        closing.callback(os.close, fd)
+        held.callback(os.close, fd)
         affinity.require_online(call.conf.cores, call.roots)
-        closing.enter_context(call.owner_lock())
+        held.enter_context(call.owner_lock())
         _require_detached(call)
         # undone last: an address may go to the next pod only when this one's VF is quiet
         addresses = undo.enter_context(ExitStack())
         call, start = _ipam_first(call, addresses)
         call.step("check, lock")
         choice = pool.choose(_wish(call), call.journal, call.roots)
-        closing.enter_context(choice.lock)
+        held.enter_context(choice.lock)
         call.step("choose the VF")
-        host = closing.enter_context(nl.Socket())
+        host = held.enter_context(nl.Socket())
         record = _journaled(call, choice, host, undo)
-        done = _attached(call, record, host, fd, start)
+        done = _attached(call, record, Means(host=host, netns=fd, held=held), start)
         undo.pop_all()
-    return done
+        return done.replace(held=held.pop_all())
 
 
 class Answer(Value):
@@ -122,18 +124,12 @@ class Answer(Value):
     extra: object = None
 
 
-class Ready(Value):
-    """What is done with an answer before the VF is in the pod: all that comes after has to be waited for.
+class Means(Value):
+    """A socket in our namespace, a descriptor of the pod's, and ``held``, which closes with the locks."""
 
-    ``record``, ``content`` (of its file) and ``output`` are right if the device comes out as ``expected``.
-    """
-
-    given: Result
-    routes: tuple[Route, ...]
-    expected: Link
-    record: Attachment
-    content: bytes
-    output: bytes
+    host: nl.Socket
+    netns: int
+    held: ExitStack
 
 
 def _ipam_first(call: Call, undo: ExitStack) -> tuple[Call, Start[Any]]:
@@ -204,7 +200,7 @@ def _begun(running: Running, conf: NetConf, work: Callable[[Answer], T]) -> tupl
         return running, finish
     try:
         done = finish()
-    except (SriovError, OSError) as error:
+    except Exception as error:  # of any kind: what has been started must be known to be taken back
         return running, _raiser(error)
     return running, lambda: done
 
@@ -254,6 +250,12 @@ def _answer(document: dict[str, Any] | None, conf: NetConf) -> Answer:
     where = f"the result of IPAM plugin {conf.ipam_type}"
     document = document or {}
     found = result.from_json(document, conf.version, error=IpamError, where=where)
+    for number, route in enumerate(found.routes):
+        if route.gw and (":" in route.gw) != (":" in route.dst):
+            raise IpamError(
+                f"{where}: routes[{number}].gw = {route.gw!r}: of another IP version than {route.dst}",
+                "give a gateway of the same",
+            )
     return Answer(result=found, extra=document.get("extra"))
 
 
@@ -303,6 +305,7 @@ def _journaled(call: Call, choice: Choice, host: nl.Socket, undo: ExitStack) -> 
     call.journal.write(record)
     call.step("write the journal")
     undo.callback(_take_back, call, record)
+    undo.callback(call.journal.drop, record)
     return record
 
 
@@ -316,13 +319,14 @@ def _take_back(call: Call, record: Attachment) -> None:
         call.log.error("the VF could not be brought home", pci=record.pci, pf=record.pf, why=error)
 
 
-def _attached(call: Call, record: Attachment, host: nl.Socket, fd: int, start: Start[Any]) -> Reply:
+def _attached(call: Call, record: Attachment, means: Means, start: Start[Any]) -> Reply:
     """Configure and move the VF while IPAM runs, where that is possible, then set the addresses."""
-    with ExitStack() as pods, ExitStack() as running:
+    host, fd = means.host, means.netns
+    with ExitStack() as running:
 
         def work(answer: Answer) -> tuple[Ready, nl.Socket]:
-            pod = pods.enter_context(nl.Socket(fd))
-            return _ready(call, record, _expected(record), answer.result), pod
+            pod = means.held.enter_context(nl.Socket(fd))
+            return ready.prepare(call, record, answer.result), pod
 
         finish = None if needs_interface(call.conf.ipam_type) else start(work, running)
         call.step("start IPAM", "ipam")
@@ -331,68 +335,33 @@ def _attached(call: Call, record: Attachment, host: nl.Socket, fd: int, start: S
         call.step("configure", "kernel")
         attach.move(host, record, fd)
         call.step("move", "kernel")
-        ready, pod = (finish or start(work, running))()
+        made, pod = (finish or start(work, running))()
         call.step("wait for IPAM", "ipam")
-        if any(":" in cidr for cidr in ready.record.addresses):
+        if any(":" in cidr for cidr in made.record.addresses):
             _enable_ipv6(fd, record.ifname)
-        link = _addressed(record, host, pod, ready)
+        link = _addressed(record, host, pod, made.addressing)
         call.step("addresses and routes", "kernel")
         pinned = _pinned(call, record, pinning)
-    call.step("pin the interrupts")
-    if pinned != record or _told(link) != _told(ready.expected):
-        ready = _ready(call, pinned, link, ready.given)
-    record = ready.record
-    call.journal.write(record, ready.content)
-    call.log.info("attached", pf=record.pf, vf=record.vf, pci=record.pci, mac=record.mac)
-    done = Reply(
-        output=ready.output,
-        afterwards=_announcement(call, record),
-        undelivered=lambda: _take_all_back(call),
-    )
+        call.step("pin the interrupts")
+        if not made.holds(pinned, link):
+            made = ready.prepare(call, pinned, made.given, link)
+        call.journal.publish(made.record)
+        made.tell()
+        done = Reply(
+            output=made.output,
+            afterwards=_announcement(call, made.record),
+            undelivered=lambda: _take_all_back(call),
+        )
     call.step("journal, result")
     return done
 
 
-def _expected(record: Attachment) -> Link:
-    """Return the device as it should be in the pod."""
-    return Link(
-        index=record.ifindex,
-        name=record.ifname,
-        mac=record.asked.mac or record.before_mac,
-        mtu=record.mtu or record.before_mtu,
-        up=True,
-    )
-
-
-def _told(link: Link) -> tuple[object, ...]:
-    """Return what journal and result have of a device."""
-    return link.index, link.mac, link.mtu
-
-
-def _ready(call: Call, record: Attachment, link: Link, given: Result) -> Ready:
-    """Return what is to be written and printed of a VF that is in the pod as ``link``."""
-    routes = tuple(_routes(given))
-    record = record.replace(
-        state=ATTACHED,
-        ifindex=link.index,
-        mac=link.mac,
-        addresses=tuple(item.address for item in given.ips),
-        routes=tuple(route.as_dict() for route in routes),
-    )
-    return Ready(
-        given=given,
-        routes=routes,
-        expected=link,
-        record=record,
-        content=call.journal.content(record),
-        output=reply.success(_outcome(call, record, link, given), call.conf),
-    )
-
-
-def _addressed(record: Attachment, host: nl.Socket, pod: nl.Socket, ready: Ready) -> Link:
+def _addressed(record: Attachment, host: nl.Socket, pod: nl.Socket, addressing: Addressing) -> Link:
     # the kernel gives another index where the pod has a device with the host's
     index = netns.index_of(pod.fileno(), record.ifname)
-    link = attach.address(pod, record, index, ready.record.addresses, ready.routes)
+    if index != addressing.ifindex:
+        addressing = attach.addressing(index, addressing.addresses, addressing.routes)
+    link = attach.address(pod, record, addressing)
     attach.verify(host, record, link)
     return link
 
@@ -403,15 +372,6 @@ def _enable_ipv6(fd: int, ifname: str) -> None:
         nl.netns_write(fd, f"/proc/sys/net/ipv6/conf/{ifname}/disable_ipv6", "0")
     except OSError:
         pass  # no IPv6 in the kernel, or a read-only /proc/sys: if it matters, the address will be refused
-
-
-def _routes(given: Result) -> list[Route]:
-    """Return the routes with their gateways: an IPAM route without one uses its family's first gateway."""
-    gateways = {":" in item.gateway: item.gateway for item in reversed(given.ips) if item.gateway}
-    return [
-        route if route.gw or route.scope is not None else route.replace(gw=gateways.get(":" in route.dst, ""))
-        for route in given.routes
-    ]
 
 
 def _pinned_beside(call: Call, record: Attachment, running: ExitStack) -> Callable[[], Any] | None:
@@ -442,19 +402,6 @@ def _pinned(call: Call, record: Attachment, pinning: Callable[[], Any] | None) -
     # an interrupt whose device was down may only have pretended to take its mask
     left = {number: wanted[number] for number in affinity.differing(wanted, call.roots)}
     return record.replace(pinned={**taken, **affinity.apply(left, call.roots, call.log)})
-
-
-def _outcome(call: Call, record: Attachment, link: Link, given: Result) -> Result:
-    interface = result.Interface(
-        name=record.ifname, mac=link.mac, mtu=link.mtu, sandbox=record.netns, pci_id=record.pci
-    )
-    ours = result.Result(
-        interfaces=(interface,),
-        ips=tuple(item.replace(interface=0) for item in given.ips),
-        routes=given.routes,
-        dns=call.conf.dns or given.dns,
-    )
-    return result.merge(call.conf.prev_result, ours)
 
 
 def _announcement(call: Call, record: Attachment) -> Callable[[], None] | None:

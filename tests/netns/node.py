@@ -271,6 +271,10 @@ class Node:
         directory = self.run_dir / "vfs"
         return sorted(name for name in os.listdir(directory) if name[0] != ".") if directory.exists() else []
 
+    def drafts(self) -> list[str]:
+        """Records that never became one."""
+        return sorted(path.name for path in self.run_dir.glob("vfs/.*"))
+
     def record(self) -> Path:
         """The journal's only record."""
         (name,) = self.records()
@@ -303,6 +307,7 @@ class Node:
         return {
             "vfs": self.state(),
             "records": self.records(),
+            "drafts": self.drafts(),
             "locks": self.locks(),
             "leases": self.leases(),
             "pods": pods,

@@ -33,7 +33,7 @@ COMPILED = {"_json", "fcntl"}
 OTHERS = OS | CONTEXTLIB | COMPILED | {"__future__", "errno", "gc"}
 # What every request imports; the bundle puts these in place before anybody asks for them.
 HOT = {
-    *("", "addresses", "backend", "call", "codec", "entry", "errors", "log", "plugin", "values"),
+    *("", "addresses", "backend", "call", "codec", "entry", "errors", "log", "plugin", "ready", "values"),
     *("cni", "cni.args", "cni.fields", "cni.netconf", "cni.reply", "cni.request", "cni.result"),
     *("ipam", "ipam.kinds"),
     *("sriov", "sriov.affinity", "sriov.attach", "sriov.detach", "sriov.journal", "sriov.locate"),

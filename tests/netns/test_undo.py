@@ -57,6 +57,10 @@ def ipam_names_a_wrong_vlan(node: Node, pod: str) -> dict[str, Any]:
     return node.conf(ipam=txipam(node, ',"extra":{"vlan":4095}'))
 
 
+def gateway_is_of_another_version(node: Node, pod: str) -> dict[str, Any]:
+    return node.conf(ipam=txipam(node, ',"routes":[{"dst":"192.0.2.0/24","gw":"fd00::1"}]'))
+
+
 def host_local_is_exhausted(node: Node, pod: str) -> dict[str, Any]:
     only = {"rangeStart": "10.77.0.2", "rangeEnd": "10.77.0.2"}
     conf = node.conf(ipam=node.host_local(**only))
@@ -104,6 +108,7 @@ STEPS: list[tuple[Prepare, int, str]] = [
     (pf_refuses_vlan, 100, "vlan 100"),
     (pf_refuses_mac, 100, "02:00:00:00:00:77"),
     (pf_refuses_what_ipam_wants, 100, "vlan 5"),
+    (gateway_is_of_another_version, 102, "fd00::1"),
     (gateway_is_unreachable, 100, "192.0.2.0/24 via 172.16.0.1"),
     (address_is_there_already, 100, "10.1.0.2/24"),
 ]

@@ -62,6 +62,22 @@ def test_round_trip(journal: Journal) -> None:
     assert journal.owners() == {PCI: ("c1", "eth0")}
 
 
+def test_a_draft_is_no_record(journal: Journal, tmp_path: Path) -> None:
+    """Until it is published; it does not survive being dropped."""
+    first, later = attachment(journal, mtu=1400), attachment(journal, mtu=9000)
+    journal.draft(first)
+    assert (journal.all(), journal.taken(), journal.find("c1", "eth0")) == ([], set(), None)
+    journal.publish(first)
+    journal.draft(later)
+    assert journal.all() == [first]
+    journal.drop(later)
+    journal.drop(later)
+    with pytest.raises(FileError, match="cannot be written: No such file"):
+        journal.publish(later)
+    assert journal.all() == [first]
+    assert len(list((tmp_path / "run/vfs").iterdir())) == 1
+
+
 def test_nothing_there(journal: Journal, tmp_path: Path) -> None:
     assert (journal.owners(), journal.all(), journal.find("c1", "eth0")) == ({}, [], None)
     assert journal.read(PCI, Entry(owner=("c1", "eth0"))) is None

@@ -132,6 +132,22 @@ def test_bind_adds_and_overrides(capfd: pytest.CaptureFixture[str]) -> None:
     assert "c" not in outer_line
 
 
+def test_a_line_that_is_made_before(capfd: pytest.CaptureFixture[str]) -> None:
+    logger = Logger(context={"a": 1})
+    tell = logger.informing("done", b="two words")
+    assert lines(capfd) == []
+    logger.info("before")
+    tell()
+    first, second = lines(capfd)
+    assert (second["level"], second["msg"], second["a"], second["b"]) == ("info", "done", "1", "two words")
+    assert first["time"] <= second["time"]
+
+
+def test_a_line_that_nobody_wants(capfd: pytest.CaptureFixture[str]) -> None:
+    Logger("warning").informing("done")()
+    assert lines(capfd) == []
+
+
 def test_file(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     file = tmp_path / "log"
     log = Logger(file=str(file))

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from sriov_fast import plugin
+from sriov_fast import plugin, ready
 from sriov_fast.cni.request import Request
 from sriov_fast.cni.result import IpConfig, Result
 from sriov_fast.errors import CheckError, ConfigError, DecodeError, UnavailableError
@@ -34,7 +34,7 @@ BARE = IpConfig(address="10.2.0.2/24")
     ],
 )
 def test_gateways(ips: tuple[IpConfig, ...], route: Route, gateway: str) -> None:
-    (found,) = plugin._routes(Result(ips=ips, routes=(route,)))
+    (found,) = ready._routes(Result(ips=ips, routes=(route,)))
     assert found == route.replace(gw=gateway)
 
 

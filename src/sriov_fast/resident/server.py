@@ -191,16 +191,24 @@ class Server:
                 # first: a runtime waits for the end of its plugin's stderr, too
                 streams.remove(asked.stderr_fd)
                 os.close(asked.stderr_fd)
+        delivered = self._delivered(connection, status, output)
+        done.let_go()
+        if done.undelivered and not delivered:
+            self._follow_up(done.undelivered)
+            return
+        connection.close()
+        if done.afterwards:
+            self._follow_up(done.afterwards)
+
+    def _delivered(self, connection: _socket.socket, status: int, output: bytes) -> bool:
+        """Send the reply, and say whether it was taken."""
         try:
             frames.answer(connection, status, output)
         except OSError as error:
             self._log.warning("nobody took the reply", why=error)
-            if done.undelivered:
-                self._follow_up(done.undelivered)
-                return
-        connection.close()
-        if done.afterwards:
-            self._follow_up(done.afterwards)
+            return False
+        os.sched_yield()  # to the client, which may share our CPU
+        return True
 
     def _follow_up(self, work: Callable[[], object]) -> None:
         """Do what comes after a reply; nobody else would hear of its fault."""

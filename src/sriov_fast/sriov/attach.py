@@ -11,7 +11,7 @@ import errno
 from sriov_fast.backend import nl
 from sriov_fast.errors import BusyError, ConfigError, KernelError, NetlinkError
 from sriov_fast.sriov.journal import Attachment
-from sriov_fast.values import VfSettings
+from sriov_fast.values import Value, VfSettings
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -123,26 +123,42 @@ def _not_moved(error: NetlinkError, record: Attachment) -> Exception:
     return _refused(error, record)
 
 
-def address(
-    pod: nl.Socket, record: Attachment, ifindex: int, addresses: Sequence[str], routes: Sequence[Route]
-) -> Link:
-    """Set addresses and routes and read the device back, in one send; return the device."""
+class Addressing(Value):
+    """The messages that give a device, by its index, addresses and routes, and read it back."""
+
+    ifindex: int
+    addresses: Sequence[str]
+    routes: Sequence[Route]
+    batch: nl.Batch
+
+    def at(self, position: int) -> str:
+        """Say what a message is about, "" for the last."""
+        texts = [f"address {cidr}" for cidr in self.addresses]
+        texts += [f"route {route.dst}" + (f" via {route.gw}" if route.gw else "") for route in self.routes]
+        return texts[position] if position < len(texts) else ""
+
+
+def addressing(ifindex: int, addresses: Sequence[str], routes: Sequence[Route]) -> Addressing:
+    """Put the messages together, for one ``address``; ValueError where something cannot be meant."""
     batch = nl.Batch()
-    names = []
     for cidr in addresses:
         batch.add_address(ifindex, cidr)
-        names.append(f"address {cidr}")
     for route in routes:
         batch.add_route(ifindex, route)
-        names.append(f"route {route.dst}" + (f" via {route.gw}" if route.gw else ""))
     batch.get_link(index=ifindex)
+    return Addressing(ifindex=ifindex, addresses=addresses, routes=routes, batch=batch)
+
+
+def address(pod: nl.Socket, record: Attachment, given: Addressing) -> Link:
+    """Set addresses and routes and read the device back, in one send; return the device."""
     try:
-        link: Link = pod.run(batch)[-1]
+        link: Link = pod.run(given.batch)[-1]
     except NetlinkError as error:
-        if error.position >= len(names):
+        what = given.at(error.position)
+        if not what:
             raise _refused(error, record) from error
         raise KernelError(
-            f"{record.ifname}: cannot set {names[error.position]}: {error.msg}",
+            f"{record.ifname}: cannot set {what}: {error.msg}",
             "see whether the IPAM result fits: a gateway must be reachable through the address",
             errno=error.errno,
             interface=record.ifname,

@@ -185,32 +185,47 @@ class Journal:
             return None
         return record
 
-    def content(self, record: Attachment) -> bytes:
-        """Return what the record's file has."""
-        return codec.dumps(_plain(record))
+    def write(self, record: Attachment) -> None:
+        """Write the record, whole, in place of an older one; the VF's lock must be held."""
+        self.draft(record)
+        self.publish(record)
 
-    def write(self, record: Attachment, content: bytes = b"") -> None:
-        """Write the record, whole, in place of an older one; the VF's lock must be held.
-
-        ``content`` is the record's, where that is at hand.
-        """
-        path = self._path_of(record)
-        draft = f"{self._dir}/.{record.pci}"  # one name for each VF: what a crash leaves is written over
-        content = content or self.content(record)
+    def draft(self, record: Attachment) -> None:
+        """Write down what ``publish`` will make the record; until then nobody reads it."""
+        path, content = self._draft_of(record), codec.dumps(_plain(record))
         try:
             try:
-                _put(draft, content)
+                _put(path, content)
             except FileNotFoundError:
                 private_directory(self._run, "vfs")
-                _put(draft, content)
-            os.rename(draft, path)
+                _put(path, content)
         except OSError as error:
-            _drop(draft)
-            raise FileError(
-                f"the journal {path} cannot be written: {error.strerror}",
-                f"see that {self._run} can be written to and has room",
-                errno=error.errno or 0,
-            ) from error
+            raise self._unwritten(record, error) from error
+
+    def publish(self, record: Attachment) -> None:
+        """Put the record's draft in the place of an older one."""
+        try:
+            os.rename(self._draft_of(record), self._path_of(record))
+        except OSError as error:
+            raise self._unwritten(record, error) from error
+
+    def drop(self, record: Attachment) -> None:
+        """Remove the record's draft; harmless when there is none."""
+        try:
+            os.unlink(self._draft_of(record))
+        except OSError:
+            pass  # whatever it is, what is wrong has been said already
+
+    def _unwritten(self, record: Attachment, error: OSError) -> FileError:
+        self.drop(record)
+        return FileError(
+            f"the journal {self._path_of(record)} cannot be written: {error.strerror}",
+            f"see that {self._run} can be written to and has room",
+            errno=error.errno or 0,
+        )
+
+    def _draft_of(self, record: Attachment) -> str:
+        return f"{self._dir}/.{record.pci}"  # one name for each VF: what a crash leaves is written over
 
     def release(self, record: Attachment) -> Attachment:
         """Say of a VF that it is its container's no more, and on its way home; return the record."""
@@ -249,10 +264,3 @@ def _forget(path: str) -> None:
         os.unlink(path)
     except FileNotFoundError:
         pass
-
-
-def _drop(draft: str) -> None:
-    try:
-        os.unlink(draft)
-    except OSError:
-        pass  # whatever it is, what is wrong has been said already

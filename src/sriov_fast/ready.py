@@ -1,0 +1,101 @@
+"""What an ADD makes of IPAM's answer while the kernel moves the VF.
+
+All that is left to do when the VF is in the pod has to be waited for.
+"""
+
+from __future__ import annotations
+
+from sriov_fast.cni import reply, result
+from sriov_fast.sriov import attach
+from sriov_fast.sriov.journal import ATTACHED
+from sriov_fast.values import Link, Value
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from sriov_fast.call import Call
+    from sriov_fast.cni.result import Result
+    from sriov_fast.sriov.attach import Addressing
+    from sriov_fast.sriov.journal import Attachment
+    from sriov_fast.values import Route
+
+
+class Ready(Value):
+    """What is right if the device comes out as ``expected``, and was for ``observed``.
+
+    ``record`` is in the journal as a draft, ``output`` is what to print, ``tell`` writes the log.
+    """
+
+    given: Result
+    observed: Attachment
+    expected: Link
+    record: Attachment
+    addressing: Addressing
+    output: bytes
+    tell: Callable[[], None]
+
+    def holds(self, observed: Attachment, link: Link) -> bool:
+        """Say whether it came out so."""
+        return observed == self.observed and _told(link) == _told(self.expected)
+
+
+def prepare(call: Call, observed: Attachment, given: Result, link: Link | None = None) -> Ready:
+    """Return what becomes of ``given`` if the VF is in the pod as ``link``, or as it should be."""
+    link = link or _expected(observed)
+    routes = _routes(given)
+    record = observed.replace(
+        state=ATTACHED,
+        ifindex=link.index,
+        mac=link.mac,
+        addresses=tuple(item.address for item in given.ips),
+        routes=tuple(route.as_dict() for route in routes),
+    )
+    call.journal.draft(record)
+    return Ready(
+        given=given,
+        observed=observed,
+        expected=link,
+        record=record,
+        addressing=attach.addressing(link.index, record.addresses, routes),
+        output=reply.success(_outcome(call, record, link, given), call.conf),
+        tell=call.log.informing("attached", pf=record.pf, vf=record.vf, pci=record.pci, mac=record.mac),
+    )
+
+
+def _expected(record: Attachment) -> Link:
+    """Return the device as it should be in the pod."""
+    return Link(
+        index=record.ifindex,
+        name=record.ifname,
+        mac=record.asked.mac or record.before_mac,
+        mtu=record.mtu or record.before_mtu,
+        up=True,
+    )
+
+
+def _told(link: Link) -> tuple[object, ...]:
+    """Return what journal, result and log have of a device."""
+    return link.index, link.mac, link.mtu
+
+
+def _routes(given: Result) -> list[Route]:
+    """Return the routes with their gateways: an IPAM route without one uses its family's first gateway."""
+    gateways = {":" in item.gateway: item.gateway for item in reversed(given.ips) if item.gateway}
+    return [
+        route if route.gw or route.scope is not None else route.replace(gw=gateways.get(":" in route.dst, ""))
+        for route in given.routes
+    ]
+
+
+def _outcome(call: Call, record: Attachment, link: Link, given: Result) -> Result:
+    interface = result.Interface(
+        name=record.ifname, mac=link.mac, mtu=link.mtu, sandbox=record.netns, pci_id=record.pci
+    )
+    ours = result.Result(
+        interfaces=(interface,),
+        ips=tuple(item.replace(interface=0) for item in given.ips),
+        routes=given.routes,
+        dns=call.conf.dns or given.dns,
+    )
+    return result.merge(call.conf.prev_result, ours)

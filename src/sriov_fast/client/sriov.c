@@ -802,11 +802,12 @@ static int is_wrong(const struct reply *reply)
 static enum outcome ask(const struct sockaddr_un *address, struct call *call, struct reply *reply, char **output)
 {
     enum outcome got;
-    int fd = connected(address, call);
+    int fd;
 
+    call->request->flags = (is_verb("ADD") || is_verb("DEL") ? stay(&call->ours) : this_cpu()) << CPU_SHIFT;
+    fd = connected(address, call);
     if (fd < 0)
         return errno == EAGAIN ? TOO_LATE : NO_ANSWER;
-    call->request->flags = (is_verb("ADD") || is_verb("DEL") ? stay(&call->ours) : this_cpu()) << CPU_SHIFT;
     got = send_request(fd, call);
     if (got == TOO_LATE || !call->was_sent)
         return got;

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import os
+import signal
 from importlib.machinery import ExtensionFileLoader
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
@@ -14,6 +15,12 @@ HERE = Path(__file__).parent
 MODULES = ("_nl", "_sysfs", "_irq", "_park")
 SUFFIXES = {"cython": "", "python": "_py"}
 HINT = "run `make build`, or set SRIOV_FAST_BACKEND=python to test the plain backend alone"
+
+
+@pytest.fixture(scope="session", autouse=True)
+def interruptible() -> None:
+    """SIGINT has its effect in what tests start; it is ignored in what a shell runs in its background."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def ext_required() -> bool:

@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
@@ -324,15 +324,6 @@ def test_ended_while_an_add_hangs(stage: Stage) -> None:
     assert stage.left() == []
 
 
-@pytest.fixture
-def interruptible() -> Iterator[None]:
-    """SIGINT has its effect here, whoever started us: a shell ignores it for what runs in the background."""
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
-    yield
-    signal.signal(signal.SIGINT, before)
-
-
-@pytest.mark.usefixtures("interruptible")
 def test_signals_are_as_a_plugin_expects_them(stage: Stage) -> None:
     """Those that we put off are not blocked for it, nor is SIGPIPE ignored, as Python does."""
     # Before the shell starts anything: it blocks all signals for that, and then none.

@@ -110,18 +110,15 @@ def _serve(answer: Callable[[bytes], Reply]) -> tuple[int, Callable[[], None] | 
         output = done.output
     except Exception as error:
         output = _worded(error, stdin)
-    try:
-        _write(output)
-    except OSError as error:
-        say(f"stdout: {error.strerror}")
-        if done:
-            done.let_go()
-        if done and done.undelivered:
-            done.undelivered()
+    delivered = _delivered(output)
+    if done is None:
         return 1, None
-    if done:
-        done.let_go()
-    return (0, done.afterwards) if done else (1, None)
+    done.let_go()
+    if delivered:
+        return 0, done.afterwards
+    if done.undelivered:
+        done.undelivered()
+    return 1, None
 
 
 def _answer(stdin: bytes) -> Reply:
@@ -181,6 +178,16 @@ def _read_stdin() -> bytes:
             errno=error.errno or 0,
         ) from error
     return b"".join(chunks)
+
+
+def _delivered(output: bytes) -> bool:
+    """Print the answer, and say whether that could be done."""
+    try:
+        _write(output)
+    except OSError as error:
+        say(f"stdout: {error.strerror}")
+        return False
+    return True
 
 
 def _write(output: bytes) -> None:

@@ -72,10 +72,18 @@ def test_a_draft_is_no_record(journal: Journal, tmp_path: Path) -> None:
     assert journal.all() == [first]
     journal.drop(later)
     journal.drop(later)
-    with pytest.raises(FileError, match="cannot be written: No such file"):
-        journal.publish(later)
     assert journal.all() == [first]
     assert len(list((tmp_path / "run/vfs").iterdir())) == 1
+
+
+def test_a_draft_that_was_used_up_is_made_again(journal: Journal) -> None:
+    """As by the interrupts that are written down while the record of the whole lies ready."""
+    between, whole = attachment(journal, mtu=1400), attachment(journal, mtu=9000)
+    journal.draft(whole)
+    journal.write(between)
+    assert journal.all() == [between]
+    journal.publish(whole)
+    assert journal.all() == [whole]
 
 
 def test_nothing_there(journal: Journal, tmp_path: Path) -> None:

@@ -203,9 +203,14 @@ class Journal:
             raise self._unwritten(record, error) from error
 
     def publish(self, record: Attachment) -> None:
-        """Put the record's draft in the place of an older one."""
+        """Put the record's draft in the place of an older one; a ``write`` since then has used it up."""
+        draft, path = self._draft_of(record), self._path_of(record)
         try:
-            os.rename(self._draft_of(record), self._path_of(record))
+            try:
+                os.rename(draft, path)
+            except FileNotFoundError:
+                self.draft(record)
+                os.rename(draft, path)
         except OSError as error:
             raise self._unwritten(record, error) from error
 

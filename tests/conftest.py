@@ -76,6 +76,12 @@ def pfs() -> list[str]:
     return sorted(path.parts[4] for path in Path("/sys/class/net").glob("*/device/sriov_totalvfs"))
 
 
+def tier_of(path: Path) -> str:
+    """The tier of a test, named by its directory: tests/TIER or tests/field/TIER; "" outside."""
+    parts = path.relative_to(HERE).parts if path.is_relative_to(HERE) else ("",)
+    return parts[1] if parts[0] == "field" else parts[0]
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     no_root = "" if os.geteuid() == 0 else "needs root: run it as root, or through `make test`"
     no_pf = (
@@ -83,7 +89,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     )
     missing = {"plain": "", "netns": no_root, "lab": no_root or no_pf}
     for item in items:
-        tier = item.path.relative_to(HERE).parts[0] if item.path.is_relative_to(HERE) else ""
+        tier = tier_of(item.path)
         if tier in ("netns", "lab"):
             item.add_marker(getattr(pytest.mark, tier))
         if missing.get(tier):

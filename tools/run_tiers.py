@@ -70,11 +70,11 @@ def command(tier: str, report: Path) -> list[str]:
     """Return the command that runs a tier and leaves its report."""
     pytest = [sys.executable, "-m", "pytest", "-q", "--durations=5"]
     if tier == "plain":
-        return [*pytest, f"--junitxml={report}", "tests/plain"]
+        return [*pytest, f"--junitxml={report}", "tests/plain", "tests/field/plain"]
     if tier == "netns":
-        return [*as_root(), *pytest, f"--junitxml={report}", "tests/netns"]
+        return [*as_root(), *pytest, f"--junitxml={report}", "tests/netns", "tests/field/netns"]
     if os.environ.get("SRIOV_FAST_PF"):  # a real card of this machine, in place of the lab's
-        return [*as_root(), *pytest, f"--junitxml={report}", "tests/lab"]
+        return [*as_root(), *pytest, f"--junitxml={report}", "tests/lab", "tests/field/lab"]
     lab = [sys.executable, "-m", "sriov_fast.lab", "pytest", *LAB, "--output", str(report.parent)]
     return [*as_root(), *lab, "--", "-q", "--durations=5"]
 

@@ -476,7 +476,7 @@ def test_numbers_have_limits(words: tuple[str, ...], capsys: Output) -> None:
 
 
 def test_pytest_runs_the_lab_tests_unless_told_otherwise() -> None:
-    assert cli.pytest_command(["-q", "-k", "x"])[-4:] == ["-q", "-k", "x", "tests/lab"]
+    assert cli.pytest_command(["-q", "-k", "x"])[-5:] == ["-q", "-k", "x", "tests/lab", "tests/field/lab"]
     assert cli.pytest_command(["tests/lab/test_a.py", "-q"])[-1] == "-q"
     assert "no:benchmark" in cli.pytest_command([])
     assert "no:benchmark" not in cli.pytest_command(["benches"])

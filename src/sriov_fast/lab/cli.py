@@ -23,7 +23,7 @@ _Command = Callable[[argparse.Namespace], int]
 
 INTERRUPTED = 130
 SUMMARY = "a virtual machine with real SR-IOV cards"
-TESTS = "tests/lab"
+TESTS = ("tests/lab", "tests/field/lab")
 PYTEST = ("python", "-m", "pytest", "-p", "no:cacheprovider", "-p", "no:hypothesispytest")
 
 
@@ -56,7 +56,7 @@ def _add_run(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> N
 
 
 def _add_pytest(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    parser = commands.add_parser("pytest", help=f"boot the guest and run pytest in it, by default on {TESTS}")
+    parser = commands.add_parser("pytest", help="boot the guest and run pytest in it, by default on its tier")
     _add_machine(parser)
     parser.add_argument("arguments", nargs="*", metavar="ARG", help="arguments for pytest, after --")
     parser.set_defaults(run=_Guarded(_pytest))
@@ -154,7 +154,7 @@ def pytest_command(arguments: Sequence[str]) -> list[str]:
     named = [word for word in arguments if word.startswith(("tests", "benches", "/"))]
     plugins = [] if any(word.startswith("benches") for word in named) else ["-p", "no:benchmark"]
     script = 'exec "$@" --junitxml="$SRIOV_FAST_OUT/junit.xml"'
-    words = [*PYTEST, *plugins, *arguments, *([] if named else [TESTS])]
+    words = [*PYTEST, *plugins, *arguments, *([] if named else TESTS)]
     return ["sh", "-c", script, "pytest", *words]
 
 

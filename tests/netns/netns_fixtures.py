@@ -1,0 +1,79 @@
+"""Nodes to test on, taken away after each test, whatever came of it.
+
+``modes`` says how a module or a test is to be run: in a process for each call ("process", what there is
+without the mark: an image is continued), in one that starts an interpreter ("started"), through the resident
+server ("resident"), or through one that answers a DEL before the VF is home ("deferred"). With
+``falls_back=True`` the client in C may do without its server.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import ExitStack
+from pathlib import Path
+
+import pytest
+from node import MakeNode, Node
+from resident import KINDS, ResidentNode
+
+from sriov_fast.image import start
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line("markers", "modes(*names, falls_back=False): how the plugin is to be executed")
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    mark = metafunc.definition.get_closest_marker("modes")
+    if mark and "mode" in metafunc.fixturenames:
+        metafunc.parametrize("mode", mark.args, indirect=True, scope="module")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def image(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Make the image that the nodes' plugin continues, and see that it could do so to the end."""
+    if os.geteuid() != 0 or not start.is_supported():
+        yield
+        return
+    from sriov_fast.image import layout
+
+    Node.install(tmp_path_factory.mktemp("installed"))
+    yield
+    assert not layout.fault_of(Node.image), layout.fault_of(Node.image)
+
+
+@pytest.fixture(scope="module")
+def mode(request: pytest.FixtureRequest) -> str:
+    return getattr(request, "param", "process")
+
+
+@pytest.fixture
+def make_node(request: pytest.FixtureRequest, tmp_path: Path, mode: str) -> Iterator[MakeNode]:
+    mark = request.node.get_closest_marker("modes")
+    with ExitStack() as closing:
+        made: list[Node] = []
+
+        def make(vfs: int = 4, backend: str = "cython") -> Node:
+            root = tmp_path / f"n{len(made)}"
+            root.mkdir()
+            node = KINDS[mode](root, vfs, backend)
+            made.append(node)
+            closing.callback(node.close)
+            if isinstance(node, ResidentNode) and mark:
+                node.may_fall_back = mark.kwargs.get("falls_back", False)
+            return node
+
+        yield make
+
+
+@pytest.fixture
+def node(make_node: MakeNode) -> Node:
+    """A node with two VFs, on the compiled backend."""
+    return make_node(vfs=2)
+
+
+@pytest.fixture(params=["cython", "python"])
+def either(request: pytest.FixtureRequest, make_node: MakeNode) -> Node:
+    """A node with two VFs, on each backend."""
+    return make_node(vfs=2, backend=request.param)

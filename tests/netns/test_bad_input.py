@@ -55,7 +55,7 @@ ENVIRONMENTS: list[tuple[dict[str, str], str]] = [
     ({"CNI_IFNAME": ".."}, "'..'"),
     ({"CNI_ARGS": "Foo=1"}, "unknown key 'Foo'"),
     ({"CNI_ARGS": "VF"}, "'VF' is not KEY=value"),
-    ({"CNI_ARGS": "VF=0;vf=1"}, "given twice"),
+    ({"CNI_ARGS": "VF=0;vf=1"}, "vf='1': the key was given before"),
 ]
 
 ARGS: list[tuple[str, str]] = [

@@ -34,7 +34,7 @@ OTHERS = OS | CONTEXTLIB | COMPILED | {"__future__", "errno", "gc"}
 # What every request imports; the bundle puts these in place before anybody asks for them.
 HOT = {
     *("", "addresses", "backend", "call", "codec", "entry", "errors", "log", "plugin", "ready", "values"),
-    *("cni", "cni.args", "cni.fields", "cni.netconf", "cni.reply", "cni.request", "cni.result"),
+    *("cni", "cni.fields", "cni.netconf", "cni.reply", "cni.request", "cni.result", "cni_args"),
     *("ipam", "ipam.kinds"),
     *("sriov", "sriov.affinity", "sriov.attach", "sriov.detach", "sriov.journal", "sriov.locate"),
     *("sriov.locks", "sriov.netns", "sriov.pool", "sriov.roots"),

@@ -7,8 +7,9 @@ from typing import Any
 
 import pytest
 
+from sriov_fast import cni_args as args
 from sriov_fast import errors
-from sriov_fast.cni import args, netconf, reply, request, result
+from sriov_fast.cni import netconf, reply, request, result
 
 PAGE = Path(__file__).parents[2] / "docs" / "configuration.md"
 if not PAGE.exists():

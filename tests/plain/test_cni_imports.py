@@ -16,8 +16,8 @@ HEAVY = {
 PROGRAM = f"""
 import sys
 sys.path.insert(0, {SRC!r})
-from sriov_fast import codec, log
-from sriov_fast.cni import args, netconf, reply, request, result
+from sriov_fast import cni_args, codec, log
+from sriov_fast.cni import netconf, reply, request, result
 environ = {{
     "CNI_COMMAND": "ADD", "CNI_CONTAINERID": "a", "CNI_NETNS": "/run/netns/a", "CNI_IFNAME": "eth1",
     "CNI_ARGS": "IgnoreUnknown=1;CORES=1,2;MAC=02:00:00:00:00:01", "CNI_PATH": "/opt/cni/bin",
@@ -51,4 +51,11 @@ def test_the_room_below_is_not_reached() -> None:
         [sys.executable, "-I", "-S", "-c", program], capture_output=True, text=True, check=True
     )
     ours = {name for name in run.stdout.split() if name.startswith("sriov_fast.")}
-    assert {name.split(".")[1] for name in ours} == {"addresses", "cni", "codec", "errors", "values"}
+    assert {name.split(".")[1] for name in ours} == {
+        "addresses",
+        "cni",
+        "cni_args",
+        "codec",
+        "errors",
+        "values",
+    }

@@ -4,7 +4,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from sriov_fast.cni import args, request
+from sriov_fast import cni_args as args
+from sriov_fast.cni import request
 from sriov_fast.errors import EnvError, SriovError
 
 # A busy machine is no failure.
@@ -168,9 +169,10 @@ def test_args_unset(text: str) -> None:
         ("VF", "'VF' is not KEY=value"),
         ("VF=1;junk", "'junk' is not KEY=value"),
         ("=1", "'=1' is not KEY=value"),
-        ("VF=1;vf=1", "'vf' is given twice"),
-        ("VF=;vf=1", "'vf' is given twice"),
-        ("IgnoreUnknown=1;ignoreunknown=1", "'ignoreunknown' is given twice"),
+        ("VF=1;vf=2", "vf='2': the key was given before, with the value '1'"),
+        ("VF=1;VF=;vf=01", "vf='01': the key was given before, with the value '1'"),
+        ("IgnoreUnknown=1;ignoreunknown=0;color=red", "unknown key 'color'"),
+        ("IgnoreUnknown=1;IgnoreUnknown=maybe", "IgnoreUnknown='maybe'"),
         ("color=red", "unknown key 'color' (value 'red')"),
         ("IgnoreUnknown=0;color=red", "unknown key 'color'"),
         ("IgnoreUnknown=false;color=red", "unknown key 'color'"),
@@ -189,6 +191,18 @@ def test_args_wrong(text: str, words: str) -> None:
     # A DEL passes over the same, and says so.
     got = request.read(env(COMMAND="DEL", ARGS=text), b"")
     assert words in "\n".join(got.warnings)
+
+
+@pytest.mark.parametrize("key", args.OURS)
+def test_a_key_of_ours_has_one_value(key: str) -> None:
+    assert args.parse(f"{key}=1;{key.lower()}=1;{key}=") == {key.upper(): "1"}
+    with pytest.raises(EnvError, match=f"{key}='2'"):
+        args.parse(f"{key}=1;{key}=2")
+
+
+def test_of_other_repeated_keys_the_last_counts() -> None:
+    text = "IgnoreUnknown=0;K8S_POD_UID=a;color=red;IgnoreUnknown=true;K8S_POD_UID=b;color=blue;K8S_POD_UID="
+    assert args.parse(text) == {"IGNOREUNKNOWN": "true", "K8S_POD_UID": "b"}
 
 
 @pytest.mark.parametrize("word", ["1", "true", "TRUE", "Yes"])

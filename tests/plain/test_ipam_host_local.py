@@ -1080,6 +1080,13 @@ print(*sys.modules)
     found = set(run.stdout.split())
     assert not found & HEAVY
     ours = {name for name in found if name.startswith("sriov_fast.")}
-    assert {name.split(".")[1] for name in ours} == {"addresses", "codec", "errors", "ipam", "values"}
+    assert {name.split(".")[1] for name in ours} == {
+        "addresses",
+        "cni_args",
+        "codec",
+        "errors",
+        "ipam",
+        "values",
+    }
     assert ("sriov_fast.ipam.host_local" in ours) == (kind == "host-local")
     assert "sriov_fast.ipam.delegate" not in ours

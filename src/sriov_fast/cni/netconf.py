@@ -8,8 +8,7 @@ changed since the ADD, and what was attached must come back all the same.
 
 from __future__ import annotations
 
-from sriov_fast import codec
-from sriov_fast.cni import args as cni_args
+from sriov_fast import cni_args, codec
 from sriov_fast.cni import fields, result
 from sriov_fast.errors import ConfigError, DecodeError, IpamError, VersionError
 from sriov_fast.values import Value, VfSettings
@@ -48,7 +47,7 @@ _LARGEST_KNOWN = 1 << 12  # bytes
 
 _vf = fields.whole(0, 65535)
 _vlan = fields.whole(0, 4094)
-_LEVELS = fields.one_of("debug", "info", "warning", "error")
+_LEVELS = fields.one_of("debug", "info", "warning", "error", "panic")
 
 
 class NetConf(Value):
@@ -233,6 +232,12 @@ def _device_id(conf: _Source, runtime: _Source) -> str:
     return runtime.take("deviceID", fields.pci, "") or own or alias
 
 
+def _log_level(value: object) -> str:
+    """Accept a level. "panic" is one of the Kubernetes operator's: nothing here is above an error."""
+    level = _LEVELS(value)
+    return "error" if level == "panic" else level
+
+
 def _mtu(value: object) -> int:
     """Accept an IPv4 link's MTU (RFC 791: 68 at least); 0 asks for none."""
     return 0 if value == 0 and type(value) is int else fields.whole(68, 65535)(value)
@@ -399,7 +404,7 @@ def _configured(command: str, stdin: bytes) -> _Configured:
         dns=_dns(conf, warnings),
         prev_result=_prev_result(conf, version),
         ips=runtime.take("ips", _addresses, ()),
-        log_level=conf.take("logLevel", _LEVELS, "info"),
+        log_level=conf.take("logLevel", _log_level, "info"),
         log_file=conf.take("logFile", fields.path, ""),
         raw=raw,
         valid_attachments=_valid_attachments(raw) if command == "GC" else None,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 
-from sriov_fast.cni import args as cni_args
+from sriov_fast import cni_args
 from sriov_fast.cni import fields
 from sriov_fast.errors import EnvError
 from sriov_fast.values import Value

@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import os
 
+from sriov_fast import cni_args
 from sriov_fast.errors import BusyError, CheckError, ConfigError, IpamError, UnavailableError
 from sriov_fast.ipam import ranges
 from sriov_fast.ipam.builtin import Builtin, read_routes, valid_attachments
-from sriov_fast.ipam.keys import as_ip_or_cidr, cni_arg, parse_ip, show_ip
+from sriov_fast.ipam.keys import as_ip_or_cidr, parse_ip, show_ip
 from sriov_fast.ipam.store import Store, index_of
 
 TYPE_CHECKING = False
@@ -118,8 +119,9 @@ class HostLocal(Builtin):
 
     def _wishes(self) -> dict[str, Ip]:
         """Return the addresses that are asked for, by their texts."""
-        found = [("CNI_ARGS IP", cni_arg(self.args, "IP")), *self.requested()]
-        ips = [as_ip_or_cidr(value, where) for where, value in found if value or where != "CNI_ARGS IP"]
+        asked = cni_args.readable(self.args).get("IP", "")
+        found = [("CNI_ARGS IP", text) for text in asked.split(",") if asked]
+        ips = [as_ip_or_cidr(value, where) for where, value in [*found, *self.requested()]]
         return {show_ip(ip): ip for ip in ips}
 
     def _give(self, store: Store, sets: list[RangeSet], wishes: list[Ip | None]) -> list[Choice]:

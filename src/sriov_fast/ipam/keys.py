@@ -174,12 +174,3 @@ def same_family(gateway: Ip | None, ip: Ip, where: str) -> None:
     if gateway and gateway[0] != ip[0]:
         reason = f"of another IP version than {show_ip(ip)}"
         raise wrong(where, show_ip(gateway), reason, "give a gateway of the same")
-
-
-def cni_arg(text: str, key: str) -> str:
-    """Return a value of CNI_ARGS, whose key may be in any case; "" where it is not given."""
-    for pair in text.split(";"):
-        name, _, value = pair.partition("=")
-        if name.upper() == key:
-            return value
-    return ""

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from sriov_fast import cni_args
 from sriov_fast.errors import CheckError, ConfigError
 from sriov_fast.ipam.builtin import Builtin, read_routes
-from sriov_fast.ipam.keys import Keys, as_cidr, as_ip, cni_arg, same_family, show_ip
+from sriov_fast.ipam.keys import Keys, as_cidr, as_ip, same_family, show_ip
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -58,8 +59,9 @@ class Static(Builtin):
 
     def _from_args(self) -> list[Given]:
         """Return the addresses of CNI_ARGS, which come on top of those that are configured."""
-        pairs = [as_cidr(text, "CNI_ARGS IP") for text in _words(cni_arg(self.args, "IP"))]
-        gateways = [as_ip(text, "CNI_ARGS GATEWAY") for text in _words(cni_arg(self.args, "GATEWAY"))]
+        given = cni_args.readable(self.args)
+        pairs = [as_cidr(text, "CNI_ARGS IP") for text in _words(given.get("IP", ""))]
+        gateways = [as_ip(text, "CNI_ARGS GATEWAY") for text in _words(given.get("GATEWAY", ""))]
         return [(ip, length, _gateway(ip, length, gateways)) for ip, length in pairs]
 
 

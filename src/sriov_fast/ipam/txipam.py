@@ -10,12 +10,12 @@ from __future__ import annotations
 
 import time
 
-from sriov_fast import wire
+from sriov_fast import cni_args, wire
 from sriov_fast.beside import beside
 from sriov_fast.errors import CheckError, ConfigError, IpamError, SriovError
 from sriov_fast.ipam import hosts, leases, pending
 from sriov_fast.ipam.builtin import Builtin, Done, read_routes, valid_attachments
-from sriov_fast.ipam.keys import Keys, cni_arg, parse_ip, same_family, show_cidr, show_ip, wrong
+from sriov_fast.ipam.keys import Keys, parse_ip, same_family, show_cidr, show_ip, wrong
 from sriov_fast.ipam.service import Owner, Service, ServiceError, Settings, read_lease, read_settings
 
 TYPE_CHECKING = False
@@ -174,8 +174,9 @@ class TxIpam(Builtin):
         return [owner.replace(host_ip=host_ip) for host_ip in self._hosts() or [""]]
 
     def _pod_id(self) -> str:
+        given = cni_args.readable(self.args)
         for key in ("PodID", "K8S_POD_UID"):
-            text = cni_arg(self.args, key.upper())
+            text = given.get(key.upper(), "")
             if len(text) > 253 or not text.isprintable():
                 advice = "give at most 253 printable characters"
                 raise wrong(f"CNI_ARGS {key}", text, "not a printable identifier", advice)
@@ -187,7 +188,7 @@ class TxIpam(Builtin):
 
     def _host_ip(self) -> str:
         """Return HostIP of CNI_ARGS, or else of ``ipam.hostIP``."""
-        text = cni_arg(self.args, "HOSTIP")
+        text = cni_args.readable(self.args).get("HOSTIP", "")
         where = "CNI_ARGS HostIP" if text else "ipam.hostIP"
         text = text or self.keys.inner("ipam").text("hostIP")
         if not text:

@@ -183,6 +183,14 @@ cdef bytes interface_name(object value):
     return text
 
 
+cdef bytes alternative_name(object value):
+    # Whatever the kernel shows: a pod may have chosen the name, and it must be possible to remove it.
+    cdef bytes text = value.encode("utf-8", "surrogateescape") if isinstance(value, str) else b""
+    if not 0 < PyBytes_GET_SIZE(text) < ALTIFNAMSIZ or b"\0" in text:
+        raise ValueError(f"alternative name {value!r}: not 1 to {ALTIFNAMSIZ - 1} bytes")
+    return text
+
+
 cdef int parse_ip(bytes text, Cidr *out) noexcept:
     # inet_pton() stops at a NUL byte, so one inside would hide what follows.
     cdef const char *at = PyBytes_AS_STRING(text)
@@ -363,11 +371,12 @@ cdef class Batch:
         self.close_nest(vf_list)
         self.finish(-1)
 
-    def set_link(self, index, *, netns_fd=-1, name="", mac="", mtu=0, up=None):
+    def set_link(self, index, *, netns_fd=-1, name="", mac="", mtu=0, up=None, master=-1):
         """Append one ``RTM_SETLINK`` of one device, with whatever is given.
 
-        ``ip link set dev $if netns $ns name $name address $mac mtu $mtu up``, in one request: the kernel
-        moves the device first, then sets MAC and MTU (bytes), renames it and at last brings it up or down.
+        ``ip link set dev $if netns $ns name $name address $mac mtu $mtu up master $master``, in one request:
+        the kernel moves the device first, then sets MAC and MTU (bytes), renames it, brings it up or down
+        and at last gives it to a master, by index (0: takes it from its master).
         It stops at the first step that fails and undoes none: a name that is taken in the namespace is
         EEXIST, with the device in there already under its old name (or, where that is taken too, not moved).
         """
@@ -375,6 +384,7 @@ cdef class Batch:
         cdef uint8_t address[6]
         cdef uint32_t fd = number(netns_fd, "netns_fd", 0, INT_MAX) if netns_fd != -1 else 0
         cdef uint32_t size = number(mtu, "mtu", 1, INT_MAX) if mtu != 0 else 0
+        cdef uint32_t above = number(master, "master", 0, INT_MAX) if master != -1 else 0
         cdef bytes text = interface_name(name) if name else None
         memset(&info, 0, sizeof(info))
         info.ifi_index = number(index, "index", 0 if name else 1, INT_MAX)
@@ -383,7 +393,7 @@ cdef class Batch:
         if up is not None:
             info.ifi_change = IFF_UP
             info.ifi_flags = IFF_UP if up else 0
-        elif netns_fd == -1 and not mtu and not mac and text is None:
+        elif netns_fd == -1 and not mtu and not mac and text is None and master == -1:
             raise ValueError(f"set_link of index {index}: asks for nothing")
         self.start(RTM_SETLINK, NLM_F_REQUEST | NLM_F_ACK, &info, sizeof(info))
         if netns_fd != -1:
@@ -394,7 +404,40 @@ cdef class Batch:
             self.put(IFLA_ADDRESS, address, 6)
         if mtu:
             self.put_u32(IFLA_MTU, size)
+        if master != -1:
+            self.put_u32(IFLA_MASTER, above)
         self.finish(-1)
+
+    def del_link(self, index):
+        """Append ``RTM_DELLINK``: ``ip link delete dev $if``; EOPNOTSUPP for what cannot be deleted."""
+        cdef ifinfomsg info
+        memset(&info, 0, sizeof(info))
+        info.ifi_index = number(index, "index", 1, INT_MAX)
+        self.start(RTM_DELLINK, NLM_F_REQUEST | NLM_F_ACK, &info, sizeof(info))
+        self.finish(-1)
+
+    def add_altname(self, index, name):
+        """Append ``RTM_NEWLINKPROP``: ``ip link property add dev $if altname $name``.
+
+        EEXIST where the name is taken.
+        """
+        self.change_altname(RTM_NEWLINKPROP, NLM_F_CREATE | NLM_F_EXCL, index, name)
+
+    def del_altname(self, index, name):
+        """Append ``RTM_DELLINKPROP``: ``ip link property del dev $if altname $name``."""
+        self.change_altname(RTM_DELLINKPROP, 0, index, name)
+
+    cdef int change_altname(self, uint16_t kind, uint16_t flags, object index, object name) except -1:
+        cdef ifinfomsg info
+        cdef size_t names
+        cdef bytes text = alternative_name(name)
+        memset(&info, 0, sizeof(info))
+        info.ifi_index = number(index, "index", 1, INT_MAX)
+        self.start(kind, NLM_F_REQUEST | NLM_F_ACK | flags, &info, sizeof(info))
+        names = self.open_nest(NLA_F_NESTED | IFLA_PROP_LIST)
+        self.put_text(IFLA_ALT_IFNAME, text)
+        self.close_nest(names)
+        return self.finish(-1)
 
     def add_address(self, index, cidr):
         """Append ``RTM_NEWADDR``: ``ip address add $cidr [brd +] dev $if [nodad]``.
@@ -806,13 +849,27 @@ cdef const nlattr *find_vf(Span *message, const nlattr *vf_list, uint32_t num_vf
     return found
 
 
+cdef tuple alternative_names(const nlattr *properties):
+    # IFLA_PROP_LIST: a row of IFLA_ALT_IFNAME.
+    cdef Span span = inside(properties)
+    cdef list found = []
+    cdef const nlattr *attr = next_attr(&span)
+    while attr != NULL:
+        if kind_of(attr) == IFLA_ALT_IFNAME:
+            found.append(text_of(attr))
+        attr = next_attr(&span)
+    return tuple(found)
+
+
 cdef object decode_link(const uint8_t *body, size_t size, int vf):
     cdef const ifinfomsg *info = <const ifinfomsg *>body
     cdef Span span
     cdef const nlattr *attr
     cdef const nlattr *vf_info = NULL
     cdef str name = "", mac = "", parent = "", perm = ""
-    cdef uint32_t mtu = 0, num_vf = 0
+    cdef tuple altnames = ()
+    cdef uint32_t mtu = 0, num_vf = 0, lower = 0, master = 0
+    cdef bint is_lower_here = True
     cdef int kind
     span.at = body + sizeof(ifinfomsg)
     span.end = body + size
@@ -825,6 +882,14 @@ cdef object decode_link(const uint8_t *body, size_t size, int vf):
             mac = mac_text(payload(attr, 0), attr.nla_len - sizeof(nlattr))
         elif kind == IFLA_MTU:
             mtu = u32_of(attr)
+        elif kind == IFLA_LINK:
+            lower = u32_of(attr)
+        elif kind == IFLA_LINK_NETNSID:
+            is_lower_here = False
+        elif kind == IFLA_MASTER:
+            master = u32_of(attr)
+        elif kind == IFLA_PROP_LIST:
+            altnames = alternative_names(attr)
         elif kind == IFLA_NUM_VF:
             num_vf = u32_of(attr)
         elif kind == IFLA_VFINFO_LIST:
@@ -843,6 +908,9 @@ cdef object decode_link(const uint8_t *body, size_t size, int vf):
         carrier=(info.ifi_flags & IFF_LOWER_UP) != 0,
         parent=parent,
         perm=perm,
+        lower=lower if is_lower_here else 0,
+        master=master,
+        altnames=altnames,
         num_vf=num_vf,
         vf=vf_settings(vf_info) if vf_info != NULL else None,
     )
@@ -1022,12 +1090,24 @@ cdef str vf_operation(const nlmsghdr *message, int index):
     return f"set vf {u32_of(info)} of ifindex {index}"
 
 
+cdef str altname_operation(const nlmsghdr *message, int index):
+    cdef Span span = inside(find_attr(message, sizeof(ifinfomsg), IFLA_PROP_LIST))
+    cdef str name = text_of(next_attr(&span))
+    if message.nlmsg_type == RTM_NEWLINKPROP:
+        return f"add altname {name} to ifindex {index}"
+    return f"delete altname {name} of ifindex {index}"
+
+
 cdef str link_operation(const nlmsghdr *message, int wanted):
     cdef const ifinfomsg *info = <const ifinfomsg *>(<const uint8_t *>message + sizeof(nlmsghdr))
     cdef const nlattr *name
     cdef str which = f"ifindex {info.ifi_index}"
     if message.nlmsg_type == RTM_SETLINK:
         return set_operation(message, info.ifi_index)
+    if message.nlmsg_type == RTM_DELLINK:
+        return f"delete link of ifindex {info.ifi_index}"
+    if message.nlmsg_type in (RTM_NEWLINKPROP, RTM_DELLINKPROP):
+        return altname_operation(message, info.ifi_index)
     if message.nlmsg_flags & NLM_F_DUMP:
         return "list links"
     name = find_attr(message, sizeof(ifinfomsg), IFLA_IFNAME)
@@ -1060,7 +1140,7 @@ cdef str route_operation(const nlmsghdr *message):
 cdef str operation_of(Batch batch, Py_ssize_t position):
     # What a message asks for, in words, for the error that it was answered with.
     cdef const nlmsghdr *message = <const nlmsghdr *>(batch.data + batch.items[position].at)
-    if message.nlmsg_type in (RTM_GETLINK, RTM_SETLINK):
+    if message.nlmsg_type in (RTM_GETLINK, RTM_SETLINK, RTM_DELLINK, RTM_NEWLINKPROP, RTM_DELLINKPROP):
         return link_operation(message, batch.items[position].wanted)
     if message.nlmsg_type in (RTM_GETADDR, RTM_NEWADDR):
         return address_operation(message)

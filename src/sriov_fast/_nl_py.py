@@ -48,7 +48,8 @@ HEADER = struct.Struct("=IHHII")  # struct nlmsghdr
 ATTR = struct.Struct("=HH")  # struct nlattr
 
 # linux/rtnetlink.h, linux/if_addr.h, linux/if.h, linux/if_link.h
-RTM_NEWLINK, RTM_GETLINK, RTM_SETLINK = 16, 18, 19
+RTM_NEWLINK, RTM_DELLINK, RTM_GETLINK, RTM_SETLINK = 16, 17, 18, 19
+RTM_NEWLINKPROP, RTM_DELLINKPROP = 108, 109
 RTM_NEWADDR, RTM_GETADDR, RTM_NEWROUTE, RTM_GETROUTE = 20, 22, 24, 26
 BODY_SIZES = {RTM_NEWLINK: 16, RTM_NEWADDR: 8, RTM_NEWROUTE: 12}
 RTN_UNICAST, RTPROT_BOOT, RTM_F_CLONED = 1, 3, 0x200
@@ -60,9 +61,12 @@ LINK_STATES = ("auto", "enable", "disable")
 VLAN_PROTOS = {"802.1Q": 0x8100, "802.1ad": 0x88A8}  # linux/if_ether.h
 VLAN_PROTO_NAMES = {number: name for name, number in VLAN_PROTOS.items()}
 IFLA_ADDRESS = 1
+ALTIFNAMSIZ = 128  # linux/if.h
 IFLA_PERM_ADDRESS = 54
-# What else is read of a link: IFLA_IFNAME, IFLA_MTU, IFLA_NUM_VF, IFLA_PARENT_DEV_NAME.
-LINK_ATTRS = frozenset((3, 4, 21, 56))
+IFLA_PROP_LIST, IFLA_ALT_IFNAME = 52, 53
+# What else is read of a link: IFLA_IFNAME, IFLA_MTU, IFLA_LINK, IFLA_MASTER, IFLA_NUM_VF, IFLA_LINK_NETNSID,
+# IFLA_PARENT_DEV_NAME.
+LINK_ATTRS = frozenset((3, 4, 5, 10, 21, 37, 56))
 
 
 _PyVf = ifinfmsg.vflist.vfinfo
@@ -130,6 +134,14 @@ def _interface_name(value: object) -> str:
     if not 0 < len(text) < 16 or text in (b".", b"..") or set(text) & set(b" /:\xa0"):
         raise ValueError(f"interface name {value!r}: not 1 to 15 bytes without white space, '/' and ':'")
     return str(value)
+
+
+def _alternative_name(value: object) -> bytes:
+    # Whatever the kernel shows: a pod may have chosen the name, and it must be possible to remove it.
+    text = value.encode("utf-8", "surrogateescape") if isinstance(value, str) else b""
+    if not 0 < len(text) < ALTIFNAMSIZ or b"\0" in text:
+        raise ValueError(f"alternative name {value!r}: not 1 to {ALTIFNAMSIZ - 1} bytes")
+    return text
 
 
 def _family(ip: str) -> int:
@@ -293,6 +305,7 @@ class Batch:
         mac: str = "",
         mtu: int = 0,
         up: bool | None = None,
+        master: int = -1,
     ) -> None:
         """Append one ``RTM_SETLINK``: ``ip link set $if netns $ns name $name address $mac mtu $mtu up``."""
         attrs: list[tuple[str, Any]] = []
@@ -307,6 +320,8 @@ class Batch:
             attrs.append(("IFLA_ADDRESS", _mac(mac)))
         if size:
             attrs.append(("IFLA_MTU", size))
+        if master != -1:
+            attrs.append(("IFLA_MASTER", _number(master, "master", 0, INT_MAX)))
         if up is not None:
             message["change"] = IFF_UP
             message["flags"] = IFF_UP if up else 0
@@ -315,6 +330,29 @@ class Batch:
         message["attrs"] = attrs
         operation = f"set link of ifindex {index}" if index else f"set link of {name}"
         self._messages.append(_Message(message, RTM_SETLINK, NLM_F_REQUEST | NLM_F_ACK, operation))
+
+    def del_link(self, index: int) -> None:
+        """Append ``RTM_DELLINK``: ``ip link delete dev $if``."""
+        message = ifinfmsg()
+        message["index"] = _number(index, "index", 1, INT_MAX)
+        operation = f"delete link of ifindex {index}"
+        self._messages.append(_Message(message, RTM_DELLINK, NLM_F_REQUEST | NLM_F_ACK, operation))
+
+    def add_altname(self, index: int, name: str) -> None:
+        """Append ``RTM_NEWLINKPROP``: ``ip link property add dev $if altname $name``."""
+        operation = f"add altname {name} to ifindex {index}"
+        self._change_altname(RTM_NEWLINKPROP, NLM_F_CREATE | NLM_F_EXCL, index, name, operation)
+
+    def del_altname(self, index: int, name: str) -> None:
+        """Append ``RTM_DELLINKPROP``: ``ip link property del dev $if altname $name``."""
+        self._change_altname(RTM_DELLINKPROP, 0, index, name, f"delete altname {name} of ifindex {index}")
+
+    def _change_altname(self, kind: int, flags: int, index: int, name: str, operation: str) -> None:
+        message = ifinfmsg()
+        text = _alternative_name(name)
+        message["index"] = _number(index, "index", 1, INT_MAX)
+        message["attrs"] = [("IFLA_PROP_LIST", {"attrs": [("IFLA_ALT_IFNAME", text)]})]
+        self._messages.append(_Message(message, kind, NLM_F_REQUEST | NLM_F_ACK | flags, operation))
 
     def add_address(self, index: int, cidr: str) -> None:
         """Append ``RTM_NEWADDR``: ``ip address add $cidr [brd +] dev $if [nodad]``."""
@@ -503,10 +541,21 @@ def _hardware_address(data: bytes, wanted: int) -> str:
     return ""
 
 
+def _alternative_names(data: bytes) -> tuple[str, ...]:
+    return tuple(
+        data[at + ATTR.size : stop].partition(b"\0")[0].decode("utf-8", "surrogateescape")
+        for kind, start, end in _attrs(data, 32, len(data))
+        if kind == IFLA_PROP_LIST
+        for inner, at, stop in _attrs(data, start + ATTR.size, end)
+        if inner == IFLA_ALT_IFNAME
+    )
+
+
 def _decode_link(data: bytes, vf: int) -> Link:
     message = ifinfmsg(_condensed(data, vf))
     message.decode()
     vf_list = message.get_attr("IFLA_VFINFO_LIST")
+    is_lower_here = message.get_attr("IFLA_LINK_NETNSID") is None
     return Link(
         index=message["index"],
         name=_text(message.get_attr("IFLA_IFNAME")),
@@ -516,6 +565,9 @@ def _decode_link(data: bytes, vf: int) -> Link:
         carrier=bool(message["flags"] & IFF_LOWER_UP),
         parent=_text(message.get_attr("IFLA_PARENT_DEV_NAME")),
         perm=_hardware_address(data, IFLA_PERM_ADDRESS),
+        lower=(message.get_attr("IFLA_LINK") or 0) if is_lower_here else 0,
+        master=message.get_attr("IFLA_MASTER") or 0,
+        altnames=_alternative_names(data),
         num_vf=message.get_attr("IFLA_NUM_VF") or 0,
         vf=_vf_settings(vf_list.get_attr("IFLA_VF_INFO")) if vf_list is not None else None,
     )

@@ -56,6 +56,7 @@ cdef enum:
 
     NLMSGERR_ATTR_MSG = 1
 
+    NLA_F_NESTED = 0x8000
     NLA_TYPE_MASK = 0x3fff  # ~(NLA_F_NESTED | NLA_F_NET_BYTEORDER)
 
 # --- linux/rtnetlink.h --------------------------------------------------------------------------------
@@ -87,12 +88,15 @@ cdef struct rtnexthop:
 
 cdef enum:
     RTM_NEWLINK = 16
+    RTM_DELLINK = 17
     RTM_GETLINK = 18
     RTM_SETLINK = 19
     RTM_NEWADDR = 20
     RTM_GETADDR = 22
     RTM_NEWROUTE = 24
     RTM_GETROUTE = 26
+    RTM_NEWLINKPROP = 108
+    RTM_DELLINKPROP = 109
 
     RTN_UNICAST = 1
     RTPROT_BOOT = 3
@@ -138,6 +142,7 @@ cdef enum:
     IFF_UP = 0x1
     IFF_LOWER_UP = 0x10000
     IFNAMSIZ = 16
+    ALTIFNAMSIZ = 128
 
 # --- linux/if_link.h ----------------------------------------------------------------------------------
 
@@ -174,10 +179,15 @@ cdef enum:
     IFLA_ADDRESS = 1
     IFLA_IFNAME = 3
     IFLA_MTU = 4
+    IFLA_LINK = 5
+    IFLA_MASTER = 10
     IFLA_NUM_VF = 21
     IFLA_VFINFO_LIST = 22
     IFLA_NET_NS_FD = 28
     IFLA_EXT_MASK = 29
+    IFLA_LINK_NETNSID = 37
+    IFLA_PROP_LIST = 52
+    IFLA_ALT_IFNAME = 53
     IFLA_PERM_ADDRESS = 54
     IFLA_PARENT_DEV_NAME = 56
 

@@ -129,6 +129,8 @@ class Link(Value):
     ``mac`` is lower case with colons; ``up`` is the administrative state (IFF_UP), ``carrier`` IFF_LOWER_UP.
     ``parent`` is the bus address (IFLA_PARENT_DEV_NAME: a PCI address for a VF), "" where there is none;
     ``perm`` is the MAC of the device's last reset (IFLA_PERM_ADDRESS), "" where none is known.
+    ``lower`` is the index of the device under this one (IFLA_LINK), 0 where there is none or where it is in
+    another namespace; ``master`` is the index of the bond or bridge that has it, 0 for none.
     ``num_vf`` and ``vf`` (what the PF holds for the one VF that was asked for) are set on a PF read with
     ``vf=``.
     """
@@ -141,6 +143,9 @@ class Link(Value):
     carrier: bool = False
     parent: str = ""
     perm: str = ""
+    lower: int = 0
+    master: int = 0
+    altnames: tuple[str, ...] = ()
     num_vf: int = 0
     vf: VfSettings | None = None
 

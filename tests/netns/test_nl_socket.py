@@ -117,7 +117,14 @@ def pod(nl: ModuleType, netns: Netns) -> int:
 def test_a_link_by_name_and_by_index(nl: ModuleType, host: Netns, pair: tuple[str, str]) -> None:
     ip("-n", host.name, "link", "set", "vf0", "address", "02:00:00:00:00:0a", "mtu", "1400", "up")
     by_name, lo = run(nl, host, lambda b: b.get_link(name="vf0"), lambda b: b.get_link(index=1))
-    assert by_name == Link(index=by_name.index, name="vf0", mac="02:00:00:00:00:0a", mtu=1400, up=True)
+    assert by_name == Link(
+        index=by_name.index,
+        name="vf0",
+        mac="02:00:00:00:00:0a",
+        mtu=1400,
+        up=True,
+        lower=index_of(nl, host, "peer0"),
+    )
     assert (lo.name, lo.up, lo.carrier, lo.mtu) == ("lo", True, True, 65536)
     assert run(nl, host, lambda b: b.get_link(index=by_name.index)) == [by_name]
 
@@ -153,6 +160,30 @@ def test_a_name_that_is_taken_is_refused_after_the_move(
     assert f"set link of ifindex {index}" in str(caught.value)
     assert not run(nl, netns, lambda b: b.get_link(name="vf0"))[0].up
     assert [link.name for link in nl.Socket(host.fd).links()] == ["lo", "peer0"]
+
+
+def test_what_is_around_a_device(nl: ModuleType, netns: Netns, pod: int) -> None:
+    """A bridge that has it, a macvlan on another, its alternative names: read, and taken away."""
+    for words in ("add br0 type bridge", "set eth0 master br0", "add link peer0 name upper type macvlan"):
+        ip("-n", netns.name, "link", *words.split())
+    bridge, peer, upper = (index_of(nl, netns, name) for name in ("br0", "peer0", "upper"))
+    assert run(nl, netns, lambda b: b.add_altname(pod, "one"), lambda b: b.add_altname(pod, "two")) == [
+        None,
+        None,
+    ]
+    eth0, above = run(nl, netns, lambda b: b.get_link(index=pod), lambda b: b.get_link(index=upper))
+    assert (eth0.master, eth0.altnames, above.lower) == (bridge, ("one", "two"), peer)
+    assert run(
+        nl,
+        netns,
+        lambda b: b.del_link(upper),
+        lambda b: b.set_link(pod, master=0),
+        lambda b: b.del_altname(pod, "two"),
+    ) == [None, None, None]
+    (eth0,) = run(nl, netns, lambda b: b.get_link(index=pod))
+    assert (eth0.master, eth0.altnames) == (0, ("one",))
+    with nl.Socket(netns.fd) as sock:
+        assert "upper" not in {link.name for link in sock.links()}
 
 
 def test_down(nl: ModuleType, netns: Netns, pod: int) -> None:

@@ -69,6 +69,7 @@ def link_changes(draw: st.DrawFn) -> dict[str, Any]:
                 "mac": macs,
                 "mtu": st.integers(1, 2**31 - 1),
                 "up": st.booleans(),
+                "master": st.integers(0, 2**31 - 1),
             },
         )
     )
@@ -190,8 +191,27 @@ def test_set_link_has_the_same_bytes_and_says_what_was_meant(index: int, changes
     assert message.get_attr("IFLA_ADDRESS") == changes.get("mac")
     assert message.get_attr("IFLA_MTU") == changes.get("mtu")
     assert message.get_attr("IFLA_NET_NS_FD") == changes.get("netns_fd")
+    assert message.get_attr("IFLA_MASTER") == changes.get("master")
     assert message["change"] == ("up" in changes)
     assert message["flags"] == changes.get("up", False)
+
+
+@given(indexes)
+def test_del_link_has_the_same_bytes_and_says_what_was_meant(index: int) -> None:
+    data = same(lambda batch: batch.del_link(index))
+    assert header(data) == (17, 0x5, 1, 0)  # RTM_DELLINK, REQUEST | ACK
+    assert decoded(ifinfmsg, data)["index"] == index
+
+
+@pytest.mark.parametrize("name", ["pf0v0", "a" * 127, "é" * 63, "\udcff"])
+def test_altnames_have_the_same_bytes_and_say_what_was_meant(name: str) -> None:
+    data = same(lambda batch: batch.add_altname(7, name), lambda batch: batch.del_altname(7, name))
+    # RTM_NEWLINKPROP with CREATE | EXCL, RTM_DELLINKPROP, each REQUEST | ACK
+    assert [header(message)[:3] for message in messages(data)] == [(108, 0x605, 1), (109, 0x5, 2)]
+    for message in messages(data):
+        assert decoded(ifinfmsg, message)["index"] == 7
+        assert struct.unpack_from("=H", message, 34) == (0x8000 | 52,)  # NLA_F_NESTED | IFLA_PROP_LIST
+        assert message[40:].rstrip(b"\0") == name.encode("utf-8", "surrogateescape")
 
 
 @given(indexes, names, optional(vf_numbers))
@@ -322,6 +342,11 @@ WRONG: list[tuple[str, Callable[[Any], None]]] = [
     ("interface name 'a\\x00b'", lambda b: b.get_link(name="a\0b")),
     ("interface name '\\udcff'", lambda b: b.get_link(name="\udcff")),
     ("index 0, name ''", lambda b: b.get_link()),
+    ("master -2", lambda b: b.set_link(1, master=-2)),
+    ("index 0", lambda b: b.del_link(0)),
+    ("alternative name ''", lambda b: b.add_altname(1, "")),
+    ("alternative name 'a\\x00b'", lambda b: b.del_altname(1, "a\0b")),
+    (f"alternative name '{'a' * 128}'", lambda b: b.add_altname(1, "a" * 128)),
     ("index 1, name 'eth0'", lambda b: b.get_link(index=1, name="eth0")),
     ("address '10.0.0.1'", lambda b: b.add_address(1, "10.0.0.1")),
     ("address '10.0.0.1/33': prefix length beyond 32", lambda b: b.add_address(1, "10.0.0.1/33")),

@@ -113,6 +113,15 @@ def test_a_link(nl: ModuleType) -> None:
     )
 
 
+def test_a_link_with_others_around_it(nl: ModuleType) -> None:
+    altnames = attr(53, b"enp3s16v1\0") + attr(53, b"\xff\0")
+    body = link_body(4, "eth0", attr(5, u32(9)), attr(10, u32(7)), attr(0x8000 | 52, altnames))
+    link = the_link(nl, body)
+    assert (link.lower, link.master, link.altnames) == (9, 7, ("enp3s16v1", "\udcff"))
+    elsewhere = the_link(nl, link_body(4, "eth0", attr(37, u32(0)), attr(5, u32(9))))
+    assert elsewhere.lower == 0
+
+
 def test_a_link_that_is_down_and_has_next_to_nothing(nl: ModuleType) -> None:
     body = struct.pack("=BxHiII", 0, 1, 9, 0, 0)
     assert the_link(nl, body) == Link(index=9, name="", mac="", mtu=0, up=False)
@@ -231,8 +240,11 @@ def test_operations_in_words(nl: ModuleType) -> None:
     batch.add_route(4, Route(dst="0.0.0.0/0", gw="10.0.0.1"))
     batch.add_route(4, Route(dst="::/0"))
     batch.add_route(4, Route(dst="10.1.0.0/16"))
+    batch.del_link(4)
+    batch.add_altname(4, "enp3s16v1")
+    batch.del_altname(4, "enp3s16v1")
     replies = nl.Replies(batch, 1, PORT)
-    for seq in range(1, 8):
+    for seq in range(1, 11):
         replies.feed(verdict(errno.EPERM, seq=seq))
     assert [error.operation for error in replies.results] == [
         "get link ifindex 4",
@@ -242,8 +254,11 @@ def test_operations_in_words(nl: ModuleType) -> None:
         "add route 0.0.0.0/0 via 10.0.0.1 to ifindex 4",
         "add route ::/0 to ifindex 4",
         "add route 10.1.0.0/16 to ifindex 4",
+        "delete link of ifindex 4",
+        "add altname enp3s16v1 to ifindex 4",
+        "delete altname enp3s16v1 of ifindex 4",
     ]
-    assert [error.position for error in replies.results] == list(range(7))
+    assert [error.position for error in replies.results] == list(range(10))
 
 
 def refuses(replies: Any, datagram: bytes, number: int, said: str, **more: Any) -> None:

@@ -15,7 +15,7 @@ from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext
 from setuptools.errors import CompileError
 
-MODULES = ("_nl", "_sysfs", "_irq", "_park")
+MODULES = ("_nl", "_sysfs", "_irq")
 PACKAGE = Path("src", "sriov_fast")
 CLIENT = "sriov_fast.client.sriov-client"
 REQUIRED = os.environ.get("SRIOV_FAST_REQUIRE_EXT", "") not in ("", "0")
@@ -77,6 +77,5 @@ def optional(built: list[Extension]) -> list[Extension]:
     return built
 
 
-sources = [str(PACKAGE / "client" / name) for name in ("sriov.c", "image.c")]
-client = Extension(CLIENT, sources, depends=[str(PACKAGE / "client" / "image.h")])
+client = Extension(CLIENT, [str(PACKAGE / "client" / "sriov.c")])
 setup(ext_modules=optional([*extensions(), client]), cmdclass={"build_ext": Build})

@@ -31,7 +31,7 @@ SECONDS = amount("SECONDS", 190, 60)
 VERBS = ("ADD", "DEL")
 START = Case("bare", "none", "start")
 NOTHING = "VERSION, and a C program that does nothing"
-OURS = ("resident", "compiled", "started", "plain")
+OURS = ("resident", "compiled", "plain")
 
 
 class Turn(NamedTuple):
@@ -48,15 +48,13 @@ def pair(program: str, ipam: str, every: int) -> Turn:
 def schedule(peer: str) -> list[Turn]:
     """Return who takes part how often: what is close to the floor needs more rounds to be told from it."""
     turns = [pair(program, ipam, 1) for program in ("c", "resident") for ipam in ("none", "host-local")]
-    turns += [
-        pair(program, ipam, 2) for program in ("compiled", "started") for ipam in ("none", "host-local")
-    ]
+    turns += [pair(program, ipam, 2) for program in ("compiled",) for ipam in ("none", "host-local")]
     turns += [pair("deferred", "host-local", 2)]
     if "executed" in IPAMS:
-        turns += [pair(program, "executed", 4) for program in ("c", "resident", "compiled", "started")]
+        turns += [pair(program, "executed", 4) for program in ("c", "resident", "compiled")]
     turns += [pair("plain", ipam, 10) for ipam in IPAMS if ipam == "host-local" or not IN_LAB]
     turns += [Turn((Case(program, "none", "VERSION"),), 1) for program in ("c", "resident")]
-    turns += [Turn((Case(program, "none", "VERSION"),), 4) for program in ("compiled", "started")]
+    turns += [Turn((Case("compiled", "none", "VERSION"),), 4)]
     turns += [Turn((START,), 4)]
     if peer:
         turns += [pair("peer", ipam, 4) for ipam in IPAMS if ipam != "host-local"]
@@ -172,7 +170,7 @@ def test_deferred_del(benchmark: Any, samples: Samples, program: str) -> None:
 
 
 @report.mark
-@pytest.mark.parametrize("program", ["c", "resident", "compiled", "started"])
+@pytest.mark.parametrize("program", ["c", "resident", "compiled"])
 def test_version(benchmark: Any, samples: Samples, program: str) -> None:
     """What is asked of nobody but us. The C program does nothing at all."""
     case = Case(program, "none", "VERSION")

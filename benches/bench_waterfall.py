@@ -77,7 +77,7 @@ def test_steps(benchmark: Any, traced: Traced, program: str, verb: str) -> None:
 
 def test_picture(traced: Traced, request: pytest.FixtureRequest) -> None:
     items = [typical(traced[Case(program, "host-local", "ADD")]) for program in PROGRAMS]
-    assert [item.mode for item in items] == ["resident", "image"]
+    assert [item.mode for item in items] == ["resident", "in-process"]
     for item in items:
         assert {"kernel", "ours"} <= set(item.shares())
     picture = request.config.getoption("--picture")

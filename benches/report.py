@@ -30,7 +30,6 @@ LABELS = {
     "elsewhere": "C, client and server",
     "here": "C, client and server, on one CPU",
     "compiled": "in-process",
-    "started": "in-process, no image",
     "plain": "in-process, plain",
     "deferred": "resident, deferred",
     "bare": "interpreter alone",

@@ -20,16 +20,13 @@ import pytest
 import ground
 from sriov_fast import client
 from sriov_fast.cli import install
-from sriov_fast.image import build as images
-from sriov_fast.image import layout
 
 HERE = Path(__file__).resolve().parent
 IN_LAB = os.environ.get("SRIOV_FAST_LAB") == "1"
-# resident: the client and its server. compiled, started, plain: the same executable without a server;
-# compiled continues an image, the others start an interpreter, plain with the plain backend. deferred:
-# resident, where a DEL answers before the VF is home. c: the floor; elsewhere, here: that behind a server.
-# peer: --peer.
-PROGRAMS = ("resident", "compiled", "started", "plain", "deferred", "c", "peer")
+# resident: the client and its server. compiled, plain: the executable without a server, on either backend.
+# deferred: resident, a DEL answers before the VF is in the host. c: the floor; elsewhere, here: the floor
+# behind a server. peer: --peer.
+PROGRAMS = ("resident", "compiled", "plain", "deferred", "c", "peer")
 # host-local is the built-in one, executed the plugin of that name
 IPAMS = ("none", "host-local") if IN_LAB else ("none", "host-local", "executed")
 DELAY = 0.012  # seconds: three ticks of a kernel with HZ=250
@@ -117,7 +114,7 @@ class Stage:
             build(HERE / f"{name}.c", self.bin / name)
 
     def _executables(self) -> None:
-        """Write what ``sriov-fast install`` does, its image; a client that needs its server; bare."""
+        """Write the installed executables, a client that needs its server, and a bare interpreter."""
         binary = client.binary()
         assert binary, "the client is not compiled: make build"
         program = install.PROGRAMS["sriov"]
@@ -128,8 +125,6 @@ class Stage:
         head = install.script(program, sys.executable, []).partition("import sys\n")[0]
         write(self.bin / "bare", f"{head}import os\nos._exit(0)\n")
         install.compile_package()
-        self.image = str(self.root / "sriov.image")
-        images.make(self.image, str(self.bin / "sriov"), layout.words_of(self.bin / "sriov"))
 
     def serve(self, name: str, *options: str) -> Server:
         """Start the server that the cases of program ``name`` ask; each has a journal of its own."""
@@ -180,8 +175,7 @@ class Stage:
         given["SRIOV_FAST_BACKEND"] = "python" if program == "plain" else "cython"
         given["SRIOV_FAST_RUN"] = str(self.root / ("deferred" if program == "deferred" else "run"))
         given["SRIOV_FAST_STATE"] = str(self.root / "state")
-        given["SRIOV_FAST_IMAGE"] = self.image if program == "compiled" else "none"
-        if program in ("compiled", "started", "plain"):
+        if program in ("compiled", "plain"):
             given["SRIOV_FAST_SOCKET"] = "none"
         return given
 

@@ -12,7 +12,7 @@ from types import ModuleType, SimpleNamespace
 import pytest
 
 HERE = Path(__file__).parent
-MODULES = ("_nl", "_sysfs", "_irq", "_park")
+MODULES = ("_nl", "_sysfs", "_irq")
 SUFFIXES = {"cython": "", "python": "_py"}
 HINT = "run `make build`, or set SRIOV_FAST_BACKEND=python to test the plain backend alone"
 

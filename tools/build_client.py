@@ -1,4 +1,4 @@
-"""Compile the client (src/sriov_fast/client/*.c) with the best compiler that is here.
+"""Compile the client (src/sriov_fast/client/sriov.c) with the best compiler that is here.
 
 Usage: build_client.py OUTPUT [MACHINE]. MACHINE is what ``uname -m`` says on the machine that it is for
 (x86_64, aarch64); this one without it. SRIOV_FAST_CLIENT_CC names the compiler, with its options.
@@ -19,13 +19,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 CLIENT = Path(__file__).resolve().parents[1] / "src/sriov_fast/client"
-SOURCES = (CLIENT / "sriov.c", CLIENT / "image.c")
+SOURCE = CLIENT / "sriov.c"
 FLAGS = (
     *("-std=c11", "-Os", "-s", "-Wall", "-Wextra", "-Werror=implicit-function-declaration"),
     *("-ffunction-sections", "-fdata-sections", "-fno-asynchronous-unwind-tables", "-Wl,--gc-sections"),
 )
-# Not where an interpreter lies that is not position-independent: its image is mapped beside the client.
-BASE = {"x86_64": "0x70000000"}
 # e_machine of the ELF header, at its byte 18.
 MACHINES = {"x86_64": 62, "aarch64": 183}
 
@@ -36,20 +34,12 @@ def compilers(machine: str) -> Iterator[list[str]]:
     if wanted:
         yield shlex.split(wanted)
         return
-    yield from based("-Ttext-segment", machine, ["musl-gcc", "-static", "-no-pie"])
+    yield ["musl-gcc", "-static", "-no-pie"]
     if importlib.util.find_spec("ziglang"):
-        zig = [sys.executable, "-m", "ziglang", "cc", "-target", f"{machine}-linux-musl", "-static"]
-        yield from based("--image-base", machine, zig)
+        yield [sys.executable, "-m", "ziglang", "cc", "-target", f"{machine}-linux-musl", "-static"]
     cc = shlex.split(os.environ.get("CC") or "cc")
-    yield from based("-Ttext-segment", machine, [*cc, "-static"])
+    yield [*cc, "-static"]
     yield cc
-
-
-def based(option: str, machine: str, compiler: list[str]) -> Iterator[list[str]]:
-    """Return it with its linker's option for the lowest address, and without."""
-    if machine in BASE:
-        yield [*compiler, f"-Wl,{option}={BASE[machine]}"]
-    yield compiler
 
 
 def fault_of(compiler: list[str], output: Path, machine: str) -> str:
@@ -57,7 +47,7 @@ def fault_of(compiler: list[str], output: Path, machine: str) -> str:
     if not shutil.which(compiler[0]):
         return "not found"
     done = subprocess.run(
-        [*compiler, *FLAGS, "-o", output, *SOURCES],
+        [*compiler, *FLAGS, "-o", output, SOURCE],
         stdin=subprocess.DEVNULL,
         capture_output=True,
         text=True,

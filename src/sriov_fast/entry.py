@@ -18,20 +18,14 @@ _STDIN, _STDOUT, _STDERR = 0, 1, 2
 # More than any configuration; the decoder says what is too much.
 _MOST = 16 << 20
 
-origin = "in-process"  # how this process began; "image" where it continues a saved one
-
 
 def main() -> None:
     """Be ``sriov``: serve one request and end the process; does not return."""
-    image = os.environ.pop("SRIOV_FAST_IMAGE_WANTED", "")
-    executable = os.environ.pop("SRIOV_FAST_IMAGE_FOR", "")
-    run(_answer, (lambda: _make_image(image, executable)) if image else None)
+    run(_answer)
 
 
-def run(answer: Callable[[bytes], Reply], then: Callable[[], None] | None = None) -> None:
+def run(answer: Callable[[bytes], Reply]) -> None:
     """Let ``answer`` serve one request, given its stdin, and end the process; does not return.
-
-    ``then`` comes behind the reply, whatever that is.
 
     ``os._exit``: the interpreter's own way down takes longer than an answer, and everything is written then.
     """
@@ -42,8 +36,6 @@ def run(answer: Callable[[bytes], Reply], then: Callable[[], None] | None = None
         status, afterwards = _serve(answer)
         if afterwards is not None:
             behind_the_reply(afterwards)
-        if then is not None:
-            then()
     except BaseException as error:
         say(f"{type(error).__name__}: {error}")
     finally:
@@ -92,15 +84,6 @@ def behind_the_reply(work: Callable[[], None]) -> None:
         os._exit(0)
 
 
-def _make_image(path: str, executable: str) -> None:
-    """Let an image be made of a process like this one, for those after it; in vain where it cannot be."""
-    from sriov_fast import backend
-    from sriov_fast.image import start
-
-    if backend.name == "cython" and start.is_worth_it(path):
-        behind_the_reply(lambda: start.become_builder(path, executable))
-
-
 def _serve(answer: Callable[[bytes], Reply]) -> tuple[int, Callable[[], None] | None]:
     """Read the request, carry it out, print the answer; return the exit status and what to do then."""
     stdin, done = b"", None
@@ -144,7 +127,7 @@ def _steps() -> Steps | None:
         return None
     from sriov_fast.steps import Steps
 
-    return Steps(path, origin)
+    return Steps(path, "in-process")
 
 
 def _worded(error: Exception, stdin: bytes) -> bytes:

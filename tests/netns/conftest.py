@@ -9,7 +9,7 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "plain"))
 
 from netns_fixtures import (  # noqa: F401 (pytest finds them here)
     either,
-    image,
+    installed,
     make_node,
     mode,
     node,

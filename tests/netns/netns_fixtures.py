@@ -1,14 +1,13 @@
 """Nodes to test on, taken away after each test, whatever came of it.
 
-``modes`` says how a module or a test is to be run: in a process for each call ("process", what there is
-without the mark: an image is continued), in one that starts an interpreter ("started"), through the resident
-server ("resident"), or through one that answers a DEL before the VF is home ("deferred"). With
+``modes`` says how a module or a test is to be run: in a process for each call ("process", the default without
+the mark), through the resident server ("resident"), or through one that answers a DEL before the VF is in the
+host ("deferred"). With
 ``falls_back=True`` the client in C may do without its server.
 """
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -16,8 +15,6 @@ from pathlib import Path
 import pytest
 from node import MakeNode, Node
 from resident import KINDS, ResidentNode
-
-from sriov_fast.image import start
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -31,16 +28,9 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 
 
 @pytest.fixture(scope="session", autouse=True)
-def image(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """Make the image that the nodes' plugin continues, and see that it could do so to the end."""
-    if os.geteuid() != 0 or not start.is_supported():
-        yield
-        return
-    from sriov_fast.image import layout
-
+def installed(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """Write the executable that the nodes run."""
     Node.install(tmp_path_factory.mktemp("installed"))
-    yield
-    assert not layout.fault_of(Node.image), layout.fault_of(Node.image)
 
 
 @pytest.fixture(scope="module")

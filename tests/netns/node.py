@@ -43,22 +43,19 @@ class Outcome:
 class Node:
     """A namespace that plays the host, with ``vfs`` stand-ins, and the pods made on it.
 
-    The plugin is the installed executable with an image to continue, where ``install`` was called and the
-    node is one of the compiled backend; else an interpreter that is started. ``options`` go to that, and
-    ``prelude`` is run in it before the plugin.
+    The plugin is the installed executable; with ``options`` for the interpreter, or a ``prelude`` to run
+    before the plugin, that interpreter.
     """
 
-    executable = image = ""
+    executable = ""
+    socket = "none"  # of the resident server
 
     @classmethod
     def install(cls, directory: Path) -> None:
-        """Write the executable and make its image, once for all nodes."""
-        from sriov_fast.image import build, layout  # late: they need a compiled module
-
+        """Write the executable, once for all nodes."""
         path = directory / "sriov"
         install.write_executable(path, install.executable(install.PROGRAMS["sriov"], "client"))
-        cls.executable, cls.image = str(path), str(directory / "sriov.image")
-        build.make(cls.image, cls.executable, layout.words_of(path))
+        cls.executable = str(path)
 
     def __init__(self, root: Path, vfs: int = 4, backend: str = "cython") -> None:
         self.root = root
@@ -151,20 +148,15 @@ class Node:
             "SRIOV_FAST_PROC": str(self.tree.proc),
             "SRIOV_FAST_RUN": str(self.run_dir),
             "SRIOV_FAST_STATE": str(self.root / "state"),
-            "SRIOV_FAST_IMAGE": self.image if self.continues() else "none",
+            "SRIOV_FAST_SOCKET": self.socket,
         }
         return {key: value for key, value in given.items() if value}
-
-    def continues(self) -> bool:
-        """Say whether the plugin is an image that is continued."""
-        told = self.options or self.prelude != "pass"
-        return bool(self.image) and self.backend == "cython" and not told
 
     def command(self) -> list[str]:
         """The words that execute the plugin in the host's namespace."""
         paths = [str(Path(__file__).parents[2] / "src"), *(p for p in sys.path if p.endswith("-packages"))]
         enter = ["nsenter", f"--net=/run/netns/{self.host}", "--"]
-        if self.continues():
+        if not self.options and self.prelude == "pass":
             return [*enter, self.executable]
         program = LAUNCHER.format(path=paths, prelude=self.prelude)
         return [*enter, sys.executable, *self.options, "-IS", "-c", program]
@@ -318,13 +310,6 @@ class Node:
         for name in [*self.pods, self.host]:
             subprocess.run(["ip", "netns", "del", name], check=False, capture_output=True)
         shutil.rmtree(self.root, ignore_errors=True)
-
-
-class StartedNode(Node):
-    """Its plugin is always an interpreter that is started."""
-
-    def continues(self) -> bool:
-        return False
 
 
 MakeNode = Callable[..., Node]

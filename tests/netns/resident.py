@@ -15,7 +15,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, Self
 
-from node import Node, Outcome, StartedNode
+from node import Node, Outcome
 
 from sriov_fast import client
 from sriov_fast.cli import install
@@ -175,6 +175,7 @@ class ResidentNode(Node):
     ``servers`` are all that there were, ``server`` is the last.
     """
 
+    socket = ""  # where SRIOV_FAST_RUN says
     options_of_server: tuple[str, ...] = ()
     may_fall_back = False
 
@@ -225,9 +226,6 @@ class ResidentNode(Node):
             for key, value in self.environment("", "", "", "", "").items()
             if key.startswith("SRIOV_FAST")
         }
-
-    def continues(self) -> bool:
-        return False
 
     def command(self) -> list[str]:
         assert (self.options, self.prelude) == ((), "pass"), "there is no interpreter to tell"
@@ -319,7 +317,6 @@ def let_go(node: Node) -> None:
 
 KINDS: dict[str, type[Node]] = {
     "process": Node,
-    "started": StartedNode,
     "resident": ResidentNode,
     "deferred": DeferredNode,
 }

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from node import MakeNode, Node
 
-pytestmark = pytest.mark.modes("process", "started", "resident")
+pytestmark = pytest.mark.modes("process", "resident")
 
 VERSIONS = ("0.1.0", "0.2.0", "0.3.0", "0.3.1", "0.4.0", "1.0.0", "1.1.0")
 LEGACY = ("0.1.0", "0.2.0")

@@ -8,12 +8,9 @@ from __future__ import annotations
 import re
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 from node import Node
-
-from sriov_fast.cli import bundle
 
 HEAVY = {
     *("argparse", "asyncio", "dataclasses", "datetime", "enum", "heapq", "inspect", "ipaddress", "json"),
@@ -31,7 +28,7 @@ CONTEXTLIB = {
 }
 COMPILED = {"_json", "fcntl"}
 OTHERS = OS | CONTEXTLIB | COMPILED | {"__future__", "errno", "gc"}
-# What every request imports; the bundle puts these in place before anybody asks for them.
+# The modules of ours that every request imports.
 HOT = {
     *("", "addresses", "backend", "call", "codec", "entry", "errors", "log", "plugin", "ready", "values"),
     *("cni", "cni.fields", "cni.netconf", "cni.reply", "cni.request", "cni.result", "cni_args"),
@@ -87,20 +84,6 @@ def test_add_and_del_import_these_and_no_others(node: Node) -> None:
         found = imported(node, command, conf=conf, pod=pod)
         assert ours(found) == HOT | BACKEND | HOST_LOCAL, command
         check_others(found)
-    assert (node.records(), node.leases()) == ([], [])
-
-
-def test_with_a_bundle(node: Node, tmp_path: Path) -> None:
-    """What every request needs is there; the rest, and what is compiled, is found without a search."""
-    path = tmp_path / "exec.bundle"
-    bundle.write(path)
-    node.prelude = f"exec({bundle.code(path)!r})"
-    pod = node.pod()
-    conf = node.conf(ipam=node.host_local(delegate=False), vf=0)
-    for command in ("ADD", "DEL"):
-        found = imported(node, command, conf=conf, pod=pod)
-        assert ours(found) == BACKEND | HOST_LOCAL, command
-        assert others(found) <= OTHERS - {"__future__", "contextlib", "functools", "types"}
     assert (node.records(), node.leases()) == ([], [])
 
 

@@ -16,7 +16,7 @@ from xml.etree import ElementTree
 import pytest
 from node import Node
 
-pytestmark = [pytest.mark.netns, pytest.mark.modes("process", "started", "resident", "deferred")]
+pytestmark = [pytest.mark.netns, pytest.mark.modes("process", "resident", "deferred")]
 
 
 def command(node: Node, conf: dict[str, Any], *words: str) -> tuple[list[str], dict[str, str]]:
@@ -51,7 +51,7 @@ def test_an_add_and_its_del(node: Node, mode: str) -> None:
     add, delete = json.loads(done.stdout)["waterfalls"]
     assert (add["verb"], delete["verb"]) == ("ADD", "DEL")
     for item in (add, delete):
-        assert item["mode"] == {"process": "image", "started": "in-process"}.get(mode, "resident")
+        assert item["mode"] == {"process": "in-process"}.get(mode, "resident")
         assert item["spans"][0]["name"] == "process start"
         assert sum(item["shares_ms"].values()) == pytest.approx(item["total_ms"])
         assert all(0 <= span["start_ms"] <= span["end_ms"] <= item["total_ms"] for span in item["spans"])

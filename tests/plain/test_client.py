@@ -889,13 +889,13 @@ def test_the_plugin_answers_in_an_empty_environment(real: Path) -> None:
 
 def test_the_plugin_answers_when_the_server_leaves(real: Path, address: Path) -> None:
     with Server(address, leaving):
-        done = call(real, address, env={"CNI_COMMAND": "VERSION", "SRIOV_FAST_IMAGE": "none"})
+        done = call(real, address, env={"CNI_COMMAND": "VERSION"})
     assert json.loads(done.stdout)["cniVersion"] == "1.0.0"
 
 
 def test_the_plugin_refuses_what_is_far_too_large(real: Path, address: Path) -> None:
     with Server(address, leaving), open("/dev/zero", "rb") as zeros:
-        done = call(real, address, zeros, env={"CNI_COMMAND": "VERSION", "SRIOV_FAST_IMAGE": "none"})
+        done = call(real, address, zeros, env={"CNI_COMMAND": "VERSION"})
     assert done.returncode == 1
     assert "larger than" in json.loads(done.stdout)["msg"]
 

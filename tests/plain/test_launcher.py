@@ -21,7 +21,7 @@ from sriov_fast import client
 from sriov_fast.cli import install, main, units
 
 SOURCES = str(Path(sriov_fast.__file__).parents[1])
-VERSION = {"CNI_COMMAND": "VERSION", "SRIOV_FAST_SOCKET": "none", "SRIOV_FAST_IMAGE": "none"}
+VERSION = {"CNI_COMMAND": "VERSION", "SRIOV_FAST_SOCKET": "none"}
 # Everything that bends an interpreter or a program by its environment.
 HOSTILE = {
     "PYTHONPATH": "",  # filled in by the test

@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 
 TOP = Path(__file__).resolve().parents[2]
-MODULES = ("_nl", "_sysfs", "_irq", "_park")
+MODULES = ("_nl", "_sysfs", "_irq")
 # setuptools adds these to every sdist
 ADDED = ("PKG-INFO", "setup.cfg")
 
@@ -102,7 +102,7 @@ def test_the_sdist_is_what_git_has(sources: Path) -> None:
 
 
 def test_the_sdist_has_no_generated_code(sources: Path) -> None:
-    assert sorted(path.name for path in (sources / "src").rglob("*.c")) == ["image.c", "sriov.c"]
+    assert sorted(path.name for path in (sources / "src").rglob("*.c")) == ["sriov.c"]
     assert not list(sources.rglob("*.so"))
     assert not list(sources.rglob("sriov-client"))
 
@@ -143,7 +143,7 @@ def test_the_installed_plugin_answers(installed: Path, tmp_path: Path) -> None:
 
 
 def assert_answers(plugin: Path) -> None:
-    env = {"CNI_COMMAND": "VERSION", "SRIOV_FAST_SOCKET": "none", "SRIOV_FAST_IMAGE": "none"}
+    env = {"CNI_COMMAND": "VERSION", "SRIOV_FAST_SOCKET": "none"}
     done = subprocess.run([plugin], env=env, input=b"{}", capture_output=True, check=True)
     assert "1.1.0" in json.loads(done.stdout)["supportedVersions"]
     assert done.stderr == b""

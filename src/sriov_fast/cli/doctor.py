@@ -15,8 +15,7 @@ from typing import NamedTuple
 from sriov_fast import backend, codec
 from sriov_fast.cli import machine
 from sriov_fast.cli.install import PLUGIN_DIRECTORY
-from sriov_fast.errors import DecodeError, SriovError
-from sriov_fast.image import start
+from sriov_fast.errors import DecodeError
 from sriov_fast.sriov import roots
 from sriov_fast.sriov.roots import Roots
 
@@ -69,7 +68,6 @@ def examine(here: Roots, path: list[Path]) -> _Findings:
     yield from _state(Path(here.run))
     yield from _irqbalance(Path(here.proc))
     yield from _plugin(path)
-    yield from _image(path, here.run)
     yield from _delegates(path)
 
 
@@ -156,32 +154,6 @@ def _irqbalance(proc: Path) -> _Findings:
 
 def _program(path: list[Path]) -> Path | None:
     return next((part / "sriov" for part in path if (part / "sriov").is_file()), None)
-
-
-def _image(path: list[Path], run: str) -> _Findings:
-    """Say whether a request without a server has an image to continue."""
-    program = _program(path)
-    if program is None:
-        return
-    if not start.is_supported():
-        yield Finding(OK, "image", "not possible here: without a server each request starts an interpreter")
-        return
-    from sriov_fast.image import layout  # late: it needs a compiled module
-
-    try:
-        words = layout.packed_words(layout.words_of(program))
-    except (OSError, SriovError):
-        yield Finding(OK, "image", f"none: {program} is not the client")
-        return
-    image = f"{run}/{layout.name_of(words)}"
-    fault, failed = layout.fault_of(image, words), _text(Path(image + start.FAILED))
-    if not fault:
-        yield Finding(OK, "image", f"{image} fits")
-    elif failed:
-        advice = "requests without a server start an interpreter each"
-        yield Finding(WARN, "image", f"could not be made: {failed} ({advice})")
-    else:
-        yield Finding(OK, "image", f"{image}: {fault}; the next request without a server makes it")
 
 
 def _plugin(path: list[Path]) -> _Findings:

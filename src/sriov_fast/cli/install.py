@@ -15,16 +15,13 @@ import compileall
 import importlib.util
 import os
 import struct
-import subprocess
 import sys
 import sysconfig
 from pathlib import Path
 from typing import NamedTuple
 
 from sriov_fast import client
-from sriov_fast.cli import bundle, units
-from sriov_fast.image import start
-from sriov_fast.sriov import roots
+from sriov_fast.cli import units
 
 PLUGIN_DIRECTORY = "/opt/cni/bin"
 # The kernel reads 256 bytes of the first line since Linux 5.1, 128 before, the newline included.
@@ -98,29 +95,7 @@ def _run(args: argparse.Namespace) -> int:
         print(f"sriov-fast install: {error.filename}: {error.strerror}", file=sys.stderr)
         return 1
     compile_package()
-    _write_bundle()
-    _clear_images()
     return 0
-
-
-def _clear_images() -> None:
-    """Remove the images that were made of what is replaced now; the first request makes a new one."""
-    if not start.is_supported():
-        return
-    from sriov_fast.image import build  # late: it needs a compiled module
-
-    try:
-        build.clear(roots.from_environment().run)
-    except OSError:
-        pass  # another user's; they are not used when they do not fit
-
-
-def _write_bundle() -> None:
-    """Put the plugin's bytecode in one file, where it may be written; without it a request takes longer."""
-    try:
-        bundle.write(bundle.default_path())
-    except (OSError, subprocess.CalledProcessError) as error:
-        print(f"sriov-fast install: no bundle of bytecode: {error}", file=sys.stderr)
 
 
 def executable(program: Program, launcher: str | None = None) -> bytes:
@@ -150,7 +125,6 @@ def code(program: Program, directories: list[str]) -> str:
         (
             "import sys\n",
             f"sys.path += {directories!a}\n",
-            bundle.code(bundle.default_path()) if program.resident else "",
             f"from {program.module} import main\n",
             "sys.exit(main())\n",
         )

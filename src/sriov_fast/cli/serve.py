@@ -33,19 +33,6 @@ def _positive(text: str) -> int:
     return int(text)
 
 
-def _order_image(run: str) -> None:
-    """Have an image made, so that the plugin's calls are fast even when this server is not there."""
-    from sriov_fast.cli.install import PLUGIN_DIRECTORY
-    from sriov_fast.errors import SriovError
-    from sriov_fast.image import start
-
-    if start.is_supported():
-        try:
-            start.order(f"{PLUGIN_DIRECTORY}/sriov", run)
-        except (SriovError, OSError):
-            pass  # installed elsewhere, or a script: the first call without a server does it
-
-
 def _run(args: argparse.Namespace) -> int:
     from sriov_fast.errors import SriovError
     from sriov_fast.resident import listen
@@ -67,7 +54,6 @@ def _run(args: argparse.Namespace) -> int:
         if ours:
             listen.release(where.run)
 
-    _order_image(where.run)
     options = Options(threads=args.threads, defer_release=args.defer_release)
     Server(listener, where, options).run(lambda: listen.tell(notify, "READY=1"), stopping)
     return 0

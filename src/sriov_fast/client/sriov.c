@@ -28,7 +28,6 @@
 #include <time.h>
 #include <unistd.h>
 
-#include "image.h"
 
 #ifndef MFD_NOEXEC_SEAL /* since Linux 6.3 */
 #define MFD_NOEXEC_SEAL 0x0008U
@@ -510,86 +509,6 @@ static void name_the_call(struct call *call)
         fail_errno(call, "no memory", "", "");
 }
 
-/* --- the image */
-
-/* Put together where the image for these words is; return 0 where that is too long. */
-static int find_image(struct text *path, const struct words *words)
-{
-    const char *given = setting("SRIOV_FAST_IMAGE", NULL);
-    const char *run = setting("SRIOV_FAST_RUN", RUN_DIRECTORY);
-    uint64_t sum = 0xcbf29ce484222325u; /* FNV-1a */
-    char hex[17] = "";
-
-    if (strlen(given ? given : run) >= sizeof path->bytes / 2)
-        return 0;
-    append(path, given ? given : run);
-    if (given)
-        return 1;
-    for (size_t i = 0; i < words->size; i++)
-        sum = (sum ^ (unsigned char)words->at[i]) * 0x100000001b3u;
-    for (int i = 0; i < 16; i++)
-        hex[i] = "0123456789abcdef"[sum >> (60 - 4 * i) & 15];
-    append(path, "/sriov-");
-    append(path, hex);
-    append(path, ".image");
-    return 1;
-}
-
-/* Return whether the interpreter would be the one that was saved. It was started with nothing in its environment. */
-static int is_plain(const struct call *call)
-{
-    const char *backend = setting("SRIOV_FAST_BACKEND", "cython");
-
-    for (char **entry = call->env; *entry; entry++)
-        if (!strncmp(*entry, "LD_", 3) || is_variable(*entry, "GLIBC_TUNABLES"))
-            return 0;
-    return !strcmp(backend, "cython") && strcmp(setting("SRIOV_FAST_IMAGE", ""), "none") && has_standard_files();
-}
-
-/* Return NAME=VALUE in memory of its own; "NAME=" where there is no memory. */
-static char *variable(char *name, const char *value)
-{
-    size_t size = strlen(name);
-    char *entry = reserve(size + strlen(value) + 1);
-
-    if (!entry)
-        return name;
-    memcpy(entry, name, size);
-    strcpy(entry + size, value);
-    return entry;
-}
-
-/* Let the plugin make a new image when it has answered. */
-static void want_image(struct call *call, const char *path)
-{
-    static char name_path[] = "SRIOV_FAST_IMAGE_WANTED=", name_self[] = "SRIOV_FAST_IMAGE_FOR=";
-    char self[4096] = "";
-    char **env = call->env;
-
-    if (readlink("/proc/self/exe", self, sizeof self - 1) <= 0)
-        return;
-    env = extended(env, variable(name_path, path));
-    if (env)
-        env = extended(env, variable(name_self, self));
-    if (env)
-        call->env = env;
-}
-
-/* Continue the saved interpreter; return where there is none that fits. */
-static void try_image(struct call *call, const struct words *words)
-{
-    struct text path = { 0 };
-    struct image_wish wish = { .words = words->at, .words_size = words->size, .argv = call->argv, .env = call->env };
-
-    unset(call->env, "SRIOV_FAST_IMAGE_WANTED"); /* ours alone to set */
-    unset(call->env, "SRIOV_FAST_IMAGE_FOR");
-    if (!is_plain(call) || !find_image(&path, words))
-        return;
-    wish.path = path.bytes;
-    if (image_continue(&wish) == IMAGE_STALE)
-        want_image(call, path.bytes);
-}
-
 /* Become the plugin. */
 static _Noreturn void in_process(struct call *call)
 {
@@ -606,7 +525,6 @@ static _Noreturn void in_process(struct call *call)
     if (call->was_sent)
         name_the_call(call);
     sigaction(SIGPIPE, &call->pipe_action, NULL);
-    try_image(call, &words);
     execve(argv[0], argv, call->env);
     fail_errno(call, "cannot execute ", argv[0], "run sriov-fast install again, from where sriov-fast is now");
 }

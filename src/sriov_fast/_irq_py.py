@@ -10,7 +10,8 @@ from __future__ import annotations
 import errno
 import os
 
-from sriov_fast._sysfs_py import check_part, decimal, is_absent
+from sriov_fast._sysfs_py import check_part, decimal
+from sriov_fast.errors import is_absent
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

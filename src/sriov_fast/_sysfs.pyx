@@ -265,19 +265,24 @@ cdef int _add_drivers(int fd, Table *table) noexcept nogil:
         if err < 0:
             return err
         if row.driver == 0:
-            _check_alive(fd, row)
+            err = _check_alive(fd, row, table)
+            if err < 0:
+                return err
         elif listings and table.used - i > LISTING:
             listings -= 1
             _share_driver(fd, path, row.driver, table)
     return 0
 
 
-cdef void _check_alive(int fd, Row *row) noexcept nogil:
-    """Mark a VF without a driver as gone if only the link to it is left."""
+cdef int _check_alive(int fd, Row *row, Table *table) noexcept nogil:
+    """Mark a VF without a driver as gone if only the link to it is left. Returns 0 or -errno."""
     cdef char path[PATH_ROOM]
     snprintf(path, PATH_ROOM, "virtfn%d", row.index)
     if faccessat(fd, path, F_OK, 0) < 0:
+        if not is_absent(-errno):
+            return _failed(table, path, -errno)
         row.pci = 0
+    return 0
 
 
 cdef void _share_driver(int fd, const char *path, size_t driver, Table *table) noexcept nogil:

@@ -9,9 +9,9 @@ from __future__ import annotations
 import errno
 import os
 
+from sriov_fast.errors import is_absent, is_there
 from sriov_fast.values import Vf
 
-_ABSENT = frozenset((errno.ENOENT, errno.ENODEV, errno.ENOTDIR))
 _NUMBER_DIGITS = 9
 
 
@@ -35,11 +35,6 @@ def decimal(text: str) -> int:
 def os_error(err: int, path: str, why: str = "") -> OSError:
     """Return the OSError of ``err`` (FileNotFoundError and so on) that names ``path``."""
     return OSError(err, why or os.strerror(err), path)
-
-
-def is_absent(error: OSError) -> bool:
-    """Tell whether a thing is not there, or no longer there."""
-    return error.errno in _ABSENT
 
 
 def scan(pf: str, root: str = "/sys") -> list[Vf]:
@@ -102,7 +97,7 @@ def _vf(device: str, index: int, numa: int) -> Vf | None:
     pci = _link_name(path)
     driver = _link_name(f"{path}/driver")
     # Without a driver: it has none, or only the link to the VF is left.
-    if not pci or not (driver or os.path.exists(path)):
+    if not pci or not (driver or is_there(path)):
         return None
     return Vf(index=index, pci=pci, driver=driver, netdev=_netdev(path), numa=numa)
 

@@ -6,7 +6,26 @@ describes the fault best and lets it rise; ``cni/reply.py`` alone turns it into 
 
 from __future__ import annotations
 
+import errno as errnos
 import os
+
+_ABSENT = frozenset((errnos.ENOENT, errnos.ENOTDIR, errnos.ENODEV))
+
+
+def is_absent(error: OSError) -> bool:
+    """Say whether an error means "not there"; with any other one it could not be found out."""
+    return error.errno in _ABSENT
+
+
+def is_there(path: str) -> bool:
+    """Say whether a path exists; raises OSError where that could not be found out."""
+    try:
+        os.stat(path)
+    except OSError as error:
+        if is_absent(error):
+            return False
+        raise
+    return True
 
 
 class SriovError(Exception):
@@ -50,6 +69,10 @@ class EnvError(SriovError):
     """A ``CNI_*`` variable is missing or wrong (code 4)."""
 
     code = 4
+
+
+class NoNamespaceError(EnvError):
+    """There is no network namespace at a path, and certainly none (code 4)."""
 
 
 class FileError(SriovError):

@@ -95,6 +95,10 @@ class Node:
         found = (item for item in self.link(name, pod)["addr_info"] if item["scope"] != "link")
         return [f"{item['local']}/{item['prefixlen']}" for item in found]
 
+    def addresses_of(self, pod: str) -> str:
+        """What ip(8) shows of the IPv4 addresses of all devices in a namespace; "" without any."""
+        return self.ip("-o", "-4", "-n", pod, "address")
+
     def routes(self, pod: str, *words: str, family: str = "-4") -> list[dict[str, Any]]:
         found: list[dict[str, Any]] = json.loads(
             self.ip("-j", "-d", family, "-n", pod, "route", "show", *words)

@@ -25,6 +25,9 @@ class Machine:
     def __init__(self, root: Path, vfs: int = 3) -> None:
         self.tree: Tree = build_tree(root, pf="eth1", vfs=vfs)
         self.roots = Roots(sys=str(self.tree.sys), proc=str(self.tree.proc), run=str(root / "run"))
+        boot = root / "proc/sys/kernel/random/boot_id"
+        boot.parent.mkdir(parents=True)
+        boot.write_text("this-boot")
         self.journal = Journal(self.roots.run, self.roots.proc)
 
     def take(self, index: int, container: str = "c", boot: str = "") -> Attachment:

@@ -10,10 +10,11 @@ from __future__ import annotations
 
 import os
 import select
+import stat
 import time
 
 from sriov_fast import codec, cpu
-from sriov_fast.errors import ConfigError, DecodeError, EnvError, IpamError
+from sriov_fast.errors import ConfigError, DecodeError, EnvError, IpamError, is_absent
 from sriov_fast.ipam.kinds import may_choose_vf, needs_interface
 from sriov_fast.values import Value
 
@@ -54,12 +55,26 @@ def find(kind: str, path: Sequence[str]) -> str:
         )
     for directory in directories:
         program = f"{directory}/{kind}"
-        if os.path.isfile(program) and os.access(program, os.X_OK):
+        if _is_file(program) and os.access(program, os.X_OK):
             return program
     raise IpamError(
         f"no IPAM plugin {kind!r} in CNI_PATH {':'.join(directories)}",
         f"install {kind!r} there as an executable file, or correct ipam.type",
     )
+
+
+def _is_file(path: str) -> bool:
+    """Say whether there is a regular file; IpamError where that could not be found out."""
+    try:
+        return stat.S_ISREG(os.stat(path).st_mode)
+    except OSError as error:
+        if is_absent(error):
+            return False
+        raise IpamError(
+            f"IPAM plugin {path} cannot be looked up: {error.strerror or error}",
+            "see that every directory of CNI_PATH can be read",
+            errno=error.errno or 0,
+        ) from error
 
 
 def delegate_args(text: str) -> str:
@@ -92,9 +107,11 @@ class Running:
             out, its_out = os.pipe()
             try:
                 pid = _spawn(program, (source, its_out, stderr), env)
-            except OSError as error:
+            except BaseException as error:
                 os.close(out)
-                raise _not_started(program, error) from error
+                if isinstance(error, OSError):
+                    raise _not_started(program, error) from error
+                raise
             finally:
                 os.close(its_out)
         finally:

@@ -7,9 +7,10 @@ time. All sets of a request are settled before the first address is taken, under
 from __future__ import annotations
 
 import os
+import stat
 
 from sriov_fast import cni_args
-from sriov_fast.errors import BusyError, CheckError, ConfigError, IpamError, UnavailableError
+from sriov_fast.errors import BusyError, CheckError, ConfigError, IpamError, UnavailableError, is_absent
 from sriov_fast.ipam import ranges
 from sriov_fast.ipam.builtin import Builtin, read_routes, valid_attachments
 from sriov_fast.ipam.keys import as_ip_or_cidr, parse_ip, show_ip
@@ -81,7 +82,7 @@ class HostLocal(Builtin):
         ranges.read(self.keys)
         read_routes(self.keys.inner("ipam"))
         there = self._path()
-        while not os.path.isdir(there) and there not in ("/", ""):
+        while not _is_directory(there) and there not in ("/", ""):
             there = os.path.dirname(there)
         if not os.access(there or ".", os.W_OK | os.X_OK):
             raise UnavailableError(
@@ -109,7 +110,7 @@ class HostLocal(Builtin):
 
     def _is_there(self) -> bool:
         """Whether there is a store: where there is none, nothing is freed, and none is made for that."""
-        return os.path.isdir(self._path())
+        return _is_directory(self._path())
 
     def _store(self) -> Store:
         path = self._path()
@@ -236,6 +237,16 @@ def _size(item: RangeSet) -> int:
 
 def _has_map(item: RangeSet) -> bool:
     return SMALL < _size(item) <= _HUGE
+
+
+def _is_directory(path: str) -> bool:
+    """Say whether there is a directory; raises OSError where that could not be found out."""
+    try:
+        return stat.S_ISDIR(os.stat(path).st_mode)
+    except OSError as error:
+        if is_absent(error):
+            return False
+        raise
 
 
 # --- resolv.conf

@@ -16,11 +16,12 @@ address, set where it is taken as far as we know. It only says where to look fir
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import os
 import time
 
-from sriov_fast.errors import IpamError
+from sriov_fast.errors import IpamError, is_absent
 from sriov_fast.ipam.keys import parse_ip, show_ip
 
 TYPE_CHECKING = False
@@ -78,7 +79,7 @@ class Store:
     # --- addresses
 
     def is_taken(self, address: str) -> bool:
-        """Say whether somebody has the address."""
+        """Say whether somebody has the address. A failed look is a "no": link(2) decides in ``reserve``."""
         return os.access(f"{self.path}/{address}", os.F_OK)
 
     def names(self) -> set[str]:
@@ -208,14 +209,21 @@ class Store:
         return found
 
     def _read(self, name: str) -> bytes | None:
+        """Return a file's content; None where there is no such file, or where it is a directory."""
+        path = f"{self.path}/{name}"
         try:
-            fd = os.open(f"{self.path}/{name}", os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
-        except OSError:
-            return None
+            fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+        except OSError as error:
+            if is_absent(error):
+                return None
+            raise
         try:
             return os.read(fd, _MOST).strip()
-        except OSError:  # a directory
+        except IsADirectoryError:
             return None
+        except OSError as error:
+            error.filename = path
+            raise
         finally:
             os.close(fd)
 
@@ -265,7 +273,10 @@ class Store:
             fd = self._open_map(ip, make=True)
         except OSError:
             return
-        _write_back(fd, data, 0)
+        try:
+            _write_back(fd, data, 0)
+        finally:
+            os.close(fd)
 
     def mark(self, ips: Iterable[Ip], *, taken: bool, make: bool = False) -> None:
         """Note addresses as taken or free; where there is no map, only if it is to be made."""
@@ -277,12 +288,10 @@ class Store:
                 fd = self._open_map((bits, number << BLOCK), make=make)
             except OSError:
                 continue  # there is none, as for every small set
-            first, last = min(places) >> 3, max(places) >> 3
-            data = _read_at(fd, first, last + 1 - first)
-            for place in places:
-                at, bit = (place >> 3) - first, 1 << (place & 7)
-                data[at] = data[at] | bit if taken else data[at] & ~bit
-            _write_back(fd, data, first)
+            try:
+                _mark_block(fd, places, taken=taken)
+            finally:
+                os.close(fd)
 
     def _open_map(self, ip: Ip, *, make: bool) -> int:
         path = self._map(ip)
@@ -300,9 +309,14 @@ class Store:
         return f"{self.index}/{owner[0]}~{owner[1]}"
 
     def _listed(self, owner: Owner) -> list[str]:
+        """Return the addresses that the index has for an owner; an entry that is no link has none."""
         try:
             return os.readlink(self._entry(owner)).split(",")
-        except OSError:
+        except OSError as error:
+            if error.errno == errno.EINVAL:
+                self._complete = False
+            elif not is_absent(error):
+                raise
             return []
 
     def _note(self, owner: Owner, addresses: list[str]) -> None:
@@ -403,13 +417,21 @@ def _read_at(fd: int, at: int, size: int) -> bytearray:
 
 
 def _write_back(fd: int, data: bytes | bytearray, at: int) -> None:
-    """Write to a map and close it. What cannot be written (a full disk) is not known then."""
+    """Write to a map. What cannot be written (a full disk) is not known then."""
     try:
         os.pwrite(fd, data, at)
     except OSError:
         pass
-    finally:
-        os.close(fd)
+
+
+def _mark_block(fd: int, places: list[int], *, taken: bool) -> None:
+    """Set or clear bits of a map, given by their places."""
+    first, last = min(places) >> 3, max(places) >> 3
+    data = _read_at(fd, first, last + 1 - first)
+    for place in places:
+        at, bit = (place >> 3) - first, 1 << (place & 7)
+        data[at] = data[at] | bit if taken else data[at] & ~bit
+    _write_back(fd, data, first)
 
 
 def _unlink(path: str) -> None:

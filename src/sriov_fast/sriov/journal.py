@@ -12,7 +12,7 @@ from __future__ import annotations
 import os
 
 from sriov_fast import codec
-from sriov_fast.errors import DecodeError, FileError
+from sriov_fast.errors import DecodeError, FileError, is_absent, is_there
 from sriov_fast.sriov.roots import private_directory
 from sriov_fast.values import Value, VfSettings
 
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 ATTACHING = "attaching"
 ATTACHED = "attached"
 HOMING = "homing"
+UNKNOWN = "unknown"  # a boot: no reason to drop a record
 
 
 class Attachment(Value):
@@ -110,14 +111,20 @@ class Journal:
         self._proc = proc
 
     def boot(self) -> str:
-        """Return the identity of this boot of the machine."""
+        """Return the identity of this boot of the machine; ``UNKNOWN`` where the kernel has none."""
         if self._proc not in _boots:
             try:
                 with open(f"{self._proc}/sys/kernel/random/boot_id", "rb", buffering=0) as file:
                     _boots[self._proc] = file.read().decode().strip()
-            except OSError:
-                return "unknown"
+            except OSError as error:
+                if is_absent(error):
+                    return UNKNOWN
+                raise
         return _boots[self._proc]
+
+    def _is_of_this_boot(self, record: Attachment) -> bool:
+        boot = self.boot()
+        return boot == record.boot or UNKNOWN in (boot, record.boot)
 
     def _names(self) -> list[str]:
         try:
@@ -159,7 +166,7 @@ class Journal:
 
     def has(self, record: Attachment) -> bool:
         """Say whether a record is still there: who waited for its VF's lock may find it gone."""
-        return os.access(self._path_of(record), os.F_OK)
+        return is_there(self._path_of(record))
 
     def again(self, record: Attachment) -> Attachment | None:
         """Read a record again: who waited for its VF's lock may find it changed, or gone."""
@@ -180,7 +187,7 @@ class Journal:
             record = Attachment(container_id=entry.owner[0], ifname=entry.owner[1], pci=pci, boot=self.boot())
         if entry.homing:
             record = record.replace(state=HOMING)
-        if record.boot != self.boot():
+        if not self._is_of_this_boot(record):
             self.remove(record)
             return None
         return record

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import time
 
 from sriov_fast.backend import nl
-from sriov_fast.errors import EnvError, NetlinkError
+from sriov_fast.errors import NetlinkError, NoNamespaceError, is_absent, is_there
 from sriov_fast.sriov import netns
 from sriov_fast.values import Value
 
@@ -47,7 +48,8 @@ class Where(Value):
 def find(record: Attachment, where: Where, roots: Roots, log: Logger) -> Place | None:
     """Return where the VF is, None where it has no network device any more.
 
-    It need not be ``where`` the runtime says; then the ADD's path may lead.
+    It need not be ``where`` the runtime says; then the ADD's path may lead. Raises SriovError or OSError
+    where a place could not be searched: the VF may be there.
     """
     for candidate, fd in {where.path: where.fd, record.netns: where.fd_of(record.netns)}.items():
         pod = _socket(candidate, fd, where.home, log) if candidate else None
@@ -62,7 +64,7 @@ def _socket(path: str, given: int, home: int, log: Logger) -> nl.Socket | None:
     """Return a socket in the namespace; None where it is gone, is no namespace, or is ours."""
     try:
         fd = netns.open_netns(path, given)
-    except EnvError as error:
+    except NoNamespaceError as error:
         log.info("no namespace to bring the VF home from", path=path, why=error.msg)
         return None
     try:
@@ -108,19 +110,31 @@ def _in_host(record: Attachment, roots: Roots) -> Link | None:
 
 
 def _has_driver(record: Attachment, roots: Roots) -> bool:
-    return os.path.exists(f"{roots.sys}/bus/pci/devices/{record.pci}/driver")
+    return is_there(f"{roots.sys}/bus/pci/devices/{record.pci}/driver")
 
 
 def link_in_host(record: Attachment, roots: Roots) -> Link | None:
     """Return the VF's device if it is in the host now, whatever its name."""
     try:
         names = os.listdir(f"{roots.sys}/bus/pci/devices/{record.pci}/net")
-    except OSError:
+    except OSError as error:
+        if is_absent(error):
+            return None
+        raise
+    if not names:
         return None
     batch = nl.Batch()
     for name in names:
         batch.get_link(name=name)
     with nl.Socket() as host:
-        answers = host.run(batch, check=False) if names else []
-    links = [link for link in answers if not isinstance(link, NetlinkError)]
+        links = [link for link in map(_found, host.run(batch, check=False)) if link]
     return next((link for link in links if is_ours(link, record)), None)
+
+
+def _found(answer: Link | NetlinkError) -> Link | None:
+    """Return the device that the kernel answered with, None where there is none."""
+    if not isinstance(answer, NetlinkError):
+        return answer
+    if answer.errno != errno.ENODEV:
+        raise answer
+    return None

@@ -42,9 +42,12 @@ def _pass(path: str, wait: float) -> bool:
     with _gates_lock:
         gate = _gates.setdefault(path, _Gate())
         gate.users += 1
-    passed = gate.lock.acquire(timeout=wait) if wait > 0 else gate.lock.acquire(blocking=False)
-    if not passed:
-        _leave(path)
+    passed = False
+    try:
+        passed = gate.lock.acquire(timeout=wait) if wait > 0 else gate.lock.acquire(blocking=False)
+    finally:
+        if not passed:
+            _leave(path)
     return passed
 
 
@@ -74,13 +77,16 @@ class Lock:
 
     def release(self) -> None:
         """Let go; harmless when repeated."""
-        if self._fd >= 0:
-            try:
-                os.unlink(self._path)  # while it is ours, so that it cannot be somebody else's
-            except OSError:
-                pass  # somebody cleared the directory
-            os.close(self._fd)
-            self._fd = -1
+        if self._fd < 0:
+            return
+        fd, self._fd = self._fd, -1
+        try:
+            os.unlink(self._path)  # while it is ours, so that it cannot be somebody else's
+        except OSError:
+            pass  # the file alone holds nobody up
+        try:
+            os.close(fd)
+        finally:
             _leave(self._path, held=True)
 
 
@@ -167,12 +173,14 @@ def _sign(fd: int, who: str, size: int) -> None:
 
 
 def holder(run: str, name: str) -> str:
-    """Return what the holder of a lock said of itself."""
+    """Return what the holder of a lock said of itself; for an error message, so it raises none."""
     try:
         with open(_path(run, name), "rb", buffering=0) as file:
             return file.read(512).decode("utf-8", "replace") or "somebody unknown"
     except FileNotFoundError:
         return "somebody who has just let go"
+    except OSError as error:
+        return f"somebody unknown ({error.strerror})"
 
 
 def acquire(run: str, name: str, who: str, wait: float = WAIT) -> Lock:

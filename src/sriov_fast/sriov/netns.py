@@ -2,41 +2,59 @@
 
 from __future__ import annotations
 
+import errno as errnos
 import fcntl
 import os
 import sys
 
-from sriov_fast.errors import EnvError
+from sriov_fast.errors import EnvError, FileError, NoNamespaceError, is_absent
 
 _NS_GET_NSTYPE = 0xB703  # _IO(0xb7, 3), linux/nsfs.h
 _CLONE_NEWNET = 0x40000000  # linux/sched.h
 _SIOCGIFINDEX = 0x8933  # linux/sockios.h
+# What a file that is no namespace answers to a namespace's ioctl.
+_OTHER_FILE = (errnos.ENOTTY, errnos.EINVAL)
+_ADVICE = "it must be a network namespace's file, such as /run/netns/NAME"
 
 
 def open_netns(path: str, given: int = -1) -> int:
-    """Return a descriptor of the network namespace at ``path``; EnvError (4) where there is none.
+    """Return a descriptor of the network namespace at ``path``.
 
-    ``given`` is a descriptor of that file, where who asks us has opened it: we may not see what he sees.
+    Raises NoNamespaceError (4) where there certainly is none, FileError (5) where that could not be found
+    out. ``given`` is a descriptor of that file, opened by the caller, who may see other files than we do.
     """
     try:
         # O_NONBLOCK: a FIFO in its place must not hold us up
         fd = os.dup(given) if given >= 0 else os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
     except OSError as error:
-        raise _wrong(path, error.strerror or str(error), error.errno or 0) from error
+        raise _not_opened(path, error) from error
     try:
-        kind = fcntl.ioctl(fd, _NS_GET_NSTYPE)
-    except OSError as error:
+        _require_network(fd, path)
+    except BaseException:
         os.close(fd)
-        raise _wrong(path, "is no namespace", error.errno or 0) from error
-    if kind != _CLONE_NEWNET:
-        os.close(fd)
-        raise _wrong(path, "is a namespace of another kind", 0)
+        raise
     return fd
 
 
-def _wrong(path: str, why: str, errno: int) -> EnvError:
-    advice = "it must be a network namespace's file, such as /run/netns/NAME"
-    return EnvError(f"CNI_NETNS {path!r}: {why}", advice, errno=errno)
+def _require_network(fd: int, path: str) -> None:
+    """Raise unless a descriptor is of a network namespace."""
+    try:
+        kind = fcntl.ioctl(fd, _NS_GET_NSTYPE)
+    except OSError as error:
+        if error.errno in _OTHER_FILE:
+            raise NoNamespaceError(
+                f"CNI_NETNS {path!r}: is no namespace", _ADVICE, errno=error.errno or 0
+            ) from error
+        raise _not_opened(path, error) from error
+    if kind != _CLONE_NEWNET:
+        raise NoNamespaceError(f"CNI_NETNS {path!r}: is a namespace of another kind", _ADVICE)
+
+
+def _not_opened(path: str, error: OSError) -> NoNamespaceError | FileError:
+    number, why = error.errno or 0, error.strerror or str(error)
+    if is_absent(error):
+        return NoNamespaceError(f"CNI_NETNS {path!r}: {why}", _ADVICE, errno=number)
+    return FileError(f"CNI_NETNS {path!r} cannot be opened: {why}", "try again", errno=number)
 
 
 def open_pod(path: str, given: int = -1, home: int = -1) -> int:
@@ -45,9 +63,12 @@ def open_pod(path: str, given: int = -1, home: int = -1) -> int:
     ``home`` here and below is a descriptor of that one, where somebody has it open.
     """
     fd = open_netns(path, given)
-    if is_here(fd, home):
+    try:
+        if is_here(fd, home):
+            raise EnvError(f"CNI_NETNS {path!r}: is the host's own namespace", _ADVICE)
+    except BaseException:
         os.close(fd)
-        raise _wrong(path, "is the host's own namespace", 0)
+        raise
     return fd
 
 

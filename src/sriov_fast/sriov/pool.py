@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from contextlib import ExitStack
 
 from sriov_fast.backend import sysfs
-from sriov_fast.errors import ConfigError, TryAgainError
+from sriov_fast.errors import ConfigError, TryAgainError, is_absent
 from sriov_fast.sriov import locks
 from sriov_fast.sriov.journal import ATTACHED
 from sriov_fast.values import Value
@@ -52,11 +53,18 @@ def usable(vf: Vf) -> bool:
     return bool(vf.driver and vf.netdev)
 
 
+def _says_no(error: OSError | ValueError) -> bool:
+    """Say whether an error means that there is no such thing; any other one is no fault of the request."""
+    return isinstance(error, ValueError) or is_absent(error) or error.errno == errno.ENOTSUP
+
+
 def scan(pf: str, roots: Roots, key: str = "master") -> list[Vf]:
     """Return the VFs of a PF; ConfigError names a PF that is none."""
     try:
         return sysfs.scan(pf, roots.sys)
     except (OSError, ValueError) as error:
+        if not _says_no(error):
+            raise
         why = (error.strerror if isinstance(error, OSError) else str(error)) or str(error)
         raise ConfigError(
             f"{key} {pf!r} is no PF with SR-IOV: {why}",
@@ -132,10 +140,12 @@ def _free_one(pf: str, vfs: Sequence[Vf], wish: Wish, journal: Journal, roots: R
         lock = locks.attempt(roots.run, f"vf-{vf.pci}", wish.who)
         if lock is None:
             continue
-        # its last owner may have finished an ADD between our listing and our lock
-        if vf.pci not in journal.taken():
-            return Choice(pf=pf, vf=vf, lock=lock)
-        lock.release()
+        with ExitStack() as undo:
+            undo.callback(lock.release)
+            # its last owner may have finished an ADD between our listing and our lock
+            if vf.pci not in journal.taken():
+                undo.pop_all()
+                return Choice(pf=pf, vf=vf, lock=lock)
     return None
 
 
@@ -203,6 +213,8 @@ def _the_one(wish: Wish, journal: Journal, roots: Roots) -> Choice:
     try:
         pf, index = sysfs.pf_of(wish.device_id, roots.sys)
     except (OSError, ValueError) as error:
+        if not _says_no(error):
+            raise
         raise ConfigError(
             f"deviceID {wish.device_id!r} is no VF of a PF here: {error}", "give the PCI address of a VF"
         ) from error

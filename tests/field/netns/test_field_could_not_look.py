@@ -1,0 +1,177 @@
+"""An error that says "could not look" is an error of the verb: nothing is released or forgotten."""
+
+from __future__ import annotations
+
+import errno
+import os
+import resource
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+from node import Node
+from resident import ResidentNode
+
+needs_strace = pytest.mark.skipif(shutil.which("strace") is None, reason="needs strace")
+ERRORS = ("EMFILE", "ENFILE", "ENOMEM", "EIO", "EACCES", "ESTALE")
+
+
+def failing(path: Path | str, error: str, *calls: str) -> tuple[str, ...]:
+    """Return a command that makes system calls on one path fail."""
+    names = ",".join(calls or ("openat", "open"))
+    inject = f"inject={names}:error={error}"
+    return ("strace", "-f", "-o", "/dev/null", "-P", str(path), "-e", f"trace={names}", "-e", inject)
+
+
+def attached(node: Node, **conf: Any) -> tuple[dict[str, Any], str, dict[str, Any]]:
+    """Attach a VF with the built-in host-local; return configuration, pod, and the state of all."""
+    pod, given = node.pod(), node.conf(ipam=node.host_local(delegate=False), vf=0, **conf)
+    node.add(given, pod)
+    return given, pod, node.snapshot()
+
+
+def is_refused(node: Node, conf: dict[str, Any], pod: str, wrap: tuple[str, ...]) -> None:
+    """Check that a DEL fails and changes nothing, and that the next one does its work."""
+    before = node.snapshot()
+    node.refused(5, "DEL", conf, pod, wrap=wrap)
+    assert node.snapshot() == before
+    node.delete(conf, pod)
+    assert (node.records(), node.leases(), node.addresses_of(pod)) == ([], [], "")
+
+
+@needs_strace
+@pytest.mark.parametrize("error", ERRORS)
+def test_101_a_namespace_that_cannot_be_opened(node: Node, error: str) -> None:
+    """A DEL succeeded though the namespace could not be opened: the VF stayed up in the pod."""
+    conf, pod, _ = attached(node)
+    is_refused(node, conf, pod, failing(f"/run/netns/{pod}", error))
+
+
+def test_101_a_namespace_behind_a_loop(either: Node) -> None:
+    """An error of the path itself is none that says that the namespace is gone."""
+    conf, pod, before = attached(either)
+    loop = either.root / "loop"
+    loop.symlink_to("loop")
+    assert "ELOOP" in either.refused(5, "DEL", conf, str(loop), container=pod)
+    assert either.snapshot() == before
+    either.delete(conf, pod)
+    assert (either.records(), either.leases()) == ([], [])
+
+
+@pytest.mark.modes("resident")
+def test_101_a_server_without_descriptors(node: Node) -> None:
+    """A server with 24 to 32 descriptors released the address and the record, and left the VF in the pod."""
+    assert isinstance(node, ResidentNode)
+    conf, pod, before = attached(node)
+    server = node.server.ready()
+    server.idle()
+    usual = resource.prlimit(server.pid, resource.RLIMIT_NOFILE)
+    refused = 0
+    for more in range(5, 24):
+        limit = max(map(int, os.listdir(f"/proc/{server.pid}/fd"))) + more
+        resource.prlimit(server.pid, resource.RLIMIT_NOFILE, (limit, usual[1]))
+        done = node.run("DEL", conf, pod)
+        resource.prlimit(server.pid, resource.RLIMIT_NOFILE, usual)
+        if done.status == 0:
+            break
+        refused += 1
+        assert (node.records(), node.leases()) == (before["records"], before["leases"]), (more, done)
+    assert refused > 2
+    assert done.status == 0
+    node.homed()
+    assert (node.records(), node.leases(), node.addresses_of(pod)) == ([], [], "")
+
+
+@needs_strace
+@pytest.mark.parametrize("name", ["net", "driver"])
+def test_101_a_device_that_cannot_be_looked_up(node: Node, name: str) -> None:
+    """The VF's directory in sysfs could not be read; that was taken for a VF without a network device."""
+    conf, pod, _ = attached(node)
+    node.ip("netns", "del", pod)
+    node.pods.remove(pod)
+    before = node.snapshot()
+    path = f"{node.tree.sys}/bus/pci/devices/{node.tree.pci(0)}/{name}"
+    wrap = failing(path, "ENOMEM", "openat", "stat", "newfstatat", "access", "faccessat")
+    said = node.refused(5, "DEL", conf, pod, wrap=wrap)
+    assert "ENOMEM" in said
+    assert node.snapshot() == before
+    node.delete(conf, pod)
+    assert (node.records(), node.leases()) == ([], [])
+
+
+@needs_strace
+@pytest.mark.parametrize("error", ["EMFILE", "EIO", "ENOMEM"])
+def test_102_an_address_file_that_cannot_be_read(node: Node, error: str) -> None:
+    """A DEL succeeded though the address's file could not be read: the address stayed taken for ever."""
+    conf, pod, _ = attached(node)
+    file = node.root / "ipam/net1/10.77.0.2"
+    node.refused(5, "DEL", conf, pod, wrap=failing(file, error))
+    assert (len(node.records()), node.leases()) == (1, ["10.77.0.2"])
+    node.delete(conf, pod)
+    assert (node.records(), node.leases()) == ([], [])
+
+
+@needs_strace
+def test_102_the_store_cannot_be_looked_up(node: Node) -> None:
+    """A store that could not be found was none: its DEL freed nothing."""
+    conf, pod, _ = attached(node)
+    store = node.root / "ipam/net1"
+    node.refused(5, "DEL", conf, pod, wrap=failing(store, "ENOMEM", "stat", "newfstatat"))
+    assert (len(node.records()), node.leases()) == (1, ["10.77.0.2"])
+    node.delete(conf, pod)
+    assert (node.records(), node.leases()) == ([], [])
+
+
+@needs_strace
+def test_102_an_add_that_cannot_read_the_store(node: Node) -> None:
+    """An ADD took an address file that it could not read for nothing."""
+    conf, pod, _ = attached(node)
+    (node.root / "ipam/net1/10.77.0.9").write_text("another\r\neth0")  # the index does not know it
+    before, other = node.snapshot(), node.pod()
+    before["pods"][other] = node.ip("-o", "-n", other, "address") + node.ip("-n", other, "route")
+    more = conf | {"vf": 1}
+    file = node.root / "ipam/net1/10.77.0.9"
+    node.refused(5, "ADD", more, other, wrap=failing(file, "EMFILE"))
+    assert node.snapshot() == before
+    node.add(more, other)
+    node.delete(conf, pod)
+
+
+@needs_strace
+def test_103_the_journal_cannot_be_looked_up(node: Node) -> None:
+    """A record that could not be looked up was taken for one that somebody else had removed."""
+    conf, pod, _ = attached(node)
+    calls = ("access", "faccessat", "faccessat2", "stat", "newfstatat")
+    is_refused(node, conf, pod, failing(node.record(), "ENOMEM", *calls))
+
+
+@needs_strace
+@pytest.mark.parametrize("error", ["EMFILE", "EIO"])
+def test_103_a_record_that_cannot_be_read(node: Node, error: str) -> None:
+    """The same with its content, and with the list of all."""
+    conf, pod, _ = attached(node)
+    is_refused(node, conf, pod, failing(node.record(), error))
+    conf, pod, _ = attached(node)
+    is_refused(node, conf, pod, failing(node.run_dir / "vfs", error))
+
+
+@needs_strace
+def test_103_the_boot_that_cannot_be_read(node: Node) -> None:
+    """Without the boot's identity every record was of an earlier boot, and dropped."""
+    boot = node.tree.proc / "sys/kernel/random/boot_id"
+    boot.parent.mkdir(parents=True)
+    boot.write_text("this-boot\n")
+    conf, pod, _ = attached(node)
+    is_refused(node, conf, pod, failing(boot, "EMFILE"))
+
+
+@needs_strace
+def test_101_a_pf_that_cannot_be_read(node: Node) -> None:
+    """A PF that could not be looked at was called no PF, with the code of a wrong configuration."""
+    device = f"{node.tree.sys}/class/net/pf0/device"
+    pod = node.pod()
+    before = node.snapshot()
+    wrap = failing(device, "EMFILE")
+    assert errno.errorcode[errno.EMFILE] in node.refused(5, "ADD", node.conf(), pod, wrap=wrap)
+    assert node.snapshot() == before

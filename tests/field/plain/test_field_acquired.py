@@ -1,0 +1,71 @@
+"""What was acquired (a lock, a descriptor) is released, whatever fails."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+from sysfs_tree import build_tree
+
+from sriov_fast.errors import SriovError
+from sriov_fast.sriov import locks, netns, pool
+from sriov_fast.sriov.journal import Journal
+from sriov_fast.sriov.roots import Roots
+
+
+class FailingJournal(Journal):
+    """A journal whose ``nth`` listing fails, and no other."""
+
+    nth = 0
+
+    def _names(self) -> list[str]:
+        self.nth -= 1
+        if not self.nth:
+            raise OSError(24, "Too many open files", self._dir)
+        return super()._names()
+
+
+def descriptors() -> list[str]:
+    return sorted(os.listdir("/proc/self/fd"))
+
+
+@pytest.mark.parametrize("nth", [1, 2, 3])
+@pytest.mark.parametrize("named", [False, True], ids=["by PF", "by deviceID"])
+def test_204_the_journals_listing_fails_once(tmp_path: Path, nth: int, named: bool) -> None:
+    """It failed once after a VF's lock was taken, and that lock was never released."""
+    tree = build_tree(tmp_path / "tree", vfs=1)
+    roots = Roots(sys=str(tree.sys), proc=str(tree.proc), run=str(tmp_path / "run"))
+    journal = FailingJournal(roots.run, roots.proc)
+    journal.nth = nth
+    wish = pool.Wish(masters=("eth1",), device_id=tree.pci(0) if named else "", who="test")
+    before = descriptors()
+    try:
+        pool.choose(wish, journal, roots).lock.release()
+    except OSError as error:
+        assert error.errno == 24  # noqa: PT017 (a listing that is not reached fails nothing)
+    assert descriptors() == before
+    assert not os.path.isdir(f"{roots.run}/locks") or os.listdir(f"{roots.run}/locks") == []
+    with locks.acquire(roots.run, f"vf-{tree.pci(0)}", "the next", wait=0):
+        pass
+
+
+def test_204_a_namespace_that_cannot_be_compared(tmp_path: Path) -> None:
+    """The pod's namespace was left open where the host's could not be looked at."""
+    path = f"/proc/{os.getpid()}/ns/net"
+    home = 1 << 20  # not open
+    before = descriptors()
+    with pytest.raises(OSError, match="Bad file descriptor"):
+        netns.open_pod(path, -1, home)
+    assert descriptors() == before
+    for wrong in ("/proc/self/ns/mnt", "/etc/hostname", str(tmp_path), str(tmp_path / "nowhere")):
+        with pytest.raises(SriovError):
+            netns.open_pod(wrong)
+    assert descriptors() == before
+
+
+def test_204_a_lock_whose_holder_cannot_be_asked(tmp_path: Path) -> None:
+    """The error names the lock also where the name of its holder cannot be read."""
+    run = str(tmp_path / "run")
+    os.makedirs(f"{run}/locks/vf-x")
+    assert locks.holder(run, "vf-x") == "somebody unknown (Is a directory)"

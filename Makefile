@@ -18,7 +18,7 @@ ROOT := $(shell [ "$$(id -u)" = 0 ] || echo sudo -E)
 # A missing compiled module must not go unnoticed here, as it may on a user's machine.
 export SRIOV_FAST_REQUIRE_EXT := 1
 
-.PHONY: help host build demo test bench lint dist clean
+.PHONY: help host build demo test faults faults-sample bench lint dist clean
 .DELETE_ON_ERROR:
 
 help:
@@ -26,6 +26,8 @@ help:
 	@echo "make demo PF=NAME     the same with this machine's card NAME"
 	@echo "make demo IPAM=txipam with an address service in place of host-local"
 	@echo "make test             all tests: plain, network namespaces, lab"
+	@echo "make faults           an error and SIGKILL at every system call of every verb; about an hour"
+	@echo "make faults-sample    three minutes of it, other ones each time"
 	@echo "make build            compile; leaves bin/sriov, bin/txipam and bin/sriov-fast"
 	@echo "make lint bench dist clean"
 
@@ -55,6 +57,12 @@ endif
 
 test: build
 	$(RUN) tools/run_tiers.py --reports $(REPORTS)
+
+# SEED=N repeats a sample.
+faults faults-sample: build
+	@mkdir -p $(REPORTS)
+	$(ROOT) $(RUN) tools/faults.py --out $(REPORTS)/$@.jsonl $(if $(SEED),--seed $(SEED)) \
+		$(if $(filter faults-sample,$@),--sample 180)
 
 bench: build
 	@mkdir -p $(REPORTS)

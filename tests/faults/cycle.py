@@ -1,0 +1,215 @@
+"""One injection: a verb with a fault, a DEL as the runtime would send it, and a comparison of everything."""
+
+from __future__ import annotations
+
+import json
+import os
+from typing import Any, NamedTuple
+
+from node import Outcome
+
+from faults.modes import Mode, Run
+from faults.tracer import KILL, Fault
+
+VERBS = ("ADD", "DEL", "CHECK", "GC")
+_TRIES = 3  # of a DEL, as a runtime repeats it
+_INTERNAL = 999  # errors.SriovError.code
+# The parts of a store that are no lease: they stay, or are made anew from the rest.
+_KEPT = ("lock", "last_reserved_ip", "stamp")
+
+# The next ADD of that VF writes over a draft that a killed one left.
+_WRITTEN_OVER = ("drafts",)
+
+World = dict[str, Any]
+
+
+class Verdict(NamedTuple):
+    """What came of one injection; ``faults`` is empty where it was clean."""
+
+    fired: bool
+    faults: list[str]
+
+
+class Bench:
+    """A node at rest, on which one injection after the other is made.
+
+    A second pod is attached all the time, and must never be touched.
+    """
+
+    def __init__(self, mode: Mode) -> None:
+        self.mode = mode
+        self.node = mode.node
+        for index in range(self.node.tree.vfs):
+            self.node.nip("link", "set", self.node.tree.netdev(index), "up", "mtu", "1400")
+        self.bystander = self.node.pod()
+        self.node.add(self._conf(), self.bystander)
+        self.pod = self.node.pod()
+        self.node.add(self._conf(), self.pod)
+        self.node.delete(self._conf(), self.pod)
+        mode.at_rest()
+        self.before = self.world()
+
+    def _conf(self, verb: str = "") -> dict[str, Any]:
+        ipam = {
+            "type": "host-local",
+            "dataDir": str(self.node.root / "ipam"),
+            "ranges": [[{"subnet": "10.77.0.0/24"}], [{"subnet": "fd77::/112"}]],
+            "routes": [{"dst": "0.0.0.0/0"}],
+        }
+        conf = self.node.conf(cniVersion="1.1.0", ipam=ipam, mtu=1450, cores=[1, 2])
+        if verb == "GC":
+            valid = [{"containerID": self.bystander, "ifname": "eth0"}]
+            conf["cni.dev/valid-attachments"] = valid
+        return conf
+
+    # --- what is there
+
+    def world(self) -> World:
+        """Everything that must be as before."""
+        found = self.node.snapshot()
+        del found["leases"]
+        del found["locks"]
+        found["pods"] = {pod: text.replace(" tentative", "") for pod, text in found["pods"].items()}
+        return found | {"files": self._files(), "held locks": self._held()}
+
+    def _files(self) -> list[str]:
+        top, found = str(self.node.root), []
+        for directory in ("run", "ipam", "state"):
+            for path, _, names in os.walk(f"{top}/{directory}"):
+                found += [f"{path[len(top) + 1 :]}/{name}" for name in names if not name.startswith(_KEPT)]
+        return sorted(name for name in found if not name.startswith(("run/locks/", "run/s", "run/vfs/.")))
+
+    def _held(self) -> list[str]:
+        """Locks that somebody has (/proc/locks)."""
+        with open("/proc/locks") as file:
+            inodes = {line.split()[5].rpartition(":")[2] for line in file if " FLOCK " in line}
+        directory = self.node.run_dir / "locks"
+        return [name for name in self.node.locks() if str((directory / name).stat().st_ino) in inodes]
+
+    # --- the cycle
+
+    def record(self, verb: str) -> Run:
+        """Run a verb without a fault, and see which calls it makes."""
+        self._prepare(verb)
+        run = self.mode.run(verb, self._conf(verb), self.pod, None)
+        assert run.outcome
+        assert run.outcome.status == 0, run.outcome
+        self._delete()
+        return run
+
+    def inject(self, verb: str, fault: Fault) -> Verdict:
+        """Run a verb with a fault; look what it said and did, and whether all comes right after it."""
+        self._prepare(verb)
+        run = self.mode.run(verb, self._conf(verb), self.pod, fault)
+        found = judged(run, verb, fault)
+        self._refill_masks()
+        self.mode.restart()
+        found += [f"after {verb}: {fault}" for fault in self.mode.at_rest()]
+        if run.outcome and run.outcome.status == 0:
+            found += self._is_so(verb, run.outcome)
+        found += self._repeated_delete()
+        found += self._compared("after DEL", but=_WRITTEN_OVER)
+        found += self._again()
+        return Verdict(run.fired, found)
+
+    def _prepare(self, verb: str) -> None:
+        if verb != "ADD":
+            self.node.add(self._conf(), self.pod)
+
+    def _refill_masks(self) -> None:
+        """Give emptied masks a value: the kernel's files, which these stand for, cannot be emptied."""
+        for index in range(self.node.tree.vfs):
+            for irq in self.node.tree.irqs(index):
+                mask = self.node.tree.mask(irq)
+                if not mask.read_text():
+                    mask.write_text("ff\n")
+
+    def _is_so(self, verb: str, said: Outcome) -> list[str]:
+        """See that a success was one."""
+        if verb == "ADD":
+            return [f"ADD said it succeeded: {why}" for why in self._not_attached(said)]
+        return self._compared(f"{verb} said it succeeded", but=_WRITTEN_OVER) if verb != "CHECK" else []
+
+    def _not_attached(self, said: Outcome) -> list[str]:
+        try:
+            wanted = sorted(item["address"] for item in said.json["ips"])
+            link = self.node.link("eth0", self.pod)
+            have = sorted(self.node.addresses("eth0", self.pod))
+        except (AssertionError, KeyError, TypeError) as error:
+            return [f"{type(error).__name__}: {error}"]
+        found = []
+        if "UP" not in link["flags"] or link["mtu"] != 1450 or wanted != have:
+            found.append(f"{link['flags']}, mtu {link['mtu']}, {have} for {wanted}")
+        records = [name for name in self.node.records() if name.endswith(f"~{self.pod}~eth0")]
+        states = [json.loads((self.node.run_dir / "vfs" / name).read_text())["state"] for name in records]
+        if states != ["attached"]:
+            found.append(f"records: {records}, {states}")
+        return found
+
+    def _delete(self) -> Outcome:
+        done = self.node.run("DEL", self._conf(), self.pod)
+        self.mode.at_rest()
+        return done
+
+    def _repeated_delete(self) -> list[str]:
+        said = []
+        for _ in range(_TRIES):
+            done = self._delete()
+            if done.status == 0:
+                return []
+            said.append(_first_words(done))
+        return [f"DEL fails: {said[-1]}"]
+
+    def _compared(self, when: str, but: tuple[str, ...] = ()) -> list[str]:
+        now = self.world()
+        differing = [key for key in now if now[key] != self.before[key] and key not in but]
+        return [f"{when}: {key}: {_difference(self.before[key], now[key])}" for key in differing]
+
+    def _again(self) -> list[str]:
+        found = []
+        done = self.node.run("ADD", self._conf(), self.pod)
+        if done.status:
+            found.append(f"the next ADD fails: {_first_words(done)}")
+        if self._delete().status:
+            found.append("the DEL of the next ADD fails")
+        return found + self._compared("after the next DEL")
+
+
+def judged(run: Run, verb: str, fault: Fault) -> list[str]:
+    """Return what is wrong with the words of a verb that a fault befell."""
+    if run.hung:
+        return [f"{verb} hangs"]
+    said = run.outcome
+    if said is None:
+        return []
+    found = []
+    if "Traceback" in said.stderr:
+        found.append(f"traceback: {said.stderr.strip().splitlines()[-1]}")
+    if said.status < 0:
+        if fault.error != KILL:
+            found.append(f"{verb} ends by signal {-said.status}")
+    elif said.status:
+        found += _no_error(said)
+    return found
+
+
+def _no_error(said: Outcome) -> list[str]:
+    body = said.json
+    if not isinstance(body, dict) or not body.get("msg") or not body.get("code"):
+        return [f"status {said.status} without an error: {said.stdout!r} {said.stderr.strip()[-200:]!r}"]
+    return [f"code 999: {body['msg']}"] if body["code"] == _INTERNAL else []
+
+
+def _first_words(said: Outcome) -> str:
+    return f"status {said.status}, {str(said.json or said.stdout)[:300]} {said.stderr.strip()[-300:]}"
+
+
+def _difference(before: Any, now: Any) -> str:
+    if isinstance(before, dict):
+        keys = sorted(key for key in before.keys() | now.keys() if before.get(key) != now.get(key))
+        return ", ".join(f"{key} {now.get(key)!r} for {before.get(key)!r}" for key in keys)
+    if isinstance(before, list):
+        more = [item for item in now if item not in before]
+        less = [f"-{item}" for item in before if item not in now]
+        return f"{more + less}"
+    return f"{now!r} for {before!r}"

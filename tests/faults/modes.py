@@ -1,0 +1,354 @@
+"""The ways that the plugin is executed, and how each of them is traced."""
+
+from __future__ import annotations
+
+import ctypes
+import importlib
+import json
+import os
+import signal
+import subprocess
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from node import Node, Outcome, StartedNode
+from resident import DeferredNode, ResidentNode
+
+from faults import ptrace
+from faults.tracer import Fault, Seen, Tracer
+from sriov_fast import entry
+
+HANG = 40.0  # seconds; longer than any lock is waited for
+CLIENT_WAIT = "15"  # seconds that the client in C waits for the server (SRIOV_FAST_WAIT)
+# What requests import late.
+PRELOAD = (
+    *("sriov_fast.plugin", "sriov_fast.upkeep", "sriov_fast.ipam.delegate", "sriov_fast.ipam.host_local"),
+    *("sriov_fast.ipam.search", "sriov_fast.ipam.static", "sriov_fast.sriov.announce", "traceback"),
+    *("sriov_fast.sriov.check", "encodings.idna", "encodings.unicode_escape"),
+)
+
+
+class Run:
+    """One execution of a verb under the tracer."""
+
+    def __init__(self, outcome: Outcome | None, tracer: Tracer, hung: bool) -> None:
+        self.outcome = outcome
+        self.seen: list[Seen] = tracer.seen
+        self.fired = tracer.fired
+        self.hung = hung
+
+
+class Mode:
+    """A node with one way to execute the plugin; ``target`` is which process the faults are for."""
+
+    name = ""
+
+    def __init__(self, root: Path) -> None:
+        self.node = self.make(root)
+
+    def make(self, root: Path) -> Node:
+        """Return the node."""
+        raise NotImplementedError
+
+    def close(self) -> None:
+        """Take everything away, whatever state it is in."""
+        self.node.close()
+
+    def run(self, verb: str, conf: dict[str, Any], pod: str, fault: Fault | None) -> Run:
+        """Execute a verb with a fault; None records."""
+        raise NotImplementedError
+
+    def at_rest(self) -> list[str]:
+        """Return what is not as it is between requests; waits for what is on its way."""
+        self.node.settle()
+        return []
+
+    def restart(self) -> None:
+        """Bring back what the fault has killed."""
+
+
+def _child(
+    node: Node, verb: str, conf: dict[str, Any], pod: str, *, traced: bool, command: list[str] | None = None
+) -> subprocess.Popen[bytes]:
+    """Start the plugin; a traced one stands in its first exec."""
+    environment = node.environment(verb, pod, "eth0", "", "") | {"SRIOV_FAST_WAIT": CLIENT_WAIT}
+    read, write = os.pipe()
+    os.write(write, json.dumps(conf).encode())
+    os.close(write)
+    process = subprocess.Popen(
+        command or node.command(),
+        env=environment,
+        stdin=read,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        preexec_fn=(lambda: ptrace.request(ptrace.TRACEME, 0)) if traced else None,
+    )
+    os.close(read)
+    return process
+
+
+def _traced(tracer: Tracer, process: subprocess.Popen[bytes] | Forked) -> Run:
+    """Follow a process with all its children to their ends."""
+    tracer.follow_child(process.pid)
+    ended = tracer.pump(lambda: not tracer.tasks, HANG)
+    if not ended:
+        process.kill()
+        tracer.pump(lambda: process.pid in tracer.ended, HANG)
+    return Run(_outcome(process, tracer.ended[process.pid]), tracer, not ended)
+
+
+def _outcome(process: subprocess.Popen[bytes] | Forked, status: int) -> Outcome:
+    """Read what a process said whose end the tracer was told of."""
+    process.returncode = status
+    out, err = process.communicate(timeout=10)
+    return Outcome(subprocess.CompletedProcess(process.args, status, out, err))
+
+
+class InProcess(Mode):
+    """The plugin does the work in its own process, which continues an image."""
+
+    name = "process"
+    execs = 2  # nsenter and sriov
+
+    def make(self, root: Path) -> Node:
+        """Return a node without a server."""
+        return Node(root, vfs=3)
+
+    def run(self, verb: str, conf: dict[str, Any], pod: str, fault: Fault | None) -> Run:
+        """Trace the process with its children, to the end of the last one."""
+        process = _child(self.node, verb, conf, pod, traced=True)
+        return _traced(Tracer(fault, execs=self.execs), process)
+
+
+class Forked:
+    """A plugin that is a fork of this process, which has imported all that it needs; used as a Popen is."""
+
+    def __init__(self, node: Node, environment: dict[str, str], stdin: bytes, *, traced: bool) -> None:
+        self.args = "forked"
+        self.returncode: int | None = None
+        self._ends = os.pipe(), os.pipe(), os.pipe()
+        with suppress(BrokenPipeError):
+            os.write(self._ends[0][1], stdin)
+        self.pid = os.fork()
+        if not self.pid:
+            self._be_the_plugin(node, environment, traced)
+        for fd in (*self._ends[0], self._ends[1][1], self._ends[2][1]):
+            os.close(fd)
+
+    def _be_the_plugin(self, node: Node, environment: dict[str, str], traced: bool) -> None:
+        try:
+            signal.pthread_sigmask(signal.SIG_SETMASK, ())
+            os.environ.clear()
+            os.environ.update(environment)
+            for fd, (reader, writer) in enumerate(self._ends):
+                os.dup2(writer if fd else reader, fd)
+            host = os.open(f"/run/netns/{node.host}", os.O_RDONLY)
+            ctypes.CDLL(None).setns(host, 0)
+            os.closerange(3, 1 << 10)
+            if traced:
+                ptrace.request(ptrace.TRACEME, 0)
+                os.kill(os.getpid(), signal.SIGSTOP)
+            entry.main()
+        finally:
+            os._exit(70)
+
+    def kill(self) -> None:
+        """Kill it."""
+        os.kill(self.pid, signal.SIGKILL)
+
+    def communicate(self, timeout: float = 0) -> tuple[bytes, bytes]:
+        """Read all that it said, and wait for its end."""
+        said = [_read_all(ends[0]) for ends in self._ends[1:]]
+        if self.returncode is None:
+            self.returncode = os.waitstatus_to_exitcode(os.waitpid(self.pid, 0)[1])
+        return said[0], said[1]
+
+
+def _read_all(fd: int) -> bytes:
+    with open(fd, "rb") as file:
+        return file.read()
+
+
+class ForkedNode(Node):
+    """A node of the plain backend, whose plugin is forked."""
+
+    def start(self, command: str, conf: Any, pod: str = "", **_: Any) -> Any:
+        """Fork a plugin."""
+        environment = self.environment(command, pod, "eth0", "", "")
+        return Forked(self, environment, json.dumps(conf).encode(), traced=False)
+
+
+class Plain(Mode):
+    """The plain backend, in processes that have imported everything: their start is in ``Started``."""
+
+    name = "plain"
+
+    def make(self, root: Path) -> Node:
+        """Return a node, and import what its plugins will need."""
+        os.environ["SRIOV_FAST_BACKEND"] = "python"
+        for module in PRELOAD:
+            importlib.import_module(module)
+        from sriov_fast import backend
+
+        assert backend.name == "python"
+        return ForkedNode(root, vfs=3, backend="python")
+
+    def run(self, verb: str, conf: dict[str, Any], pod: str, fault: Fault | None) -> Run:
+        """Trace a fork from its first call on."""
+        environment = self.node.environment(verb, pod, "eth0", "", "")
+        process = Forked(self.node, environment, json.dumps(conf).encode(), traced=True)
+        return _traced(Tracer(fault, starts=False), process)
+
+
+class Started(InProcess):
+    """An interpreter with the compiled backend and no image; its imports are among the points."""
+
+    name = "started"
+    execs = 2  # nsenter and the interpreter
+
+    def make(self, root: Path) -> Node:
+        """Return a node whose plugin is an interpreter."""
+        return StartedNode(root, vfs=3)
+
+
+class Client(Mode):
+    """The client in C with a server that has no fault."""
+
+    name = "client"
+    kind: type[ResidentNode] = ResidentNode
+
+    def make(self, root: Path) -> ResidentNode:
+        """Return a node with a server, which has served a request."""
+        node = self.kind(root, vfs=3)
+        node.may_fall_back = True
+        node.server.ready()
+        return node
+
+    def __init__(self, root: Path) -> None:
+        super().__init__(root)
+        self._files: list[str] = []
+        self._threads = 0
+
+    @property
+    def resident(self) -> ResidentNode:
+        """The node."""
+        assert isinstance(self.node, ResidentNode)
+        return self.node
+
+    def close(self) -> None:
+        """Kill the server, which may hang, and take the node away."""
+        for server in self.resident.servers:
+            if server.process.poll() is None:
+                server.process.kill()
+                server.process.wait()
+        Node.close(self.node)
+
+    def run(self, verb: str, conf: dict[str, Any], pod: str, fault: Fault | None) -> Run:
+        """Trace the client with its children."""
+        process = _child(self.node, verb, conf, pod, traced=True)
+        tracer = Tracer(fault, execs=InProcess.execs)
+        run = _traced(tracer, process)
+        self._note_end_of_server(tracer)
+        return run
+
+    def _note_end_of_server(self, tracer: Tracer) -> None:
+        server = self.resident.server
+        if server.pid in tracer.ended:
+            server.process.returncode = tracer.ended[server.pid]
+
+    def restart(self) -> None:
+        """Start another server where there is none any more."""
+        if self.resident.server.process.poll() is not None:
+            self.resident.server.ended()
+            self.resident.serve().ready()
+            self._files = []
+
+    def renew(self) -> None:
+        """Kill the server and start another one."""
+        self.resident.server.process.kill()
+        self.resident.server.process.wait()
+        self.restart()
+
+    def files(self) -> list[str]:
+        """What the server has open, without the numbers of its sockets."""
+        return sorted(name.partition(":")[0] for name in self.resident.server.files())
+
+    def has_rested(self) -> bool:
+        """Say whether the server has no more open than between requests."""
+        return self.files() == (self._files or self.files())
+
+    def at_rest(self) -> list[str]:
+        """Compare descriptors and threads with those of the first time."""
+        with suppress(AssertionError):
+            self.node.settle()
+        server, found = self.resident.server, []
+        if server.process.poll() is not None:
+            return [f"the server ended with {server.process.poll()}"]
+        if not self._files:
+            server.idle()
+            self._files, self._threads = self.files(), server.threads()
+        if not _soon(self.has_rested):
+            more = list(self.files())
+            for name in self._files:
+                more.remove(name) if name in more else more.append(f"-{name}")
+            found.append(f"server's descriptors: {more}")
+        if server.threads() > self._threads + 4:
+            found.append(f"server's threads: {server.threads()}, before {self._threads}")
+        if "Traceback" in server.said():
+            found.append(f"server's traceback: {server.said().splitlines()[-1]}")
+        server.log.write_text("")
+        if found:
+            self.renew()
+        return found
+
+
+class Resident(Client):
+    """The server's own calls, all threads together."""
+
+    name = "resident"
+
+    def run(self, verb: str, conf: dict[str, Any], pod: str, fault: Fault | None) -> Run:
+        """Trace the server from before the request until it is at rest after it."""
+        server = self.resident.server
+        tracer = Tracer(fault)
+        command = self.node.command()  # it polls the server: not while that has a tracer
+        tracer.attach(server.pid)
+        process = _child(self.node, verb, conf, pod, traced=False, command=command)
+
+        def is_over() -> bool:
+            if process.pid not in tracer.ended:
+                return False
+            return server.pid in tracer.ended or (self.has_rested() and not self.resident.homing())
+
+        ended = tracer.pump(lambda: process.pid in tracer.ended, HANG)
+        if not ended:
+            process.kill()
+            tracer.pump(lambda: process.pid in tracer.ended, HANG)
+        tracer.pump(is_over, 5)
+        tracer.detach()
+        self._note_end_of_server(tracer)
+        return Run(_outcome(process, tracer.ended[process.pid]), tracer, not ended)
+
+
+class Deferred(Resident):
+    """The server's own calls, where a DEL answers before the VF is back in the host namespace."""
+
+    name = "deferred"
+    kind = DeferredNode
+
+
+def _soon(what: Callable[[], bool], limit: float = 4.0) -> bool:
+    deadline = time.monotonic() + limit
+    while not what():
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(0.005)
+    return True
+
+
+MODES: dict[str, type[Mode]] = {
+    kind.name: kind for kind in (Resident, Deferred, InProcess, Plain, Client, Started)
+}

@@ -1,0 +1,88 @@
+"""The injections: which there are, which are chosen, and the list of those that are known not to be clean."""
+
+from __future__ import annotations
+
+import random
+import re
+import tomllib
+from pathlib import Path
+from typing import NamedTuple
+
+from faults import calls
+from faults.tracer import KILL, Fault, Seen
+
+ACCEPTED = Path(__file__).with_name("accepted.toml")
+# Of the calls that start an interpreter or continue an image one in so many is taken.
+EVERY_START = 8
+# The same where no image is: some thousand calls, most of them of imports.
+EVERY_IMPORT = 60
+
+
+class Injection(NamedTuple):
+    """One fault in one verb of one mode; ``about`` is what the call is about."""
+
+    mode: str
+    verb: str
+    fault: Fault
+    about: str = ""
+
+    def __str__(self) -> str:
+        return f"{self.mode} {self.verb} {' '.join(map(str, self.fault))}"
+
+
+def parsed(text: str) -> Injection:
+    """Return the injection that a line of the report begins with."""
+    mode, verb, call, ordinal, error = text.split()[:5]
+    return Injection(mode, verb, Fault(call, int(ordinal), error.rstrip(":")))
+
+
+def injections(mode: str, verb: str, seen: list[Seen]) -> list[Injection]:
+    """Return all that can be done to the calls that were recorded."""
+    found = []
+    for number, call in enumerate(seen):
+        if call.call in calls.LAST or not _is_taken(mode, number, call):
+            continue
+        about = re.sub(r"%2F\S*(?=%2Fipam)", "", call.about)
+        about = re.sub(r"/(tmp|dev/shm)/\S*?/(run|ipam|tree|state)\b", r"\2", about)
+        found += [
+            Injection(mode, verb, Fault(call.call, call.ordinal, error), about)
+            for error in (*call.errors, KILL)
+        ]
+    return found
+
+
+def _is_taken(mode: str, number: int, call: Seen) -> bool:
+    if mode == "started":
+        return number % EVERY_IMPORT == 0
+    return not call.is_start or mode == "client" or number % EVERY_START == 0
+
+
+def mixed(found: list[Injection], seed: int) -> list[Injection]:
+    """Return them in an order that has a little of every mode and verb at each place."""
+    chance = random.Random(seed)
+    kinds: dict[tuple[str, str], list[Injection]] = {}
+    for item in found:
+        kinds.setdefault((item.mode, item.verb), []).append(item)
+    for items in kinds.values():
+        chance.shuffle(items)
+    longest = max((len(items) for items in kinds.values()), default=0)
+    return [items[place] for place in range(longest) for items in kinds.values() if place < len(items)]
+
+
+class Accepted:
+    """What is known not to be clean, each with its reason; remembers which of it was seen."""
+
+    def __init__(self, path: Path = ACCEPTED) -> None:
+        entries = tomllib.loads(path.read_text()).get("accepted", [])
+        self.reasons = {entry["pattern"]: entry["reason"] for entry in entries}
+        self.seen: set[str] = set()
+
+    def covers(self, line: str) -> bool:
+        """Say whether a line of the report is listed."""
+        matching = [pattern for pattern in self.reasons if re.search(pattern, line)]
+        self.seen.update(matching)
+        return bool(matching)
+
+    def unseen(self) -> list[str]:
+        """The patterns that nothing was found for."""
+        return [pattern for pattern in self.reasons if pattern not in self.seen]

@@ -1,0 +1,90 @@
+"""The tool that injects faults: it counts right, hits what it aims at, and sees what is not clean."""
+
+from __future__ import annotations
+
+import sys
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from faults import calls, points, ptrace
+from faults.cycle import Bench, Verdict
+from faults.modes import MODES
+from faults.run import Report, Result
+from faults.tracer import KILL, Fault, Seen
+
+pytestmark = pytest.mark.skipif(not ptrace.SUPPORTED, reason="the tracer knows x86-64 alone")
+
+
+@pytest.fixture(params=["process", "resident"])
+def bench(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Bench]:
+    mode = MODES[request.param](tmp_path)
+    yield Bench(mode)
+    mode.close()
+
+
+def test_the_record_is_made_and_published_by_rename(bench: Bench) -> None:
+    seen = bench.record("ADD").seen
+    renamed = [call.about for call in seen if call.call == "rename"]
+    assert len(renamed) == 2
+    assert all(f"~{bench.pod}~eth0" in path for path in renamed)
+    assert [call.ordinal for call in seen if call.call == "rename"] == [1, 2]
+
+
+@pytest.mark.parametrize("error", ["ENOSPC", KILL])
+def test_a_fault_at_the_last_rename_comes_right(bench: Bench, error: str) -> None:
+    verdict = bench.inject("ADD", Fault("rename", 2, error))
+    assert verdict == (True, [])
+
+
+def test_a_call_that_is_not_made_is_not_reached(bench: Bench) -> None:
+    assert bench.inject("DEL", Fault("rename", 999, KILL)) == (False, [])
+
+
+def test_what_stays_behind_is_seen(bench: Bench) -> None:
+    run = bench.mode.run
+
+    def leaving(*args: object) -> object:
+        done = run(*args)  # type: ignore[arg-type]
+        (bench.node.run_dir / "left").touch()
+        return done
+
+    bench.mode.run = leaving  # type: ignore[assignment, method-assign]
+    verdict = bench.inject("ADD", Fault("rename", 1, "EIO"))
+    assert verdict.faults == ["after DEL: files: ['run/left']", "after the next DEL: files: ['run/left']"]
+
+
+def test_a_line_of_the_report_names_an_injection() -> None:
+    item = points.Injection("resident", "ADD", Fault("openat", 12, "EIO"), "run/vfs/.0000:01:10.1")
+    line = Result(item, Verdict(True, ["a fault"]), 0.1).line
+    assert line == "resident ADD openat 12 EIO (run/vfs/.0000:01:10.1): a fault"
+    assert points.parsed(line)[:3] == item[:3]
+
+
+def test_a_seed_repeats_a_sample() -> None:
+    found = [
+        points.Injection(mode, "ADD", Fault("read", number, KILL))
+        for mode in ("plain", "client")
+        for number in range(20)
+    ]
+    assert points.mixed(found, 7) == points.mixed(found, 7) != points.mixed(found, 8)
+    assert {item.mode for item in points.mixed(found, 7)[:2]} == {"plain", "client"}
+
+
+def test_injections_are_the_errors_of_a_call_and_the_end_of_its_process() -> None:
+    seen = [Seen("rename", 1, "", ("EIO",), False), Seen("exit_group", 1, "", (), False)]
+    assert [item.fault.error for item in points.injections("process", "ADD", seen)] == ["EIO", KILL]
+
+
+def test_every_error_has_a_number() -> None:
+    assert all(calls.errno_of(word) for words in calls.FAILS.values() for word in words)
+    assert set(calls.FAILS) <= set(calls.NUMBERS)
+
+
+def test_a_run_without_injections_fails(capsys: pytest.CaptureFixture[str]) -> None:
+    assert Report(Counter(), None).end(complete=False, begin=0) == 1
+    assert "0 injections" in capsys.readouterr().out

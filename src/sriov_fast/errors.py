@@ -12,7 +12,7 @@ import os
 _ABSENT = frozenset((errnos.ENOENT, errnos.ENOTDIR, errnos.ENODEV))
 
 
-def is_absent(error: OSError) -> bool:
+def is_absent(error: OSError | SriovError) -> bool:
     """Say whether an error means "not there"; with any other one it could not be found out."""
     return error.errno in _ABSENT
 

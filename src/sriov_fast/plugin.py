@@ -15,7 +15,7 @@ from sriov_fast.call import IPAM_GRACE, IPAM_WAIT, Call, Context, Reply
 from sriov_fast.cni import netconf, reply, result
 from sriov_fast.errors import BusyError, IpamError, SriovError
 from sriov_fast.ipam.kinds import may_choose_vf, needs_interface
-from sriov_fast.sriov import affinity, attach, detach, locks, netns, pool
+from sriov_fast.sriov import affinity, attach, candidate, detach, locks, netns, pool
 from sriov_fast.sriov.journal import ATTACHED, HOMING, Attachment, Journal
 from sriov_fast.values import Value
 
@@ -107,10 +107,10 @@ def add(call: Call) -> Reply:
         addresses = undo.enter_context(ExitStack())
         call, start = _ipam_first(call, addresses)
         call.step("check, lock")
-        choice = pool.choose(_wish(call), call.journal, call.roots)
+        host = held.enter_context(nl.Socket())
+        choice = pool.choose(wish_of(call, host), call.journal, call.roots)
         held.enter_context(choice.lock)
         call.step("choose the VF")
-        host = held.enter_context(nl.Socket())
         record = _journaled(call, choice, host, undo)
         done = _attached(call, record, Means(host=host, netns=fd, held=held), start)
         undo.pop_all()
@@ -140,8 +140,7 @@ def _ipam_first(call: Call, undo: ExitStack) -> tuple[Call, Start[Any]]:
     """
     if not call.conf.ipam_type or not may_choose_vf(call.conf.ipam_type):
         return call, lambda work, running: _ipam_start(call, undo, work, running)
-    for pf in call.conf.masters:
-        pool.scan(pf, call.roots)  # what is wrong already must not cost an address
+    pool.present(pool.Wish(masters=call.conf.masters), call.roots)  # a fault known now must cost no address
     with ExitStack() as running:
         answer = _ipam_start(call, undo, lambda found: found, running)()
     settled = call.replace(conf=netconf.with_extra(call.conf, answer.extra))
@@ -266,7 +265,8 @@ def _ipam_undo(call: Call, ipam: Ipam | Builtin) -> None:
         call.log.error("IPAM could not be undone", plugin=ipam.kind, why=error)
 
 
-def _wish(call: Call) -> pool.Wish:
+def wish_of(call: Call, host: nl.Socket) -> pool.Wish:
+    """Return what the configuration asks of the VF; ``host`` is a socket in our namespace."""
     conf = call.conf
     return pool.Wish(
         masters=conf.masters,
@@ -275,6 +275,8 @@ def _wish(call: Call) -> pool.Wish:
         cores=conf.cores,
         who=call.who,
         recover=lambda record: recover(call, record),
+        examine=lambda vf: candidate.examine(host, vf, call.roots),
+        warn=call.log.warning,
     )
 
 
@@ -297,6 +299,7 @@ def _journaled(call: Call, choice: Choice, host: nl.Socket, undo: ExitStack) -> 
             boot=call.journal.boot(),
             token=call.context.token,
         ),
+        call.roots,
     )
     call.step("read the VF's state", "kernel")
     if conf.cores:  # else they stay as they are

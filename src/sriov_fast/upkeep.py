@@ -6,6 +6,7 @@ import os
 from contextlib import ExitStack
 
 from sriov_fast import codec, plugin
+from sriov_fast.backend import nl
 from sriov_fast.call import IPAM_WAIT, Call, Context, Reply
 from sriov_fast.cni.netconf import NetConf
 from sriov_fast.cni.request import Request
@@ -68,11 +69,14 @@ def _check_previous(call: Call, record: Attachment) -> None:
 def status(call: Call) -> Reply:
     """Say whether an ADD can be served (SPEC, "STATUS"); asked every few seconds, so cheap."""
     conf = call.conf
+    which = ", ".join(conf.masters) or conf.device_id
     try:
-        usable = pool.any_usable(conf.masters, conf.device_id, call.journal, call.roots)
-        why = f"no PF of {', '.join(conf.masters) or conf.device_id} has a usable VF"
-    except (OSError, ValueError, SriovError) as error:
-        usable, why = False, f"{', '.join(conf.masters) or conf.device_id}: {error}"
+        with nl.Socket() as host:
+            wish = plugin.wish_of(call, host).replace(warn=call.log.debug)  # an ADD warns
+            usable = pool.any_usable(wish, call.journal, call.roots)
+        why = f"no PF of {which} has a usable VF"
+    except (OSError, SriovError) as error:
+        usable, why = False, str(error)
     late_device = not conf.masters and not conf.device_id
     if not usable and not late_device:
         raise UnavailableError(

@@ -82,7 +82,10 @@ class Node:
 
     def nip(self, *words: str, stdin: str = "") -> str:
         """Run ip(8) in the host's namespace."""
-        return self.ip("-n", self.host, *words, stdin=stdin)
+        said = self.ip("-n", self.host, *words, stdin=stdin)
+        if stdin or "add" in words:
+            self._reindex()
+        return said
 
     def link(self, name: str, pod: str = "") -> dict[str, Any]:
         shown: list[dict[str, Any]] = json.loads(
@@ -104,6 +107,13 @@ class Node:
             self.ip("-j", "-d", family, "-n", pod, "route", "show", *words)
         )
         return found
+
+    def _reindex(self) -> None:
+        """Write the devices' indices to the tree: the plugin tells by them whether a name is a VF's."""
+        for item in json.loads(self.nip("-j", "link", "show")):
+            path = self.tree.sys / "class/net" / item["ifname"] / "ifindex"
+            if path.exists():
+                path.write_text(f"{item['ifindex']}\n")
 
     def links(self) -> set[str]:
         return {item["ifname"] for item in json.loads(self.nip("-j", "link", "show"))}

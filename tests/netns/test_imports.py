@@ -33,7 +33,15 @@ HOT = {
     *("", "addresses", "backend", "call", "codec", "entry", "errors", "log", "plugin", "ready", "values"),
     *("cni", "cni.fields", "cni.netconf", "cni.reply", "cni.request", "cni.result", "cni_args"),
     *("ipam", "ipam.kinds"),
-    *("sriov", "sriov.affinity", "sriov.attach", "sriov.detach", "sriov.journal", "sriov.locate"),
+    *(
+        "sriov",
+        "sriov.affinity",
+        "sriov.attach",
+        "sriov.candidate",
+        "sriov.detach",
+        "sriov.journal",
+        "sriov.locate",
+    ),
     *("sriov.locks", "sriov.netns", "sriov.pool", "sriov.roots"),
 }
 BACKEND = {"_irq", "_nl", "_sysfs"}

@@ -196,7 +196,7 @@ def test_the_pf_near_the_cores_first(machine: Machine, tmp_path: Path) -> None:
 
 def test_any_usable(machine: Machine) -> None:
     def usable(masters: tuple[str, ...] = ("eth1",), device: str = "") -> bool:
-        return pool.any_usable(masters, device, machine.journal, machine.roots)
+        return pool.any_usable(Wish(masters=masters, device_id=device), machine.journal, machine.roots)
 
     assert usable()
     assert usable((), machine.tree.pci(1))
@@ -206,7 +206,7 @@ def test_any_usable(machine: Machine) -> None:
     assert not usable()
     machine.take(1)
     assert usable(), "a VF in a pod will be free again"
-    with pytest.raises(OSError, match="eth9"):
+    with pytest.raises(ConfigError, match="eth9"):
         usable(("eth9",))
 
 

@@ -10,6 +10,7 @@ import errno
 
 from sriov_fast.backend import nl
 from sriov_fast.errors import BusyError, ConfigError, KernelError, NetlinkError
+from sriov_fast.sriov import candidate
 from sriov_fast.sriov.journal import Attachment
 from sriov_fast.values import Value, VfSettings
 
@@ -18,26 +19,19 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from sriov_fast.sriov.pool import Choice
+    from sriov_fast.sriov.roots import Roots
     from sriov_fast.values import Link, Route
 
 NOTHING = VfSettings()
 
 
-def observe(host: nl.Socket, choice: Choice, record: Attachment) -> Attachment:
-    """Return the record with the VF's original state: one send, the PF's list of VFs read once."""
-    vf = choice.vf
-    batch = nl.Batch()
-    batch.get_link(name=choice.pf, vf=vf.index)
-    batch.get_link(name=vf.netdev)
-    try:
-        pf, netdev = host.run(batch)
-    except NetlinkError as error:
-        error.interface = vf.netdev if error.position else choice.pf
-        raise
+def observe(host: nl.Socket, choice: Choice, record: Attachment, roots: Roots) -> Attachment:
+    """Return the record with the VF's original state; the PF's list of VFs is read once."""
+    pf, netdev = candidate.read_pf(host, choice.pf, choice.vf, roots), choice.link
     return record.replace(
-        pf=choice.pf,
+        pf=pf.name,
         pf_index=pf.index,
-        vf=vf.index,
+        vf=choice.vf.index,
         ifindex=netdev.index,
         host_name=netdev.name,
         before=pf.vf or NOTHING,

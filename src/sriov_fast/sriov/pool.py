@@ -7,29 +7,40 @@ import os
 from contextlib import ExitStack
 
 from sriov_fast.backend import sysfs
-from sriov_fast.errors import ConfigError, TryAgainError, is_absent
+from sriov_fast.errors import BusyError, ConfigError, SriovError, TryAgainError, is_absent
 from sriov_fast.sriov import locks
+from sriov_fast.sriov.candidate import Device
 from sriov_fast.sriov.journal import ATTACHED
-from sriov_fast.values import Value
+from sriov_fast.values import Link, Value
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
     from sriov_fast.sriov.journal import Attachment, Entry, Journal
     from sriov_fast.sriov.roots import Roots
     from sriov_fast.values import Vf
 
-
 def _leave(_: Attachment) -> None:
     """Recover nothing."""
+
+
+def _trust(vf: Vf) -> Device:
+    """Take a VF as sysfs shows it."""
+    return Device(link=Link(index=0, name=vf.netdev, mac="", mtu=0, up=False))
+
+
+def _say_nothing(_: str) -> None:
+    """Warn of nothing."""
 
 
 class Wish(Value):
     """What is asked of the VF: one of ``masters`` (PFs), index ``vf``, or the very one at PCI ``device_id``.
 
     With ``cores``, a PF on those cores' NUMA node comes first. ``recover`` is given the record of a VF whose
-    last request was cut short, or is bringing it home; it makes the VF free. That VF's lock is held then.
+    last request was cut short, or is bringing it home; it makes the VF free. ``examine`` returns the device
+    of a VF, None where there is none any more. The VF's lock is held for both. ``warn`` is told of each of
+    several masters that is no PF here.
     """
 
     masters: tuple[str, ...] = ()
@@ -38,14 +49,25 @@ class Wish(Value):
     cores: tuple[int, ...] = ()
     who: str = ""
     recover: Callable[[Attachment], None] = _leave
+    examine: Callable[[Vf], Device | None] = _trust
+    warn: Callable[[str], None] = _say_nothing
 
 
 class Choice(Value):
-    """A VF that is ours to change while its ``lock`` is held."""
+    """A VF that is ours to change while its ``lock`` is held. ``link`` is its network device."""
 
     pf: str
     vf: Vf
+    link: Link
     lock: locks.Lock
+
+
+class _Search(Value):
+    """What is looked for, and where."""
+
+    wish: Wish
+    journal: Journal
+    roots: Roots
 
 
 def usable(vf: Vf) -> bool:
@@ -73,50 +95,64 @@ def scan(pf: str, roots: Roots, key: str = "master") -> list[Vf]:
         ) from error
 
 
-def choose(wish: Wish, journal: Journal, roots: Roots) -> Choice:
-    """Return a VF with its lock; ConfigError says what cannot be, TryAgainError what is in use."""
-    if wish.device_id:
-        return _the_one(wish, journal, roots)
-    found = _first_free(wish, journal, roots)
-    if found is None and journal.prune():
-        found = _first_free(wish, journal, roots)
-    if found is None:
-        found = _first_recovered(_Search(wish=wish, journal=journal, roots=roots))
-    if found is not None:
-        return found
-    which = "no VF" if wish.vf is None else f"vf {wish.vf} is not"
-    busy = ", ".join(f"{pf} ({len(scan(pf, roots))} VFs)" for pf in wish.masters)
-    raise TryAgainError(
-        f"{which} free on {busy}{_taken_by(wish, journal, roots)}",
-        "try again when a pod has ended, or give the PF more VFs (sriov_numvfs)",
-    )
-
-
-def _first_free(wish: Wish, journal: Journal, roots: Roots) -> Choice | None:
-    for pf, vfs in _by_preference(wish, roots):
-        found = _free_one(pf, _indexed(pf, vfs, wish), wish, journal, roots)
-        if found is not None:
-            return found
-    return None
-
-
-def _indexed(pf: str, vfs: Sequence[Vf], wish: Wish) -> list[Vf]:
-    """Keep the VF that was asked for by index, if one was."""
-    if wish.vf is None:
-        return list(vfs)
-    found = [vf for vf in vfs if vf.index == wish.vf]
-    if not found:
-        have = f"0 to {vfs[-1].index}" if vfs else "none"
-        raise ConfigError(f"vf {wish.vf}: {pf} has no such VF", f"it has {have}", interface=pf, vf=wish.vf)
+def present(wish: Wish, roots: Roots) -> list[tuple[str, list[Vf]]]:
+    """Return the PFs among the masters with their VFs; ConfigError where none of the masters is a PF here."""
+    found: list[tuple[str, list[Vf]]] = []
+    missing: list[ConfigError] = []
+    for pf in wish.masters:
+        try:
+            found.append((pf, scan(pf, roots)))
+        except ConfigError as error:
+            missing.append(error)
+    if missing and not found:
+        raise missing[0]
+    for fault in missing:
+        wish.warn(f"{fault.msg}: skipped, another master is here")
     return found
 
 
-def _by_preference(wish: Wish, roots: Roots) -> list[tuple[str, list[Vf]]]:
-    pfs = [(pf, scan(pf, roots)) for pf in wish.masters]
+def choose(wish: Wish, journal: Journal, roots: Roots) -> Choice:
+    """Return a VF with its lock.
+
+    Raises ConfigError for what cannot be, TryAgainError where every VF is in use, and BusyError where the
+    host uses the one that was asked for.
+    """
+    search = _Search(wish=wish, journal=journal, roots=roots)
+    if wish.device_id:
+        return _the_one(search)
+    pfs = _by_preference(search)
+    found = _first_free(search, pfs)
+    if found is None and journal.prune():
+        found = _first_free(search, pfs)
+    if found is None:
+        found = _first_recovered(search, pfs)
+    if found is None:
+        raise _none_free(search, pfs)
+    return found
+
+
+def _by_preference(search: _Search) -> list[tuple[str, list[Vf]]]:
+    """Return the PFs with the VFs that the wish allows, the PF near the cores first."""
+    wish = search.wish
+    pfs = present(wish, search.roots)
+    if wish.vf is not None:
+        pfs = _indexed(pfs, wish.vf)
     if wish.cores and len(pfs) > 1:
-        near = numa_nodes(wish.cores, roots)
+        near = numa_nodes(wish.cores, search.roots)
         pfs.sort(key=lambda item: not (item[1] and item[1][0].numa in near))
     return pfs
+
+
+def _indexed(pfs: list[tuple[str, list[Vf]]], index: int) -> list[tuple[str, list[Vf]]]:
+    """Keep the VF that was asked for by index, and the PFs that have such a one."""
+    found = [(pf, [vf for vf in vfs if vf.index == index]) for pf, vfs in pfs]
+    if not any(vfs for _, vfs in found):
+        have = [f"{pf} has {f'0 to {vfs[-1].index}' if vfs else 'none'}" for pf, vfs in pfs]
+        names = ", ".join(pf for pf, _ in pfs)
+        raise ConfigError(
+            f"vf {index}: {names} has no such VF", "; ".join(have), interface=pfs[0][0], vf=index
+        )
+    return [item for item in found if item[1]]
 
 
 def numa_nodes(cores: Sequence[int], roots: Roots) -> set[int]:
@@ -131,38 +167,38 @@ def numa_nodes(cores: Sequence[int], roots: Roots) -> set[int]:
     return found
 
 
-def _free_one(pf: str, vfs: Sequence[Vf], wish: Wish, journal: Journal, roots: Roots) -> Choice | None:
+def _first_free(search: _Search, pfs: Sequence[tuple[str, list[Vf]]]) -> Choice | None:
     """Take the first that nobody has. Who looks at the same time passes over those whose lock is held."""
-    taken = journal.taken()
-    for vf in vfs:
-        if not usable(vf) or vf.pci in taken:
-            continue
-        lock = locks.attempt(roots.run, f"vf-{vf.pci}", wish.who)
-        if lock is None:
-            continue
-        with ExitStack() as undo:
-            undo.callback(lock.release)
-            # its last owner may have finished an ADD between our listing and our lock
-            if vf.pci not in journal.taken():
-                undo.pop_all()
-                return Choice(pf=pf, vf=vf, lock=lock)
+    taken = search.journal.taken()
+    for pf, vfs in pfs:
+        for vf in vfs:
+            found = _attempted(search, pf, vf) if usable(vf) and vf.pci not in taken else None
+            if found is not None:
+                return found
     return None
 
 
-class _Search(Value):
-    """What is looked for, and where."""
+def _attempted(search: _Search, pf: str, vf: Vf) -> Choice | None:
+    """Take a VF, unless somebody is at work on it, has taken it since we looked, or the host uses it."""
+    lock = locks.attempt(search.roots.run, f"vf-{vf.pci}", search.wish.who)
+    if lock is None:
+        return None
+    with ExitStack() as undo:
+        undo.callback(lock.release)
+        # its last owner may have finished an ADD between our listing and our lock
+        device = search.wish.examine(vf) if vf.pci not in search.journal.taken() else None
+        if device is None or device.use:
+            return None
+        undo.pop_all()
+    return Choice(pf=pf, vf=vf, link=device.link, lock=lock)
 
-    wish: Wish
-    journal: Journal
-    roots: Roots
 
-
-def _first_recovered(search: _Search) -> Choice | None:
+def _first_recovered(search: _Search, pfs: Sequence[tuple[str, list[Vf]]]) -> Choice | None:
     """Wait for a VF that is on its way home, or bring home one that somebody left who was killed."""
-    for pf in search.wish.masters:
-        taken = search.journal.entries()
-        vfs = [vf for vf in _indexed(pf, scan(pf, search.roots), search.wish) if vf.pci in taken]
-        for vf in sorted(vfs, key=lambda vf: not taken[vf.pci].homing):
+    taken = search.journal.entries()
+    for pf, vfs in pfs:
+        theirs = [vf for vf in vfs if vf.pci in taken]
+        for vf in sorted(theirs, key=lambda vf: not taken[vf.pci].homing):
             found = _recovered(search, pf, vf, taken[vf.pci])
             if found is not None:
                 return found
@@ -179,10 +215,11 @@ def _recovered(search: _Search, pf: str, vf: Vf, entry: Entry) -> Choice | None:
     with ExitStack() as undo:
         undo.callback(lock.release)
         free = _freed(search, pf, vf.index)
-        if free is not None:
-            undo.pop_all()
-            return Choice(pf=pf, vf=free, lock=lock)
-    return None
+        device = search.wish.examine(free) if free else None
+        if free is None or device is None or device.use:
+            return None
+        undo.pop_all()
+    return Choice(pf=pf, vf=free, link=device.link, lock=lock)
 
 
 def _is_unfinished(journal: Journal, pci: str, entry: Entry) -> bool:
@@ -209,7 +246,31 @@ def _vf_of(search: _Search, pf: str, index: int, key: str = "master") -> Vf | No
     return next((vf for vf in scan(pf, search.roots, key) if vf.index == index), None)
 
 
-def _the_one(wish: Wish, journal: Journal, roots: Roots) -> Choice:
+def _the_one(search: _Search) -> Choice:
+    """Take the VF at the PCI address that was asked for."""
+    wish = search.wish
+    pf, index = _place_of(wish, search.roots)
+    with ExitStack() as undo:
+        lock = locks.acquire(search.roots.run, f"vf-{wish.device_id}", wish.who)
+        undo.callback(lock.release)
+        vf = _freed(search, pf, index, "deviceID's PF")
+        device = wish.examine(vf) if vf else None
+        which = f"deviceID {wish.device_id} (VF {index} of {pf})"
+        if vf is None or device is None:
+            raise TryAgainError(
+                f"{which} is not free{_state_of(search, pf, index)}",
+                "try again when its pod has ended",
+                interface=pf,
+                vf=index,
+            )
+        if device.use:
+            raise _used(which, device.use, pf, index)
+        undo.pop_all()
+    return Choice(pf=pf, vf=vf, link=device.link, lock=lock)
+
+
+def _place_of(wish: Wish, roots: Roots) -> tuple[str, int]:
+    """Return the PF and the index of the VF that was asked for by PCI address."""
     try:
         pf, index = sysfs.pf_of(wish.device_id, roots.sys)
     except (OSError, ValueError) as error:
@@ -227,20 +288,42 @@ def _the_one(wish: Wish, journal: Journal, roots: Roots) -> Choice:
         raise ConfigError(
             f"deviceID {wish.device_id} is VF {index} of {pf}, not vf {wish.vf}", "leave vf out"
         )
-    search = _Search(wish=wish, journal=journal, roots=roots)
-    with ExitStack() as undo:
-        lock = locks.acquire(roots.run, f"vf-{wish.device_id}", wish.who)
-        undo.callback(lock.release)
-        vf = _freed(search, pf, index, "deviceID's PF")
-        if vf is None:
-            raise TryAgainError(
-                f"deviceID {wish.device_id} (VF {index} of {pf}) is not free{_state_of(search, pf, index)}",
-                "try again when its pod has ended",
-                interface=pf,
-                vf=index,
-            )
-        undo.pop_all()
-    return Choice(pf=pf, vf=vf, lock=lock)
+    return pf, index
+
+
+def _used(which: str, use: str, pf: str, index: int) -> BusyError:
+    return BusyError(
+        f"{which} is used by the host: {use}",
+        "take that away from the VF's device first, or name another VF",
+        interface=pf,
+        vf=index,
+    )
+
+
+def _none_free(search: _Search, pfs: Sequence[tuple[str, list[Vf]]]) -> SriovError:
+    """Return the error that says why no VF can be given."""
+    uses = list(_uses(search, pfs))
+    index = search.wish.vf
+    if index is not None and uses:
+        pf, _, use = uses[0]
+        return _used(f"vf {index} of {pf}", use, pf, index)
+    busy = ", ".join(f"{pf} ({len(scan(pf, search.roots))} VFs)" for pf, _ in pfs)
+    which = "no VF" if index is None else f"vf {index} is not"
+    host = "; ".join(f"VF {vf.index} of {pf} is used by the host: {use}" for pf, vf, use in uses)
+    return TryAgainError(
+        f"{which} free on {busy}{_taken_by(search, pfs)}{'; ' if host else ''}{host}",
+        "try again when a pod has ended, or give the PF more VFs (sriov_numvfs)",
+    )
+
+
+def _uses(search: _Search, pfs: Sequence[tuple[str, list[Vf]]]) -> Iterator[tuple[str, Vf, str]]:
+    """Yield the VFs that nobody has but the host, with what uses each."""
+    taken = search.journal.taken()
+    for pf, vfs in pfs:
+        for vf in vfs:
+            device = search.wish.examine(vf) if usable(vf) and vf.pci not in taken else None
+            if device and device.use:
+                yield pf, vf, device.use
 
 
 def _state_of(search: _Search, pf: str, index: int) -> str:
@@ -258,15 +341,37 @@ def _why(vf: Vf | None, owner: tuple[str, str] | None) -> str:
     return f": driver {vf.driver}, and no network device in this namespace"
 
 
-def _taken_by(wish: Wish, journal: Journal, roots: Roots) -> str:
+def _taken_by(search: _Search, pfs: Sequence[tuple[str, list[Vf]]]) -> str:
     """Say why the one VF that was asked for by index is not free."""
-    if wish.vf is None or len(wish.masters) != 1:
+    if search.wish.vf is None or len(pfs) != 1:
         return ""
-    return _state_of(_Search(wish=wish, journal=journal, roots=roots), wish.masters[0], wish.vf)
+    return _state_of(search, pfs[0][0], search.wish.vf)
 
 
-def any_usable(masters: Sequence[str], device_id: str, journal: Journal, roots: Roots) -> bool:
-    """Say whether a PF has a VF that is free or in use by us; a full node is no broken node."""
+def any_usable(wish: Wish, journal: Journal, roots: Roots) -> bool:
+    """Say whether a PF has a VF that is free or in use by us; a full node is no broken node.
+
+    Raises the error that an ADD with the same wish would raise.
+    """
+    search = _Search(wish=wish, journal=journal, roots=roots)
     owners = journal.owners()
-    pfs = masters or ([sysfs.pf_of(device_id, roots.sys)[0]] if device_id else [])
-    return any(usable(vf) or vf.pci in owners for pf in pfs for vf in sysfs.scan(pf, roots.sys))
+    return any(
+        vf.pci in owners or (usable(vf) and _is_unused(search, vf))
+        for _, vfs in _allowed(search)
+        for vf in vfs
+    )
+
+
+def _allowed(search: _Search) -> list[tuple[str, list[Vf]]]:
+    """Return the VFs that an ADD may give, by PF."""
+    wish = search.wish
+    if not wish.device_id:
+        return _by_preference(search) if wish.masters else []
+    pf, index = _place_of(wish, search.roots)
+    vf = _vf_of(search, pf, index, "deviceID's PF")
+    return [(pf, [vf] if vf else [])]
+
+
+def _is_unused(search: _Search, vf: Vf) -> bool:
+    device = search.wish.examine(vf)
+    return device is not None and not device.use

@@ -1,0 +1,138 @@
+"""Examines a VF before it is given away: which network device it has, and whether the host uses that device.
+
+A device's name is a hint only. udev may rename the device at any moment and give its name to another one, so
+a device that was read by name is compared with the PCI address; after that only its index is used.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+
+from sriov_fast.backend import nl
+from sriov_fast.errors import NetlinkError, TryAgainError, is_absent
+from sriov_fast.values import Value
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from sriov_fast.sriov.roots import Roots
+    from sriov_fast.values import Link, Route, Vf
+
+# A rename takes microseconds; a device whose name changes this often in a row has a fault of another kind.
+RENAMES = 10
+_LINK_LOCAL = ("fe80:", "169.254.")  # RFC 4291 section 2.5.6, RFC 3927
+
+
+class Device(Value):
+    """The network device of a VF; ``use`` says by what the host uses it, "" where it does not."""
+
+    link: Link
+    use: str = ""
+
+
+def examine(host: nl.Socket, vf: Vf, roots: Roots) -> Device | None:
+    """Return the VF's device, None where it has none in this namespace any more."""
+    function, name = f"{roots.sys}/bus/pci/devices/{vf.pci}", vf.netdev
+    for _ in range(RENAMES):
+        link = read(host, function, vf.pci, name)
+        if link is None:
+            return None
+        try:
+            return Device(link=link, use=_use(host, link, f"{function}/net/{link.name}"))
+        except (OSError, NetlinkError) as error:
+            if not is_absent(error):
+                raise
+            name = link.name
+    raise _unsettled(vf.pci, name)
+
+
+def read_pf(host: nl.Socket, pf: str, vf: Vf, roots: Roots) -> Link:
+    """Return the PF of a VF with what it holds for the VF; ``pf`` is the name that the PF had."""
+    function = f"{roots.sys}/bus/pci/devices/{vf.pci}/physfn"
+    link = read(host, function, os.path.basename(os.readlink(function)), pf, vf.index)
+    if link is None:
+        raise NetlinkError(errno.ENODEV, "", 0, f"get vf {vf.index} of {pf}")
+    return link
+
+
+def read(host: nl.Socket, function: str, pci: str, name: str, vf: int = -1) -> Link | None:
+    """Return the network device of the PCI function at ``pci``, whatever its name is by now.
+
+    ``function`` is its directory in sysfs, ``name`` the device's last known name, ``vf`` the VF whose
+    settings the answer must carry. None: the function has no device in this namespace. Raises TryAgainError
+    where the device is renamed again and again, OSError or NetlinkError where it cannot be read.
+    """
+    for _ in range(RENAMES):
+        link = _named(host, name, vf)
+        if link is not None and belongs(link, pci, function):
+            return link
+        last, name = name, min(netdevs(function), default="")
+        if not name or (link is None and name == last):  # sysfs shows a device a little longer that is moving
+            return None
+    raise _unsettled(pci, name)
+
+
+def _unsettled(pci: str, name: str) -> TryAgainError:
+    return TryAgainError(
+        f"the network device of {pci} is renamed again and again, to {name} at last",
+        "see which rules rename network devices (udev)",
+        interface=name,
+    )
+
+
+def _named(host: nl.Socket, name: str, vf: int) -> Link | None:
+    """Return the device that has this name now, None where none has it."""
+    batch = nl.Batch()
+    batch.get_link(name=name, vf=vf)
+    found = host.run(batch, check=False)[0]
+    if not isinstance(found, NetlinkError):
+        link: Link = found
+        return link
+    if not is_absent(found):
+        found.interface = name
+        raise found
+    return None
+
+
+def belongs(link: Link, pci: str, function: str) -> bool:
+    """Say whether a device is the one of a PCI function, whose directory in sysfs is ``function``.
+
+    Kernels before 5.14 do not say a device's parent; sysfs has the index of each device of the function.
+    """
+    if link.parent:
+        return link.parent == pci
+    try:
+        with open(f"{function}/net/{link.name}/ifindex", "rb", buffering=0) as file:
+            return int(file.read(31)) == link.index
+    except OSError as error:
+        if not is_absent(error):
+            raise
+        return False
+
+
+def netdevs(function: str) -> list[str]:
+    """Return the names of a PCI function's network devices in this namespace."""
+    try:
+        return os.listdir(f"{function}/net")
+    except OSError as error:
+        if not is_absent(error):
+            raise
+        return []
+
+
+def _use(host: nl.Socket, link: Link, directory: str) -> str:
+    """Say by what the host uses a device. To be up, or to have a link-local address, is no use."""
+    # the kernel links to each bond, bridge, VRF, VLAN and macvlan device on top of it
+    above = sorted(name.removeprefix("upper_") for name in os.listdir(directory) if name.startswith("upper_"))
+    if above:
+        return f"{', '.join(above)} on top of it"
+    addresses = [cidr for cidr in host.addresses(link.index) if not cidr.startswith(_LINK_LOCAL)]
+    if addresses:
+        return f"address {', '.join(addresses)}"
+    routes = [route for route in host.routes(link.index) if not _is_automatic(route)] if link.up else []
+    return f"route {routes[0].dst}" if routes else ""
+
+
+def _is_automatic(route: Route) -> bool:
+    """Say whether a route is one to the link-local addresses, or to the multicast addresses of the link."""
+    return route.dst.startswith((*_LINK_LOCAL, "ff00:"))

@@ -58,6 +58,8 @@ _idle: list[_Helper] = []  # append and pop are atomic
 def beside(work: Callable[[], T]) -> Callable[[], T]:
     """Start ``work`` in a thread; return what waits for it, and returns or raises what it did.
 
+    Where no thread can be started, ``work`` is done here, before this returns.
+
     Beside a caller that is kept on its CPU it is kept there, too, since what it frees on another would be
     waited for by who comes next. It begins a moment later, when the caller no longer needs that CPU, or as
     soon as somebody waits for it.
@@ -82,7 +84,12 @@ def beside(work: Callable[[], T]) -> Callable[[], T]:
         finally:
             running.release()
 
-    _helper().do(thread, number)
+    helper = _helper()
+    if helper:
+        helper.do(thread, number)
+    else:
+        hurry.release()
+        thread()
 
     def finish() -> Any:
         if hurry.locked():
@@ -95,8 +102,13 @@ def beside(work: Callable[[], T]) -> Callable[[], T]:
     return finish
 
 
-def _helper() -> _Helper:
+def _helper() -> _Helper | None:
+    """Return an idle helper or a new one; None where no thread can be started (TasksMax=, memory)."""
     try:
         return _idle.pop()
     except IndexError:
+        pass
+    try:
         return _Helper()
+    except (RuntimeError, MemoryError):
+        return None

@@ -54,7 +54,7 @@ class Reply(Value):
 class Context(Value):
     """Where a request is served.
 
-    ``environ`` and ``stderr`` (descriptors) are for its log and for the plugins that it executes;
+    ``environ`` and ``stderr`` (descriptors) are for its log, ``plugins_stderr`` for plugins that it executes;
     ``netns_fd`` is its namespace where it came as a descriptor, ``home_fd`` our own where that is open.
     ``token`` marks what this very call did.
     ``beside`` runs something while the kernel works, and returns what waits for it; ``defer_release`` lets a
@@ -63,6 +63,7 @@ class Context(Value):
 
     environ: Mapping[str, str] = os.environ
     stderr: Sequence[int] = (_STDERR,)
+    plugins_stderr: int = _STDERR
     netns_fd: int = -1
     home_fd: int = -1
     token: str = ""
@@ -146,5 +147,5 @@ class Call(Value):
             ifname=asked.ifname,
             args=asked.args_text,
             environ=self.context.environ,
-            stderr=self.context.stderr[0],
+            stderr=self.context.plugins_stderr,
         )

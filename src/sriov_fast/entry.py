@@ -35,7 +35,7 @@ def run(answer: Callable[[bytes], Reply]) -> None:
         _settle_streams()
         status, afterwards = _serve(answer)
         if afterwards is not None:
-            behind_the_reply(afterwards)
+            behind_the_reply(afterwards) or afterwards()
     except BaseException as error:
         say(f"{type(error).__name__}: {error}")
     finally:
@@ -70,10 +70,18 @@ def say(words: str) -> None:
         pass
 
 
-def behind_the_reply(work: Callable[[], None]) -> None:
-    """Run ``work`` in a child whose end nobody waits for; it holds none of the caller's standard streams."""
-    if os.fork():
-        return
+def behind_the_reply(work: Callable[[], None]) -> bool:
+    """Run ``work`` in a child whose end nobody waits for; it holds none of the caller's standard streams.
+
+    Return False where there can be no child.
+    """
+    try:
+        child = os.fork()
+    except OSError as error:
+        say(f"no process for what comes after the reply: {error.strerror}")
+        return False
+    if child:
+        return True
     try:
         os.setsid()
         null = os.open(os.devnull, os.O_RDWR)

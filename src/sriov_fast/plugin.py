@@ -426,10 +426,12 @@ def _announcement(call: Call, record: Attachment) -> Callable[[], None] | None:
 
 
 def _take_all_back(call: Call) -> None:
-    """Undo an ADD that nobody was told of."""
-    done = delete(call)
-    if done.afterwards:
-        done.afterwards()
+    """Undo an ADD that nobody was told of; a later ADD of the same owner is not touched."""
+    asked = call.request
+    with call.owner_lock():
+        record = call.journal.find(asked.container_id, asked.ifname)
+        if record is not None and record.token == call.context.token:
+            release(call, record)
 
 
 # --- DEL

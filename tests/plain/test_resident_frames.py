@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import _socket
 import array
+import contextlib
 import os
+import select
 import socket
 import struct
 import threading
+import time
 from collections.abc import Iterator, Sequence
 
 import pytest
@@ -14,7 +18,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sriov_fast.resident import frames
-from sriov_fast.resident.frames import NETNS, STDERR, BrokenRequestError
+from sriov_fast.resident.frames import NETNS, STDERR, Asked, BrokenRequestError, Incoming
 
 HEADER = struct.Struct("=IIII16s")  # as client/sriov.c has it
 MAGIC = int.from_bytes(b"SRF1", "little")
@@ -43,6 +47,25 @@ def send(client: socket.socket, content: bytes, files: Sequence[int] = ()) -> No
     client.sendmsg([content], rights)
 
 
+class Received:
+    """A server's end, read to a whole request; ``with`` closes what came with it, and nothing else."""
+
+    def __init__(self, server: socket.socket) -> None:
+        self._incoming = Incoming(_socket.socket(fileno=os.dup(server.fileno())))
+
+    def __enter__(self) -> Asked:
+        try:
+            while (asked := self._incoming.read(patient=True)) is None:
+                select.select([self._incoming.connection], [], [], 10)
+        except BaseException:
+            self._incoming.close()
+            raise
+        return asked
+
+    def __exit__(self, *_: object) -> None:
+        self._incoming.close()
+
+
 def is_same(left: int, right: int) -> bool:
     return os.path.samestat(os.fstat(left), os.fstat(right))
 
@@ -50,24 +73,24 @@ def is_same(left: int, right: int) -> bool:
 def test_a_request(pair: Pair) -> None:
     client, server = pair
     send(client, whole(b"CNI_COMMAND=ADD\0A=b=c\0EMPTY=\0", b'{"x": "\0"}'))
-    asked = frames.receive(server)
-    assert asked.environ == {"CNI_COMMAND": "ADD", "A": "b=c", "EMPTY": ""}
-    assert (asked.stdin, asked.token) == (b'{"x": "\0"}', TOKEN.hex())
-    assert (asked.netns_fd, asked.stderr_fd) == (-1, -1)
-    asked.close()
+    with Received(server) as asked:
+        assert asked.environ == {"CNI_COMMAND": "ADD", "A": "b=c", "EMPTY": ""}
+        assert (asked.stdin, asked.token) == (b'{"x": "\0"}', TOKEN.hex())
+        assert (asked.netns_fd, asked.stderr_fd) == (-1, -1)
 
 
 def test_an_empty_one(pair: Pair) -> None:
     client, server = pair
     send(client, whole())
-    asked = frames.receive(server)
-    assert (asked.environ, asked.stdin) == ({}, b"")
+    with Received(server) as asked:
+        assert (asked.environ, asked.stdin) == ({}, b"")
 
 
 def test_the_environments_bytes_are_kept(pair: Pair) -> None:
     client, server = pair
     send(client, whole(b"A=\xff\xc3\xb6\0\xfe=1\0"))
-    environ = frames.receive(server).environ
+    with Received(server) as asked:
+        environ = asked.environ
     assert {os.fsencode(name): os.fsencode(value) for name, value in environ.items()} == {
         b"A": b"\xff\xc3\xb6",
         b"\xfe": b"1",
@@ -81,16 +104,13 @@ def test_descriptors(pair: Pair, flags: int) -> None:
         given = {NETNS: netns.fileno(), STDERR: stderr.fileno()}
         before = open_files()
         send(client, whole(flags=flags), [fd for bit, fd in given.items() if flags & bit])
-        asked = frames.receive(server)
-        found = {NETNS: asked.netns_fd, STDERR: asked.stderr_fd}
-        for bit, fd in found.items():
-            assert (fd >= 0) is bool(flags & bit)
-            if fd >= 0:
-                assert is_same(fd, given[bit])
-                assert not os.get_inheritable(fd), "a delegate must not get it"
-        asked.close()
-        if asked.stderr_fd >= 0:
-            os.close(asked.stderr_fd)
+        with Received(server) as asked:
+            found = {NETNS: asked.netns_fd, STDERR: asked.stderr_fd}
+            for bit, fd in found.items():
+                assert (fd >= 0) is bool(flags & bit)
+                if fd >= 0:
+                    assert is_same(fd, given[bit])
+                    assert not os.get_inheritable(fd), "a delegate must not get it"
         assert open_files() == before
 
 
@@ -98,8 +118,8 @@ def test_descriptors(pair: Pair, flags: int) -> None:
 def test_the_clients_cpu(pair: Pair, number: int) -> None:
     client, server = pair
     send(client, whole(flags=(number + 1) << 16))
-    asked = frames.receive(server)
-    assert (asked.cpu, asked.netns_fd, asked.stderr_fd) == (number, -1, -1)
+    with Received(server) as asked:
+        assert (asked.cpu, asked.netns_fd, asked.stderr_fd) == (number, -1, -1)
 
 
 def test_in_many_pieces(pair: Pair) -> None:
@@ -115,11 +135,10 @@ def test_in_many_pieces(pair: Pair) -> None:
 
     sender = threading.Thread(target=trickle)
     sender.start()
-    asked = frames.receive(server)
-    sender.join()
-    assert (asked.environ, asked.stdin) == ({"A": "b"}, b"x" * 70000)
-    assert is_same(asked.stderr_fd, 2)
-    os.close(asked.stderr_fd)
+    with Received(server) as asked:
+        sender.join()
+        assert (asked.environ, asked.stdin) == ({"A": "b"}, b"x" * 70000)
+        assert is_same(asked.stderr_fd, 2)
 
 
 @pytest.mark.parametrize("stdin", [(16 << 20) + (64 << 10)], ids=["16 MiB"])
@@ -128,9 +147,9 @@ def test_the_largest_that_a_client_sends(pair: Pair, stdin: int) -> None:
     content = whole(b"A=" + b"x" * (2 << 20) + b"\0", b"y" * stdin)
     sender = threading.Thread(target=client.sendall, args=(content,))
     sender.start()
-    asked = frames.receive(server)
-    sender.join()
-    assert (len(asked.environ["A"]), len(asked.stdin)) == (2 << 20, stdin)
+    with Received(server) as asked:
+        sender.join()
+        assert (len(asked.environ["A"]), len(asked.stdin)) == (2 << 20, stdin)
 
 
 BROKEN = {
@@ -156,8 +175,8 @@ def test_what_is_no_request(pair: Pair, content: bytes, files: int) -> None:
     if content:
         send(client, content, [2] * files)
     client.shutdown(socket.SHUT_WR)
-    with pytest.raises(BrokenRequestError):
-        frames.receive(server)
+    with pytest.raises(BrokenRequestError), Received(server):
+        pass
     assert open_files() == before
 
 
@@ -168,20 +187,26 @@ def test_other_descriptors_than_announced(pair: Pair, flags: int, files: int) ->
     client, server = pair
     before = open_files()
     send(client, whole(flags=flags), [2] * files)
-    with pytest.raises(BrokenRequestError, match="descriptors"):
-        frames.receive(server)
+    with pytest.raises(BrokenRequestError, match="descriptors"), Received(server):
+        pass
     assert open_files() == before
 
 
-def test_a_client_that_says_nothing(pair: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
-    """It is not waited for without end."""
-    monkeypatch.setattr(frames, "_PATIENCE", struct.pack("ll", 0, 50000))
+def test_a_client_that_says_nothing(pair: Pair) -> None:
+    """It is not waited for: what has come is kept, and the thread goes on with something else."""
     client, server = pair
-    with pytest.raises(BrokenRequestError):
-        frames.receive(server)
-    send(client, whole(b"A=b\0")[:-1])
-    with pytest.raises(BrokenRequestError):
-        frames.receive(server)
+    content = whole(b"A=b\0" * 3000)
+    with Incoming(_socket.socket(fileno=os.dup(server.fileno()))) as incoming:
+        begin = time.monotonic()
+        assert incoming.read(patient=True) is None
+        for start in range(0, len(content) - 500, 500):
+            send(client, content[start : start + 500])
+            assert incoming.read(patient=False) is None
+        assert time.monotonic() - begin < 1
+        send(client, content[-(len(content) % 500 or 500) :])
+        asked = incoming.read(patient=False)
+        assert asked
+        assert asked.environ == {"A": "b"}
 
 
 @given(content=st.binary(max_size=200), files=st.integers(0, 3), magic=st.booleans())
@@ -194,14 +219,8 @@ def test_any_bytes(content: bytes, files: int, magic: bool) -> None:
         if content:
             send(client, content, [2] * files)
         client.shutdown(socket.SHUT_WR)
-        try:
-            asked = frames.receive(server)
-        except BrokenRequestError:
-            assert open_files() == before
-            return
-        for fd in (asked.netns_fd, asked.stderr_fd):
-            if fd >= 0:
-                os.close(fd)
+        with contextlib.suppress(BrokenRequestError), Received(server):
+            pass
         assert open_files() == before
 
 
@@ -221,6 +240,13 @@ def test_a_reply(pair: Pair, status: int, output: bytes) -> None:
         assert stream.read(size) == output
     sender.join()
     assert (magic, its_status, reserved) == (MAGIC, status, 0)
+
+
+def test_a_reply_that_nobody_reads(pair: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A reply larger than the socket's buffer holds its thread for a bounded time."""
+    monkeypatch.setattr(frames, "_TAKEN", 0.2)
+    with pytest.raises(OSError, match="timed out"):
+        frames.answer(pair[1], 0, b"x" * (8 << 20))
 
 
 def test_a_reply_that_nobody_takes(pair: Pair) -> None:

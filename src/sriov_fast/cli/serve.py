@@ -10,6 +10,9 @@ if TYPE_CHECKING:
     import argparse
 
 
+_MOST_FILES = 65536
+
+
 def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     """Register ``serve``."""
     summary = "stay in memory and serve the plugin's calls, which saves each of them a start of Python"
@@ -33,12 +36,32 @@ def _positive(text: str) -> int:
     return int(text)
 
 
+def _prepare() -> None:
+    """Take as many descriptors as there may be, and let no reader of the log hold up the server.
+
+    A pipe or a socket that is full loses lines then.
+    """
+    import resource
+    import stat
+
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    most = _MOST_FILES if hard == resource.RLIM_INFINITY else min(hard, _MOST_FILES)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
+    try:
+        mode = os.fstat(2).st_mode
+        if stat.S_ISFIFO(mode) or stat.S_ISSOCK(mode):
+            os.set_blocking(2, False)
+    except OSError:
+        pass  # stderr is closed
+
+
 def _run(args: argparse.Namespace) -> int:
     from sriov_fast.errors import SriovError
     from sriov_fast.resident import listen
     from sriov_fast.resident.server import Options, Server
     from sriov_fast.sriov import roots
 
+    _prepare()
     where = roots.from_environment()
     notify = os.environ.pop("NOTIFY_SOCKET", "")  # not for the plugins that we execute
     try:

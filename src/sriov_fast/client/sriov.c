@@ -94,7 +94,8 @@ struct call {
     struct sigaction pipe_action;
 };
 
-enum outcome { ANSWERED, NO_ANSWER, TOO_LATE };
+/* BROKEN: the server may be at work, and its reply cannot be read; errno says why. */
+enum outcome { ANSWERED, NO_ANSWER, TOO_LATE, BROKEN };
 
 /* --- words for people */
 
@@ -133,6 +134,19 @@ static void append_number(struct text *text, unsigned number)
     append(text, at);
 }
 
+/* Sleep a moment in place of a poll(2) that fails (no memory), so that trying again does not take all of a CPU. */
+static void pause_briefly(void)
+{
+    nanosleep(&(struct timespec){ .tv_nsec = 1000000 }, NULL);
+}
+
+/* Wait until a file that is non-blocking can be used. */
+static void wait_for(int fd, short events)
+{
+    if (poll(&(struct pollfd){ .fd = fd, .events = events }, 1, -1) < 0 && errno != EINTR)
+        pause_briefly();
+}
+
 /* Write everything, also to what is non-blocking; return 0, or -1 with errno. */
 static int put(int fd, const char *bytes, size_t size)
 {
@@ -143,7 +157,7 @@ static int put(int fd, const char *bytes, size_t size)
             bytes += done;
             size -= (size_t)done;
         } else if (errno == EAGAIN) {
-            poll(&(struct pollfd){ .fd = fd, .events = POLLOUT }, 1, -1);
+            wait_for(fd, POLLOUT);
         } else if (errno != EINTR) {
             return -1;
         }
@@ -276,7 +290,7 @@ static void *reserve(size_t size)
 
 static int64_t now(void)
 {
-    struct timespec time;
+    struct timespec time = { 0 };
 
     clock_gettime(CLOCK_MONOTONIC, &time);
     return (int64_t)time.tv_sec * 1000 + time.tv_nsec / 1000000;
@@ -298,27 +312,45 @@ static int64_t milliseconds(const char *seconds)
     return whole < 86400 ? whole * 1000 + part : 86400 * 1000;
 }
 
+/* Return whether a read would not wait: our own end for writing is open, so there is no end of file. */
+static int has_log(const struct call *call)
+{
+    struct pollfd file = { .fd = call->log, .events = POLLIN };
+
+    return call->log >= 0 && poll(&file, 1, 0) > 0;
+}
+
 /* Pass on to stderr what the server has written so far. */
-static void relay_log(const struct call *call)
+static void relay_log(struct call *call)
 {
     char bytes[4096];
-    ssize_t count;
 
-    while (call->log >= 0 && (count = read(call->log, bytes, sizeof bytes)) > 0)
-        put(STDERR_FILENO, bytes, (size_t)count);
+    while (has_log(call)) {
+        ssize_t count = read(call->log, bytes, sizeof bytes);
+
+        if (count > 0)
+            put(STDERR_FILENO, bytes, (size_t)count);
+        else if (!count || errno != EINTR)
+            call->log = -1; /* poll(2) would report it again and again */
+    }
 }
 
 /* Wait until the socket can be used; return 0 when the time is over. */
-static int ready(int fd, short events, const struct call *call)
+static int ready(int fd, short events, struct call *call)
 {
     for (;;) {
         struct pollfd files[2] = { { .fd = fd, .events = events }, { .fd = call->log, .events = POLLIN } };
         int64_t left = call->deadline - now();
+        int count = left > 0 ? poll(files, 2, (int)left) : 0;
 
-        if (left <= 0)
+        if (!count)
             return 0;
-        if (poll(files, 2, (int)left) < 0 && errno != EINTR)
+        if (count < 0 && errno != EINTR) {
+            pause_briefly();
             return 1;
+        }
+        if (count < 0)
+            continue;
         if (files[1].revents)
             relay_log(call);
         if (files[0].revents)
@@ -486,7 +518,7 @@ static int restore_stdin(const struct call *call)
     while (done < size) {
         ssize_t count = pwrite(fd, call->in + done, size - done, (off_t)done);
 
-        if (count < 0 && errno != EINTR)
+        if (!count || (count < 0 && errno != EINTR))
             return -1;
         if (count > 0)
             done += (size_t)count;
@@ -549,7 +581,10 @@ static int find_server(struct sockaddr_un *address)
     return !access(address->sun_path, F_OK);
 }
 
-/* Read stdin to its end behind the environment. Return 0, or -1 where the plugin should see it for itself. */
+/*
+ * Read stdin to its end behind the environment. Return 0, or -1 where nothing can be read: the plugin sees that for
+ * itself. It could not where some has been read, so that is an error.
+ */
 static int read_stdin(struct call *call)
 {
     int by_hand = is_verb("") || is_verb("VERSION");
@@ -566,9 +601,11 @@ static int read_stdin(struct call *call)
         if (count > 0)
             call->request->stdin_len += (uint32_t)count;
         else if (errno == EAGAIN)
-            poll(&(struct pollfd){ .fd = STDIN_FILENO, .events = POLLIN }, 1, -1);
+            wait_for(STDIN_FILENO, POLLIN);
         else if (errno != EINTR) {
             call->has_stdin = 0;
+            if (at)
+                fail_errno(call, "stdin cannot be read to its end", "", "give the network configuration on stdin");
             return -1;
         }
     }
@@ -603,7 +640,7 @@ static int compose(struct call *call)
 /* Connect; a full backlog is waited for. Return the socket, or -1 with errno (EAGAIN: too late). */
 static int connected(const struct sockaddr_un *address, const struct call *call)
 {
-    int64_t left = call->deadline - now();
+    int64_t at = now(), left = call->deadline > at ? call->deadline - at : 0;
     struct timeval limit = { .tv_sec = left / 1000, .tv_usec = left % 1000 * 1000 + 1 }; /* 0 is no limit */
     int fd = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0);
 
@@ -625,7 +662,6 @@ static int open_log(struct call *call)
 
     if (pipe2(ends, O_CLOEXEC))
         return -1;
-    fcntl(ends[0], F_SETFL, O_NONBLOCK);
     call->log = ends[0];
     return ends[1];
 }
@@ -688,7 +724,7 @@ static enum outcome send_request(int fd, struct call *call)
     return ANSWERED;
 }
 
-static enum outcome receive(int fd, void *buffer, size_t size, const struct call *call)
+static enum outcome receive(int fd, void *buffer, size_t size, struct call *call)
 {
     char *at = buffer;
 
@@ -703,8 +739,10 @@ static enum outcome receive(int fd, void *buffer, size_t size, const struct call
         } else if (errno == EAGAIN) {
             if (!ready(fd, POLLIN, call))
                 return TOO_LATE;
-        } else if (errno != EINTR) {
+        } else if (errno == ECONNRESET) {
             return NO_ANSWER;
+        } else if (errno != EINTR) {
+            return BROKEN;
         }
     }
     return ANSWERED;
@@ -739,6 +777,15 @@ static enum outcome ask(const struct sockaddr_un *address, struct call *call, st
     return *output ? receive(fd, *output, reply->length, call) : NO_ANSWER;
 }
 
+static _Noreturn void unreadable(const struct call *call, int number)
+{
+    struct text msg = { 0 };
+
+    append(&msg, "the server's reply cannot be received: ");
+    append(&msg, strerror(number));
+    fail(call, TRY_AGAIN, &msg, "try again; the server undoes what it did for this call");
+}
+
 static _Noreturn void too_late(const struct call *call, const struct sockaddr_un *address)
 {
     struct text msg = { 0 };
@@ -768,6 +815,8 @@ static void undo(struct call *call)
         call->was_sent = 0; /* that was the ADD */
         in_process(call);
     }
+    if (child < 0)
+        say("the attachment that nobody knows of cannot be deleted", errno);
     while (child > 0 && waitpid(child, NULL, 0) < 0 && errno == EINTR)
         ;
 }
@@ -779,6 +828,7 @@ int main(int argc, char **argv, char **env)
     struct reply reply;
     char *output = NULL;
     enum outcome outcome;
+    int fault;
 
     (void)argc;
     sigaction(SIGPIPE, &(struct sigaction){ .sa_handler = SIG_IGN }, &call.pipe_action);
@@ -789,9 +839,12 @@ int main(int argc, char **argv, char **env)
         call.wait = WAIT;
     call.deadline = now() + milliseconds(call.wait);
     outcome = ask(&address, &call, &reply, &output);
+    fault = errno;
     relay_log(&call);
     if (outcome == TOO_LATE)
         too_late(&call, &address);
+    if (outcome == BROKEN)
+        unreadable(&call, fault);
     if (outcome == NO_ANSWER)
         in_process(&call);
     if (put(STDOUT_FILENO, output, reply.length)) {

@@ -304,7 +304,10 @@ def _looked_up(remote: Remote, deadline: float) -> list[tuple[int, Any]]:
             done.release()
 
     start = time.monotonic()
-    _thread.start_new_thread(look_up, ())
+    try:
+        _thread.start_new_thread(look_up, ())
+    except (RuntimeError, MemoryError):  # no more threads (TasksMax=): with the resolver's own limit
+        look_up()
     if not done.acquire(timeout=max(0.0, deadline - start)):
         raise _late(time.monotonic() - start, f"could not be looked up ({remote.host})")
     if isinstance(found[0], OSError):

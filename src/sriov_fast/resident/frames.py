@@ -11,9 +11,15 @@ from __future__ import annotations
 
 import _socket
 import os
+import stat
 import struct
+import time
 
 from sriov_fast.values import Value
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Self
 
 # ``_socket``: the constants of ``socket`` are enums, whose every use is a call in Python.
 
@@ -27,8 +33,11 @@ _CHUNK = 1 << 15
 _MOST = 20 << 20  # bytes: a configuration that is refused for its size, and an environment
 _FD = struct.calcsize("i")
 _CONTROL = _socket.CMSG_SPACE(4 * _FD)
+_NO_WAIT = os.O_WRONLY | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOCTTY
 _RIGHTS = (_socket.SOL_SOCKET, _socket.SCM_RIGHTS)
-_PATIENCE = struct.pack("ll", 10, 0)  # struct timeval: the client has all it sends at hand
+# struct timeval, 20 ms: a client sends its request right after it has connected, so a thread waits for it.
+_MOMENT = struct.pack("ll", 0, 20_000)
+_TAKEN = 10.0  # seconds for the client to read a reply that is larger than the socket's buffer
 
 
 class BrokenRequestError(Exception):
@@ -36,7 +45,7 @@ class BrokenRequestError(Exception):
 
 
 class Asked(Value):
-    """What one client asked; the descriptors, -1 for none, are the receiver's to close."""
+    """What one client asked; the descriptors, -1 for none, belong to its ``Incoming``."""
 
     environ: dict[str, str]
     stdin: bytes
@@ -45,10 +54,119 @@ class Asked(Value):
     stderr_fd: int = -1
     cpu: int = -1
 
+
+class Incoming:
+    """A connection with its request, as far as that has come; owns every descriptor that came with it."""
+
+    __slots__ = ("_fds", "_found", "connection", "since")
+
+    def __init__(self, connection: _socket.socket) -> None:
+        self.connection = connection
+        self.since = time.monotonic()
+        self._found: bytes | bytearray = b""
+        self._fds: list[int] = []
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def read(self, *, patient: bool) -> Asked | None:
+        """Read what the client has sent; return its request, None where that is not whole yet.
+
+        With ``patient``, wait a moment for the first byte. Raises BrokenRequestError where no request will
+        come.
+        """
+        try:
+            if not self._found:
+                self._begin(patient=patient)
+            while missing := self._missing():
+                chunk = self.connection.recv(min(missing, 1 << 20), _socket.MSG_DONTWAIT)
+                self._found = bytearray(self._found) if type(self._found) is bytes else self._found
+                self._found += _some(chunk)
+            return self._asked()
+        except BlockingIOError:
+            return None
+        except (OSError, struct.error, ValueError) as error:
+            raise BrokenRequestError(str(error)) from error
+
+    def _begin(self, *, patient: bool) -> None:
+        """Read the first bytes, and the descriptors that come with them."""
+        flags = _socket.MSG_CMSG_CLOEXEC | (0 if patient else _socket.MSG_DONTWAIT)
+        if patient:
+            self.connection.setsockopt(_socket.SOL_SOCKET, _socket.SO_RCVTIMEO, _MOMENT)
+        found, control, flags, _ = self.connection.recvmsg(_CHUNK, _CONTROL, flags)
+        for level, kind, data in control:
+            if (level, kind) == _RIGHTS:
+                self._fds.extend(memoryview(data)[: len(data) // _FD * _FD].cast("i"))
+        if flags & _socket.MSG_CTRUNC:
+            raise ValueError("more descriptors than there can be")
+        self._found = _some(found)
+
+    def _missing(self) -> int:
+        """Return how many bytes are still to come, at least."""
+        if len(self._found) < HEADER.size:
+            return HEADER.size - len(self._found)
+        magic, _, env_size, stdin_size, _ = HEADER.unpack_from(self._found)
+        size: int = HEADER.size + env_size + stdin_size
+        if magic != MAGIC or size - HEADER.size > _MOST:
+            raise ValueError(f"no request: it begins with {bytes(self._found[:16])!r}")
+        return max(0, size - len(self._found))
+
+    def _asked(self) -> Asked:
+        found = bytes(self._found)
+        _, given, env_size, stdin_size, token = HEADER.unpack_from(found)
+        announced = [bit for bit in (NETNS, STDERR) if given & bit]
+        if len(self._fds) != len(announced):
+            raise ValueError(f"{len(self._fds)} descriptors, and {len(announced)} were announced")
+        passed = dict(zip(announced, self._fds, strict=True))
+        end = HEADER.size + env_size
+        return Asked(
+            environ=_environ(found[HEADER.size : end]),
+            stdin=found[end : end + stdin_size],
+            token=token.hex(),
+            netns_fd=passed.get(NETNS, -1),
+            stderr_fd=passed.get(STDERR, -1),
+            cpu=(given >> 16) - 1,
+        )
+
+    def open_log(self, fd: int) -> int:
+        """Return a descriptor of the client's pipe to which a write never waits; -1 where there is none.
+
+        A client that is stopped does not read. Writes to ``fd`` itself wait, which the plugins that we
+        execute rely on.
+        """
+        if fd < 0:
+            return -1
+        try:
+            if not stat.S_ISFIFO(os.fstat(fd).st_mode):
+                return -1
+            self._fds.append(os.open(f"/proc/self/fd/{fd}", _NO_WAIT))
+        except OSError:
+            return -1
+        return self._fds[-1]
+
+    def let_go(self, *fds: int) -> None:
+        """Close some of the descriptors; harmless with -1."""
+        for fd in fds:
+            if fd in self._fds:
+                self._fds.remove(fd)
+                os.close(fd)
+
     def close(self) -> None:
-        """Close the namespace's descriptor."""
-        if self.netns_fd >= 0:
-            os.close(self.netns_fd)
+        """Close the connection and what came with it; harmless when repeated."""
+        try:
+            self.connection.close()
+        finally:
+            while self._fds:
+                os.close(self._fds.pop())
+
+
+def _some(chunk: bytes) -> bytes:
+    if not chunk:
+        raise ValueError("the client went away")
+    return chunk
 
 
 def peer_uid(connection: _socket.socket) -> int:
@@ -57,63 +175,15 @@ def peer_uid(connection: _socket.socket) -> int:
     return int(_CREDENTIALS.unpack(credentials)[1])
 
 
-def receive(connection: _socket.socket) -> Asked:
-    """Read one request; BrokenRequestError where there is none, and no descriptor is left open then."""
-    connection.setsockopt(_socket.SOL_SOCKET, _socket.SO_RCVTIMEO, _PATIENCE)
-    fds: list[int] = []
-    try:
-        return _receive(connection, fds)
-    except (OSError, struct.error, ValueError) as error:
-        for fd in fds:
-            os.close(fd)
-        raise BrokenRequestError(str(error)) from error
-
-
-def _receive(connection: _socket.socket, fds: list[int]) -> Asked:
-    found, control, flags, _ = connection.recvmsg(_CHUNK, _CONTROL, _socket.MSG_CMSG_CLOEXEC)
-    for level, kind, data in control:
-        if (level, kind) == _RIGHTS:
-            fds.extend(memoryview(data)[: len(data) // _FD * _FD].cast("i"))
-    if flags & _socket.MSG_CTRUNC:
-        raise ValueError("more descriptors than there can be")
-    if len(found) < HEADER.size:
-        found = _filled(connection, found, HEADER.size)
-    magic, given, env_size, stdin_size, token = HEADER.unpack_from(found)
-    if magic != MAGIC or env_size + stdin_size > _MOST:
-        raise ValueError(f"no request: it begins with {found[:16]!r}")
-    announced = [bit for bit in (NETNS, STDERR) if given & bit]
-    if len(fds) != len(announced):
-        raise ValueError(f"{len(fds)} descriptors, and {len(announced)} were announced")
-    passed = dict(zip(announced, fds, strict=True))
-    end = HEADER.size + env_size + stdin_size
-    if len(found) < end:
-        found = _filled(connection, found, end)
-    return Asked(
-        environ=_environ(found[HEADER.size : HEADER.size + env_size]),
-        stdin=found[HEADER.size + env_size : end],
-        token=token.hex(),
-        netns_fd=passed.get(NETNS, -1),
-        stderr_fd=passed.get(STDERR, -1),
-        cpu=(given >> 16) - 1,
-    )
-
-
 def _environ(content: bytes) -> dict[str, str]:
     items = os.fsdecode(content).split("\0")[:-1]
     return {name: value for name, _, value in [item.partition("=") for item in items]}
 
 
-def _filled(connection: _socket.socket, first: bytes, size: int) -> bytes:
-    """Read until there are ``size`` bytes."""
-    found = bytearray(first)
-    while len(found) < size:
-        chunk = connection.recv(min(size - len(found), 1 << 20))
-        if not chunk:
-            raise ValueError("the client went away")
-        found += chunk
-    return bytes(found)
-
-
 def answer(connection: _socket.socket, status: int, output: bytes) -> None:
-    """Send the reply; OSError where nobody takes it."""
-    connection.sendall(REPLY.pack(MAGIC, status, len(output), 0) + output)
+    """Send the reply; OSError where nobody takes it within a bounded time."""
+    frame = REPLY.pack(MAGIC, status, len(output), 0) + output
+    sent = connection.send(frame, _socket.MSG_DONTWAIT)
+    if sent < len(frame):
+        connection.settimeout(_TAKEN)  # of ``sendall``: for all that is left
+        connection.sendall(memoryview(frame)[sent:])

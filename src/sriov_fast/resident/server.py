@@ -1,22 +1,20 @@
-"""The server: threads that wait for connections, and carry out what these ask.
+"""The server: threads that wait for connections, and carry out the requests that come in.
 
-Whom the kernel wakes serves the request, so that none is handed from thread to thread. What must outlive a
-crash is in the journal and in file locks, as for processes: the two may work side by side.
+The thread that the kernel wakes serves the request, so no request is handed from thread to thread. What must
+outlive a crash is in the journal and in file locks, as for processes, so server and processes may work at the
+same time.
 """
 
 from __future__ import annotations
 
-import _socket
 import _thread
 import gc
 import os
 import signal
-import socket
-import struct
 import sys
 import time
 import traceback
-from contextlib import ExitStack
+from contextlib import suppress
 
 from sriov_fast import cpu, log, plugin, upkeep
 from sriov_fast.beside import beside
@@ -24,11 +22,13 @@ from sriov_fast.call import Context, Reply
 from sriov_fast.cni import reply, request
 from sriov_fast.errors import SriovError
 from sriov_fast.resident import frames
+from sriov_fast.resident.connections import Connections
 from sriov_fast.sriov import netns
 from sriov_fast.values import Value
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    import socket
     from collections.abc import Callable
 
     from sriov_fast.sriov.roots import Roots
@@ -41,7 +41,10 @@ _SIGNALS = {signal.SIGTERM, signal.SIGINT}
 _COLLECT = (20_000, 10, 10)
 # For so long (seconds) a thread that returns from the kernel waits for the interpreter; the default is 5 ms.
 _SWITCH = 0.0002
-_LOOK_UP = struct.pack("ll", 5, 0)  # struct timeval: how long a thread waits before it looks around
+_TICK = 1.0  # seconds until the main thread looks after threads and connections
+_START = 20.0  # seconds that a start waits for the first upkeep, which may wait for an IPAM plugin
+_LAST = 5.0  # seconds that a stop waits for an upkeep; the next start finishes it
+_PAUSE = 0.05  # seconds between two faults of a thread
 
 
 class Options(Value):
@@ -56,17 +59,16 @@ class Server:
     """Serves a listening socket until a signal ends it."""
 
     def __init__(self, listener: socket.socket, roots: Roots, options: Options) -> None:
-        listener.setblocking(True)
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, _LOOK_UP)
-        self._listener = listener
+        self._connections = Connections(listener)
         self._roots = roots
         self._options = options
         self._log = log.Logger()
         self._counts = _thread.allocate_lock()
-        self._paying = _thread.allocate_lock()
+        self._keeping = _thread.allocate_lock()
         self._home = netns.own()
         self._threads = 0
         self._waiting = 0
+        self._is_short = False
         self._stopping = False
 
     def run(self, ready: Callable[[], None], stopping: Callable[[], None]) -> None:
@@ -74,73 +76,123 @@ class Server:
         sys.setswitchinterval(_SWITCH)
         gc.set_threshold(*_COLLECT)
         signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
-        self._repair()
+        due = self._first_upkeep()
         _warm_up()
-        self._add_thread()
+        self._grow()
         ready()
         self._log.info("serving", threads=self._options.threads, defer_release=self._options.defer_release)
-        while signal.sigtimedwait(_SIGNALS, self._options.upkeep_every) is None:
-            self._upkeep()
+        self._look_after(due)
         self._log.info("stopping")
         self._stopping = True
-        self._wake_all()
-        stopping()
+        self._connections.stop()
+        self._guarded(stopping)
         while self._threads:
             time.sleep(0.005)
-        self._listener.close()
+        self._keeping.acquire(timeout=_LAST)
+        self._connections.close()
         os.close(self._home)
+
+    def _first_upkeep(self) -> float:
+        """Finish what was cut short, as far as that is done in time; return when the next upkeep is due."""
+        started = self._upkeep()
+        if self._keeping.acquire(timeout=_START):
+            self._keeping.release()
+        return time.monotonic() + (self._options.upkeep_every if started else 0.0)
+
+    def _look_after(self, due: float) -> None:
+        """Do what is due at intervals, until a signal comes. No fault of it ends the server."""
+        while signal.sigtimedwait(_SIGNALS, _TICK) is None:
+            self._guarded(self._tick)
+            if time.monotonic() >= due and self._upkeep():
+                due = time.monotonic() + self._options.upkeep_every
+
+    def _tick(self) -> None:
+        self._grow()
+        self._connections.listen()
+        if number := self._connections.expire():
+            self._log.warning("closed connections that sent no whole request in time", number=number)
+
+    def _guarded(self, work: Callable[[], object]) -> None:
+        """Do something whose fault must not end the thread."""
+        try:
+            work()
+        except BaseException as error:
+            self._unexpected(error)
+
+    def _unexpected(self, error: BaseException) -> None:
+        with suppress(BaseException):  # there may be no memory to say so
+            trace = "".join(traceback.format_exception(error))
+            self._log.error("an unexpected fault", why=repr(error), trace=trace)
 
     # --- threads
 
-    def _add_thread(self) -> None:
-        self._threads += 1
-        self._waiting += 1
-        _thread.start_new_thread(self._work, ())
+    def _grow(self) -> None:
+        """Start a thread where none waits. If the system refuses, those that there are serve on."""
+        with self._counts:
+            if self._waiting or self._threads >= self._options.threads or self._stopping:
+                return
+            self._threads += 1
+            self._waiting += 1
+        started = False
+        try:
+            started = self._started(self._work)
+        finally:
+            if not started:
+                with self._counts:
+                    self._threads -= 1
+                    self._waiting -= 1
+
+    def _started(self, work: Callable[[], None]) -> bool:
+        """Start a thread; say whether that was possible. A pids cgroup (TasksMax=) or memory may be full."""
+        try:
+            _thread.start_new_thread(work, ())
+        except (RuntimeError, MemoryError) as error:
+            if not self._is_short:
+                self._log.error("cannot start a thread", threads=self._threads, why=error)
+            self._is_short = True
+            return False
+        self._is_short = False
+        return True
 
     def _work(self) -> None:
-        """Wait for a connection; serve it, and begin again."""
+        """Serve one request after the other."""
         try:
-            while (connection := self._next()) is not None:
-                try:
-                    self._serve(connection)
-                except BaseException:
-                    traceback.print_exc()
-                finally:
-                    connection.close()
-                with self._counts:
-                    self._waiting += 1
+            while not self._stopping:
+                self._turn()
         finally:
             with self._counts:
                 self._threads -= 1
+                self._waiting -= 1
 
-    def _next(self) -> _socket.socket | None:
-        """Return the next connection, None when the server stops.
-
-        The kernel wakes one of the threads that wait here, so that none is woken for nothing.
-        """
-        while not self._is_stopping():
-            try:
-                connection = self._accepted()
-            except (BlockingIOError, ConnectionAbortedError):
-                continue
-            except OSError as error:  # no descriptors left: the client waits, as for a thread
-                self._log.error("cannot accept", why=error)
-                time.sleep(0.05)
-                continue
+    def _turn(self) -> None:
+        """Wait for an event; see to the connection that has it."""
+        try:
+            event = self._connections.wait()
+            if self._is_stopping():
+                return  # a client that is still in the queue does the work itself
             with self._counts:
                 self._waiting -= 1
-                if not self._waiting and self._threads < self._options.threads and not self._stopping:
-                    self._add_thread()
-            if self._is_stopping():
-                connection.close()  # its client does the work itself
-                return None
-            return connection
-        return None
+            try:
+                self._guarded(self._grow)
+                self._see_to(event)
+            finally:
+                with self._counts:
+                    self._waiting += 1
+        except BaseException as error:
+            self._unexpected(error)
+            time.sleep(_PAUSE)
 
-    def _accepted(self) -> _socket.socket:
-        # not accept(), which makes enums and a socket of socket.py: a tenth of what VERSION takes
-        fd = self._listener._accept()[0]  # type: ignore[attr-defined]
-        return _socket.socket(_socket.AF_UNIX, _socket.SOCK_STREAM, 0, fd)
+    def _see_to(self, event: int) -> None:
+        begin = time.monotonic_ns()
+        try:
+            found = self._connections.take(event)
+        except (frames.BrokenRequestError, OSError) as error:
+            self._log.warning("a connection without a request", why=error)
+            return
+        if found:
+            client, asked = found
+            with client:
+                self._serve(client, asked, begin)
 
     def _is_stopping(self) -> bool:
         return self._stopping
@@ -153,69 +205,58 @@ class Server:
         """Say whether a device will be moved before the reply."""
         return command == "ADD" or (command == "DEL" and not self._options.defer_release)
 
-    def _wake_all(self) -> None:
-        """Let every thread that waits for a connection have one, and see that the server stops."""
-        for _ in range(self._threads):
-            with socket.socket(socket.AF_UNIX) as knock:
-                knock.setblocking(False)
-                try:
-                    knock.connect(self._listener.getsockname())
-                except OSError:
-                    return  # the socket's file is gone: they look by themselves, now and then
-
     # --- requests
 
-    def _serve(self, connection: _socket.socket) -> None:
-        begin = time.monotonic_ns()
-        try:
-            if frames.peer_uid(connection) not in (0, os.geteuid()):
-                raise frames.BrokenRequestError("the peer is not root")
-            asked = frames.receive(connection)
-        except (frames.BrokenRequestError, OSError) as error:
-            self._log.warning("a connection without a request", why=error)
+    def _serve(self, client: frames.Incoming, asked: frames.Asked, begin: int) -> None:
+        if not (self._is_alone() and self._waits_for_a_move(asked.environ.get("CNI_COMMAND"))):
+            self._carry_out(client, asked, begin)
             return
-        with ExitStack() as closing:
-            closing.callback(asked.close)
-            if self._is_alone() and self._waits_for_a_move(asked.environ.get("CNI_COMMAND")):
-                closing.callback(cpu.roam)
-                cpu.stay(asked.cpu)
-            self._carry_out(connection, asked, begin)
+        try:
+            cpu.stay(asked.cpu)
+            self._carry_out(client, asked, begin)
+        finally:
+            cpu.roam()
 
-    def _carry_out(self, connection: _socket.socket, asked: frames.Asked, begin: int) -> None:
-        """Answer, and only then do what nobody waits for."""
-        streams = [asked.stderr_fd, _STDERR] if asked.stderr_fd >= 0 else [_STDERR]
+    def _carry_out(self, client: frames.Incoming, asked: frames.Asked, begin: int) -> None:
+        """Answer, and only then do what comes after the reply."""
+        theirs = client.open_log(asked.stderr_fd)
+        streams = [theirs, _STDERR] if theirs >= 0 else [_STDERR]
         try:
             status, output, done = self._answer(asked, streams, begin)
         finally:
-            if asked.stderr_fd >= 0:
-                # first: a runtime waits for the end of its plugin's stderr, too
-                streams.remove(asked.stderr_fd)
-                os.close(asked.stderr_fd)
-        delivered = self._delivered(connection, status, output)
-        done.let_go()
-        if done.undelivered and not delivered:
-            self._follow_up(done.undelivered)
-            return
-        connection.close()
-        if done.afterwards:
-            self._follow_up(done.afterwards)
+            # before the reply: a runtime waits for the end of its plugin's stderr, too
+            streams[:] = [_STDERR]
+            client.let_go(theirs, asked.stderr_fd)
+        delivered = False
+        try:
+            delivered = self._delivered(client, status, output)
+        finally:
+            self._follow_up(done.let_go)
+            if done.undelivered and not delivered:
+                self._follow_up(done.undelivered)
+            else:
+                client.connection.close()
+                self._follow_up(done.afterwards)
 
-    def _delivered(self, connection: _socket.socket, status: int, output: bytes) -> bool:
+    def _delivered(self, client: frames.Incoming, status: int, output: bytes) -> bool:
         """Send the reply, and say whether it was taken."""
         try:
-            frames.answer(connection, status, output)
+            frames.answer(client.connection, status, output)
         except OSError as error:
             self._log.warning("nobody took the reply", why=error)
             return False
         os.sched_yield()  # to the client, which may share our CPU
         return True
 
-    def _follow_up(self, work: Callable[[], object]) -> None:
-        """Do what comes after a reply; nobody else would hear of its fault."""
+    def _follow_up(self, work: Callable[[], object] | None) -> None:
+        """Do what comes after a reply, if there is anything; a fault is logged."""
         try:
-            work()
+            if work:
+                work()
         except (SriovError, OSError) as error:
             self._log.warning("what follows a reply failed", why=error)
+        except BaseException as error:
+            self._unexpected(error)
 
     def _answer(self, asked: frames.Asked, streams: list[int], begin: int) -> tuple[int, bytes, Reply]:
         """Carry the request out; return exit status, output, and the reply with what comes after it."""
@@ -223,6 +264,7 @@ class Server:
         context = Context(
             environ=asked.environ,
             stderr=streams,
+            plugins_stderr=asked.stderr_fd if asked.stderr_fd >= 0 else _STDERR,
             netns_fd=asked.netns_fd,
             home_fd=self._home,
             token=asked.token,
@@ -237,11 +279,11 @@ class Server:
             done = plugin.run(wanted, self._roots, context)
         except Exception as error:
             if not isinstance(error, (SriovError, OSError)):
-                traceback.print_exception(error)
+                self._unexpected(error)
             return 1, reply.error(error, reply.spoken_version(asked.stdin)), Reply()
         finally:
             if steps:
-                steps.write()
+                self._guarded(steps.write)
         return 0, done.output, done
 
     # --- in between
@@ -256,23 +298,39 @@ class Server:
         if found:
             self._log.info("finished what was cut short", number=found)
 
-    def _upkeep(self) -> None:
-        self._repair()
-        if os.path.isdir(f"{self._roots.state}/pending") and self._paying.acquire(blocking=False):
-            _thread.start_new_thread(self._pay, ())  # it may wait for a service; nobody waits for it
-        if self._waiting == self._threads:
-            gc.collect()
+    def _upkeep(self) -> bool:
+        """Start an upkeep in a thread, since it may wait for a service; return False where none starts."""
+        if not self._keeping.acquire(blocking=False):
+            return True  # the one before it still waits
+        started = False
+        try:
+            started = self._started(self._keep)
+        finally:
+            if not started:
+                self._keeping.release()
+        return started
+
+    def _keep(self) -> None:
+        try:
+            for work in (self._repair, self._pay, self._collect):
+                self._guarded(work)
+        finally:
+            self._keeping.release()
 
     def _pay(self) -> None:
         """Give back the addresses that are owed to a service that did not answer."""
+        if not os.path.isdir(f"{self._roots.state}/pending"):
+            return
         from sriov_fast.ipam import pending  # late: most nodes never owe any
 
         try:
             pending.retry(self._roots.state, self._log, time.monotonic() + self._options.upkeep_every / 2)
         except (SriovError, OSError) as error:
             self._log.error("addresses that are owed could not be given back", why=error)
-        finally:
-            self._paying.release()
+
+    def _collect(self) -> None:
+        if self._waiting == self._threads:
+            gc.collect()
 
 
 def _steps(environ: dict[str, str], begin: int) -> Steps | None:

@@ -1,0 +1,238 @@
+"""Field reports on the resident server and its client: no threads, silent peers, failing system calls."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import re
+import socket
+import struct
+import subprocess
+import time
+from collections import Counter
+from collections.abc import Iterator
+
+import pytest
+from node import Node
+from resident import ResidentNode, Strace, has_strace, wait_for
+
+pytestmark = pytest.mark.modes("resident")
+
+needs_strace = pytest.mark.skipif(not has_strace, reason="needs strace")
+NO_THREADS = ("-e", "trace=clone,clone3", "-e", "inject=clone,clone3:error=EAGAIN")
+HEADER = struct.Struct("=IIII16s")
+MAGIC = int.from_bytes(b"SRF1", "little")
+SOON = 3.0  # seconds; far less than any time limit of the server
+
+
+def whole(environ: bytes = b"CNI_COMMAND=VERSION\0", stdin: bytes = b"{}") -> bytes:
+    return HEADER.pack(MAGIC, 0, len(environ), len(stdin), bytes(16)) + environ + stdin
+
+
+def connected(node: ResidentNode) -> socket.socket:
+    peer = socket.socket(socket.AF_UNIX)
+    peer.settimeout(30)
+    peer.connect(str(node.run_dir / "sriov.sock"))
+    return peer
+
+
+def reply(peer: socket.socket) -> bytes:
+    """Read until the server closes the connection."""
+    found = b""
+    while chunk := peer.recv(1 << 16):
+        found += chunk
+    return found
+
+
+def own(node: Node) -> dict[str, object]:
+    return node.host_local(delegate=False)
+
+
+# --- threads
+
+
+@needs_strace
+def test_201_a_thread_that_cannot_be_started(node: ResidentNode) -> None:
+    """A clone that fails with EAGAIN left a server that accepted nothing and that SIGTERM did not end."""
+    server, conf = node.server.ready(), node.conf(ipam=own(node))
+    pods = [node.pod(), node.pod()]
+    with Strace(server.pid, node.root / "strace", *NO_THREADS):
+        assert node.run("VERSION", {}).status == 0
+        for command in ("ADD", "DEL"):
+            begin = time.monotonic()
+            for process in [node.start(command, conf, pod) for pod in pods]:
+                done = node.finish(process)
+                assert done.status == 0, done
+            assert time.monotonic() - begin < 20
+        assert server.said().count("cannot start a thread") == 1
+        assert server.threads() == 2, "main, and one that serves"
+    for process in [node.start("VERSION", {}) for _ in range(4)]:
+        assert node.finish(process).status == 0
+    wait_for(lambda: server.threads() > 2, "no thread is started when that can be done again")
+    server.stop()
+
+
+@needs_strace
+def test_202_a_helper_that_cannot_be_started(node: ResidentNode) -> None:
+    """An ADD failed with code 999 where the thread for IPAM and the interrupts could not be started."""
+    server, conf, pod = node.server.ready(), node.conf(ipam=own(node), cores=[1]), node.pod()
+    before = node.snapshot()
+    assert node.run("VERSION", {}).status == 0  # the next thread waits already
+    with Strace(server.pid, node.root / "strace", *NO_THREADS):
+        found = node.add(conf, pod)
+        assert node.addresses("eth0", pod) == [found["ips"][0]["address"]]
+        node.delete(conf, pod)
+    assert node.snapshot() == before
+
+
+# --- connections
+
+
+@contextlib.contextmanager
+def peers(node: ResidentNode, number: int) -> Iterator[list[socket.socket]]:
+    with contextlib.ExitStack() as closing:
+        yield [closing.enter_context(connected(node)) for _ in range(number)]
+
+
+def test_208_silent_connections(node: ResidentNode) -> None:
+    """500 connections that sent nothing delayed a call by 70 seconds."""
+    node.server.ready()
+    conf, pod = node.conf(ipam=own(node)), node.pod()
+    with peers(node, 500) as silent:
+        begin = time.monotonic()
+        node.add(conf, pod)
+        node.delete(conf, pod)
+        assert time.monotonic() - begin < SOON
+        silent[0].sendall(whole())
+        assert b"supportedVersions" in reply(silent[0]), "one that sends after all is served"
+        begin = time.monotonic()
+        assert {reply(peer) for peer in silent[1:]} == {b""}
+        assert time.monotonic() - begin < 20, "the others are closed after ten seconds"
+    wait_for(lambda: node.server.idle(), "connections are left")
+
+
+def test_208_as_many_silent_connections_as_there_are_descriptors(node: ResidentNode) -> None:
+    """The one that has been silent for longest goes first."""
+    node.server.ready()
+    before = node.server.idle()
+    with peers(node, 900) as first, peers(node, 900):
+        begin = time.monotonic()
+        assert node.run("VERSION", {}).status == 0
+        assert time.monotonic() - begin < SOON
+        first[0].settimeout(5)
+        assert reply(first[0]) == b""
+    assert node.server.idle() == before
+    assert node.server.resident_kib() < 40 << 10
+
+
+def test_208_slow_senders(node: ResidentNode) -> None:
+    """A client that sends a byte now and then holds no thread."""
+    node.server.ready()
+    content = whole()
+    with peers(node, 100) as slow:
+        for place in range(4):
+            for peer in slow:
+                peer.sendall(content[place : place + 1])
+            begin = time.monotonic()
+            assert node.run("VERSION", {}).status == 0
+            assert time.monotonic() - begin < SOON
+        for peer in slow:
+            peer.sendall(content[4:])
+        for peer in slow:
+            assert b"supportedVersions" in reply(peer)
+
+
+def test_208_half_closed_connections(node: ResidentNode) -> None:
+    """A client that will send nothing more is answered, or closed at once where its request is not whole."""
+    node.server.ready()
+    for content, answered in ((b"", False), (whole()[:-1], False), (whole(), True)):
+        with connected(node) as peer:
+            peer.sendall(content)
+            peer.shutdown(socket.SHUT_WR)
+            begin = time.monotonic()
+            assert bool(reply(peer)) is answered
+            assert time.monotonic() - begin < SOON
+
+
+def test_208_clients_that_do_not_read(node: ResidentNode) -> None:
+    """More of them than there are threads hold up nobody."""
+    node.again("--threads", "4")
+    before = node.server.idle()
+    with peers(node, 20) as deaf:
+        for peer in deaf:
+            peer.sendall(whole())
+        begin = time.monotonic()
+        assert node.run("VERSION", {}).status == 0
+        assert time.monotonic() - begin < SOON
+    assert node.server.idle() == before
+
+
+@needs_strace
+def test_208_a_client_that_does_not_read_its_log(node: ResidentNode) -> None:
+    """A stopped client's pipe is full; what the server logs for it must hold no thread and no lock."""
+    node.server.ready()
+    more = {f"unknown{number}": "x" for number in range(2000)}  # each is a line of the log
+    late = ("-e", "trace=poll", "-e", "inject=poll:delay_enter=15000000:when=1")
+    wrap = ("strace", "-f", "-o", "/dev/null", *late)
+    process = node.start("ADD", node.conf(logLevel="debug", **more), node.pod(), wrap=wrap)
+    begin = time.monotonic()
+    wait_for(lambda: node.records() and not node.held(), "the server waits for the client to read")
+    assert time.monotonic() - begin < 10
+    assert node.finish(process).status == 0
+
+
+# --- the client's system calls
+
+
+def calls_of(node: ResidentNode, command: str, conf: dict[str, object], pod: str) -> Counter[str]:
+    """Return how often the client makes each system call when all goes well."""
+    output = node.root / "calls-of-client"
+    done = node.run(command, conf, pod, wrap=("strace", "-o", str(output)))
+    assert done.status == 0, done
+    names = re.findall(r"^([a-z0-9_]+)\(", output.read_text(), re.MULTILINE)
+    own_calls = names[names.index("execve", names.index("execve") + 1) :]  # behind nsenter's
+    return Counter(own_calls[1:])
+
+
+CANNOT_FAIL = {"exit_group", "execve", "arch_prctl", "set_tid_address", "brk"}
+
+
+@needs_strace
+@pytest.mark.modes("resident", falls_back=True)
+def test_206_a_system_call_of_the_client_fails(node: ResidentNode) -> None:
+    """The client hung where fcntl(F_SETFL) failed. Whatever fails, it answers or does the work itself."""
+    node.server.ready()
+    conf, pod = node.conf(ipam=own(node)), node.pod()
+    node.add(conf, pod)
+    node.delete(conf, pod)
+    counts = calls_of(node, "ADD", conf, pod)
+    node.delete(conf, pod)
+    before = node.snapshot()
+    for name, number in sorted(counts.items()):
+        if name in CANNOT_FAIL:
+            continue
+        for nth in range(1, number + 1):
+            fails(node, name, nth, conf, pod)
+            node.delete(conf, pod)
+            assert node.snapshot() == before, (name, nth)
+
+
+def fails(node: ResidentNode, name: str, nth: int, conf: dict[str, object], pod: str) -> None:
+    """Run an ADD with one system call failing; its outcome must be true, and come in time."""
+    inject = ("-e", f"inject={name}:error=EIO:when={nth}")
+    # nsenter first, so that only the client's own calls count
+    words = [*node.enter(), "strace", "-o", "/dev/null", *inject, str(node.root / "sriov")]
+    environment = node.environment("ADD", pod, "eth0", "", "")
+    process = subprocess.Popen(
+        words, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    )
+    try:
+        out, err = process.communicate(json.dumps(conf).encode(), timeout=30)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        pytest.fail(f"{name} number {nth} fails: the client hangs")
+    if process.returncode == 0:
+        assert b'"ips"' in out, (name, nth, out, err)
+        assert node.addresses("eth0", pod), (name, nth)
+    else:
+        assert b'"code"' in out or name in ("write", "writev"), (name, nth, out, err)

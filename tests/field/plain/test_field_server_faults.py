@@ -1,0 +1,193 @@
+"""Field reports on the resident server: a fault in one of its parts neither deafens nor ends it."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import socket
+import struct
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+HEADER = struct.Struct("=IIII16s")
+MAGIC = int.from_bytes(b"SRF1", "little")
+ENVIRON = b"CNI_COMMAND=VERSION\0"
+VERSION = HEADER.pack(MAGIC, 0, len(ENVIRON), 2, bytes(16)) + ENVIRON + b"{}"
+
+# A server whose upkeep is due all the time. FAULT is code that breaks something in it once it serves, BEFORE
+# before that.
+PROGRAM = """
+import _thread, os, socket, sys
+from time import sleep as hang
+from sriov_fast import log, plugin, upkeep
+from sriov_fast.call import Reply
+from sriov_fast.resident import connections, frames, server
+from sriov_fast.sriov.roots import Roots
+
+root = sys.argv[1]
+listener = socket.socket(socket.AF_UNIX)
+listener.bind(f"{root}/socket")
+listener.listen(64)
+server._TICK = 0.02
+real_thread = _thread.start_new_thread
+
+def no_thread(*_):
+    raise RuntimeError("can't start new thread")
+
+def fault(*_, **__):
+    open(f"{root}/faults", "a").write("x")
+    raise KeyError("made up")
+
+def break_it():
+    FAULT
+    open(f"{root}/ready", "w").close()
+
+BEFORE
+made = server.Server(listener, Roots(run=root, state=root), server.Options(upkeep_every=0.02))
+made.run(break_it, lambda: None)
+"""
+
+
+class Served:
+    """A server process with a fault in it."""
+
+    def __init__(self, root: Path, fault: str, before: str) -> None:
+        self.root = root
+        self.log = root / "log"
+        with self.log.open("wb") as log:
+            program = PROGRAM.replace("FAULT", fault or "pass").replace("BEFORE", before)
+            self.process = subprocess.Popen([sys.executable, "-c", program, str(root)], stderr=log)
+        self.wait_for(lambda: (root / "ready").exists())
+
+    def wait_for(self, what: Callable[[], object]) -> None:
+        deadline = time.monotonic() + 20
+        while not what():
+            assert time.monotonic() < deadline, self.log.read_text()
+            assert self.process.poll() is None, self.log.read_text()
+            time.sleep(0.01)
+
+    def ask(self, content: bytes = VERSION) -> bytes:
+        """Send a request; return all that comes of it."""
+        with socket.socket(socket.AF_UNIX) as peer:
+            peer.settimeout(20)
+            peer.connect(str(self.root / "socket"))
+            peer.sendall(content)
+            peer.shutdown(socket.SHUT_WR)
+            found = b""
+            while chunk := peer.recv(1 << 16):
+                found += chunk
+            return found
+
+    def try_(self, content: bytes) -> None:
+        """Send what may be refused before it is sent."""
+        with contextlib.suppress(BrokenPipeError, ConnectionResetError):
+            self.ask(content)
+
+    def faults(self) -> int:
+        path = self.root / "faults"
+        return path.stat().st_size if path.exists() else 0
+
+    def files(self) -> int:
+        return len(os.listdir(f"/proc/{self.process.pid}/fd"))
+
+    def end(self) -> None:
+        """SIGTERM ends it, whatever the fault."""
+        self.process.send_signal(signal.SIGTERM)
+        assert self.process.wait(10) == 0, self.log.read_text()
+
+
+Serve = Callable[..., Served]
+
+
+@pytest.fixture
+def serve(tmp_path: Path) -> Iterator[Serve]:
+    made: list[Served] = []
+
+    def serve(fault: str, before: str = "") -> Served:
+        made.append(Served(tmp_path, fault, before))
+        return made[-1]
+
+    yield serve
+    for served in made:
+        served.process.kill()
+        served.process.wait()
+
+
+# The first thread cannot be started until there is a file "go".
+LATE = """
+def late(*words):
+    return (real_thread if os.path.exists(f"{root}/go") else no_thread)(*words)
+
+_thread.start_new_thread = late
+"""
+
+
+def test_201_no_thread_at_the_start(serve: Serve, tmp_path: Path) -> None:
+    """A server that could not start its first thread ended; it tries again until it can."""
+    served = serve("", LATE)
+    served.wait_for(lambda: "cannot start a thread" in served.log.read_text())
+    (tmp_path / "go").touch()
+    assert b"supportedVersions" in served.ask()
+    served.end()
+
+
+def test_202_a_thread_for_the_upkeep_that_cannot_be_started(serve: Serve, tmp_path: Path) -> None:
+    """The server ended where the thread that gives back owed addresses could not be started."""
+    (tmp_path / "pending").mkdir()
+    served = serve("_thread.start_new_thread = no_thread")
+    served.wait_for(lambda: "cannot start a thread" in served.log.read_text())
+    assert b"supportedVersions" in served.ask()
+    served.end()
+
+
+def test_203_a_failing_upkeep(serve: Serve) -> None:
+    """An unexpected exception in the upkeep ended the server."""
+    served = serve("upkeep.repair = fault")
+    served.wait_for(lambda: served.faults() > 3)
+    assert b"supportedVersions" in served.ask()
+    assert "made up" in served.log.read_text()
+    served.end()
+
+
+def test_203_an_upkeep_that_hangs(serve: Serve) -> None:
+    """Neither requests nor SIGTERM wait for it."""
+    waits = "lambda *_: os.close(os.open(f'{root}/hangs', os.O_CREAT)) or hang(60)"
+    served = serve(f"server._LAST = 0.2; upkeep.repair = {waits}")
+    served.wait_for(lambda: (served.root / "hangs").exists())
+    assert b"supportedVersions" in served.ask()
+    served.end()
+
+
+PARTS = {
+    "the log": "log.Logger.warning = log.Logger.error = fault",
+    "peer_uid": "connections.peer_uid = fault",
+    "read": "frames.Incoming.read = fault",
+    "run": "plugin.run = fault",
+    "the reply": "frames.answer = fault",
+    "nobody there, and the log": "frames.answer = lambda *_: os.write(-1, b''); log.Logger.warning = fault",
+    "behind the reply": "os.sched_yield = fault",
+    "let_go": "Reply.let_go = fault",
+    "afterwards": "plugin.run = lambda *_: Reply(output=b'supportedVersions', afterwards=fault)",
+    "SystemExit": "plugin.run = lambda *_: sys.exit(3)",
+    "the trace": "server._steps = fault",
+}
+
+
+@pytest.mark.parametrize("fault", PARTS.values(), ids=list(PARTS))
+def test_203_a_fault_in_a_request(serve: Serve, fault: str) -> None:
+    """It costs that request; no thread, no connection and no descriptor is lost, and the server can end."""
+    served = serve(fault)
+    contents = [b"HTTP/1.1 and no request at all, but long enough", VERSION[:40], VERSION]
+    for content in contents:
+        served.try_(content)
+    before = served.files()
+    for content in contents * 5:
+        served.try_(content)
+    served.wait_for(lambda: served.files() <= before)
+    served.end()

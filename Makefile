@@ -44,7 +44,7 @@ $(EXTENSIONS): $(ENVIRONMENT) $(CYTHON_SOURCES) $(CLIENT_SOURCES) setup.py
 	@touch $@
 
 build: $(EXTENSIONS)
-	@$(VENV)/bin/sriov-fast install --bin-dir bin --name sriov --name txipam --name sriov-fast
+	@$(VENV)/bin/sriov-fast install --bin-dir bin --no-server --name sriov --name txipam --name sriov-fast
 	@bin/sriov-fast --version
 
 demo: build

@@ -1,4 +1,4 @@
-"""The units as ``sriov-fast install --systemd`` writes them, under a real systemd."""
+"""The units as ``sriov-fast install`` writes them, under a real systemd."""
 
 from __future__ import annotations
 
@@ -53,12 +53,16 @@ class Systemd:
     def _children(self) -> list[str]:
         return Path(f"/proc/{self._boot.pid}/task/{self._boot.pid}/children").read_text().split()
 
-    def ctl(self, *words: str, check: bool = True) -> str:
-        """Run ``systemctl`` where systemd is; return what it printed."""
+    def run(self, *words: str, check: bool = True) -> str:
+        """Run a program where systemd is init; return its output."""
         enter = ["nsenter", "--target", self._children()[0], "--pid", "--mount", "--cgroup"]
-        done = subprocess.run([*enter, "systemctl", *words], check=False, capture_output=True, text=True)
+        done = subprocess.run([*enter, *words], check=False, capture_output=True, text=True)
         assert not check or done.returncode == 0, f"{words}: {done.stdout}{done.stderr}"
         return done.stdout.strip()
+
+    def ctl(self, *words: str, check: bool = True) -> str:
+        """Run ``systemctl`` where systemd is init; return its output."""
+        return self.run("systemctl", *words, check=check)
 
     def show(self, name: str) -> str:
         """Return a property of the service."""
@@ -77,7 +81,7 @@ def systemd(node: Node) -> Iterator[Systemd]:
         pytest.skip("starts a systemd: only in the lab")
     if not SYSTEMD.exists():
         pytest.skip("needs systemd")
-    words = ["install", "--bin-dir", str(node.root / "bin"), "--systemd", str(UNITS)]
+    words = ["install", "--bin-dir", str(node.root / "bin"), "--unit-dir", str(UNITS)]
     subprocess.run([sys.executable, "-m", "sriov_fast.cli", *words], check=True)
     node.plugin = node.root / "bin/sriov"
     running = Systemd(node.root / "systemd.log")
@@ -125,4 +129,28 @@ def test_the_units(node: Node, card: Card, systemd: Systemd) -> None:
     assert not SOCKET.exists()
     assert [name for name in os.listdir(RECORDS) if pod in name]
     assert served_by(node, "DEL", conf, pod) == "in-process"
+    assert not differences(before, card.state())
+
+
+def test_install_starts_the_server_and_uninstall_removes_it(node: Node, card: Card, systemd: Systemd) -> None:
+    for name in (units.SERVICE, units.SOCKET):
+        (UNITS / name).unlink()  # of the fixture; install writes its own
+    before, pod = card.state(), node.pod()
+    conf = node.conf(vf=0, ipam=None)
+    command = [sys.executable, "-m", "sriov_fast.cli"]
+    try:
+        systemd.run(*command, "install", "--bin-dir", str(node.root / "bin"))
+        assert systemd.ctl("is-enabled", units.SOCKET, units.SERVICE).split() == ["enabled", "enabled"]
+        assert systemd.show("SubState") == "running"
+        first = systemd.show("MainPID")
+        assert served_by(node, "ADD", conf, pod) == "resident"
+        systemd.run(*command, "install", "--bin-dir", str(node.root / "bin"))
+        assert systemd.show("MainPID") not in (first, "0")  # a new version serves at once
+        assert served_by(node, "DEL", conf, pod) == "resident"
+    finally:
+        systemd.run(*command, "uninstall", "--bin-dir", str(node.root / "bin"))
+    assert systemd.show("LoadState") == "not-found"
+    assert not SOCKET.exists()
+    assert not (node.root / "bin/sriov").exists()
+    assert not [name for name in (units.SERVICE, units.SOCKET) if (units.DIRECTORY / name).exists()]
     assert not differences(before, card.state())

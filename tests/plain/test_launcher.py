@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import configparser
 import json
 import os
@@ -44,7 +43,7 @@ HOSTILE = {
 def sriov(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The plugin, installed once in each way. Without a server, both do the same."""
     directory = tmp_path_factory.mktemp(request.param)
-    assert main(["install", "--bin-dir", str(directory), "--launcher", request.param]) == 0
+    assert main(["install", "--no-server", "--bin-dir", str(directory), "--launcher", request.param]) == 0
     return directory / "sriov"
 
 
@@ -143,7 +142,21 @@ def test_what_is_written(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> 
     directory = tmp_path / "opt/cni/bin"
     before = os.umask(0o077)
     try:
-        assert main(["install", "--bin-dir", str(directory), "--name", "sriov", "--name", "sriov-fast"]) == 0
+        assert (
+            main(
+                [
+                    "install",
+                    "--no-server",
+                    "--bin-dir",
+                    str(directory),
+                    "--name",
+                    "sriov",
+                    "--name",
+                    "sriov-fast",
+                ]
+            )
+            == 0
+        )
     finally:
         os.umask(before)
     assert sorted(os.listdir(directory)) == ["sriov", "sriov-fast"]
@@ -156,7 +169,7 @@ def test_what_is_written(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> 
 
 
 def test_what_is_written_without_names(tmp_path: Path) -> None:
-    assert main(["install", "--bin-dir", str(tmp_path)]) == 0
+    assert main(["install", "--no-server", "--bin-dir", str(tmp_path)]) == 0
     assert sorted(os.listdir(tmp_path)) == ["sriov", "txipam"]
     assert (tmp_path / "sriov").read_bytes().startswith(b"\x7fELF")
     assert (tmp_path / "txipam").read_text().startswith(f"#!{' '.join(INTERPRETER)}\n")
@@ -166,10 +179,10 @@ def test_without_a_compiled_client_it_is_a_script(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(client, "binary", lambda: None)
-    assert main(["install", "--bin-dir", str(tmp_path)]) == 0
+    assert main(["install", "--no-server", "--bin-dir", str(tmp_path)]) == 0
     assert_answers(call(tmp_path / "sriov", VERSION))
     assert (tmp_path / "sriov").read_bytes().startswith(b"#!")
-    assert main(["install", "--bin-dir", str(tmp_path), "--launcher", "client"]) == 1
+    assert main(["install", "--no-server", "--bin-dir", str(tmp_path), "--launcher", "client"]) == 1
     assert "without the client" in capsys.readouterr().err
 
 
@@ -198,7 +211,7 @@ def test_a_failed_write_leaves_the_old_one(tmp_path: Path, monkeypatch: pytest.M
 
 def test_a_directory_that_cannot_be(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "file").touch()
-    assert main(["install", "--bin-dir", str(tmp_path / "file/bin")]) == 1
+    assert main(["install", "--no-server", "--bin-dir", str(tmp_path / "file/bin")]) == 1
     assert str(tmp_path / "file") in capsys.readouterr().err
 
 
@@ -266,7 +279,7 @@ def parsed(path: Path) -> configparser.ConfigParser:
 def written(tmp_path: Path) -> Path:
     """The directory of the units."""
     directory = tmp_path / "etc/systemd/system"
-    assert main(["install", "--bin-dir", str(tmp_path / "bin"), "--systemd", str(directory)]) == 0
+    assert main(["install", "--bin-dir", str(tmp_path / "bin"), "--unit-dir", str(directory)]) == 0
     return directory
 
 
@@ -291,9 +304,9 @@ def test_the_service_starts_the_command_of_this_environment(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     directory = tmp_path / "an environment"
-    assert main(["install", "--bin-dir", str(directory), "--name", "sriov-fast"]) == 0
+    assert main(["install", "--no-server", "--bin-dir", str(directory), "--name", "sriov-fast"]) == 0
     monkeypatch.setattr(sys, "executable", str(directory / "python"))
-    units.install(tmp_path)
+    units.write(tmp_path)
     words = shlex.split(parsed(tmp_path / "sriov-fast.service")["Service"]["ExecStart"])
     assert words == [str(directory / "sriov-fast"), "serve"]
     done = subprocess.run([words[0], "--version"], env={}, capture_output=True, text=True, check=True)
@@ -319,23 +332,101 @@ def test_the_units_keep_what_is_in_run(written: Path) -> None:
 def test_the_units_are_for_everyone_to_read(tmp_path: Path) -> None:
     before = os.umask(0o077)
     try:
-        units.install(tmp_path)
+        units.write(tmp_path)
     finally:
         os.umask(before)
     assert sorted(os.listdir(tmp_path)) == ["sriov-fast.service", "sriov-fast.socket"]
     assert {stat.S_IMODE((tmp_path / name).stat().st_mode) for name in os.listdir(tmp_path)} == {0o644}
 
 
-def test_no_units_unless_asked_for(tmp_path: Path) -> None:
-    words = ["install", "--bin-dir", str(tmp_path)]
-    assert parsed_words(words).systemd is None
-    assert parsed_words([*words, "--systemd"]).systemd == Path("/etc/systemd/system")
+@pytest.fixture
+def systemctl(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A machine whose systemd only notes down its commands, in the file that this returns."""
+    calls, program = tmp_path / "systemctl.calls", tmp_path / "path/systemctl"
+    program.parent.mkdir()
+    program.write_text(f'#!/bin/sh\necho "$@" >>{calls}\n')
+    program.chmod(0o755)
+    calls.touch()
+    monkeypatch.setenv("PATH", str(program.parent), prepend=":")
+    monkeypatch.setenv("SRIOV_FAST_RUN", str(tmp_path / "run"))
+    monkeypatch.setattr(units, "_RUNNING", tmp_path)
+    monkeypatch.setattr(units, "DIRECTORY", tmp_path / "units")
+    return calls
 
 
-def parsed_words(words: list[str]) -> argparse.Namespace:
-    parser = argparse.ArgumentParser()
-    install.add_parser(parser.add_subparsers())
-    return parser.parse_args(words)
+def test_the_server_is_set_up_where_systemd_runs(tmp_path: Path, systemctl: Path) -> None:
+    assert main(["install", "--bin-dir", str(tmp_path / "bin")]) == 0
+    assert sorted(os.listdir(tmp_path / "units")) == ["sriov-fast.service", "sriov-fast.socket"]
+    assert systemctl.read_text().splitlines() == [
+        "--quiet daemon-reload",
+        "--quiet enable --now sriov-fast.socket",
+        "--quiet enable sriov-fast.service",
+        "--quiet restart sriov-fast.service",
+    ]
+
+
+@pytest.mark.parametrize("more", [["--no-server"], ["--name", "txipam"]])
+def test_no_server_where_none_is_wanted(tmp_path: Path, systemctl: Path, more: list[str]) -> None:
+    assert main(["install", "--bin-dir", str(tmp_path / "bin"), *more]) == 0
+    assert (systemctl.read_text(), (tmp_path / "units").exists()) == ("", False)
+
+
+def test_without_systemd_it_says_how_to_run_the_server(
+    tmp_path: Path, systemctl: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(units, "_RUNNING", tmp_path / "nothing")
+    assert main(["install", "--bin-dir", str(tmp_path / "bin")]) == 0
+    assert "sriov-fast serve" in capsys.readouterr().out
+    assert (systemctl.read_text(), (tmp_path / "units").exists()) == ("", False)
+
+
+def test_a_server_that_cannot_be_started_is_told(
+    tmp_path: Path, systemctl: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "path/systemctl").write_text("#!/bin/sh\nexit 1\n")
+    assert main(["install", "--bin-dir", str(tmp_path / "bin")]) == 1
+    assert "systemctl --quiet daemon-reload failed" in capsys.readouterr().err
+    assert (tmp_path / "bin/sriov").exists()
+
+
+def test_uninstall_takes_everything_back(tmp_path: Path, systemctl: Path) -> None:
+    (tmp_path / "bin").mkdir()
+    words = ["--bin-dir", str(tmp_path / "bin")]
+    assert main(["install", *words]) == 0
+    (tmp_path / "bin/bridge").write_text("another plugin")
+    (tmp_path / "bin/txipam").write_text("another plugin of that name")
+    systemctl.write_text("")
+    assert main(["uninstall", *words, "--unit-dir", str(tmp_path / "units")]) == 0
+    assert (sorted(os.listdir(tmp_path / "bin")), os.listdir(tmp_path / "units")) == (
+        ["bridge", "txipam"],
+        [],
+    )
+    assert systemctl.read_text().splitlines() == [
+        "--quiet disable --now sriov-fast.service sriov-fast.socket",
+        "--quiet daemon-reload",
+    ]
+    assert main(["uninstall", *words, "--unit-dir", str(tmp_path / "units")]) == 0
+
+
+def test_uninstall_leaves_the_administrators_units(tmp_path: Path, systemctl: Path) -> None:
+    (tmp_path / "units").mkdir()
+    (tmp_path / "units/sriov-fast.service").write_text("[Unit]\n")
+    assert main(["uninstall", "--bin-dir", str(tmp_path), "--unit-dir", str(tmp_path / "units")]) == 0
+    assert (os.listdir(tmp_path / "units"), systemctl.read_text()) == (["sriov-fast.service"], "")
+
+
+def test_uninstall_refuses_while_pods_have_vfs(
+    tmp_path: Path, systemctl: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["--bin-dir", str(tmp_path / "bin")]
+    assert main(["install", "--no-server", *words]) == 0
+    (tmp_path / "run/vfs").mkdir(parents=True)
+    (tmp_path / "run/vfs/0000:03:10.0~pod~eth0").touch()
+    assert main(["uninstall", *words]) == 1
+    assert "1 VFs are attached" in capsys.readouterr().err
+    assert (tmp_path / "bin/sriov").exists()
+    assert main(["uninstall", *words, "--force"]) == 0
+    assert not (tmp_path / "bin/sriov").exists()
 
 
 @pytest.mark.parametrize(

@@ -137,7 +137,7 @@ def test_the_command_says_that_it_is_compiled(installed: Path) -> None:
 
 
 def test_the_installed_plugin_answers(installed: Path, tmp_path: Path) -> None:
-    run(installed / "sriov-fast", "install", "--bin-dir", tmp_path / "bin")
+    run(installed / "sriov-fast", "install", "--no-server", "--bin-dir", tmp_path / "bin")
     assert (tmp_path / "bin/sriov").read_bytes().startswith(b"\x7fELF")
     assert_answers(tmp_path / "bin/sriov")
 
@@ -150,7 +150,7 @@ def assert_answers(plugin: Path) -> None:
 
 
 def test_the_first_call_finds_bytecode(installed: Path, tmp_path: Path) -> None:
-    run(installed / "sriov-fast", "install", "--bin-dir", tmp_path / "bin")
+    run(installed / "sriov-fast", "install", "--no-server", "--bin-dir", tmp_path / "bin")
     (package,) = installed.parent.glob("lib/python*/site-packages/sriov_fast")
     compiled = {path.name.split(".")[0] for path in package.glob("__pycache__/*.pyc")}
     assert {"entry", "plugin", "codec"} <= compiled
@@ -160,7 +160,7 @@ def test_without_a_compiler_the_plain_backend_serves(sdist: Path, tmp_path: Path
     programs = environment(tmp_path / "venv")
     run(programs / "pip", "install", "-q", sdist, CC="/bin/false", SRIOV_FAST_CLIENT_CC="/bin/false")
     assert "(backend python;" in run(programs / "sriov-fast", "--version")
-    run(programs / "sriov-fast", "install", "--bin-dir", tmp_path)
+    run(programs / "sriov-fast", "install", "--no-server", "--bin-dir", tmp_path)
     assert (tmp_path / "sriov").read_bytes().startswith(b"#!")
     assert_answers(tmp_path / "sriov")
 

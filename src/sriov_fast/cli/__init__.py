@@ -17,6 +17,7 @@ COMMANDS = {
     "vfs": "sriov_fast.cli.vfs",
     "doctor": "sriov_fast.cli.doctor",
     "install": "sriov_fast.cli.install",
+    "uninstall": "sriov_fast.cli.uninstall",
     "serve": "sriov_fast.cli.serve",
     "trace": "sriov_fast.cli.trace",
     "tune": "sriov_fast.cli.tune",

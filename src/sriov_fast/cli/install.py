@@ -14,7 +14,9 @@ import argparse
 import compileall
 import importlib.util
 import os
+import shlex
 import struct
+import subprocess
 import sys
 import sysconfig
 from pathlib import Path
@@ -50,6 +52,7 @@ DEFAULT = ("sriov", "txipam")
 LAUNCHERS = ("client", "script")
 _NEEDED = ("sriov_fast", "orjson", "pyroute2")
 _TRAILER_MAGIC = b"SRFARGV1"
+_WRITTEN = "Written by sriov-fast install"
 
 
 def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -75,7 +78,15 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         help="what sriov is: the client of the resident server, which does without one too, or a script that "
         "knows no server (client, where the package has it compiled)",
     )
-    units.add_arguments(parser)
+    parser.add_argument(
+        "--no-server", action="store_true", help="write no systemd units and start no resident server"
+    )
+    parser.add_argument(
+        "--unit-dir",
+        type=Path,
+        metavar="DIR",
+        help=f"write the server's units to DIR and start nothing (without it: {units.DIRECTORY}, started)",
+    )
     parser.set_defaults(run=_run)
 
 
@@ -89,13 +100,29 @@ def _run(args: argparse.Namespace) -> int:
             path = args.bin_dir / name
             write_executable(path, executable(PROGRAMS[name], args.launcher))
             print(f"wrote {path} (runs {sys.executable})")
-        if args.systemd:
-            units.install(args.systemd)
+        compile_package()
+        if not args.no_server and "sriov" in (args.name or DEFAULT):
+            _set_up_server(args.unit_dir)
     except OSError as error:
         print(f"sriov-fast install: {error.filename}: {error.strerror}", file=sys.stderr)
         return 1
-    compile_package()
+    except subprocess.CalledProcessError as error:
+        print(f"sriov-fast install: {shlex.join(error.cmd)} failed; see journalctl -xe", file=sys.stderr)
+        return 1
     return 0
+
+
+def _set_up_server(unit_dir: Path | None) -> None:
+    """Write the server's units and start it where systemd runs; elsewhere say how to run it."""
+    if unit_dir:
+        units.write(unit_dir)
+    elif units.is_systemd_running():
+        units.write(units.DIRECTORY)
+        units.start()
+    else:
+        print(
+            "systemd does not run here: keep `sriov-fast serve` running, or each call starts an interpreter"
+        )
 
 
 def executable(program: Program, launcher: str | None = None) -> bytes:
@@ -136,7 +163,7 @@ def script(program: Program, interpreter: str, directories: list[str]) -> str:
     return "".join(
         (
             _first_lines(interpreter, program.flags),
-            '"""Written by sriov-fast install; run that again instead of changing this."""\n',
+            f'"""{_WRITTEN}; run that again instead of changing this."""\n',
             code(program, directories),
         )
     )
@@ -148,6 +175,12 @@ def trailer(program: Program, interpreter: str, directories: list[str]) -> bytes
     words = (interpreter, program.flags, "-c", f"import sys\ndel sys.argv[0]\n{code(program, directories)}")
     strings = b"".join(os.fsencode(word) + b"\0" for word in words)
     return strings + struct.pack("=I", len(strings)) + _TRAILER_MAGIC
+
+
+def is_ours(path: Path) -> bool:
+    """Return whether ``install`` wrote this executable; another plugin of that name is not ours."""
+    content = path.read_bytes() if path.is_file() else b""
+    return content.endswith(_TRAILER_MAGIC) or _WRITTEN.encode() in content[:4096]
 
 
 def _first_lines(interpreter: str, flags: str) -> str:

@@ -1,24 +1,26 @@
-"""The systemd units of the resident server, and ``sriov-fast install --systemd`` that writes them.
+"""The systemd units of the resident server: write, start, stop and remove them.
 
-systemd makes the socket, so that calls wait there while the server starts or is started anew, and hands it
-over (sd_listen_fds); the server says when it is ready and when it stops (sd_notify).
+systemd makes the socket and hands it over (sd_listen_fds), so calls wait there while the server starts or
+restarts. The server notifies systemd when it is ready and when it stops (sd_notify).
 """
 
 from __future__ import annotations
 
-import argparse
 import os
+import subprocess
 import sys
 from pathlib import Path
 
-DIRECTORY = "/etc/systemd/system"
+DIRECTORY = Path("/etc/systemd/system")
+_RUNNING = Path("/run/systemd/system")  # sd_booted(3)
+_MARK = "# Written by sriov-fast install"
 SOCKET = "sriov-fast.socket"
 SERVICE = "sriov-fast.service"
 
 # No RuntimeDirectory= in the service: with it systemd would empty /run/sriov-fast at each stop, which has the
 # journal.
 _SOCKET_UNIT = """\
-# Written by sriov-fast install --systemd.
+# Written by sriov-fast install.
 [Unit]
 Description=Calls to the SR-IOV CNI plugin
 
@@ -36,7 +38,7 @@ WantedBy=sockets.target
 # IPAM plugins are children of the server, and it enters network namespaces: so no namespaces of its own, no
 # read-only file systems, and no capabilities withheld but those that have nothing to do with networks.
 _SERVICE_UNIT = """\
-# Written by sriov-fast install --systemd.
+# Written by sriov-fast install.
 [Unit]
 Description=SR-IOV CNI plugin, resident server
 Requires=sriov-fast.socket
@@ -64,25 +66,52 @@ Also=sriov-fast.socket
 """
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Register the option of ``install``."""
-    parser.add_argument(
-        "--systemd",
-        nargs="?",
-        type=Path,
-        const=Path(DIRECTORY),
-        metavar="DIR",
-        help=f"also write the units of the resident server ({DIRECTORY})",
-    )
+def is_systemd_running() -> bool:
+    """Return whether systemd is this machine's init (sd_booted(3))."""
+    return _RUNNING.is_dir()
 
 
-def install(directory: Path) -> None:
-    """Write both units and say what to do with them."""
+def write(directory: Path) -> None:
+    """Write the socket's and the service's unit."""
     directory.mkdir(parents=True, exist_ok=True)
     for name, text in ((SOCKET, _SOCKET_UNIT), (SERVICE, service())):
         _replace(directory / name, text)
         print(f"wrote {directory / name}")
-    print(f"to start the server: systemctl daemon-reload && systemctl enable --now {SOCKET} {SERVICE}")
+
+
+def start() -> None:
+    """Enable both units and start the server of this installation, in place of an older one.
+
+    Calls wait in the socket meanwhile. Raises subprocess.CalledProcessError where systemctl fails.
+    """
+    _systemctl("daemon-reload")
+    _systemctl("enable", "--now", SOCKET)
+    _systemctl("enable", SERVICE)
+    _systemctl("restart", SERVICE)
+    print(f"started {SOCKET} and {SERVICE}")
+
+
+def remove(directory: Path) -> None:
+    """Stop and disable the units of ours in ``directory``, and remove their files."""
+    ours = [name for name in (SERVICE, SOCKET) if is_ours(directory / name)]
+    if not ours:
+        return
+    if is_systemd_running():
+        _systemctl("disable", "--now", *ours)
+    for name in ours:
+        (directory / name).unlink()
+        print(f"removed {directory / name}")
+    if is_systemd_running():
+        _systemctl("daemon-reload")
+
+
+def is_ours(unit: Path) -> bool:
+    """Return whether ``install`` wrote this unit; an administrator's own file of that name is not ours."""
+    return unit.is_file() and unit.read_text(errors="replace").startswith(_MARK)
+
+
+def _systemctl(*words: str) -> None:
+    subprocess.run(["systemctl", "--quiet", *words], check=True, stdin=subprocess.DEVNULL)
 
 
 def service() -> str:

@@ -167,7 +167,7 @@ def _install_plugins(chroot: Chroot, place: Place, target: Path) -> None:
         (target / plugin.name).symlink_to(f"{tree.DEBIAN_PLUGINS}/{plugin.name}")
     command = f"{tree.PROJECT}/bin/sriov-fast"
     if chroot.succeeds([command, "install", "--help"]):
-        chroot.run([command, "install", "--bin-dir", tree.PLUGINS])
+        chroot.run([command, "install", "--no-server", "--bin-dir", tree.PLUGINS])
 
 
 def _forget_old(directory: Path, seconds: float) -> None:

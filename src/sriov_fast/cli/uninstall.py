@@ -1,0 +1,68 @@
+"""``sriov-fast uninstall``: take back everything that ``sriov-fast install`` set up on this machine."""
+
+from __future__ import annotations
+
+import argparse
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+from sriov_fast.cli import install, units
+from sriov_fast.sriov import roots
+from sriov_fast.sriov.journal import Journal
+
+
+def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """Register ``uninstall``."""
+    summary = "stop the resident server, remove its units and the plugin's executables"
+    parser = subparsers.add_parser("uninstall", help=summary, description=summary)
+    parser.add_argument(
+        "--bin-dir",
+        type=Path,
+        default=Path(install.PLUGIN_DIRECTORY),
+        metavar="DIR",
+        help=f"directory of the CNI plugins ({install.PLUGIN_DIRECTORY})",
+    )
+    parser.add_argument(
+        "--unit-dir",
+        type=Path,
+        default=units.DIRECTORY,
+        metavar="DIR",
+        help=f"directory of the units ({units.DIRECTORY})",
+    )
+    parser.add_argument(
+        "--force", action="store_true", help="also while pods have VFs, which nothing can release then"
+    )
+    parser.set_defaults(run=_run)
+
+
+def _run(args: argparse.Namespace) -> int:
+    here = roots.from_environment()
+    attached = len(Journal(here.run, here.proc).taken())
+    if attached and not args.force:
+        print(
+            f"sriov-fast uninstall: {attached} VFs are attached to pods, and their DEL needs the plugin: "
+            "drain the node first, or use --force",
+            file=sys.stderr,
+        )
+        return 1
+    try:
+        units.remove(args.unit_dir)
+        for name in install.PROGRAMS:
+            _remove(args.bin_dir / name)
+    except OSError as error:
+        print(f"sriov-fast uninstall: {error.filename}: {error.strerror}", file=sys.stderr)
+        return 1
+    except subprocess.CalledProcessError as error:
+        print(f"sriov-fast uninstall: {shlex.join(error.cmd)} failed; see journalctl -xe", file=sys.stderr)
+        return 1
+    return 0
+
+
+def _remove(program: Path) -> None:
+    if install.is_ours(program):
+        program.unlink()
+        print(f"removed {program}")
+    elif program.exists():
+        print(f"left {program}: sriov-fast install did not write it")

@@ -21,7 +21,7 @@ from libc.string cimport memchr, memcpy, memset
 from sriov_fast._nl_wire cimport *
 
 from sriov_fast.errors import NetlinkError
-from sriov_fast.values import Link, Route, VfSettings
+from sriov_fast.values import Link, LinkSettings, Route, VfSettings
 
 
 cdef extern from * nogil:
@@ -34,6 +34,7 @@ cdef extern from * nogil:
     #include <fcntl.h>
     #include <limits.h>
     #include <sched.h>
+    #include <sys/ioctl.h>
     #include <sys/socket.h>
     #include <sys/time.h>
     #include <unistd.h>
@@ -71,6 +72,7 @@ cdef extern from * nogil:
     uint16_t htons(uint16_t value)
     const char *inet_ntop(int family, const void *address, char *text, socklen_t size)
     int inet_pton(int family, const char *text, void *address)
+    int c_ioctl "ioctl"(int fd, unsigned long request, void *argument)
     uint16_t ntohs(uint16_t value)
     int c_open "open"(const char *path, int flags)
     ssize_t recvfrom(int fd, void *buffer, size_t size, int flags, sockaddr *sender, socklen_t *sender_size)
@@ -127,6 +129,13 @@ cdef struct VfWish:
     uint32_t spoofchk
     uint32_t link_state
     uint32_t trust
+
+
+cdef struct EthtoolRequest:
+    # struct ifreq (linux/if.h) as SIOCETHTOOL uses it.
+    char name[16]
+    void *data
+    uint8_t pad[16]
 
 
 cdef struct Span:
@@ -371,7 +380,9 @@ cdef class Batch:
         self.close_nest(vf_list)
         self.finish(-1)
 
-    def set_link(self, index, *, netns_fd=-1, name="", mac="", mtu=0, up=None, master=-1):
+    def set_link(
+        self, index, *, netns_fd=-1, name="", mac="", mtu=0, up=None, master=-1, settings=None
+    ):
         """Append one ``RTM_SETLINK`` of one device, with whatever is given.
 
         ``ip link set dev $if netns $ns name $name address $mac mtu $mtu up master $master``, in one request:
@@ -379,6 +390,9 @@ cdef class Batch:
         and at last gives it to a master, by index (0: takes it from its master).
         It stops at the first step that fails and undoes none: a name that is taken in the namespace is
         EEXIST, with the device in there already under its old name (or, where that is taken too, not moved).
+
+        Of ``settings`` (a ``LinkSettings``) those that are not None are set:
+        ``ip link set dev $if promisc off txqueuelen 1000 alias "" group 0 ...``.
         """
         cdef ifinfomsg info
         cdef uint8_t address[6]
@@ -393,8 +407,12 @@ cdef class Batch:
         if up is not None:
             info.ifi_change = IFF_UP
             info.ifi_flags = IFF_UP if up else 0
-        elif netns_fd == -1 and not mtu and not mac and text is None and master == -1:
+        elif netns_fd == -1 and not mtu and not mac and text is None and master == -1 \
+                and settings in (None, LinkSettings()):
             raise ValueError(f"set_link of index {index}: asks for nothing")
+        if settings is not None and settings.flags is not None:
+            info.ifi_change |= SETTABLE_FLAGS
+            info.ifi_flags |= number(settings.flags, "flags", 0, INT_MAX) & SETTABLE_FLAGS
         self.start(RTM_SETLINK, NLM_F_REQUEST | NLM_F_ACK, &info, sizeof(info))
         if netns_fd != -1:
             self.put_u32(IFLA_NET_NS_FD, fd)
@@ -406,6 +424,8 @@ cdef class Batch:
             self.put_u32(IFLA_MTU, size)
         if master != -1:
             self.put_u32(IFLA_MASTER, above)
+        if settings is not None:
+            self.put_settings(settings)
         self.finish(-1)
 
     def del_link(self, index):
@@ -416,28 +436,48 @@ cdef class Batch:
         self.start(RTM_DELLINK, NLM_F_REQUEST | NLM_F_ACK, &info, sizeof(info))
         self.finish(-1)
 
-    def add_altname(self, index, name):
-        """Append ``RTM_NEWLINKPROP``: ``ip link property add dev $if altname $name``.
+    def add_altname(self, index, name, *more):
+        """Append ``RTM_NEWLINKPROP``: ``ip link property add dev $if altname $name altname ...``.
 
-        EEXIST where the name is taken.
+        EEXIST where a name is taken; those before it are added, those after it are not.
         """
-        self.change_altname(RTM_NEWLINKPROP, NLM_F_CREATE | NLM_F_EXCL, index, name)
+        self.change_altnames(RTM_NEWLINKPROP, NLM_F_CREATE | NLM_F_EXCL, index, (name, *more))
 
-    def del_altname(self, index, name):
-        """Append ``RTM_DELLINKPROP``: ``ip link property del dev $if altname $name``."""
-        self.change_altname(RTM_DELLINKPROP, 0, index, name)
+    def del_altname(self, index, name, *more):
+        """Append ``RTM_DELLINKPROP``: ``ip link property del dev $if altname $name altname ...``."""
+        self.change_altnames(RTM_DELLINKPROP, 0, index, (name, *more))
 
-    cdef int change_altname(self, uint16_t kind, uint16_t flags, object index, object name) except -1:
+    cdef int change_altnames(self, uint16_t kind, uint16_t flags, object index, tuple given) except -1:
         cdef ifinfomsg info
         cdef size_t names
-        cdef bytes text = alternative_name(name)
+        cdef list texts = [alternative_name(name) for name in given]
         memset(&info, 0, sizeof(info))
         info.ifi_index = number(index, "index", 1, INT_MAX)
         self.start(kind, NLM_F_REQUEST | NLM_F_ACK | flags, &info, sizeof(info))
         names = self.open_nest(NLA_F_NESTED | IFLA_PROP_LIST)
-        self.put_text(IFLA_ALT_IFNAME, text)
+        for text in texts:
+            self.put_text(IFLA_ALT_IFNAME, text)
         self.close_nest(names)
         return self.finish(-1)
+
+    def drop_xdp(self, index, mode):
+        """Append one ``RTM_SETLINK`` that detaches one mode's XDP program: ``ip link set $if xdpdrv off``.
+
+        ``mode`` is its place in ``Link.xdp``: 0 generic, 1 driver, 2 offload. A program that a bpf_link holds
+        is EBUSY.
+        """
+        cdef ifinfomsg info
+        cdef int32_t none = -1
+        cdef uint32_t flags = XDP_FLAGS_SKB_MODE << number(mode, "mode", 0, 2)
+        cdef size_t nest
+        memset(&info, 0, sizeof(info))
+        info.ifi_index = number(index, "index", 1, INT_MAX)
+        self.start(RTM_SETLINK, NLM_F_REQUEST | NLM_F_ACK, &info, sizeof(info))
+        nest = self.open_nest(IFLA_XDP)
+        self.put(IFLA_XDP_FD, &none, sizeof(none))
+        self.put_u32(IFLA_XDP_FLAGS, flags)
+        self.close_nest(nest)
+        self.finish(-1)
 
     def add_address(self, index, cidr):
         """Append ``RTM_NEWADDR``: ``ip address add $cidr [brd +] dev $if [nodad]``.
@@ -589,6 +629,10 @@ cdef class Batch:
     cdef int put_u32(self, uint16_t kind, uint32_t value) except -1:
         return self.put(kind, &value, sizeof(value))
 
+    cdef int put_u8(self, uint16_t kind, uint32_t value) except -1:
+        cdef uint8_t byte = <uint8_t>value
+        return self.put(kind, &byte, 1)
+
     cdef int put_text(self, uint16_t kind, bytes text) except -1:
         return self.put(kind, PyBytes_AS_STRING(text), PyBytes_GET_SIZE(text) + 1)
 
@@ -599,6 +643,40 @@ cdef class Batch:
 
     cdef void close_nest(self, size_t at) noexcept:
         (<nlattr *>(self.data + at)).nla_len = <uint16_t>(self.size - at)
+
+    cdef int put_settings(self, object settings) except -1:
+        cdef uint8_t address[6]
+        cdef bytes alias
+        if settings.broadcast is not None:
+            parse_mac(settings.broadcast, address)
+            self.put(IFLA_BROADCAST, address, 6)
+        self.put_setting(IFLA_TXQLEN, "txqlen", settings.txqlen)
+        if settings.mode is not None:
+            self.put_u8(IFLA_LINKMODE, number(settings.mode, "mode", 0, 255))
+        if settings.alias is not None:
+            alias = settings.alias.encode("utf-8", "surrogateescape")
+            self.put(IFLA_IFALIAS, PyBytes_AS_STRING(alias), PyBytes_GET_SIZE(alias))
+        self.put_setting(IFLA_GROUP, "group", settings.group)
+        self.put_setting(IFLA_GSO_MAX_SEGS, "gso_max_segs", settings.gso_max_segs)
+        self.put_setting(IFLA_GSO_MAX_SIZE, "gso_max_size", settings.gso_max_size)
+        self.put_setting(IFLA_GRO_MAX_SIZE, "gro_max_size", settings.gro_max_size)
+        self.put_setting(IFLA_GSO_IPV4_MAX_SIZE, "gso_ipv4_max_size", settings.gso_ipv4_max_size)
+        self.put_setting(IFLA_GRO_IPV4_MAX_SIZE, "gro_ipv4_max_size", settings.gro_ipv4_max_size)
+        return self.put_addrgenmode(settings.addrgenmode)
+
+    cdef int put_setting(self, uint16_t kind, str what, object value) except -1:
+        return 0 if value is None else self.put_u32(kind, number(value, what, 0, 0xfffffffe))
+
+    cdef int put_addrgenmode(self, object mode) except -1:
+        cdef size_t families, inet6
+        if mode is None:
+            return 0
+        families = self.open_nest(IFLA_AF_SPEC)
+        inet6 = self.open_nest(AF_INET6)
+        self.put_u8(IFLA_INET6_ADDR_GEN_MODE, number(mode, "addrgenmode", 0, 255))
+        self.close_nest(inet6)
+        self.close_nest(families)
+        return 0
 
     cdef int put_vf_mac(self, uint32_t vf, const VfWish *wish) except -1:
         cdef ifla_vf_mac mac
@@ -706,6 +784,10 @@ cdef inline uint32_t u32_of(const nlattr *attr) noexcept nogil:
     if payload(attr, sizeof(value)) != NULL:
         memcpy(&value, payload(attr, sizeof(value)), sizeof(value))
     return value
+
+
+cdef inline uint32_t u8_of(const nlattr *attr) noexcept nogil:
+    return payload(attr, 1)[0] if payload(attr, 1) != NULL else 0
 
 
 cdef str text_of(const nlattr *attr):
@@ -849,6 +931,19 @@ cdef const nlattr *find_vf(Span *message, const nlattr *vf_list, uint32_t num_vf
     return found
 
 
+cdef const nlattr *inner(const nlattr *nest, int kind) noexcept nogil:
+    # The attribute of one kind in a nest, or NULL; a NULL nest has none.
+    cdef Span span
+    cdef const nlattr *attr
+    if nest == NULL:
+        return NULL
+    span = inside(nest)
+    attr = next_attr(&span)
+    while attr != NULL and kind_of(attr) != kind:
+        attr = next_attr(&span)
+    return attr
+
+
 cdef tuple alternative_names(const nlattr *properties):
     # IFLA_PROP_LIST: a row of IFLA_ALT_IFNAME.
     cdef Span span = inside(properties)
@@ -861,13 +956,50 @@ cdef tuple alternative_names(const nlattr *properties):
     return tuple(found)
 
 
+cdef uint32_t xdp_program(const nlattr *xdp, int kind) noexcept nogil:
+    cdef const nlattr *attr = inner(xdp, kind)
+    return u32_of(attr) if attr != NULL else 0
+
+
+cdef int read_setting(const nlattr *attr, dict found) except -1:
+    cdef int kind = kind_of(attr)
+    cdef const nlattr *mode
+    if kind == IFLA_BROADCAST and attr.nla_len == sizeof(nlattr) + 6:
+        found["broadcast"] = mac_text(payload(attr, 6), 6)
+    elif kind == IFLA_TXQLEN:
+        found["txqlen"] = u32_of(attr)
+    elif kind == IFLA_LINKMODE:
+        found["mode"] = u8_of(attr)
+    elif kind == IFLA_IFALIAS:
+        found["alias"] = text_of(attr)
+    elif kind == IFLA_GROUP:
+        found["group"] = u32_of(attr)
+    elif kind == IFLA_GSO_MAX_SEGS:
+        found["gso_max_segs"] = u32_of(attr)
+    elif kind == IFLA_GSO_MAX_SIZE:
+        found["gso_max_size"] = u32_of(attr)
+    elif kind == IFLA_GRO_MAX_SIZE:
+        found["gro_max_size"] = u32_of(attr)
+    elif kind == IFLA_GSO_IPV4_MAX_SIZE:
+        found["gso_ipv4_max_size"] = u32_of(attr)
+    elif kind == IFLA_GRO_IPV4_MAX_SIZE:
+        found["gro_ipv4_max_size"] = u32_of(attr)
+    elif kind == IFLA_AF_SPEC:
+        mode = inner(inner(attr, AF_INET6), IFLA_INET6_ADDR_GEN_MODE)
+        if mode != NULL:
+            found["addrgenmode"] = u8_of(mode)
+    return 0
+
+
 cdef object decode_link(const uint8_t *body, size_t size, int vf):
     cdef const ifinfomsg *info = <const ifinfomsg *>body
     cdef Span span
     cdef const nlattr *attr
     cdef const nlattr *vf_info = NULL
+    cdef const nlattr *xdp = NULL
     cdef str name = "", mac = "", parent = "", perm = ""
     cdef tuple altnames = ()
+    cdef dict found = {"flags": info.ifi_flags & SETTABLE_FLAGS, "alias": ""}
     cdef uint32_t mtu = 0, num_vf = 0, lower = 0, master = 0
     cdef bint is_lower_here = True
     cdef int kind
@@ -898,6 +1030,10 @@ cdef object decode_link(const uint8_t *body, size_t size, int vf):
             perm = mac_text(payload(attr, 0), attr.nla_len - sizeof(nlattr))
         elif kind == IFLA_PARENT_DEV_NAME:
             parent = text_of(attr)
+        elif kind == IFLA_XDP:
+            xdp = attr
+        else:
+            read_setting(attr, found)
         attr = next_attr(&span)
     return Link(
         index=info.ifi_index,
@@ -913,6 +1049,12 @@ cdef object decode_link(const uint8_t *body, size_t size, int vf):
         altnames=altnames,
         num_vf=num_vf,
         vf=vf_settings(vf_info) if vf_info != NULL else None,
+        settings=LinkSettings(**found),
+        xdp=(
+            xdp_program(xdp, IFLA_XDP_SKB_PROG_ID),
+            xdp_program(xdp, IFLA_XDP_DRV_PROG_ID),
+            xdp_program(xdp, IFLA_XDP_HW_PROG_ID),
+        ),
     )
 
 
@@ -1391,6 +1533,30 @@ def netns_write(netns_fd, str path not None, str text not None):
         failed = write_in(where, at, what, size)
     if failed:
         PyErr_SetFromErrnoWithFilenameObject(OSError, path)
+
+
+# --- ethtool ------------------------------------------------------------------------------------------
+
+def ethtool(int socket_fd, str name not None, bytes request not None):
+    """Do one ``ioctl(SIOCETHTOOL)`` for a device in the namespace of a socket; return the struct it leaves.
+
+    ``request`` is the command's struct (linux/ethtool.h), with the size that the command fills. Raises
+    OSError: EOPNOTSUPP where the driver has no such command, ENODEV where there is no such device.
+    """
+    cdef bytes answer = PyBytes_FromStringAndSize(PyBytes_AS_STRING(request), PyBytes_GET_SIZE(request))
+    cdef bytes device = interface_name(name)
+    cdef EthtoolRequest wrapped
+    cdef int failed
+    if PyBytes_GET_SIZE(request) < 4:
+        raise ValueError(f"ethtool request of {PyBytes_GET_SIZE(request)} bytes: has no command")
+    memset(&wrapped, 0, sizeof(wrapped))
+    memcpy(wrapped.name, PyBytes_AS_STRING(device), PyBytes_GET_SIZE(device))
+    wrapped.data = PyBytes_AS_STRING(answer)
+    with nogil:
+        failed = c_ioctl(socket_fd, SIOCETHTOOL, &wrapped)
+    if failed < 0:
+        PyErr_SetFromErrno(OSError)
+    return answer
 
 
 # --- the socket ---------------------------------------------------------------------------------------

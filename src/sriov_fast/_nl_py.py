@@ -7,10 +7,12 @@ docstrings hold for both. Nothing else in the package imports pyroute2: that cos
 from __future__ import annotations
 
 import errno
+import fcntl
 import os
 import socket
 import struct
 import sys
+from array import array
 
 from pyroute2.netlink import nla, nlmsg
 from pyroute2.netlink.rtnl.ifaddrmsg import ifaddrmsg
@@ -18,7 +20,7 @@ from pyroute2.netlink.rtnl.ifinfmsg import ifinfmsg
 from pyroute2.netlink.rtnl.rtmsg import rtmsg
 
 from sriov_fast.errors import NetlinkError
-from sriov_fast.values import Link, Route, VfSettings
+from sriov_fast.values import Link, LinkSettings, Route, VfSettings
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -49,13 +51,16 @@ ATTR = struct.Struct("=HH")  # struct nlattr
 
 # linux/rtnetlink.h, linux/if_addr.h, linux/if.h, linux/if_link.h
 RTM_NEWLINK, RTM_DELLINK, RTM_GETLINK, RTM_SETLINK = 16, 17, 18, 19
-RTM_NEWLINKPROP, RTM_DELLINKPROP = 108, 109
 RTM_NEWADDR, RTM_GETADDR, RTM_NEWROUTE, RTM_GETROUTE = 20, 22, 24, 26
+RTM_NEWLINKPROP, RTM_DELLINKPROP = 108, 109
 BODY_SIZES = {RTM_NEWLINK: 16, RTM_NEWADDR: 8, RTM_NEWROUTE: 12}
 RTN_UNICAST, RTPROT_BOOT, RTM_F_CLONED = 1, 3, 0x200
 RT_SCOPE_UNIVERSE, RT_SCOPE_LINK, RT_TABLE_MAIN, RT_TABLE_LOCAL = 0, 253, 254, 255
 RTEXT_FILTER_VF, RTEXT_FILTER_SKIP_STATS = 1, 8
 IFA_F_NODAD, IFF_UP, IFF_LOWER_UP = 0x02, 0x1, 0x10000
+# What dev_change_flags() (net/core/dev.c) lets a user set, without IFF_UP: DEBUG, NOTRAILERS, NOARP, PROMISC,
+# ALLMULTI, MULTICAST, PORTSEL, AUTOMEDIA, DYNAMIC.
+SETTABLE_FLAGS = 0xF3A4
 IFLA_NUM_VF, IFLA_VFINFO_LIST, IFLA_VF_INFO, IFLA_VF_MAC = 21, 22, 1, 1
 LINK_STATES = ("auto", "enable", "disable")
 VLAN_PROTOS = {"802.1Q": 0x8100, "802.1ad": 0x88A8}  # linux/if_ether.h
@@ -63,6 +68,24 @@ VLAN_PROTO_NAMES = {number: name for name, number in VLAN_PROTOS.items()}
 IFLA_ADDRESS = 1
 ALTIFNAMSIZ = 128  # linux/if.h
 IFLA_PERM_ADDRESS = 54
+IFLA_BROADCAST, IFLA_IFALIAS, IFLA_AF_SPEC, IFLA_XDP = 2, 20, 26, 43
+IFLA_INET6_ADDR_GEN_MODE = 8
+# The modes' program IDs, in the order of ``Link.xdp``: IFLA_XDP_SKB_PROG_ID, _DRV_, _HW_.
+XDP_PROG_IDS = (6, 5, 7)
+XDP_FLAGS_SKB_MODE = 2
+# Number, format and name in ``LinkSettings``: IFLA_TXQLEN, IFLA_LINKMODE, IFLA_GROUP, IFLA_GSO_MAX_SEGS,
+# IFLA_GSO_MAX_SIZE, IFLA_GRO_MAX_SIZE, IFLA_GSO_IPV4_MAX_SIZE, IFLA_GRO_IPV4_MAX_SIZE.
+NUMBERS = {
+    13: ("=I", "txqlen"),
+    17: ("=B", "mode"),
+    27: ("=I", "group"),
+    40: ("=I", "gso_max_segs"),
+    41: ("=I", "gso_max_size"),
+    58: ("=I", "gro_max_size"),
+    63: ("=I", "gso_ipv4_max_size"),
+    64: ("=I", "gro_ipv4_max_size"),
+}
+SIOCETHTOOL = 0x8946  # linux/sockios.h
 IFLA_PROP_LIST, IFLA_ALT_IFNAME = 52, 53
 # What else is read of a link: IFLA_IFNAME, IFLA_MTU, IFLA_LINK, IFLA_MASTER, IFLA_NUM_VF, IFLA_LINK_NETNSID,
 # IFLA_PARENT_DEV_NAME.
@@ -110,6 +133,16 @@ class _VfMessage(nlmsg):  # type: ignore[misc]
 
                 class ivvi(nla):  # type: ignore[misc]  # noqa: N801
                     fields = (*_PyVf.vf_vlist.ivvi.fields, ("pad", "H"))
+
+
+class _Device(nlmsg):  # type: ignore[misc]
+    """``ifinfmsg`` with attributes as bytes, for those that pyroute2 does not know or encodes otherwise."""
+
+    fields = ifinfmsg.fields
+    nla_map = tuple((kind, str(kind), "cdata") for kind in range(65))
+
+    def put(self, kind: int, payload: bytes) -> None:
+        self["attrs"].append((str(kind), payload))
 
 
 # --- arguments ----------------------------------------------------------------------------------------
@@ -224,6 +257,28 @@ def _vf_attrs(vf: int, settings: VfSettings) -> list[tuple[str, Any]]:
     return attrs
 
 
+def _attr(kind: int, payload: bytes) -> bytes:
+    return ATTR.pack(ATTR.size + len(payload), kind) + payload + bytes(-len(payload) % 4)
+
+
+def _settings_attrs(settings: LinkSettings) -> Iterator[tuple[int, bytes]]:
+    """Yield number and payload of every attribute that is given, in the order of their numbers."""
+    given: dict[int, bytes] = {}
+    if settings.broadcast is not None:
+        given[IFLA_BROADCAST] = bytes.fromhex(_mac(settings.broadcast).replace(":", ""))
+    if settings.alias is not None:
+        given[IFLA_IFALIAS] = settings.alias.encode("utf-8", "surrogateescape")
+    for kind, (form, name) in NUMBERS.items():
+        value = getattr(settings, name)
+        if value is not None:
+            most = 0xFF if form == "=B" else 0xFFFFFFFE
+            given[kind] = struct.pack(form, _number(value, name, 0, most))
+    yield from sorted(given.items())
+    if settings.addrgenmode is not None:
+        mode = struct.pack("=B", _number(settings.addrgenmode, "addrgenmode", 0, 255))
+        yield IFLA_AF_SPEC, _attr(socket.AF_INET6, _attr(IFLA_INET6_ADDR_GEN_MODE, mode))
+
+
 # --- encoding -----------------------------------------------------------------------------------------
 
 
@@ -306,28 +361,31 @@ class Batch:
         mtu: int = 0,
         up: bool | None = None,
         master: int = -1,
+        settings: LinkSettings | None = None,
     ) -> None:
         """Append one ``RTM_SETLINK``: ``ip link set $if netns $ns name $name address $mac mtu $mtu up``."""
-        attrs: list[tuple[str, Any]] = []
-        if netns_fd != -1:
-            attrs.append(("IFLA_NET_NS_FD", _number(netns_fd, "netns_fd", 0, INT_MAX)))
+        message = _Device()
+        message["attrs"] = []
+        fd = _number(netns_fd, "netns_fd", 0, INT_MAX) if netns_fd != -1 else -1
         size = _number(mtu, "mtu", 1, INT_MAX) if mtu != 0 else 0
-        if name:
-            attrs.append(("IFLA_IFNAME", _interface_name(name)))
-        message = ifinfmsg()
+        text = _interface_name(name) if name else ""
         message["index"] = _number(index, "index", 0 if name else 1, INT_MAX)
+        if fd >= 0:
+            message.put(28, struct.pack("=I", fd))  # IFLA_NET_NS_FD
+        if text:
+            message.put(3, text.encode() + b"\0")  # IFLA_IFNAME
         if mac:
-            attrs.append(("IFLA_ADDRESS", _mac(mac)))
+            message.put(IFLA_ADDRESS, bytes.fromhex(_mac(mac).replace(":", "")))
         if size:
-            attrs.append(("IFLA_MTU", size))
+            message.put(4, struct.pack("=I", size))  # IFLA_MTU
         if master != -1:
-            attrs.append(("IFLA_MASTER", _number(master, "master", 0, INT_MAX)))
+            message.put(10, struct.pack("=I", _number(master, "master", 0, INT_MAX)))  # IFLA_MASTER
         if up is not None:
             message["change"] = IFF_UP
             message["flags"] = IFF_UP if up else 0
-        elif not attrs:
+        elif not message["attrs"] and settings in (None, LinkSettings()):
             raise ValueError(f"set_link of index {index}: asks for nothing")
-        message["attrs"] = attrs
+        _put_settings(message, settings or LinkSettings())
         operation = f"set link of ifindex {index}" if index else f"set link of {name}"
         self._messages.append(_Message(message, RTM_SETLINK, NLM_F_REQUEST | NLM_F_ACK, operation))
 
@@ -338,21 +396,35 @@ class Batch:
         operation = f"delete link of ifindex {index}"
         self._messages.append(_Message(message, RTM_DELLINK, NLM_F_REQUEST | NLM_F_ACK, operation))
 
-    def add_altname(self, index: int, name: str) -> None:
-        """Append ``RTM_NEWLINKPROP``: ``ip link property add dev $if altname $name``."""
+    def add_altname(self, index: int, name: str, *more: str) -> None:
+        """Append ``RTM_NEWLINKPROP``: ``ip link property add dev $if altname $name altname ...``."""
         operation = f"add altname {name} to ifindex {index}"
-        self._change_altname(RTM_NEWLINKPROP, NLM_F_CREATE | NLM_F_EXCL, index, name, operation)
+        self._change_altnames(RTM_NEWLINKPROP, NLM_F_CREATE | NLM_F_EXCL, index, (name, *more), operation)
 
-    def del_altname(self, index: int, name: str) -> None:
-        """Append ``RTM_DELLINKPROP``: ``ip link property del dev $if altname $name``."""
-        self._change_altname(RTM_DELLINKPROP, 0, index, name, f"delete altname {name} of ifindex {index}")
+    def del_altname(self, index: int, name: str, *more: str) -> None:
+        """Append ``RTM_DELLINKPROP``: ``ip link property del dev $if altname $name altname ...``."""
+        operation = f"delete altname {name} of ifindex {index}"
+        self._change_altnames(RTM_DELLINKPROP, 0, index, (name, *more), operation)
 
-    def _change_altname(self, kind: int, flags: int, index: int, name: str, operation: str) -> None:
+    def _change_altnames(
+        self, kind: int, flags: int, index: int, names: tuple[str, ...], operation: str
+    ) -> None:
         message = ifinfmsg()
-        text = _alternative_name(name)
+        listed = [("IFLA_ALT_IFNAME", _alternative_name(name)) for name in names]
         message["index"] = _number(index, "index", 1, INT_MAX)
-        message["attrs"] = [("IFLA_PROP_LIST", {"attrs": [("IFLA_ALT_IFNAME", text)]})]
+        message["attrs"] = [("IFLA_PROP_LIST", {"attrs": listed})]
         self._messages.append(_Message(message, kind, NLM_F_REQUEST | NLM_F_ACK | flags, operation))
+
+    def drop_xdp(self, index: int, mode: int) -> None:
+        """Append one ``RTM_SETLINK`` that detaches one mode's XDP program: ``ip link set $if xdpdrv off``."""
+        flags = XDP_FLAGS_SKB_MODE << _number(mode, "mode", 0, 2)
+        message = _Device()
+        message["index"] = _number(index, "index", 1, INT_MAX)
+        message["attrs"] = []
+        # IFLA_XDP_FD and IFLA_XDP_FLAGS
+        message.put(IFLA_XDP, _attr(1, struct.pack("=i", -1)) + _attr(3, struct.pack("=I", flags)))
+        operation = f"set link of ifindex {index}"
+        self._messages.append(_Message(message, RTM_SETLINK, NLM_F_REQUEST | NLM_F_ACK, operation))
 
     def add_address(self, index: int, cidr: str) -> None:
         """Append ``RTM_NEWADDR``: ``ip address add $cidr [brd +] dev $if [nodad]``."""
@@ -424,6 +496,14 @@ class Batch:
         self._messages.append(_Message(message, RTM_GETROUTE, NLM_F_REQUEST | NLM_F_DUMP, operation, index))
 
 
+def _put_settings(message: _Device, settings: LinkSettings) -> None:
+    if settings.flags is not None:
+        message["change"] |= SETTABLE_FLAGS
+        message["flags"] |= _number(settings.flags, "flags", 0, INT_MAX) & SETTABLE_FLAGS
+    for kind, payload in _settings_attrs(settings):
+        message.put(kind, payload)
+
+
 def _given_metrics(metrics: list[tuple[str, int]]) -> list[tuple[str, Any]]:
     given = [(name, value) for name, value in metrics if value]
     return [("RTA_METRICS", {"attrs": given})] if given else []
@@ -480,22 +560,30 @@ def _find_vf(data: bytes, at: int, num_vf: int, vf: int) -> tuple[bytes, int]:
     return found, end
 
 
-def _condensed(data: bytes, vf: int) -> bytes:
-    """Return a RTM_NEWLINK message with only what is read of it, so with at most one VF."""
-    kept = [data[16:32]]
+def _link_attrs(data: bytes) -> Iterator[tuple[int, int, int]]:
+    """Yield the attributes of a RTM_NEWLINK message as ``_attrs`` does; none from inside the list of VFs."""
     at, num_vf = 32, 0
-    while True:
-        attr = next(_attrs(data, at, len(data)), None)
-        if attr is None:
-            break
+    while attr := next(_attrs(data, at, len(data)), None):
         kind, start, end = attr
         at = start + (end - start + 3 & ~3)
+        if kind == IFLA_NUM_VF:
+            (num_vf,) = struct.unpack_from("=I", data, start + ATTR.size)
+        elif kind == IFLA_VFINFO_LIST:
+            _, at = _find_vf(data, start, num_vf, -1)
+        yield attr
+
+
+def _condensed(data: bytes, vf: int) -> bytes:
+    """Return a RTM_NEWLINK message with what pyroute2 is to read of it, so with at most one VF."""
+    kept = [data[16:32]]
+    num_vf = 0
+    for kind, start, end in _link_attrs(data):
         if kind == IFLA_NUM_VF:
             (num_vf,) = struct.unpack_from("=I", data, start + ATTR.size)
         if kind in LINK_ATTRS:
             kept.append(data[start:end] + bytes(-(end - start) % 4))
         elif kind == IFLA_VFINFO_LIST:
-            info, at = _find_vf(data, start, num_vf, vf)
+            info, _ = _find_vf(data, start, num_vf, vf)
             if info:
                 kept.append(ATTR.pack(len(info) + ATTR.size, IFLA_VFINFO_LIST) + info + bytes(-len(info) % 4))
     body = b"".join(kept)
@@ -535,20 +623,58 @@ def _text(value: str | bytes | None) -> str:
 
 def _hardware_address(data: bytes, wanted: int) -> str:
     """Return IFLA_ADDRESS or IFLA_PERM_ADDRESS, of any length; pyroute2 knows six bytes only."""
-    for kind, start, end in _attrs(data, 32, len(data)):
+    for kind, start, end in _link_attrs(data):
         if kind == wanted:
             return data[start + ATTR.size : end].hex(":")
     return ""
 
 
+def _c_text(payload: bytes) -> str:
+    return payload.partition(b"\0")[0].decode("utf-8", "surrogateescape")
+
+
+def _inner(data: bytes, start: int, end: int, wanted: int) -> bytes:
+    """Return the payload of one kind in a nest, b"" where there is none."""
+    found = (data[at + ATTR.size : stop] for kind, at, stop in _attrs(data, start, end) if kind == wanted)
+    return next(found, b"")
+
+
+def _decode_settings(data: bytes) -> LinkSettings:
+    (flags,) = struct.unpack_from("=I", data, HEADER.size + 8)
+    found: dict[str, Any] = {"flags": flags & SETTABLE_FLAGS, "alias": ""}
+    for kind, start, end in _link_attrs(data):
+        payload = data[start + ATTR.size : end]
+        if kind in NUMBERS:
+            form, name = NUMBERS[kind]
+            found[name] = struct.unpack_from(form, payload)[0] if len(payload) >= struct.calcsize(form) else 0
+        elif kind == IFLA_BROADCAST and len(payload) == 6:
+            found["broadcast"] = payload.hex(":")
+        elif kind == IFLA_IFALIAS:
+            found["alias"] = _c_text(payload)
+        elif kind == IFLA_AF_SPEC:
+            inet6 = _inner(data, start + ATTR.size, end, socket.AF_INET6)
+            mode = _inner(inet6, 0, len(inet6), IFLA_INET6_ADDR_GEN_MODE)
+            if mode:
+                found["addrgenmode"] = mode[0]
+    return LinkSettings(**found)
+
+
 def _alternative_names(data: bytes) -> tuple[str, ...]:
     return tuple(
-        data[at + ATTR.size : stop].partition(b"\0")[0].decode("utf-8", "surrogateescape")
-        for kind, start, end in _attrs(data, 32, len(data))
+        _c_text(data[at + ATTR.size : stop])
+        for kind, start, end in _link_attrs(data)
         if kind == IFLA_PROP_LIST
         for inner, at, stop in _attrs(data, start + ATTR.size, end)
         if inner == IFLA_ALT_IFNAME
     )
+
+
+def _decode_xdp(data: bytes) -> tuple[int, ...]:
+    for kind, start, end in _link_attrs(data):
+        if kind == IFLA_XDP:
+            ids = (_inner(data, start + ATTR.size, end, wanted) for wanted in XDP_PROG_IDS)
+            return tuple(int.from_bytes(payload[:4], sys.byteorder) for payload in ids)
+    return 0, 0, 0
 
 
 def _decode_link(data: bytes, vf: int) -> Link:
@@ -570,6 +696,8 @@ def _decode_link(data: bytes, vf: int) -> Link:
         altnames=_alternative_names(data),
         num_vf=message.get_attr("IFLA_NUM_VF") or 0,
         vf=_vf_settings(vf_list.get_attr("IFLA_VF_INFO")) if vf_list is not None else None,
+        settings=_decode_settings(data),
+        xdp=_decode_xdp(data),
     )
 
 
@@ -810,6 +938,19 @@ def netns_write(netns_fd: int, path: str, text: str) -> None:
         raise
     finally:
         os.close(fd)
+
+
+# --- ethtool ------------------------------------------------------------------------------------------
+
+
+def ethtool(socket_fd: int, name: str, request: bytes) -> bytes:
+    """Do one ``ioctl(SIOCETHTOOL)`` for a device in a socket's namespace; return the struct it leaves."""
+    if len(request) < 4:
+        raise ValueError(f"ethtool request of {len(request)} bytes: has no command")
+    answer = array("B", request)
+    wrapped = struct.pack("@16sP16x", _interface_name(name).encode(), answer.buffer_info()[0])
+    fcntl.ioctl(socket_fd, SIOCETHTOOL, wrapped)
+    return answer.tobytes()
 
 
 # --- the socket ---------------------------------------------------------------------------------------

@@ -141,6 +141,9 @@ cdef enum:
 cdef enum:
     IFF_UP = 0x1
     IFF_LOWER_UP = 0x10000
+    # What dev_change_flags() (net/core/dev.c) lets a user set, without IFF_UP: DEBUG, NOTRAILERS, NOARP,
+    # PROMISC, ALLMULTI, MULTICAST, PORTSEL, AUTOMEDIA, DYNAMIC.
+    SETTABLE_FLAGS = 0xf3a4
     IFNAMSIZ = 16
     ALTIFNAMSIZ = 128
 
@@ -177,19 +180,40 @@ cdef struct ifla_vf_setting:
 
 cdef enum:
     IFLA_ADDRESS = 1
+    IFLA_BROADCAST = 2
     IFLA_IFNAME = 3
     IFLA_MTU = 4
     IFLA_LINK = 5
     IFLA_MASTER = 10
+    IFLA_TXQLEN = 13
+    IFLA_LINKMODE = 17        # __u8
+    IFLA_IFALIAS = 20
     IFLA_NUM_VF = 21
     IFLA_VFINFO_LIST = 22
+    IFLA_AF_SPEC = 26         # of address families: AF_INET6 among them
+    IFLA_GROUP = 27
     IFLA_NET_NS_FD = 28
     IFLA_EXT_MASK = 29
     IFLA_LINK_NETNSID = 37
+    IFLA_GSO_MAX_SEGS = 40
+    IFLA_GSO_MAX_SIZE = 41
+    IFLA_XDP = 43
     IFLA_PROP_LIST = 52
     IFLA_ALT_IFNAME = 53
     IFLA_PERM_ADDRESS = 54
     IFLA_PARENT_DEV_NAME = 56
+    IFLA_GRO_MAX_SIZE = 58
+    IFLA_GSO_IPV4_MAX_SIZE = 63
+    IFLA_GRO_IPV4_MAX_SIZE = 64
+
+    IFLA_INET6_ADDR_GEN_MODE = 8  # __u8
+
+    IFLA_XDP_FD = 1           # __s32, -1 detaches
+    IFLA_XDP_FLAGS = 3
+    IFLA_XDP_DRV_PROG_ID = 5
+    IFLA_XDP_SKB_PROG_ID = 6
+    IFLA_XDP_HW_PROG_ID = 7
+    XDP_FLAGS_SKB_MODE = 2    # 1 << 1, and driver and hardware mode are the next two bits
 
     IFLA_VF_INFO = 1
 
@@ -213,3 +237,8 @@ cdef enum:
 cdef enum:
     ETH_P_8021Q = 0x8100
     ETH_P_8021AD = 0x88a8
+
+# --- linux/sockios.h, linux/ethtool.h -----------------------------------------------------------------
+
+cdef enum:
+    SIOCETHTOOL = 0x8946

@@ -123,6 +123,29 @@ class VfSettings(Value):
     trust: bool | None = None
 
 
+class LinkSettings(Value):
+    """What whoever has a network device can set on it with ``RTM_SETLINK`` (linux/if_link.h).
+
+    MAC, MTU, name and IFF_UP are in ``Link`` itself. None means "not reported" in an answer and "leave alone"
+    in a request. ``flags`` are the IFF_* bits that dev_change_flags() (net/core/dev.c) takes, without IFF_UP.
+    ``mode`` is IFLA_LINKMODE (0 default, 1 dormant); ``alias`` "" is none; sizes are in bytes.
+    ``addrgenmode`` is IPv6's IFLA_INET6_ADDR_GEN_MODE.
+    """
+
+    flags: int | None = None
+    broadcast: str | None = None
+    txqlen: int | None = None
+    mode: int | None = None
+    alias: str | None = None
+    group: int | None = None
+    gso_max_segs: int | None = None
+    gso_max_size: int | None = None
+    gro_max_size: int | None = None
+    gso_ipv4_max_size: int | None = None
+    gro_ipv4_max_size: int | None = None
+    addrgenmode: int | None = None
+
+
 class Link(Value):
     """One network device as ``RTM_NEWLINK`` shows it.
 
@@ -132,7 +155,8 @@ class Link(Value):
     ``lower`` is the index of the device under this one (IFLA_LINK), 0 where there is none or where it is in
     another namespace; ``master`` is the index of the bond or bridge that has it, 0 for none.
     ``num_vf`` and ``vf`` (what the PF holds for the one VF that was asked for) are set on a PF read with
-    ``vf=``.
+    ``vf=``. ``altnames`` are the alternative names; ``xdp`` the IDs of the XDP programs in the modes generic,
+    driver and offload, 0 where there is none.
     """
 
     index: int
@@ -148,6 +172,8 @@ class Link(Value):
     altnames: tuple[str, ...] = ()
     num_vf: int = 0
     vf: VfSettings | None = None
+    settings: LinkSettings = LinkSettings()
+    xdp: tuple[int, ...] = (0, 0, 0)
 
 
 class Address(Value):

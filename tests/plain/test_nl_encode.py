@@ -8,6 +8,7 @@ has two bytes of tail padding that count, and the twin adds them.
 from __future__ import annotations
 
 import ipaddress
+import re
 import socket
 import struct
 from typing import TYPE_CHECKING, Any, Literal
@@ -20,7 +21,7 @@ from pyroute2.netlink.rtnl.ifinfmsg import ifinfmsg
 from pyroute2.netlink.rtnl.rtmsg import rtmsg
 
 from sriov_fast import _nl, _nl_py
-from sriov_fast.values import Route, VfSettings
+from sriov_fast.values import LinkSettings, Route, VfSettings
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -35,6 +36,7 @@ names = st.text(
     st.characters(categories=("L", "N", "P"), exclude_characters="/:"), min_size=1, max_size=15
 ).filter(lambda name: len(name.encode()) < 16 and name not in (".", "..") and b"\xa0" not in name.encode())
 u32 = st.integers(0, 2**31 - 1)
+MAC = re.compile("[0-9a-f]{2}(:[0-9a-f]{2}){5}", re.IGNORECASE)
 
 
 def optional(strategy: st.SearchStrategy[Any]) -> st.SearchStrategy[Any]:
@@ -59,6 +61,20 @@ def vf_settings(draw: st.DrawFn) -> VfSettings:
 
 
 @st.composite
+def link_settings(draw: st.DrawFn) -> LinkSettings:
+    sizes = ("txqlen", "group", "gso_max_segs", "gso_max_size")
+    sizes += ("gro_max_size", "gso_ipv4_max_size", "gro_ipv4_max_size")
+    return LinkSettings(
+        flags=draw(optional(st.integers(0, 0xFFFF))),
+        broadcast=draw(optional(macs)),
+        mode=draw(optional(st.integers(0, 1))),
+        alias=draw(optional(st.text(st.characters(codec="ascii", exclude_characters="\0"), max_size=255))),
+        addrgenmode=draw(optional(st.integers(0, 3))),
+        **{name: draw(optional(u32)) for name in sizes},
+    )
+
+
+@st.composite
 def link_changes(draw: st.DrawFn) -> dict[str, Any]:
     changes = draw(
         st.fixed_dictionaries(
@@ -70,9 +86,12 @@ def link_changes(draw: st.DrawFn) -> dict[str, Any]:
                 "mtu": st.integers(1, 2**31 - 1),
                 "up": st.booleans(),
                 "master": st.integers(0, 2**31 - 1),
+                "settings": link_settings(),
             },
         )
     )
+    if changes.get("settings") == LinkSettings():
+        del changes["settings"]
     return changes or {"up": True}
 
 
@@ -192,8 +211,44 @@ def test_set_link_has_the_same_bytes_and_says_what_was_meant(index: int, changes
     assert message.get_attr("IFLA_MTU") == changes.get("mtu")
     assert message.get_attr("IFLA_NET_NS_FD") == changes.get("netns_fd")
     assert message.get_attr("IFLA_MASTER") == changes.get("master")
-    assert message["change"] == ("up" in changes)
-    assert message["flags"] == changes.get("up", False)
+    given = changes.get("settings") or LinkSettings()
+    assert message["change"] == ("up" in changes) | (0 if given.flags is None else 0xF3A4)
+    assert message["flags"] == changes.get("up", False) | (given.flags or 0) & 0xF3A4
+    for kind, value in ((2, given.broadcast), (13, given.txqlen), (17, given.mode), (27, given.group)):
+        assert top_level(data).get(kind) == on_the_wire(value, "=B" if kind == 17 else "=I")
+    sizes = (given.gso_max_segs, given.gso_max_size, given.gro_max_size)
+    sizes += (given.gso_ipv4_max_size, given.gro_ipv4_max_size)
+    for kind, value in zip((40, 41, 58, 63, 64), sizes, strict=True):
+        assert top_level(data).get(kind) == on_the_wire(value)
+    assert top_level(data).get(20) == on_the_wire(given.alias)
+    nest = None if given.addrgenmode is None else struct.pack("=HHHHBxxx", 12, 10, 5, 8, given.addrgenmode)
+    assert top_level(data).get(26) == nest
+
+
+def top_level(data: bytes) -> dict[int, bytes]:
+    """Return the attributes of a link's request by number: behind two headers of 16 bytes each."""
+    found, at = {}, 32
+    while at < len(data):
+        size, kind = struct.unpack_from("=HH", data, at)
+        found[kind] = data[at + 4 : at + size]
+        at += (size + 3) & ~3
+    return found
+
+
+def on_the_wire(value: str | int | None, form: str = "=I") -> bytes | None:
+    """Return a number packed, a MAC as its six bytes, any other text as it is."""
+    if isinstance(value, str):
+        return bytes.fromhex(value.replace(":", "")) if MAC.fullmatch(value) else value.encode()
+    return None if value is None else struct.pack(form, value)
+
+
+@given(indexes, st.integers(0, 2))
+def test_drop_xdp_has_the_same_bytes_and_says_what_was_meant(index: int, mode: int) -> None:
+    data = same(lambda batch: batch.drop_xdp(index, mode))
+    assert header(data) == (19, 0x5, 1, 0)
+    xdp = decoded(ifinfmsg, data).get_attr("IFLA_XDP")
+    assert xdp.get_attr("IFLA_XDP_FD") == -1
+    assert top_level(data)[43][12:] == struct.pack("=I", 2 << mode)
 
 
 @given(indexes)
@@ -201,6 +256,12 @@ def test_del_link_has_the_same_bytes_and_says_what_was_meant(index: int) -> None
     data = same(lambda batch: batch.del_link(index))
     assert header(data) == (17, 0x5, 1, 0)  # RTM_DELLINK, REQUEST | ACK
     assert decoded(ifinfmsg, data)["index"] == index
+
+
+def test_several_altnames_are_one_message() -> None:
+    data = same(lambda batch: batch.del_altname(7, "one", "two"))
+    listed = decoded(ifinfmsg, data).get_attr("IFLA_PROP_LIST").get_attrs("IFLA_ALT_IFNAME")
+    assert [text if isinstance(text, str) else text.decode() for text in listed] == ["one", "two"]
 
 
 @pytest.mark.parametrize("name", ["pf0v0", "a" * 127, "é" * 63, "\udcff"])
@@ -332,6 +393,9 @@ WRONG: list[tuple[str, Callable[[Any], None]]] = [
     ("mac 5", lambda b: b.set_link(1, mac=5)),
     ("mac '²2:00:00:00:00:01'", lambda b: b.set_link(1, mac="²2:00:00:00:00:01")),
     ("mtu -1", lambda b: b.set_link(1, mtu=-1)),
+    ("txqlen -1", lambda b: b.set_link(1, settings=LinkSettings(txqlen=-1))),
+    ("asks for nothing", lambda b: b.set_link(1, settings=LinkSettings())),
+    ("mode 3", lambda b: b.drop_xdp(1, 3)),
     ("netns_fd -2", lambda b: b.set_link(1, netns_fd=-2)),
     ("interface name 'abcdefghijklmnop'", lambda b: b.set_link(1, name="abcdefghijklmnop")),
     ("interface name 'éééééééé'", lambda b: b.set_link(1, name="é" * 8)),

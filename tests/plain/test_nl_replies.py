@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from sriov_fast import _nl, _nl_py
 from sriov_fast.errors import NetlinkError
-from sriov_fast.values import Link, Route, VfSettings
+from sriov_fast.values import Link, LinkSettings, Route, VfSettings
 
 if TYPE_CHECKING:
     from types import ModuleType
@@ -109,7 +109,14 @@ def the_link(nl: ModuleType, body: bytes, **wanted: Any) -> Link:
 def test_a_link(nl: ModuleType) -> None:
     body = link_body(4, "eth0", attr(56, b"0000:03:10.1\0"))
     assert the_link(nl, body) == Link(
-        index=4, name="eth0", mac="02:00:00:00:00:0a", mtu=1500, up=True, carrier=True, parent="0000:03:10.1"
+        index=4,
+        name="eth0",
+        mac="02:00:00:00:00:0a",
+        mtu=1500,
+        up=True,
+        carrier=True,
+        parent="0000:03:10.1",
+        settings=LinkSettings(flags=0, alias=""),
     )
 
 
@@ -122,9 +129,49 @@ def test_a_link_with_others_around_it(nl: ModuleType) -> None:
     assert elsewhere.lower == 0
 
 
+def test_the_settings_of_a_link(nl: ModuleType) -> None:
+    body = link_body(
+        4,
+        "eth0",
+        attr(13, u32(7)),
+        attr(17, b"\x01"),
+        attr(27, u32(5)),
+        attr(2, bytes.fromhex("02ffffffffff")),
+        attr(20, b"caf\xe9\0"),
+        attr(40, u32(40)),
+        attr(41, u32(41)),
+        attr(58, u32(58)),
+        attr(63, u32(63)),
+        attr(64, u32(64)),
+        attr(26, attr(2, b"1234") + attr(10, attr(1, u32(9)) + attr(8, b"\x01"))),
+        attr(0x8000 | 52, attr(53, b"one\0") + attr(53, b"two\0")),
+        attr(43, attr(2, b"\x04") + attr(5, u32(11)) + attr(6, u32(12)) + attr(7, u32(13))),
+        flags=0x11383,
+    )
+    link = the_link(nl, body)
+    assert link.settings == LinkSettings(
+        flags=0x1380,
+        broadcast="02:ff:ff:ff:ff:ff",
+        txqlen=7,
+        mode=1,
+        alias="caf\udce9",
+        group=5,
+        gso_max_segs=40,
+        gso_max_size=41,
+        gro_max_size=58,
+        gso_ipv4_max_size=63,
+        gro_ipv4_max_size=64,
+        addrgenmode=1,
+    )
+    assert link.altnames == ("one", "two")
+    assert link.xdp == (12, 11, 13)
+
+
 def test_a_link_that_is_down_and_has_next_to_nothing(nl: ModuleType) -> None:
     body = struct.pack("=BxHiII", 0, 1, 9, 0, 0)
-    assert the_link(nl, body) == Link(index=9, name="", mac="", mtu=0, up=False)
+    assert the_link(nl, body) == Link(
+        index=9, name="", mac="", mtu=0, up=False, settings=LinkSettings(flags=0, alias="")
+    )
 
 
 @pytest.mark.parametrize("size", [1, 4, 20, 32])

@@ -13,7 +13,7 @@ in there. A thread that cannot return ends the process: going on would configure
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
 from cpython.exc cimport PyErr_CheckSignals, PyErr_SetFromErrno, PyErr_SetFromErrnoWithFilenameObject
 from cpython.mem cimport PyMem_Free, PyMem_Realloc
-from libc.errno cimport EAGAIN, EINTR, EIO, EMSGSIZE, ENOBUFS, EPROTO, ETIMEDOUT, errno
+from libc.errno cimport EAGAIN, EINTR, EIO, EMSGSIZE, ENOBUFS, ENODEV, EPROTO, ETIMEDOUT, errno
 from libc.stdint cimport int32_t, uint8_t, uint16_t, uint32_t
 from libc.stdlib cimport abort
 from libc.string cimport memchr, memcpy, memset
@@ -131,11 +131,16 @@ cdef struct VfWish:
     uint32_t trust
 
 
-cdef struct EthtoolRequest:
-    # struct ifreq (linux/if.h) as SIOCETHTOOL uses it.
-    char name[16]
+cdef union NamedValue:
+    int index
     void *data
-    uint8_t pad[16]
+    uint8_t room[24]
+
+
+cdef struct NamedRequest:
+    # struct ifreq (linux/if.h): SIOCGIFNAME fills the name of an index, SIOCETHTOOL takes name and data.
+    char name[16]
+    NamedValue value
 
 
 cdef struct Span:
@@ -1537,24 +1542,34 @@ def netns_write(netns_fd, str path not None, str text not None):
 
 # --- ethtool ------------------------------------------------------------------------------------------
 
-def ethtool(int socket_fd, str name not None, bytes request not None):
+cdef int ethtool_once(int fd, int index, uint8_t *data) noexcept nogil:
+    # SIOCETHTOOL takes a name, so the name that the device has now is asked for just before.
+    cdef NamedRequest asked
+    memset(&asked, 0, sizeof(asked))
+    asked.value.index = index
+    if c_ioctl(fd, SIOCGIFNAME, &asked) != 0:
+        return -1
+    asked.value.data = data
+    return c_ioctl(fd, SIOCETHTOOL, &asked)
+
+
+def ethtool(int socket_fd, index, bytes request not None):
     """Do one ``ioctl(SIOCETHTOOL)`` for a device in the namespace of a socket; return the struct it leaves.
 
     ``request`` is the command's struct (linux/ethtool.h), with the size that the command fills. Raises
     OSError: EOPNOTSUPP where the driver has no such command, ENODEV where there is no such device.
     """
     cdef bytes answer = PyBytes_FromStringAndSize(PyBytes_AS_STRING(request), PyBytes_GET_SIZE(request))
-    cdef bytes device = interface_name(name)
-    cdef EthtoolRequest wrapped
+    cdef uint8_t *data = <uint8_t *>PyBytes_AS_STRING(answer)
+    cdef int which = <int>number(index, "index", 1, INT_MAX)
     cdef int failed
     if PyBytes_GET_SIZE(request) < 4:
         raise ValueError(f"ethtool request of {PyBytes_GET_SIZE(request)} bytes: has no command")
-    memset(&wrapped, 0, sizeof(wrapped))
-    memcpy(wrapped.name, PyBytes_AS_STRING(device), PyBytes_GET_SIZE(device))
-    wrapped.data = PyBytes_AS_STRING(answer)
     with nogil:
-        failed = c_ioctl(socket_fd, SIOCETHTOOL, &wrapped)
-    if failed < 0:
+        failed = ethtool_once(socket_fd, which, data)
+        if failed and errno == ENODEV:
+            failed = ethtool_once(socket_fd, which, data)  # it may have been renamed in between
+    if failed:
         PyErr_SetFromErrno(OSError)
     return answer
 

@@ -85,7 +85,7 @@ NUMBERS = {
     63: ("=I", "gso_ipv4_max_size"),
     64: ("=I", "gro_ipv4_max_size"),
 }
-SIOCETHTOOL = 0x8946  # linux/sockios.h
+SIOCGIFNAME, SIOCETHTOOL = 0x8910, 0x8946  # linux/sockios.h
 IFLA_PROP_LIST, IFLA_ALT_IFNAME = 52, 53
 # What else is read of a link: IFLA_IFNAME, IFLA_MTU, IFLA_LINK, IFLA_MASTER, IFLA_NUM_VF, IFLA_LINK_NETNSID,
 # IFLA_PARENT_DEV_NAME.
@@ -943,14 +943,25 @@ def netns_write(netns_fd: int, path: str, text: str) -> None:
 # --- ethtool ------------------------------------------------------------------------------------------
 
 
-def ethtool(socket_fd: int, name: str, request: bytes) -> bytes:
+def ethtool(socket_fd: int, index: int, request: bytes) -> bytes:
     """Do one ``ioctl(SIOCETHTOOL)`` for a device in a socket's namespace; return the struct it leaves."""
     if len(request) < 4:
         raise ValueError(f"ethtool request of {len(request)} bytes: has no command")
+    _number(index, "index", 1, INT_MAX)
     answer = array("B", request)
-    wrapped = struct.pack("@16sP16x", _interface_name(name).encode(), answer.buffer_info()[0])
-    fcntl.ioctl(socket_fd, SIOCETHTOOL, wrapped)
+    try:
+        _ethtool_once(socket_fd, index, answer)
+    except OSError as error:
+        if error.errno != errno.ENODEV:
+            raise
+        _ethtool_once(socket_fd, index, answer)  # it may have been renamed in between
     return answer.tobytes()
+
+
+def _ethtool_once(socket_fd: int, index: int, data: array[int]) -> None:
+    # SIOCETHTOOL takes a name, so the name that the device has now is asked for just before.
+    named: bytes = fcntl.ioctl(socket_fd, SIOCGIFNAME, struct.pack("@16xi20x", index))
+    fcntl.ioctl(socket_fd, SIOCETHTOOL, struct.pack("@16sP16x", named[:16], data.buffer_info()[0]))
 
 
 # --- the socket ---------------------------------------------------------------------------------------

@@ -241,4 +241,5 @@ cdef enum:
 # --- linux/sockios.h, linux/ethtool.h -----------------------------------------------------------------
 
 cdef enum:
+    SIOCGIFNAME = 0x8910
     SIOCETHTOOL = 0x8946

@@ -39,6 +39,7 @@ HOT = {
         "sriov.attach",
         "sriov.candidate",
         "sriov.detach",
+        "sriov.device",
         "sriov.journal",
         "sriov.locate",
     ),

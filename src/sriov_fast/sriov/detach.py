@@ -12,7 +12,7 @@ from contextlib import ExitStack
 
 from sriov_fast.backend import nl
 from sriov_fast.errors import NetlinkError
-from sriov_fast.sriov import affinity, attach, locate, netns
+from sriov_fast.sriov import affinity, attach, device, locate, netns
 from sriov_fast.values import Value, VfSettings
 
 TYPE_CHECKING = False
@@ -140,6 +140,8 @@ def _home(host: nl.Socket, job: _Job, place: Place, quiet: Link, on_pf: str | No
     """Bring the quiet VF home, and make it what it was."""
     record, log = job.record, job.log
     name = _bring_home(host, job, place)
+    if name:
+        device.restore(host, record, name, log)
     if name and (record.asked.mac or _mac_changed(record, quiet)):
         _settle_mac(host, record, name, quiet, on_pf, log)
     if name:
@@ -164,6 +166,7 @@ def _quieten(host: nl.Socket, record: Attachment, place: Place, log: Logger) -> 
     _let_go_of_mac(host, record)
     if place.link.up:
         batch.set_link(index, up=False)
+    device.strip(batch, record, place.link)
     if record.before_mtu not in (0, place.link.mtu):
         batch.set_link(index, mtu=record.before_mtu)
     if not len(batch):

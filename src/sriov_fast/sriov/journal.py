@@ -14,7 +14,7 @@ import os
 from sriov_fast import codec
 from sriov_fast.errors import DecodeError, FileError, is_absent, is_there
 from sriov_fast.sriov.roots import private_directory
-from sriov_fast.values import Value, VfSettings
+from sriov_fast.values import LinkSettings, Value, VfSettings
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -30,8 +30,9 @@ class Attachment(Value):
     """What was done for one interface of one container, and what was there before.
 
     ``before*`` is the VF's original state: ``before`` what the PF held for it, the others what its device
-    showed. ``irqs`` are the interrupts' masks before, ``pinned`` those that were set, if any. ``asked`` is
-    what the PF was told. ``request`` is what an IPAM DEL needs later: CNI_ARGS, CNI_PATH, the configuration.
+    showed; None and empty values of the last four are unknown. ``irqs`` are the interrupts' masks before,
+    ``pinned`` those that were set, if any. ``asked`` is what the PF was told. ``request`` is what an IPAM DEL
+    needs later: CNI_ARGS, CNI_PATH, the configuration.
     ``token`` is the call's that made it, where it came through the resident server's client.
     """
 
@@ -51,7 +52,11 @@ class Attachment(Value):
     before_perm: str = ""
     before_mtu: int = 0
     before_up: bool = False
-    irqs: dict[int, str] = {}  # noqa: RUF012 (Value takes it out of the class; nobody writes to it)
+    before_settings: LinkSettings = LinkSettings()
+    before_altnames: tuple[str, ...] | None = None
+    before_xdp: tuple[int, ...] = ()
+    before_ethtool: dict[str, str] = {}  # noqa: RUF012 (Value takes it out of the class; nobody writes to it)
+    irqs: dict[int, str] = {}  # noqa: RUF012
     pinned: dict[int, str] = {}  # noqa: RUF012
     asked: VfSettings = VfSettings()
     mac: str = ""
@@ -79,6 +84,7 @@ class Entry(Value):
 def _plain(found: Attachment) -> dict[str, Any]:
     return found.as_dict() | {
         "before": found.before.as_dict(),
+        "before_settings": found.before_settings.as_dict(),
         "asked": found.asked.as_dict(),
         "irqs": {str(irq): mask for irq, mask in found.irqs.items()},
         "pinned": {str(irq): mask for irq, mask in found.pinned.items()},
@@ -90,6 +96,9 @@ def _typed(plain: dict[str, Any]) -> Attachment:
         **plain
         | {
             "before": VfSettings(**plain["before"]),
+            "before_settings": LinkSettings(**plain.get("before_settings", {})),
+            "before_altnames": _names(plain.get("before_altnames")),
+            "before_xdp": tuple(plain.get("before_xdp", ())),
             "asked": VfSettings(**plain["asked"]),
             "irqs": {int(irq): mask for irq, mask in plain["irqs"].items()},
             "pinned": {int(irq): mask for irq, mask in plain["pinned"].items()},
@@ -97,6 +106,10 @@ def _typed(plain: dict[str, Any]) -> Attachment:
             "routes": tuple(plain["routes"]),
         }
     )
+
+
+def _names(plain: list[str] | None) -> tuple[str, ...] | None:
+    return None if plain is None else tuple(plain)
 
 
 _boots: dict[str, str] = {}  # by /proc; it does not change while we live

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from sriov_fast.sriov.roots import Roots
     from sriov_fast.values import Vf
 
+
 def _leave(_: Attachment) -> None:
     """Recover nothing."""
 

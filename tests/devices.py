@@ -1,0 +1,100 @@
+"""What a process in a namespace can do to a network device: ethtool(8) by ioctl, and BPF programs.
+
+Independent of the product's own reading and restoring; constants are of linux/ethtool.h and linux/bpf.h.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import fcntl
+import os
+import socket
+import struct
+from array import array
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+from sriov_fast.backend import nl
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+_SIOCETHTOOL = 0x8946
+_SYS_BPF = 321  # x86-64
+_BPF_PROG_LOAD, _BPF_PROG_ATTACH, _BPF_LINK_CREATE = 5, 8, 28
+_ATTACHED = {"ingress": 46, "egress": 47, "xdp": 37}  # BPF_TCX_INGRESS, BPF_TCX_EGRESS, BPF_XDP
+_SCHED_CLS, _XDP = 3, 6
+_PASS = struct.pack("<BBhi", 0xB7, 0, 0, 2) + struct.pack("<BBhi", 0x95, 0, 0, 0)  # return 2: XDP_PASS
+
+
+@contextmanager
+def _opened(netns: str, family: int, kind: int, protocol: int = 0) -> Iterator[socket.socket]:
+    fd = os.open(f"/run/netns/{netns}", os.O_RDONLY) if netns else -1
+    try:
+        with socket.socket(fileno=nl.raw_socket(fd, family, kind, protocol)) as opened:
+            yield opened
+    finally:
+        if fd >= 0:
+            os.close(fd)
+
+
+def ethtool(netns: str, name: str, *words: int, size: int = 0) -> list[int]:
+    """Do one SIOCETHTOOL with a struct of __u32; return the struct. "" is the caller's own namespace."""
+    data = array("I", [*words, *[0] * (size - len(words))])
+    with _opened(netns, socket.AF_INET, socket.SOCK_DGRAM) as control:
+        fcntl.ioctl(control, _SIOCETHTOOL, struct.pack("16sP16x", name.encode(), data.buffer_info()[0]))
+    return data.tolist()
+
+
+def features(netns: str, name: str) -> tuple[int, ...]:
+    """Return the active features, 32 in a number (ETHTOOL_GFEATURES)."""
+    answer = ethtool(netns, name, 0x3A, 4, size=18)
+    return tuple(answer[4 : 2 + 4 * answer[1] : 4])
+
+
+def switch(netns: str, name: str, command: int, value: int) -> None:
+    """Set one of the old switches, such as ETHTOOL_SGRO (0x2c), ETHTOOL_SGSO (0x24), ETHTOOL_STSO (0x1f)."""
+    ethtool(netns, name, command, value)
+
+
+def _bpf(command: int, attributes: bytes) -> int:
+    libc = ctypes.CDLL(None, use_errno=True)
+    done: int = libc.syscall(
+        _SYS_BPF, command, ctypes.create_string_buffer(attributes.ljust(128, b"\0")), 128
+    )
+    if done < 0:
+        raise OSError(ctypes.get_errno(), f"bpf {command}: {os.strerror(ctypes.get_errno())}")
+    return done
+
+
+@contextmanager
+def _program(kind: int) -> Iterator[int]:
+    """Load a program that lets everything pass; yield its descriptor."""
+    code, license_ = ctypes.create_string_buffer(_PASS), ctypes.create_string_buffer(b"GPL")
+    where = ctypes.addressof(code), ctypes.addressof(license_)
+    fd = _bpf(_BPF_PROG_LOAD, struct.pack("<IIQQ", kind, len(_PASS) // 8, *where))
+    try:
+        yield fd
+    finally:
+        os.close(fd)
+
+
+def index_of(netns: str, name: str) -> int:
+    with _opened(netns, socket.AF_INET, socket.SOCK_DGRAM) as control:
+        answer: bytes = fcntl.ioctl(control, 0x8933, name.encode().ljust(40, b"\0"))  # SIOCGIFINDEX
+    return int.from_bytes(answer[16:20], "little")
+
+
+def attach_xdp(netns: str, name: str, mode: str) -> None:
+    """Attach an XDP program by netlink, as ip(8) does; ``mode`` is "generic" or "driver"."""
+
+    def attr(kind: int, payload: bytes) -> bytes:
+        return struct.pack("=HH", 4 + len(payload), kind) + payload
+
+    flags = {"generic": 2, "driver": 4}[mode]
+    with _program(_XDP) as program, _opened(netns, socket.AF_NETLINK, socket.SOCK_RAW) as sock:
+        xdp = attr(43, attr(1, struct.pack("=i", program)) + attr(3, struct.pack("=I", flags)))
+        body = struct.pack("=BxHiII", 0, 0, index_of(netns, name), 0, 0) + xdp
+        sock.send(struct.pack("=IHHII", 16 + len(body), 19, 0x5, 1, 0) + body)  # RTM_SETLINK, REQUEST | ACK
+        (error,) = struct.unpack_from("=i", sock.recv(65536), 16)
+    assert error == 0, os.strerror(-error)

@@ -18,7 +18,7 @@ ROOT := $(shell [ "$$(id -u)" = 0 ] || echo sudo -E)
 # A missing compiled module must not go unnoticed here, as it may on a user's machine.
 export SRIOV_FAST_REQUIRE_EXT := 1
 
-.PHONY: help host build demo test faults faults-sample bench lint dist clean
+.PHONY: help host build demo test fuzz faults faults-sample bench lint dist clean
 .DELETE_ON_ERROR:
 
 help:
@@ -26,6 +26,7 @@ help:
 	@echo "make demo PF=NAME     the same with this machine's card NAME"
 	@echo "make demo IPAM=txipam with an address service in place of host-local"
 	@echo "make test             all tests: plain, network namespaces, lab"
+	@echo "make fuzz             the property tests on new examples; SEED=N repeats a run"
 	@echo "make faults           an error and SIGKILL at every system call of every verb; about an hour"
 	@echo "make faults-sample    three minutes of it, other ones each time"
 	@echo "make build            compile; leaves bin/sriov, bin/txipam and bin/sriov-fast"
@@ -63,6 +64,13 @@ faults faults-sample: build
 	@mkdir -p $(REPORTS)
 	$(ROOT) $(RUN) tools/faults.py --out $(REPORTS)/$@.jsonl $(if $(SEED),--seed $(SEED)) \
 		$(if $(filter faults-sample,$@),--sample 180)
+
+# The property tests on examples that were never drawn before; SEED repeats a run.
+SEED ?= $(shell shuf -i 0-4294967295 -n 1)
+fuzz: build
+	@echo "make fuzz SEED=$(SEED)"
+	$(ROOT) $(RUN) -m pytest -q -m hypothesis --hypothesis-profile=long --hypothesis-seed=$(SEED) \
+		tests/plain tests/netns tests/field
 
 bench: build
 	@mkdir -p $(REPORTS)

@@ -11,6 +11,16 @@ from types import ModuleType, SimpleNamespace
 
 import pytest
 
+try:
+    from hypothesis import settings
+except ImportError:  # the lab's guest has none
+    pass
+else:
+    # The same examples in every run; `make fuzz` draws new ones, from a seed that it prints.
+    settings.register_profile("same", derandomize=True)
+    settings.register_profile("long", derandomize=False, max_examples=2000, deadline=None)
+    settings.load_profile("same")
+
 HERE = Path(__file__).parent
 MODULES = ("_nl", "_sysfs", "_irq")
 SUFFIXES = {"cython": "", "python": "_py"}

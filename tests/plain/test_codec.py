@@ -183,10 +183,17 @@ def test_round_trip(value: object, indent: int | None) -> None:
     assert json.loads(data) == value
 
 
+def _indentation(text: str) -> list[int]:
+    return [len(line) - len(line.lstrip(" ")) for line in text.split("\n")]
+
+
 @relaxed
 @given(documents, st.sampled_from([1, 2, 4]))
+@example({"\x7f": False}, 1)  # json escapes this character, orjson leaves it: both are JSON
 def test_indents_like_json(value: object, indent: int) -> None:
-    assert codec.dumps(value, indent=indent).decode() == json.dumps(value, indent=indent)
+    written = codec.dumps(value, indent=indent).decode()
+    assert json.loads(written) == value
+    assert _indentation(written) == _indentation(json.dumps(value, indent=indent))
 
 
 def test_compact_without_orjson(monkeypatch: pytest.MonkeyPatch) -> None:

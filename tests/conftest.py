@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import os
 import signal
+from collections.abc import Iterator
 from importlib.machinery import ExtensionFileLoader
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
@@ -31,6 +32,29 @@ HINT = "run `make build`, or set SRIOV_FAST_BACKEND=python to test the plain bac
 def interruptible() -> None:
     """SIGINT has its effect in what tests start; it is ignored in what a shell runs in its background."""
     signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def root_allows(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Network configurations may name files in the tests' own directory (docs/security.md)."""
+    top = tmp_path_factory.getbasetemp()
+    before = os.environ.get("SRIOV_FAST_ETC")
+    os.environ["SRIOV_FAST_ETC"] = str(allow(top / "etc", top))
+    yield
+    del os.environ["SRIOV_FAST_ETC"]
+    if before:
+        os.environ["SRIOV_FAST_ETC"] = before
+
+
+def allow(etc: Path, top: Path, tokens: str = "") -> Path:
+    """Write root's rules: ``top`` for every key that names a file; ``tokens`` is that table's content."""
+    from sriov_fast import files
+
+    etc.mkdir(mode=0o755, exist_ok=True)
+    lists = "".join(f'{key} = ["{top}"]\n' for key in files.DEFAULTS)
+    (etc / files.NAME).write_text(f"[allow]\n{lists}[tokens]\n{tokens}")
+    (etc / files.NAME).chmod(0o644)
+    return etc
 
 
 def ext_required() -> bool:

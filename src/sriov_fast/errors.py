@@ -93,6 +93,10 @@ class ConfigError(SriovError):
     code = 7
 
 
+class RefusedError(ConfigError):
+    """The configuration names a file that root does not let it name (code 7)."""
+
+
 class TryAgainError(SriovError):
     """Nothing is wrong that time will not mend: no free VF, a lock held too long (code 11)."""
 

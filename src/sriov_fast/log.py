@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import time
 
+from sriov_fast.errors import SriovError
 from sriov_fast.values import Value
 
 TYPE_CHECKING = False
@@ -16,14 +17,13 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
 LEVELS = ("debug", "info", "warning", "error")
-_PLAIN = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_-./:,+@%*~[]()<>#$^&!?;|")
+# What a shell reads as nothing but text: a line of a log file runs no command, whoever sources that file.
+_PLAIN = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_-./:,+@%^~[]")
 _KEY = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_-./")
-_ESCAPES = {'"': '\\"', "\\": "\\\\", "\n": "\\n", "\r": "\\r", "\t": "\\t"}
+_ESCAPES = {'"': '\\"', "\\": "\\\\", "\n": "\\n", "\r": "\\r", "\t": "\\t", "$": "\\x24", "`": "\\x60"}
 _OWN = ("time", "level", "msg")
 _STDERR = 2
-# O_NOFOLLOW: we are root, and the directory may not be root's. O_NONBLOCK: a FIFO that nobody reads must not
-# hold up a pod.
-_OPEN = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NOCTTY | os.O_NONBLOCK
+_MOST = 2000  # characters of a value
 
 
 def _text(value: object) -> str:
@@ -53,6 +53,8 @@ def _escape(char: str) -> str:
 def quote(value: object) -> str:
     """Return ``value`` as logfmt: bare where it can be, else in double quotes with escapes."""
     text = value if type(value) is str else _text(value)
+    if len(text) > _MOST:
+        text = f"{text[:_MOST]}..."
     if text and _PLAIN.issuperset(text):
         return text
     return f'"{"".join(map(_escape, text))}"'
@@ -108,9 +110,11 @@ class _Sink:
             _put(stream, line)
 
     def _open(self) -> str:
+        from sriov_fast import files  # late: few networks have a log file
+
         try:
-            self.fd = os.open(self.file, _OPEN, 0o600)
-        except (OSError, ValueError) as error:
+            self.fd = files.open_log(self.file)
+        except (SriovError, OSError, ValueError) as error:
             return getattr(error, "strerror", None) or str(error)
         return ""
 
@@ -140,7 +144,7 @@ def _dated(words: str) -> bytes:
 class Logger:
     """Writes logfmt lines at or above ``level``; ``context`` goes with every line.
 
-    ``file`` is opened with the first line (append, 0600, no symbolic link) and takes what stderr takes.
+    ``file`` is opened with the first line, where root allows it (``files``), and takes what stderr takes.
     ``streams`` are the descriptors that are stderr; who passes a list may change it later.
     """
 

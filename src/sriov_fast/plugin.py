@@ -13,7 +13,7 @@ from sriov_fast import log, ready
 from sriov_fast.backend import nl
 from sriov_fast.call import IPAM_GRACE, IPAM_WAIT, Call, Context, Reply
 from sriov_fast.cni import netconf, reply, result
-from sriov_fast.errors import BusyError, IpamError, SriovError
+from sriov_fast.errors import BusyError, IpamError, RefusedError, SriovError
 from sriov_fast.ipam.kinds import may_choose_vf, needs_interface
 from sriov_fast.sriov import affinity, attach, candidate, detach, locks, netns, pool
 from sriov_fast.sriov.journal import ATTACHED, HOMING, Attachment, Journal
@@ -444,9 +444,20 @@ def delete(call: Call) -> Reply:
         record = call.journal.find(asked.container_id, asked.ifname)
         call.step("check, lock")
         if record is None:
-            _ipam_release(call)()
+            _release_nothing(call)
             return Reply()
         return release(call, record, defer=call.context.defer_release)
+
+
+def _release_nothing(call: Call) -> None:
+    """Let IPAM release an address that it may have given, though we know of no attachment.
+
+    It gave none with files that root does not allow, so such a configuration keeps no pod from ending.
+    """
+    try:
+        _ipam_release(call)()
+    except RefusedError as error:
+        call.log.warning("nothing was attached with this configuration, which is refused", why=error)
 
 
 def release(call: Call, record: Attachment, *, defer: bool = False) -> Reply:

@@ -6,11 +6,13 @@
 from __future__ import annotations
 
 import os
+import stat
 import time
 
 from sriov_fast import codec
 
-_OPEN = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC | os.O_NOFOLLOW
+# A FIFO must not hold up a pod; what is no regular file is left alone.
+_OPEN = os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY
 
 
 class Steps:
@@ -43,7 +45,9 @@ class Steps:
         except (OSError, ValueError):
             return
         try:
-            os.write(fd, codec.dumps(document))
+            if stat.S_ISREG(os.fstat(fd).st_mode):
+                os.ftruncate(fd, 0)
+                os.write(fd, codec.dumps(document))
         except OSError:
             pass
         finally:

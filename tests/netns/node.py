@@ -13,12 +13,13 @@ import subprocess
 import sys
 import time
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 from sysfs_tree import Tree, build_tree
 
+from sriov_fast import files
 from sriov_fast.cli import install
 
 DELEGATES = "/usr/lib/cni"
@@ -67,6 +68,7 @@ class Node:
         self.pods: list[str] = []
         self.tree: Tree = build_tree(root / "tree", pf="pf0", vfs=vfs, numa=0)
         self.run_dir = root / "run"
+        self.allow()
         self.search = f"{root}/bin:{DELEGATES}"
         self.ip("netns", "add", self.host)
         lines = ["link set lo up", "link add pf0 type veth peer name pf0-peer"]
@@ -74,6 +76,15 @@ class Node:
             lines.append(f"link add {self.tree.netdev(index)} type veth peer name peer{index}")
             lines.append(f"link set peer{index} up")
         self.nip("-batch", "-", stdin="\n".join(lines))
+
+    def allow(self, tokens: str = "", **lists: Sequence[str | Path]) -> None:
+        """Write root's rules: the node's own directory for every key that names a file, but for ``lists``."""
+        whole = {key: [self.root] for key in files.DEFAULTS} | lists
+        lines = [f"{key} = {json.dumps([str(each) for each in paths])}" for key, paths in whole.items()]
+        path = self.root / "etc" / files.NAME
+        path.parent.mkdir(mode=0o755, exist_ok=True)
+        path.write_text("\n".join(["[allow]", *lines, "[tokens]", tokens]))
+        path.chmod(0o644)
 
     def ip(self, *words: str, stdin: str = "") -> str:
         done = subprocess.run(["ip", *words], check=False, capture_output=True, text=True, input=stdin)
@@ -163,6 +174,7 @@ class Node:
             "SRIOV_FAST_RUN": str(self.run_dir),
             "SRIOV_FAST_STATE": str(self.root / "state"),
             "SRIOV_FAST_SOCKET": self.socket,
+            "SRIOV_FAST_ETC": str(self.root / "etc"),
         }
         return {key: value for key, value in given.items() if value}
 

@@ -6,8 +6,11 @@ With ``-X importtime`` the interpreter says itself what was imported, and how lo
 from __future__ import annotations
 
 import re
+import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
+from typing import Any
 
 import pytest
 from node import Node
@@ -86,9 +89,16 @@ def check_others(found: set[str]) -> None:
         assert others(found) == OTHERS
 
 
-def test_add_and_del_import_these_and_no_others(node: Node) -> None:
+@pytest.fixture
+def conf(node: Node) -> Iterator[dict[str, Any]]:
+    """A configuration without options; its store is where a store is without ``dataDir``."""
+    ipam = node.host_local(delegate=False, routes=[{"dst": "0.0.0.0/0"}], dataDir=None)
+    yield node.conf(name=f"net-{node.id}", ipam=ipam, vf=0)
+    shutil.rmtree(f"/var/lib/cni/networks/net-{node.id}")
+
+
+def test_add_and_del_import_these_and_no_others(node: Node, conf: dict[str, Any]) -> None:
     pod = node.pod()
-    conf = node.conf(ipam=node.host_local(delegate=False, routes=[{"dst": "0.0.0.0/0"}]), vf=0)
     for command in ("ADD", "DEL"):
         found = imported(node, command, conf=conf, pod=pod)
         assert ours(found) == HOT | BACKEND | HOST_LOCAL, command

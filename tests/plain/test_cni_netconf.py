@@ -244,10 +244,10 @@ def test_warnings() -> None:
     }
     got = parse(asked(BASE | change))
     assert got.warnings == (
-        "unknown key dns.server is ignored",
-        "unknown key colour is ignored",
-        "unknown key Vlan is ignored; is vlan meant?",
-        "unknown key runtimeConfig.portMappings is ignored",
+        'unknown key "dns.server" is ignored',
+        'unknown key "colour" is ignored',
+        'unknown key "Vlan" is ignored; is vlan meant?',
+        'unknown key "runtimeConfig.portMappings" is ignored',
     )
 
 
@@ -684,7 +684,7 @@ def test_a_verb_is_not_told_what_another_was() -> None:
 
 def test_warnings_come_with_every_call() -> None:
     first, second = parsed(stranger=1), parsed(stranger=1)
-    assert first.warnings == second.warnings == ("unknown key stranger is ignored",)
+    assert first.warnings == second.warnings == ('unknown key "stranger" is ignored',)
 
 
 def test_what_is_remembered_is_bounded() -> None:

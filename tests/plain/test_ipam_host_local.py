@@ -1066,6 +1066,8 @@ def test_imports(kind: str, tmp_path: Path) -> None:
     program = f"""
 import sys
 sys.path.insert(0, {source!r})
+from sriov_fast import files
+files.DEFAULTS["dataDir"] = ({str(tmp_path)!r},)
 from sriov_fast.ipam.builtin import builtin
 conf = {{"name": "n", "ipam": {ipam!r}}}
 serve = builtin({kind!r}, conf["ipam"])
@@ -1075,7 +1077,7 @@ ipam.run("DEL")
 print(*sys.modules)
 """
     run = subprocess.run(
-        [sys.executable, "-I", "-S", "-c", program], capture_output=True, text=True, check=True
+        [sys.executable, "-I", "-S", "-c", program], env={}, capture_output=True, text=True, check=True
     )
     found = set(run.stdout.split())
     assert not found & HEAVY
@@ -1085,6 +1087,7 @@ print(*sys.modules)
         "cni_args",
         "codec",
         "errors",
+        "files",
         "ipam",
         "values",
     }

@@ -331,12 +331,12 @@ def test_a_late_gc_takes_no_new_address(tx: Make, service: Service) -> None:
         ({"remote": "https://h:"}, "no port"),
         ({"ca": 3}, "ipam.ca = 3: not a string"),
         ({"ca": "ca.pem"}, "not an absolute path"),
-        ({"ca": "/nowhere/ca.pem"}, "ipam.ca = '/nowhere/ca.pem': no such file"),
-        ({"ca": "/dev/null"}, "ipam.ca = '/dev/null': no certificate or crl found"),
-        ({"cert": "/nowhere/cert.pem"}, "ipam.cert = '/nowhere/cert.pem': no such file"),
+        ({"ca": "TOP/none.pem"}, "none.pem': No such file"),
+        ({"ca": "TOP/empty"}, "empty': no certificate or crl found"),
+        ({"cert": "TOP/none.pem"}, "none.pem': No such file"),
         ({"key": "/nowhere/key.pem"}, "there is no ipam.cert"),
-        ({"tokenFile": "/nowhere/token"}, "ipam.tokenFile = '/nowhere/token': No such file"),
-        ({"tokenFile": "/dev/null"}, "holds no token"),
+        ({"ca": "TOP/ca.pem", "tokenFile": "TOP/none"}, "none': No such file"),
+        ({"ca": "TOP/ca.pem", "tokenFile": "TOP/empty"}, "holds no token"),
         ({"timeout": 0}, "ipam.timeout = 0"),
         ({"timeout": 51}, "ipam.timeout = 51"),
         ({"timeout": "10"}, "ipam.timeout"),
@@ -354,8 +354,14 @@ def test_a_late_gc_takes_no_new_address(tx: Make, service: Service) -> None:
     ],
 )
 def test_what_cannot_be_asked(
-    tx: Make, service: Service, state: Path, more: dict[str, Any], words: str
+    tx: Make, service: Service, state: Path, tmp_path: Path, ca_file: str, more: dict[str, Any], words: str
 ) -> None:
+    (tmp_path / "empty").touch()
+    shutil.copy(ca_file, tmp_path / "ca.pem")
+    more = {
+        key: value.replace("TOP", str(tmp_path)) if isinstance(value, str) else value
+        for key, value in more.items()
+    }
     error = failed(tx(**more), "ADD", ConfigError)
     assert (error.code, words in error.msg) == (7, True), error.msg
     assert service.seen == []
@@ -433,14 +439,15 @@ def test_a_service_without_leases(tx: Make, service: Service) -> None:
     assert service.allocations == {}
 
 
-def test_a_token(tx: Make, service: Service, tmp_path: Path) -> None:
+def test_a_token(tx: Make, service: Service, ca_file: str, tmp_path: Path) -> None:
     token = tmp_path / "token"
+    ca = shutil.copy(ca_file, tmp_path / "ca.pem")
     for text in ("first", "second"):
         token.write_text(f"{text}\n")
-        tx(tokenFile=str(token)).run("ADD")
+        tx(tokenFile=str(token), ca=str(ca)).run("ADD")
         assert service.seen[-1].fields["authorization"] == f"Bearer {text}"
     token.write_text("two words\r\nX-Header: 1")
-    assert "holds no token" in failed(tx(tokenFile=str(token)), "ADD", ConfigError).msg
+    assert "holds no token" in failed(tx(tokenFile=str(token), ca=str(ca)), "ADD", ConfigError).msg
 
 
 # --- TLS

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -61,7 +62,12 @@ def service(tmp_path: Path) -> Iterator[Service]:
 @pytest.fixture
 def run(service: Service, tmp_path: Path) -> Run:
     def execute(
-        verb: str, args: str = SEED_ARGS, pod: str = "1234", program: str = PROGRAM, **conf: Any
+        verb: str,
+        args: str = SEED_ARGS,
+        pod: str = "1234",
+        program: str = PROGRAM,
+        allowed: bool = True,
+        **conf: Any,
     ) -> subprocess.CompletedProcess[bytes]:
         ipam = {"type": "txipam", "remote": service.url, "ca": str(tmp_path / "ca.pem")}
         document = {"name": "mynet", "type": "sriov", "master": "eth1", "ipam": ipam} | conf
@@ -74,6 +80,7 @@ def run(service: Service, tmp_path: Path) -> Run:
             "CNI_PATH": "/opt/cni/bin",
             "SRIOV_FAST_RUN": str(tmp_path / "run"),
             "SRIOV_FAST_STATE": str(tmp_path / "state"),
+            "SRIOV_FAST_ETC": os.environ["SRIOV_FAST_ETC"] if allowed else "",
         }
         return subprocess.run(
             [sys.executable, "-I", "-S", "-X", "utf8", "-c", program],
@@ -215,12 +222,13 @@ def test_a_result_that_nobody_takes(run: Run, service: Service) -> None:
     assert (service.given, service.allocations) == (1, {})
 
 
-def test_nothing_heavy_is_imported(run: Run) -> None:
+def test_nothing_heavy_is_imported(run: Run, tmp_path: Path) -> None:
     """What is imported is latency; of HTTPS, what lies below the standard library's is enough."""
     show = "import os; os._exit = lambda status: print(*sys.modules, file=sys.stderr); main()"
-    program = PROGRAM.replace("main()", show)
+    allow = f"from sriov_fast import files; files.DEFAULTS['ca'] = ({str(tmp_path)!r},); "  # without a file
+    program = PROGRAM.replace("main()", allow + show)
     for verb in ("ADD", "DEL"):
-        done = run(verb, program=program)
+        done = run(verb, program=program, allowed=False)
         modules = set(done.stderr.decode().split())
         assert "sriov_fast.ipam.tls" in modules, done
         assert not HEAVY & modules

@@ -70,7 +70,7 @@ def state(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def tx(world: World, server: Server, state: Path, tmp_path: Path) -> Iterator[Make]:
-    token = tmp_path / "token"
+    token = world.authority.ca.parent / "token"  # where its authority is, it may go
     token.write_text(world.tokens.host)
 
     def make(container: str, pod: str = "", host: str = HOST, **more: Any) -> TxIpam:

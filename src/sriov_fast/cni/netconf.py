@@ -140,7 +140,7 @@ class _Source:
         for key in strangers[:_MAX_WARNINGS]:
             near = hints.get(key.lower())
             hint = f"; is {near} meant?" if near else ""
-            found.append(f"unknown key {self.prefix}{key:.60} is ignored{hint}")
+            found.append(f"unknown key {fields.shown(f'{self.prefix}{key:.60}')} is ignored{hint}")
         if len(strangers) > _MAX_WARNINGS:
             found.append(f"{len(strangers) - _MAX_WARNINGS} more unknown keys are ignored")
         return found

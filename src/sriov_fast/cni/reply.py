@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
 NEWEST = netconf.VERSIONS[-1]
 _INTERNAL = SriovError.code
+_LONGEST = 4000  # characters of msg, and of details: what a remote service says may be long
 _REPORT = "this is a fault of sriov-fast; please report it with the log"
 
 
@@ -48,10 +49,10 @@ def error(exc: BaseException, version: str) -> bytes:
     body: dict[str, Any] = {
         "cniVersion": version or NEWEST,
         "code": code,
-        "msg": _clean(msg) or "unknown error",
+        "msg": _clean(msg)[:_LONGEST] or "unknown error",
     }
     if details:
-        body["details"] = _clean(details)
+        body["details"] = _clean(details)[:_LONGEST]
     return _document(body)
 
 

@@ -28,6 +28,8 @@ _STDERR = 2
 # A CNI result is a few hundred bytes; who answers with more than this is no IPAM plugin.
 MAX_ANSWER = 1 << 20
 SHOWN = 200
+_LARGEST_CODE = (1 << 32) - 1  # CNI's library reads a code into 32 bits, without a sign
+_LONGEST_TEXT = 1000  # characters of its msg, and of its details
 
 # From signal.h, the same on every machine that has SR-IOV; the module ``signal`` is slow to import.
 _SIGKILL = 9
@@ -212,7 +214,7 @@ class Running:
             raise self._error(f"was killed by signal {os.WTERMSIG(status)}", _shown(answer))
         code = os.waitstatus_to_exitcode(status)
         document = self._document(answer, code)
-        if code:
+        if code or (document and document.get("code")):  # an error, whatever the exit status is
             raise self._relayed(document, answer, code)
         if document is None and self.command == "ADD":
             raise self._error("ended well, without a result", "an ADD must be answered with a CNI result")
@@ -232,10 +234,9 @@ class Running:
     def _relayed(self, document: dict[str, Any] | None, answer: bytes, code: int) -> IpamError:
         """Make our error of the delegate's own, which keeps its code."""
         its_code = document.get("code") if document else None
-        if document is None or not isinstance(its_code, int) or its_code <= 0:
+        if document is None or type(its_code) is not int or not 0 < its_code <= _LARGEST_CODE:
             return self._error(f"failed with exit status {code}", _shown(answer))
-        msg = document.get("msg") or "no message"
-        error = self._error(str(msg), str(document.get("details") or ""))
+        error = self._error(_text(document, "msg") or "no message", _text(document, "details"))
         error.code = its_code
         return error
 
@@ -372,6 +373,12 @@ def _read_some(fd: int) -> bytes | None:
         return os.read(fd, 65536)
     except BlockingIOError:
         return None
+
+
+def _text(document: dict[str, Any], key: str) -> str:
+    """Return a text of an error object, cut where it is long."""
+    text = str(document.get(key) or "")
+    return text if len(text) <= _LONGEST_TEXT else f"{text[:_LONGEST_TEXT]}..."
 
 
 def _shown(answer: bytes) -> str:

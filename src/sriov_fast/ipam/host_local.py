@@ -32,6 +32,7 @@ SMALL = 512
 _HUGE = 1 << 22
 # Somebody who takes addresses without the lock may come between as often.
 _ATTEMPTS = 10
+_LARGEST_RESOLVER = 1 << 16  # bytes
 _NAME = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_.-")
 
 
@@ -105,8 +106,13 @@ class HostLocal(Builtin):
                 f"name = {name!r}: no name of a network",
                 "use a letter or digit first, then letters, digits, '_', '.' and '-'",
             )
-        directory = self.keys.inner("ipam").text("dataDir") or self.networks
-        return os.path.normpath(f"{directory}/{name}")
+        directory = self.keys.inner("ipam").text("dataDir")
+        if directory:
+            from sriov_fast import files  # late: most networks have the default
+
+            files.demand("ipam.dataDir", directory)
+            files.directory("ipam.dataDir", f"{directory}/{name}")
+        return os.path.normpath(f"{directory or self.networks}/{name}")
 
     def _is_there(self) -> bool:
         """Whether there is a store: where there is none, nothing is freed, and none is made for that."""
@@ -256,15 +262,9 @@ def resolver(path: str) -> dict[str, Any]:
     """Return ``dns`` from a file in the form of resolv.conf(5), {} without one."""
     if not path:
         return {}
-    try:
-        with open(path, "rb") as file:
-            text = file.read(1 << 20).decode("utf-8", "replace")
-    except OSError as error:
-        raise IpamError(
-            f"ipam.resolvConf = {path!r}: {error.strerror or error}",
-            "name a file such as /etc/resolv.conf",
-            errno=error.errno or 0,
-        ) from error
+    from sriov_fast import files  # late: few networks have this
+
+    text = files.read("ipam.resolvConf", path, _LARGEST_RESOLVER).decode("utf-8", "replace")
     found: dict[str, Any] = {"nameservers": [], "domain": "", "search": [], "options": []}
     for line in text.split("\n"):
         _add_line(found, line.split())

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import time
 
-from sriov_fast import codec, wire
-from sriov_fast.errors import ConfigError, DecodeError, IpamError
+from sriov_fast import codec, files, wire
+from sriov_fast.errors import ConfigError, DecodeError, IpamError, RefusedError
 from sriov_fast.ipam.http import Asked, Remote
 from sriov_fast.ipam.https import AllFailedError, Client
 from sriov_fast.ipam.keys import Keys, as_ip, wrong
@@ -198,10 +198,12 @@ def read_lease(item: Keys) -> str:
 class Service:
     """The service for one verb, which ends ``settings.timeout`` seconds after this was made.
 
-    ``verb`` goes into the errors.
+    ``verb`` goes into the errors. RefusedError: root does not allow the files that the settings name, or
+    the token to go to these remotes.
     """
 
     def __init__(self, settings: Settings, verb: str, retries: int | None = None) -> None:
+        _demand_allowed(settings)
         self.settings = settings
         self.verb = verb
         self.deadline = time.monotonic() + settings.timeout
@@ -310,16 +312,48 @@ def _error(verb: str, msg: str, details: str, code: int) -> ServiceError:
     return ServiceError(f"IPAM txipam, {verb}: {msg}", details, code=code)
 
 
+def _demand_allowed(settings: Settings) -> None:
+    """Raise RefusedError where root does not allow what the settings name, before any of it is used."""
+    trust = settings.trust
+    named = {"ca": trust.ca, "cert": trust.cert, "key": trust.key, "tokenFile": settings.token_file}
+    for key, path in named.items():
+        if path:
+            files.demand(f"ipam.{key}", path)
+    if settings.token_file:
+        _demand_destination(settings)
+
+
+def _demand_destination(settings: Settings) -> None:
+    """Raise RefusedError where the token may not go to all of the remotes.
+
+    Without a word of root a token goes only to servers whose authority is kept with it: nobody but root can
+    put a file there.
+    """
+    token, ca = settings.token_file, settings.trust.ca
+    listed = files.remotes_of(token)
+    if listed is None:
+        if ca and files.is_beside(ca, token):
+            return
+        strangers = list(settings.remotes)
+    else:
+        known = [_origin(each) for each in listed]
+        strangers = [each for each in settings.remotes if _origin(each) not in known]
+    if strangers:
+        raise RefusedError(
+            f"ipam.tokenFile = {token!r}: root does not allow this token to be sent to {strangers[0]}",
+            "name the service's authority in ipam.ca and keep its file in the token's directory; or list the "
+            f"remote for the token in [tokens] of {files.rules_path()}",
+        )
+
+
+def _origin(url: str) -> tuple[str, int]:
+    remote = parse_remote(url)
+    return remote.host.lower(), remote.port
+
+
 def _token(path: str) -> str:
     try:
-        with open(path, "rb", buffering=0) as file:
-            token = file.read(_MAX_TOKEN).strip().decode("ascii")
-    except OSError as error:
-        raise ConfigError(
-            f"ipam.tokenFile = {path!r}: {error.strerror}",
-            "give a file that root can read",
-            errno=error.errno or 0,
-        ) from error
+        token = files.read("ipam.tokenFile", path, _MAX_TOKEN).strip().decode("ascii")
     except ValueError:
         token = ""
     if not token or not token.isprintable() or " " in token:

@@ -49,6 +49,8 @@ _LARGE = 1 << 17
 BLOCK = 16
 MAP_BYTES = (1 << BLOCK) // 8
 _MAP = "sriov-fast.taken"
+# No link is followed, and a FIFO does not wait for its other end.
+_SAFE = os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
 
 
 class Store:
@@ -212,7 +214,7 @@ class Store:
         """Return a file's content; None where there is no such file, or where it is a directory."""
         path = f"{self.path}/{name}"
         try:
-            fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+            fd = os.open(path, os.O_RDONLY | _SAFE)
         except OSError as error:
             if is_absent(error):
                 return None
@@ -240,7 +242,7 @@ class Store:
         which takes a millisecond. Nor is it shortened for nothing: on a busy disk that waits for the journal.
         Who is killed in between leaves an address that is wrong, and harmless.
         """
-        fd = os.open(f"{self.path}/last_reserved_ip.{number}", os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        fd = os.open(f"{self.path}/last_reserved_ip.{number}", os.O_WRONLY | os.O_CREAT | _SAFE, 0o600)
         try:
             size = os.write(fd, address.encode())
             if os.fstat(fd).st_size > size:
@@ -256,7 +258,7 @@ class Store:
     def map_of(self, ip: Ip) -> bytes:
         """Return the map that an address is in, empty where there is none: a bit for each, lowest first."""
         try:
-            fd = os.open(self._map(ip), os.O_RDONLY | os.O_CLOEXEC)
+            fd = os.open(self._map(ip), os.O_RDONLY | _SAFE)
         except OSError:
             return bytes(MAP_BYTES)
         try:
@@ -296,7 +298,7 @@ class Store:
     def _open_map(self, ip: Ip, *, make: bool) -> int:
         path = self._map(ip)
         try:
-            return os.open(path, os.O_RDWR | os.O_CLOEXEC)
+            return os.open(path, os.O_RDWR | _SAFE)
         except FileNotFoundError:
             if not make:
                 raise
@@ -451,7 +453,7 @@ def _forget(entry: str) -> None:
 
 def _open_lock(path: str) -> int:
     """Open the lock as the real plugin does, with its modes; where the store is missing, make it."""
-    flags = os.O_RDONLY | os.O_CREAT | os.O_CLOEXEC
+    flags = os.O_RDONLY | os.O_CREAT | _SAFE
     try:
         return os.open(f"{path}/lock", flags, 0o750)
     except FileNotFoundError:

@@ -15,6 +15,7 @@ import os
 import select
 import time
 
+from sriov_fast import files
 from sriov_fast.errors import ConfigError
 from sriov_fast.ipam.http import Reader, TryError, cut_off
 from sriov_fast.values import Value
@@ -72,14 +73,28 @@ def make_context(trust: Trust) -> Any:
     context.minimum_version = _ssl.PROTO_TLSv1_2
     context._set_alpn_protocols(b"\x08http/1.1")
     if trust.ca:
-        _load("ipam.ca", trust.ca, lambda: context.load_verify_locations(trust.ca, None, None))
+        with files.Opened("ipam.ca", trust.ca) as ca:
+            _load("ipam.ca", trust.ca, lambda: context.load_verify_locations(_by(ca), None, None))
     else:
         context.set_default_verify_paths()
     if trust.cert:
-        where, path = ("ipam.key", trust.key) if trust.key else ("ipam.cert", trust.cert)
-        _load("ipam.cert", trust.cert, lambda: open(trust.cert, "rb").close())
-        _load(where, path, lambda: context.load_cert_chain(trust.cert, trust.key or None, _no_password))
+        _load_own(context, trust)
     return context
+
+
+def _load_own(context: Any, trust: Trust) -> None:
+    """Load our certificate and its key, which may be in one file."""
+    with files.Opened("ipam.cert", trust.cert) as cert:
+        if not trust.key:
+            _load("ipam.cert", trust.cert, lambda: context.load_cert_chain(_by(cert), None, _no_password))
+            return
+        with files.Opened("ipam.key", trust.key) as key:
+            _load("ipam.key", trust.key, lambda: context.load_cert_chain(_by(cert), _by(key), _no_password))
+
+
+def _by(fd: int) -> str:
+    """Return a path of an open file, since OpenSSL takes paths alone; it leads to the very file."""
+    return f"/proc/self/fd/{fd}"
 
 
 def _no_password() -> str:

@@ -66,11 +66,21 @@ class Bench:
 
     def world(self) -> World:
         """Everything that must be as before."""
-        found = self.node.snapshot()
-        del found["leases"]
-        del found["locks"]
-        found["pods"] = {pod: text.replace(" tentative", "") for pod, text in found["pods"].items()}
-        return found | {"files": self._files(), "held locks": self._held()}
+        masks = [self.node.tree.mask(irq) for index in range(3) for irq in self.node.tree.irqs(index)]
+        return {
+            "vfs": self.node.state(),
+            "records": self.node.records(),
+            "drafts": self.node.drafts(),
+            "files": self._files(),
+            "held locks": self._held(),
+            "masks": {path.parent.name: path.read_text() for path in masks},
+            "pods": {name: self._pod(pod) for pod, name in ((self.bystander, "other"), (self.pod, "pod"))},
+        }
+
+    def _pod(self, pod: str) -> str:
+        """Return the addresses and routes in a pod's namespace."""
+        shown = self.node.ip("-o", "-n", pod, "-batch", "-", stdin="address\nroute\n")
+        return shown.replace(" tentative", "")
 
     def _files(self) -> list[str]:
         top, found = str(self.node.root), []

@@ -14,7 +14,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from node import Node, Outcome, StartedNode
+from node import Node, Outcome
 from resident import DeferredNode, ResidentNode
 
 from faults import ptrace
@@ -22,6 +22,7 @@ from faults.tracer import Fault, Seen, Tracer
 from sriov_fast import entry
 
 HANG = 40.0  # seconds; longer than any lock is waited for
+_EXECS = 2  # nsenter and sriov
 CLIENT_WAIT = "15"  # seconds that the client in C waits for the server (SRIOV_FAST_WAIT)
 # What requests import late.
 PRELOAD = (
@@ -107,22 +108,6 @@ def _outcome(process: subprocess.Popen[bytes] | Forked, status: int) -> Outcome:
     return Outcome(subprocess.CompletedProcess(process.args, status, out, err))
 
 
-class InProcess(Mode):
-    """The plugin does the work in its own process, which continues an image."""
-
-    name = "process"
-    execs = 2  # nsenter and sriov
-
-    def make(self, root: Path) -> Node:
-        """Return a node without a server."""
-        return Node(root, vfs=3)
-
-    def run(self, verb: str, conf: dict[str, Any], pod: str, fault: Fault | None) -> Run:
-        """Trace the process with its children, to the end of the last one."""
-        process = _child(self.node, verb, conf, pod, traced=True)
-        return _traced(Tracer(fault, execs=self.execs), process)
-
-
 class Forked:
     """A plugin that is a fork of this process, which has imported all that it needs; used as a Popen is."""
 
@@ -173,7 +158,7 @@ def _read_all(fd: int) -> bytes:
 
 
 class ForkedNode(Node):
-    """A node of the plain backend, whose plugin is forked."""
+    """A node whose plugin is forked."""
 
     def start(self, command: str, conf: Any, pod: str = "", **_: Any) -> Any:
         """Fork a plugin."""
@@ -181,37 +166,49 @@ class ForkedNode(Node):
         return Forked(self, environment, json.dumps(conf).encode(), traced=False)
 
 
-class Plain(Mode):
-    """The plain backend, in processes that have imported everything: their start is in ``Started``."""
+class InProcess(Mode):
+    """The plugin without a server, in processes that have imported everything (see ``Started``)."""
 
-    name = "plain"
+    name = "process"
+    backend = "cython"
 
     def make(self, root: Path) -> Node:
         """Return a node, and import what its plugins will need."""
-        os.environ["SRIOV_FAST_BACKEND"] = "python"
+        os.environ["SRIOV_FAST_BACKEND"] = self.backend
         for module in PRELOAD:
             importlib.import_module(module)
         from sriov_fast import backend
 
-        assert backend.name == "python"
-        return ForkedNode(root, vfs=3, backend="python")
+        assert backend.name == self.backend
+        return ForkedNode(root, vfs=3, backend=self.backend)
 
     def run(self, verb: str, conf: dict[str, Any], pod: str, fault: Fault | None) -> Run:
-        """Trace a fork from its first call on."""
+        """Trace a fork, with its children, from its first call to the end of the last of them."""
         environment = self.node.environment(verb, pod, "eth0", "", "")
         process = Forked(self.node, environment, json.dumps(conf).encode(), traced=True)
-        return _traced(Tracer(fault, starts=False), process)
+        return _traced(Tracer(fault), process)
 
 
-class Started(InProcess):
-    """An interpreter with the compiled backend and no image; its imports are among the points."""
+class Plain(InProcess):
+    """The same with the plain backend."""
+
+    name = "plain"
+    backend = "python"
+
+
+class Started(Mode):
+    """The installed executable where there is no server: the client in C, the interpreter and its imports."""
 
     name = "started"
-    execs = 2  # nsenter and the interpreter
 
     def make(self, root: Path) -> Node:
-        """Return a node whose plugin is an interpreter."""
-        return StartedNode(root, vfs=3)
+        """Return a node without a server."""
+        return Node(root, vfs=3)
+
+    def run(self, verb: str, conf: dict[str, Any], pod: str, fault: Fault | None) -> Run:
+        """Trace the process, with its children, from the execution of ``sriov`` on."""
+        process = _child(self.node, verb, conf, pod, traced=True)
+        return _traced(Tracer(fault, execs=_EXECS), process)
 
 
 class Client(Mode):
@@ -249,7 +246,7 @@ class Client(Mode):
     def run(self, verb: str, conf: dict[str, Any], pod: str, fault: Fault | None) -> Run:
         """Trace the client with its children."""
         process = _child(self.node, verb, conf, pod, traced=True)
-        tracer = Tracer(fault, execs=InProcess.execs)
+        tracer = Tracer(fault, execs=_EXECS)
         run = _traced(tracer, process)
         self._note_end_of_server(tracer)
         return run
@@ -283,7 +280,8 @@ class Client(Mode):
     def at_rest(self) -> list[str]:
         """Compare descriptors and threads with those of the first time."""
         with suppress(AssertionError):
-            self.node.settle()
+            Node.settle(self.node)
+            self.resident.homed()
         server, found = self.resident.server, []
         if server.process.poll() is not None:
             return [f"the server ended with {server.process.poll()}"]

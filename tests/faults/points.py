@@ -12,10 +12,8 @@ from faults import calls
 from faults.tracer import KILL, Fault, Seen
 
 ACCEPTED = Path(__file__).with_name("accepted.toml")
-# Of the calls that start an interpreter or continue an image one in so many is taken.
-EVERY_START = 8
-# The same where no image is: some thousand calls, most of them of imports.
-EVERY_IMPORT = 60
+# An interpreter that starts and imports makes some thousand calls. One in so many of them is taken.
+EVERY_START = 40
 
 
 class Injection(NamedTuple):
@@ -40,7 +38,7 @@ def injections(mode: str, verb: str, seen: list[Seen]) -> list[Injection]:
     """Return all that can be done to the calls that were recorded."""
     found = []
     for number, call in enumerate(seen):
-        if call.call in calls.LAST or not _is_taken(mode, number, call):
+        if call.call in calls.LAST or (mode == "started" and number % EVERY_START):
             continue
         about = re.sub(r"%2F\S*(?=%2Fipam)", "", call.about)
         about = re.sub(r"/(tmp|dev/shm)/\S*?/(run|ipam|tree|state)\b", r"\2", about)
@@ -49,12 +47,6 @@ def injections(mode: str, verb: str, seen: list[Seen]) -> list[Injection]:
             for error in (*call.errors, KILL)
         ]
     return found
-
-
-def _is_taken(mode: str, number: int, call: Seen) -> bool:
-    if mode == "started":
-        return number % EVERY_IMPORT == 0
-    return not call.is_start or mode == "client" or number % EVERY_START == 0
 
 
 def mixed(found: list[Injection], seed: int) -> list[Injection]:

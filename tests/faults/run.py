@@ -7,7 +7,6 @@ import json
 import multiprocessing
 import os
 import shutil
-import sys
 import tempfile
 import time
 import traceback
@@ -74,7 +73,7 @@ def _arguments() -> argparse.ArgumentParser:
 
 @contextmanager
 def _installed() -> Iterator[Path]:
-    """Make a directory with the executable and its image."""
+    """Make a directory with the executable."""
     shared = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None
     top = Path(tempfile.mkdtemp(prefix="faults", dir=shared))
     try:
@@ -233,7 +232,3 @@ class Report:
             line = f"{mode:<10}{verb:<7}{self.seen[mode, verb]:>7}{done:>12}"
             lines.append(line + "".join(f"{number:>13}" for number in numbers))
         return lines
-
-
-if __name__ == "__main__":
-    sys.exit(main())

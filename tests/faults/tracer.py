@@ -35,7 +35,6 @@ class Seen(NamedTuple):
     ordinal: int
     about: str
     errors: tuple[str, ...]
-    is_start: bool  # made before the plugin read its request
 
 
 @dataclass
@@ -50,13 +49,11 @@ class _Task:
 class Tracer:
     """Follows the tasks that are given to it; ``fault`` None records.
 
-    ``execs`` is how many programs the first one executes before the calls count; ``starts`` says that those
-    before it reads its request are its start.
+    ``execs`` is how many programs the first one executes before the calls count.
     """
 
     fault: Fault | None = None
     execs: int = 0
-    starts: bool = True
     seen: list[Seen] = field(default_factory=list)
     fired: bool = False
     ended: dict[int, int] = field(default_factory=dict)
@@ -79,7 +76,6 @@ class Tracer:
 
     def attach(self, pid: int) -> None:
         """Follow all threads of a process that runs."""
-        self.starts = False
         for name in os.listdir(f"/proc/{pid}/task"):
             task = int(name)
             ptrace.request(ptrace.SEIZE, task, ptrace.OPTIONS)
@@ -137,6 +133,10 @@ class Tracer:
             self._execs(task)
             if task not in self._tasks:
                 return
+        elif event in ptrace.NEW_TASK:
+            child = ptrace.event_message(task)
+            if child not in self.ended:  # its own first stop may have been reported before this
+                self._tasks.setdefault(child, _Task())
         elif event or (first and number in (signal.SIGSTOP, signal.SIGTRAP)):
             pass
         else:
@@ -170,13 +170,11 @@ class Tracer:
             state.answer = 0
 
     def _entered(self, task: int, state: _Task, name: str, args: tuple[int, ...]) -> None:
-        if task == self._root and name == "read" and args[0] == 0:
-            self.starts = False
         self._counts[name] += 1
         if self.fault is None:
             about = calls.object_of(task, name, args)
             errors = calls.errors_of(task, name, args, about)
-            self.seen.append(Seen(name, self._counts[name], about, errors, self.starts))
+            self.seen.append(Seen(name, self._counts[name], about, errors))
         elif not self.fired and self.fault[:2] == (name, self._counts[name]):
             self._fire(task, state, name)
 

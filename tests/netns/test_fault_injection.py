@@ -76,7 +76,7 @@ def test_a_seed_repeats_a_sample() -> None:
 
 
 def test_injections_are_the_errors_of_a_call_and_the_end_of_its_process() -> None:
-    seen = [Seen("rename", 1, "", ("EIO",), False), Seen("exit_group", 1, "", (), False)]
+    seen = [Seen("rename", 1, "", ("EIO",)), Seen("exit_group", 1, "", ())]
     assert [item.fault.error for item in points.injections("process", "ADD", seen)] == ["EIO", KILL]
 
 

@@ -78,6 +78,7 @@ cdef extern from * nogil:
     ssize_t recvfrom(int fd, void *buffer, size_t size, int flags, sockaddr *sender, socklen_t *sender_size)
     ssize_t sendto(int fd, const void *buffer, size_t size, int flags, const sockaddr *to, socklen_t to_size)
     int setns(int fd, int kind)
+    int usleep(unsigned int microseconds)
     int setsockopt(int fd, int level, int name, const void *value, socklen_t size)
     int c_socket "socket"(int family, int kind, int protocol)
     ssize_t c_write "write"(int fd, const void *buffer, size_t size)
@@ -1466,14 +1467,19 @@ cdef int enter_netns(int netns_fd, int *home) noexcept nogil:
 
 
 cdef void leave_netns(int home) noexcept nogil:
-    # Takes the calling thread back, or ends the process. Keeps errno.
+    # Takes the calling thread back, or ends the process. setns(2) fails while the kernel has no memory, so it is
+    # repeated for a second. Keeps errno.
     cdef int error = errno
+    cdef int tries = 1000
     cdef const char *text = b"sriov-fast: cannot return from a network namespace, giving up\n"
     if home < 0:
         return
-    if setns(home, CLONE_NEWNET) != 0:
-        c_write(2, text, 62)
-        abort()
+    while setns(home, CLONE_NEWNET) != 0:
+        tries -= 1
+        if tries == 0:
+            c_write(2, text, 62)
+            abort()
+        usleep(1000)
     close(home)
     set_errno(error)
 

@@ -12,6 +12,7 @@ import os
 import socket
 import struct
 import sys
+import time
 from array import array
 
 from pyroute2.netlink import nla, nlmsg
@@ -895,13 +896,21 @@ else:
             raise OSError(number, os.strerror(number))
 
 
+_RETURN_TRIES, _RETURN_PAUSE = 1000, 0.001  # seconds
+
+
 def _go_home(home: int) -> None:
-    """Take the calling thread back, or end the process: going on would configure the wrong namespace."""
-    try:
-        _setns(home)
-    except OSError:
-        os.write(2, b"sriov-fast: cannot return from a network namespace, giving up\n")
-        os.abort()
+    """Take the calling thread back, or end the process: going on would configure the wrong namespace.
+
+    setns(2) fails while the kernel has no memory, so it is repeated for a second.
+    """
+    for _ in range(_RETURN_TRIES):
+        try:
+            return _setns(home)
+        except OSError:
+            time.sleep(_RETURN_PAUSE)
+    os.write(2, b"sriov-fast: cannot return from a network namespace, giving up\n")
+    os.abort()
 
 
 def _in_netns(netns_fd: int, work: Callable[[], T]) -> T:
@@ -911,8 +920,8 @@ def _in_netns(netns_fd: int, work: Callable[[], T]) -> T:
     _number(netns_fd, "netns_fd", 0, INT_MAX)
     home = os.open("/proc/thread-self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
     try:
+        _setns(netns_fd)
         try:
-            _setns(netns_fd)
             return work()
         finally:
             _go_home(home)

@@ -568,11 +568,29 @@ print("still here")
 """
     )
     args = [nl.__name__, f"/run/netns/{netns.name}"]
-    inject = "inject=setns:error=EPERM:when=2"
+    inject = "inject=setns:error=EPERM:when=2+"
     status, said, _ = traced(tmp_path, "-e", "trace=setns", "-e", inject, program=program, args=args)
     assert status == -signal.SIGABRT or status == 128 + signal.SIGABRT
     assert "cannot return from a network namespace" in said
     assert "still here" not in said
+
+
+@needs_strace
+def test_a_thread_tries_again_to_return(nl: ModuleType, netns: Netns, tmp_path: Path) -> None:
+    """The kernel may have no memory for a moment; a server must not end for that."""
+    program = (
+        IMPORTS
+        + """
+before = os.stat("/proc/thread-self/ns/net").st_ino
+nl.Socket(fd)
+assert os.stat("/proc/thread-self/ns/net").st_ino == before
+print("still here")
+"""
+    )
+    args = [nl.__name__, f"/run/netns/{netns.name}"]
+    inject = "inject=setns:error=ENOMEM:when=2..4"
+    status, said, _ = traced(tmp_path, "-e", "trace=setns", "-e", inject, program=program, args=args)
+    assert (status, said) == (0, "still here\n")
 
 
 @needs_strace

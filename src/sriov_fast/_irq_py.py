@@ -137,8 +137,8 @@ def _check_irqs(irqs: Sequence[int]) -> None:
 
 def _read_mask(path: str) -> str:
     try:
-        with open(path, encoding="ascii", errors="replace") as file:
-            return file.readline().strip(_BLANKS)
+        with open(path, "rb") as file:  # a text file would import its codec
+            return file.readline().decode("ascii", "replace").strip(_BLANKS)
     except OSError as error:
         # Removed between open and read, procfs says EIO.
         if is_absent(error) or error.errno == errno.EIO:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import gc
 import os
 
-from sriov_fast.errors import FileError, SriovError
+from sriov_fast.errors import FileError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -57,8 +58,8 @@ def _settle_streams() -> None:
 def _is_open(fd: int) -> bool:
     try:
         os.fstat(fd)
-    except OSError:
-        return False
+    except OSError as error:
+        return error.errno != errno.EBADF  # any other error says nothing about the descriptor
     return True
 
 
@@ -141,7 +142,7 @@ def _steps() -> Steps | None:
 def _worded(error: Exception, stdin: bytes) -> bytes:
     from sriov_fast.cni import reply
 
-    if not isinstance(error, (SriovError, OSError)):
+    if reply.is_internal(error):
         import traceback
 
         traceback.print_exception(error)

@@ -24,6 +24,18 @@ def printed(exc: BaseException, version: str = "1.1.0") -> dict[str, object]:
     return found
 
 
+def test_what_the_machine_lacks_is_no_fault_of_ours() -> None:
+    """A module that cannot be read is an I/O failure (5), no memory is a reason to try again (11)."""
+    unreadable = ImportError("cannot import name 'x' from 'y'")
+    assert printed(unreadable)["code"] == 5
+    assert "'x' from 'y'" in str(printed(unreadable)["msg"])
+    assert printed(MemoryError())["code"] == 11
+    assert [reply.is_internal(error) for error in (unreadable, MemoryError(), OSError(), KeyError())] == [
+        *(False, False, False),
+        True,
+    ]
+
+
 def test_our_errors() -> None:
     assert printed(errors.ConfigError("vlan = 5000: no", "give less"), "0.4.0") == {
         "cniVersion": "0.4.0",

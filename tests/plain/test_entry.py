@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import select
 import signal
@@ -41,3 +42,15 @@ def test_behind_the_reply(raises: bool) -> None:
     assert os.read(done, 1) == b"", "its process has ended"
     for fd in (reader, done):
         os.close(fd)
+
+
+def test_only_ebadf_means_closed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An fstat(2) that fails for another reason says nothing about stdout."""
+
+    def refuse(fd: int) -> None:
+        raise OSError(errno.EBADF if fd == 77 else errno.ENOMEM, "refused")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "fstat", refuse)
+        found = [entry._is_open(fd) for fd in (77, 1)]
+    assert found == [False, True]

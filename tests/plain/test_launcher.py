@@ -102,6 +102,20 @@ def test_errors_are_cni_errors(sriov: Path) -> None:
 INTERPRETER = (sys.executable, "-ISXutf8")
 
 
+@pytest.mark.parametrize("name", install.DEFAULT)
+def test_a_plugin_that_cannot_be_imported_says_so(tmp_path: Path, name: str) -> None:
+    """stdout has one CNI error, whatever is wrong with the files of the package."""
+    package = tmp_path / 'a"b\\c' / "sriov_fast"
+    package.mkdir(parents=True)
+    (package / "__init__.py").write_text(f"raise ImportError({str(package)!r})")
+    program = ["-c", install.code(install.PROGRAMS[name], [str(package.parent)])]
+    done = subprocess.run([sys.executable, "-IS", *program], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (1, "")
+    said = json.loads(done.stdout)
+    assert said["code"] == 5
+    assert "sriov_fast" in said["msg"]
+
+
 def test_a_script_starts_the_interpreter_so() -> None:
     text = install.executable(install.PROGRAMS["sriov"], "script").decode()
     assert text.startswith(f"#!{' '.join(INTERPRETER)}\n")

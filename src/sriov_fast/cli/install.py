@@ -33,12 +33,14 @@ MAX_SHEBANG = 127
 class Program(NamedTuple):
     """What one executable starts: a module's ``main``, and the interpreter's flags.
 
-    ``resident``: the server does its work too, so that it may be the client in C.
+    ``resident``: the server does its work too, so that it may be the client in C. ``is_plugin``: a runtime
+    starts it, and reads CNI's JSON from its stdout.
     """
 
     module: str
     flags: str
     resident: bool = False
+    is_plugin: bool = True
 
 
 # -I: no PYTHON* variables, no user site, no current directory; -S: no site; -X utf8: no locale.
@@ -46,12 +48,22 @@ class Program(NamedTuple):
 PROGRAMS = {
     "sriov": Program("sriov_fast.entry", "-ISXutf8", resident=True),
     "txipam": Program("sriov_fast.ipam.txipam_main", "-ISXutf8"),
-    "sriov-fast": Program("sriov_fast.cli", "-IXutf8"),
+    "sriov-fast": Program("sriov_fast.cli", "-IXutf8", is_plugin=False),
 }
 DEFAULT = ("sriov", "txipam")
 LAUNCHERS = ("client", "script")
 _NEEDED = ("sriov_fast", "orjson", "pyroute2")
 _TRAILER_MAGIC = b"SRFARGV1"
+# A plugin whose files cannot be read has no module to word that with: code 5 is CNI's for a failure to read.
+_IMPORTING_PLUGIN = """\
+try:
+    from {} import main
+except (ImportError, OSError) as error:
+    why = ascii(str(error)).translate({{34: 39, 92: 47}})
+    print('{{"cniVersion": "1.0.0", "code": 5, "msg": "sriov-fast cannot be imported: %s"}}' % why)
+    sys.exit(1)
+"""
+_IMPORTING = "from {} import main\n"
 _WRITTEN = "Written by sriov-fast install"
 
 
@@ -152,7 +164,7 @@ def code(program: Program, directories: list[str]) -> str:
         (
             "import sys\n",
             f"sys.path += {directories!a}\n",
-            f"from {program.module} import main\n",
+            (_IMPORTING_PLUGIN if program.is_plugin else _IMPORTING).format(program.module),
             "sys.exit(main())\n",
         )
     )

@@ -7,7 +7,7 @@ import os
 
 from sriov_fast import codec
 from sriov_fast.cni import fields, netconf, result
-from sriov_fast.errors import DecodeError, FileError, SriovError
+from sriov_fast.errors import DecodeError, FileError, SriovError, TryAgainError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 NEWEST = netconf.VERSIONS[-1]
 _INTERNAL = SriovError.code
 _LONGEST = 4000  # characters of msg, and of details: what a remote service says may be long
+_UNREADABLE = "see that the files of sriov-fast and its interpreter can be read; run sriov-fast install again"
+_NO_MEMORY = "try again; the machine has no memory left"
 _REPORT = "this is a fault of sriov-fast; please report it with the log"
 
 
@@ -42,6 +44,10 @@ def error(exc: BaseException, version: str) -> bytes:
         code, msg, details = exc.code, exc.msg, _known_details(exc)
     elif isinstance(exc, OSError):
         code, msg, details = FileError.code, _os_message(exc), _errno_words(exc.errno or 0)
+    elif isinstance(exc, ImportError):
+        code, msg, details = FileError.code, f"a module cannot be loaded: {exc}", _UNREADABLE
+    elif isinstance(exc, MemoryError):
+        code, msg, details = TryAgainError.code, "out of memory", _NO_MEMORY
     elif isinstance(exc, Exception):
         code, msg, details = _INTERNAL, f"internal error: {_described(exc)}", _REPORT
     else:
@@ -54,6 +60,11 @@ def error(exc: BaseException, version: str) -> bytes:
     if details:
         body["details"] = _clean(details)[:_LONGEST]
     return _document(body)
+
+
+def is_internal(exc: BaseException) -> bool:
+    """Say whether an exception is a fault of ours, which a traceback helps to find."""
+    return not isinstance(exc, (SriovError, OSError, ImportError, MemoryError))
 
 
 def _described(exc: Exception) -> str:

@@ -278,7 +278,7 @@ class Server:
                 steps.verb = wanted.command
             done = plugin.run(wanted, self._roots, context)
         except Exception as error:
-            if not isinstance(error, (SriovError, OSError)):
+            if reply.is_internal(error):
                 self._unexpected(error)
             return 1, reply.error(error, reply.spoken_version(asked.stdin)), Reply()
         finally:

@@ -1467,8 +1467,8 @@ cdef int enter_netns(int netns_fd, int *home) noexcept nogil:
 
 
 cdef void leave_netns(int home) noexcept nogil:
-    # Takes the calling thread back, or ends the process. setns(2) fails while the kernel has no memory, so it is
-    # repeated for a second. Keeps errno.
+    # Takes the calling thread back, or ends the process. setns(2) fails while the kernel has no memory, so
+    # it is repeated for a second. Keeps errno.
     cdef int error = errno
     cdef int tries = 1000
     cdef const char *text = b"sriov-fast: cannot return from a network namespace, giving up\n"

@@ -109,9 +109,9 @@ def test_scan_on_a_crowded_node(benchmark: Any, crowded: Tree) -> None:
     benchmark(calls["compiled"])
 
 
-def test_pf_of(benchmark: Any, tree: Tree) -> None:
+def test_vf_index(benchmark: Any, tree: Tree) -> None:
     root, pci = str(tree.sys), tree.pci(tree.vfs - 1)
     benchmark.group = "VF to PF"
-    calls = {"compiled": lambda: _sysfs.pf_of(pci, root), "plain": lambda: _sysfs_py.pf_of(pci, root)}
+    calls = {"compiled": lambda: _sysfs.vf_index(pci, root), "plain": lambda: _sysfs_py.vf_index(pci, root)}
     benchmark.extra_info |= figures(paired(calls))
     benchmark(calls["compiled"])

@@ -16,7 +16,7 @@ from cpython.mem cimport PyMem_Free, PyMem_Realloc
 from libc.errno cimport EAGAIN, EINTR, EIO, EMSGSIZE, ENOBUFS, ENODEV, EPROTO, ETIMEDOUT, errno
 from libc.stdint cimport int32_t, uint8_t, uint16_t, uint32_t
 from libc.stdlib cimport abort
-from libc.string cimport memchr, memcpy, memset
+from libc.string cimport memchr, memcmp, memcpy, memset
 
 from sriov_fast._nl_wire cimport *
 
@@ -106,9 +106,11 @@ cdef object UNANSWERED = object()
 
 cdef struct Item:
     # One message of a batch: where it starts, and what is wanted of its answer (for a link the VF, -1: none;
-    # for a dump of addresses or routes the interface index).
+    # for a dump of addresses or routes the interface index). ``mac``: whose other holder is looked for.
     size_t at
     int wanted
+    bint has_mac
+    uint8_t mac[6]
 
 
 cdef struct Cidr:
@@ -184,17 +186,19 @@ cdef int parse_mac(object value, uint8_t *mac) except -1:
     return 0
 
 
-cdef bytes interface_name(object value):
+cdef bytes interface_name(object value, int room=IFNAMSIZ):
     # As dev_valid_name() in net/core/dev.c, whose isspace() is Latin-1's; and nothing that cannot be printed.
     cdef bint readable = isinstance(value, str) and value.isprintable()
     cdef bytes text = value.encode("utf-8", "replace") if readable else b""
     cdef uint8_t char
-    cdef bint good = 0 < PyBytes_GET_SIZE(text) < IFNAMSIZ and text not in (b".", b"..")
+    cdef bint good = 0 < PyBytes_GET_SIZE(text) < room and text not in (b".", b"..")
     for char in text:
         if char in (32, 47, 58, 160):  # space, '/', ':'
             good = False
     if not good:
-        raise ValueError(f"interface name {value!r}: not 1 to 15 bytes without white space, '/' and ':'")
+        raise ValueError(
+            f"interface name {value!r}: not 1 to {room - 1} bytes without white space, '/' and ':'"
+        )
     return text
 
 
@@ -328,28 +332,35 @@ cdef class Batch:
         number_messages(<uint8_t *>PyBytes_AS_STRING(copy), self, 1)
         return copy
 
-    def get_link(self, *, index=0, name="", vf=-1):
+    def get_link(self, *, index=0, name="", vf=-1, mac=""):
         """Append ``RTM_GETLINK`` of one device, by index or by name: ``ip link show dev $name``.
 
-        The answer is a ``Link``. With ``vf`` it also carries what the PF holds for that one VF (and the
-        number of VFs); that makes many drivers ask their firmware about every VF, so ask once.
+        A name may be an alternative one. The answer is a ``Link``. With ``vf`` it also carries what the PF
+        holds for that one VF (and the number of VFs); that makes many drivers ask their firmware about every
+        VF, so ask once. With ``mac`` it carries which other VF has that MAC.
         """
         cdef uint32_t wanted = number(vf, "vf", 0, 65535) if vf != -1 else 0
         cdef bytes text = None
         cdef ifinfomsg info
+        cdef uint8_t address[6]
         memset(&info, 0, sizeof(info))
         if bool(name) == (index != 0):
             raise ValueError(f"index {index!r}, name {name!r}: give one of them")
         if name:
-            text = interface_name(name)
+            text = interface_name(name, ALTIFNAMSIZ)
         else:
             info.ifi_index = number(index, "index", 1, INT_MAX)
+        if mac:
+            parse_mac(mac, address)
         # No NLM_F_ACK: the link itself, or an error, is the answer.
         self.start(RTM_GETLINK, NLM_F_REQUEST, &info, sizeof(info))
         if text is not None:
-            self.put_text(IFLA_IFNAME, text)
+            self.put_text(IFLA_IFNAME if PyBytes_GET_SIZE(text) < IFNAMSIZ else IFLA_ALT_IFNAME, text)
         self.put_u32(IFLA_EXT_MASK, RTEXT_FILTER_SKIP_STATS | (RTEXT_FILTER_VF if vf != -1 else 0))
         self.finish(<int>wanted if vf != -1 else -1)
+        if mac:
+            self.items[self.count - 1].has_mac = True
+            memcpy(self.items[self.count - 1].mac, address, 6)
 
     def set_vf(self, pf_index, vf, settings):
         """Append one ``RTM_SETLINK`` that sets what ``settings`` gives of one VF, through its PF.
@@ -621,6 +632,7 @@ cdef class Batch:
         (<nlmsghdr *>(self.data + self.end)).nlmsg_len = <uint32_t>(self.size - self.end)
         self.items[self.count].at = self.end
         self.items[self.count].wanted = wanted
+        self.items[self.count].has_mac = False
         self.count += 1
         self.end = self.size
         return 0
@@ -914,8 +926,18 @@ cdef long vf_number(const nlattr *info) noexcept nogil:
     return u32_of(mac)
 
 
-cdef const nlattr *find_vf(Span *message, const nlattr *vf_list, uint32_t num_vf, int vf) noexcept nogil:
-    # The IFLA_VF_INFO of one VF, or NULL. Leaves ``message`` behind the list.
+cdef bint has_mac(const nlattr *info, const uint8_t *mac) noexcept nogil:
+    # Whether the first attribute of an IFLA_VF_INFO, its IFLA_VF_MAC, says this MAC.
+    cdef Span span = inside(info)
+    cdef const ifla_vf_mac *held = <const ifla_vf_mac *>payload(next_attr(&span), sizeof(ifla_vf_mac))
+    return held != NULL and memcmp(held.mac, mac, 6) == 0
+
+
+cdef const nlattr *find_vf(
+    Span *message, const nlattr *vf_list, uint32_t num_vf, const Item *asked, int *holder
+) noexcept nogil:
+    # The IFLA_VF_INFO of the VF that was asked for, or NULL; ``holder`` becomes the first other VF with the
+    # MAC that was asked about. Leaves ``message`` behind the list.
     #
     # The 16 bits of the list's length overflow with some 300 VFs (200 bytes each without statistics), while
     # its entries are all there. So they are counted, and the length is what they add up to.
@@ -931,8 +953,10 @@ cdef const nlattr *find_vf(Span *message, const nlattr *vf_list, uint32_t num_vf
         if info == NULL or vf_number(info) < 0:
             break
         seen += 1
-        if vf_number(info) == vf:
+        if vf_number(info) == asked.wanted:
             found = info
+        elif asked.has_mac and holder[0] < 0 and has_mac(info, asked.mac):
+            holder[0] = <int>vf_number(info)
         message.at = span.at
     return found
 
@@ -997,7 +1021,7 @@ cdef int read_setting(const nlattr *attr, dict found) except -1:
     return 0
 
 
-cdef object decode_link(const uint8_t *body, size_t size, int vf):
+cdef object decode_link(const uint8_t *body, size_t size, const Item *asked):
     cdef const ifinfomsg *info = <const ifinfomsg *>body
     cdef Span span
     cdef const nlattr *attr
@@ -1008,7 +1032,7 @@ cdef object decode_link(const uint8_t *body, size_t size, int vf):
     cdef dict found = {"flags": info.ifi_flags & SETTABLE_FLAGS, "alias": ""}
     cdef uint32_t mtu = 0, num_vf = 0, lower = 0, master = 0
     cdef bint is_lower_here = True
-    cdef int kind
+    cdef int kind, holder = -1
     span.at = body + sizeof(ifinfomsg)
     span.end = body + size
     attr = next_attr(&span)
@@ -1031,7 +1055,7 @@ cdef object decode_link(const uint8_t *body, size_t size, int vf):
         elif kind == IFLA_NUM_VF:
             num_vf = u32_of(attr)
         elif kind == IFLA_VFINFO_LIST:
-            vf_info = find_vf(&span, attr, num_vf, vf)
+            vf_info = find_vf(&span, attr, num_vf, asked, &holder)
         elif kind == IFLA_PERM_ADDRESS:
             perm = mac_text(payload(attr, 0), attr.nla_len - sizeof(nlattr))
         elif kind == IFLA_PARENT_DEV_NAME:
@@ -1061,6 +1085,7 @@ cdef object decode_link(const uint8_t *body, size_t size, int vf):
             xdp_program(xdp, IFLA_XDP_DRV_PROG_ID),
             xdp_program(xdp, IFLA_XDP_HW_PROG_ID),
         ),
+        holder=holder,
     )
 
 
@@ -1259,6 +1284,8 @@ cdef str link_operation(const nlmsghdr *message, int wanted):
     if message.nlmsg_flags & NLM_F_DUMP:
         return "list links"
     name = find_attr(message, sizeof(ifinfomsg), IFLA_IFNAME)
+    if name == NULL:
+        name = find_attr(message, sizeof(ifinfomsg), IFLA_ALT_IFNAME)
     if name != NULL:
         which = text_of(name)
     return f"get vf {wanted} of {which}" if wanted >= 0 else f"get link {which}"
@@ -1411,11 +1438,11 @@ cdef class Replies:
                    else sizeof(rtmsg) if head.nlmsg_type == RTM_NEWROUTE else sizeof(ifaddrmsg)):
             raise NetlinkError(EPROTO, "", position, f"rtnetlink answer with a body of {size} bytes")
         if not dump:
-            return self.answer(position, decode_link(body, size, wanted))
+            return self.answer(position, decode_link(body, size, &self.batch.items[position]))
         if self.found[position] is UNANSWERED:
             self.found[position] = []
         if head.nlmsg_type == RTM_NEWLINK:
-            self.found[position].append(decode_link(body, size, -1))
+            self.found[position].append(decode_link(body, size, &self.batch.items[position]))
         elif head.nlmsg_type == RTM_NEWROUTE:
             family = (<const rtmsg *>(<const uint8_t *>asked + sizeof(nlmsghdr))).rtm_family
             decode_routes(body, size, family, wanted, self.found[position])

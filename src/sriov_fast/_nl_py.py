@@ -67,7 +67,7 @@ LINK_STATES = ("auto", "enable", "disable")
 VLAN_PROTOS = {"802.1Q": 0x8100, "802.1ad": 0x88A8}  # linux/if_ether.h
 VLAN_PROTO_NAMES = {number: name for name, number in VLAN_PROTOS.items()}
 IFLA_ADDRESS = 1
-ALTIFNAMSIZ = 128  # linux/if.h
+IFNAMSIZ, ALTIFNAMSIZ = 16, 128  # linux/if.h
 IFLA_PERM_ADDRESS = 54
 IFLA_BROADCAST, IFLA_IFALIAS, IFLA_AF_SPEC, IFLA_XDP = 2, 20, 26, 43
 IFLA_INET6_ADDR_GEN_MODE = 8
@@ -162,11 +162,13 @@ def _mac(value: object) -> str:
     return ":".join(parts).lower()
 
 
-def _interface_name(value: object) -> str:
+def _interface_name(value: object, room: int = IFNAMSIZ) -> str:
     # As dev_valid_name() in net/core/dev.c, whose isspace() is Latin-1's; and nothing that cannot be printed.
     text = value.encode("utf-8", "replace") if isinstance(value, str) and value.isprintable() else b""
-    if not 0 < len(text) < 16 or text in (b".", b"..") or set(text) & set(b" /:\xa0"):
-        raise ValueError(f"interface name {value!r}: not 1 to 15 bytes without white space, '/' and ':'")
+    if not 0 < len(text) < room or text in (b".", b"..") or set(text) & set(b" /:\xa0"):
+        raise ValueError(
+            f"interface name {value!r}: not 1 to {room - 1} bytes without white space, '/' and ':'"
+        )
     return str(value)
 
 
@@ -286,7 +288,7 @@ def _settings_attrs(settings: LinkSettings) -> Iterator[tuple[int, bytes]]:
 class _Message:
     """One encoded message, numbered 0; what is wanted of its answer; what it asks for, in words."""
 
-    __slots__ = ("data", "family", "flags", "kind", "operation", "wanted")
+    __slots__ = ("data", "family", "flags", "kind", "mac", "operation", "wanted")
 
     def __init__(self, message: Any, kind: int, flags: int, operation: str, wanted: int = -1) -> None:
         message["header"]["type"] = kind
@@ -300,6 +302,7 @@ class _Message:
         self.family: int = message["family"]
         self.operation = operation
         self.wanted = wanted
+        self.mac = ""
 
     @property
     def is_dump(self) -> bool:
@@ -325,22 +328,25 @@ class Batch:
     def _numbered(self, first: int) -> bytes:
         return b"".join(message.numbered(first + i) for i, message in enumerate(self._messages))
 
-    def get_link(self, *, index: int = 0, name: str = "", vf: int = -1) -> None:
-        """Append ``RTM_GETLINK`` of one device: ``ip link show dev $name``."""
+    def get_link(self, *, index: int = 0, name: str = "", vf: int = -1, mac: str = "") -> None:
+        """Append ``RTM_GETLINK`` of one device: ``ip link show dev $name``; with ``mac``, who else has it."""
         wanted = -1 if vf == -1 else _number(vf, "vf", 0, 65535)
         if bool(name) == (index != 0):
             raise ValueError(f"index {index!r}, name {name!r}: give one of them")
         message = ifinfmsg()
         message["attrs"] = []
         if name:
-            message["attrs"].append(("IFLA_IFNAME", _interface_name(name)))
+            kind = "IFLA_IFNAME" if len(name.encode("utf-8", "replace")) < IFNAMSIZ else "IFLA_ALT_IFNAME"
+            message["attrs"].append((kind, _interface_name(name, ALTIFNAMSIZ)))
         else:
             message["index"] = _number(index, "index", 1, INT_MAX)
         mask = RTEXT_FILTER_SKIP_STATS | (RTEXT_FILTER_VF if wanted >= 0 else 0)
         message["attrs"].append(("IFLA_EXT_MASK", mask))
         which = name or f"ifindex {index}"
         operation = f"get vf {wanted} of {which}" if wanted >= 0 else f"get link {which}"
-        self._messages.append(_Message(message, RTM_GETLINK, NLM_F_REQUEST, operation, wanted))
+        asked = _Message(message, RTM_GETLINK, NLM_F_REQUEST, operation, wanted)
+        asked.mac = _mac(mac) if mac else ""
+        self._messages.append(asked)
 
     def set_vf(self, pf_index: int, vf: int, settings: VfSettings) -> None:
         """Append one ``RTM_SETLINK`` for one VF, through its PF: ``ip link set $pf vf $n mac $mac ...``."""
@@ -545,20 +551,41 @@ def _vf_number(data: bytes, start: int, end: int) -> int:
     return -1
 
 
-def _find_vf(data: bytes, at: int, num_vf: int, vf: int) -> tuple[bytes, int]:
-    """Return the IFLA_VF_INFO of one VF (b"" where it is missing) and where the list ends.
+def _vf_infos(data: bytes, at: int, num_vf: int) -> Iterator[tuple[int, int, int]]:
+    """Yield index, start and end of each IFLA_VF_INFO of the list at ``at``.
 
     The 16 bits of its length overflow with some 300 VFs while its entries are all there, so they are counted.
     """
-    found, end = b"", at + ATTR.size
     for kind, start, stop in _attrs(data, at + ATTR.size, len(data)):
-        if not num_vf or kind != IFLA_VF_INFO or _vf_number(data, start, stop) < 0:
-            break
+        vf = _vf_number(data, start, stop) if kind == IFLA_VF_INFO else -1
+        if not num_vf or vf < 0:
+            return
         num_vf -= 1
+        yield vf, start, stop
+
+
+def _find_vf(data: bytes, at: int, num_vf: int, vf: int) -> tuple[bytes, int]:
+    """Return the IFLA_VF_INFO of one VF (b"" where it is missing) and where the list ends."""
+    found, end = b"", at + ATTR.size
+    for index, start, stop in _vf_infos(data, at, num_vf):
         end = start + (stop - start + 3 & ~3)
-        if _vf_number(data, start, stop) == vf:
+        if index == vf:
             found = data[start:stop]
     return found, end
+
+
+def _holder(data: bytes, vf: int, mac: str) -> int:
+    """Return the index of another VF than ``vf`` that has a MAC, -1 where none has it."""
+    num_vf = 0
+    for kind, at, _ in _link_attrs(data) if mac else ():
+        if kind == IFLA_NUM_VF:
+            (num_vf,) = struct.unpack_from("=I", data, at + ATTR.size)
+        elif kind == IFLA_VFINFO_LIST:
+            for index, start, _ in _vf_infos(data, at, num_vf):
+                held = start + ATTR.size + ATTR.size + 4  # struct ifla_vf_mac: __u32 vf; __u8 mac[32]
+                if index != vf and data[held : held + 6].hex(":") == mac:
+                    return index
+    return -1
 
 
 def _link_attrs(data: bytes) -> Iterator[tuple[int, int, int]]:
@@ -678,7 +705,7 @@ def _decode_xdp(data: bytes) -> tuple[int, ...]:
     return 0, 0, 0
 
 
-def _decode_link(data: bytes, vf: int) -> Link:
+def _decode_link(data: bytes, vf: int, mac: str = "") -> Link:
     message = ifinfmsg(_condensed(data, vf))
     message.decode()
     vf_list = message.get_attr("IFLA_VFINFO_LIST")
@@ -699,6 +726,7 @@ def _decode_link(data: bytes, vf: int) -> Link:
         vf=_vf_settings(vf_list.get_attr("IFLA_VF_INFO")) if vf_list is not None else None,
         settings=_decode_settings(data),
         xdp=_decode_xdp(data),
+        holder=_holder(data, vf, mac),
     )
 
 
@@ -847,7 +875,7 @@ class Replies:
         if size < BODY_SIZES[kind]:
             raise NetlinkError(errno.EPROTO, "", position, f"rtnetlink answer with a body of {size} bytes")
         if not asked.is_dump:
-            self._found[position] = _decode_link(data, asked.wanted)
+            self._found[position] = _decode_link(data, asked.wanted, asked.mac)
             self.pending -= 1
             return
         if self._found[position] is _UNANSWERED:

@@ -121,27 +121,23 @@ def scan(str pf not None, str root not None="/sys"):
         free(table.slots)
 
 
-def pf_of(str pci not None, str root not None="/sys"):
-    """Return the PF's netdev (the first by name) and the index of the VF at a PCI address.
+def vf_index(str pci not None, str root not None="/sys"):
+    """Return the index of the VF at a PCI address on its PF.
 
-    Raises OSError with errno and filename: ENOENT (no such device), ENODEV (not a VF, or its PF shows no
-    netdev in this namespace), or what the kernel said; ValueError for a ``pci`` that cannot be an address.
+    Raises OSError with errno and filename: ENOENT (no such device), ENODEV (not a VF), or what the kernel
+    said; ValueError for a ``pci`` that cannot be an address.
     """
-    cdef char netdev[NAME_ROOM]
-    cdef int fd, index = 0, err = 0
+    cdef int fd, index = 0
     check_part(pci, "PCI address")
     cdef str device = f"{root}/bus/pci/devices/{pci}"
     cdef str physfn = f"{device}/physfn"
     cdef bytes raw = path_bytes(physfn), raw_pci = path_bytes(pci)
     cdef const char *path = PyBytes_AS_STRING(raw)
     cdef const char *wanted = PyBytes_AS_STRING(raw_pci)
-    netdev[0] = 0
     with nogil:
         fd = open_dir(AT_FDCWD, path)
         if fd >= 0:
             index = _index_of(fd, wanted)
-            if index >= 0:
-                err = _netdev(fd, "net", netdev)
             close(fd)
     if fd < 0:
         if not is_absent(fd):
@@ -150,11 +146,9 @@ def pf_of(str pci not None, str root not None="/sys"):
         raise os_error(ENODEV, device, "not a VF")
     if index == -ENODEV:
         raise os_error(ENODEV, device, "not among the VFs of its PF")
-    if index < 0 or err < 0:
-        raise os_error(-min(index, err), physfn)
-    if netdev[0] == 0:
-        raise os_error(ENODEV, physfn, "the PF shows no network interface here")
-    return PyUnicode_DecodeFSDefault(netdev), index
+    if index < 0:
+        raise os_error(-index, physfn)
+    return index
 
 
 cdef int _need(str path) except -1:

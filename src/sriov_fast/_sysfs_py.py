@@ -60,11 +60,11 @@ def scan(pf: str, root: str = "/sys") -> list[Vf]:
     return [vf for index in indices if (vf := _vf(device, index, numa))]
 
 
-def pf_of(pci: str, root: str = "/sys") -> tuple[str, int]:
-    """Return the PF's netdev (the first by name) and the index of the VF at a PCI address.
+def vf_index(pci: str, root: str = "/sys") -> int:
+    """Return the index of the VF at a PCI address on its PF.
 
-    Raises OSError with errno and filename: ENOENT (no such device), ENODEV (not a VF, or its PF shows no
-    netdev in this namespace), or what the kernel said; ValueError for a ``pci`` that cannot be an address.
+    Raises OSError with errno and filename: ENOENT (no such device), ENODEV (not a VF), or what the kernel
+    said; ValueError for a ``pci`` that cannot be an address.
     """
     check_part(pci, "PCI address")
     device = f"{root}/bus/pci/devices/{pci}"
@@ -78,13 +78,8 @@ def pf_of(pci: str, root: str = "/sys") -> tuple[str, int]:
         raise os_error(errno.ENODEV, device, "not a VF") from None
     for index in _indices(names):
         if _link_name(f"{physfn}/virtfn{index}") == pci:
-            break
-    else:
-        raise os_error(errno.ENODEV, device, "not among the VFs of its PF")
-    netdev = _netdev(physfn)
-    if not netdev:
-        raise os_error(errno.ENODEV, physfn, "the PF shows no network interface here")
-    return netdev, index
+            return index
+    raise os_error(errno.ENODEV, device, "not among the VFs of its PF")
 
 
 def _indices(names: list[str]) -> list[int]:

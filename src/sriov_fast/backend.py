@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 # What each module must export, compiled or plain.
 EXPORTS = {
     "nl": ("Batch", "Socket", "netns_write", "raw_socket"),
-    "sysfs": ("pf_of", "scan"),
+    "sysfs": ("scan", "vf_index"),
     "irq": ("cpu_mask", "irqs", "online", "parse_cpus", "parse_mask", "read_masks", "write_masks"),
 }
 

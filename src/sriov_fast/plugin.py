@@ -105,9 +105,9 @@ def add(call: Call) -> Reply:
         _require_detached(call)
         # undone last: an address may go to the next pod only when this one's VF is quiet
         addresses = undo.enter_context(ExitStack())
-        call, start = _ipam_first(call, addresses)
-        call.step("check, lock")
         host = held.enter_context(nl.Socket())
+        call, start = _ipam_first(call, host, addresses)
+        call.step("check, lock")
         choice = pool.choose(wish_of(call, host), call.journal, call.roots)
         held.enter_context(choice.lock)
         call.step("choose the VF")
@@ -132,7 +132,7 @@ class Means(Value):
     held: ExitStack
 
 
-def _ipam_first(call: Call, undo: ExitStack) -> tuple[Call, Start[Any]]:
+def _ipam_first(call: Call, host: nl.Socket, undo: ExitStack) -> tuple[Call, Start[Any]]:
     """Run IPAM before everything else where it may choose the VF, and let its choice go before ours.
 
     The second is what starts IPAM, or seems to. It is given what to do with the answer, and a stack that will
@@ -140,7 +140,8 @@ def _ipam_first(call: Call, undo: ExitStack) -> tuple[Call, Start[Any]]:
     """
     if not call.conf.ipam_type or not may_choose_vf(call.conf.ipam_type):
         return call, lambda work, running: _ipam_start(call, undo, work, running)
-    pool.present(pool.Wish(masters=call.conf.masters), call.roots)  # a fault known now must cost no address
+    # what is wrong already must not cost an address
+    pool.present(wish_of(call, host).replace(warn=call.log.debug), call.roots)
     with ExitStack() as running:
         answer = _ipam_start(call, undo, lambda found: found, running)()
     settled = call.replace(conf=netconf.with_extra(call.conf, answer.extra))
@@ -276,6 +277,7 @@ def wish_of(call: Call, host: nl.Socket) -> pool.Wish:
         who=call.who,
         recover=lambda record: recover(call, record),
         examine=lambda vf: candidate.examine(host, vf, call.roots),
+        real_name=lambda name: candidate.real_name(host, name),
         warn=call.log.warning,
     )
 

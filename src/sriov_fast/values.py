@@ -155,8 +155,9 @@ class Link(Value):
     ``lower`` is the index of the device under this one (IFLA_LINK), 0 where there is none or where it is in
     another namespace; ``master`` is the index of the bond or bridge that has it, 0 for none.
     ``num_vf`` and ``vf`` (what the PF holds for the one VF that was asked for) are set on a PF read with
-    ``vf=``. ``altnames`` are the alternative names; ``xdp`` the IDs of the XDP programs in the modes generic,
-    driver and offload, 0 where there is none.
+    ``vf=``. ``holder`` is the index of another VF that has the MAC which was asked about, -1 for none.
+    ``altnames`` are the alternative names; ``xdp`` the IDs of the XDP programs in the modes generic, driver
+    and offload, 0 where there is none.
     """
 
     index: int
@@ -174,6 +175,7 @@ class Link(Value):
     vf: VfSettings | None = None
     settings: LinkSettings = LinkSettings()
     xdp: tuple[int, ...] = (0, 0, 0)
+    holder: int = -1
 
 
 class Address(Value):

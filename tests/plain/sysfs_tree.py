@@ -62,8 +62,8 @@ class Tree:
             (self.sys / "class/net" / netdev.name).unlink()
             shutil.rmtree(netdev)
 
-    def add_netdev(self, index: int, name: str) -> None:
-        """Show a netdev of a VF."""
+    def add_netdev(self, index: int | None, name: str) -> None:
+        """Show a netdev of a VF, or of the PF."""
         _netdev(self.sys, self.device(index), name)
 
     def unbind(self, index: int) -> None:

@@ -114,3 +114,14 @@ def test_doctor_sees_irqbalance_and_open_state(here: Roots, tmp_path: Path) -> N
     found = findings(here, tmp_path)
     assert found["irqbalance"][0][0] == "WARN"
     assert found["state"][0][0] == "WARN"
+
+
+def test_505_representors_are_no_pfs(here: Roots, capsys: pytest.CaptureFixture[str]) -> None:
+    """`vfs` and `doctor` showed each representor of a card in switchdev mode as one more PF."""
+    tree = build_tree(Path(here.sys).parent, "pf2", vfs=1, pf_pci="0000:03:00.0")
+    tree.add_netdev(None, "pf2rep0")
+    (tree.sys / "class/net/pf2rep0/phys_port_name").write_text("pf0vf0\n")
+    assert main(["vfs"]) == 0
+    said = capsys.readouterr().out
+    assert "pf2rep0" not in said
+    assert "pf2v0" in said

@@ -286,7 +286,7 @@ WRONG: list[tuple[str, dict[str, Any], str]] = [
     ("master", {"master": "a/b"}, '"a/b"'),
     ("master", {"master": "eth 1"}, '"eth 1"'),
     ("master", {"master": ".."}, '".."'),
-    ("master", {"master": "sixteen-bytes-xx"}, '"sixteen-bytes-xx"'),
+    ("master", {"master": "m" * 128}, "longer than 127 bytes"),
     ("master", {"master": "eth1\0"}, "eth1"),
     ("master", {"master": ["eth1", ""]}, '["eth1",""]'),
     ("master", {"master": ["eth1", 2]}, '["eth1",2]'),

@@ -558,3 +558,18 @@ def test_an_ipv4_route_through_an_ipv6_gateway(nl: ModuleType) -> None:
 def test_a_name_that_is_no_utf8_is_readable(nl: ModuleType) -> None:
     body = struct.pack("=BxHiII", 0, 1, 9, 0, 0) + attr(3, b"eth\xff\0")
     assert the_link(nl, body).name == "eth\udcff"
+
+
+@pytest.mark.parametrize(("vf", "mac", "holder"), [(1, 2, 2), (2, 2, -1), (2, 9, -1), (0, 299, 299)])
+def test_506_who_else_has_a_mac(nl: ModuleType, vf: int, mac: int, holder: int) -> None:
+    """Two VFs of one PF were given one MAC; the list of VFs says which one has it."""
+    infos = b"".join(vf_info(index) for index in range(4))
+    many = b"".join(vf_info(index) for index in range(300)) if mac > 9 else infos
+    count = 300 if mac > 9 else 4
+    listed = struct.pack("=HH", (len(many) + 4) & 0xFFFF, 22) + many
+    body = link_body(4, "eth0", attr(21, u32(count)), listed)
+    text = f"02:00:00:00:{mac >> 8:02x}:{mac & 255:02x}"
+    link = the_link(nl, body, index=4, vf=vf, mac=text)
+    assert link.holder == holder
+    assert link.vf is not None
+    assert the_link(nl, body, index=4, vf=vf).holder == -1

@@ -41,7 +41,7 @@ def test_compiled_is_compiled() -> None:
     assert module.__file__.endswith(".so")
 
 
-@pytest.mark.parametrize("name", ["scan", "pf_of"])
+@pytest.mark.parametrize("name", ["scan", "vf_index"])
 def test_same_surface(name: str) -> None:
     compiled, plain = (getattr(importlib.import_module(module), name) for module in NAMES)
     assert list(inspect.signature(compiled).parameters) == list(inspect.signature(plain).parameters)
@@ -82,7 +82,7 @@ def test_two_pfs_on_one_machine(sysfs: ModuleType, tmp_path: Path) -> None:
     second = build_tree(tmp_path, pf="eth2", vfs=4, pf_pci="0000:81:00.0", numa=1)
     assert sysfs.scan("eth1", str(first.sys)) == [expected(first, index) for index in range(4)]
     assert sysfs.scan("eth2", str(first.sys)) == [expected(second, index, numa=1) for index in range(4)]
-    assert sysfs.pf_of(second.pci(3), str(first.sys)) == ("eth2", 3)
+    assert sysfs.vf_index(second.pci(3), str(first.sys)) == 3
 
 
 def test_netdev_in_a_pod(sysfs: ModuleType, tmp_path: Path) -> None:
@@ -164,7 +164,7 @@ def test_odd_netdev_names(sysfs: ModuleType, tmp_path: Path, name: str, vfs: int
 def test_odd_pf_names(sysfs: ModuleType, tmp_path: Path, pf: str) -> None:
     tree = build_tree(tmp_path, pf=pf, vfs=2)
     assert [vf.pci for vf in sysfs.scan(pf, str(tree.sys))] == [tree.pci(0), tree.pci(1)]
-    assert sysfs.pf_of(tree.pci(1), str(tree.sys)) == (pf, 1)
+    assert sysfs.vf_index(tree.pci(1), str(tree.sys)) == 1
 
 
 def test_index_order_is_numeric_and_gaps_are_kept(sysfs: ModuleType, tmp_path: Path) -> None:
@@ -261,60 +261,55 @@ def test_what_is_no_path_part(sysfs: ModuleType, tmp_path: Path, name: str) -> N
     with pytest.raises(ValueError, match=r"PF .* cannot be part of a path"):
         sysfs.scan(name, str(tree.sys))
     with pytest.raises(ValueError, match=r"PCI address .* cannot be part of a path"):
-        sysfs.pf_of(name, str(tree.sys))
+        sysfs.vf_index(name, str(tree.sys))
 
 
 def test_nul_in_root(sysfs: ModuleType) -> None:
-    for call in (sysfs.scan, sysfs.pf_of):
+    for call in (sysfs.scan, sysfs.vf_index):
         with pytest.raises(ValueError, match="null"):
             call("eth1", "/sys\0/x")
 
 
 @pytest.mark.parametrize("what", [None, 1, b"eth1"])
 def test_wrong_types(sysfs: ModuleType, what: object) -> None:
-    for call in (sysfs.scan, sysfs.pf_of):
+    for call in (sysfs.scan, sysfs.vf_index):
         with pytest.raises(TypeError):
             call(what)
 
 
 def test_name_too_long(sysfs: ModuleType, tmp_path: Path) -> None:
-    for call in (sysfs.scan, sysfs.pf_of):
+    for call in (sysfs.scan, sysfs.vf_index):
         root = build_tree(tmp_path / call.__name__).sys
         assert failure(call, "e" * 300, str(root))[1] == errno.ENAMETOOLONG
 
 
-def test_pf_of(sysfs: ModuleType, tmp_path: Path) -> None:
+def test_vf_index(sysfs: ModuleType, tmp_path: Path) -> None:
     tree = build_tree(tmp_path, vfs=70)
     for index in (0, 1, 9, 10, 69):
-        assert sysfs.pf_of(tree.pci(index), str(tree.sys)) == ("eth1", index)
+        assert sysfs.vf_index(tree.pci(index), str(tree.sys)) == index
 
 
-def test_pf_of_without_driver(sysfs: ModuleType, tmp_path: Path) -> None:
+def test_vf_index_without_driver(sysfs: ModuleType, tmp_path: Path) -> None:
     tree = build_tree(tmp_path, vfs=2)
     tree.unbind(1)
-    assert sysfs.pf_of(tree.pci(1), str(tree.sys)) == ("eth1", 1)
+    assert sysfs.vf_index(tree.pci(1), str(tree.sys)) == 1
 
 
-def test_pf_of_errors(sysfs: ModuleType, tmp_path: Path) -> None:
+def test_vf_index_errors(sysfs: ModuleType, tmp_path: Path) -> None:
     tree = build_tree(tmp_path, vfs=3)
     root = str(tree.sys)
     device = f"{root}/bus/pci/devices/"
     absent = (FileNotFoundError, errno.ENOENT, f"{device}0000:99:00.0", "No such file or directory")
-    assert failure(sysfs.pf_of, "0000:99:00.0", root) == absent
-    assert failure(sysfs.pf_of, tree.pf_pci, root)[1:] == (errno.ENODEV, device + tree.pf_pci, "not a VF")
+    assert failure(sysfs.vf_index, "0000:99:00.0", root) == absent
+    assert failure(sysfs.vf_index, tree.pf_pci, root)[1:] == (errno.ENODEV, device + tree.pf_pci, "not a VF")
     (tree.device() / "virtfn2").unlink()
-    assert failure(sysfs.pf_of, tree.pci(2), root)[1:3] == (errno.ENODEV, device + tree.pci(2))
-    for netdev in (tree.device() / "net").iterdir():
-        netdev.rename(tmp_path / netdev.name)
-    assert failure(sysfs.pf_of, tree.pci(1), root)[1:3] == (errno.ENODEV, f"{device}{tree.pci(1)}/physfn")
-    (tree.device() / "net").rmdir()
-    assert failure(sysfs.pf_of, tree.pci(1), root)[1] == errno.ENODEV
+    assert failure(sysfs.vf_index, tree.pci(2), root)[1:3] == (errno.ENODEV, device + tree.pci(2))
 
 
 def test_the_default_root_is_the_machine(sysfs: ModuleType) -> None:
     assert failure(sysfs.scan, "no-such-netdev")[:2] == (FileNotFoundError, errno.ENOENT)
     assert failure(sysfs.scan, "lo")[1] == errno.ENOTSUP
-    assert failure(sysfs.pf_of, "ffff:ff:1f.7")[:2] == (FileNotFoundError, errno.ENOENT)
+    assert failure(sysfs.vf_index, "ffff:ff:1f.7")[:2] == (FileNotFoundError, errno.ENOENT)
 
 
 def test_no_descriptor_is_left(sysfs: ModuleType, tmp_path: Path) -> None:
@@ -328,14 +323,14 @@ def test_no_descriptor_is_left(sysfs: ModuleType, tmp_path: Path) -> None:
     before = open_fds()
     for _ in range(200):
         sysfs.scan("eth1", root)
-        sysfs.pf_of(tree.pci(1), root)
+        sysfs.vf_index(tree.pci(1), root)
         for call, name, where in (
             (sysfs.scan, "eth9", root),
             (sysfs.scan, tree.netdev(0), root),
             (sysfs.scan, "eth1", str(bad.sys)),
-            (sysfs.pf_of, tree.pf_pci, root),
-            (sysfs.pf_of, bad.pci(7), str(bad.sys)),
-            (sysfs.pf_of, "none", root),
+            (sysfs.vf_index, tree.pf_pci, root),
+            (sysfs.vf_index, bad.pci(7), str(bad.sys)),
+            (sysfs.vf_index, "none", root),
         ):
             with pytest.raises(OSError, match=r"."):
                 call(name, where)
@@ -361,10 +356,11 @@ def test_out_of_descriptors(sysfs: ModuleType, tmp_path: Path, free: int) -> Non
         if free and sysfs.__name__ != NAMES[0]:  # one is all that the plain twin ever holds
             assert len(sysfs.scan("eth1", str(tree.sys))) == 2
         else:
-            codes = [
-                failure(sysfs.scan, "eth1", str(tree.sys))[1],
-                failure(sysfs.pf_of, tree.pci(0), str(tree.sys))[1],
-            ]
+            codes.append(failure(sysfs.scan, "eth1", str(tree.sys))[1])
+        if free:
+            assert sysfs.vf_index(tree.pci(0), str(tree.sys)) == 0
+        else:
+            codes.append(failure(sysfs.vf_index, tree.pci(0), str(tree.sys))[1])
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, limits)
         for fd in held:
@@ -405,7 +401,7 @@ def test_any_name_is_refused_in_the_same_way(tmp_path_factory: pytest.TempPathFa
     root = str(tmp_path_factory.getbasetemp())
     said = []
     for module in NAMES:
-        for call in ("scan", "pf_of"):
+        for call in ("scan", "vf_index"):
             with pytest.raises((OSError, ValueError)) as caught:
                 getattr(importlib.import_module(module), call)(name, root)
             said.append((type(caught.value), caught.value.args, getattr(caught.value, "filename", None)))

@@ -5,7 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import NamedTuple
 
-from sriov_fast.backend import sysfs
+from sriov_fast.backend import nl, sysfs
+from sriov_fast.errors import is_there
+from sriov_fast.sriov import candidate, uplink
 from sriov_fast.sriov.journal import Journal
 from sriov_fast.sriov.roots import Roots
 from sriov_fast.values import Vf
@@ -22,12 +24,17 @@ class Pf(NamedTuple):
 
 
 def pf_names(roots: Roots) -> list[str]:
-    """Name the network devices here whose card can have VFs."""
-    return sorted(path.parts[-3] for path in Path(roots.sys, "class/net").glob("*/device/sriov_totalvfs"))
+    """Name the network devices here whose card can have VFs; the representors of its ports are no PFs."""
+    here = Path(roots.sys, "class/net")
+    names = [path.parts[-3] for path in here.glob("*/device/sriov_totalvfs")]
+    return sorted(name for name in names if not uplink.is_representor(f"{here}/{name}"))
 
 
 def pf(name: str, roots: Roots) -> Pf:
-    """Return one PF with its VFs; OSError or ValueError where it is none."""
+    """Return a PF, by its name or an alternative one, with its VFs; OSError or ValueError for no PF."""
+    if not is_there(f"{roots.sys}/class/net/{name}"):
+        with nl.Socket() as host:
+            name = candidate.real_name(host, name) or name
     vfs = sysfs.scan(name, roots.sys)
     return Pf(name, int(Path(roots.sys, "class/net", name, "device/sriov_totalvfs").read_text()), vfs)
 

@@ -150,12 +150,12 @@ def name(value: object) -> str:
     return text
 
 
-def ifname_fault(text: str) -> str:
+def ifname_fault(text: str, most: int = 15) -> str:
     """Say why the kernel would refuse ``text`` as a device name (dev_valid_name in net/core/dev.c)."""
     if not text:
         return "empty"
-    if len(text.encode("utf-8", "surrogateescape")) > 15:
-        return "longer than 15 bytes"
+    if len(text.encode("utf-8", "surrogateescape")) > most:
+        return f"longer than {most} bytes"
     if text in (".", ".."):
         return "a directory's name"
     if any(char in "/:\0" or char.isspace() for char in text):
@@ -174,24 +174,24 @@ def is_text(text: str) -> bool:
     return True
 
 
-def ifname(value: object) -> str:
-    """Accept a network interface's name."""
+def altname(value: object) -> str:
+    """Accept a network interface's name or alternative name (ALTIFNAMSIZ, linux/if.h)."""
     text = string(value)
-    fault = ifname_fault(text)
+    fault = ifname_fault(text, 127)
     if fault:
-        raise FieldError(fault, "name an interface: 1 to 15 bytes without '/', ':' and white space")
+        raise FieldError(fault, "name an interface: 1 to 127 bytes without '/', ':' and white space")
     return text
 
 
-def ifnames(value: object) -> tuple[str, ...]:
+def altnames(value: object) -> tuple[str, ...]:
     """Accept one interface's name or a list of different ones, in order of preference."""
     if isinstance(value, str):
-        return (ifname(value),)
+        return (altname(value),)
     if not isinstance(value, list) or not value:
         raise FieldError(
             "neither a name nor a list of names", 'name the PF: "eth1", or several: ["eth1", "eth2"]'
         )
-    found = tuple(ifname(item) for item in value)
+    found = tuple(altname(item) for item in value)
     if len(set(found)) != len(found):
         raise FieldError("names one interface twice", "name each PF once")
     return found

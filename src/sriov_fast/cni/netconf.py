@@ -332,7 +332,7 @@ def _masters(command: str, conf: _Source, device_id: str) -> tuple[str, ...]:
     if not optional and conf.obj.get("master") is None:
         advice = 'name the PF: "master": "eth1", or the VF: "deviceID": "0000:03:10.1"'
         raise ConfigError("master is missing", advice)
-    return conf.take("master", fields.ifnames, ())
+    return conf.take("master", fields.altnames, ())
 
 
 # --- the whole --------------------------------------------------------------------------------------------

@@ -27,7 +27,15 @@ NOTHING = VfSettings()
 
 def observe(host: nl.Socket, choice: Choice, record: Attachment, roots: Roots) -> Attachment:
     """Return the record with the VF's original state; the PF's list of VFs is read once."""
-    pf, netdev = candidate.read_pf(host, choice.pf, choice.vf, roots), choice.link
+    mac = record.asked.mac or ""
+    pf, netdev = candidate.read_pf(host, choice.pf, choice.vf, roots, mac), choice.link
+    if pf.holder >= 0:
+        raise BusyError(
+            f"mac {mac}: VF {pf.holder} of {pf.name} holds it, so VF {choice.vf.index} cannot have it",
+            "give another MAC; `sriov-fast vfs` shows whose that VF is",
+            interface=pf.name,
+            vf=pf.holder,
+        )
     return record.replace(
         pf=pf.name,
         pf_index=pf.index,

@@ -15,6 +15,8 @@ from sriov_fast.values import Value
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from typing import Any
+
     from sriov_fast.sriov.roots import Roots
     from sriov_fast.values import Link, Route, Vf
 
@@ -46,27 +48,33 @@ def examine(host: nl.Socket, vf: Vf, roots: Roots) -> Device | None:
     raise _unsettled(vf.pci, name)
 
 
-def read_pf(host: nl.Socket, pf: str, vf: Vf, roots: Roots) -> Link:
-    """Return the PF of a VF with what it holds for the VF; ``pf`` is the name that the PF had."""
+def read_pf(host: nl.Socket, pf: str, vf: Vf, roots: Roots, mac: str) -> Link:
+    """Return the PF of a VF with what it holds for the VF, and which other VF has a MAC, if one is given.
+
+    ``pf`` is the name that the PF had.
+    """
     function = f"{roots.sys}/bus/pci/devices/{vf.pci}/physfn"
-    link = read(host, function, os.path.basename(os.readlink(function)), pf, vf.index)
+    link = read(host, function, os.path.basename(os.readlink(function)), pf, {"vf": vf.index, "mac": mac})
     if link is None:
         raise NetlinkError(errno.ENODEV, "", 0, f"get vf {vf.index} of {pf}")
     return link
 
 
-def read(host: nl.Socket, function: str, pci: str, name: str, vf: int = -1) -> Link | None:
+def read(
+    host: nl.Socket, function: str, pci: str, name: str, more: dict[str, Any] | None = None
+) -> Link | None:
     """Return the network device of the PCI function at ``pci``, whatever its name is by now.
 
-    ``function`` is its directory in sysfs, ``name`` the device's last known name, ``vf`` the VF whose
-    settings the answer must carry. None: the function has no device in this namespace. Raises TryAgainError
-    where the device is renamed again and again, OSError or NetlinkError where it cannot be read.
+    ``function`` is its directory in sysfs, ``name`` the device's last known name, ``more`` what else the
+    answer must carry (``nl.Batch.get_link``). None: the function has no device in this namespace. Raises
+    TryAgainError where the device is renamed again and again, OSError or NetlinkError where it cannot be
+    read.
     """
     for _ in range(RENAMES):
-        link = _named(host, name, vf)
+        link = _named(host, name, more or {})
         if link is not None and belongs(link, pci, function):
             return link
-        last, name = name, min(netdevs(function), default="")
+        last, name = name, netdev_of(function)
         if not name or (link is None and name == last):  # sysfs shows a device a little longer that is moving
             return None
     raise _unsettled(pci, name)
@@ -80,10 +88,16 @@ def _unsettled(pci: str, name: str) -> TryAgainError:
     )
 
 
-def _named(host: nl.Socket, name: str, vf: int) -> Link | None:
+def real_name(host: nl.Socket, name: str) -> str:
+    """Return the name of the device that has this name or alternative name, "" where none has it."""
+    link = _named(host, name, {})
+    return link.name if link else ""
+
+
+def _named(host: nl.Socket, name: str, more: dict[str, Any]) -> Link | None:
     """Return the device that has this name now, None where none has it."""
     batch = nl.Batch()
-    batch.get_link(name=name, vf=vf)
+    batch.get_link(name=name, **more)
     found = host.run(batch, check=False)[0]
     if not isinstance(found, NetlinkError):
         link: Link = found
@@ -108,6 +122,16 @@ def belongs(link: Link, pci: str, function: str) -> bool:
         if not is_absent(error):
             raise
         return False
+
+
+def netdev_of(function: str) -> str:
+    """Return the name of a PCI function's network device, "" where it has none in this namespace."""
+    names = netdevs(function)
+    if len(names) < 2:
+        return names[0] if names else ""
+    from sriov_fast.sriov import uplink  # late: few cards show more than one
+
+    return uplink.of(f"{function}/net", names)
 
 
 def netdevs(function: str) -> list[str]:

@@ -8,7 +8,7 @@ from contextlib import ExitStack
 
 from sriov_fast.backend import sysfs
 from sriov_fast.errors import BusyError, ConfigError, SriovError, TryAgainError, is_absent
-from sriov_fast.sriov import locks
+from sriov_fast.sriov import candidate, locks
 from sriov_fast.sriov.candidate import Device
 from sriov_fast.sriov.journal import ATTACHED
 from sriov_fast.values import Link, Value
@@ -31,6 +31,11 @@ def _trust(vf: Vf) -> Device:
     return Device(link=Link(index=0, name=vf.netdev, mac="", mtu=0, up=False))
 
 
+def _no_other_name(_: str) -> str:
+    """Know no alternative names."""
+    return ""
+
+
 def _say_nothing(_: str) -> None:
     """Warn of nothing."""
 
@@ -40,8 +45,9 @@ class Wish(Value):
 
     With ``cores``, a PF on those cores' NUMA node comes first. ``recover`` is given the record of a VF whose
     last request was cut short, or is bringing it home; it makes the VF free. ``examine`` returns the device
-    of a VF, None where there is none any more. The VF's lock is held for both. ``warn`` is told of each of
-    several masters that is no PF here.
+    of a VF, None where there is none any more. The VF's lock is held for both. ``real_name`` returns the name
+    of the device with an alternative name, "" for none; ``warn`` is told of each of several masters that is
+    no PF here.
     """
 
     masters: tuple[str, ...] = ()
@@ -51,6 +57,7 @@ class Wish(Value):
     who: str = ""
     recover: Callable[[Attachment], None] = _leave
     examine: Callable[[Vf], Device | None] = _trust
+    real_name: Callable[[str], str] = _no_other_name
     warn: Callable[[str], None] = _say_nothing
 
 
@@ -100,9 +107,9 @@ def present(wish: Wish, roots: Roots) -> list[tuple[str, list[Vf]]]:
     """Return the PFs among the masters with their VFs; ConfigError where none of the masters is a PF here."""
     found: list[tuple[str, list[Vf]]] = []
     missing: list[ConfigError] = []
-    for pf in wish.masters:
+    for name in wish.masters:
         try:
-            found.append((pf, scan(pf, roots)))
+            found.append(_pf(name, wish, roots))
         except ConfigError as error:
             missing.append(error)
     if missing and not found:
@@ -110,6 +117,17 @@ def present(wish: Wish, roots: Roots) -> list[tuple[str, list[Vf]]]:
     for fault in missing:
         wish.warn(f"{fault.msg}: skipped, another master is here")
     return found
+
+
+def _pf(name: str, wish: Wish, roots: Roots) -> tuple[str, list[Vf]]:
+    """Return the PF with this name or alternative name, with its VFs."""
+    try:
+        return name, scan(name, roots)
+    except ConfigError:
+        real = wish.real_name(name)
+        if real in ("", name):
+            raise
+    return real, scan(real, roots)
 
 
 def choose(wish: Wish, journal: Journal, roots: Roots) -> Choice:
@@ -273,23 +291,40 @@ def _the_one(search: _Search) -> Choice:
 def _place_of(wish: Wish, roots: Roots) -> tuple[str, int]:
     """Return the PF and the index of the VF that was asked for by PCI address."""
     try:
-        pf, index = sysfs.pf_of(wish.device_id, roots.sys)
+        index = sysfs.vf_index(wish.device_id, roots.sys)
     except (OSError, ValueError) as error:
         if not _says_no(error):
             raise
         raise ConfigError(
             f"deviceID {wish.device_id!r} is no VF of a PF here: {error}", "give the PCI address of a VF"
         ) from error
-    if wish.masters and pf not in wish.masters:
-        raise ConfigError(
-            f"deviceID {wish.device_id} is a VF of {pf}, not of master {', '.join(wish.masters)}",
-            "leave master out, or name the right PF",
-        )
+    pf = _pf_of(wish, f"{roots.sys}/bus/pci/devices/{wish.device_id}/physfn")
     if wish.vf is not None and wish.vf != index:
         raise ConfigError(
             f"deviceID {wish.device_id} is VF {index} of {pf}, not vf {wish.vf}", "leave vf out"
         )
     return pf, index
+
+
+def _pf_of(wish: Wish, physfn: str) -> str:
+    """Return the PF's network device: the master that was named, else the uplink."""
+    names = candidate.netdevs(physfn)
+    if not names:
+        raise ConfigError(
+            f"deviceID {wish.device_id}: its PF shows no network interface here",
+            "bind the PF's driver, and leave its device in the host's namespace",
+        )
+    if not wish.masters:
+        return candidate.netdev_of(physfn)
+    for master in wish.masters:
+        name = master if master in names else wish.real_name(master)
+        if name in names:
+            return name
+    raise ConfigError(
+        f"deviceID {wish.device_id} is a VF of {candidate.netdev_of(physfn)}, "
+        f"not of master {', '.join(wish.masters)}",
+        "leave master out, or name the right PF",
+    )
 
 
 def _used(which: str, use: str, pf: str, index: int) -> BusyError:

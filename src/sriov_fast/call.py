@@ -104,19 +104,38 @@ class Call(Value):
 
     def of(self, record: Attachment) -> Call:
         """Return the call that its own runtime would DEL an attachment with: as it was attached."""
+        theirs = self._with_recorded(record, record.request.get("config", {}))
+        asked = theirs.request.replace(
+            container_id=record.container_id, ifname=record.ifname, netns=record.netns
+        )
+        context = self.context.replace(netns_fd=self.where.fd_of(record.netns))
+        return theirs.replace(request=asked, context=context)
+
+    def as_added(self, record: Attachment) -> Call:
+        """Return the call with what the ADD's IPAM was given: configuration and CNI_ARGS.
+
+        Both may have changed since. The namespace and ``prevResult`` stay this call's. A record that cannot
+        be read has neither, and this call is all there is.
+        """
+        if not record.request:
+            return self
+        config = record.request["config"]
+        if "prevResult" in self.conf.raw:
+            config = config | {"prevResult": self.conf.raw["prevResult"]}
+        return self._with_recorded(record, config)
+
+    def _with_recorded(self, record: Attachment, config: dict[str, Any]) -> Call:
+        """Return the call with another configuration for IPAM, and the record's CNI_ARGS.
+
+        CNI_PATH is where plugins are now; where they were follows.
+        """
         given = record.request
-        config = given.get("config", {})
+        path = dict.fromkeys((*self.request.path, *given.get("path", ())))
         asked = self.request.replace(
-            container_id=record.container_id,
-            ifname=record.ifname,
-            netns=record.netns,
-            args_text=given.get("args", ""),
-            path=self.request.path or tuple(given.get("path", ())),
-            stdin=codec.dumps(config),
+            args_text=given.get("args", ""), path=tuple(path), stdin=codec.dumps(config)
         )
         conf = self.conf.replace(raw=config, ipam=config.get("ipam"), ipam_type=record.ipam)
-        context = self.context.replace(netns_fd=self.where.fd_of(record.netns))
-        return self.replace(request=asked, conf=conf, context=context)
+        return self.replace(request=asked, conf=conf)
 
     def ipam(self) -> Ipam | Builtin | None:
         """Return this request's IPAM, built in or to be executed; None where the configuration has none."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 from contextlib import ExitStack
 
-from sriov_fast import log, ready
+from sriov_fast import codec, log, ready
 from sriov_fast.backend import nl
 from sriov_fast.call import IPAM_GRACE, IPAM_WAIT, Call, Context, Reply
 from sriov_fast.cni import netconf, reply, result
@@ -46,7 +46,8 @@ def run(request: Request, roots: Roots, context: Context | None = None) -> Reply
     if request.command == "VERSION":
         return Reply(output=reply.version_info(request.stdin))
     context = context or Context()
-    conf = netconf.parse(request)
+    journal = Journal(roots.run, roots.proc)
+    conf = _configuration(request, journal)
     fields = {"command": request.command, "containerID": request.container_id, "netns": request.netns}
     fields |= {"ifname": request.ifname, "network": conf.name}
     with ExitStack() as closing:
@@ -59,12 +60,24 @@ def run(request: Request, roots: Roots, context: Context | None = None) -> Reply
             request=request,
             conf=conf,
             roots=roots,
-            journal=Journal(roots.run, roots.proc),
+            journal=journal,
             log=logger,
             context=context,
         )
         call.step("read the request")
         return _with_log(_verb(request.command)(call), logger)
+
+
+def _configuration(request: Request, journal: Journal) -> NetConf:
+    """Return the settled configuration. A DEL whose own cannot be read has that of the ADD."""
+    try:
+        return netconf.parse(request)
+    except SriovError as error:
+        record = journal.find(request.container_id, request.ifname) if request.command == "DEL" else None
+        if record is None or not record.request:
+            raise
+        conf = netconf.parse(request.replace(stdin=codec.dumps(record.request["config"])))
+        return conf.replace(warnings=(f"passed over: {error.msg}", *conf.warnings))
 
 
 def _with_log(done: Reply, logger: log.Logger) -> Reply:
@@ -448,7 +461,7 @@ def delete(call: Call) -> Reply:
         if record is None:
             _release_nothing(call)
             return Reply()
-        return release(call, record, defer=call.context.defer_release)
+        return release(call.as_added(record), record, defer=call.context.defer_release)
 
 
 def _release_nothing(call: Call) -> None:

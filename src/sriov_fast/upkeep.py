@@ -13,12 +13,15 @@ from sriov_fast.cni.request import Request
 from sriov_fast.errors import CheckError, SriovError, UnavailableError
 from sriov_fast.sriov import check, locks, netns, pool
 from sriov_fast.sriov.journal import ATTACHED, HOMING, Journal
+from sriov_fast.values import Route
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from typing import Any
 
     from sriov_fast import log
+    from sriov_fast.cni.result import Result
     from sriov_fast.sriov.journal import Attachment
     from sriov_fast.sriov.roots import Roots
 
@@ -32,38 +35,70 @@ def check_(call: Call) -> Reply:
             f"container {asked.container_id} has no {asked.ifname} of ours",
             "it was never attached, or is deleted",
         )
-    _check_previous(call, record)
-    ipam = call.ipam()
+    expected = _expected(call, record)
+    ipam = call.as_added(record).ipam()
     if ipam is not None:
         ipam.run("CHECK", IPAM_WAIT)
     fd = netns.open_netns(asked.netns, call.context.netns_fd)
     try:
-        check.check(record, fd, call.roots)
+        check.check(expected, fd, call.roots)
     finally:
         os.close(fd)
     return Reply()
 
 
-def _check_previous(call: Call, record: Attachment) -> None:
-    """Compare with the result that the runtime remembers."""
+def _expected(call: Call, record: Attachment) -> Attachment:
+    """Return the record as ``prevResult`` says that the ADD of the whole chain has left the attachment.
+
+    A later plugin may have given the device another MAC or MTU, and have taken addresses and routes away.
+    What ``prevResult`` does not say, such as the MTU before CNI 1.1.0, is not compared.
+    """
     previous = call.conf.prev_result
     if previous is None or not previous.interfaces:
-        return
+        return record
     for number, item in enumerate(previous.interfaces):
-        if item.name == record.ifname and item.sandbox == record.netns:
-            known = {ip.address for ip in previous.ips if ip.interface == number}
-            missing = [cidr for cidr in record.addresses if cidr not in known]
-            if missing or (item.mac and item.mac != record.mac):
-                raise CheckError(
-                    f"prevResult: {record.ifname} has {item.mac} {sorted(known)}, "
-                    f"attached were {record.mac} {list(record.addresses)}",
-                    "the runtime's memory and ours differ; delete the pod and start it anew",
-                )
-            return
+        if item.name == record.ifname and item.sandbox in (record.netns, call.request.netns):
+            return record.replace(
+                mac=item.mac or record.mac,
+                mtu=_expected_mtu(record, item.mtu),
+                addresses=_expected_addresses(record, previous, number),
+                routes=_expected_routes(record, previous),
+            )
     raise CheckError(
         f"prevResult: no interface {record.ifname!r} in {record.netns}",
         "the runtime's memory and ours differ; delete the pod and start it anew",
     )
+
+
+def _expected_mtu(record: Attachment, listed: int) -> int:
+    """Return the MTU to compare with, 0 for none.
+
+    The tuning plugin changes the MTU and leaves that of the result, so an MTU that is listed as we printed it
+    tells nothing, unless it is what the configuration asked for.
+    """
+    ours = record.mtu or record.before_mtu
+    return listed if listed != ours else record.mtu
+
+
+def _expected_addresses(record: Attachment, previous: Result, number: int) -> tuple[str, ...]:
+    """Return the addresses that are listed for the interface; those listed for none if they are ours."""
+    return tuple(
+        item.address
+        for item in previous.ips
+        if item.interface == number or (item.interface is None and item.address in record.addresses)
+    )
+
+
+def _expected_routes(record: Attachment, previous: Result) -> tuple[dict[str, Any], ...]:
+    """Return those of our routes that are listed; one that is listed with another gateway has that."""
+    found = []
+    for route in previous.routes:
+        ours = [own for own in record.routes if own["dst"] == route.dst]
+        same = [own for own in ours if route.gw in ("", own["gw"])]
+        if ours and not same:
+            same = [Route(dst=route.dst, gw=route.gw).as_dict()]
+        found += same
+    return tuple(found)
 
 
 def status(call: Call) -> Reply:

@@ -13,11 +13,12 @@ if TYPE_CHECKING:
     from sriov_fast.sriov.roots import Roots
     from sriov_fast.values import Link
 
-_MAIN_TABLE = 254
-
 
 def check(record: Attachment, netns_fd: int, roots: Roots) -> None:
-    """Raise CheckError (103) that lists every difference."""
+    """Raise CheckError (103) that lists every difference from ``record``.
+
+    ``record`` may be the journal's or what ``prevResult`` makes of that.
+    """
     faults: list[str] = []
     with nl.Socket(netns_fd) as pod:
         link = _device(pod, record)
@@ -35,7 +36,7 @@ def check(record: Attachment, netns_fd: int, roots: Roots) -> None:
 def _fault(record: Attachment, what: str) -> CheckError:
     return CheckError(
         f"{record.ifname} of container {record.container_id}: {what}",
-        "somebody changed it after the ADD; delete the pod and start it anew",
+        "it is not as prevResult and the ADD's record say; delete the pod and start it anew",
         interface=record.ifname,
         vf=record.vf,
     )
@@ -76,10 +77,12 @@ def _address_faults(pod: nl.Socket, link: Link, record: Attachment) -> list[str]
 
 
 def _matches(wanted: Route, found: Route) -> bool:
-    """Say whether a route is there with every attribute that was given; the kernel fills in the others."""
+    """Say whether a route is there with every attribute that was given; the kernel fills in the others.
+
+    One without a table may be in any: a later plugin, such as sbr or vrf, moves it out of the main one.
+    """
     same = found.dst == wanted.dst and found.gw == wanted.gw
-    same = same and (found.table or _MAIN_TABLE) == (wanted.table or _MAIN_TABLE)
-    pairs = ((getattr(wanted, key), getattr(found, key)) for key in ("mtu", "advmss", "priority"))
+    pairs = ((getattr(wanted, key), getattr(found, key)) for key in ("mtu", "advmss", "priority", "table"))
     return same and all(not asked or asked == there for asked, there in pairs)
 
 
@@ -96,5 +99,5 @@ def _pf_faults(host: nl.Socket, record: Attachment) -> list[str]:
     return [
         f"{record.pf} holds {key} {now[key]} for VF {record.vf}, not {value}"
         for key, value in asked.items()
-        if now[key] is not None and now[key] != value
+        if now[key] not in (None, value) and (key, now[key]) != ("mac", record.mac)
     ]

@@ -1,0 +1,97 @@
+"""The configuration changes while attachments do not: what a DEL releases is what the ADD was given."""
+
+from __future__ import annotations
+
+import json
+import re
+from typing import Any
+
+import pytest
+from node import MakeNode, Node
+
+pytestmark = pytest.mark.modes("process", "resident", "deferred")
+
+# What a DEL of today says, by what was changed; the ADD had host-local on pf0, on the network net1.
+CHANGES: dict[str, dict[str, Any]] = {
+    "no ipam": {"ipam": None},
+    "empty ipam": {"ipam": {}},
+    "another name": {"name": "renamed"},
+    "another IPAM": {"ipam": {"type": "static"}},
+    "another store": {"ipam": {"type": "host-local", "subnet": "10.77.0.0/24", "dataDir": "/nowhere"}},
+    "another subnet": {"ipam": {"type": "host-local", "subnet": "10.99.0.0/24"}},
+    "an IPAM that is not installed": {"ipam": {"type": "no-such"}},
+    "no PF": {"master": None},
+    "another PF": {"master": "pf9"},
+    "wrong values": {"vlan": "many", "ipam": [], "mtu": -1, "name": 1},
+    "another version": {"cniVersion": "1.1.0"},
+    "a version to come": {"cniVersion": "9.0.0"},
+}
+
+
+def released(node: Node, before: object, pod: str, conf: dict[str, Any] | bytes, **more: Any) -> None:
+    done = node.run("DEL", conf, pod, **more)
+    assert (done.status, done.stdout) == (0, b""), done
+    node.homed()
+    assert (node.state(), node.records(), node.leases(), node.locks()) == (before, [], [], [])
+
+
+@pytest.mark.parametrize("what", CHANGES)
+@pytest.mark.parametrize("delegate", [False, True])
+def test_601_a_del_releases_what_the_add_recorded(node: Node, what: str, delegate: bool) -> None:
+    """A DEL after a change of the configuration gives the address back that the ADD took."""
+    before, pod = node.state(), node.pod()
+    node.add(node.conf(ipam=node.host_local(delegate=delegate)), pod)
+    assert node.leases() == ["10.77.0.2"]
+    released(node, before, pod, node.conf(**CHANGES[what]))
+
+
+@pytest.mark.parametrize("stdin", [b"", b"{", b"[]", b'{"name": "a", "name": "b"}', b"\xff"])
+def test_601_a_configuration_that_no_longer_parses(node: Node, stdin: bytes) -> None:
+    """What is on stdin now cannot be read: the record can, so VF and address come back."""
+    before, pod = node.state(), node.pod()
+    node.add(node.conf(ipam=node.host_local()), pod)
+    released(node, before, pod, stdin)
+
+
+def test_601_on_the_plain_backend(make_node: MakeNode) -> None:
+    node = make_node(vfs=2, backend="python")
+    before, pod = node.state(), node.pod()
+    node.add(node.conf(ipam=node.host_local()), pod)
+    released(node, before, pod, node.conf(name="renamed", ipam=None))
+
+
+def test_601_the_plugin_gets_what_its_add_got(node: Node) -> None:
+    """The IPAM plugin's DEL has the ADD's configuration and arguments, and the runtime's prevResult."""
+    body = '{"cniVersion": "1.0.0", "ips": [{"address": "10.5.0.2/24"}]}'
+    node.delegate("given", f"cat > \"$ROOT/$CNI_COMMAND\"; [ $CNI_COMMAND = DEL ] || echo '{body}'")
+    pod = node.pod()
+    added = node.add(node.conf(ipam={"type": "given", "pool": "a"}), pod, args="K8S_POD_NAME=web")
+    now = node.conf(name="renamed", ipam={"type": "given", "pool": "b"}, prevResult=added)
+    node.delete(now, pod, args="K8S_POD_NAME=other")
+    told = {verb: json.loads((node.root / verb).read_text()) for verb in ("ADD", "DEL")}
+    assert told["DEL"] == told["ADD"] | {"prevResult": added}
+    calls = (node.root / "calls").read_text().splitlines()
+    assert [re.search(r"K8S_POD_NAME=\w+", call)[0] for call in calls] == ["K8S_POD_NAME=web"] * 2  # type: ignore[index]
+
+
+def test_601_without_a_record_the_given_configuration_counts(node: Node) -> None:
+    """A DEL of what has no record gives back by what it was given: there is nothing else."""
+    pod = node.pod()
+    conf = node.conf(ipam=node.host_local())
+    node.add(conf, pod)
+    node.record().write_text("{")  # torn: it says whose VF it is, and no more
+    node.delete(conf, pod)
+    assert (node.records(), node.leases()) == ([], [])
+    node.refused(6, "DEL", b"{", pod)
+    node.delete(conf, pod)
+
+
+@pytest.mark.modes("process", "resident")
+def test_601_check_asks_the_ipam_of_the_add(node: Node) -> None:
+    """CHECK compares with what was attached, so the IPAM plugin that gave the address is asked."""
+    pod = node.pod()
+    conf = node.conf(ipam=node.host_local())
+    previous = node.add(conf, pod)
+    for change in ({"ipam": None}, {"ipam": {"type": "no-such"}}):
+        done = node.run("CHECK", conf | change | {"prevResult": previous}, pod)
+        assert (done.status, done.stdout) == (0, b""), done

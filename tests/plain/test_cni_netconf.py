@@ -622,7 +622,7 @@ KEYS_OF_ALL_KINDS = [
         "dns",
         "prevResult",
     ),
-    *("runtimeConfig", "logLevel", "logFile", "capabilities", *KEYS),
+    *("runtimeConfig", "logLevel", "logFile", "capabilities", "args", *KEYS),
 ]
 names = st.sampled_from(KEYS_OF_ALL_KINDS)
 

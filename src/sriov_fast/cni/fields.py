@@ -92,6 +92,12 @@ def digits(low: int, high: int) -> Callable[[object], int]:
     return check
 
 
+def number_or_digits(low: int, high: int) -> Callable[[object], int]:
+    """Return a check for a whole number, as JSON has it or as a string: annotations are written by hand."""
+    from_string, from_number = digits(low, high), whole(low, high)
+    return lambda value: from_string(value) if isinstance(value, str) else from_number(value)
+
+
 def _within(number: int, low: int, high: int) -> int:
     if not low <= number <= high:
         raise FieldError(f"not from {low} to {high}", f"give a whole number from {low} to {high}")
@@ -302,6 +308,11 @@ def cores(value: object) -> tuple[int, ...]:
         raise FieldError("not a list of cores", 'give cores as "1-4,8" or [1, 2, 3, 4, 8]')
     number = whole(0, MAX_CPUS - 1)
     return tuple(number(item) for item in value)
+
+
+def pod_cores(value: object) -> tuple[int, ...]:
+    """Accept cores as ``cores`` does, and a single one as a number."""
+    return cores([value] if type(value) is int else value)
 
 
 def label(value: object) -> str:

@@ -1,9 +1,10 @@
 """The network configuration: read, checked and settled before anything is touched (SPEC section 1).
 
-A value may come from three places: ``runtimeConfig`` goes before ``CNI_ARGS``, and that before the
-configuration itself. What is wrong in any of them is an error, whether it would have been used or not. A DEL
-(and a GC, as far as it can) passes over a wrong value instead, with a warning: the configuration may have
-changed since the ADD, and what was attached must come back all the same.
+A value may come from four places: ``runtimeConfig`` goes before ``CNI_ARGS``, that before ``args.cni``, where
+Multus puts the annotation's ``cni-args``, and that before the configuration itself. What is wrong in any of
+them is an error, whether it would have been used or not. A DEL (and a GC, as far as it can) passes over a
+wrong value instead, with a warning: the configuration may have changed since the ADD, and what was attached
+must come back all the same.
 """
 
 from __future__ import annotations
@@ -32,7 +33,6 @@ _OTHERS = (
     "cniVersion",
     "cniVersions",
     "capabilities",
-    "args",
     "plugins",
     "disableCheck",
     "disableGC",
@@ -190,17 +190,22 @@ def _spoken(command: str, declared: str) -> str:
 # --- single parts -----------------------------------------------------------------------------------------
 
 
-def _first(*values: _T | None) -> _T | None:
-    return next((value for value in values if value is not None), None)
+def _pod_args(conf: _Source) -> _Source:
+    """Return ``args.cni`` as a source: what is asked for one pod, keys in any case, "" for not given.
+
+    Keys that are not ours are other plugins'.
+    """
+    given = conf.inner("args", "args.").inner("cni", "args.cni.").obj
+    lowered = {key.lower(): value for key, value in given.items() if value != ""}
+    return _Source(lowered, "args.cni.", conf.faults)
 
 
-def _settings(conf: _Source, runtime: _Source) -> VfSettings:
+def _settings(conf: _Source, runtime: _Source, pod: _Source) -> VfSettings:
     """Return what the PF shall set for the VF, as far as the configuration says."""
-    macs = ((runtime, "mac"), (conf, "mac"))
-    mac = [source.take(key, fields.mac, None) for source, key in macs]
+    mac = pod.take("mac", fields.mac, conf.take("mac", fields.mac, None))
     return VfSettings(
-        mac=_first(*mac),
-        vlan=conf.take("vlan", _vlan, None),
+        mac=runtime.take("mac", fields.mac, mac),
+        vlan=pod.take("vlan", fields.number_or_digits(0, 4094), conf.take("vlan", _vlan, None)),
         qos=conf.take("vlanQoS", fields.whole(0, 7), None),
         proto=conf.take("vlanProto", fields.vlan_proto, None),
         min_tx_rate=conf.take("min_tx_rate", fields.u32, None),
@@ -385,6 +390,7 @@ def _configured(command: str, stdin: bytes) -> _Configured:
     warnings: list[str] = []
     conf = _Source(raw, "", warnings if _is_lenient(command) else None)
     runtime = conf.inner("runtimeConfig", "runtimeConfig.")
+    pod = _pod_args(conf)
     conf.known.update(_OTHERS, (key for key in raw if key.startswith("cni.dev/")))
     device_id = _device_id(conf, runtime)
     ipam, ipam_type = _ipam(conf)
@@ -395,10 +401,10 @@ def _configured(command: str, stdin: bytes) -> _Configured:
         version=version,
         masters=_masters(command, conf, device_id),
         device_id=device_id,
-        vf=conf.take("vf", _vf, None),
-        settings=_settings(conf, runtime),
+        vf=pod.take("vf", fields.number_or_digits(0, 65535), conf.take("vf", _vf, None)),
+        settings=_settings(conf, runtime, pod),
         mtu=conf.take("mtu", _mtu, 0),
-        cores=conf.take("cores", fields.cores, ()),
+        cores=pod.take("cores", fields.pod_cores, conf.take("cores", fields.cores, ())),
         ipam=ipam,
         ipam_type=ipam_type,
         dns=_dns(conf, warnings),

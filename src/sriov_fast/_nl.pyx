@@ -89,6 +89,7 @@ cdef int DUMP_TRIES = 10
 cdef size_t FIRST_ROOM = 1024      # bytes of a new batch: the messages of a whole ADD
 cdef size_t ANSWER_SPACE = 2048    # what one queued answer may cost of the socket's receive buffer
 cdef size_t VF_LIST_SPACE = 262144  # and one with a list of VFs
+cdef size_t MOST_SENT = 65536      # bytes of one send; the kernel takes what fits in net.core.wmem_default
 cdef size_t USUAL_SPACE = 131072   # what every socket has (net.core.rmem_default is 212992)
 
 # VfWish.given
@@ -524,12 +525,13 @@ cdef class Batch:
     def add_route(self, index, route):
         """Append ``RTM_NEWROUTE`` of one route out of a device.
 
-        ``ip route prepend $dst via $gw dev $if metric $n table $t scope $s mtu $bytes advmss $bytes``.
+        ``ip route prepend $dst via $gw dev $if metric $n table $t scope $s mtu $bytes advmss $bytes``, and
+        ``onlink``.
 
         Type unicast, protocol boot, and CREATE without EXCL, all as CNI's own plugins do: a second gateway
         for one destination is no error (IPv6 balances over both, in IPv4 the later one wins); the very same
         route is EEXIST. Without a scope, one with a gateway is universe and one without is link, as ``ip``
-        has it.
+        has it. ``onlink`` has the kernel take a gateway that no address of the device reaches.
         """
         cdef rtmsg head
         cdef Cidr dst, gw
@@ -551,6 +553,8 @@ cdef class Batch:
         head.rtm_scope = RT_SCOPE_UNIVERSE if has_gw else RT_SCOPE_LINK
         if route.scope is not None:
             head.rtm_scope = <uint8_t>number(route.scope, "scope", 0, 255)
+        if has_gw and route.onlink:
+            head.rtm_flags = RTNH_F_ONLINK
         self.start(RTM_NEWROUTE, NLM_F_REQUEST | NLM_F_ACK | NLM_F_CREATE, &head, sizeof(head))
         if dst.prefix:
             self.put(RTA_DST, dst.address, dst.size)
@@ -767,6 +771,17 @@ cdef void number_messages(uint8_t *data, Batch batch, uint32_t first) noexcept:
     cdef Py_ssize_t i
     for i in range(batch.count):
         (<nlmsghdr *>(data + batch.items[i].at)).nlmsg_seq = first + <uint32_t>i
+
+
+cdef Py_ssize_t end_of_part(Batch batch, Py_ssize_t first) noexcept:
+    # The messages from ``first`` on that one send takes end here: at the batch's end, but for a large one.
+    cdef size_t limit = batch.items[first].at + MOST_SENT
+    cdef Py_ssize_t end = first + 1
+    if batch.end <= limit:
+        return batch.count
+    while end + 1 < batch.count and batch.items[end + 1].at <= limit:
+        end += 1
+    return end
 
 
 # --- decoding -----------------------------------------------------------------------------------------
@@ -1166,7 +1181,7 @@ cdef str via_text(const nlattr *via):
     return text.decode("ascii")
 
 
-cdef object route_of(const rtmsg *head, const Path *path):
+cdef object route_of(const rtmsg *head, const Path *path, uint32_t flags):
     cdef str dst = ip_text(head.rtm_family, path.dst)
     cdef str gateway = ip_text(head.rtm_family, path.gateway)
     if path.via != NULL:
@@ -1181,6 +1196,7 @@ cdef object route_of(const rtmsg *head, const Path *path):
         priority=path.priority,
         table=path.table,
         scope=head.rtm_scope,
+        onlink=flags & RTNH_F_ONLINK != 0,
     )
 
 
@@ -1201,7 +1217,7 @@ cdef int read_next_hops(const rtmsg *head, const Path *path, int index, list out
             attrs.at = span.at + sizeof(rtnexthop)
             attrs.end = span.at + hop.rtnh_len
             read_path(attrs, &one)
-            out.append(route_of(head, &one))
+            out.append(route_of(head, &one, hop.rtnh_flags))
         span.at += min(aligned(hop.rtnh_len), left)
 
 
@@ -1222,7 +1238,7 @@ cdef int decode_routes(const uint8_t *body, size_t size, int family, int index, 
     if path.multipath != NULL:
         return read_next_hops(head, &path, index, out)
     if path.oif == index:
-        out.append(route_of(head, &path))
+        out.append(route_of(head, &path, head.rtm_flags))
     return 0
 
 
@@ -1692,7 +1708,9 @@ cdef class Socket:
             self.fd = -1
 
     def run(self, Batch batch not None, *, bint check=True):
-        """Send the batch with one system call, wait for every answer, return one result for each message.
+        """Send the batch, wait for every answer, return one result for each message.
+
+        One system call sends it; only a batch that is larger than a send buffer takes several.
 
         A result is a ``Link`` for ``get_link``, None for what was done and a NetlinkError for what was
         refused; later messages are carried out all the same. With ``check`` the first refusal is raised
@@ -1758,31 +1776,34 @@ cdef class Socket:
 
     cdef Replies exchange(self, Batch batch):
         cdef Replies replies = Replies(batch, self.next_seq, self.port)
+        cdef Py_ssize_t sent = 0
         if not batch.count:
             return replies
         if self.busy or batch.busy:
             raise RuntimeError("the socket or the batch is in use by another thread")
         self.busy = batch.busy = True
         try:
-            self.make_space(batch)
-            self.send(batch)
-            while replies.pending:
-                self.receive(replies)
+            number_messages(batch.data, batch, self.next_seq)
+            self.next_seq += <uint32_t>batch.count
+            while sent < batch.count:
+                sent = self.send(batch, sent)
+                while replies.pending > batch.count - sent:
+                    self.receive(replies)
         finally:
             self.busy = batch.busy = False
         return replies
 
-    cdef int make_space(self, Batch batch) except -1:
+    cdef int make_space(self, Batch batch, Py_ssize_t first, Py_ssize_t end) except -1:
         # The kernel queues all answers before the send returns, and drops what has no room.
         cdef size_t wanted = 0
         cdef Py_ssize_t i
         cdef int size
-        for i in range(batch.count):
+        for i in range(first, end):
             wanted += VF_LIST_SPACE if (
                 (<nlmsghdr *>(batch.data + batch.items[i].at)).nlmsg_type == RTM_GETLINK
                 and batch.items[i].wanted >= 0
             ) else ANSWER_SPACE
-        if wanted <= self.space or batch.count == 1:
+        if wanted <= self.space or end - first == 1:
             return 0
         size = <int>min(wanted, <size_t>(INT_MAX // 2))
         if setsockopt(self.fd, SOL_SOCKET, SO_RCVBUFFORCE, &size, sizeof(size)) != 0:
@@ -1790,18 +1811,21 @@ cdef class Socket:
         self.space = wanted
         return 0
 
-    cdef int send(self, Batch batch) except -1:
+    cdef Py_ssize_t send(self, Batch batch, Py_ssize_t first) except -1:
+        # Sends the messages from ``first`` on that fit; returns where the rest begins.
+        cdef Py_ssize_t end = end_of_part(batch, first)
+        cdef size_t at = batch.items[first].at
+        cdef size_t size = (batch.end if end == batch.count else batch.items[end].at) - at
         cdef ssize_t sent
         cdef sockaddr_nl kernel
+        self.make_space(batch, first, end)
         memset(&kernel, 0, sizeof(kernel))
         kernel.nl_family = AF_NETLINK
-        number_messages(batch.data, batch, self.next_seq)
-        self.next_seq += <uint32_t>batch.count
         while True:
             with nogil:
-                sent = sendto(self.fd, batch.data, batch.end, 0, <const sockaddr *>&kernel, sizeof(kernel))
+                sent = sendto(self.fd, batch.data + at, size, 0, <const sockaddr *>&kernel, sizeof(kernel))
             if sent >= 0:
-                return 0
+                return end
             if errno != EINTR:
                 PyErr_SetFromErrno(OSError)
             PyErr_CheckSignals()

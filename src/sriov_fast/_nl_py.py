@@ -35,6 +35,7 @@ RECEIVE_TIMEOUT = 30  # seconds without an answer
 DUMP_TRIES = 10
 ANSWER_SPACE = 2048  # bytes that one queued answer may cost of the socket's receive buffer
 VF_LIST_SPACE = 262144  # and one with a list of VFs
+MOST_SENT = 65536  # bytes of one send; the kernel takes what fits in net.core.wmem_default
 USUAL_SPACE = 131072  # what every socket has
 INT_MAX = 0x7FFFFFFF
 
@@ -55,7 +56,7 @@ RTM_NEWLINK, RTM_DELLINK, RTM_GETLINK, RTM_SETLINK = 16, 17, 18, 19
 RTM_NEWADDR, RTM_GETADDR, RTM_NEWROUTE, RTM_GETROUTE = 20, 22, 24, 26
 RTM_NEWLINKPROP, RTM_DELLINKPROP = 108, 109
 BODY_SIZES = {RTM_NEWLINK: 16, RTM_NEWADDR: 8, RTM_NEWROUTE: 12}
-RTN_UNICAST, RTPROT_BOOT, RTM_F_CLONED = 1, 3, 0x200
+RTN_UNICAST, RTPROT_BOOT, RTM_F_CLONED, RTNH_F_ONLINK = 1, 3, 0x200, 4
 RT_SCOPE_UNIVERSE, RT_SCOPE_LINK, RT_TABLE_MAIN, RT_TABLE_LOCAL = 0, 253, 254, 255
 RTEXT_FILTER_VF, RTEXT_FILTER_SKIP_STATS = 1, 8
 IFA_F_NODAD, IFF_UP, IFF_LOWER_UP = 0x02, 0x1, 0x10000
@@ -323,10 +324,7 @@ class Batch:
 
     def tobytes(self) -> bytes:
         """Return the encoded messages, with sequence numbers 1, 2, ... and port id 0."""
-        return self._numbered(1)
-
-    def _numbered(self, first: int) -> bytes:
-        return b"".join(message.numbered(first + i) for i, message in enumerate(self._messages))
+        return b"".join(message.numbered(at) for at, message in enumerate(self._messages, 1))
 
     def get_link(self, *, index: int = 0, name: str = "", vf: int = -1, mac: str = "") -> None:
         """Append ``RTM_GETLINK`` of one device: ``ip link show dev $name``; with ``mac``, who else has it."""
@@ -470,6 +468,8 @@ class Batch:
         message["scope"] = RT_SCOPE_UNIVERSE if gateway else RT_SCOPE_LINK
         if route.scope is not None:
             message["scope"] = _number(route.scope, "scope", 0, 255)
+        if gateway and route.onlink:
+            message["flags"] = RTNH_F_ONLINK
         message["attrs"] = [
             *([("RTA_DST", dst)] if prefix else []),
             *([("RTA_GATEWAY", gateway)] if gateway else []),
@@ -509,6 +509,19 @@ def _put_settings(message: _Device, settings: LinkSettings) -> None:
         message["flags"] |= _number(settings.flags, "flags", 0, INT_MAX) & SETTABLE_FLAGS
     for kind, payload in _settings_attrs(settings):
         message.put(kind, payload)
+
+
+def _parts(batch: Batch) -> Iterator[list[_Message]]:
+    """Yield the messages by what one send takes: all at once, but for a large batch."""
+    part: list[_Message] = []
+    size = 0
+    for message in batch._messages:
+        if part and size + len(message.data) > MOST_SENT:
+            yield part
+            part, size = [], 0
+        part.append(message)
+        size += len(message.data)
+    yield part
 
 
 def _given_metrics(metrics: list[tuple[str, int]]) -> list[tuple[str, Any]]:
@@ -773,6 +786,7 @@ def _decode_routes(data: bytes, family: int, index: int) -> list[Route]:
             priority=message.get_attr("RTA_PRIORITY") or 0,
             table=table,
             scope=message["scope"],
+            onlink=bool(path[0]["flags"] & RTNH_F_ONLINK),
         )
         for path in paths
     ]
@@ -1045,7 +1059,7 @@ class Socket:
         self._socket.close()
 
     def run(self, batch: Batch, *, check: bool = True) -> list[object]:
-        """Send the batch with one system call, wait for every answer, return one result for each message."""
+        """Send the batch, wait for every answer, return one result for each message."""
         results = self._exchange(batch).results
         if not check:
             return results
@@ -1094,20 +1108,25 @@ class Socket:
         replies = Replies(batch, self._next_seq, self._port)
         if not len(batch):
             return replies
-        self._make_space(batch)
-        self._socket.sendto(batch._numbered(self._next_seq), (0, 0))
+        first = self._next_seq
         self._next_seq += len(batch)
-        while replies.pending:
-            self._receive(replies)
+        sent = 0
+        for part in _parts(batch):
+            self._make_space(part)
+            data = (message.numbered(first + at) for at, message in enumerate(part, sent))
+            self._socket.sendto(b"".join(data), (0, 0))
+            sent += len(part)
+            while replies.pending > len(batch) - sent:
+                self._receive(replies)
         return replies
 
-    def _make_space(self, batch: Batch) -> None:
+    def _make_space(self, part: list[_Message]) -> None:
         # The kernel queues all answers before the send returns, and drops what has no room.
         wanted = sum(
             VF_LIST_SPACE if message.kind == RTM_GETLINK and message.wanted >= 0 else ANSWER_SPACE
-            for message in batch._messages
+            for message in part
         )
-        if wanted <= self._space or len(batch) == 1:
+        if wanted <= self._space or len(part) == 1:
             return
         size = min(wanted, INT_MAX // 2)
         # SO_RCVBUFFORCE is 33 (asm-generic/socket.h); Python does not name it.

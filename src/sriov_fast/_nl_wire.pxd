@@ -105,6 +105,7 @@ cdef enum:
     RT_TABLE_MAIN = 254
     RT_TABLE_LOCAL = 255
     RTM_F_CLONED = 0x200
+    RTNH_F_ONLINK = 4
 
     RTA_DST = 1
     RTA_OIF = 4

@@ -189,13 +189,13 @@ def loads(data: bytes, what: str = "the input", *, own: bool = False) -> Any:
 
     Refused with DecodeError: no UTF-8, a byte order mark, anything after the value, a key twice in one
     object, NaN and numbers that no double or 40 digits hold, lone surrogates, more than MAX_DEPTH levels,
-    more than MAX_BYTES. Of what is our ``own`` neither keys nor numbers are looked at.
+    more than MAX_BYTES. Of what is our ``own`` neither keys, numbers nor the size are looked at.
     """
 
     def fail(reason: str) -> DecodeError:
         return DecodeError(f"{what} cannot be decoded: {reason}", _ADVICE)
 
-    if len(data) > MAX_BYTES:
+    if len(data) > MAX_BYTES and not own:
         raise fail(f"it is larger than {MAX_BYTES} bytes")
     if data.startswith(b"\xef\xbb\xbf"):
         raise fail("it starts with a byte order mark (BOM)")

@@ -48,7 +48,7 @@ def prepare(call: Call, observed: Attachment, given: Result, link: Link | None =
         state=ATTACHED,
         ifindex=link.index,
         mac=link.mac,
-        addresses=tuple(item.address for item in given.ips),
+        addresses=_addresses(given),
         routes=tuple(route.as_dict() for route in routes),
     )
     call.journal.draft(record)
@@ -79,13 +79,55 @@ def _told(link: Link) -> tuple[object, ...]:
     return link.index, link.mac, link.mtu
 
 
+def _addresses(given: Result) -> tuple[str, ...]:
+    """Return the addresses; one that is given twice is set once."""
+    return tuple(dict.fromkeys(item.address for item in given.ips))
+
+
 def _routes(given: Result) -> list[Route]:
     """Return the routes with their gateways: an IPAM route without one uses its family's first gateway."""
     gateways = {":" in item.gateway: item.gateway for item in reversed(given.ips) if item.gateway}
-    return [
+    found = [
         route if route.gw or route.scope is not None else route.replace(gw=gateways.get(":" in route.dst, ""))
         for route in given.routes
     ]
+    hosts = _families_of_hosts(given)
+    if hosts:
+        found = [route.replace(onlink=True) if _is_off_link(route.gw, hosts) else route for route in found]
+    return _once(found) if len(found) > 1 else found
+
+
+def _once(routes: list[Route]) -> list[Route]:
+    """Return the routes in order, without repetitions."""
+    kept: dict[Route, Route] = {}
+    for route in routes:
+        kept.setdefault(_identity(route), route)
+    return list(kept.values())
+
+
+def _families_of_hosts(given: Result) -> set[bool]:
+    """Return the families (True: IPv6) of which every address is a host's, /32 or /128."""
+    cidrs = [(":" in item.address, item.address) for item in given.ips]
+    networks = {six for six, cidr in cidrs if not cidr.endswith("/128" if six else "/32")}
+    return {six for six, _ in cidrs} - networks
+
+
+def _is_off_link(gateway: str, hosts: set[bool]) -> bool:
+    """Say whether no address reaches a gateway, so that the kernel must be told that it is on the link.
+
+    A link-local gateway (fe80::/10) is reached with the device's own link-local address.
+    """
+    link_local = gateway.startswith(("fe8", "fe9", "fea", "feb")) and gateway[4:5] == ":"
+    return bool(gateway) and (":" in gateway) in hosts and not link_local
+
+
+def _identity(route: Route) -> Route:
+    """Return the route with the kernel's defaults, the same for two spellings of one route."""
+    return route.replace(
+        table=route.table or 254,  # RT_TABLE_MAIN, linux/rtnetlink.h
+        priority=route.priority or (1024 if ":" in route.dst else 0),  # IP6_RT_PRIO_USER, linux/ipv6_route.h
+        scope=(0 if route.gw else 253) if route.scope is None else route.scope,  # RT_SCOPE_LINK
+    )
 
 
 def _outcome(call: Call, record: Attachment, link: Link, given: Result) -> Result:
@@ -94,8 +136,8 @@ def _outcome(call: Call, record: Attachment, link: Link, given: Result) -> Resul
     )
     ours = result.Result(
         interfaces=(interface,),
-        ips=tuple(item.replace(interface=0) for item in given.ips),
-        routes=given.routes,
+        ips=tuple(item.replace(interface=0) for item in dict.fromkeys(given.ips)),
+        routes=tuple(dict.fromkeys(given.routes)),
         dns=call.conf.dns or given.dns,
     )
     return result.merge(call.conf.prev_result, ours)

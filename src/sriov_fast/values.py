@@ -189,7 +189,8 @@ class Route(Value):
     """One route. ``dst`` is a CIDR; ``gw`` "" means on link; 0 and None mean "not given".
 
     ``mtu`` in bytes, ``advmss`` in bytes, ``priority`` is the metric, ``table`` a routing table's number,
-    ``scope`` as in rtnetlink(7) (0 universe, 253 link).
+    ``scope`` as in rtnetlink(7) (0 universe, 253 link). ``onlink``: ``gw`` is on the link, though no
+    address of the device says so.
     """
 
     dst: str
@@ -199,6 +200,7 @@ class Route(Value):
     priority: int = 0
     table: int = 0
     scope: int | None = None
+    onlink: bool = False
 
 
 class Vf(Value):

@@ -326,6 +326,28 @@ def test_a_big_batch_is_answered_in_full(nl: ModuleType, netns: Netns, pod: int)
     assert sum(result is None for result in results) == count // 2 + 1
 
 
+def test_a_batch_beyond_one_send_is_answered_by_position(nl: ModuleType, netns: Netns, pod: int) -> None:
+    """A send buffer takes some 4,000 routes; what is refused is still found at its place."""
+    count = 9000
+    run(nl, netns, lambda b: b.add_address(pod, "10.0.0.1/24"))
+    batch = nl.Batch()
+    for i in range(count):
+        gateway = "10.9.0.1" if i in (0, 5000, count - 1) else "10.0.0.2"
+        batch.add_route(pod, Route(dst=f"172.{16 + (i >> 12)}.{i >> 4 & 255}.{i % 16 * 16}/28", gw=gateway))
+    batch.get_link(index=pod)
+    with nl.Socket(netns.fd) as sock:
+        results = sock.run(batch, check=False)
+        assert [at for at, item in enumerate(results) if isinstance(item, NetlinkError)] == [
+            0,
+            5000,
+            count - 1,
+        ]
+        assert results[5000].position == 5000
+        assert results[-1].index == pod
+        assert len(sock.routes(pod)) >= count - 3
+        sock.run(batch, check=False)  # and the numbers go on
+
+
 def test_an_empty_batch_is_nothing(nl: ModuleType, netns: Netns) -> None:
     assert run(nl, netns) == []
 

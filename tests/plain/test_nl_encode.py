@@ -116,6 +116,7 @@ def routes(draw: st.DrawFn) -> Route:
         priority=draw(st.integers(0, 2**32 - 1)),
         table=draw(st.integers(0, 2**32 - 1)),
         scope=draw(optional(st.integers(0, 255))),
+        onlink=draw(st.booleans()),
     )
 
 

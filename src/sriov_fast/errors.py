@@ -103,6 +103,10 @@ class TryAgainError(SriovError):
     code = 11
 
 
+class HiddenError(TryAgainError):
+    """A VF's device exists, in a network namespace that cannot be reached from here (code 11)."""
+
+
 class UnavailableError(SriovError):
     """STATUS: no ADD can be served (code 50)."""
 

@@ -13,9 +13,9 @@ from sriov_fast import codec, log, ready
 from sriov_fast.backend import nl
 from sriov_fast.call import IPAM_GRACE, IPAM_WAIT, Call, Context, Reply
 from sriov_fast.cni import netconf, reply, result
-from sriov_fast.errors import BusyError, IpamError, RefusedError, SriovError
+from sriov_fast.errors import BusyError, HiddenError, IpamError, RefusedError, SriovError
 from sriov_fast.ipam.kinds import may_choose_vf, needs_interface
-from sriov_fast.sriov import affinity, attach, candidate, detach, locks, netns, pool
+from sriov_fast.sriov import affinity, attach, candidate, detach, locate, locks, netns, pool
 from sriov_fast.sriov.journal import ATTACHED, HOMING, Attachment, Journal
 from sriov_fast.values import Value
 
@@ -311,6 +311,7 @@ def _journaled(call: Call, choice: Choice, host: nl.Socket, undo: ExitStack) -> 
             mtu=conf.mtu,
             ipam=conf.ipam_type,
             request={"args": asked.args_text, "path": list(asked.path), "config": conf.raw},
+            incarnation=locate.incarnation(choice.vf.pci, call.roots),
             boot=call.journal.boot(),
             token=call.context.token,
         ),
@@ -459,7 +460,7 @@ def delete(call: Call) -> Reply:
         record = call.journal.find(asked.container_id, asked.ifname)
         call.step("check, lock")
         if record is None:
-            _release_nothing(call)
+            _delete_unattached(call)
             return Reply()
         return release(call.as_added(record), record, defer=call.context.defer_release)
 
@@ -475,6 +476,19 @@ def _release_nothing(call: Call) -> None:
         call.log.warning("nothing was attached with this configuration, which is refused", why=error)
 
 
+def _delete_unattached(call: Call) -> None:
+    """Delete what has no record, or one that says that its VF could not be found."""
+    asked = call.request
+    stranded = call.journal.stranded(asked.container_id, asked.ifname)
+    if stranded is None:
+        _release_nothing(call)
+        return
+    with locks.acquire(call.roots.run, f"vf-{stranded.pci}", call.who):
+        latest = call.journal.again(stranded)
+        if latest is not None:
+            recover(call, latest)
+
+
 def release(call: Call, record: Attachment, *, defer: bool = False) -> Reply:
     """Release VF and address. The record stays until both are, so that DEL or GC can try again.
 
@@ -484,7 +498,11 @@ def release(call: Call, record: Attachment, *, defer: bool = False) -> Reply:
         held.enter_context(locks.acquire(call.roots.run, f"vf-{record.pci}", call.who))
         if not call.journal.has(record):
             return Reply()  # somebody finished it while we waited
-        later = _release_held(call, record, defer=defer)
+        try:
+            later = _release_held(call, record, defer=defer)
+        except HiddenError as error:
+            _strand(call, record, error)
+            return Reply()
         if not defer:
             later()
             return Reply()
@@ -500,14 +518,28 @@ def release(call: Call, record: Attachment, *, defer: bool = False) -> Reply:
     return Reply(afterwards=afterwards)
 
 
+def _strand(call: Call, record: Attachment, why: HiddenError) -> None:
+    """Leave a VF that cannot be found where it is: its link off, its record and its address kept.
+
+    ``recover`` brings it home when it appears, and gives the address back then: until then the VF may
+    answer for it.
+    """
+    call.log.error("its VF and its address are kept until the VF is found", pci=record.pci, why=why)
+    silent = record.replace(asked=record.asked.replace(link_state=detach.LINK_OFF.link_state))
+    call.journal.write(silent)
+    call.journal.strand(silent if detach.silence(record, call.log) else record)
+
+
 def _release_held(call: Call, record: Attachment, *, defer: bool) -> Callable[[], None]:
     """Release a VF whose lock we hold, and its address; return what is left to do.
 
     IPAM's DEL runs beside the move; with ``defer`` it is waited for before. Its error is raised in the end.
     """
     with ExitStack() as home:
+        vf = home.enter_context(detach.Release(record, call.where, call.roots, call.log))
         with ExitStack() as late:
-            home.callback(_quietened(call, record, late))
+            _quieten(call, vf, late)
+            home.callback(vf.bring_home)
             if not defer:
                 home.close()
                 call.step("move home", "kernel")
@@ -525,35 +557,42 @@ def _release_held(call: Call, record: Attachment, *, defer: bool) -> Callable[[]
     return rest
 
 
-def _quietened(call: Call, record: Attachment, late: ExitStack) -> Callable[[], None]:
-    """Make the VF quiet and give its address back, for which ``late`` waits; return what brings it home."""
+def _quieten(call: Call, vf: detach.Release, late: ExitStack) -> None:
+    """Make the VF quiet and give its address back, for which ``late`` waits."""
+    vf.find()
     through_vf = needs_interface(call.conf.ipam_type)
     if through_vf:
         late.callback(_ipam_release(call, wait=True))
-
-    def when_quiet() -> None:
-        call.step("quieten", "kernel")
-        if not through_vf:
-            late.callback(_ipam_release(call))
-            call.step("start IPAM", "ipam")
-
-    return detach.begin(record, call.where, call.roots, call.log, when_quiet)
+    vf.quieten()
+    call.step("quieten", "kernel")
+    if not through_vf:
+        late.callback(_ipam_release(call))
+        call.step("start IPAM", "ipam")
 
 
-def recover(call: Call, record: Attachment) -> None:
-    """Finish, for a VF whose lock we hold, what a request left that was killed; a fault is logged."""
-    call.log.warning(
-        "a request was cut short: its VF is brought home first", pci=record.pci, state=record.state
-    )
+def recover(call: Call, record: Attachment) -> bool:
+    """Finish, for a VF whose lock we hold, what a request left; return whether the VF is home.
+
+    That is one that was killed, or a DEL that could not find its VF. A fault is logged.
+    """
+    if not record.stranded:
+        call.log.warning(
+            "a request was cut short: its VF is brought home first", pci=record.pci, state=record.state
+        )
     theirs = call.of(record)
     try:
-        if record.state == HOMING:  # its address was given back already
+        if record.state == HOMING and not record.stranded:  # its address was given back already
             detach.release(record, theirs.where, call.roots, call.log)
             call.journal.remove(record)
         else:
             _release_held(theirs, record, defer=False)()
+    except HiddenError as error:
+        call.log.debug("still not found", pci=record.pci, why=error)
+        return False
     except (SriovError, OSError) as error:
         call.log.error("the VF could not be brought home", pci=record.pci, pf=record.pf, why=error)
+        return False
+    return True
 
 
 def _ipam_release(call: Call, *, wait: bool = False) -> Callable[[], None]:

@@ -15,6 +15,8 @@ from sriov_fast.sriov import check, locks, netns, pool
 from sriov_fast.sriov.journal import ATTACHED, HOMING, Journal
 from sriov_fast.values import Route
 
+VALID_ATTACHMENTS = "cni.dev/valid-attachments"
+
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -138,12 +140,26 @@ def collect(call: Call) -> Reply:
         except Exception as error:
             call.log.error("GC could not release", pci=record.pci, container=record.container_id, why=error)
             faults.append(error)
-    ipam = call.ipam()
+    ipam = _sparing_stranded(call).ipam()
     if ipam is not None:
         ipam.run("GC", IPAM_WAIT, call.log.debug)
     if faults:
         raise faults[0]
     return Reply()
+
+
+def _sparing_stranded(call: Call) -> Call:
+    """Return the call with those attachments among the valid ones whose VF, and so address, may be in use."""
+    stranded = [
+        {"containerID": record.container_id, "ifname": record.ifname}
+        for record in call.journal.all()
+        if record.stranded and record.network == call.conf.name
+    ]
+    if not stranded:
+        return call
+    valid = [{"containerID": owner[0], "ifname": owner[1]} for owner in call.conf.valid_attachments or ()]
+    raw = call.conf.raw | {VALID_ATTACHMENTS: valid + stranded}
+    return call.replace(conf=call.conf.replace(raw=raw), request=call.request.replace(stdin=codec.dumps(raw)))
 
 
 def _collect_one(call: Call, record: Attachment) -> None:
@@ -210,8 +226,7 @@ def _repair_one(call: Call, record: Attachment) -> bool:
         still = call.journal.again(record)
         if still is None or still.state == ATTACHED:
             return False
-        plugin.recover(call, still)
-        return True
+        return plugin.recover(call, still)
 
 
 VERBS: dict[str, Callable[[Call], Reply]] = {"CHECK": check_, "STATUS": status, "GC": collect}

@@ -106,16 +106,28 @@ def move(host: nl.Socket, record: Attachment, netns_fd: int) -> None:
     try:
         host.run(batch)
     except NetlinkError as error:
-        raise _not_moved(error, record) from error
+        raise _not_moved(error, record, netns_fd) from error
 
 
-def _not_moved(error: NetlinkError, record: Attachment) -> Exception:
+def _not_moved(error: NetlinkError, record: Attachment, netns_fd: int) -> Exception:
     if error.errno == errno.EEXIST:
+        altname = _clashing_altname(record, netns_fd)
+        if altname:
+            return BusyError(
+                f"altname {altname!r} of {record.host_name}: the namespace {record.netns} "
+                "has an interface of that name",
+                f"remove it: ip link property del dev {record.host_name} altname {altname}",
+                errno=error.errno,
+                interface=record.host_name,
+                vf=record.vf,
+                extack=error.extack,
+            )
         return BusyError(
             f"CNI_IFNAME {record.ifname!r}: the namespace {record.netns} has such an interface already",
             "name another one, or delete that one first",
             errno=error.errno,
             interface=record.ifname,
+            extack=error.extack,
         )
     if error.errno in (errno.EINVAL, errno.ERANGE) and record.mtu:
         return ConfigError(
@@ -127,6 +139,18 @@ def _not_moved(error: NetlinkError, record: Attachment) -> Exception:
             extack=error.extack,
         )
     return _refused(error, record)
+
+
+def _clashing_altname(record: Attachment, netns_fd: int) -> str:
+    """Return the alternative name of the VF that is a name in the namespace, "" if none is."""
+    if not record.before_altnames:
+        return ""
+    with nl.Socket(netns_fd) as pod:
+        links = pod.links()
+    taken = {name for link in links for name in (link.name, *link.altnames) if link.parent != record.pci}
+    if record.ifname in taken:
+        return ""
+    return next((name for name in record.before_altnames if name in taken), "")
 
 
 class Addressing(Value):

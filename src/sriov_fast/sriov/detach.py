@@ -13,11 +13,11 @@ from contextlib import ExitStack
 from sriov_fast.backend import nl
 from sriov_fast.errors import NetlinkError
 from sriov_fast.sriov import affinity, attach, device, locate, netns
-from sriov_fast.values import Value, VfSettings
+from sriov_fast.values import VfSettings
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from typing import Self
 
     from sriov_fast.log import Logger
     from sriov_fast.sriov.journal import Attachment
@@ -26,74 +26,120 @@ if TYPE_CHECKING:
     from sriov_fast.values import Link
 
 ZERO_MAC = "00:00:00:00:00:00"
+LINK_OFF = VfSettings(link_state="disable")
+MOVE_TRIES = 10  # a pod may give its device new names while we drop others
 
 
-def _nothing() -> None:
-    """Do nothing."""
+class Release:
+    """One VF on its way home: ``quieten`` it, then ``bring_home``.
 
-
-class _Job(Value):
-    """What a release is about."""
-
-    record: Attachment
-    where: Where
-    roots: Roots
-    log: Logger
-    when_quiet: Callable[[], None]
-
-
-def release(
-    record: Attachment,
-    where: Where,
-    roots: Roots,
-    log: Logger,
-    when_quiet: Callable[[], None] = _nothing,
-) -> None:
-    """Bring the VF home and make it what it was.
-
-    ``when_quiet`` is called once the VF can send nothing more, before the move, which waits in the kernel:
-    that is the moment to give the address back. Raises NetlinkError or OSError where the kernel refuses the
-    move; what the driver refuses to restore is logged.
+    A context manager, which owns the sockets. The one in the pod keeps the pod's namespace alive, so that the
+    namespace may be deleted between the two steps.
     """
-    begin(record, where, roots, log, when_quiet)()
 
+    def __init__(self, record: Attachment, where: Where, roots: Roots, log: Logger) -> None:
+        self._record = record
+        self._where = where
+        self._roots = roots
+        self._log = log
+        self._opened = ExitStack()
+        self._found = False
+        self._place: Place | None = None
+        self._quiet: Link | None = None
+        self._on_pf: str | None = None
 
-def begin(
-    record: Attachment,
-    where: Where,
-    roots: Roots,
-    log: Logger,
-    when_quiet: Callable[[], None] = _nothing,
-) -> Callable[[], None]:
-    """Do the first half of ``release``: the VF can send nothing more. Return what does the other half.
+    def __enter__(self) -> Self:
+        self._host = self._opened.enter_context(nl.Socket())
+        return self
 
-    That one keeps the pod's namespace alive, so that it may be deleted in between. It must be called.
-    """
-    # first: an interrupt that is in use takes a mask that one whose device is down may only pretend to take
-    _restore_irqs(record, roots, log)
-    job = _Job(record=record, where=where, roots=roots, log=log, when_quiet=when_quiet)
-    again = job.replace(when_quiet=_nothing)
-    with ExitStack() as opened:
-        host = opened.enter_context(nl.Socket())
+    def __exit__(self, *_: object) -> None:
+        self._opened.close()
+
+    def find(self) -> None:
+        """Look where the VF is; HiddenError where its device exists and cannot be seen."""
+        place = locate.find(self._record, self._where, self._roots, self._log)
+        if place and place.pod:
+            self._opened.callback(place.pod.close)
+        self._place = place
+        self._found = True
+
+    def quieten(self) -> None:
+        """Make the VF unable to send: its device down with its old MAC, the PF's settings restored.
+
+        That is the moment to give the address back. What the driver refuses to restore is logged.
+        """
+        if not self._found:
+            self.find()
+        if self._place:
+            # first: an interrupt in use takes a mask that one whose device is down may only pretend to take
+            _restore_irqs(self._record, self._roots, self._log)
         try:
-            home = _quietened(host, job, opened)
+            self._quieten()
         except NetlinkError as error:
             if error.errno != errno.ENODEV:
                 raise
             # it went between two steps: unplugged, or home by itself because its namespace ended
-            home = _quietened(host, job, opened)
-        kept = opened.pop_all()
+            self.find()
+            self._quieten()
 
-    def rest() -> None:
-        with kept:
-            try:
-                home()
-            except NetlinkError as error:
-                if error.errno != errno.ENODEV:
-                    raise
-                _quietened(host, again, kept)()
+    def _quieten(self) -> None:
+        record, log, place = self._record, self._log, self._place
+        if place is None:
+            log.warning("the VF has no network device any more", pci=record.pci, pf=record.pf, vf=record.vf)
+            _restore_what_pf_holds(self._host, record, self._roots, log)
+            return
+        self._quiet = _quieten(self._host, record, place, log)
+        self._on_pf = _restore_pf(self._host, record, log)
 
-    return rest
+    def bring_home(self) -> None:
+        """Move the quiet VF home, and make it what it was.
+
+        Raises NetlinkError or OSError where the kernel refuses the move.
+        """
+        try:
+            self._bring_home()
+        except NetlinkError as error:
+            if error.errno != errno.ENODEV:
+                raise
+            self.find()
+            self._quieten()
+            self._bring_home()
+
+    def _bring_home(self) -> None:
+        record, log = self._record, self._log
+        if self._place is None or self._quiet is None:
+            return
+        name = _moved_home(self._host, record, self._place, self._where, log) or _name_in_host(
+            record, self._roots
+        )
+        if not name:
+            return
+        device.restore(self._host, record, name, log)
+        _settle(self._host, record, name, self._quiet, self._on_pf, log)
+        _settle_irqs(self._host, record, name, self._roots, log)
+        if record.before_up:
+            _bring_up(self._host, name, log)
+
+
+def release(record: Attachment, where: Where, roots: Roots, log: Logger) -> None:
+    """Bring the VF home and make it what it was, in one go."""
+    with Release(record, where, roots, log) as vf:
+        vf.quieten()
+        vf.bring_home()
+
+
+def silence(record: Attachment, log: Logger) -> bool:
+    """Switch the link of a VF off that cannot be found; return whether its PF does that.
+
+    MAC, VLAN and everything else stay as they were set, so that the VF joins no other network.
+    """
+    if not record.pf_index or record.before.link_state is None:
+        return False
+    with nl.Socket() as host:
+        refused = _set_vf(host, record, LINK_OFF)
+    if refused:
+        log.warning("the PF cannot switch the VF's link off", pf=record.pf, vf=record.vf, why=refused.msg)
+    return refused is None
 
 
 def _restore_irqs(record: Attachment, roots: Roots, log: Logger) -> None:
@@ -107,47 +153,14 @@ def _original_masks(record: Attachment, roots: Roots) -> dict[int, str]:
     return {n: mask for n, mask in record.irqs.items() if n in now and n in record.pinned}
 
 
-def _settle_irqs(host: nl.Socket, job: _Job, name: str) -> None:
+def _settle_irqs(host: nl.Socket, record: Attachment, name: str, roots: Roots, log: Logger) -> None:
     """Restore the masks that did not stay because the VF came home down, by itself: up for a moment."""
-    record = job.record
-    masks = _original_masks(record, job.roots) if record.pinned else {}
-    if not affinity.differing(masks, job.roots):
+    masks = _original_masks(record, roots) if record.pinned else {}
+    if not affinity.differing(masks, roots):
         return
-    _bring_up(host, name, job.log)
-    affinity.apply(masks, job.roots, job.log)
+    _bring_up(host, name, log)
+    affinity.apply(masks, roots, log)
     _run(host, 0, name=name, up=False)
-
-
-def _quietened(host: nl.Socket, job: _Job, opened: ExitStack) -> Callable[[], None]:
-    """Make the VF quiet, wherever it is; return what brings it home."""
-    record, log = job.record, job.log
-    place = locate.find(record, job.where, job.roots, log)
-    if place is None:
-        log.warning("the VF has no network device any more", pci=record.pci, pf=record.pf, vf=record.vf)
-        _let_go_of_mac(host, record)
-        _restore_pf(host, record, log)
-        job.when_quiet()
-        return _nothing
-    if place.pod:
-        opened.callback(place.pod.close)
-    quiet = _quieten(host, record, place, log)
-    on_pf = _restore_pf(host, record, log)
-    job.when_quiet()
-    return lambda: _home(host, job, place, quiet, on_pf)
-
-
-def _home(host: nl.Socket, job: _Job, place: Place, quiet: Link, on_pf: str | None) -> None:
-    """Bring the quiet VF home, and make it what it was."""
-    record, log = job.record, job.log
-    name = _bring_home(host, job, place)
-    if name:
-        device.restore(host, record, name, log)
-    if name and (record.asked.mac or _mac_changed(record, quiet)):
-        _settle_mac(host, record, name, quiet, on_pf, log)
-    if name:
-        _settle_irqs(host, job, name)
-    if name and record.before_up:
-        _bring_up(host, name, log)
 
 
 # --- putting it back
@@ -158,28 +171,54 @@ def _quieten(host: nl.Socket, record: Attachment, place: Place, log: Logger) -> 
 
     In this order a driver that resets the VF on the way down has nothing left of the pod's MAC.
     """
-    index = place.link.index
+    link = place.link
+    if place.pod:
+        _set_free(place.pod, link, log)
     batch = nl.Batch()
-    if record.asked.mac or _mac_changed(record, place.link):
-        batch.set_link(index, mac=record.before_mac)
-    required = [len(batch), -1] if place.link.up else [-1]  # what became of MAC and MTU is looked at
+    if place.pod and link.master:
+        # first: a bond gives the MAC and the MTU of the time when it took the device back to it
+        batch.set_link(link.index, master=0)
+    if record.before_mac and (record.asked.mac or link.master or record.before_mac != link.mac):
+        batch.set_link(link.index, mac=record.before_mac)
+    required = [len(batch), -1] if link.up else [-1]  # what became of MAC and MTU is looked at
     _let_go_of_mac(host, record)
-    if place.link.up:
-        batch.set_link(index, up=False)
-    device.strip(batch, record, place.link)
-    if record.before_mtu not in (0, place.link.mtu):
-        batch.set_link(index, mtu=record.before_mtu)
+    if link.up:
+        batch.set_link(link.index, up=False)
+    device.strip(batch, record, link)
+    if record.before_mtu and (link.master or record.before_mtu != link.mtu):
+        batch.set_link(link.index, mtu=record.before_mtu)
     if not len(batch):
-        return place.link
-    batch.get_link(index=index)
+        return link
+    batch.get_link(index=link.index)
     answers = (place.pod or host).run(batch, check=False)
     for position in required:
         if isinstance(answers[position], NetlinkError):
             raise answers[position]
-    link: Link = answers[-1]
-    if record.before_mtu not in (0, link.mtu):
-        log.warning("the VF keeps an MTU that it did not have", mtu=link.mtu, before=record.before_mtu)
-    return link
+    now: Link = answers[-1]
+    if record.before_mtu not in (0, now.mtu):
+        log.warning("the VF keeps an MTU that it did not have", mtu=now.mtu, before=record.before_mtu)
+    return now
+
+
+def _set_free(pod: nl.Socket, vf: Link, log: Logger) -> None:
+    """Delete what the pod put on top of its VF (VLAN, macvlan, ipvlan, macsec, ...).
+
+    Such a device outlives the move, and would work on the VF of the next pod. A bond or a bridge above
+    the VF lets go of it with the move, and stays.
+    """
+    uppers = [link for link in pod.links() if link.lower == vf.index]
+    if not uppers:
+        return
+    batch = nl.Batch()
+    for link in uppers:
+        batch.del_link(link.index)
+    for link, answer in zip(uppers, pod.run(batch, check=False), strict=True):
+        if not isinstance(answer, NetlinkError):
+            log.info("deleted a device that the pod had on top of its VF", device=link.name)
+        elif answer.errno == errno.EOPNOTSUPP:
+            log.warning("a device on top of the VF cannot be deleted", device=link.name, why=answer.msg)
+        elif answer.errno != errno.ENODEV:
+            raise answer
 
 
 def _let_go_of_mac(host: nl.Socket, record: Attachment) -> None:
@@ -190,11 +229,6 @@ def _let_go_of_mac(host: nl.Socket, record: Attachment) -> None:
     if record.asked.mac:
         own = record.before.mac in (None, record.before_mac)
         _set_vf(host, record, VfSettings(mac=ZERO_MAC if own else record.before.mac))
-
-
-def _mac_changed(record: Attachment, link: Link) -> bool:
-    """Say whether somebody, such as the pod, gave the device another MAC; only a whole record can tell."""
-    return record.before_mac not in ("", link.mac)
 
 
 def _original(record: Attachment) -> VfSettings:
@@ -228,6 +262,34 @@ def _restore_pf(host: nl.Socket, record: Attachment, log: Logger) -> str | None:
         _restore_one_by_one(host, record, whole, log)
     pf = answers[-1] if record.asked.mac else None
     return None if pf is None or isinstance(pf, NetlinkError) or pf.vf is None else pf.vf.mac
+
+
+def _restore_what_pf_holds(host: nl.Socket, record: Attachment, roots: Roots, log: Logger) -> None:
+    """Restore on the PF what is still as we set it, for a VF whose device is gone.
+
+    A VF that was made anew (``sriov_numvfs``) has nothing of ours, and may be set up by the operator.
+    """
+    if record.asked == attach.NOTHING or not locate.is_same_function(record, roots):
+        return
+    held = _held(host, record)
+    _let_go_of_mac(host, held)
+    _restore_pf(host, held, log)
+
+
+def _held(host: nl.Socket, record: Attachment) -> Attachment:
+    """Return the record with that much of what it asked for as the PF holds now."""
+    batch = nl.Batch()
+    batch.get_link(index=record.pf_index, vf=record.vf)
+    (pf,) = host.run(batch, check=False)
+    if isinstance(pf, NetlinkError) and pf.errno != errno.ENODEV:
+        raise pf
+    now = None if isinstance(pf, NetlinkError) else pf.vf
+    asked = record.asked
+    given = [key for key, value in asked.as_dict().items() if value is not None]
+    changed = given if now is None else [key for key in given if getattr(now, key) != getattr(asked, key)]
+    if {"vlan", "qos", "proto"} & set(changed):
+        changed += ["vlan", "qos", "proto"]
+    return record.replace(asked=asked.replace(**dict.fromkeys(changed)))
 
 
 def _restore_one_by_one(host: nl.Socket, record: Attachment, whole: VfSettings, log: Logger) -> None:
@@ -266,19 +328,39 @@ def _bring_up(host: nl.Socket, name: str, log: Logger) -> None:
         log.warning("the VF cannot be brought up", interface=name, why=error.msg)
 
 
-def _bring_home(host: nl.Socket, job: _Job, place: Place) -> str:
-    """Move the device to our namespace, under its old name; return the name, "" if none is known."""
-    record = job.record
-    try:
-        if place.pod:
-            _move_home(place.pod, place.link.index, record.host_name, job.where.home)
-        elif record.host_name not in ("", place.link.name):
-            _run(host, place.link.index, name=record.host_name)
-    except NetlinkError as error:
-        if error.errno != errno.EEXIST:
-            raise
-        return _home_under_another_name(job, place.pod)
-    return record.host_name
+def _moved_home(host: nl.Socket, record: Attachment, place: Place, where: Where, log: Logger) -> str:
+    """Move the device to our namespace, under its old name; return that, "" where it has another."""
+    name, index = record.host_name, place.link.index
+    for _ in range(MOVE_TRIES):
+        try:
+            if place.pod:
+                _move_home(place.pod, index, name, where.home)
+            elif name not in ("", place.link.name):
+                _run(host, index, name=name)
+        except NetlinkError as error:
+            if error.errno != errno.EEXIST:
+                raise
+            refused = error
+        else:
+            return name if name == record.host_name else ""
+        log.error("another device has the VF's name", name=name, pci=record.pci, why=refused.msg)
+        # the kernel may have moved the VF before it saw that
+        left = locate.link_in(place.pod, record) if place.pod else None
+        if place.pod is None or left is None:
+            return ""
+        index = left.index
+        if left.altnames:
+            _drop_altnames(place.pod, left)
+        else:
+            name = "dev%d"
+    raise refused
+
+
+def _drop_altnames(pod: nl.Socket, link: Link) -> None:
+    """Remove all alternative names, one of which is a name in the host; a namespace's end does so, too."""
+    batch = nl.Batch()
+    batch.del_altname(link.index, *link.altnames)
+    pod.run(batch, check=False)
 
 
 def _move_home(pod: nl.Socket, index: int, name: str, home: int) -> None:
@@ -289,33 +371,46 @@ def _move_home(pod: nl.Socket, index: int, name: str, home: int) -> None:
         os.close(here)
 
 
-def _home_under_another_name(job: _Job, pod: nl.Socket | None) -> str:
-    """Leave the name to the device that has it; the kernel may have moved the VF before it saw that."""
-    record = job.record
-    left = locate.link_in(pod, record) if pod else None
-    if pod and left:
-        _move_home(pod, left.index, "dev%d", job.where.home)
-    link = locate.link_in_host(record, job.roots)
-    now = link.name if link else ""
-    job.log.error("another device has the VF's name", name=record.host_name, now=now, pci=record.pci)
-    return now
+def _name_in_host(record: Attachment, roots: Roots) -> str:
+    """Return the name that the device has in the host now, "" where it is not there."""
+    link = locate.link_in_host(record, roots)
+    return link.name if link else ""
 
 
-def _settle_mac(  # noqa: PLR0913, PLR0917
+def _settle(  # noqa: PLR0913, PLR0917
     host: nl.Socket, record: Attachment, name: str, quiet: Link, on_pf: str | None, log: Logger
 ) -> None:
+    """Look at the device where it is home, and correct what the way home has changed."""
+    look = nl.Batch()
+    look.get_link(name=name)
+    now: Link = host.run(look)[0]
+    if record.before_mtu not in (0, now.mtu) and now.mtu != quiet.mtu:
+        _run(host, now.index, mtu=record.before_mtu)
+    if now.mac != quiet.mac and record.asked.mac:
+        on_pf = _mac_on_pf(host, record)
+    if record.before_mac and (record.asked.mac or record.before_mac != now.mac):
+        _settle_mac(host, record, now, on_pf, log)
+
+
+def _mac_on_pf(host: nl.Socket, record: Attachment) -> str | None:
+    batch = nl.Batch()
+    batch.get_link(index=record.pf_index, vf=record.vf)
+    (pf,) = host.run(batch, check=False)
+    return None if isinstance(pf, NetlinkError) or pf.vf is None else pf.vf.mac
+
+
+def _settle_mac(host: nl.Socket, record: Attachment, home: Link, on_pf: str | None, log: Logger) -> None:
     """Correct, by the slower way, what is not as before: the PF's MAC, the device's, that of its reset."""
     if record.asked.mac and record.before.mac and on_pf != record.before.mac:
         _set_vf(host, record, VfSettings(mac=record.before.mac))
-    if (quiet.mac, quiet.perm) == (record.before_mac, record.before_perm):
+    if (home.mac, home.perm) == (record.before_mac, record.before_perm):
         return
     look = nl.Batch()
-    look.get_link(name=name)
-    index = host.run(look)[0].index
-    attach.adopt_mac(host, index, record.before_mac)
+    look.get_link(index=home.index)
+    attach.adopt_mac(host, home.index, record.before_mac)
     now: Link = host.run(look)[0]
     if now.mac != record.before_mac and record.before.mac not in (None, record.before_mac):
-        _adopt_against_pf(host, record, index)
+        _adopt_against_pf(host, record, home.index)
         now = host.run(look)[0]
     if now.mac != record.before_mac:
         log.warning("the VF keeps a MAC that it did not have", mac=now.mac, before=record.before_mac)

@@ -30,10 +30,12 @@ class Attachment(Value):
     """What was done for one interface of one container, and what was there before.
 
     ``before*`` is the VF's original state: ``before`` what the PF held for it, the others what its device
-    showed; None and empty values of the last four are unknown. ``irqs`` are the interrupts' masks before,
+    showed; None and empty values of the last four are unknown. ``incarnation`` says which PCI device and
+    which network device are meant (``locate.incarnation``). ``irqs`` are the interrupts' masks before,
     ``pinned`` those that were set, if any. ``asked`` is what the PF was told. ``request`` is what an IPAM DEL
-    needs later: CNI_ARGS, CNI_PATH, the configuration.
-    ``token`` is the call's that made it, where it came through the resident server's client.
+    needs later: CNI_ARGS, CNI_PATH, the configuration. ``token`` is the call's that made it, where it came
+    through the resident server's client. ``stranded`` marks a deleted attachment whose VF could not be found:
+    its address is still to be given back.
     """
 
     container_id: str
@@ -56,6 +58,7 @@ class Attachment(Value):
     before_altnames: tuple[str, ...] | None = None
     before_xdp: tuple[int, ...] = ()
     before_ethtool: dict[str, str] = {}  # noqa: RUF012 (Value takes it out of the class; nobody writes to it)
+    incarnation: tuple[int, ...] = ()
     irqs: dict[int, str] = {}  # noqa: RUF012
     pinned: dict[int, str] = {}  # noqa: RUF012
     asked: VfSettings = VfSettings()
@@ -67,6 +70,7 @@ class Attachment(Value):
     request: dict[str, Any] = {}  # noqa: RUF012
     boot: str = ""
     token: str = ""
+    stranded: bool = False
 
     @property
     def owner(self) -> tuple[str, str]:
@@ -102,6 +106,7 @@ def _typed(plain: dict[str, Any]) -> Attachment:
             "asked": VfSettings(**plain["asked"]),
             "irqs": {int(irq): mask for irq, mask in plain["irqs"].items()},
             "pinned": {int(irq): mask for irq, mask in plain["pinned"].items()},
+            "incarnation": tuple(plain.get("incarnation", ())),
             "addresses": tuple(plain["addresses"]),
             "routes": tuple(plain["routes"]),
         }
@@ -166,6 +171,16 @@ class Journal:
             pci = name.removesuffix(whose)
             if pci != name and "~" not in pci:
                 return self.read(pci, Entry(owner=(container_id, ifname)))
+        return None
+
+    def stranded(self, container_id: str, ifname: str) -> Attachment | None:
+        """Return the record of what this container has given back, where its VF has not been found yet."""
+        owner = (container_id, ifname)
+        for pci, entry in self.entries().items():
+            if entry.homing and entry.owner == owner:
+                record = self.read(pci, entry)
+                if record is not None and record.stranded:
+                    return record
         return None
 
     def all(self) -> list[Attachment]:
@@ -257,6 +272,12 @@ class Journal:
         homing = record.replace(state=HOMING)
         os.rename(self._path_of(record), self._path_of(homing))
         return homing
+
+    def strand(self, record: Attachment) -> None:
+        """Say of a VF that it is its container's no more, and that nobody knows where it is."""
+        stranded = record.replace(stranded=True)
+        self.write(stranded)
+        self.release(stranded)
 
     def remove(self, record: Attachment) -> None:
         """Remove the record; harmless when it is gone."""

@@ -7,7 +7,7 @@ import os
 import time
 
 from sriov_fast.backend import nl
-from sriov_fast.errors import NetlinkError, NoNamespaceError, is_absent, is_there
+from sriov_fast.errors import HiddenError, NetlinkError, NoNamespaceError, is_absent
 from sriov_fast.sriov import netns
 from sriov_fast.values import Value
 
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 # The kernel takes a namespace apart behind the scenes; its devices come back a little later.
 RETURN_WAIT = 3.0  # seconds
+SEARCH_AFTER = 0.1
 _PAUSE = 0.005
 
 
@@ -48,16 +49,49 @@ class Where(Value):
 def find(record: Attachment, where: Where, roots: Roots, log: Logger) -> Place | None:
     """Return where the VF is, None where it has no network device any more.
 
-    It need not be ``where`` the runtime says; then the ADD's path may lead. Raises SriovError or OSError
-    where a place could not be searched: the VF may be there.
+    It need not be ``where`` the runtime says; then the ADD's path may lead. HiddenError where the device
+    exists in a namespace that is not found; SriovError or OSError where a place could not be searched.
     """
+    if not has_device(record, roots):
+        return None
     for candidate, fd in {where.path: where.fd, record.netns: where.fd_of(record.netns)}.items():
         pod = _socket(candidate, fd, where.home, log) if candidate else None
         place = _in_pod(pod, record) if pod else None
         if place:
             return place
-    link = _in_host(record, roots)
-    return Place(link=link) if link else None
+    return _in_host(record, where, roots)
+
+
+def incarnation(pci: str, roots: Roots) -> tuple[int, ...]:
+    """Return the inodes that sysfs has for a PCI device and for the parent of its network devices.
+
+    Both are made anew with what they stand for: with ``sriov_numvfs``, or when a driver is bound. The second
+    is the same in whatever namespace the network device is. Empty where either is missing.
+    """
+    device = f"{roots.sys}/bus/pci/devices/{pci}"
+    try:
+        return os.stat(device).st_ino, os.stat(f"{device}/net").st_ino
+    except OSError as error:
+        if is_absent(error):
+            return ()
+        raise
+
+
+def has_device(record: Attachment, roots: Roots) -> bool:
+    """Say whether the network device that the record is about exists, in whatever namespace."""
+    now = incarnation(record.pci, roots)
+    return bool(now) and record.incarnation in ((), now)
+
+
+def is_same_function(record: Attachment, roots: Roots) -> bool:
+    """Say whether the VF's PCI device is the record's, or missing, and not one that was made since."""
+    try:
+        now = os.stat(f"{roots.sys}/bus/pci/devices/{record.pci}").st_ino
+    except OSError as error:
+        if is_absent(error):
+            return True
+        raise
+    return not record.incarnation or record.incarnation[0] == now
 
 
 def _socket(path: str, given: int, home: int, log: Logger) -> nl.Socket | None:
@@ -100,17 +134,79 @@ def is_ours(link: Link, record: Attachment) -> bool:
     return link.parent == record.pci if link.parent else link.index == record.ifindex
 
 
-def _in_host(record: Attachment, roots: Roots) -> Link | None:
-    deadline = time.monotonic() + RETURN_WAIT
+def _in_host(record: Attachment, where: Where, roots: Roots) -> Place | None:
+    """Wait until the device is in the host; search for it once, when it does not come at once."""
+    begin = time.monotonic()
+    patience = 0.0 if record.stranded else RETURN_WAIT
+    searched = False
     while True:
         link = link_in_host(record, roots)
-        if link or time.monotonic() >= deadline or not _has_driver(record, roots):
-            return link
+        if link:
+            return Place(link=link)
+        if not has_device(record, roots):
+            return None
+        waited = time.monotonic() - begin
+        if not searched and waited >= min(SEARCH_AFTER, patience):
+            place = _searched(record, where, roots)
+            if place:
+                return place
+            searched = True
+        if waited >= patience:
+            raise _hidden(record)
         time.sleep(_PAUSE)
 
 
-def _has_driver(record: Attachment, roots: Roots) -> bool:
-    return is_there(f"{roots.sys}/bus/pci/devices/{record.pci}/driver")
+def _hidden(record: Attachment) -> HiddenError:
+    return HiddenError(
+        f"VF {record.vf} of {record.pf} ({record.pci}): its device is in a namespace that is not found",
+        "it comes back when that namespace ends; see which process or container holds the namespace",
+        interface=record.ifname,
+        vf=record.vf,
+    )
+
+
+def _searched(record: Attachment, where: Where, roots: Roots) -> Place | None:
+    """Look for the device in the namespaces of all processes."""
+    home = netns.own(where.home)
+    try:
+        known = {_identity(os.fstat(home))}
+    finally:
+        os.close(home)
+    for pid in filter(str.isdigit, os.listdir(roots.proc)):
+        try:
+            fd = os.open(f"{roots.proc}/{pid}/ns/net", os.O_RDONLY | os.O_CLOEXEC)
+        except OSError:
+            continue  # it has ended, or we may not look: the device stays hidden, it is not gone
+        try:
+            identity = _identity(os.fstat(fd))
+            pod = nl.Socket(fd) if identity not in known else None
+        finally:
+            os.close(fd)
+        known.add(identity)
+        place = _in_strange(pod, record) if pod else None
+        if place:
+            return place
+    return None
+
+
+def _identity(of: os.stat_result) -> tuple[int, int]:
+    return of.st_dev, of.st_ino
+
+
+def _in_strange(pod: nl.Socket, record: Attachment) -> Place | None:
+    """Return the VF's place in a namespace that need not have to do with the record.
+
+    There an index alone says nothing, so a device without a parent must have one of the VF's MACs.
+    """
+    link = None
+    try:
+        macs = (record.mac, record.before_mac)
+        ours = (link for link in pod.links() if is_ours(link, record) and (link.parent or link.mac in macs))
+        link = next(ours, None)
+    finally:
+        if link is None:
+            pod.close()
+    return Place(link=link, pod=pod) if link else None
 
 
 def link_in_host(record: Attachment, roots: Roots) -> Link | None:

@@ -55,7 +55,7 @@ class Wish(Value):
     device_id: str = ""
     cores: tuple[int, ...] = ()
     who: str = ""
-    recover: Callable[[Attachment], None] = _leave
+    recover: Callable[[Attachment], object] = _leave
     examine: Callable[[Vf], Device | None] = _trust
     real_name: Callable[[str], str] = _no_other_name
     warn: Callable[[str], None] = _say_nothing

@@ -89,9 +89,26 @@ NUMBERS = {
 }
 SIOCGIFNAME, SIOCETHTOOL = 0x8910, 0x8946  # linux/sockios.h
 IFLA_PROP_LIST, IFLA_ALT_IFNAME = 52, 53
-# What else is read of a link: IFLA_IFNAME, IFLA_MTU, IFLA_LINK, IFLA_MASTER, IFLA_NUM_VF, IFLA_LINK_NETNSID,
-# IFLA_PARENT_DEV_NAME.
-LINK_ATTRS = frozenset((3, 4, 5, 10, 21, 37, 56))
+IFLA_IFNAME, IFLA_MTU, IFLA_LINK, IFLA_MASTER, IFLA_LINK_NETNSID, IFLA_PARENT_DEV_NAME = 3, 4, 5, 10, 37, 56
+IFLA_VF_VLAN, IFLA_VF_SPOOFCHK, IFLA_VF_LINK_STATE, IFLA_VF_RATE, IFLA_VF_TRUST, IFLA_VF_VLAN_LIST = (
+    2,
+    4,
+    5,
+    6,
+    9,
+    12,
+)
+LINK_ATTRS = HEADER.size + 16  # the attributes of a RTM_NEWLINK begin behind struct ifinfomsg
+IFA_ADDRESS, IFA_LOCAL = 1, 2  # linux/if_addr.h
+RTA_DST, RTA_OIF, RTA_GATEWAY, RTA_PRIORITY, RTA_METRICS, RTA_MULTIPATH = (
+    1,
+    4,
+    5,
+    6,
+    8,
+    9,
+)  # linux/rtnetlink.h
+RTA_TABLE, RTA_VIA, RTAX_MTU, RTAX_ADVMSS = 15, 18, 2, 8
 
 
 _PyVf = ifinfmsg.vflist.vfinfo
@@ -542,6 +559,9 @@ def _route_dst(family: int, dst: str, prefix: int) -> str:
 
 
 # --- decoding -----------------------------------------------------------------------------------------
+#
+# By hand, not with pyroute2's message classes: those raise TypeError and the like on malformed input, where
+# the compiled decoder passes over what does not fit.
 
 
 def _attrs(data: bytes, at: int, end: int) -> Iterator[tuple[int, int, int]]:
@@ -554,14 +574,36 @@ def _attrs(data: bytes, at: int, end: int) -> Iterator[tuple[int, int, int]]:
         at += (size + 3) & ~3
 
 
+def _payloads(data: bytes, at: int = 0) -> list[tuple[int, bytes]]:
+    """Return type and payload of each attribute from ``at`` on."""
+    return [(kind, data[start + ATTR.size : end]) for kind, start, end in _attrs(data, at, len(data))]
+
+
+def _u32(payload: bytes) -> int:
+    return int.from_bytes(payload[:4], sys.byteorder) if len(payload) >= 4 else 0
+
+
+def _c_text(payload: bytes) -> str:
+    return payload.partition(b"\0")[0].decode("utf-8", "surrogateescape")
+
+
+def _hardware_address(payload: bytes) -> str:
+    """Return an address of 1 to 32 bytes (MAX_ADDR_LEN, linux/netdevice.h), "" for any other length."""
+    return payload.hex(":") if 1 <= len(payload) <= 32 else ""
+
+
+def _ip_text(family: int, payload: bytes) -> str:
+    """Return an address of a family, "" where there are too few bytes."""
+    size = 4 if family == socket.AF_INET else 16
+    if len(payload) < size or family not in (socket.AF_INET, socket.AF_INET6):
+        return ""
+    return socket.inet_ntop(family, payload[:size])
+
+
 def _vf_number(data: bytes, start: int, end: int) -> int:
     """Return whose IFLA_VF_INFO this is, -1 where it is none: each begins with a MAC that names the VF."""
-    for kind, at, stop in _attrs(data, start + ATTR.size, end):
-        if kind != IFLA_VF_MAC or stop - at < 8:
-            break
-        (vf,) = struct.unpack_from("=I", data, at + ATTR.size)
-        return int(vf)
-    return -1
+    kind, at, stop = next(_attrs(data, start + ATTR.size, end), (0, 0, 0))
+    return _u32(data[at + ATTR.size : stop]) if kind == IFLA_VF_MAC else -1
 
 
 def _vf_infos(data: bytes, at: int, num_vf: int) -> Iterator[tuple[int, int, int]]:
@@ -577,219 +619,212 @@ def _vf_infos(data: bytes, at: int, num_vf: int) -> Iterator[tuple[int, int, int
         yield vf, start, stop
 
 
-def _find_vf(data: bytes, at: int, num_vf: int, vf: int) -> tuple[bytes, int]:
-    """Return the IFLA_VF_INFO of one VF (b"" where it is missing) and where the list ends."""
-    found, end = b"", at + ATTR.size
+def _find_vf(data: bytes, at: int, num_vf: int, vf: int) -> tuple[bytes | None, int]:
+    """Return the payload of one VF's IFLA_VF_INFO, None where it is missing, and the list's end."""
+    found, end = None, at + ATTR.size
     for index, start, stop in _vf_infos(data, at, num_vf):
         end = start + (stop - start + 3 & ~3)
         if index == vf:
-            found = data[start:stop]
+            found = data[start + ATTR.size : stop]
     return found, end
 
 
-def _holder(data: bytes, vf: int, mac: str) -> int:
+def _holder(data: bytes, at: int, num_vf: int, vf: int, mac: str) -> int:
     """Return the index of another VF than ``vf`` that has a MAC, -1 where none has it."""
-    num_vf = 0
-    for kind, at, _ in _link_attrs(data) if mac else ():
-        if kind == IFLA_NUM_VF:
-            (num_vf,) = struct.unpack_from("=I", data, at + ATTR.size)
-        elif kind == IFLA_VFINFO_LIST:
-            for index, start, _ in _vf_infos(data, at, num_vf):
-                held = start + ATTR.size + ATTR.size + 4  # struct ifla_vf_mac: __u32 vf; __u8 mac[32]
-                if index != vf and data[held : held + 6].hex(":") == mac:
-                    return index
+    for index, start, stop in _vf_infos(data, at, num_vf):
+        _, held = _payloads(data[start + ATTR.size : stop])[0]
+        if index != vf and _vf_setting(IFLA_VF_MAC, held).get("mac") == mac:
+            return index
     return -1
 
 
 def _link_attrs(data: bytes) -> Iterator[tuple[int, int, int]]:
     """Yield the attributes of a RTM_NEWLINK message as ``_attrs`` does; none from inside the list of VFs."""
-    at, num_vf = 32, 0
+    at, num_vf = LINK_ATTRS, 0
     while attr := next(_attrs(data, at, len(data)), None):
         kind, start, end = attr
         at = start + (end - start + 3 & ~3)
         if kind == IFLA_NUM_VF:
-            (num_vf,) = struct.unpack_from("=I", data, start + ATTR.size)
-        elif kind == IFLA_VFINFO_LIST:
+            num_vf = _u32(data[start + ATTR.size : end])
+        elif kind == IFLA_VFINFO_LIST and num_vf:
             _, at = _find_vf(data, start, num_vf, -1)
         yield attr
 
 
-def _condensed(data: bytes, vf: int) -> bytes:
-    """Return a RTM_NEWLINK message with what pyroute2 is to read of it, so with at most one VF."""
-    kept = [data[16:32]]
-    num_vf = 0
-    for kind, start, end in _link_attrs(data):
-        if kind == IFLA_NUM_VF:
-            (num_vf,) = struct.unpack_from("=I", data, start + ATTR.size)
-        if kind in LINK_ATTRS:
-            kept.append(data[start:end] + bytes(-(end - start) % 4))
-        elif kind == IFLA_VFINFO_LIST:
-            info, _ = _find_vf(data, start, num_vf, vf)
-            if info:
-                kept.append(ATTR.pack(len(info) + ATTR.size, IFLA_VFINFO_LIST) + info + bytes(-len(info) % 4))
-    body = b"".join(kept)
-    return HEADER.pack(HEADER.size + len(body), RTM_NEWLINK, 0, 0, 0) + body
-
-
-def _yes_no(value: int) -> bool | None:
-    """Return what a switch says; the kernel presets -1 for drivers that do not know it."""
+def _yes_no(payload: bytes) -> bool | None:
+    """Return the value of a switch; the kernel presets -1 for drivers that do not know the switch."""
+    value = _u32(payload[4:8]) if len(payload) >= 8 else 0xFFFFFFFF
     return None if value == 0xFFFFFFFF else value != 0
 
 
-def _vf_settings(info: Any) -> VfSettings:
+def _vf_vlan_list(payload: bytes) -> dict[str, Any]:
+    """Return the settings of the list's one entry (struct ifla_vf_vlan_info, linux/if_link.h)."""
+    _, info = next(iter(_payloads(payload)), (0, b""))
+    if len(info) < 14:
+        return {}
+    vlan, qos = struct.unpack_from("=II", info, 4)
+    (proto,) = struct.unpack_from("!H", info, 12)
+    found = {"vlan": vlan, "qos": qos}
+    return found | ({"proto": VLAN_PROTO_NAMES[proto]} if proto in VLAN_PROTO_NAMES else {})
+
+
+def _vf_setting(kind: int, payload: bytes) -> dict[str, Any]:
+    """Return the fields of ``VfSettings`` that one attribute of an IFLA_VF_INFO has."""
+    if kind == IFLA_VF_MAC and len(payload) >= 36:
+        return {"mac": payload[4:10].hex(":")}
+    if kind == IFLA_VF_VLAN and len(payload) >= 12:
+        return dict(zip(("vlan", "qos"), struct.unpack_from("=II", payload, 4), strict=True))
+    if kind == IFLA_VF_VLAN_LIST:
+        return _vf_vlan_list(payload)
+    if kind == IFLA_VF_RATE and len(payload) >= 12:
+        rates = struct.unpack_from("=II", payload, 4)
+        return dict(zip(("min_tx_rate", "max_tx_rate"), rates, strict=True))
+    if kind == IFLA_VF_LINK_STATE:
+        state = _u32(payload[4:8]) if len(payload) >= 8 else -1
+        return {"link_state": LINK_STATES[state] if 0 <= state < len(LINK_STATES) else None}
+    name = {IFLA_VF_SPOOFCHK: "spoofchk", IFLA_VF_TRUST: "trust"}.get(kind)
+    return {name: _yes_no(payload)} if name else {}
+
+
+def _vf_settings(info: bytes) -> VfSettings:
     found: dict[str, Any] = {}
-    for name, value in info["attrs"]:
-        if name == "IFLA_VF_MAC":
-            found["mac"] = value["mac"]
-        elif name == "IFLA_VF_VLAN":
-            found.update(vlan=value["vlan"], qos=value["qos"])
-        elif name == "IFLA_VF_VLAN_LIST":
-            vlan = value.get_attr("IFLA_VF_VLAN_INFO")
-            if vlan is not None:
-                found.update(vlan=vlan["vlan"], qos=vlan["qos"], proto=VLAN_PROTO_NAMES.get(vlan["proto"]))
-        elif name == "IFLA_VF_RATE":
-            found.update(min_tx_rate=value["min_tx_rate"], max_tx_rate=value["max_tx_rate"])
-        elif name == "IFLA_VF_LINK_STATE":
-            found["link_state"] = dict(enumerate(LINK_STATES)).get(value["link_state"])
-        elif name in ("IFLA_VF_SPOOFCHK", "IFLA_VF_TRUST"):
-            key = name[8:].lower()
-            found[key] = _yes_no(value[key])
+    for kind, payload in _payloads(info):
+        found |= _vf_setting(kind, payload)
     return VfSettings(**found)
 
 
-def _text(value: str | bytes | None) -> str:
-    """Return a string of pyroute2's, which leaves what is no UTF-8 as bytes."""
-    return value.decode("utf-8", "surrogateescape") if isinstance(value, bytes) else value or ""
+def _inner(data: bytes, wanted: int) -> bytes | None:
+    """Return the payload of one kind in a nest, None where there is none."""
+    return next((payload for kind, payload in _payloads(data) if kind == wanted), None)
 
 
-def _hardware_address(data: bytes, wanted: int) -> str:
-    """Return IFLA_ADDRESS or IFLA_PERM_ADDRESS, of any length; pyroute2 knows six bytes only."""
-    for kind, start, end in _link_attrs(data):
-        if kind == wanted:
-            return data[start + ATTR.size : end].hex(":")
-    return ""
+def _link_setting(kind: int, payload: bytes) -> dict[str, Any]:
+    """Return the field of ``LinkSettings`` that one attribute has."""
+    if kind in NUMBERS:
+        form, name = NUMBERS[kind]
+        size = struct.calcsize(form)
+        return {name: struct.unpack_from(form, payload)[0] if len(payload) >= size else 0}
+    if kind == IFLA_BROADCAST and len(payload) == 6:
+        return {"broadcast": payload.hex(":")}
+    if kind == IFLA_IFALIAS:
+        return {"alias": _c_text(payload)}
+    if kind == IFLA_AF_SPEC:
+        mode = _inner(_inner(payload, socket.AF_INET6) or b"", IFLA_INET6_ADDR_GEN_MODE)
+        return {} if mode is None else {"addrgenmode": mode[0] if mode else 0}
+    return {}
 
 
-def _c_text(payload: bytes) -> str:
-    return payload.partition(b"\0")[0].decode("utf-8", "surrogateescape")
-
-
-def _inner(data: bytes, start: int, end: int, wanted: int) -> bytes:
-    """Return the payload of one kind in a nest, b"" where there is none."""
-    found = (data[at + ATTR.size : stop] for kind, at, stop in _attrs(data, start, end) if kind == wanted)
-    return next(found, b"")
-
-
-def _decode_settings(data: bytes) -> LinkSettings:
-    (flags,) = struct.unpack_from("=I", data, HEADER.size + 8)
-    found: dict[str, Any] = {"flags": flags & SETTABLE_FLAGS, "alias": ""}
-    for kind, start, end in _link_attrs(data):
-        payload = data[start + ATTR.size : end]
-        if kind in NUMBERS:
-            form, name = NUMBERS[kind]
-            found[name] = struct.unpack_from(form, payload)[0] if len(payload) >= struct.calcsize(form) else 0
-        elif kind == IFLA_BROADCAST and len(payload) == 6:
-            found["broadcast"] = payload.hex(":")
-        elif kind == IFLA_IFALIAS:
-            found["alias"] = _c_text(payload)
-        elif kind == IFLA_AF_SPEC:
-            inet6 = _inner(data, start + ATTR.size, end, socket.AF_INET6)
-            mode = _inner(inet6, 0, len(inet6), IFLA_INET6_ADDR_GEN_MODE)
-            if mode:
-                found["addrgenmode"] = mode[0]
-    return LinkSettings(**found)
-
-
-def _alternative_names(data: bytes) -> tuple[str, ...]:
-    return tuple(
-        _c_text(data[at + ATTR.size : stop])
-        for kind, start, end in _link_attrs(data)
-        if kind == IFLA_PROP_LIST
-        for inner, at, stop in _attrs(data, start + ATTR.size, end)
-        if inner == IFLA_ALT_IFNAME
-    )
-
-
-def _decode_xdp(data: bytes) -> tuple[int, ...]:
-    for kind, start, end in _link_attrs(data):
-        if kind == IFLA_XDP:
-            ids = (_inner(data, start + ATTR.size, end, wanted) for wanted in XDP_PROG_IDS)
-            return tuple(int.from_bytes(payload[:4], sys.byteorder) for payload in ids)
-    return 0, 0, 0
+def _alternative_names(properties: bytes) -> tuple[str, ...]:
+    return tuple(_c_text(payload) for kind, payload in _payloads(properties) if kind == IFLA_ALT_IFNAME)
 
 
 def _decode_link(data: bytes, vf: int, mac: str = "") -> Link:
-    message = ifinfmsg(_condensed(data, vf))
-    message.decode()
-    vf_list = message.get_attr("IFLA_VFINFO_LIST")
-    is_lower_here = message.get_attr("IFLA_LINK_NETNSID") is None
+    index, flags = struct.unpack_from("=iI", data, HEADER.size + 4)
+    attrs: dict[int, bytes] = {}
+    settings: dict[str, Any] = {"flags": flags & SETTABLE_FLAGS, "alias": ""}
+    info, holder = None, -1
+    for kind, start, end in _link_attrs(data):
+        attrs[kind] = data[start + ATTR.size : end]
+        settings |= _link_setting(kind, attrs[kind])
+        if kind == IFLA_VFINFO_LIST:
+            num_vf = _u32(attrs.get(IFLA_NUM_VF, b""))
+            info, _ = _find_vf(data, start, num_vf, vf)
+            if mac and holder < 0:
+                holder = _holder(data, start, num_vf, vf, mac)
+    xdp = attrs.get(IFLA_XDP, b"")
     return Link(
-        index=message["index"],
-        name=_text(message.get_attr("IFLA_IFNAME")),
-        mac=_hardware_address(data, IFLA_ADDRESS),
-        mtu=message.get_attr("IFLA_MTU") or 0,
-        up=bool(message["flags"] & IFF_UP),
-        carrier=bool(message["flags"] & IFF_LOWER_UP),
-        parent=_text(message.get_attr("IFLA_PARENT_DEV_NAME")),
-        perm=_hardware_address(data, IFLA_PERM_ADDRESS),
-        lower=(message.get_attr("IFLA_LINK") or 0) if is_lower_here else 0,
-        master=message.get_attr("IFLA_MASTER") or 0,
-        altnames=_alternative_names(data),
-        num_vf=message.get_attr("IFLA_NUM_VF") or 0,
-        vf=_vf_settings(vf_list.get_attr("IFLA_VF_INFO")) if vf_list is not None else None,
-        settings=_decode_settings(data),
-        xdp=_decode_xdp(data),
-        holder=_holder(data, vf, mac),
+        index=index,
+        name=_c_text(attrs.get(IFLA_IFNAME, b"")),
+        mac=_hardware_address(attrs.get(IFLA_ADDRESS, b"")),
+        mtu=_u32(attrs.get(IFLA_MTU, b"")),
+        up=bool(flags & IFF_UP),
+        carrier=bool(flags & IFF_LOWER_UP),
+        parent=_c_text(attrs.get(IFLA_PARENT_DEV_NAME, b"")),
+        perm=_hardware_address(attrs.get(IFLA_PERM_ADDRESS, b"")),
+        lower=0 if IFLA_LINK_NETNSID in attrs else _u32(attrs.get(IFLA_LINK, b"")),
+        master=_u32(attrs.get(IFLA_MASTER, b"")),
+        altnames=_alternative_names(attrs.get(IFLA_PROP_LIST, b"")),
+        num_vf=_u32(attrs.get(IFLA_NUM_VF, b"")),
+        vf=None if info is None else _vf_settings(info),
+        settings=LinkSettings(**settings),
+        xdp=tuple(_u32(_inner(xdp, wanted) or b"") for wanted in XDP_PROG_IDS),
+        holder=holder,
     )
 
 
 def _decode_address(data: bytes, index: int) -> list[str]:
-    message = ifaddrmsg(data)
-    message.decode()
-    if message["index"] != index or message["family"] not in (socket.AF_INET, socket.AF_INET6):
+    family, prefix, number = struct.unpack_from("=BB2xI", data, HEADER.size)
+    if number != index or family not in (socket.AF_INET, socket.AF_INET6):
         return []
-    ip = message.get_attr("IFA_LOCAL") or message.get_attr("IFA_ADDRESS") or ""
-    return [f"{ip}/{message['prefixlen']}"]
+    attrs = _payloads(data, HEADER.size + 8)
+    chosen = b""
+    for kind, payload in attrs:
+        if kind == IFA_LOCAL or (kind == IFA_ADDRESS and not chosen):
+            chosen = payload
+    return [f"{_ip_text(family, chosen)}/{prefix}"]
 
 
-def _route_gateway(*levels: Any) -> str:
-    for level in levels:
-        via = level.get_attr("RTA_VIA")
-        gateway = via["addr"] if via is not None else level.get_attr("RTA_GATEWAY")
-        if gateway:
-            return str(gateway)
-    return ""
+class _Path:
+    """The attributes of a route, those of one next hop of it among them."""
+
+    def __init__(self, attrs: dict[int, bytes], flags: int) -> None:
+        self.attrs = attrs
+        self.onlink = bool(flags & RTNH_F_ONLINK)
+
+    def gateway(self, family: int) -> str:
+        """Return the next hop, of either family (struct rtvia, linux/rtnetlink.h)."""
+        via = self.attrs.get(RTA_VIA)
+        if via is None:
+            return _ip_text(family, self.attrs.get(RTA_GATEWAY, b""))
+        return _ip_text(int.from_bytes(via[:2], sys.byteorder), via[2:]) if len(via) >= 2 else ""
+
+
+def _hops(attrs: dict[int, bytes], index: int) -> Iterator[_Path]:
+    """Yield the next hops of a multipath route out of one interface (struct rtnexthop)."""
+    hops = attrs[RTA_MULTIPATH]
+    while len(hops) >= 8:
+        size, flags, _, oif = struct.unpack_from("=HBBi", hops)
+        if size < 8 or size > len(hops):
+            return
+        if oif == index:
+            yield _Path(attrs | dict(_payloads(hops[8:size])), flags)
+        hops = hops[(size + 3) & ~3 :]
+
+
+def _paths(attrs: dict[int, bytes], index: int, flags: int) -> list[_Path]:
+    if RTA_MULTIPATH in attrs:
+        return list(_hops(attrs, index))
+    return [_Path(attrs, flags)] if _u32(attrs.get(RTA_OIF, b"")) == index else []
 
 
 def _decode_routes(data: bytes, family: int, index: int) -> list[Route]:
     """Return the unicast routes out of one interface; a multipath route counts once for each hop there."""
-    message = rtmsg(data)
-    message.decode()
-    table = message.get_attr("RTA_TABLE") or message["table"]
-    if message["type"] != RTN_UNICAST or message["flags"] & RTM_F_CLONED or message["family"] != family:
+    its_family, prefix, table, scope, kind, flags = struct.unpack_from("=BB2xBxBBI", data, HEADER.size)
+    if kind != RTN_UNICAST or flags & RTM_F_CLONED or its_family != family:
         return []
+    attrs = dict(_payloads(data, HEADER.size + 12))
+    if RTA_TABLE in attrs:
+        table = _u32(attrs[RTA_TABLE])
     if table == RT_TABLE_LOCAL:
         return []
-    hops = message.get_attr("RTA_MULTIPATH")
-    paths: list[tuple[Any, ...]]
-    if hops is not None:
-        paths = [(hop, message) for hop in hops if hop["oif"] == index]
-    else:
-        paths = [(message,)] if message.get_attr("RTA_OIF") == index else []
-    metrics = message.get_attr("RTA_METRICS")
-    return [
-        Route(
-            dst=_route_dst(family, message.get_attr("RTA_DST") or "", message["dst_len"]),
-            gw=_route_gateway(*path),
-            mtu=(metrics.get_attr("RTAX_MTU") or 0) if metrics else 0,
-            advmss=(metrics.get_attr("RTAX_ADVMSS") or 0) if metrics else 0,
-            priority=message.get_attr("RTA_PRIORITY") or 0,
-            table=table,
-            scope=message["scope"],
-            onlink=bool(path[0]["flags"] & RTNH_F_ONLINK),
-        )
-        for path in paths
-    ]
+    return [_route(path, family, prefix, table, scope) for path in _paths(attrs, index, flags)]
+
+
+def _route(path: _Path, family: int, prefix: int, table: int, scope: int) -> Route:
+    attrs = path.attrs
+    if RTA_TABLE in attrs:
+        table = _u32(attrs[RTA_TABLE])
+    dst, metrics = _ip_text(family, attrs.get(RTA_DST, b"")), attrs.get(RTA_METRICS, b"")
+    return Route(
+        dst=f"{dst or ('0.0.0.0' if family == socket.AF_INET else '::')}/{prefix}",  # noqa: S104
+        gw=path.gateway(family),
+        mtu=_u32(_inner(metrics, RTAX_MTU) or b""),
+        advmss=_u32(_inner(metrics, RTAX_ADVMSS) or b""),
+        priority=_u32(attrs.get(RTA_PRIORITY, b"")),
+        table=table,
+        scope=scope,
+        onlink=path.onlink,
+    )
 
 
 # --- answers ------------------------------------------------------------------------------------------

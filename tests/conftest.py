@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 import os
 import signal
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from importlib.machinery import ExtensionFileLoader
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
@@ -44,6 +44,13 @@ def root_allows(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     del os.environ["SRIOV_FAST_ETC"]
     if before:
         os.environ["SRIOV_FAST_ETC"] = before
+
+
+@pytest.fixture
+def allows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Path]:
+    """Write root's rules for one test: see ``allow``."""
+    monkeypatch.setenv("SRIOV_FAST_ETC", str(tmp_path / "etc"))
+    return lambda top, tokens="": allow(tmp_path / "etc", top, tokens)
 
 
 def allow(etc: Path, top: Path, tokens: str = "") -> Path:

@@ -1,0 +1,263 @@
+"""A network configuration that root did not write: log files, secrets and rules, in one process."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from txipam_service import Service, authority
+
+from sriov_fast import files
+from sriov_fast.errors import ConfigError, FileError, RefusedError
+from sriov_fast.ipam import https
+from sriov_fast.ipam.txipam import TxIpam
+from sriov_fast.log import Logger
+
+Make = Callable[..., TxIpam]
+Allows = Callable[..., Path]
+MIB = 1 << 20
+
+
+@pytest.fixture
+def no_rules(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("SRIOV_FAST_ETC", str(tmp_path / "none"))
+
+
+@pytest.fixture
+def service(tmp_path: Path) -> Iterator[Service]:
+    ca = authority()
+    (tmp_path / "secret").mkdir()
+    for name in ("secret/ca.pem", "ca.pem"):
+        ca.cert_pem.write_to_path(str(tmp_path / name))
+    (tmp_path / "secret/token").write_text("of-this-node\n")
+    made = Service(ca)
+    yield made
+    made.close()
+    https.pool.clear()
+
+
+@pytest.fixture
+def tx(service: Service, tmp_path: Path) -> Make:
+    def make(**ipam: Any) -> TxIpam:
+        own = {"type": "txipam", "remote": service.url, "timeout": 5, "retries": 0} | ipam
+        return TxIpam(
+            config={"cniVersion": "1.0.0", "name": "net1", "ipam": own},
+            container_id="a",
+            ifname="eth0",
+            args="PodID=1;HostIP=10.0.0.1",
+            runtime_dir=str(tmp_path / "run"),
+            state_dir=str(tmp_path / "state"),
+        )
+
+    return make
+
+
+# --- 701: the log
+
+
+def test_701_a_line_of_the_log_runs_no_command(tmp_path: Path) -> None:
+    """A file that a shell sourced had a line of the log in it, and so ran a command as root."""
+    log, canary = tmp_path / "log", tmp_path / "canary"
+    evil = [
+        f"$(touch {canary})",
+        f"`touch {canary}`",
+        f";touch {canary};",
+        f"&touch {canary}&",
+        f'" touch {canary} "',
+    ]
+    logger = Logger(file=str(log), streams=())
+    for text in [
+        *evil,
+        f"x\ntouch {canary}\n",
+        f"'$(touch {canary})'",
+        f"|touch {canary}",
+        f"<(touch {canary})",
+    ]:
+        logger.warning(text, why=text, file=[text])
+    logger.close()
+    assert len(log.read_text().splitlines()) == len(evil) + 4
+    subprocess.run(["bash", "-c", f". {log}"], check=False, capture_output=True)
+    assert not canary.exists()
+
+
+def test_701_a_line_of_the_log_is_bounded(tmp_path: Path) -> None:
+    """A value of a mebibyte made a line of a mebibyte."""
+    Logger(file=str(tmp_path / "log"), streams=()).warning("m" * MIB, why="w" * MIB)
+    assert (tmp_path / "log").stat().st_size < 5000
+
+
+def test_701_a_log_file_is_rotated(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A log file grew until the disk was full."""
+    monkeypatch.setattr(files, "LARGEST_LOG", 1000)
+    for number in range(40):
+        logger = Logger(file=str(tmp_path / "log"), streams=())
+        logger.info("a line of the log", number=number)
+        logger.close()
+    old, new = (tmp_path / name for name in ("log.1", "log"))
+    assert sorted(os.listdir(tmp_path)) == ["log", "log.1"]
+    assert 1000 <= old.stat().st_size < 1200
+    assert "number=39" in new.read_text()
+    assert old.stat().st_mode & 0o777 == 0o600
+
+
+def test_701_the_directory_of_logs_is_made(tmp_path: Path, allows: Allows) -> None:
+    """The default directory of logs is there with the first line, for root alone."""
+    allows(tmp_path / "logs")
+    Logger(file=str(tmp_path / "logs/net.log"), streams=()).info("first")
+    assert (tmp_path / "logs").stat().st_mode & 0o777 == 0o700
+    assert "first" in (tmp_path / "logs/net.log").read_text()
+
+
+# --- 702: what is read and sent
+
+
+@pytest.mark.usefixtures("no_rules")
+def test_702_the_usual_files_need_no_rules() -> None:
+    """A path of the manuals and of distributions is allowed as it is; other files of root's are not."""
+    usual = {
+        "ipam.ca": [
+            "/etc/pki/ca-trust/source/anchors/ca.crt",
+            "/etc/ssl/certs/x.pem",
+            "/etc/sriov-fast/ca/ca.crt",
+        ],
+        "ipam.tokenFile": ["/etc/sriov-fast/node.token"],
+        "ipam.dataDir": ["/var/lib/cni/networks", "/run/cni/x", "/var/run/cni"],
+        "ipam.resolvConf": ["/etc/resolv.conf", "/run/systemd/resolve/resolv.conf"],
+        "logFile": ["/var/log/sriov-fast/x.log"],
+    }
+    for where, paths in usual.items():
+        for path in paths:
+            files.demand(where, path)
+        for path in (
+            "/etc/shadow",
+            "/root/.ssh/id_rsa",
+            f"{paths[0]}/../../../../../etc/shadow",
+            "x",
+            "/proc/1/environ",
+        ):
+            with pytest.raises(RefusedError):
+                files.demand(where, path)
+
+
+def test_702_a_token_goes_to_no_other_server(tx: Make, service: Service, tmp_path: Path) -> None:
+    """tokenFile and remote together sent a token of root's to any server."""
+    token = str(tmp_path / "secret/token")
+    for ca in (None, str(tmp_path / "ca.pem")):  # the system's authorities; one that is kept elsewhere
+        for verb in ("ADD", "DEL", "STATUS"):
+            with pytest.raises(RefusedError, match="does not allow this token to be sent"):
+                tx(tokenFile=token, ca=ca).run(verb)
+    assert service.seen == []
+    assert not (tmp_path / "state").exists()
+    tx(tokenFile=token, ca=str(tmp_path / "secret/ca.pem")).run("ADD")
+    assert service.seen[-1].fields["authorization"] == "Bearer of-this-node"
+
+
+def test_702_root_says_where_a_token_may_go(
+    tx: Make, service: Service, tmp_path: Path, allows: Allows
+) -> None:
+    """With an entry in [tokens], a token goes to the remotes there and to no others."""
+    token, ca = str(tmp_path / "secret/token"), str(tmp_path / "ca.pem")
+    allows(tmp_path, f'"{token}" = ["https://ipam.example"]')
+    for given in (ca, str(tmp_path / "secret/ca.pem")):
+        with pytest.raises(RefusedError, match="does not allow this token"):
+            tx(tokenFile=token, ca=given).run("ADD")
+    allows(tmp_path, f'"{token}" = ["{service.url}"]')
+    with pytest.raises(RefusedError, match=r"to https://other\.example"):
+        tx(tokenFile=token, ca=ca, remote=[service.url, "https://other.example"]).run("ADD")
+    assert service.seen == []
+    tx(tokenFile=token, ca=ca).run("ADD")
+    assert len(service.seen) == 1
+
+
+@pytest.mark.parametrize("key", ["ca", "cert", "key", "tokenFile"])
+def test_702_errors_do_not_tell_which_files_exist(tx: Make, tmp_path: Path, key: str) -> None:
+    """The errors of ca, cert, key and tokenFile differed for files that exist and those that do not."""
+    said = set()
+    for path in ("/etc/shadow", "/etc/none", "/root", "/dev/zero"):
+        given = {"cert": str(tmp_path / "ca.pem")} if key == "key" else {}
+        with pytest.raises(RefusedError) as caught:
+            tx(**given, **{key: path}).run("ADD")
+        said.add(f"{caught.value.msg} {caught.value.details}".replace(path, "PATH"))
+    assert len(said) == 1
+
+
+def test_702_links_stay_in_what_root_allows(tmp_path: Path, allows: Allows) -> None:
+    """Distributions link files of authorities; the end of a link must be allowed, too."""
+    certs, shared = tmp_path / "certs", tmp_path / "shared"
+    certs.mkdir()
+    shared.mkdir()
+    (shared / "x.crt").write_text("x")
+    (certs / "x.pem").symlink_to("../shared/x.crt")
+    etc = allows(certs)
+    with pytest.raises(RefusedError):
+        files.read("ipam.ca", f"{certs}/x.pem", 10)
+    (etc / files.NAME).write_text(f'[allow]\nca = ["{certs}", "{shared}"]\n')
+    assert files.read("ipam.ca", f"{certs}/x.pem", 10) == b"x"
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="files of others are made by root")
+@pytest.mark.parametrize("change", ["mode", "owner", "listed"])
+def test_702_directories_that_others_may_change(tmp_path: Path, change: str, allows: Allows) -> None:
+    """Who may change a directory on the way may put another file there."""
+    top, inner = tmp_path / "top", tmp_path / "top/inner"
+    inner.mkdir(parents=True)
+    (inner / "file").write_text("x")
+    allows(top)
+    assert files.read("ipam.ca", f"{inner}/file", 10) == b"x"
+    if change == "mode":
+        inner.chmod(0o777)
+    elif change == "owner":
+        os.chown(inner, 65534, 65534)
+    else:
+        top.chmod(0o1777)
+    with pytest.raises(ConfigError, match="others than root may change the directory"):
+        files.read("ipam.ca", f"{inner}/file", 10)
+    with pytest.raises(ConfigError, match="others than root may change the directory"):
+        files.directory("ipam.dataDir", f"{inner}/net")
+
+
+# --- 703: what is no regular file
+
+
+@pytest.mark.parametrize("key", ["ca", "cert", "key", "tokenFile"])
+@pytest.mark.parametrize("kind", ["fifo", "directory", "large"])
+def test_703_only_regular_files_are_read(tx: Make, tmp_path: Path, key: str, kind: str) -> None:
+    """A FIFO in the place of a certificate or token held the call up for ever."""
+    path = tmp_path / "secret" / "odd"
+    if kind == "fifo":
+        os.mkfifo(path)
+    elif kind == "directory":
+        path.mkdir()
+    else:
+        with path.open("wb") as file:
+            file.truncate(files.LARGEST + 1)
+    given = {"ca": str(tmp_path / "secret/ca.pem")}
+    if key == "key":
+        given["cert"] = str(tmp_path / "secret/ca.pem")
+    with pytest.raises(ConfigError, match=r"not a regular file|larger than"):
+        tx(**given | {key: str(path)}).run("ADD")
+
+
+# --- root's own file
+
+
+def test_701_no_rules_are_the_defaults_and_unreadable_ones_are_an_error(
+    tmp_path: Path, allows: Allows
+) -> None:
+    """Only a file that does not exist leaves the defaults."""
+    assert files.rules().allow == files.DEFAULTS
+    etc = allows(tmp_path)
+    assert files.rules().allow["ca"] == (str(tmp_path),)
+    (etc / files.NAME).unlink()
+    os.mkfifo(etc / files.NAME)
+    with pytest.raises(FileError, match="not a regular file"):
+        files.rules()
+    shutil.rmtree(etc)
+    (tmp_path / "etc").symlink_to("etc")  # a loop: nobody can say what is behind it
+    with pytest.raises(FileError):
+        files.rules()

@@ -39,9 +39,16 @@ class Store:
         self.run = str(run)
         ipam = {"type": "host-local", "dataDir": str(root), "ranges": [[{"subnet": subnet}]]}
         self.conf = {"cniVersion": "1.0.0", "name": "n", "type": "sriov", "ipam": ipam}
+        self.ours_conf = self.conf | {"ipam": {key: ipam[key] for key in ("type", "ranges")}}
 
     def ours(self, verb: str, pod: str) -> dict[str, Any] | None:
-        ipam = HostLocal(config=self.conf, container_id=pod, ifname="eth0", runtime_dir=self.run)
+        ipam = HostLocal(
+            config=self.ours_conf,
+            container_id=pod,
+            ifname="eth0",
+            networks=str(self.root),
+            runtime_dir=self.run,
+        )
         return ipam.start(verb).finish(1.0)
 
     def real(self, verb: str, pod: str) -> None:

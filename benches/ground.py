@@ -61,6 +61,7 @@ class Veth:
         self.root = root
         self._node = node.Node(root / "node", vfs=vfs)
         self._node.search = f"{root}/bin:{DELEGATES}"
+        self._node.allow(dataDir=[root])
         self.pods = [self._node.pod() for _ in range(pods)]
         self.namespace = f"/run/netns/{self._node.host}"
 
@@ -92,6 +93,9 @@ class Igb:
         import card  # tests/lab
 
         self.root = root
+        self._etc = root / "etc"
+        self._etc.mkdir()
+        (self._etc / "plugin.toml").write_text(f'[allow]\ndataDir = ["{root}"]\n')
         self._cards = [card.Card(name) for name in os.environ["SRIOV_FAST_PF"].replace(",", " ").split()]
         for each in self._cards:
             card.ip("link", "set", each.pf, "up")
@@ -119,6 +123,7 @@ class Igb:
             "CNI_NETNS": f"/run/netns/{pod}",
             "CNI_IFNAME": "eth0",
             "CNI_PATH": f"{self.root}/bin:{DELEGATES}",
+            "SRIOV_FAST_ETC": str(self._etc),
             "PATH": os.environ["PATH"],
         }
 

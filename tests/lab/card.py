@@ -323,6 +323,7 @@ class Node:
             "CNI_IFNAME": ifname,
             "CNI_ARGS": args,
             "CNI_PATH": ":".join(dict.fromkeys(path)),
+            "SRIOV_FAST_ETC": os.environ.get("SRIOV_FAST_ETC", ""),
         }
         return {key: value for key, value in given.items() if value}
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
@@ -18,6 +19,7 @@ VLAN = 100
 SUBNET, GATEWAY, FIRST = "10.55.206.0/26", "10.55.206.1", "10.55.206.46"
 HOST_IP = "10.55.206.20"
 DELEGATES = ("/opt/cni/bin", "/usr/lib/cni")
+_STORES = Path("/run/cni")  # where network configurations may keep addresses without a word of root
 
 
 class Pod(NamedTuple):
@@ -93,7 +95,7 @@ class HostLocal(Addresses):
 
     @property
     def _store(self) -> Path:
-        return self.stage.directory / "addresses"
+        return _STORES / self.stage.directory.name
 
     def network(self, pf: str) -> dict[str, Any]:
         """Return the configuration with the VLAN in it."""
@@ -108,11 +110,16 @@ class HostLocal(Addresses):
 
     def export(self) -> None:
         """Let the plugin find its delegates."""
+        self.cleanup.callback(shutil.rmtree, self._store, ignore_errors=True)
         self.stage.export("CNI_PATH", ":".join(dict.fromkeys([str(self.plugin.parent), *DELEGATES])))
 
     def words(self) -> tuple[str, str]:
         """Call the plugin where it is."""
         return "", str(self.plugin)
+
+    def remains(self) -> list[str]:
+        """Return what removes the store."""
+        return [f"rm -r {self._store}"]
 
     def holds(self, pod: Pod) -> bool:
         """Look for the file that the address is."""

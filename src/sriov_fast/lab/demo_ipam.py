@@ -135,6 +135,9 @@ class TxIpam(Addresses):
         """Keep the plugins' state in the demo's directory, away from a server that keeps its own."""
         self.stage.export("CNI_PATH", str(self.stage.directory / "bin"))
         self.stage.export("SRIOV_FAST_STATE", str(self.stage.directory / "state"))
+        self.stage.run("mkdir etc")
+        self.stage.write("etc/plugin.toml", f'[allow]\nca = ["{self.ca.parent}"]')
+        self.stage.export("SRIOV_FAST_ETC", str(self.stage.directory / "etc"))
         if Path("/run/sriov-fast/sriov.sock").exists():
             self.stage.export("SRIOV_FAST_SOCKET", "none")
 

@@ -59,11 +59,13 @@ pools = ["b"]
 [[assignments]]
 network = "mynet"
 pod_id = "1234"
+hosts = ["{HOST}"]
 ips = ["10.55.206.46"]
 
 [[assignments]]
 network = "mynet"
 pod_id = "chosen"
+hosts = ["{HOST}"]
 ips = ["10.55.206.50"]
 mac = "{MAC}"
 vlan = 100

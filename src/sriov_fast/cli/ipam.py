@@ -164,6 +164,13 @@ def _hosts_options(parser: argparse.ArgumentParser) -> None:
 
 
 def _assignment_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--host",
+        action="append",
+        dest="hosts",
+        metavar="CIDR",
+        help="HostIP or network of them, may be repeated: no other host gets what is assigned",
+    )
     parser.add_argument("--ip", action="append", dest="ips", metavar="IP", help="one of each family")
     parser.add_argument("--mac")
     parser.add_argument("--vlan", type=int, metavar="ID")

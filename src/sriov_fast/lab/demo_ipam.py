@@ -304,11 +304,13 @@ pools = ["b"]
 [[assignments]]
 network = "{NETWORK}"
 pod_id = "{first.name}"
+hosts = ["{HOST_IP}"]
 ips = ["{first.address}"]
 
 [[assignments]]
 network = "{NETWORK}"
 pod_id = "{second.name}"
+hosts = ["{HOST_IP}"]
 ips = ["{second.address}"]
 mac = "{choice.mac}"
 vf = {choice.vf}

@@ -285,7 +285,7 @@ async def health() -> Response:
 
 @watch.get(wire.READY, responses={200: {"model": Health}})
 async def ready(request: Request) -> Response:
-    """Say whether the store answers, and so asks can be served."""
+    """Say whether the store answers and can write, and so asks can be served."""
     await within(READY_TIMEOUT, service_of(request).ready())
     return reply({"status": "ready"})
 
@@ -294,9 +294,10 @@ async def ready(request: Request) -> Response:
 async def metrics(request: Request) -> Response:
     """Return the metrics in Prometheus' text format."""
     try:
+        await within(READY_TIMEOUT, service_of(request).ready())
         usage = await within(READY_TIMEOUT, service_of(request).usage())
     except ServiceError as error:
-        log.warning("the store does not answer", extra={"detail": error.detail})
+        log.warning("the store does not answer, or cannot write", extra={"detail": error.detail})
         usage = None
     found: Metrics = request.app.state.metrics
     return Response(found.render(usage), media_type=CONTENT_TYPE)

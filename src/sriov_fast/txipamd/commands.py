@@ -217,7 +217,7 @@ _COLUMNS = {
     "networks": ("name", "grace"),
     "pools": ("network", "name", "subnet", "gateway", "vlan", "ranges", "mac_prefix"),
     "hosts": ("network", "hosts", "pools"),
-    "assignments": ("network", "pod_id", "ips", "mac", "vlan", "vf"),
+    "assignments": ("network", "pod_id", "hosts", "ips", "mac", "vlan", "vf"),
 }
 
 
@@ -299,7 +299,7 @@ def _hosts(args: argparse.Namespace) -> Json:
 
 
 def _assignment(args: argparse.Namespace) -> Json:
-    return {"ips": args.ips, "mac": args.mac, "vlan": args.vlan, "vf": args.vf}
+    return {"hosts": args.hosts, "ips": args.ips, "mac": args.mac, "vlan": args.vlan, "vf": args.vf}
 
 
 _CONTENT: dict[str, Callable[[argparse.Namespace], Json]] = {

@@ -130,7 +130,7 @@ class Grant:
     def __init__(self, book: Book, ask: Ask, draws: Sequence[Draw], now: int) -> None:
         self.book, self.ask, self.draws, self.now = book, ask, draws, now
         self.net: Net = book.net(ask.network)
-        self.fixed: Fixed | None = self.net.fixed.get(ask.pod_id) if ask.pod_id else None
+        self.fixed: Fixed | None = self.net.assigned(ask.pod_id, ask.host_ip)
         self.keys = Keys(book.generation)
         self.own = self.keys.own(ask.network, ask.container_id, ask.ifname)
         self.expired = now - 1000 * self.net.grace

@@ -84,7 +84,9 @@ class Metrics:
         self.releases = Counter(
             "sriov_ipam_releases", "Allocations released", ("network",), registry=registry
         )
-        self._up = Gauge("sriov_ipam_store_up", "Whether the store answers (1) or not (0)", registry=registry)
+        self._up = Gauge(
+            "sriov_ipam_store_up", "Whether the store can write (1) or not (0)", registry=registry
+        )
         self._expiry = Gauge(
             "sriov_ipam_certificate_expiry_timestamp_seconds",
             "When the server's certificate ends, seconds since 1970; 0 without TLS",

@@ -233,10 +233,11 @@ class Hosts(Document):
 
 
 class Assignment(Document):
-    """What one pod always gets, and nobody else."""
+    """What one pod always gets, and nobody else; with `hosts`, on these HostIPs alone."""
 
     network: Name
     pod_id: Annotated[PodId, Field(min_length=1)]
+    hosts: Some[HostCidr] = ()
     ips: Some[Address] = ()
     mac: Mac | None = None
     vlan: Vlan | None = None

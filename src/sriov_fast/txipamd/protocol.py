@@ -7,6 +7,7 @@ slow and endless ones cost no more than that; and what the parser refuses gets a
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from http import HTTPStatus
 from importlib.util import find_spec
 from typing import Any
@@ -35,6 +36,7 @@ class _Connection:
     head_timeout = 10.0  # seconds
     max_connections = 2048
 
+    on_lost: Callable[[], None] | None = None  # of who accepted the connection
     _head_timer: asyncio.TimerHandle | None = None
     _head_size = 0
 
@@ -51,6 +53,8 @@ class _Connection:
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Forget the connection."""
+        if self.on_lost:
+            self.on_lost()
         self._head_is_there()
         super().connection_lost(exc)  # type: ignore[misc]
 

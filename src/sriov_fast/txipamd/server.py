@@ -19,7 +19,8 @@ import uvicorn
 from cryptography import x509
 
 from sriov_fast import __version__
-from sriov_fast.txipamd import logs, settings
+from sriov_fast.txipamd import accept, logs, settings
+from sriov_fast.txipamd.accept import Bounds
 from sriov_fast.txipamd.api import create_app
 from sriov_fast.txipamd.auth import Gate, Tokens
 from sriov_fast.txipamd.errors import Conflict, ServiceError
@@ -70,9 +71,9 @@ async def _serve(found: Settings, config: Config | None) -> None:
             reload = Reload(found, service, tls, metrics)
             app.state.apply_file = reload.apply_file
             gate = Gate(options.auth, tokens, options.admins)
-            uvicorn_config = _uvicorn(_layers(app, gate, metrics, options), options)
-            uvicorn_config.ssl = tls.context if tls else None
-            server = _Server(uvicorn_config, reload)
+            limits = accept.bounds(Bounds(options.max_connections, options.max_connections_per_address))
+            uvicorn_config = _uvicorn(_layers(app, gate, metrics, options), options, limits)
+            server = _Server(uvicorn_config, reload, limits, tls)
             _tell_start(found, sockets, tls)
             await server.serve(sockets)
     log.info("stopped")
@@ -89,10 +90,10 @@ def _layers(app: App, gate: Gate, metrics: Metrics, options: settings.Server) ->
     return Observe(Admit(app, gate, limits), metrics)
 
 
-def _uvicorn(app: App, options: settings.Server) -> uvicorn.Config:
+def _uvicorn(app: App, options: settings.Server, limits: Bounds) -> uvicorn.Config:
     config = uvicorn.Config(
         app,
-        http=protocol_class(options.receive_timeout, options.max_connections),
+        http=protocol_class(options.receive_timeout, limits.connections),
         ws="none",
         lifespan="off",
         interface="asgi3",
@@ -293,21 +294,38 @@ def _reason(error: Exception) -> str:
 
 
 class _Server(uvicorn.Server):
-    """Uvicorn's server, with our signals: SIGTERM and SIGINT finish what runs, SIGHUP reloads."""
+    """Uvicorn's server, with our signals: SIGTERM and SIGINT finish what runs, SIGHUP reloads.
 
-    def __init__(self, config: uvicorn.Config, reload: Reload) -> None:
+    Connections are accepted here (``accept``), since uvicorn knows of none before its handshake.
+    """
+
+    def __init__(self, config: uvicorn.Config, reload: Reload, limits: Bounds, tls: Tls | None) -> None:
         super().__init__(config)
         self._reload = reload
+        self._acceptor = accept.Acceptor(limits, self._protocol, tls.context if tls else None)
+        self._accepting: list[asyncio.Task[None]] = []
         self._tasks: set[asyncio.Task[None]] = set()
+
+    def _protocol(self) -> asyncio.Protocol:
+        made: Any = self.config.http_protocol_class
+        protocol: asyncio.Protocol = made(
+            config=self.config, server_state=self.server_state, app_state=self.lifespan.state
+        )
+        return protocol
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         """Begin to serve, and tell systemd."""
-        await super().startup(sockets)
+        await super().startup([])
+        loop = asyncio.get_running_loop()
+        self._accepting = [loop.create_task(self._acceptor.serve(each)) for each in sockets or []]
         notify("READY=1")
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """Finish what runs."""
         notify("STOPPING=1")
+        for task in self._accepting:
+            task.cancel()
+        await asyncio.gather(*self._accepting, return_exceptions=True)
         log.info("stopping", extra={"running": len(self.server_state.tasks)})
         await super().shutdown(sockets)
 

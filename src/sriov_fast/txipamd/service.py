@@ -68,7 +68,7 @@ class Service:
 
     async def _allocate(self, book: Book, ask: Ask) -> tuple[dict[str, Any], bool]:
         net = book.net(ask.network)
-        fixed = net.fixed.get(ask.pod_id) if ask.pod_id else None
+        fixed = net.assigned(ask.pod_id, ask.host_ip)
         placed = {shape.version for shape, _ in fixed.places} if fixed else set()
         shapes = [shape for shape in net.shapes(ask.host_ip) if shape.version not in placed]
         draws: dict[str, Draw] = {}
@@ -250,7 +250,7 @@ class Service:
         await backup.load(self._store, self._registry, document, replace=replace)
 
     async def ready(self) -> None:
-        """Raise `Unavailable` unless the store answers."""
+        """Raise `Unavailable` unless the store answers and can write."""
         await self._store.ready()
 
     async def close(self) -> None:

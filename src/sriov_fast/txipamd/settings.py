@@ -113,6 +113,7 @@ class Server(BaseModel):
     log_format: Literal["json", "logfmt"] = "json"
 
     max_connections: Annotated[int, Field(ge=1, le=100_000)] = 2048
+    max_connections_per_address: Annotated[int, Field(ge=1, le=100_000)] = 256
     max_requests: Annotated[int, Field(ge=1, le=100_000)] = 512
     max_body: Annotated[int, Field(ge=4096)] = 1 << 20
     max_document: Annotated[int, Field(ge=4096)] = 64 << 20

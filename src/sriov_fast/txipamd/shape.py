@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address, ip_network
 
-from sriov_fast.txipamd.errors import UnknownHost, UnknownNetwork
+from sriov_fast.txipamd.errors import Forbidden, UnknownHost, UnknownNetwork
 from sriov_fast.txipamd.model import Assignment, Config, Pool
 
 LANES = 64  # a pool's addresses are dealt to so many lanes, so that as many clients do not meet in one record
@@ -141,6 +141,15 @@ class Fixed:
     assignment: Assignment
     places: tuple[tuple[Shape, int], ...]
 
+    def require_host(self, host_ip: str) -> None:
+        """Refuse a host that the assignment does not name: the caller's word for the pod is not enough."""
+        hosts, host = self.assignment.hosts, ip_address(host_ip)
+        if hosts and not any(host in ip_network(each) for each in hosts):
+            raise Forbidden(
+                f"host_ip: {host_ip!r}: the assignment of pod {self.assignment.pod_id!r} is for hosts"
+                f" {', '.join(hosts)}"
+            )
+
 
 @dataclass(frozen=True)
 class Net:
@@ -151,6 +160,13 @@ class Net:
     pools: tuple[Shape, ...]
     hosts: Mapping[int, Mapping[int, Mapping[int, tuple[Shape, ...]]]]  # version, prefix length, prefix
     fixed: Mapping[str, Fixed] = field(default_factory=dict)
+
+    def assigned(self, pod_id: str, host_ip: str) -> Fixed | None:
+        """Return a pod's assignment; Forbidden where it is for other hosts."""
+        found = self.fixed.get(pod_id) if pod_id else None
+        if found:
+            found.require_host(host_ip)
+        return found
 
     def shapes(self, host_ip: str) -> tuple[Shape, ...]:
         """Return the pools of a host: the longest prefix wins."""

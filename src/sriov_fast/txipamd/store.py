@@ -7,6 +7,8 @@ from typing import Protocol, TypeVar
 
 T = TypeVar("T")
 
+PROVEN = 5.0  # seconds for which a store that wrote is taken for one that can write
+
 Span = tuple[str, str, int]  # from this key on, to before that one, at most so many (0: all)
 Rows = list[tuple[str, bytes]]
 
@@ -71,7 +73,7 @@ class Store(Protocol):
         ...
 
     async def ready(self) -> None:
-        """Raise `Unavailable` unless the store could commit now."""
+        """Raise `Unavailable` unless the store can write, which it tries every `PROVEN` seconds at most."""
         ...
 
     async def close(self) -> None:

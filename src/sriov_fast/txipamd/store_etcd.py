@@ -19,7 +19,7 @@ import aiohttp
 import orjson
 
 from sriov_fast.txipamd.errors import Invalid, Unavailable
-from sriov_fast.txipamd.store import Rows, Span, Transaction, View
+from sriov_fast.txipamd.store import PROVEN, Rows, Span, Transaction, View
 
 T = TypeVar("T")
 
@@ -203,6 +203,7 @@ class EtcdStore:
     def __init__(self, settings: Settings) -> None:
         self._client = _Client(settings)
         self._prefix = settings.prefix
+        self._written = -PROVEN  # when a probe was written
         self.again = 0  # how many transactions had to be done anew
 
     async def run(self, work: Callable[[Transaction], Awaitable[T]]) -> T:
@@ -257,8 +258,12 @@ class EtcdStore:
             await self._client.call("/v3/kv/deleterange", {**span, "range_end": after})
 
     async def ready(self) -> None:
-        """Raise `Unavailable` unless a majority answers."""
-        await self._client.call("/v3/kv/range", {"key": _b64(self._prefix + "root"), "count_only": True})
+        """Raise `Unavailable` unless a majority answers, and writes: lately it did, or it does now."""
+        if time.monotonic() - self._written < PROVEN:
+            await self._client.call("/v3/kv/range", {"key": _b64(self._prefix + "root"), "count_only": True})
+            return
+        await self._client.call("/v3/kv/put", {"key": _b64(self._prefix + "probe"), "value": _b64("x")})
+        self._written = time.monotonic()
 
     async def close(self) -> None:
         """Close the connections."""

@@ -6,6 +6,7 @@ import asyncio
 import os
 import sqlite3
 import threading
+import time
 from collections.abc import Awaitable, Callable, Coroutine, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -14,7 +15,7 @@ from queue import Empty, SimpleQueue
 from typing import Any, TypeVar, cast
 
 from sriov_fast.txipamd.errors import ServiceError, Unavailable
-from sriov_fast.txipamd.store import Rows, Span, Transaction, View
+from sriov_fast.txipamd.store import PROVEN, Rows, Span, Transaction, View
 
 T = TypeVar("T")
 
@@ -23,6 +24,7 @@ BULK = 5000  # records in one transaction at most, when they need not be togethe
 READERS = 2
 BUSY = 10.0  # seconds to wait for another process's write
 FULL = 10**9
+PROBE = 16 << 10  # bytes, some pages: at least what an allocation writes
 
 _SCHEMA = "CREATE TABLE IF NOT EXISTS record (key TEXT PRIMARY KEY, value BLOB NOT NULL) WITHOUT ROWID"
 _GET = "SELECT value FROM record WHERE key = ?"
@@ -125,6 +127,8 @@ class SqliteStore:
         self._local = threading.local()
         self._opened: list[sqlite3.Connection] = []
         self._closed = False
+        self._changes = 0
+        self._written = -PROVEN  # when a commit last wrote something
         try:
             self._db = self._connect()
             self._db.execute(_SCHEMA)
@@ -132,7 +136,10 @@ class SqliteStore:
             raise Unavailable(f"store {path!r}: {error}") from error
         self._readers = ThreadPoolExecutor(READERS, "txipam-read")
         self._writer = threading.Thread(target=self._write_on, name="txipam-write", daemon=True)
-        self._writer.start()
+        try:
+            self._writer.start()
+        except RuntimeError as error:
+            raise Unavailable(f"store {path!r}: {error}") from error
 
     def _connect(self) -> sqlite3.Connection:
         """Open the file; a new one belongs to this user alone."""
@@ -170,10 +177,14 @@ class SqliteStore:
             self._db.execute("BEGIN IMMEDIATE")
             for job in group:
                 job.run(self._db)
+            writes = self._db.total_changes
             self._db.execute("COMMIT")
+            if writes != self._changes:
+                self._changes, self._written = writes, time.monotonic()
         except sqlite3.Error as error:
             with suppress(sqlite3.Error):
                 self._db.execute("ROLLBACK")
+            self._written = -PROVEN
             for job in group:
                 job.error = Unavailable(f"store {self._path!r}: {error}")
         for loop in {job.loop for job in group}:
@@ -196,7 +207,11 @@ class SqliteStore:
         """Return what `work` makes of one moment, in a reader's thread."""
         if self._closed:
             raise Unavailable(f"store {self._path!r}: is closed")
-        return await asyncio.get_running_loop().run_in_executor(self._readers, self._read, work)
+        try:
+            reading = asyncio.get_running_loop().run_in_executor(self._readers, self._read, work)
+        except RuntimeError as error:  # no thread can be started
+            raise Unavailable(f"store {self._path!r}: {error}") from error
+        return await reading
 
     def _read(self, work: Callable[[View], Awaitable[T]]) -> T:
         try:
@@ -229,8 +244,9 @@ class SqliteStore:
             pass
 
     async def ready(self) -> None:
-        """Raise `Unavailable` unless the file can be locked for writing."""
-        await self._submit(lambda moment: None)
+        """Raise `Unavailable` unless the file can be written: lately it was, or it is now."""
+        probe = {} if time.monotonic() - self._written < PROVEN else {"probe": os.urandom(PROBE)}
+        await self._write(probe)
 
     async def close(self) -> None:
         """Finish what was asked for, then close the file."""

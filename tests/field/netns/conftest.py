@@ -17,3 +17,4 @@ from netns_fixtures import (  # noqa: F401 (pytest finds them here)
     pytest_configure,
     pytest_generate_tests,
 )
+from plain_fixtures import world  # noqa: F401

@@ -1,0 +1,63 @@
+"""Field reports on the address service's store, which need a file system of their own."""
+
+from __future__ import annotations
+
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import ipam_server
+import pytest
+from ipam_server import World
+
+
+@pytest.fixture
+def small(tmp_path: Path) -> Iterator[Path]:
+    """A file system of 2 MiB."""
+    path = tmp_path / "small"
+    path.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=2m", "none", path], check=True)
+    yield path
+    subprocess.run(["umount", "-l", path], check=True)
+
+
+def fill(path: Path) -> Path:
+    """Take all space."""
+    ballast = path / "ballast"
+    with ballast.open("wb", buffering=0) as file:
+        for size in (4096, 1):
+            try:
+                while True:
+                    file.write(b"x" * size)
+            except OSError:
+                continue
+    return ballast
+
+
+def test_803_a_full_disk(world: World, small: Path) -> None:
+    """/readyz said 200, so a load balancer went on to send what could not be served."""
+    server = world.serve("full", storage=f"sqlite://{small}/ipam.db")
+    with world.host(server) as client:
+        ipam_server.address(ipam_server.ask(client, "c1"))
+        assert client.get("/readyz").status_code == 200
+        ballast = fill(small)
+        ipam_server.until(lambda: client.get("/readyz").status_code == 503, "it is not ready")
+        assert "full" in ipam_server.problem(client.get("/readyz"), 503, "unavailable")
+        ipam_server.problem(ipam_server.ask(client, "c2"), 503, "unavailable")
+        assert "sriov_ipam_store_up 0.0" in client.get("/metrics").text
+        ballast.unlink()
+        assert client.get("/readyz").status_code == 200
+        ipam_server.address(ipam_server.ask(client, "c2"))
+        assert "sriov_ipam_store_up 1.0" in client.get("/metrics").text
+    assert server.stop() == 0
+
+
+def test_803_probes_do_not_wear_the_store(world: World, small: Path) -> None:
+    """Many probes a second write no more than one does."""
+    server = world.serve("probed", storage=f"sqlite://{small}/ipam.db")
+    with world.host(server) as client:
+        for _ in range(300):
+            assert client.get("/readyz").status_code == 200
+    pages = sum(path.stat().st_size for path in small.iterdir()) // 4096
+    assert pages < 100
+    assert server.stop() == 0

@@ -16,7 +16,7 @@ from sriov_fast.cni import netconf, reply, result
 from sriov_fast.errors import BusyError, HiddenError, IpamError, RefusedError, SriovError
 from sriov_fast.ipam.kinds import may_choose_vf, needs_interface
 from sriov_fast.sriov import affinity, attach, candidate, detach, locate, locks, netns, pool
-from sriov_fast.sriov.journal import ATTACHED, HOMING, Attachment, Journal
+from sriov_fast.sriov.journal import ATTACHED, BROKEN, HOMING, Attachment, Journal
 from sriov_fast.values import Value
 
 TYPE_CHECKING = False
@@ -167,6 +167,12 @@ def _require_detached(call: Call) -> None:
     record = call.journal.find(asked.container_id, asked.ifname)
     if record is None:
         return
+    if record.state == BROKEN:
+        raise BusyError(
+            f"container {asked.container_id} has {asked.ifname} already; VF {record.pci} has a broken record",
+            "DEL it first; `sriov-fast doctor` shows what is wrong with the record",
+            interface=record.ifname,
+        )
     if record.state == ATTACHED and not (record.token and record.token == call.context.token):
         raise BusyError(
             f"container {asked.container_id} has {asked.ifname} already: VF {record.vf} of {record.pf}",
@@ -462,6 +468,8 @@ def delete(call: Call) -> Reply:
         if record is None:
             _delete_unattached(call)
             return Reply()
+        if record.state == BROKEN:
+            return _release_broken(call, record)
         return release(call.as_added(record), record, defer=call.context.defer_release)
 
 
@@ -489,6 +497,19 @@ def _delete_unattached(call: Call) -> None:
             recover(call, latest)
 
 
+def _release_broken(call: Call, record: Attachment) -> Reply:
+    """Release an attachment of which only the VF and its owner are known.
+
+    The VF comes home, down; IPAM's DEL runs with the configuration that this request has. What the PF was
+    told, and what the VF was before, nobody knows: the record is kept aside, and with it the VF.
+    """
+    call.log.error(
+        "the record is broken: the VF comes home and is kept aside; `sriov-fast doctor` tells more",
+        pci=record.pci,
+    )
+    return release(call, record)
+
+
 def release(call: Call, record: Attachment, *, defer: bool = False) -> Reply:
     """Release VF and address. The record stays until both are, so that DEL or GC can try again.
 
@@ -501,6 +522,8 @@ def release(call: Call, record: Attachment, *, defer: bool = False) -> Reply:
         try:
             later = _release_held(call, record, defer=defer)
         except HiddenError as error:
+            if record.state == BROKEN:
+                raise  # there is not enough in the record to finish this later
             _strand(call, record, error)
             return Reply()
         if not defer:

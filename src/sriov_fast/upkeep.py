@@ -12,14 +12,14 @@ from sriov_fast.cni.netconf import NetConf
 from sriov_fast.cni.request import Request
 from sriov_fast.errors import CheckError, SriovError, UnavailableError
 from sriov_fast.sriov import check, locks, netns, pool
-from sriov_fast.sriov.journal import ATTACHED, HOMING, Journal
+from sriov_fast.sriov.journal import ATTACHED, BROKEN, HOMING, Journal
 from sriov_fast.values import Route
 
 VALID_ATTACHMENTS = "cni.dev/valid-attachments"
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
     from typing import Any
 
     from sriov_fast import log
@@ -36,6 +36,12 @@ def check_(call: Call) -> Reply:
         raise CheckError(
             f"container {asked.container_id} has no {asked.ifname} of ours",
             "it was never attached, or is deleted",
+        )
+    if record.state == BROKEN:
+        raise CheckError(
+            f"container {asked.container_id}, {asked.ifname}: the record of VF {record.pci} is broken",
+            "`sriov-fast doctor` shows what is wrong with it; delete the pod and start it anew",
+            interface=asked.ifname,
         )
     expected = _expected(call, record)
     ipam = call.as_added(record).ipam()
@@ -130,17 +136,20 @@ def collect(call: Call) -> Reply:
 
     One that cannot be released does not keep the others; the first fault is raised in the end.
     """
-    valid = call.conf.valid_attachments or ()
     faults: list[Exception] = []
-    for record in call.journal.all():
-        if record.network != call.conf.name or (record.owner in valid and record.state != HOMING):
-            continue
+    kept: list[tuple[str, str]] = []
+    for pci, entry in call.journal.entries().items():
         try:
-            _collect_one(call, record)
+            record = call.journal.read(pci, entry)
+            if record is not None and record.state == BROKEN:
+                kept.append(entry.owner)  # nobody knows of which network it is
+            elif record is not None and _is_stale(call, record):
+                _collect_one(call, record)
         except Exception as error:
-            call.log.error("GC could not release", pci=record.pci, container=record.container_id, why=error)
+            call.log.error("GC could not release", pci=pci, container=entry.owner[0], why=error)
             faults.append(error)
-    ipam = _sparing_stranded(call).ipam()
+            kept.append(entry.owner)
+    ipam = _sparing(call, [*kept, *_stranded(call)]).ipam()
     if ipam is not None:
         ipam.run("GC", IPAM_WAIT, call.log.debug)
     if faults:
@@ -148,17 +157,24 @@ def collect(call: Call) -> Reply:
     return Reply()
 
 
-def _sparing_stranded(call: Call) -> Call:
-    """Return the call with those attachments among the valid ones whose VF, and so address, may be in use."""
-    stranded = [
-        {"containerID": record.container_id, "ifname": record.ifname}
-        for record in call.journal.all()
-        if record.stranded and record.network == call.conf.name
-    ]
-    if not stranded:
+def _is_stale(call: Call, record: Attachment) -> bool:
+    """Say whether a GC is to release an attachment, or to finish its VF's way home."""
+    valid = call.conf.valid_attachments or ()
+    return record.network == call.conf.name and (record.owner not in valid or record.state == HOMING)
+
+
+def _stranded(call: Call) -> list[tuple[str, str]]:
+    """Return the owners of VFs that could not be found: the addresses may be in use."""
+    records = call.journal.all()
+    return [record.owner for record in records if record.stranded and record.network == call.conf.name]
+
+
+def _sparing(call: Call, owners: Sequence[tuple[str, str]]) -> Call:
+    """Return the GC with more attachments among those that IPAM must spare."""
+    if not owners:
         return call
-    valid = [{"containerID": owner[0], "ifname": owner[1]} for owner in call.conf.valid_attachments or ()]
-    raw = call.conf.raw | {VALID_ATTACHMENTS: valid + stranded}
+    more = [{"containerID": container_id, "ifname": ifname} for container_id, ifname in owners]
+    raw = call.conf.raw | {VALID_ATTACHMENTS: [*(call.conf.raw.get(VALID_ATTACHMENTS) or ()), *more]}
     return call.replace(conf=call.conf.replace(raw=raw), request=call.request.replace(stdin=codec.dumps(raw)))
 
 
@@ -167,7 +183,7 @@ def _collect_one(call: Call, record: Attachment) -> None:
     if record.state == HOMING:
         with locks.acquire(call.roots.run, f"vf-{record.pci}", call.who):
             still = call.journal.again(record)
-            if still is not None:
+            if still is not None and still.state == HOMING:
                 plugin.recover(theirs, still)
         return
     with theirs.owner_lock():
@@ -182,11 +198,44 @@ def _collect_one(call: Call, record: Attachment) -> None:
 def repair(roots: Roots, logger: log.Logger) -> int:
     """Finish what requests left that were killed; return how many there were.
 
-    Whoever is at work holds locks, and is left alone. The addresses are given back, too.
+    Whoever is at work holds locks, and is left alone. The addresses are given back, too. A record that cannot
+    be read, or whose VF cannot be brought home, does not keep the others.
     """
     journal = Journal(roots.run, roots.proc)
-    unfinished = [record for record in journal.all() if record.state != ATTACHED]
-    return sum(_repair_one(_call_of(record, roots, journal, logger), record) for record in unfinished)
+    found, broken = 0, False
+    for pci, entry in journal.entries().items():
+        try:
+            record = journal.read(pci, entry)
+            if record is not None and record.state == BROKEN:
+                broken = True
+            elif record is not None and record.state != ATTACHED:
+                found += _repair_one(_call_of(record, roots, journal, logger), record)
+        except Exception as error:
+            logger.error("what was cut short could not be finished", pci=pci, why=error)
+    if broken:
+        _tell_of_faults(journal, logger)
+    _drop_drafts(journal, roots)
+    return found
+
+
+_told: set[tuple[str, str]] = set()  # the faults that this process has told of
+
+
+def _tell_of_faults(journal: Journal, logger: log.Logger) -> None:
+    """Log each broken record once; it keeps its VF from being given away, and nothing else."""
+    for fault in journal.faults():
+        if (fault.path, fault.why) not in _told:
+            _told.add((fault.path, fault.why))
+            logger.error("a record is broken, and its VF is kept aside", pci=fault.pci, why=fault.why)
+
+
+def _drop_drafts(journal: Journal, roots: Roots) -> None:
+    """Remove the drafts of ADDs that were killed: those of VFs whose lock nobody has."""
+    for pci in journal.drafts():
+        lock = locks.attempt(roots.run, f"vf-{pci}", "repair")
+        if lock is not None:
+            with lock:
+                journal.drop_draft(pci)
 
 
 def _call_of(record: Attachment, roots: Roots, journal: Journal, logger: log.Logger) -> Call:
@@ -224,7 +273,7 @@ def _repair_one(call: Call, record: Attachment) -> bool:
                 return False
             held.enter_context(lock)
         still = call.journal.again(record)
-        if still is None or still.state == ATTACHED:
+        if still is None or still.state in (ATTACHED, BROKEN):
             return False
         return plugin.recover(call, still)
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from sriov_fast.errors import FileError
-from sriov_fast.sriov.journal import ATTACHED, ATTACHING, HOMING, Attachment, Entry, Journal
+from sriov_fast.sriov.journal import ATTACHED, ATTACHING, BROKEN, HOMING, Attachment, Entry, Journal
 from sriov_fast.values import VfSettings
 
 PCI = "0000:01:10.0"
@@ -143,10 +143,11 @@ def test_a_broken_record_still_says_whose_it_is(journal: Journal, tmp_path: Path
     journal.write(attachment(journal, **FULL))
     (path,) = (tmp_path / "run/vfs").iterdir()
     path.write_bytes(content)
-    assert journal.find("c1", "eth0") == attachment(journal)
-    assert journal.all() == [attachment(journal)]
-    journal.remove(attachment(journal))
-    assert journal.owners() == {}
+    broken = attachment(journal, state=BROKEN)
+    assert journal.find("c1", "eth0") == broken
+    assert [fault.path for fault in journal.faults()] == [str(path)]
+    journal.remove(broken)
+    assert journal.entries() == {PCI: Entry(owner=("c1", "eth0"), aside=True)}
 
 
 @pytest.mark.parametrize("key", ["irqs", "before", "asked", "routes", "pinned"])
@@ -309,9 +310,8 @@ def test_odd_names_on_the_way_home(journal: Journal, ifname: str) -> None:
 def test_a_broken_record_on_the_way_home(journal: Journal, tmp_path: Path, content: bytes) -> None:
     record = homing(journal)
     (tmp_path / f"run/vfs/{PCI}~~c1~eth0").write_bytes(content)
-    assert journal.again(record) == attachment(journal, state=HOMING)
-    journal.remove(record)
-    assert journal.entries() == {}
+    assert journal.again(record) == attachment(journal, state=BROKEN)
+    assert journal.entries() == {PCI: Entry(owner=("c1", "eth0"), homing=True)}
 
 
 def test_an_earlier_boots_way_home_is_forgotten(journal: Journal) -> None:

@@ -17,6 +17,7 @@ from sriov_fast.cli import machine
 from sriov_fast.cli.install import PLUGIN_DIRECTORY
 from sriov_fast.errors import DecodeError
 from sriov_fast.sriov import roots
+from sriov_fast.sriov.journal import Journal
 from sriov_fast.sriov.roots import Roots
 
 # pidfd_open; older kernels work, with a slower wait for IPAM plugins.
@@ -66,6 +67,7 @@ def examine(here: Roots, path: list[Path]) -> _Findings:
     yield from _user()
     yield from _cards(here)
     yield from _state(Path(here.run))
+    yield from _records(here)
     yield from _irqbalance(Path(here.proc))
     yield from _plugin(path)
     yield from _delegates(path)
@@ -144,6 +146,19 @@ def _state(directory: Path) -> _Findings:
     else:
         level, remark = (OK, "") if mode == 0o700 else (WARN, f", not 0700: chmod 700 {directory}")
         yield Finding(level, "state", f"{directory}, mode {mode:04o}{remark}")
+
+
+def _records(here: Roots) -> _Findings:
+    """Name the records that keep a VF and cannot be used."""
+    try:
+        faults = Journal(here.run, here.proc).faults()
+    except OSError as error:
+        yield Finding(WARN, "records", f"cannot be read: {error.filename}: {error.strerror}")
+        return
+    for fault in faults:
+        owner = "/".join(fault.owner)
+        advice = f"once that pod is gone, see that the VF is as it should be, and remove {fault.path}"
+        yield Finding(WARN, "records", f"VF {fault.pci} of {owner} is kept aside: {fault.why} ({advice})")
 
 
 def _irqbalance(proc: Path) -> _Findings:

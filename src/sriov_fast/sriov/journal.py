@@ -5,6 +5,10 @@ both questions of the hot path, which VFs are taken and which one is this contai
 None of the first two parts can contain a ``~``. Files appear whole or not at all (rename). A VF that its
 container has given back, and that is still on its way home, is ``PCI~~CONTAINER~IFNAME``: nobody's, and not
 free.
+
+A record whose content cannot be used (no JSON, a wrong type, another owner) is broken. Its name still keeps
+the VF from being given to anybody. When its owner has given the VF back it is ``PCI~~~CONTAINER~IFNAME``:
+kept aside until an operator removes it, because nobody knows what the VF was before.
 """
 
 from __future__ import annotations
@@ -14,15 +18,19 @@ import os
 from sriov_fast import codec
 from sriov_fast.errors import DecodeError, FileError, is_absent, is_there
 from sriov_fast.sriov.roots import private_directory
-from sriov_fast.values import LinkSettings, Value, VfSettings
+from sriov_fast.values import LinkSettings, Route, Value, VfSettings
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Any
+    from collections.abc import Callable
+    from typing import Any, TypeVar
+
+    T = TypeVar("T", bound=Value)
 
 ATTACHING = "attaching"
 ATTACHED = "attached"
 HOMING = "homing"
+BROKEN = "broken"  # never written: of a record that cannot be used, only its name is known
 UNKNOWN = "unknown"  # a boot: no reason to drop a record
 
 
@@ -79,10 +87,23 @@ class Attachment(Value):
 
 
 class Entry(Value):
-    """What a record's name says: its owner (container ID, ifname), and whether the VF is on its way home."""
+    """What a record's name says: its owner (container ID, ifname), and what became of the VF.
+
+    ``homing``: it is on its way home. ``aside``: the record is broken, and the owner has given the VF back.
+    """
 
     owner: tuple[str, str]
     homing: bool = False
+    aside: bool = False
+
+
+class Fault(Value):
+    """A record that cannot be used: its file, the VF that it keeps, whose that is or was, and the reason."""
+
+    path: str
+    pci: str
+    owner: tuple[str, str]
+    why: str
 
 
 def _plain(found: Attachment) -> dict[str, Any]:
@@ -95,26 +116,106 @@ def _plain(found: Attachment) -> dict[str, Any]:
     }
 
 
-def _typed(plain: dict[str, Any]) -> Attachment:
-    return Attachment(
-        **plain
-        | {
-            "before": VfSettings(**plain["before"]),
-            "before_settings": LinkSettings(**plain.get("before_settings", {})),
-            "before_altnames": _names(plain.get("before_altnames")),
-            "before_xdp": tuple(plain.get("before_xdp", ())),
-            "asked": VfSettings(**plain["asked"]),
-            "irqs": {int(irq): mask for irq, mask in plain["irqs"].items()},
-            "pinned": {int(irq): mask for irq, mask in plain["pinned"].items()},
-            "incarnation": tuple(plain.get("incarnation", ())),
-            "addresses": tuple(plain["addresses"]),
-            "routes": tuple(plain["routes"]),
-        }
-    )
+# --- reading: every field is of the type that its annotation says, or the record is broken
 
 
-def _names(plain: list[str] | None) -> tuple[str, ...] | None:
-    return None if plain is None else tuple(plain)
+def _typed(kind: type[T], plain: object) -> T:
+    """Return a value made of what was read from JSON; ValueError names the field that is wrong.
+
+    Fields of a newer version are ignored, those that an older one did not have are at their defaults.
+    """
+    if type(plain) is not dict:
+        raise ValueError("is no object")
+    fields, values = kind.__annotations__, {}
+    for key, value in plain.items():
+        if key in fields:
+            try:
+                values[key] = _READ[fields[key]](value)
+            except (ValueError, TypeError) as error:
+                raise ValueError(f"{key}: {error}") from None
+    try:
+        return kind(**values)
+    except TypeError as error:
+        raise ValueError(str(error)) from None
+
+
+def _of(kind: type) -> Callable[[Any], Any]:
+    """Return what reads a value of one of JSON's types, which True is no number of."""
+
+    def read(value: Any) -> Any:
+        if type(value) is not kind:
+            raise ValueError(f"is no {kind.__name__}")
+        return value
+
+    return read
+
+
+def _number(value: Any) -> int:
+    """Read an index, an MTU or a rate: what fits the kernel's 32 bits, and -1."""
+    if type(value) is not int or not -1 <= value < 1 << 32:
+        raise ValueError("is no number of 32 bits")
+    return value
+
+
+def _or_none(read: Callable[[Any], Any]) -> Callable[[Any], Any]:
+    return lambda value: None if value is None else read(value)
+
+
+def _masks(value: Any) -> dict[int, str]:
+    return {_irq(irq): _text(mask) for irq, mask in _object(value).items()}
+
+
+def _irq(text: str) -> int:
+    if not (text.isascii() and text.isdigit()) or int(text) >= 1 << 31:
+        raise ValueError(f"{text!r} is no interrupt")
+    return int(text)
+
+
+def _texts(value: Any) -> tuple[str, ...]:
+    return tuple(_text(item) for item in _list(value))
+
+
+def _routes(value: Any) -> tuple[dict[str, Any], ...]:
+    for item in _list(value):
+        _typed(Route, item)
+    return tuple(value)
+
+
+_text, _list, _object, _flag = _of(str), _of(list), _of(dict), _of(bool)
+_READ: dict[str, Callable[[Any], Any]] = {
+    "str": _text,
+    "int": _number,
+    "bool": _flag,
+    "str | None": _or_none(_text),
+    "int | None": _or_none(_number),
+    "bool | None": _or_none(_flag),
+    "tuple[str, ...]": _texts,
+    "tuple[str, ...] | None": _or_none(_texts),
+    "tuple[int, ...]": lambda value: tuple(map(_of(int), _list(value))),  # inodes among them: 64 bits
+    "tuple[dict[str, Any], ...]": _routes,
+    "dict[int, str]": _masks,
+    "dict[str, str]": lambda value: {key: _text(item) for key, item in _object(value).items()},
+    "dict[str, Any]": _object,
+    "VfSettings": lambda value: _typed(VfSettings, value),
+    "LinkSettings": lambda value: _typed(LinkSettings, value),
+}
+
+
+def _require_usable(record: Attachment, pci: str, entry: Entry) -> None:
+    """Raise ValueError unless a record is that of its name, in a state that is one, with a request in it."""
+    if (record.pci, record.owner) != (pci, entry.owner):
+        raise ValueError(f"is that of {record.pci}, {' '.join(record.owner)}")
+    if not record.boot or record.state not in (ATTACHING, ATTACHED, HOMING):
+        raise ValueError(f"state {record.state!r}, boot {record.boot!r}")
+    given = record.request
+    _text(given.get("args", ""))
+    _texts(given.get("path", []))
+    ipam = _object(given.get("config", {})).get("ipam")
+    if ipam is not None and type(ipam) is not dict:
+        raise ValueError("request: its ipam is no object")
+
+
+# ---
 
 
 _boots: dict[str, str] = {}  # by /proc; it does not change while we live
@@ -144,12 +245,14 @@ class Journal:
         boot = self.boot()
         return boot == record.boot or UNKNOWN in (boot, record.boot)
 
-    def _names(self) -> list[str]:
+    def _listed(self) -> list[str]:
         try:
-            names = os.listdir(self._dir)
+            return os.listdir(self._dir)
         except FileNotFoundError:
             return []
-        return [name for name in names if name[0] != "." and name.count("~") > 1]
+
+    def _names(self) -> list[str]:
+        return [name for name in self._listed() if name[0] != "." and name.count("~") > 1]
 
     def entries(self) -> dict[str, Entry]:
         """Return what the directory says, by PCI address."""
@@ -203,22 +306,52 @@ class Journal:
     def read(self, pci: str, entry: Entry) -> Attachment | None:
         """Return one record, None where it is gone or of an earlier boot.
 
-        A record that cannot be read still says by its name whose VF it is; it comes back with that alone.
+        A broken one still says by its name whose VF it is; it comes back ``BROKEN``, with that alone.
         """
-        path = self._path(pci, entry)
         try:
-            with open(path, "rb", buffering=0) as file:
-                record = _typed(codec.loads(file.read(), path, own=True))
+            record = self._load(pci, entry)
         except FileNotFoundError:
             return None
-        except (DecodeError, KeyError, TypeError, ValueError, AttributeError):
-            record = Attachment(container_id=entry.owner[0], ifname=entry.owner[1], pci=pci, boot=self.boot())
+        except DecodeError:
+            return Attachment(
+                container_id=entry.owner[0], ifname=entry.owner[1], pci=pci, state=BROKEN, boot=self.boot()
+            )
         if entry.homing:
             record = record.replace(state=HOMING)
         if not self._is_of_this_boot(record):
             self.remove(record)
             return None
         return record
+
+    def _load(self, pci: str, entry: Entry) -> Attachment:
+        """Read one record; DecodeError where it is broken, OSError where it cannot be read."""
+        path = self._path(pci, entry)
+        with open(path, "rb", buffering=0) as file:
+            content = file.read()
+        try:
+            record = _typed(Attachment, codec.loads(content, path, own=True))
+            _require_usable(record, pci, entry)
+        except ValueError as error:
+            raise DecodeError(f"{path}: {error}") from None
+        if entry.aside:
+            raise DecodeError(f"{path}: was broken when its owner gave the VF back")
+        return record
+
+    def faults(self) -> list[Fault]:
+        """Return the records that are broken or cannot be read, for whoever reports them."""
+        found = []
+        for pci, entry in self.entries().items():
+            path = self._path(pci, entry)
+            try:
+                self._load(pci, entry)
+            except FileNotFoundError:
+                continue
+            except DecodeError as error:
+                found.append(Fault(path=path, pci=pci, owner=entry.owner, why=error.msg))
+            except OSError as error:
+                why = f"{path}: {error.strerror}"
+                found.append(Fault(path=path, pci=pci, owner=entry.owner, why=why))
+        return found
 
     def write(self, record: Attachment) -> None:
         """Write the record, whole, in place of an older one; the VF's lock must be held."""
@@ -280,21 +413,37 @@ class Journal:
         self.release(stranded)
 
     def remove(self, record: Attachment) -> None:
-        """Remove the record; harmless when it is gone."""
-        _forget(self._path_of(record))
+        """Remove the record; harmless when it is gone. A broken one is kept aside, and so is its VF."""
+        if record.state != BROKEN:
+            _forget(self._path_of(record))
+            return
+        try:
+            os.rename(self._path_of(record), self._path(record.pci, Entry(owner=record.owner, aside=True)))
+        except FileNotFoundError:
+            pass
+
+    def drafts(self) -> list[str]:
+        """Return the PCI addresses of the VFs that have a draft; one whose VF's lock is free is left over."""
+        return [name[1:] for name in self._listed() if name[0] == "." and name.count(":") == 2]
+
+    def drop_draft(self, pci: str) -> None:
+        """Remove the draft of a VF, whose lock must be held; harmless when there is none."""
+        _forget(f"{self._dir}/.{pci}")
 
     def _path_of(self, record: Attachment) -> str:
         return self._path(record.pci, Entry(owner=record.owner, homing=record.state == HOMING))
 
     def _path(self, pci: str, entry: Entry) -> str:
-        return f"{self._dir}/{pci}~{'~' if entry.homing else ''}{entry.owner[0]}~{entry.owner[1]}"
+        mark = "~~" if entry.aside else "~" if entry.homing else ""
+        return f"{self._dir}/{pci}~{mark}{entry.owner[0]}~{entry.owner[1]}"
 
 
 def _entry(_: str, container_id: str, rest: str) -> Entry:
     if container_id:
         return Entry(owner=(container_id, rest))
-    before, _, ifname = rest.partition("~")
-    return Entry(owner=(before, ifname), homing=True)
+    aside = rest.startswith("~")
+    before, _, ifname = rest.removeprefix("~").partition("~")
+    return Entry(owner=(before, ifname), homing=not aside, aside=aside)
 
 
 def _put(path: str, content: bytes) -> None:

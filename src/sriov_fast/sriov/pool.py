@@ -10,7 +10,7 @@ from sriov_fast.backend import sysfs
 from sriov_fast.errors import BusyError, ConfigError, SriovError, TryAgainError, is_absent
 from sriov_fast.sriov import candidate, locks
 from sriov_fast.sriov.candidate import Device
-from sriov_fast.sriov.journal import ATTACHED
+from sriov_fast.sriov.journal import ATTACHED, BROKEN
 from sriov_fast.values import Link, Value
 
 TYPE_CHECKING = False
@@ -243,7 +243,7 @@ def _recovered(search: _Search, pf: str, vf: Vf, entry: Entry) -> Choice | None:
 
 def _is_unfinished(journal: Journal, pci: str, entry: Entry) -> bool:
     record = journal.read(pci, entry)
-    return record is not None and record.state != ATTACHED
+    return record is not None and record.state not in (ATTACHED, BROKEN)
 
 
 def _freed(search: _Search, pf: str, index: int, key: str = "master") -> Vf | None:
@@ -253,7 +253,7 @@ def _freed(search: _Search, pf: str, index: int, key: str = "master") -> Vf | No
     if vf is None or entry is None:
         return vf if vf and usable(vf) else None
     record = search.journal.read(vf.pci, entry)
-    if record is not None and record.state == ATTACHED:
+    if record is not None and record.state in (ATTACHED, BROKEN):
         return None
     if record is not None:
         search.wish.recover(record)

@@ -1,0 +1,140 @@
+"""A record that cannot be used keeps its VF from being given away, and nothing else from working."""
+
+from __future__ import annotations
+
+import json
+import signal
+from pathlib import Path
+from typing import Any
+
+import pytest
+from node import Node
+from resident import ResidentNode, has_strace, wait_for
+
+CONTENTS = {
+    "empty": lambda _: b"",
+    "cut": lambda content: content[: len(content) // 2],
+    "no JSON": lambda _: b"\0" * 4096,
+    "request": lambda content: changed(content, request=[]),
+    "path": lambda content: changed(content, request={"path": 5}),
+    "config": lambda content: changed(content, request={"config": "x"}),
+    "ipam": lambda content: changed(content, request={"config": {"ipam": "x"}}),
+    "network": lambda content: changed(content, network=5),
+    "boot": lambda content: changed(content, boot=None),
+    "state": lambda content: changed(content, state="unheard of"),
+    "irqs": lambda content: changed(content, irqs={"x": "ff"}),
+    "owner": lambda content: changed(content, container_id="another"),
+}
+
+
+def changed(content: bytes, **more: Any) -> bytes:
+    return json.dumps(json.loads(content) | more).encode()
+
+
+def broken(node: Node, how: str = "cut") -> tuple[dict[str, Any], str, Path]:
+    """Attach VF 0 and break its record; return configuration, pod and record."""
+    conf, pod = node.conf(ipam=node.host_local(delegate=False)), node.pod()
+    node.add(conf | {"vf": 0}, pod)
+    record = node.record()
+    record.write_bytes(CONTENTS[how](record.read_bytes()))
+    return conf, pod, record
+
+
+def works(node: Node, conf: dict[str, Any]) -> None:
+    """Check that another pod gets another VF, and that nobody gets that of the broken record."""
+    pod = node.pod()
+    node.add(conf, pod)
+    assert len({name.partition("~")[0] for name in node.records()}) == 2
+    assert "free" in node.refused(11, "ADD", conf, node.pod())
+    assert "free" in node.refused(11, "ADD", conf | {"vf": 0}, node.pod())
+    node.delete(conf, pod)
+
+
+@pytest.mark.modes("resident")
+@pytest.mark.parametrize("how", CONTENTS)
+def test_205_a_broken_record_and_the_server(node: Node, how: str) -> None:
+    """It kept the server from starting, or had it take the VF of a pod that runs."""
+    assert isinstance(node, ResidentNode)
+    conf, pod, record = broken(node, how)
+    content, before = record.read_bytes(), node.snapshot()
+    server = node.again()
+    wait_for(lambda: "a record is broken" in server.said(), server.said())
+    assert node.snapshot() == before
+    assert record.read_bytes() == content
+    works(node, conf)
+    node.refused(103, "CHECK", conf | {"vf": 0}, pod)
+    assert "broken" in node.refused(101, "ADD", conf, pod)
+    assert record.read_bytes() == content
+
+
+@pytest.mark.parametrize("how", ["cut", "request"])
+def test_205_gc_leaves_it_alone(either: Node, how: str) -> None:
+    """It does what there is to do for the others; it spares the address, too."""
+    node = either
+    conf, pod, record = broken(node, how)
+    other = node.pod()
+    node.add(conf, other)
+    content, address = record.read_bytes(), node.addresses_of(pod)
+    done = node.run("GC", conf | {"cniVersion": "1.1.0", "cni.dev/valid-attachments": []})
+    assert done.status == 0, done
+    assert (node.records(), node.leases(), node.addresses_of(pod)) == ([record.name], ["10.77.0.2"], address)
+    assert record.read_bytes() == content
+
+
+@pytest.mark.parametrize("how", ["cut", "request", "owner"])
+def test_205_its_owners_del(either: Node, how: str) -> None:
+    """The VF comes home and is kept aside, the address is free, and the pod can end."""
+    node = either
+    conf, pod, record = broken(node, how)
+    content = record.read_bytes()
+    done = node.delete(conf, pod)
+    assert "the record is broken" in done.stderr
+    assert (node.leases(), node.addresses_of(pod)) == ([], "")
+    assert "UP" not in node.link("eth0")["flags"]
+    pci = record.name.partition("~")[0]
+    assert node.records() == [f"{pci}~~~{pod}~eth0"]
+    assert node.record().read_bytes() == content
+    for _ in range(2):
+        node.delete(conf, pod)
+    done = node.run("GC", conf | {"cniVersion": "1.1.0", "cni.dev/valid-attachments": []})
+    assert done.status == 0, done
+    works(node, conf)
+    assert node.record().read_bytes() == content
+
+
+def test_205_doctor_shows_it(node: Node) -> None:
+    """Before and after its owner has given the VF back."""
+    from sriov_fast.cli import doctor
+    from sriov_fast.sriov.roots import Roots
+
+    conf, pod, _ = broken(node)
+    here = Roots(sys=str(node.tree.sys), proc=str(node.tree.proc), run=str(node.run_dir))
+
+    def said() -> list[str]:
+        return [finding.text for finding in doctor.examine(here, [node.root]) if finding.what == "records"]
+
+    (text,) = said()
+    assert f"VF {node.tree.pci(0)} of {pod}/eth0" in text
+    node.delete(conf, pod)
+    (text,) = said()
+    assert f"VF {node.tree.pci(0)} of {pod}/eth0" in text
+    node.record().unlink()
+    assert said() == []
+
+
+@pytest.mark.skipif(not has_strace, reason="needs strace")
+@pytest.mark.modes("resident")
+def test_207_the_draft_of_a_killed_add(node: Node) -> None:
+    """It stayed for ever; now upkeep removes it, unless somebody holds its VF's lock."""
+    assert isinstance(node, ResidentNode)
+    conf, pod = node.conf(vf=0), node.pod()
+    node.server.stop()
+    node.may_fall_back = True
+    draft = str(node.run_dir / "vfs" / f".{node.tree.pci(0)}")
+    inject = "inject=rename:signal=SIGKILL"
+    wrap = ("strace", "-f", "-o", "/dev/null", "-P", draft, "-e", "trace=rename", "-e", inject)
+    done = node.run("ADD", conf, pod, wrap=wrap)
+    assert done.status in (-signal.SIGKILL, 128 + signal.SIGKILL)
+    assert node.drafts() == [f".{node.tree.pci(0)}"]
+    node.serve().ready()
+    wait_for(lambda: not node.drafts(), "the draft stays")

@@ -1,0 +1,107 @@
+"""Records with a field of a wrong type, and drafts of ADDs that were killed."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from sriov_fast import codec, log, upkeep
+from sriov_fast.sriov import locks
+from sriov_fast.sriov.journal import ATTACHED, BROKEN, Attachment, Entry, Journal
+from sriov_fast.sriov.roots import Roots
+from sriov_fast.values import VfSettings
+
+PCI = "0000:01:10.0"
+WRONG = [None, 5, -7, 1 << 40, True, "x", 1.5, [], [5], {}, {"x": 5}, {"-1": "ff"}, {"mac": 5}]
+
+
+@pytest.fixture
+def roots(tmp_path: Path) -> Roots:
+    return Roots(run=str(tmp_path / "run"), proc=str(tmp_path / "proc"))
+
+
+def record(**more: Any) -> Attachment:
+    base = Attachment(container_id="c1", ifname="eth0", pci=PCI, state=ATTACHED, boot="unknown", vf=3)
+    return base.replace(before=VfSettings(vlan=0, trust=False), irqs={7: "ff"}, **more)
+
+
+def stored(roots: Roots, **more: Any) -> tuple[Journal, Path]:
+    """Write a whole record, then some of its fields as JSON has them."""
+    journal = Journal(roots.run, roots.proc)
+    journal.write(record())
+    path = Path(roots.run, "vfs", f"{PCI}~c1~eth0")
+    path.write_bytes(codec.dumps(codec.loads(path.read_bytes()) | more))
+    return journal, path
+
+
+@pytest.mark.parametrize("key", Attachment.__annotations__)
+def test_205_every_field_is_checked(roots: Roots, key: str) -> None:
+    """What is read is of the type that it is declared with, or the record is broken."""
+    whole = record()
+    for value in WRONG:
+        journal, _ = stored(roots, **{key: value})
+        found = journal.find("c1", "eth0")
+        assert found is not None
+        if found.state == BROKEN:
+            assert found.owner == ("c1", "eth0")
+            (fault,) = journal.faults()
+            assert (fault.pci, fault.owner) == (PCI, ("c1", "eth0"))
+            assert fault.path in fault.why
+            continue
+        assert journal.faults() == []
+        assert type(found.as_dict()[key]) is type(whole.as_dict()[key]), (key, value)
+        journal.write(found)
+        assert journal.find("c1", "eth0") == found
+
+
+def test_205_a_record_of_another_version(roots: Roots) -> None:
+    """A newer one has more fields, an older one fewer."""
+    journal, path = stored(roots, unheard_of=5)
+    assert journal.find("c1", "eth0") == record()
+    plain = codec.loads(path.read_bytes())
+    del plain["token"], plain["before_perm"], plain["asked"]
+    path.write_bytes(codec.dumps(plain))
+    assert journal.find("c1", "eth0") == record()
+
+
+def test_205_what_is_kept_aside(roots: Roots) -> None:
+    """It is not free, not its owner's, not on its way home, and not removed."""
+    journal, path = stored(roots, mtu="x")
+    content = path.read_bytes()
+    broken = journal.find("c1", "eth0")
+    assert broken is not None
+    journal.remove(broken)
+    assert journal.find("c1", "eth0") is None
+    assert journal.entries() == {PCI: Entry(owner=("c1", "eth0"), aside=True)}
+    assert (journal.taken(), journal.owners()) == ({PCI}, {PCI: ("c1", "eth0")})
+    assert [fault.pci for fault in journal.faults()] == [PCI]
+    journal.remove(broken)
+    upkeep.repair(roots, log.Logger("error"))
+    (kept,) = Path(roots.run, "vfs").iterdir()
+    assert kept.read_bytes() == content
+
+
+def test_205_one_record_that_cannot_be_read(roots: Roots) -> None:
+    """The others are repaired all the same."""
+    journal, path = stored(roots)
+    os.mkdir(path.with_name("0000:01:10.1~c2~eth0"))
+    (fault,) = journal.faults()
+    assert (fault.pci, "Is a directory" in fault.why) == ("0000:01:10.1", True)
+    upkeep.repair(roots, log.Logger("error"))
+    assert journal.find("c1", "eth0") == record()
+
+
+def test_207_drafts(roots: Roots) -> None:
+    """One is left over when nobody holds its VF's lock."""
+    journal, _ = stored(roots)
+    journal.draft(record(mtu=1400))
+    journal.draft(record(pci="0000:01:10.1"))
+    with locks.acquire(roots.run, f"vf-{PCI}", "an ADD"):
+        upkeep.repair(roots, log.Logger("error"))
+        assert journal.drafts() == [PCI]
+    upkeep.repair(roots, log.Logger("error"))
+    assert journal.drafts() == []
+    assert journal.find("c1", "eth0") == record()

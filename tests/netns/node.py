@@ -332,6 +332,10 @@ class Node:
             "masks": {str(path): path.read_text() for path in masks if path.exists()},
         }
 
+    def kept(self) -> dict[str, Any]:
+        """All that a DEL that fails must leave as it was: ``snapshot`` without IPv6 (DAD takes a while)."""
+        return self.snapshot() | {"pods": {pod: self.addresses_of(pod) for pod in self.pods}}
+
     def close(self) -> None:
         for name in [*self.pods, self.host]:
             subprocess.run(["ip", "netns", "del", name], check=False, capture_output=True)

@@ -56,10 +56,10 @@ def test_205_a_broken_record_and_the_server(node: Node, how: str) -> None:
     """It kept the server from starting, or had it take the VF of a pod that runs."""
     assert isinstance(node, ResidentNode)
     conf, pod, record = broken(node, how)
-    content, before = record.read_bytes(), node.snapshot()
+    content, before = record.read_bytes(), node.kept()
     server = node.again()
     wait_for(lambda: "a record is broken" in server.said(), server.said())
-    assert node.snapshot() == before
+    assert node.kept() == before
     assert record.read_bytes() == content
     works(node, conf)
     node.refused(103, "CHECK", conf | {"vf": 0}, pod)

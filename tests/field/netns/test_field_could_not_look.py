@@ -28,14 +28,14 @@ def attached(node: Node, **conf: Any) -> tuple[dict[str, Any], str, dict[str, An
     """Attach a VF with the built-in host-local; return configuration, pod, and the state of all."""
     pod, given = node.pod(), node.conf(ipam=node.host_local(delegate=False), vf=0, **conf)
     node.add(given, pod)
-    return given, pod, node.snapshot()
+    return given, pod, node.kept()
 
 
 def is_refused(node: Node, conf: dict[str, Any], pod: str, wrap: tuple[str, ...]) -> None:
     """Check that a DEL fails and changes nothing, and that the next one does its work."""
-    before = node.snapshot()
+    before = node.kept()
     node.refused(5, "DEL", conf, pod, wrap=wrap)
-    assert node.snapshot() == before
+    assert node.kept() == before
     node.delete(conf, pod)
     assert (node.records(), node.leases(), node.addresses_of(pod)) == ([], [], "")
 
@@ -54,7 +54,7 @@ def test_101_a_namespace_behind_a_loop(either: Node) -> None:
     loop = either.root / "loop"
     loop.symlink_to("loop")
     assert "ELOOP" in either.refused(5, "DEL", conf, str(loop), container=pod)
-    assert either.snapshot() == before
+    assert either.kept() == before
     either.delete(conf, pod)
     assert (either.records(), either.leases()) == ([], [])
 
@@ -90,12 +90,12 @@ def test_101_a_device_that_cannot_be_looked_up(node: Node, name: str) -> None:
     conf, pod, _ = attached(node)
     node.ip("netns", "del", pod)
     node.pods.remove(pod)
-    before = node.snapshot()
+    before = node.kept()
     path = f"{node.tree.sys}/bus/pci/devices/{node.tree.pci(0)}/{name}"
     wrap = failing(path, "ENOMEM", "openat", "stat", "newfstatat", "access", "faccessat")
     said = node.refused(5, "DEL", conf, pod, wrap=wrap)
     assert "ENOMEM" in said
-    assert node.snapshot() == before
+    assert node.kept() == before
     node.delete(conf, pod)
     assert (node.records(), node.leases()) == ([], [])
 
@@ -128,12 +128,11 @@ def test_102_an_add_that_cannot_read_the_store(node: Node) -> None:
     """An ADD took an address file that it could not read for nothing."""
     conf, pod, _ = attached(node)
     (node.root / "ipam/net1/10.77.0.9").write_text("another\r\neth0")  # the index does not know it
-    before, other = node.snapshot(), node.pod()
-    before["pods"][other] = node.ip("-o", "-n", other, "address") + node.ip("-n", other, "route")
-    more = conf | {"vf": 1}
+    other = node.pod()
+    before, more = node.kept(), conf | {"vf": 1}
     file = node.root / "ipam/net1/10.77.0.9"
     node.refused(5, "ADD", more, other, wrap=failing(file, "EMFILE"))
-    assert node.snapshot() == before
+    assert node.kept() == before
     node.add(more, other)
     node.delete(conf, pod)
 
@@ -171,7 +170,7 @@ def test_101_a_pf_that_cannot_be_read(node: Node) -> None:
     """A PF that could not be looked at was called no PF, with the code of a wrong configuration."""
     device = f"{node.tree.sys}/class/net/pf0/device"
     pod = node.pod()
-    before = node.snapshot()
+    before = node.kept()
     wrap = failing(device, "EMFILE")
     assert errno.errorcode[errno.EMFILE] in node.refused(5, "ADD", node.conf(), pod, wrap=wrap)
-    assert node.snapshot() == before
+    assert node.kept() == before

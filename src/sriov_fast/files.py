@@ -46,6 +46,8 @@ _READ = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOCTTY
 _APPEND = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOCTTY
 _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _IRREGULAR = "not a regular file"
+# Errors that say nothing about the file: no descriptor or memory left, a disk or a server that fails.
+_COULD_NOT_LOOK = (errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EIO, errno.EINTR, errno.ESTALE)
 
 
 # --- what root allows
@@ -211,9 +213,12 @@ class Opened:
             self.fd = _open_below(base, rest, _READ)
         except OSError as error:
             raise _wrong(where, path, error) from error
-        if os.fstat(self.fd).st_size > LARGEST:
+        try:
+            if os.fstat(self.fd).st_size > LARGEST:
+                raise _wrong(where, path, OSError(errno.EFBIG, f"larger than {LARGEST} bytes"))
+        except BaseException:
             os.close(self.fd)
-            raise _wrong(where, path, OSError(errno.EFBIG, f"larger than {LARGEST} bytes"))
+            raise
 
     def __enter__(self) -> int:
         return self.fd
@@ -254,10 +259,13 @@ def _open_below(base: str, rest: str, flags: int) -> int:
 
 def _open_regular(parent: int, name: str, flags: int) -> int:
     fd = os.open(name, flags, 0o600, dir_fd=parent)
-    if stat.S_ISREG(os.fstat(fd).st_mode):
-        return fd
-    os.close(fd)
-    raise OSError(errno.EINVAL, _IRREGULAR)
+    try:
+        if not stat.S_ISREG(os.fstat(fd).st_mode):
+            raise OSError(errno.EINVAL, _IRREGULAR)
+    except BaseException:
+        os.close(fd)
+        raise
+    return fd
 
 
 def _parent(base: str, rest: str) -> tuple[int, str]:
@@ -296,7 +304,10 @@ def _bounded(fd: int, most: int) -> bytes:
     return b"".join(chunks)
 
 
-def _wrong(where: str, path: str, error: OSError) -> ConfigError:
+def _wrong(where: str, path: str, error: OSError) -> ConfigError | FileError:
+    """Return the error of the configuration, or that of a machine that could not look."""
+    if error.errno in _COULD_NOT_LOOK:
+        return FileError(f"{where} = {path!r}: {error.strerror}", "try again", errno=error.errno or 0)
     return ConfigError(
         f"{where} = {path!r}: {error.strerror or error}",
         "name a regular file that root can read, in directories that nobody else may change",

@@ -48,7 +48,9 @@ def test_check_names_what_was_changed(node: Node, card: Card) -> None:
     if len(os.sched_getaffinity(0)) < 2:
         pytest.skip("needs two CPUs, to move an interrupt")
     pod = node.pod()
-    conf = node.conf(vf=VF, vlan=100, spoofchk="on", mtu=1400, cores="0", ipam=node.host_local())
+    # from 1.1.0 on a result has the MTU, so that CHECK compares it; the delegates of today speak 1.0.0
+    conf = node.conf(cniVersion="1.1.0", vf=VF, vlan=100, spoofchk="on", mtu=1400, cores="0")
+    conf["ipam"] = node.host_local(delegate=False)
     result = node.add(conf, pod)
     conf["prevResult"] = result
     assert node.run("CHECK", conf, pod).status == 0

@@ -321,6 +321,7 @@ class Node:
     def snapshot(self) -> dict[str, Any]:
         """All that a failed ADD, or an ADD and its DEL, must leave as it was."""
         pods = {pod: self.ip("-o", "-n", pod, "address") + self.ip("-n", pod, "route") for pod in self.pods}
+        pods = {pod: text.replace(" tentative", "") for pod, text in pods.items()}  # it passes by itself
         masks = [self.tree.mask(irq) for index in range(self.tree.vfs) for irq in self.tree.irqs(index)]
         return {
             "vfs": self.state(),

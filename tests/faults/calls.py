@@ -64,8 +64,8 @@ FAILS: dict[str, tuple[str, ...]] = {
     **dict.fromkeys(("pipe", "pipe2", "epoll_create1", "memfd_create", "pidfd_open"), _DESCRIPTOR),
     **dict.fromkeys(("dup", "dup2", "dup3"), ("EMFILE",)),
     **dict.fromkeys(("mmap", "brk", "mremap", "mprotect", "munmap", "madvise"), ("ENOMEM",)),
-    **dict.fromkeys(("poll", "ppoll", "select", "pselect6", "epoll_wait"), ("EINTR", "ENOMEM")),
-    **dict.fromkeys(("wait4", "waitid", "clock_nanosleep", "rt_sigtimedwait"), ("EINTR",)),
+    **dict.fromkeys(("poll", "ppoll", "select", "pselect6"), ("EINTR", "ENOMEM")),
+    **dict.fromkeys(("wait4", "waitid", "clock_nanosleep", "rt_sigtimedwait", "epoll_wait"), ("EINTR",)),
     **dict.fromkeys(("sched_setaffinity", "sched_getaffinity"), ("ENOMEM",)),
     "epoll_ctl": ("ENOMEM", "ENOSPC"),
     "getrandom": ("EINTR", "EAGAIN"),
@@ -125,7 +125,7 @@ def errors_of(task: int, name: str, args: tuple[int, ...], about: str) -> tuple[
         errors = ["ENOMEM", "EAGAIN" if args[1] & _LOCK_NB else "EINTR"]
     if name == "fcntl" and args[1] in (0, _F_DUPFD_CLOEXEC):
         errors.append("EMFILE")
-    if name == "close" and not _is_on_disk(about):
+    if name == "close" and not (_is_on_disk(about) and _flags(task, args[0]) & os.O_ACCMODE):
         errors = []
     if name in _SENT_OR_GOT and about.startswith(("socket:", "pipe:")):
         errors = [word for word in errors if word not in ("EIO", "ENOSPC")]
@@ -134,23 +134,23 @@ def errors_of(task: int, name: str, args: tuple[int, ...], about: str) -> tuple[
 
 
 def _is_on_disk(about: str) -> bool:
-    """Say whether a descriptor is of a file whose file system may report a late error."""
+    """Say whether a descriptor is of a file whose file system may report that a write failed late."""
     return about.startswith("/") and not about.startswith(("/proc/", "/sys/", "/dev/null", "/run/netns/"))
 
 
 def _of_a_stream(task: int, name: str, args: tuple[int, ...]) -> list[str]:
-    found = ["EINTR"]
-    if _is_nonblocking(task, args[0]) or args[_MSG_FLAGS.get(name, 2)] & _MSG_DONTWAIT * (name in _MSG_FLAGS):
-        found.append("EAGAIN")
-    return found
+    flags = args[_MSG_FLAGS[name]] if name in _MSG_FLAGS else 0
+    waits = not (flags & _MSG_DONTWAIT or _flags(task, args[0]) & os.O_NONBLOCK)
+    return ["EINTR"] if waits else ["EINTR", "EAGAIN"]
 
 
-def _is_nonblocking(task: int, fd: int) -> bool:
+def _flags(task: int, fd: int) -> int:
+    """Return what a descriptor was opened with (proc_pid_fdinfo(5))."""
     try:
         text = Path(f"/proc/{task}/fdinfo/{fd}").read_text()
     except OSError:
-        return False
-    return bool(int(text.partition("flags:")[2].split()[0], 8) & os.O_NONBLOCK)
+        return 0
+    return int(text.partition("flags:")[2].split()[0], 8)
 
 
 def errno_of(word: str) -> int:

@@ -117,6 +117,8 @@ class Bench:
         found += [f"after {verb}: {fault}" for fault in self.mode.at_rest()]
         if run.outcome and run.outcome.status == 0:
             found += self._is_so(verb, run.outcome)
+        elif verb == "ADD" and fault.error != KILL:
+            found += self._compared("after the failed ADD")
         found += self._repeated_delete()
         found += self._compared("after DEL", but=_WRITTEN_OVER)
         found += self._again()

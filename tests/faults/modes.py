@@ -9,6 +9,7 @@ import os
 import signal
 import subprocess
 import time
+from collections import Counter
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
@@ -282,24 +283,31 @@ class Client(Mode):
         with suppress(AssertionError):
             Node.settle(self.node)
             self.resident.homed()
-        server, found = self.resident.server, []
-        if server.process.poll() is not None:
-            return [f"the server ended with {server.process.poll()}"]
+        server = self.resident.server
         if not self._files:
             server.idle()
             self._files, self._threads = self.files(), server.threads()
-        if not _soon(self.has_rested):
-            more = list(self.files())
-            for name in self._files:
-                more.remove(name) if name in more else more.append(f"-{name}")
-            found.append(f"server's descriptors: {more}")
-        if server.threads() > self._threads + 4:
-            found.append(f"server's threads: {server.threads()}, before {self._threads}")
-        if "Traceback" in server.said():
-            found.append(f"server's traceback: {server.said().splitlines()[-1]}")
+        _soon(lambda: self.has_rested() or server.process.poll() is not None)
+        found = self._unlike_before()
         server.log.write_text("")
         if found:
             self.renew()
+        return found
+
+    def _unlike_before(self) -> list[str]:
+        """Return what the server has or says that one at rest does not."""
+        server, said = self.resident.server, self.resident.server.said()
+        last = said.strip().rpartition("\n")[2][-1000:]
+        if server.process.poll() is not None:
+            return [f"the server ended with {server.process.poll()}: {last}"]
+        found = []
+        if not self.has_rested():
+            more, less = Counter(self.files()), Counter(self._files)
+            found.append(f"server's descriptors: {[*(more - less)]}, missing {[*(less - more)]}")
+        if server.threads() > self._threads + 4:
+            found.append(f"server's threads: {server.threads()}, before {self._threads}")
+        if "Traceback" in said:
+            found.append(f"server's traceback: {last}")
         return found
 
 

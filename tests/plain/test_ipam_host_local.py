@@ -882,6 +882,19 @@ def test_somebody_who_takes_no_lock(net: Net, monkeypatch: pytest.MonkeyPatch) -
 # --- faults
 
 
+def broken_unlink(path: str) -> Callable[[str], None]:
+    """Return an unlink(2) that fails for one path, once."""
+    unlink, failed = os.unlink, []
+
+    def once(target: str) -> None:
+        if target == path and not failed:
+            failed.append(target)
+            raise OSError(5, "Input/output error", target)
+        unlink(target)
+
+    return once
+
+
 def test_a_full_disk_takes_nothing(net: Net, monkeypatch: pytest.MonkeyPatch) -> None:
     net.add("z")
 
@@ -895,6 +908,11 @@ def test_a_full_disk_takes_nothing(net: Net, monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setattr(store.Store, "remember", full)
     assert net.fails("a", DUAL).errno == 28
     monkeypatch.undo()
+    monkeypatch.setattr(os, "unlink", broken_unlink(f"{net.store}/sriov-fast.new"))
+    assert net.fails("a", DUAL).errno == 5
+    monkeypatch.undo()
+    assert set(net.files()) == {"10.1.2.2"}
+    assert net.entries() == {"z~eth0"}
     assert net.add("a") == ["10.1.2.3/29"]
 
 

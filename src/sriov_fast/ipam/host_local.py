@@ -138,7 +138,7 @@ class HostLocal(Builtin):
             for number, (ip, _) in enumerate(given):
                 store.remember(number, show_ip(ip))
         except OSError:
-            store.drop([show_ip(ip) for ip, _ in given])
+            store.give_back(self.owner, [show_ip(ip) for ip, _ in given])
             raise
         return given
 

@@ -95,17 +95,26 @@ class Store:
         """
         self._note(owner, [*self._noted(owner), *addresses])
         self._changed = True
-        temporary = self._write_temporary(_content(owner))
         linked = []
         try:
+            temporary = self._write_temporary(_content(owner))
             for address in addresses:
                 os.link(temporary, f"{self.path}/{address}")
                 linked.append(address)
-        except BaseException:
-            self.drop(linked)
-            raise
-        finally:
             os.unlink(temporary)
+        except BaseException:
+            _forget(f"{self.path}/{_TEMPORARY}")
+            self.give_back(owner, linked)
+            raise
+
+    def give_back(self, owner: Owner, addresses: list[str]) -> None:
+        """Free addresses that an owner has just got, and leave the index as it was before."""
+        self.drop(addresses)
+        left = self._noted(owner)
+        if left:
+            self._note(owner, left)
+        else:
+            _forget(self._entry(owner))
 
     def _write_temporary(self, content: bytes) -> str:
         """Write the file that is then linked; one name serves, as there is one holder of the lock."""

@@ -95,7 +95,7 @@ class Node:
         """Run ip(8) in the host's namespace."""
         said = self.ip("-n", self.host, *words, stdin=stdin)
         if stdin or "add" in words:
-            self._reindex()
+            self.reindex()
         return said
 
     def link(self, name: str, pod: str = "") -> dict[str, Any]:
@@ -119,7 +119,7 @@ class Node:
         )
         return found
 
-    def _reindex(self) -> None:
+    def reindex(self) -> None:
         """Write the devices' indices to the tree: the plugin tells by them whether a name is a VF's."""
         for item in json.loads(self.nip("-j", "link", "show")):
             path = self.tree.sys / "class/net" / item["ifname"] / "ifindex"

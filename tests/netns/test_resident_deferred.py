@@ -201,6 +201,7 @@ def test_it_is_killed_and_the_next_brings_the_vf_home(
         node.ip("-n", pod, "link", "set", "eth0", "netns", node.host, "name", name)
         node.tree.remove_netdev(0)
         node.tree.add_netdev(0, name)
+        node.reindex()
         node.ip("netns", "del", pod)
         node.pods.remove(pod)
     if by == "start":

@@ -55,7 +55,8 @@ def test_what_stays_behind_is_seen(bench: Bench) -> None:
 
     bench.mode.run = leaving  # type: ignore[assignment, method-assign]
     verdict = bench.inject("ADD", Fault("rename", 1, "EIO"))
-    assert verdict.faults == ["after DEL: files: ['run/left']", "after the next DEL: files: ['run/left']"]
+    moments = ("after the failed ADD", "after DEL", "after the next DEL")
+    assert verdict.faults == [f"{moment}: files: ['run/left']" for moment in moments]
 
 
 def test_a_line_of_the_report_names_an_injection() -> None:

@@ -46,8 +46,11 @@ _READ = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOCTTY
 _APPEND = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOCTTY
 _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _IRREGULAR = "not a regular file"
-# Errors that say nothing about the file: no descriptor or memory left, a disk or a server that fails.
-_COULD_NOT_LOOK = (errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EIO, errno.EINTR, errno.ESTALE)
+# What is wrong with a path itself; any other errno says that nobody could look.
+_FAULTS_OF_A_PATH = (
+    *(errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ELOOP, errno.ENAMETOOLONG, errno.EACCES, errno.EPERM),
+    *(errno.EINVAL, errno.EFBIG, errno.ENXIO),
+)
 
 
 # --- what root allows
@@ -205,7 +208,10 @@ def is_beside(path: str, other: str) -> bool:
 
 
 class Opened:
-    """A regular file that root allows for a key, open for reading; ConfigError names key and path."""
+    """A regular file that root allows for a key, open for reading.
+
+    ConfigError names key and path where these are wrong; FileError: the file could not be looked at.
+    """
 
     def __init__(self, where: str, path: str) -> None:
         base, rest = _placed(where, path)
@@ -237,7 +243,10 @@ def read(where: str, path: str, most: int) -> bytes:
 
 
 def directory(where: str, path: str) -> None:
-    """Raise unless a directory is where root allows one, and nobody else may change it; it may be missing."""
+    """Raise unless a directory is where root allows one, and nobody else may change it; it may be missing.
+
+    Errors are those of ``Opened``.
+    """
     base, rest = _placed(where, path)
     try:
         parent, _ = _parent(base, f"{rest}/.")
@@ -305,14 +314,13 @@ def _bounded(fd: int, most: int) -> bytes:
 
 
 def _wrong(where: str, path: str, error: OSError) -> ConfigError | FileError:
-    """Return the error of the configuration, or that of a machine that could not look."""
-    if error.errno in _COULD_NOT_LOOK:
-        return FileError(f"{where} = {path!r}: {error.strerror}", "try again", errno=error.errno or 0)
-    return ConfigError(
-        f"{where} = {path!r}: {error.strerror or error}",
-        "name a regular file that root can read, in directories that nobody else may change",
-        errno=error.errno or 0,
-    )
+    """Return the error for a file that cannot be read: the configuration's fault, or FileError."""
+    kind: type[ConfigError | FileError] = FileError
+    advice = "see what keeps it from being read; try again"
+    if error.errno in _FAULTS_OF_A_PATH:
+        kind = ConfigError
+        advice = "name a regular file that root can read, in directories that nobody else may change"
+    return kind(f"{where} = {path!r}: {error.strerror or error}", advice, errno=error.errno or 0)
 
 
 # --- log files

@@ -18,7 +18,7 @@ import os
 import time
 
 from sriov_fast import codec
-from sriov_fast.errors import ConfigError, DecodeError, IpamError, SriovError
+from sriov_fast.errors import ConfigError, DecodeError, FileError, IpamError, SriovError
 from sriov_fast.ipam.service import Owner, Service, ServiceError, Settings
 from sriov_fast.ipam.tls import Trust
 from sriov_fast.values import Value
@@ -342,7 +342,7 @@ def _retry_one(held: Held, log: Logger, deadline: float, down: set[tuple[str, ..
     facts = {"containerID": release.owner.container_id, "ifname": release.owner.ifname, "file": held.path}
     try:
         held.pay("DEL", timeout)
-    except (ServiceError, ConfigError) as error:
+    except (ServiceError, ConfigError, FileError) as error:
         if getattr(error, "final", False):
             log.warning("an address that was owed is not known to the service", why=error.msg, **facts)
             return False

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 import subprocess
@@ -241,6 +242,26 @@ def test_703_only_regular_files_are_read(tx: Make, tmp_path: Path, key: str, kin
         given["cert"] = str(tmp_path / "secret/ca.pem")
     with pytest.raises(ConfigError, match=r"not a regular file|larger than"):
         tx(**given | {key: str(path)}).run("ADD")
+
+
+@pytest.mark.parametrize("number", [errno.EMFILE, errno.EIO, errno.ENOMEM])
+def test_703_a_file_that_nobody_could_look_at(
+    tmp_path: Path, allows: Allows, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    """No descriptors left is no fault of the configuration: code 5, so that the runtime tries again."""
+    allows(tmp_path)
+    (tmp_path / "file").write_text("x")
+    opening = os.open
+
+    def fails(path: Any, *words: Any, **more: Any) -> int:
+        if path == "file":
+            raise OSError(number, os.strerror(number))
+        return opening(path, *words, **more)
+
+    monkeypatch.setattr(os, "open", fails)
+    with pytest.raises(FileError) as caught:
+        files.read("ipam.ca", f"{tmp_path}/file", 10)
+    assert (caught.value.code, caught.value.errno) == (5, number)
 
 
 # --- root's own file

@@ -209,7 +209,7 @@ def repair(roots: Roots, logger: log.Logger) -> int:
             if record is not None and record.state == BROKEN:
                 broken = True
             elif record is not None and record.state != ATTACHED:
-                found += _repair_one(_call_of(record, roots, journal, logger), record)
+                found += repair_one(call_of(record, roots, journal, logger), record)
         except Exception as error:
             logger.error("what was cut short could not be finished", pci=pci, why=error)
     if broken:
@@ -238,7 +238,8 @@ def _drop_drafts(journal: Journal, roots: Roots) -> None:
                 journal.drop_draft(pci)
 
 
-def _call_of(record: Attachment, roots: Roots, journal: Journal, logger: log.Logger) -> Call:
+def call_of(record: Attachment, roots: Roots, journal: Journal, logger: log.Logger) -> Call:
+    """Return the DEL that would release a record, made of the record alone."""
     given = record.request
     asked = Request(
         command="DEL",
@@ -260,7 +261,7 @@ def _call_of(record: Attachment, roots: Roots, journal: Journal, logger: log.Log
     return Call(request=asked, conf=conf, roots=roots, journal=journal, log=bound, context=Context())
 
 
-def _repair_one(call: Call, record: Attachment) -> bool:
+def repair_one(call: Call, record: Attachment) -> bool:
     """Take both locks, if they are free, and finish; return whether there was something to finish."""
     with ExitStack() as held:
         asked = call.request

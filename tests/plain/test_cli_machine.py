@@ -50,6 +50,7 @@ def test_json(here: Roots, capsys: pytest.CaptureFixture[str]) -> None:
         "netdev": "pf0v1",
         "numa": 1,
         "owner": None,
+        "stray": None,
     }
 
 

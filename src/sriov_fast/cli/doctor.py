@@ -9,13 +9,14 @@ import stat
 import subprocess
 import sys
 from collections.abc import Iterator
+from itertools import chain
 from pathlib import Path
 from typing import NamedTuple
 
-from sriov_fast import backend, codec
-from sriov_fast.cli import machine
+from sriov_fast import backend, codec, log, upkeep
+from sriov_fast.cli import machine, release
 from sriov_fast.cli.install import PLUGIN_DIRECTORY
-from sriov_fast.errors import DecodeError
+from sriov_fast.errors import DecodeError, SriovError
 from sriov_fast.sriov import roots
 from sriov_fast.sriov.journal import Journal
 from sriov_fast.sriov.roots import Roots
@@ -43,16 +44,32 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     """Register ``doctor``."""
     summary = "check that this machine can attach VFs; exit status 1 when it cannot"
     parser = subparsers.add_parser("doctor", help=summary, description=summary)
+    repair = "first release what pods left that ended without a DEL, and finish what was cut short"
+    parser.add_argument("--repair", action="store_true", help=repair)
     parser.set_defaults(run=_run)
 
 
 def _run(args: argparse.Namespace) -> int:
-    del args
+    here = roots.from_environment()
     status = 0
-    for finding in examine(roots.from_environment(), cni_path()):
+    for finding in chain(_repaired(here) if args.repair else (), examine(here, cni_path())):
         print(f"{finding.level:<4}  {finding.what}: {finding.text}")
         status |= finding.level == FAIL
     return status
+
+
+def _repaired(here: Roots) -> _Findings:
+    """Release every stray attachment; the fault of one does not keep the others."""
+    found = upkeep.repair(here, log.Logger("warning"))
+    if found:
+        yield Finding(OK, "repair", f"finished {found} requests that were cut short")
+    for record, why in machine.strays(here):
+        which = f"VF {record.pci} of {'/'.join(record.owner)}"
+        try:
+            release.release(record, here)
+            yield Finding(OK, "repair", f"{which} is released: {why}")
+        except (OSError, SriovError) as error:
+            yield Finding(FAIL, "repair", f"{which}: {error}")
 
 
 def cni_path() -> list[Path]:
@@ -66,6 +83,7 @@ def examine(here: Roots, path: list[Path]) -> _Findings:
     yield from _kernel(platform.release())
     yield from _user()
     yield from _cards(here)
+    yield from _strays(here)
     yield from _state(Path(here.run))
     yield from _records(here)
     yield from _irqbalance(Path(here.proc))
@@ -127,6 +145,13 @@ def _card(pf: machine.Pf, owned: machine.Owners, directory: Path) -> _Findings:
         yield Finding(WARN, f"PF {pf.name}", f"no driver on VF {', '.join(unbound)}: {advice}")
     if _text(directory / "operstate") == "down":
         yield Finding(WARN, f"PF {pf.name}", f"is down: ip link set {pf.name} up")
+
+
+def _strays(here: Roots) -> _Findings:
+    """Name the VFs of pods that ended without a DEL."""
+    for record, why in machine.strays(here):
+        advice = f"sriov-fast release {record.container_id} {record.ifname}, or sriov-fast doctor --repair"
+        yield Finding(WARN, f"VF {record.pci}", f"belongs to {'/'.join(record.owner)}: {why}: {advice}")
 
 
 def _text(path: Path) -> str:

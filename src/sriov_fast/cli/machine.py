@@ -7,8 +7,8 @@ from typing import NamedTuple
 
 from sriov_fast.backend import nl, sysfs
 from sriov_fast.errors import is_there
-from sriov_fast.sriov import candidate, uplink
-from sriov_fast.sriov.journal import Journal
+from sriov_fast.sriov import candidate, fate, uplink
+from sriov_fast.sriov.journal import Attachment, Journal
 from sriov_fast.sriov.roots import Roots
 from sriov_fast.values import Vf
 
@@ -45,6 +45,16 @@ def owners(roots: Roots) -> Owners:
         return Journal(roots.run, roots.proc).owners()
     except PermissionError:
         return {}
+
+
+def strays(roots: Roots) -> list[tuple[Attachment, str]]:
+    """Return the attachments whose pod ended without a DEL, with what is known of that."""
+    try:
+        records = Journal(roots.run, roots.proc).all()
+    except PermissionError:
+        return []
+    fates = ((record, fate.of(record, roots)) for record in records)
+    return [(record, found.why) for record, found in fates if found.gone]
 
 
 def usable(vf: Vf, owned: Owners) -> bool:

@@ -26,6 +26,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
 def _run(args: argparse.Namespace) -> int:
     here = roots.from_environment()
     owned = machine.owners(here)
+    strays = {record.pci: why for record, why in machine.strays(here)}
     pfs = []
     status = 0
     for name in args.pf or machine.pf_names(here):
@@ -36,21 +37,25 @@ def _run(args: argparse.Namespace) -> int:
             print(f"sriov-fast vfs: {name} is no PF with SR-IOV: {why}", file=sys.stderr)
             status = 1
     if args.json:
-        _print_json(pfs, owned)
+        _print_json(pfs, owned, strays)
     elif pfs:
-        print("\n".join(_table([_HEADER, *_rows(pfs, owned)])))
+        print("\n".join(_table([_HEADER, *_rows(pfs, owned, strays)])))
     elif not status:
         print("no network card here can have VFs (SR-IOV)", file=sys.stderr)
     return status
 
 
-def _rows(pfs: Iterable[machine.Pf], owned: machine.Owners) -> Iterable[Sequence[str]]:
+def _rows(
+    pfs: Iterable[machine.Pf], owned: machine.Owners, strays: dict[str, str]
+) -> Iterable[Sequence[str]]:
     for pf in pfs:
         if not pf.vfs:
             yield (pf.name, "-", "-", "-", "-", "-", f"(no VFs, up to {pf.total})")
         for vf in pf.vfs:
             numa = str(vf.numa) if vf.numa >= 0 else "-"
             owner = "/".join(owned.get(vf.pci, ())) or "-"
+            if vf.pci in strays:
+                owner += f" ({strays[vf.pci]})"
             yield (pf.name, str(vf.index), vf.pci, vf.driver or "-", vf.netdev or "-", numa, owner)
 
 
@@ -61,15 +66,18 @@ def _table(rows: Sequence[Sequence[str]]) -> list[str]:
     ]
 
 
-def _print_json(pfs: Iterable[machine.Pf], owned: machine.Owners) -> None:
+def _print_json(pfs: Iterable[machine.Pf], owned: machine.Owners, strays: dict[str, str]) -> None:
     import orjson
 
-    document = [{"pf": pf.name, "total": pf.total, "vfs": [_plain(vf, owned) for vf in pf.vfs]} for pf in pfs]
+    document = [
+        {"pf": pf.name, "total": pf.total, "vfs": [_plain(vf, owned, strays) for vf in pf.vfs]} for pf in pfs
+    ]
     sys.stdout.write(orjson.dumps(document, option=orjson.OPT_INDENT_2).decode() + "\n")
 
 
-def _plain(vf: Vf, owned: machine.Owners) -> dict[str, Any]:
+def _plain(vf: Vf, owned: machine.Owners, strays: dict[str, str]) -> dict[str, Any]:
     plain = vf.as_dict()
     owner = owned.get(vf.pci)
     plain["owner"] = {"containerID": owner[0], "ifname": owner[1]} if owner else None
+    plain["stray"] = strays.get(vf.pci)  # why it waits for `sriov-fast release`
     return plain

@@ -1,0 +1,126 @@
+"""Pods that ended without a DEL, and the operator's way to get their VFs back."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from node import Node
+
+
+def operate(node: Node, *words: str) -> subprocess.CompletedProcess[str]:
+    """Run the operator's command on the node."""
+    enter = ["nsenter", f"--net=/run/netns/{node.host}", "--"]
+    line = [*enter, sys.executable, "-m", "sriov_fast.cli", *words]
+    environment = node.environment("", "", "", "", "")
+    return subprocess.run(line, env=environment, check=False, capture_output=True, text=True, timeout=60)
+
+
+def attached(node: Node, netns: str = "") -> tuple[str, dict[str, object]]:
+    """Attach a VF with an address; return its pod and the configuration."""
+    pod = node.pod()
+    conf = node.conf(ipam=node.host_local(delegate=False))
+    node.add(conf, netns or pod, container=pod)
+    return pod, conf
+
+
+def return_device(node: Node, pod: str) -> None:
+    """Do what the kernel does with a VF when its namespace ends; a stand-in would be deleted."""
+    node.ip("-n", pod, "link", "set", "eth0", "down")
+    node.ip("-n", pod, "link", "set", "eth0", "netns", node.host, "name", node.tree.netdev(0))
+
+
+def ended(node: Node, pod: str) -> None:
+    return_device(node, pod)
+    node.ip("netns", "del", pod)
+
+
+def test_608_vfs_and_doctor_show_a_pod_that_is_gone(node: Node) -> None:
+    """A pod that ended without a DEL kept its VF for ever, and no command said so."""
+    pod, _ = attached(node)
+    for line in (operate(node, "vfs").stdout, operate(node, "doctor").stdout):
+        assert "is gone" not in line
+    ended(node, pod)
+    assert f"{pod}/eth0 (its namespace /run/netns/{pod} is gone since " in operate(node, "vfs").stdout
+    (pf,) = json.loads(operate(node, "vfs", "--json").stdout)
+    assert [bool(vf["stray"]) for vf in pf["vfs"]] == [True, False]
+    said = operate(node, "doctor").stdout
+    assert f"WARN  VF {node.tree.pci(0)}: belongs to {pod}/eth0: its namespace" in said
+    assert f"sriov-fast release {pod} eth0" in said
+
+
+@pytest.mark.parametrize("words", [["release", "POD"], ["release", "POD", "eth0"], ["doctor", "--repair"]])
+def test_608_release_gives_back_vf_and_address(node: Node, words: list[str]) -> None:
+    """Nothing but a GC, which plain runtimes never send, gave the VF of such a pod back."""
+    before = node.state()
+    pod, conf = attached(node)
+    ended(node, pod)
+    done = operate(node, *[pod if word == "POD" else word for word in words])
+    assert f"VF {node.tree.pci(0)} of {pod}/eth0 is released" in done.stdout, done
+    assert (node.records(), node.leases(), node.locks()) == ([], [], [])
+    assert node.state() == before
+    node.pods.remove(pod)
+    node.add(conf | {"vf": 0}, node.pod())
+
+
+def test_608_release_of_what_nobody_has(node: Node) -> None:
+    """A wrong container ID is an error, and releases nothing."""
+    attached(node)
+    done = operate(node, "release", "nobody", "eth0")
+    assert (done.returncode, done.stdout) == (1, "")
+    assert "no VF belongs to nobody eth0" in done.stderr
+    assert len(node.records()) == 1
+
+
+def test_608_a_living_pod_keeps_its_vf_unless_forced(node: Node) -> None:
+    """The VF of a running pod goes only where the operator insists."""
+    pod, _ = attached(node)
+    done = operate(node, "release", pod)
+    assert done.returncode == 1
+    assert f"its namespace /run/netns/{pod} is there" in done.stderr
+    assert "is released" not in operate(node, "doctor", "--repair").stdout
+    assert node.link("eth0", pod)["ifname"] == "eth0"
+    assert len(node.records()) == 1
+    assert operate(node, "release", pod, "--force").returncode == 0
+    assert (node.records(), node.leases()) == ([], [])
+    assert node.tree.netdev(0) in node.links()
+
+
+def test_608_a_namespace_without_a_file_is_not_gone(node: Node) -> None:
+    """The file of a namespace was removed while a process kept the namespace, with the VF in it."""
+    pod, _ = attached(node)
+    holder = subprocess.Popen(["nsenter", f"--net=/run/netns/{pod}", "--", "sleep", "600"])
+    try:
+        while Path(f"/proc/{holder.pid}/comm").read_text() != "sleep\n":
+            pass
+        node.ip("netns", "del", pod)
+        node.pods.remove(pod)
+        assert "is gone" not in operate(node, "vfs").stdout
+        done = operate(node, "release", pod)
+        assert done.returncode == 1
+        assert "the VF is not back in the host" in done.stderr
+        assert len(node.records()) == 1
+    finally:
+        holder.kill()
+        holder.wait()
+
+
+def test_608_could_not_look_is_not_gone(node: Node) -> None:
+    """An error of the look at the namespace was taken for its end."""
+    path = node.root / "netns"
+    pod = node.pod()
+    path.symlink_to(f"/run/netns/{pod}")
+    node.add(node.conf(), str(path), container="c1")
+    return_device(node, pod)
+    path.unlink()
+    path.symlink_to(path)
+    assert "is gone" not in operate(node, "vfs").stdout
+    done = operate(node, "release", "c1")
+    assert done.returncode == 1
+    assert "Too many levels" in done.stderr
+    assert len(node.records()) == 1
+    path.unlink()
+    assert operate(node, "release", "c1").returncode == 0

@@ -91,7 +91,7 @@ def gateway_is_unreachable(node: Node, pod: str) -> dict[str, Any]:
 
 
 def address_is_there_already(node: Node, pod: str) -> dict[str, Any]:
-    node.delegate("txipam", GIVES.replace("}]BODY", '},{"address":"10.1.0.2/24"}]'))
+    node.delegate("txipam", GIVES.replace("}]BODY", '},{"address":"fd00::2/64"},{"address":"fd00::2/128"}]'))
     return node.conf(ipam={"type": "txipam", "delegate": True})
 
 
@@ -110,7 +110,7 @@ STEPS: list[tuple[Prepare, int, str]] = [
     (pf_refuses_what_ipam_wants, 100, "vlan 5"),
     (gateway_is_of_another_version, 102, "fd00::1"),
     (gateway_is_unreachable, 100, "192.0.2.0/24 via 172.16.0.1"),
-    (address_is_there_already, 100, "10.1.0.2/24"),
+    (address_is_there_already, 100, "fd00::2/128"),
 ]
 
 

@@ -307,7 +307,7 @@ async def open_store(url: str, **options: Any) -> Store:
     if parts.scheme == "sqlite":
         from sriov_fast.txipamd.store_sqlite import open_sqlite
 
-        return await asyncio.to_thread(open_sqlite, parts.path)
+        return open_sqlite(parts.path)
     if parts.scheme == "etcd":
         from sriov_fast.txipamd.store_etcd import open_etcd
 

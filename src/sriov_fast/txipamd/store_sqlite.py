@@ -254,7 +254,12 @@ class SqliteStore:
             return
         self._closed = True
         self._jobs.put(None)
-        await asyncio.get_running_loop().run_in_executor(None, self._shut)
+        try:
+            shutting = asyncio.get_running_loop().run_in_executor(None, self._shut)
+        except RuntimeError:  # no thread can be started
+            self._shut()
+        else:
+            await shutting
 
     def _shut(self) -> None:
         self._writer.join()

@@ -9,6 +9,8 @@ from __future__ import annotations
 import errno as errnos
 import os
 
+# No means left to ask or to act: no verdict of the kernel or of a driver on what was asked.
+EXHAUSTED = frozenset((errnos.EMFILE, errnos.ENFILE, errnos.ENOMEM))
 _ABSENT = frozenset((errnos.ENOENT, errnos.ENOTDIR, errnos.ENODEV))
 
 

@@ -124,7 +124,7 @@ def add(call: Call) -> Reply:
         choice = pool.choose(wish_of(call, host), call.journal, call.roots)
         held.enter_context(choice.lock)
         call.step("choose the VF")
-        record = _journaled(call, choice, host, undo)
+        record = _journaled(call, choice, host, undo, addresses)
         done = _attached(call, record, Means(host=host, netns=fd, held=held), start)
         undo.pop_all()
         return done.replace(held=held.pop_all())
@@ -181,11 +181,7 @@ def _require_detached(call: Call) -> None:
             vf=record.vf,
         )
     call.log.warning("an earlier ADD was cut short: its VF is brought home first", pci=record.pci)
-    try:
-        release(call.of(record), record)
-    except IpamError as error:  # what it cannot give back it may well refuse, or give again
-        call.log.error("its address could not be given back", plugin=record.ipam, why=error)
-        call.journal.remove(record)
+    release(call.of(record), record)
 
 
 def _ipam_start(
@@ -201,6 +197,7 @@ def _ipam_start(
     starting = _joined(call, lambda: _begun(ipam.start("ADD"), call.conf, work), running)
     if not call.context.beside:
         starting()  # a fault that is known now must not cost a move
+    running.callback(_settled, starting)
     undo.callback(_ipam_take_back, call, ipam, starting)
 
     def finish() -> T:
@@ -256,13 +253,19 @@ def _raiser(error: Exception) -> Callable[[], Any]:
     return late
 
 
-def _ipam_take_back(call: Call, ipam: Ipam | Builtin, starting: Callable[[], tuple[Running, object]]) -> None:
+def _settled(starting: Callable[[], tuple[Running, object]]) -> bool:
+    """Wait until IPAM's ADD has ended, whatever comes of it; return whether it was ever started."""
     try:
         running, _ = starting()
     except (SriovError, OSError):
-        return  # it never started
+        return False
     running.settle(IPAM_GRACE)
-    _ipam_undo(call, ipam)
+    return True
+
+
+def _ipam_take_back(call: Call, ipam: Ipam | Builtin, starting: Callable[[], tuple[Running, object]]) -> None:
+    if _settled(starting):
+        _ipam_undo(call, ipam)
 
 
 def _answer(document: dict[str, Any] | None, conf: NetConf) -> Answer:
@@ -301,7 +304,9 @@ def wish_of(call: Call, host: nl.Socket) -> pool.Wish:
     )
 
 
-def _journaled(call: Call, choice: Choice, host: nl.Socket, undo: ExitStack) -> Attachment:
+def _journaled(
+    call: Call, choice: Choice, host: nl.Socket, undo: ExitStack, addresses: ExitStack
+) -> Attachment:
     """Write down the VF's state and what is asked, before the first change."""
     asked, conf = call.request, call.conf
     record = attach.observe(
@@ -329,18 +334,19 @@ def _journaled(call: Call, choice: Choice, host: nl.Socket, undo: ExitStack) -> 
         record = record.replace(irqs=masks, pinned=affinity.plan(list(masks), conf.cores))
     call.journal.write(record)
     call.step("write the journal")
-    undo.callback(_take_back, call, record)
+    undo.callback(_take_back, call, record, addresses)
     undo.callback(call.journal.drop, record)
     return record
 
 
-def _take_back(call: Call, record: Attachment) -> None:
-    """Undo an attach. Where that fails the record stays, so that DEL or GC can try again."""
-    latest = call.journal.again(record) or record
+def _take_back(call: Call, record: Attachment, addresses: ExitStack) -> None:
+    """Undo an attach. Where that fails record and addresses stay, so that DEL or GC can try again."""
     try:
+        latest = call.journal.again(record) or record
         detach.release(latest, call.where, call.roots, call.log)
         call.journal.remove(latest)
     except (SriovError, OSError) as error:
+        addresses.pop_all()  # the VF may still answer for them
         call.log.error("the VF could not be brought home", pci=record.pci, pf=record.pf, why=error)
 
 

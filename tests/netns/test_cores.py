@@ -21,6 +21,7 @@ def wide(make_node: MakeNode) -> Node:
     node = make_node(vfs=1)
     shutil.rmtree(node.root / "tree")
     node.tree = build_tree(node.root / "tree", pf="pf0", vfs=1, irqs_per_vf=6)
+    node.reindex()
     return node
 
 

@@ -18,7 +18,7 @@ import os
 import time
 
 from sriov_fast import codec
-from sriov_fast.errors import ConfigError, DecodeError, FileError, IpamError, SriovError
+from sriov_fast.errors import ConfigError, DecodeError, FileError, IpamError, SriovError, is_absent
 from sriov_fast.ipam.service import Owner, Service, ServiceError, Settings
 from sriov_fast.ipam.tls import Trust
 from sriov_fast.values import Value
@@ -147,14 +147,18 @@ def _plain(release: Release) -> dict[str, object]:
 
 
 def _read(path: str) -> Release | None:
-    """Return a record; None where it is gone, or is none."""
+    """Return a record; None where it is gone, or is none. Raises OSError where it cannot be read."""
     try:
         with open(path, "rb", buffering=0) as file:
             plain = codec.loads(file.read(), path)
         settings = plain["settings"]
         settings |= {"trust": Trust(**settings["trust"]), "remotes": tuple(settings["remotes"])}
         return Release(**plain | {"owner": Owner(**plain["owner"]), "settings": Settings(**settings)})
-    except (OSError, DecodeError, KeyError, TypeError, ValueError, AttributeError):
+    except OSError as error:
+        if is_absent(error):
+            return None
+        raise
+    except (DecodeError, KeyError, TypeError, ValueError, AttributeError):
         return None
 
 
@@ -180,7 +184,8 @@ def _owed_by(state_dir: str, owner: Owner) -> list[str]:
 class Held:
     """A record under its lock. ``busy``: somebody else has it. ``release`` is None then, or where it is gone.
 
-    A record that cannot be read is removed: it would stay for ever. ``lost`` is set then.
+    A record that is none is removed: it would stay for ever. ``lost`` is set then. Raises OSError where it
+    cannot be read.
     """
 
     def __init__(self, path: str, deadline: float = 0.0) -> None:
@@ -193,9 +198,17 @@ class Held:
             self._fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
         except FileNotFoundError:
             return
+        try:
+            self._take(deadline)
+        except BaseException:
+            os.close(self._fd)
+            raise
+
+    def _take(self, deadline: float) -> None:
+        """Lock the file that is open, and read it."""
         self.busy = not self._locked(deadline)
         if not self.busy and self._is_current():
-            self.release = _read(path)
+            self.release = _read(self.path)
             if self.release is None:
                 self.lost = True
                 self.drop()
@@ -319,8 +332,12 @@ def retry(state_dir: str, log: Logger, deadline: float) -> int:
     left = 0
     down: set[tuple[str, ...]] = set()
     for path in owed(state_dir):
-        with Held(path) as held:
-            left += _retry_one(held, log, deadline, down)
+        try:
+            with Held(path) as held:
+                left += _retry_one(held, log, deadline, down)
+        except OSError as error:
+            log.warning("what is owed cannot be read", file=path, why=error.strerror)
+            left += 1
     return left
 
 

@@ -6,7 +6,7 @@ import errno
 import os
 
 from sriov_fast.backend import irq
-from sriov_fast.errors import ConfigError
+from sriov_fast.errors import EXHAUSTED, ConfigError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -55,7 +55,10 @@ def plan(numbers: Sequence[int], cores: Sequence[int]) -> dict[int, str]:
 
 
 def apply(masks: dict[int, str], roots: Roots, log: Logger) -> dict[int, str]:
-    """Write the masks and return those that the kernel took; a managed interrupt is logged and left."""
+    """Write the masks and return those that the kernel took; a managed interrupt is logged and left.
+
+    Raises OSError where the process or the kernel has no means left to write one.
+    """
     pairs = list(masks.items())
     taken = {}
     for (number, mask), failed in zip(pairs, irq.write_masks(pairs, roots.proc), strict=True):
@@ -63,6 +66,8 @@ def apply(masks: dict[int, str], roots: Roots, log: Logger) -> dict[int, str]:
             taken[number] = mask
         elif failed in _MANAGED:
             log.warning("the kernel manages this interrupt itself and keeps its mask", irq=number, mask=mask)
+        elif failed in EXHAUSTED:
+            raise OSError(failed, os.strerror(failed), f"{roots.proc}/irq/{number}/smp_affinity")
         elif failed != errno.ENOENT:
             log.error("cannot set the interrupt's mask", irq=number, mask=mask, errno=os.strerror(failed))
     return taken

@@ -69,11 +69,17 @@ def _checksum(source: bytes, target: bytes, message: bytes) -> bytes:
 def send(netns_fd: int, ifname: str, mac: str, addresses: Sequence[str]) -> None:
     """Wait for carrier, for a bounded time, then send one frame for each address."""
     fd = nl.raw_socket(netns_fd, _AF_PACKET, _SOCK_RAW, 0)
-    packet = _socket.socket(_AF_PACKET, _SOCK_RAW, 0, fd)
-    _wait_for_carrier(fd, ifname)
-    for frame in frames(mac, addresses):
-        packet.sendto(frame, (ifname, 0))
-    packet.close()
+    try:
+        packet = _socket.socket(_AF_PACKET, _SOCK_RAW, 0, fd)
+    except BaseException:
+        os.close(fd)
+        raise
+    try:
+        _wait_for_carrier(fd, ifname)
+        for frame in frames(mac, addresses):
+            packet.sendto(frame, (ifname, 0))
+    finally:
+        packet.close()
 
 
 def _wait_for_carrier(fd: int, ifname: str) -> None:

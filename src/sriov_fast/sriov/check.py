@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from sriov_fast.backend import nl
-from sriov_fast.errors import CheckError, NetlinkError
+from sriov_fast.errors import CheckError, NetlinkError, is_absent
 from sriov_fast.sriov import affinity, locate
 from sriov_fast.values import Route
 
@@ -47,6 +47,8 @@ def _device(pod: nl.Socket, record: Attachment) -> Link:
     batch.get_link(name=record.ifname)
     found = pod.run(batch, check=False)[0]
     if isinstance(found, NetlinkError):
+        if not is_absent(found):
+            raise found
         raise _fault(record, f"not in the namespace: {found.msg}")
     if not locate.is_ours(found, record):
         raise _fault(record, f"is another device ({found.parent or found.index}), not VF {record.pci}")
@@ -93,6 +95,8 @@ def _pf_faults(host: nl.Socket, record: Attachment) -> list[str]:
     batch = nl.Batch()
     batch.get_link(index=record.pf_index, vf=record.vf)
     pf = host.run(batch, check=False)[0]
+    if isinstance(pf, NetlinkError) and not is_absent(pf):
+        raise pf
     if isinstance(pf, NetlinkError) or pf.vf is None:
         return [f"{record.pf} shows no VF {record.vf}"]
     now = pf.vf.as_dict()

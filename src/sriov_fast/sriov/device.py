@@ -10,7 +10,7 @@ import errno
 import sys
 
 from sriov_fast.backend import nl
-from sriov_fast.errors import NetlinkError
+from sriov_fast.errors import EXHAUSTED, NetlinkError
 from sriov_fast.values import LinkSettings
 
 TYPE_CHECKING = False
@@ -61,8 +61,8 @@ def _read(socket_fd: int, index: int, kind: str) -> str:
     try:
         answer = nl.ethtool(socket_fd, index, request)
     except OSError as error:
-        if error.errno == errno.ENODEV:
-            raise NetlinkError(errno.ENODEV, "", 0, f"read {kind} of ifindex {index}") from error
+        if error.errno == errno.ENODEV or error.errno in EXHAUSTED:
+            raise NetlinkError(error.errno, "", 0, f"read {kind} of ifindex {index}") from error
         return ""
     return (_requested(answer) if kind == _FEATURES else answer[4:]).hex()
 

@@ -172,3 +172,52 @@ def test_101_a_pf_that_cannot_be_read(node: Node) -> None:
     wrap = failing(device, "EMFILE")
     assert errno.errorcode[errno.EMFILE] in node.refused(5, "ADD", node.conf(), pod, wrap=wrap)
     assert node.kept() == before
+
+
+@needs_strace
+def test_101_an_undo_that_cannot_find_the_vf(node: Node) -> None:
+    """The address was given back though the VF could not be brought home, and was up with that address."""
+    pod = node.pod()
+    ipam = node.host_local(delegate=False, routes=[{"dst": "192.0.2.0/24", "gw": "172.16.0.1"}])
+    conf = node.conf(vf=0, ipam=ipam)
+    path = f"/run/netns/{pod}"
+    again = ("-e", "inject=openat:error=EMFILE:when=2+")
+    wrap = ("strace", "-f", "-o", "/dev/null", "-P", path, "-e", "trace=openat", *again)
+    node.refused(100, "ADD", conf, pod, wrap=wrap)
+    assert (len(node.records()), node.leases()) == (1, ["10.77.0.2"])
+    assert node.link("eth0", pod)
+    node.delete(conf, pod)
+    assert (node.records(), node.leases(), node.addresses_of(pod)) == ([], [], "")
+
+
+@needs_strace
+def test_102_an_earlier_add_whose_address_cannot_be_given_back(node: Node) -> None:
+    """A second ADD forgot the record of a first one that was killed, and with it the address."""
+    given = 'if [ "$CNI_COMMAND" = ADD ]; then echo \'{"ips":[{"address":"10.1.0.2/24"}]}\'; exit 0; fi'
+    node.delegate("txipam", f'{given}\n[ "$CNI_COMMAND" = DEL ] && [ -e "$ROOT/down" ] && exit 1')
+    conf, pod = node.conf(vf=0, ipam={"type": "txipam", "delegate": True}), node.pod()
+    draft = str(node.run_dir / "vfs" / f".{node.tree.pci(0)}")
+    kill = ("-e", "trace=rename", "-e", "inject=rename:signal=SIGKILL:when=2")
+    node.run("ADD", conf, pod, wrap=("strace", "-f", "-o", "/dev/null", "-P", draft, *kill))
+    record = node.records()
+    assert len(record) == 1
+    (node.root / "down").touch()
+    node.refused(102, "ADD", conf, pod)
+    assert node.records() == record
+    (node.root / "down").unlink()
+    node.add(conf, pod)
+    node.delete(conf, pod)
+    assert node.records() == []
+
+
+@needs_strace
+def test_101_an_interrupt_whose_mask_cannot_be_opened(node: Node) -> None:
+    """A DEL forgot what the mask was before, where it could not open the mask's file to write it back."""
+    conf, pod, _ = attached(node, cores=[1, 2])
+    mask = node.tree.mask(node.tree.irqs(0)[0])
+    wrap = ("strace", "-f", "-o", "/dev/null", "-P", str(mask), "-e", "trace=openat")
+    record, address = node.records(), node.addresses_of(pod)
+    node.refused(5, "DEL", conf, pod, wrap=(*wrap, "-e", "inject=openat:error=EMFILE:when=2+"))
+    assert (node.records(), node.leases(), node.addresses_of(pod)) == (record, ["10.77.0.2"], address)
+    node.delete(conf, pod)
+    assert mask.read_text().strip() == "ff"

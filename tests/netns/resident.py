@@ -245,7 +245,7 @@ class ResidentNode(Node):
 
     def homing(self) -> list[str]:
         """The records of VFs that are their containers' no more and still on their way."""
-        return [name for name in self.records() if "~~" in name]
+        return [name for name in self.records() if "~~" in name and "~~~" not in name]
 
     def homed(self) -> None:
         """Wait until no VF is on its way home any more, and none is held that is nobody's."""

@@ -238,13 +238,13 @@ def test_an_mtu_that_is_no_longer_possible(node: Node) -> None:
 
 @pytest.mark.parametrize("content", ["", "{", "[]", "{}", '{"before": 5}', "null", "\0" * 64])
 def test_a_broken_record(node: Node, content: str) -> None:
-    """Its name still says whose VF it is; what cannot be known is left alone."""
+    """Its name still says whose VF it is; the record and the VF are kept aside."""
     pod, conf = node.pod(), node.conf(ipam=node.host_local(), vf=0)
     node.add(conf, pod)
     node.record().write_text(content)
     node.tree.unbind(0)  # a stand-in has nothing but its record to be found by, so do not wait for it
     node.delete(conf, pod)
-    assert (node.records(), node.leases()) == ([], [])
+    assert (node.records(), node.leases()) == ([f"{node.tree.pci(0)}~~~{pod}~eth0"], [])
 
 
 def test_ipam_fails(node: Node) -> None:

@@ -6,6 +6,7 @@ Independent of the product's own reading and restoring; constants are of linux/e
 from __future__ import annotations
 
 import ctypes
+import errno
 import fcntl
 import os
 import socket
@@ -20,10 +21,14 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 _SIOCETHTOOL = 0x8946
+# ETHTOOL_GRINGPARAM, _GCOALESCE, _GCHANNELS, _GPFLAGS, _GMSGLVL: number, and the numbers in its struct
+_READABLE = {"rings": (0x10, 9), "coalescing": (0x0E, 23), "channels": (0x3C, 9)}
+_READABLE |= {"private flags": (0x27, 2), "message level": (0x07, 2)}
 _SYS_BPF = 321  # x86-64
 _BPF_PROG_LOAD, _BPF_PROG_ATTACH, _BPF_LINK_CREATE = 5, 8, 28
 _ATTACHED = {"ingress": 46, "egress": 47, "xdp": 37}  # BPF_TCX_INGRESS, BPF_TCX_EGRESS, BPF_XDP
 _SCHED_CLS, _XDP = 3, 6
+_CLONE_NEWNET = 0x40000000  # linux/sched.h
 _PASS = struct.pack("<BBhi", 0xB7, 0, 0, 2) + struct.pack("<BBhi", 0x95, 0, 0, 0)  # return 2: XDP_PASS
 
 
@@ -52,6 +57,18 @@ def features(netns: str, name: str) -> tuple[int, ...]:
     return tuple(answer[4 : 2 + 4 * answer[1] : 4])
 
 
+def settings(netns: str, name: str) -> dict[str, object]:
+    """Return all that ethtool(8) can set on a device and its driver reports, as the structs' numbers."""
+    found: dict[str, object] = {"features": features(netns, name)}
+    for kind, (command, size) in _READABLE.items():
+        try:
+            found[kind] = ethtool(netns, name, command, size=size)
+        except OSError as error:
+            if error.errno != errno.EOPNOTSUPP:
+                raise
+    return found
+
+
 def switch(netns: str, name: str, command: int, value: int) -> None:
     """Set one of the old switches, such as ETHTOOL_SGRO (0x2c), ETHTOOL_SGSO (0x24), ETHTOOL_STSO (0x1f)."""
     ethtool(netns, name, command, value)
@@ -77,6 +94,43 @@ def _program(kind: int) -> Iterator[int]:
         yield fd
     finally:
         os.close(fd)
+
+
+@contextmanager
+def _inside(netns: str) -> Iterator[None]:
+    """Run in a namespace: bpf(2) acts in the one that the thread is in."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    with open("/proc/thread-self/ns/net", "rb") as home, open(f"/run/netns/{netns}", "rb") as there:
+        assert libc.setns(there.fileno(), _CLONE_NEWNET) == 0
+        try:
+            yield
+        finally:
+            assert libc.setns(home.fileno(), _CLONE_NEWNET) == 0
+
+
+def attach_tcx(netns: str, name: str, hook: str) -> None:
+    """Attach a program of tcx, at "ingress" or "egress"; OSError (EINVAL) on kernels before 6.6."""
+    index = index_of(netns, name)
+    with _program(_SCHED_CLS) as program, _inside(netns):
+        _bpf(_BPF_PROG_ATTACH, struct.pack("<IIII", index, program, _ATTACHED[hook], 0))
+
+
+def hold(netns: str, name: str, hook: str) -> int:
+    """Attach a program by a bpf_link, at "xdp", "ingress" or "egress"; return the link's descriptor."""
+    index = index_of(netns, name)
+    with _program(_XDP if hook == "xdp" else _SCHED_CLS) as program, _inside(netns):
+        return _bpf(_BPF_LINK_CREATE, struct.pack("<IIII", program, index, _ATTACHED[hook], 0))
+
+
+def tcx(netns: str, name: str) -> list[int]:
+    """Return how many programs of tcx there are at ingress and at egress; [] on kernels before 6.6."""
+    index, found = index_of(netns, name), []
+    with _inside(netns):
+        for hook in ("ingress", "egress"):
+            attributes = ctypes.create_string_buffer(struct.pack("<II", index, _ATTACHED[hook]), 64)
+            if ctypes.CDLL(None).syscall(_SYS_BPF, 16, attributes, 64) == 0:  # BPF_PROG_QUERY
+                found += struct.unpack_from("<I", attributes, 24)
+    return found
 
 
 def index_of(netns: str, name: str) -> int:

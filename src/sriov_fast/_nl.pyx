@@ -10,11 +10,12 @@ that one system call and returns, all in C and without the interpreter lock, so 
 in there. A thread that cannot return ends the process: going on would configure the wrong namespace.
 """
 
+from cpython.bytearray cimport PyByteArray_AS_STRING
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
 from cpython.exc cimport PyErr_CheckSignals, PyErr_SetFromErrno, PyErr_SetFromErrnoWithFilenameObject
 from cpython.mem cimport PyMem_Free, PyMem_Realloc
 from libc.errno cimport EAGAIN, EINTR, EIO, EMSGSIZE, ENOBUFS, ENODEV, EPROTO, ETIMEDOUT, errno
-from libc.stdint cimport int32_t, uint8_t, uint16_t, uint32_t
+from libc.stdint cimport int32_t, uint8_t, uint16_t, uint32_t, uint64_t
 from libc.stdlib cimport abort
 from libc.string cimport memchr, memcmp, memcpy, memset
 
@@ -36,6 +37,7 @@ cdef extern from * nogil:
     #include <sched.h>
     #include <sys/ioctl.h>
     #include <sys/socket.h>
+    #include <sys/syscall.h>
     #include <sys/time.h>
     #include <unistd.h>
 
@@ -79,6 +81,8 @@ cdef extern from * nogil:
     ssize_t sendto(int fd, const void *buffer, size_t size, int flags, const sockaddr *to, socklen_t to_size)
     int setns(int fd, int kind)
     int usleep(unsigned int microseconds)
+    long SYS_bpf
+    long syscall(long number, ...)
     int setsockopt(int fd, int level, int name, const void *value, socklen_t size)
     int c_socket "socket"(int family, int kind, int protocol)
     ssize_t c_write "write"(int fd, const void *buffer, size_t size)
@@ -1621,6 +1625,31 @@ def ethtool(int socket_fd, index, bytes request not None):
     if failed:
         PyErr_SetFromErrno(OSError)
     return answer
+
+
+# --- bpf ----------------------------------------------------------------------------------------------
+
+def bpf(int command, bytearray attributes not None, dict buffers=None):
+    """Do one ``bpf(command)`` (bpf(2)), in the namespace that the thread is in; return what it returns.
+
+    ``attributes`` is the command's part of union bpf_attr. The addresses of ``buffers`` are put into it, each
+    at its offset. The kernel writes into both. Raises OSError.
+    """
+    cdef size_t size = len(attributes)
+    cdef uint8_t *data = <uint8_t *>PyByteArray_AS_STRING(attributes)
+    cdef uint64_t address
+    cdef bytearray buffer
+    cdef long done
+    for at, buffer in (buffers or {}).items():
+        if not 0 <= at <= <Py_ssize_t>size - 8:
+            raise ValueError(f"offset {at!r}: outside of {size} bytes")
+        address = <uint64_t>PyByteArray_AS_STRING(buffer)
+        memcpy(data + <size_t>at, &address, sizeof(address))
+    with nogil:
+        done = syscall(SYS_bpf, command, data, size)
+    if done < 0:
+        PyErr_SetFromErrno(OSError)
+    return done
 
 
 # --- the socket ---------------------------------------------------------------------------------------

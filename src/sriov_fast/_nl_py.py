@@ -1050,6 +1050,33 @@ def _ethtool_once(socket_fd: int, index: int, data: array[int]) -> None:
     fcntl.ioctl(socket_fd, SIOCETHTOOL, struct.pack("@16sP16x", named[:16], data.buffer_info()[0]))
 
 
+# --- bpf ----------------------------------------------------------------------------------------------
+
+# asm/unistd.h
+SYS_BPF = {"x86_64": 321, "aarch64": 280, "riscv64": 280, "ppc64le": 361, "s390x": 351}
+
+
+def bpf(command: int, attributes: bytearray, buffers: dict[int, bytearray] | None = None) -> int:
+    """Do one ``bpf(command)`` (bpf(2)), in the namespace that the thread is in; return what it returns."""
+    import ctypes
+
+    held = []
+    for at, buffer in (buffers or {}).items():
+        if not 0 <= at <= len(attributes) - 8:
+            raise ValueError(f"offset {at!r}: outside of {len(attributes)} bytes")
+        held.append((ctypes.c_char * len(buffer)).from_buffer(buffer))
+        attributes[at : at + 8] = ctypes.addressof(held[-1]).to_bytes(8, sys.byteorder)
+    number = SYS_BPF.get(os.uname().machine)
+    if number is None:
+        raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
+    libc = ctypes.CDLL(None, use_errno=True)
+    whole = (ctypes.c_char * len(attributes)).from_buffer(attributes)
+    done: int = libc.syscall(ctypes.c_long(number), command, whole, ctypes.c_size_t(len(attributes)))
+    if done < 0:
+        raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
+    return done
+
+
 # --- the socket ---------------------------------------------------------------------------------------
 
 

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 # What each module must export, compiled or plain.
 EXPORTS = {
-    "nl": ("Batch", "Socket", "netns_write", "raw_socket"),
+    "nl": ("Batch", "Socket", "bpf", "ethtool", "netns_write", "raw_socket"),
     "sysfs": ("scan", "vf_index"),
     "irq": ("cpu_mask", "irqs", "online", "parse_cpus", "parse_mask", "read_masks", "write_masks"),
 }

@@ -19,6 +19,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import devices
 from sriov_fast.lab import demo, demo_addresses, demo_card
 
 RECORDS = Path("/run/sriov-fast/vfs")
@@ -28,7 +29,7 @@ PATIENCE = 30.0  # seconds; an emulated machine takes its time
 ZERO_MAC = "00:00:00:00:00:00"
 _CLONE_NEWNET = 0x40000000  # linux/sched.h
 # A queue discipline stays behind when a device is moved; the next use brings the default one.
-_VOLATILE = ("operstate", "flags", "linkmode", "link_netnsid", "qdisc")
+_VOLATILE = ("operstate", "flags", "link_netnsid", "qdisc")
 _SETTABLE_FLAGS = {"UP", "BROADCAST", "MULTICAST", "PROMISC", "ALLMULTI", "NOARP"}
 
 State = dict[str, dict[str, Any]]
@@ -199,7 +200,9 @@ def _device(shown: dict[str, Any] | None) -> dict[str, Any] | None:
     kept = {key: value for key, value in shown.items() if key not in _VOLATILE and key != "addr_info"}
     # a link-local IPv6 address comes with the carrier, some time after the device is up
     addresses = [item["local"] for item in shown["addr_info"] if item["scope"] != "link"]
-    return kept | {"flags": sorted(_SETTABLE_FLAGS & set(shown["flags"])), "addresses": addresses}
+    flags, names = sorted(_SETTABLE_FLAGS & set(shown["flags"])), sorted(shown.get("altnames", ()))
+    found = kept | {"flags": flags, "altnames": names, "addresses": addresses}
+    return found | devices.settings("", shown["ifname"])
 
 
 def differences(before: State, after: State) -> list[str]:

@@ -19,13 +19,17 @@ from typing import Any
 
 from sysfs_tree import Tree, build_tree
 
+import devices
 from sriov_fast import files
 from sriov_fast.cli import install
 
 DELEGATES = "/usr/lib/cni"
 LAUNCHER = "import sys; sys.path[:0] = {path!r}; {prelude}; from sriov_fast.entry import main; main()"
 
-State = dict[str, tuple[str, int, bool]]
+State = dict[str, dict[str, Any]]
+# What the kernel changes with the state of a device, or with a move.
+_VOLATILE = ("ifindex", "operstate", "link_index", "link", "link_netnsid", "qdisc", "flags")
+_SETTABLE_FLAGS = {"UP", "MULTICAST", "PROMISC", "ALLMULTI", "NOARP"}
 
 
 class Outcome:
@@ -309,14 +313,16 @@ class Node:
         return sorted(name for name in os.listdir(directory) if name[0].isdigit())
 
     def state(self) -> State:
-        """Every stand-in that is in the host: {name: (MAC, MTU, up)}."""
-        shown = json.loads(self.nip("-j", "link", "show", "type", "veth"))
+        """Every stand-in that is in the host, by name: what ip(8) shows of it, what ethtool(8) can set."""
+        shown = json.loads(self.nip("-j", "-d", "link", "show", "type", "veth"))
         mine = {self.tree.netdev(index) for index in range(self.tree.vfs)}
-        return {
-            item["ifname"]: (item["address"], item["mtu"], "UP" in item["flags"])
-            for item in shown
-            if item["ifname"] in mine
-        }
+        return {item["ifname"]: self._device(item) for item in shown if item["ifname"] in mine}
+
+    def _device(self, shown: dict[str, Any]) -> dict[str, Any]:
+        kept = {key: value for key, value in shown.items() if key not in _VOLATILE}
+        flags = sorted(_SETTABLE_FLAGS & set(shown["flags"]))
+        names = sorted(shown.get("altnames", ()))
+        return kept | {"flags": flags, "altnames": names} | devices.settings(self.host, shown["ifname"])
 
     def snapshot(self) -> dict[str, Any]:
         """All that a failed ADD, or an ADD and its DEL, must leave as it was."""

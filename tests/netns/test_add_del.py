@@ -66,7 +66,7 @@ def test_every_version_round_trip(node: Node, version: str | None) -> None:
         conf["ipam"] = {"type": "txipam", "delegate": True}
     before, pod = node.state(), node.pod()
     found = node.add(conf, pod)
-    mac = before["pf0v0"][0]
+    mac = before["pf0v0"]["address"]
     head: dict[str, Any] = {"cniVersion": version} if version else {}
     ip: dict[str, Any] = {"address": "10.77.0.2/24", "gateway": "10.77.0.1", "interface": 0}
     interface: dict[str, Any] = {"name": "eth0", "mac": mac, "sandbox": f"/run/netns/{pod}"}
@@ -184,7 +184,7 @@ def test_mtu_and_what_was_up_before(either: Node) -> None:
     assert [node.link("eth0", pod)["mtu"] for pod in pods] == [1450, 1450]
     for pod in pods:
         node.delete(conf, pod)
-    assert before["pf0v0"][1:] == (1300, True)
+    assert (before["pf0v0"]["mtu"], before["pf0v0"]["flags"]) == (1300, ["MULTICAST", "UP"])
     assert node.state() == before
 
 
@@ -295,10 +295,10 @@ def test_a_name_that_both_sides_know(node: Node) -> None:
     pod, before = node.pod(), node.state()
     node.ip("-n", pod, "link", "add", "pf0v0", "type", "veth", "peer", "name", "p")
     node.add(node.conf(vf=0), pod)
-    assert node.link("eth0", pod)["address"] == before["pf0v0"][0]
+    assert node.link("eth0", pod)["address"] == before["pf0v0"]["address"]
     node.delete(node.conf(vf=0), pod)
     assert node.state() == before
-    assert node.link("pf0v0", pod)["address"] != before["pf0v0"][0]
+    assert node.link("pf0v0", pod)["address"] != before["pf0v0"]["address"]
 
 
 def test_masters_in_order(make_node: MakeNode) -> None:

@@ -135,7 +135,7 @@ def test_the_vf_comes_home_late(node: Node) -> None:
 def test_the_name_is_taken_in_the_host(either: Node) -> None:
     """Another device got the VF's name meanwhile: the VF comes home all the same, under another one."""
     node, pod = either, either.pod()
-    mac = node.state()["pf0v0"][0]
+    mac = node.state()["pf0v0"]["address"]
     node.nip("link", "set", "pf0v0", "up")
     conf = node.conf(ipam=node.host_local(), vf=0)
     node.add(conf, pod)
@@ -151,7 +151,7 @@ def test_the_name_is_taken_in_the_host(either: Node) -> None:
 
 def test_both_names_are_taken_in_the_host(node: Node) -> None:
     pod = node.pod()
-    mac = node.state()["pf0v0"][0]
+    mac = node.state()["pf0v0"]["address"]
     node.add(node.conf(vf=0), pod)
     for name in ("pf0v0", "eth0"):
         node.nip("link", "add", name, "type", "veth", "peer", "name", f"{name}-p")

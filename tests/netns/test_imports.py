@@ -45,6 +45,7 @@ HOT = {
         "sriov.device",
         "sriov.journal",
         "sriov.locate",
+        "sriov.programs",
     ),
     *("sriov.locks", "sriov.netns", "sriov.pool", "sriov.roots"),
 }

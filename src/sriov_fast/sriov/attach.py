@@ -10,7 +10,7 @@ import errno
 
 from sriov_fast.backend import nl
 from sriov_fast.errors import BusyError, ConfigError, KernelError, NetlinkError
-from sriov_fast.sriov import candidate, device
+from sriov_fast.sriov import candidate, device, programs
 from sriov_fast.sriov.journal import Attachment
 from sriov_fast.values import Value, VfSettings
 
@@ -50,6 +50,7 @@ def observe(host: nl.Socket, choice: Choice, record: Attachment, roots: Roots) -
         before_settings=netdev.settings,
         before_altnames=netdev.altnames,
         before_xdp=netdev.xdp,
+        before_tcx=programs.tcx(netdev.index),
         before_ethtool=device.ethtool_state(host.fileno(), netdev.index),
     )
 

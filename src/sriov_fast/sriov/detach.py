@@ -114,8 +114,9 @@ class Release:
         )
         if not name:
             return
-        device.restore(self._host, record, name, log)
-        _settle(self._host, record, name, self._quiet, self._on_pf, log)
+        home = _look(self._host, record, name)
+        device.restore(self._host, record, home, log)
+        _settle(self._host, record, home, self._quiet, self._on_pf, log)
         _settle_irqs(self._host, record, name, self._roots, log)
         if record.before_up:
             _bring_up(self._host, name, log)
@@ -377,13 +378,20 @@ def _name_in_host(record: Attachment, roots: Roots) -> str:
     return link.name if link else ""
 
 
+def _look(host: nl.Socket, record: Attachment, name: str) -> Link:
+    """Return the device, home under ``name``; ENODEV where another one has that name by now."""
+    batch = nl.Batch()
+    batch.get_link(name=name)
+    link: Link = host.run(batch)[0]
+    if link.parent and not locate.is_ours(link, record):
+        raise NetlinkError(errno.ENODEV, "", 0, f"get link {name}")
+    return link
+
+
 def _settle(  # noqa: PLR0913, PLR0917
-    host: nl.Socket, record: Attachment, name: str, quiet: Link, on_pf: str | None, log: Logger
+    host: nl.Socket, record: Attachment, now: Link, quiet: Link, on_pf: str | None, log: Logger
 ) -> None:
-    """Look at the device where it is home, and correct what the way home has changed."""
-    look = nl.Batch()
-    look.get_link(name=name)
-    now: Link = host.run(look)[0]
+    """Correct the MTU and the MACs, where the way home has changed them."""
     if record.before_mtu not in (0, now.mtu) and now.mtu != quiet.mtu:
         _run(host, now.index, mtu=record.before_mtu)
     if now.mac != quiet.mac and record.asked.mac:

@@ -11,6 +11,7 @@ import sys
 
 from sriov_fast.backend import nl
 from sriov_fast.errors import EXHAUSTED, NetlinkError
+from sriov_fast.sriov import programs
 from sriov_fast.values import LinkSettings
 
 TYPE_CHECKING = False
@@ -57,7 +58,7 @@ def _read(socket_fd: int, index: int, kind: str) -> str:
         request = _words(_GFEATURES, _BLOCKS).ljust(8 + 16 * _BLOCKS, b"\0")
     else:
         command, _, size = _STRUCTS[kind]
-        request = _words(command).ljust(size, b"\0")
+        request = command.to_bytes(4, sys.byteorder) + bytes(size - 4)
     try:
         answer = nl.ethtool(socket_fd, index, request)
     except OSError as error:
@@ -78,13 +79,6 @@ def _words(*numbers: int) -> bytes:
     return b"".join(number.to_bytes(4, sys.byteorder) for number in numbers)
 
 
-def _look(host: nl.Socket, name: str) -> Link:
-    batch = nl.Batch()
-    batch.get_link(name=name)
-    link: Link = host.run(batch)[0]
-    return link
-
-
 # --- restoring
 
 
@@ -100,16 +94,16 @@ def strip(batch: nl.Batch, record: Attachment, link: Link) -> None:
         batch.del_altname(link.index, *added)
 
 
-def restore(host: nl.Socket, record: Attachment, name: str, log: Logger) -> None:
+def restore(host: nl.Socket, record: Attachment, link: Link, log: Logger) -> None:
     """Restore what differs from the record, on a device that is home and down.
 
     A refusal of the driver is logged. Raises NetlinkError where the device is gone.
     """
-    link = _look(host, name)
     differed = _restore_link(host, record, link)
+    differed |= programs.restore_tcx(link.index, record.before_tcx)
     differed |= _restore_ethtool(host.fileno(), record, link.index)
     if differed:
-        _report(host, record, link.name, log)
+        _report(host, record, link.index, log)
 
 
 def _restore_link(host: nl.Socket, record: Attachment, link: Link) -> bool:
@@ -125,6 +119,8 @@ def _restore_link(host: nl.Socket, record: Attachment, link: Link) -> bool:
     if not len(batch):
         return False
     answers = host.run(batch, check=False)
+    if any(isinstance(answer, NetlinkError) and answer.errno == errno.EBUSY for answer in answers):
+        programs.detach_xdp_links(link.index)
     if changed and isinstance(answers[-1], NetlinkError):
         _set_one_by_one(host, link.index, changed)
     return True
@@ -191,9 +187,12 @@ def _feature_request(now: bytes, before: bytes) -> bytes:
 # --- the result
 
 
-def _report(host: nl.Socket, record: Attachment, name: str, log: Logger) -> None:
+def _report(host: nl.Socket, record: Attachment, index: int, log: Logger) -> None:
     """Log everything that is still not as it was."""
-    link = _look(host, name)
+    batch = nl.Batch()
+    batch.get_link(index=index)
+    link: Link = host.run(batch)[0]
+    name = link.name
     for key, value in _differing(record.before_settings, link.settings).items():
         _warn(log, name, key, value, getattr(link.settings, key))
     if record.before_altnames is not None and set(record.before_altnames) != set(link.altnames):
@@ -201,6 +200,9 @@ def _report(host: nl.Socket, record: Attachment, name: str, log: Logger) -> None
     for mode, before, now in zip(XDP_MODES, record.before_xdp, link.xdp, strict=False):
         if before != now:
             _warn(log, name, f"XDP program ({mode})", before, now)
+    tcx = programs.tcx(link.index) if record.before_tcx else ()
+    if tcx != record.before_tcx:
+        _warn(log, name, "tcx programs", record.before_tcx, tcx)
     for kind, digits in record.before_ethtool.items():
         now_digits = _read(host.fileno(), link.index, kind)
         if now_digits != digits:

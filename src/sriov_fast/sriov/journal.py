@@ -38,7 +38,7 @@ class Attachment(Value):
     """What was done for one interface of one container, and what was there before.
 
     ``before*`` is the VF's original state: ``before`` what the PF held for it, the others what its device
-    showed; None and empty values of the last four are unknown. ``incarnation`` says which PCI device and
+    showed; None and empty values of the last five are unknown. ``incarnation`` says which PCI device and
     which network device are meant (``locate.incarnation``). ``irqs`` are the interrupts' masks before,
     ``pinned`` those that were set, if any. ``asked`` is what the PF was told. ``request`` is what an IPAM DEL
     needs later: CNI_ARGS, CNI_PATH, the configuration. ``token`` is the call's that made it, where it came
@@ -65,6 +65,7 @@ class Attachment(Value):
     before_settings: LinkSettings = LinkSettings()
     before_altnames: tuple[str, ...] | None = None
     before_xdp: tuple[int, ...] = ()
+    before_tcx: tuple[tuple[int, ...], ...] = ()
     before_ethtool: dict[str, str] = {}  # noqa: RUF012 (Value takes it out of the class; nobody writes to it)
     incarnation: tuple[int, ...] = ()
     irqs: dict[int, str] = {}  # noqa: RUF012
@@ -192,6 +193,9 @@ _READ: dict[str, Callable[[Any], Any]] = {
     "tuple[str, ...]": _texts,
     "tuple[str, ...] | None": _or_none(_texts),
     "tuple[int, ...]": lambda value: tuple(map(_of(int), _list(value))),  # inodes among them: 64 bits
+    "tuple[tuple[int, ...], ...]": lambda value: tuple(
+        tuple(map(_number, _list(item))) for item in _list(value)
+    ),
     "tuple[dict[str, Any], ...]": _routes,
     "dict[int, str]": _masks,
     "dict[str, str]": lambda value: {key: _text(item) for key, item in _object(value).items()},

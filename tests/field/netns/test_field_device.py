@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from typing import Any
+import os
 
 import pytest
 from node import Node
@@ -13,13 +13,6 @@ import devices
 pytestmark = pytest.mark.modes("process", "resident", "deferred")
 
 GRO, GSO, TSO, SG, TX = 0x2C, 0x24, 0x1F, 0x19, 0x17  # ETHTOOL_S*
-
-
-def shown(node: Node, name: str = "pf0v0") -> dict[str, Any]:
-    """Return all that ip(8) tells of a stand-in, without what the kernel changes with its state."""
-    found: list[dict[str, Any]] = json.loads(node.nip("-j", "-d", "link", "show", "dev", name))
-    left_out = ("ifindex", "operstate", "link_index", "link", "link_netnsid", "qdisc")
-    return {key: value for key, value in found[0].items() if key not in left_out}
 
 
 LINK_CHANGES = [
@@ -42,12 +35,12 @@ LINK_CHANGES = [
 @pytest.mark.parametrize("change", LINK_CHANGES)
 def test_401_a_setting_of_the_device(node: Node, change: str) -> None:
     """The pod sets flags, queue length, alias or group of its device, and the next pod gets them."""
-    before, pod = shown(node), node.pod()
+    before, pod = node.state(), node.pod()
     node.add(node.conf(), pod)
     node.ip("-n", pod, "link", "set", "dev", "eth0", *change.split())
     node.delete(node.conf(), pod)
     node.homed()
-    assert shown(node) == before
+    assert node.state() == before
 
 
 def test_401_all_settings_at_once(either: Node) -> None:
@@ -56,7 +49,7 @@ def test_401_all_settings_at_once(either: Node) -> None:
     node.nip("link", "set", "dev", "pf0v0", "txqueuelen", "500", "alias", "the operator's", "group", "9")
     node.nip("link", "property", "add", "dev", "pf0v0", "altname", "one", "altname", "two")
     node.nip("link", "set", "dev", "pf0v0", "addrgenmode", "none", "allmulticast", "on")
-    before, features, pod = shown(node), devices.features(node.host, "pf0v0"), node.pod()
+    before, pod = node.state(), node.pod()
     node.add(node.conf(), pod)
     for change in (*LINK_CHANGES, "allmulticast off"):
         node.ip("-n", pod, "link", "set", "dev", "eth0", *change.split())
@@ -66,78 +59,108 @@ def test_401_all_settings_at_once(either: Node) -> None:
         devices.switch(pod, "eth0", command, 0)
     node.delete(node.conf(), pod)
     node.homed()
-    assert sorted(shown(node).pop("altnames")) == ["one", "two"]
-    assert {**shown(node), "altnames": 0} == {**before, "altnames": 0}
-    assert devices.features(node.host, "pf0v0") == features
+    assert node.state() == before
 
 
 @pytest.mark.parametrize(("command", "value"), [(GRO, 1), (GSO, 0), (TSO, 0), (SG, 0), (TX, 0)])
 def test_401_a_feature(node: Node, command: int, value: int) -> None:
     """The pod switches an offload, and the next pod is slow; a veth has GRO off at first, the others on."""
-    before, pod = devices.features(node.host, "pf0v0"), node.pod()
+    before, pod = node.state(), node.pod()
     node.add(node.conf(), pod)
     devices.switch(pod, "eth0", command, value)
-    assert devices.features(pod, "eth0") != before
+    assert devices.features(pod, "eth0") != before["pf0v0"]["features"]
     node.delete(node.conf(), pod)
     node.homed()
-    assert devices.features(node.host, "pf0v0") == before
+    assert node.state() == before
 
 
 def test_401_an_alternative_name(node: Node) -> None:
     """The pod gives its device an alternative name, takes the operator's away, and both stay so."""
     node.nip("link", "property", "add", "dev", "pf0v0", "altname", "the-operators")
-    before, pod = shown(node), node.pod()
+    before, pod = node.state(), node.pod()
     node.add(node.conf(), pod)
     node.ip("-n", pod, "link", "property", "del", "dev", "eth0", "altname", "the-operators")
     node.ip("-n", pod, "link", "property", "add", "dev", "eth0", "altname", "the-pods")
     node.delete(node.conf(), pod)
     node.homed()
-    assert shown(node) == before
+    assert node.state() == before
 
 
 def test_401_an_alternative_name_that_the_host_has(node: Node) -> None:
     """The pod names its device as one of the host: the kernel would refuse the move home."""
-    before, pod = shown(node), node.pod()
+    before, pod = node.state(), node.pod()
     node.add(node.conf(), pod)
     node.ip("-n", pod, "link", "property", "add", "dev", "eth0", "altname", "pf0")
     node.delete(node.conf(), pod)
     node.homed()
-    assert (shown(node), node.records()) == (before, [])
+    assert (node.state(), node.records()) == (before, [])
 
 
 @pytest.mark.parametrize("how", ["generic", "driver"])
 def test_402_an_xdp_program(node: Node, how: str) -> None:
     """The pod attaches an XDP program, and the next pod's packets go through it."""
-    before, pod = shown(node), node.pod()
+    before, pod = node.state(), node.pod()
     node.add(node.conf(), pod)
     devices.attach_xdp(pod, "eth0", how)
     assert "xdp" in json.loads(node.ip("-j", "-n", pod, "link", "show", "dev", "eth0"))[0]
     node.delete(node.conf(), pod)
     node.homed()
-    assert shown(node) == before
+    assert node.state() == before
 
 
 def test_402_an_xdp_program_that_forbids_the_old_mtu(node: Node) -> None:
     """The pod lowers the MTU and attaches an XDP program, with which the driver takes no large MTU."""
     node.nip("link", "set", "dev", "pf0v0", "mtu", "9000")
-    before, pod = shown(node), node.pod()
+    before, pod = node.state(), node.pod()
     node.add(node.conf(mtu=1500), pod)
     devices.attach_xdp(pod, "eth0", "driver")
     done = node.delete(node.conf(), pod)
     node.homed()
-    assert shown(node) == before
+    assert node.state() == before
     assert "level=warning" not in done.stderr
 
 
 def test_402_a_program_of_the_operator_stays(node: Node) -> None:
     """What the operator attached to the VF is no business of a pod that leaves it alone."""
     devices.attach_xdp(node.host, "pf0v0", "generic")
-    before, pod = shown(node), node.pod()
+    before, pod = node.state(), node.pod()
     node.add(node.conf(), pod)
     node.delete(node.conf(), pod)
     node.homed()
-    assert shown(node) == before
-    assert before["xdp"]
+    assert node.state() == before
+    assert before["pf0v0"]["xdp"]
+
+
+@pytest.mark.parametrize("hook", ["ingress", "egress"])
+@pytest.mark.parametrize("how", ["by program", "by link"])
+def test_402_a_program_of_tcx(either: Node, hook: str, how: str) -> None:
+    """The pod attaches a program of tcx, which rtnetlink does not show, and the next pod meets it."""
+    node, pod = either, either.pod()
+    if not devices.tcx(node.host, "pf0v0"):
+        pytest.skip("the kernel has no tcx (Linux 6.6)")
+    devices.attach_tcx(node.host, "pf0v0", "ingress")  # the operator's stays
+    node.add(node.conf(), pod)
+    held = devices.hold(pod, "eth0", hook) if how == "by link" else -1
+    if held < 0:
+        devices.attach_tcx(pod, "eth0", hook)
+    assert sum(devices.tcx(pod, "eth0")) == 2
+    node.delete(node.conf(), pod)
+    node.homed()
+    assert devices.tcx(node.host, "pf0v0") == [1, 0]
+    if held >= 0:
+        os.close(held)
+
+
+def test_402_an_xdp_program_that_a_link_holds(either: Node) -> None:
+    """The pod holds its XDP program by a pinned bpf_link, which netlink cannot detach."""
+    node, before, pod = either, either.state(), either.pod()
+    node.add(node.conf(), pod)
+    held = devices.hold(pod, "eth0", "xdp")
+    done = node.delete(node.conf(), pod)
+    node.homed()
+    os.close(held)
+    assert node.state() == before
+    assert "not as it was" not in done.stderr
 
 
 def test_403_queue_disciplines_go_with_the_move(node: Node) -> None:
@@ -156,23 +179,23 @@ def test_403_queue_disciplines_go_with_the_move(node: Node) -> None:
 def test_401_a_failed_add_leaves_the_device_alone(node: Node) -> None:
     """The undo of an ADD restores as a DEL does: IPv6 address generation does not survive a move."""
     node.nip("link", "set", "dev", "pf0v0", "addrgenmode", "none", "txqueuelen", "500")
-    before, pod = shown(node), node.pod()
+    before, pod = node.state(), node.pod()
     beyond = {"dst": "10.9.0.0/16", "gw": "192.168.1.1"}
     ipam = {"type": "static", "addresses": [{"address": "10.1.0.2/24"}], "routes": [beyond]}
     assert node.run("ADD", node.conf(ipam=ipam), pod).status == 1
-    assert (shown(node), node.records()) == (before, [])
+    assert (node.state(), node.records()) == (before, [])
 
 
 def test_401_gc_restores_as_a_del_does(node: Node) -> None:
     """GC brings home what a runtime forgot, and restores the same."""
-    before, features, pod = shown(node), devices.features(node.host, "pf0v0"), node.pod()
+    before, pod = node.state(), node.pod()
     node.add(node.conf(), pod)
     node.ip("-n", pod, "link", "set", "dev", "eth0", "promisc", "on", "alias", "left-behind")
     devices.switch(pod, "eth0", GRO, 1)
     done = node.run("GC", node.conf(cniVersion="1.1.0") | {"cni.dev/valid-attachments": []})
     assert done.status == 0, done
     node.homed()
-    assert (shown(node), devices.features(node.host, "pf0v0")) == (before, features)
+    assert node.state() == before
 
 
 def test_401_nothing_is_set_where_nothing_differs(node: Node) -> None:

@@ -105,7 +105,10 @@ def _serve(answer: Callable[[bytes], Reply]) -> tuple[int, Callable[[], None] | 
     delivered = _delivered(output)
     if done is None:
         return 1, None
-    done.let_go()
+    try:
+        done.let_go()
+    except OSError as error:  # the reply counts: the runtime has it
+        say(f"not everything could be closed: {error}")
     if delivered:
         return 0, done.afterwards
     if done.undelivered:

@@ -7,10 +7,12 @@ import os
 import select
 import signal
 import time
+from contextlib import ExitStack
 
 import pytest
 
 from sriov_fast import entry
+from sriov_fast.call import Reply
 
 
 @pytest.mark.parametrize("raises", [False, True])
@@ -54,3 +56,20 @@ def test_only_ebadf_means_closed(monkeypatch: pytest.MonkeyPatch) -> None:
         patched.setattr(os, "fstat", refuse)
         found = [entry._is_open(fd) for fd in (77, 1)]
     assert found == [False, True]
+
+
+@pytest.mark.parametrize("delivered", [True, False])
+def test_what_cannot_be_closed_changes_no_reply(monkeypatch: pytest.MonkeyPatch, delivered: bool) -> None:
+    """The exit status says what became of the reply, which the runtime has by then."""
+
+    def refuse() -> None:
+        raise OSError(errno.EIO, "refused")
+
+    with ExitStack() as held:
+        held.callback(refuse)
+        taken_back: list[bool] = []
+        done = Reply(output=b"{}", held=held.pop_all(), undelivered=lambda: taken_back.append(True))
+        monkeypatch.setattr(entry, "_wants_stdin", lambda: False)
+        monkeypatch.setattr(entry, "_delivered", lambda _: delivered)
+        assert entry._serve(lambda _: done) == (0 if delivered else 1, None)
+    assert taken_back == [True] * (not delivered)

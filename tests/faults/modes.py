@@ -10,7 +10,7 @@ import signal
 import subprocess
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -33,6 +33,20 @@ PRELOAD = (
 )
 
 
+# An IPAM plugin as a shell script: a file for each address, which holds its owner.
+STORE = """\
+mkdir -p "$ROOT/ipam/net1" && cd "$ROOT/ipam/net1" || exit 1
+case $CNI_COMMAND in
+ADD)
+    n=2
+    set -C
+    until echo "$CNI_CONTAINERID" 2>/dev/null > 10.77.0.$n; do n=$((n + 1)); done
+    echo '{"cniVersion": "1.0.0", "ips": [{"address": "10.77.0.'$n'/24"}]}' ;;
+DEL) grep -lx "$CNI_CONTAINERID" 10.* | xargs -r rm ;;
+esac
+"""
+
+
 class Run:
     """One execution of a verb under the tracer."""
 
@@ -44,9 +58,10 @@ class Run:
 
 
 class Mode:
-    """A node with one way to execute the plugin; ``target`` is which process the faults are for."""
+    """A node with one way to execute the plugin; ``ipam`` is what its configuration has more."""
 
     name = ""
+    ipam: Mapping[str, Any] = {}
 
     def __init__(self, root: Path) -> None:
         self.node = self.make(root)
@@ -346,6 +361,19 @@ class Deferred(Resident):
     kind = DeferredNode
 
 
+class Delegating(Resident):
+    """The server's own calls, where it executes the IPAM plugin."""
+
+    name = "delegate"
+    ipam: Mapping[str, Any] = {"delegate": True}
+
+    def make(self, root: Path) -> ResidentNode:
+        """Return a node with an IPAM plugin of its own."""
+        node = super().make(root)
+        node.delegate("host-local", STORE)
+        return node
+
+
 def _soon(what: Callable[[], bool], limit: float = 4.0) -> bool:
     deadline = time.monotonic() + limit
     while not what():
@@ -356,5 +384,5 @@ def _soon(what: Callable[[], bool], limit: float = 4.0) -> bool:
 
 
 MODES: dict[str, type[Mode]] = {
-    kind.name: kind for kind in (Resident, Deferred, InProcess, Plain, Client, Started)
+    kind.name: kind for kind in (Resident, Deferred, InProcess, Plain, Client, Delegating, Started)
 }

@@ -8,7 +8,7 @@ import sys
 from sriov_fast import log, plugin, upkeep
 from sriov_fast.errors import BusyError, SriovError
 from sriov_fast.sriov import fate, roots
-from sriov_fast.sriov.journal import HOMING, Attachment, Journal
+from sriov_fast.sriov.journal import BROKEN, HOMING, Attachment, Journal
 from sriov_fast.sriov.roots import Roots
 
 
@@ -55,6 +55,11 @@ def release(record: Attachment, here: Roots, *, force: bool = False) -> None:
 
     Any other error is that of the release: the record stays then, and a repetition can finish.
     """
+    if record.state == BROKEN:
+        raise BusyError(
+            f"VF {record.pci} stays with {record.container_id}, {record.ifname}: the record is broken",
+            "`sriov-fast doctor` shows what is wrong with it, and what to do",
+        )
     journal = Journal(here.run, here.proc)
     call = upkeep.call_of(record, here, journal, log.Logger("warning"))
     with call.owner_lock():

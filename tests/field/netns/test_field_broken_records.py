@@ -138,3 +138,20 @@ def test_207_the_draft_of_a_killed_add(node: Node) -> None:
     assert node.drafts() == [f".{node.tree.pci(0)}"]
     node.serve().ready()
     wait_for(lambda: not node.drafts(), "the draft stays")
+
+
+def test_205_release_refuses_it(node: Node) -> None:
+    """The operator's command does not claim to have released what it leaves alone."""
+    from sriov_fast.cli import release
+    from sriov_fast.errors import BusyError
+    from sriov_fast.sriov.journal import Journal
+    from sriov_fast.sriov.roots import Roots
+
+    conf, pod, _ = broken(node)
+    here = Roots(sys=str(node.tree.sys), proc=str(node.tree.proc), run=str(node.run_dir))
+    for kept in (node.records(), [f"{node.tree.pci(0)}~~~{pod}~eth0"]):
+        (record,) = Journal(here.run, here.proc).all()
+        with pytest.raises(BusyError, match="the record is broken"):
+            release.release(record, here, force=True)
+        assert node.records() == kept
+        node.delete(conf, pod)

@@ -10,6 +10,7 @@ import pytest
 from sriov_fast.errors import NetlinkError
 from sriov_fast.log import Logger
 from sriov_fast.sriov import detach
+from sriov_fast.values import Link
 
 
 @pytest.mark.parametrize("refused", [errno.ENETDOWN, errno.EIO])
@@ -19,12 +20,13 @@ def test_a_device_that_will_not_come_up_is_a_warning(
     asked: list[dict[str, Any]] = []
 
     def run(socket: object, index: int, **change: object) -> None:
-        asked.append(change)
+        asked.append({"index": index} | change)
         raise NetlinkError(refused, operation="set link of eth7")
 
     monkeypatch.setattr(detach, "_run", run)
-    detach._bring_up(object(), "eth7", Logger())  # type: ignore[arg-type]
-    assert asked == [{"name": "eth7", "up": True}]
+    home = Link(index=7, name="eth7", mac="", mtu=0, up=False)
+    detach._bring_up(object(), home, Logger())  # type: ignore[arg-type]
+    assert asked == [{"index": 7, "up": True}]
     said = capfd.readouterr().err
     assert "level=warning" in said
     assert "interface=eth7" in said

@@ -71,7 +71,7 @@ def read(
     read.
     """
     for _ in range(RENAMES):
-        link = _named(host, name, more or {})
+        link = named(host, name, more)
         if link is not None and belongs(link, pci, function):
             return link
         last, name = name, netdev_of(function)
@@ -90,14 +90,14 @@ def _unsettled(pci: str, name: str) -> TryAgainError:
 
 def real_name(host: nl.Socket, name: str) -> str:
     """Return the name of the device that has this name or alternative name, "" where none has it."""
-    link = _named(host, name, {})
+    link = named(host, name)
     return link.name if link else ""
 
 
-def _named(host: nl.Socket, name: str, more: dict[str, Any]) -> Link | None:
+def named(host: nl.Socket, name: str, more: dict[str, Any] | None = None) -> Link | None:
     """Return the device that has this name now, None where none has it."""
     batch = nl.Batch()
-    batch.get_link(name=name, **more)
+    batch.get_link(name=name, **(more or {}))
     found = host.run(batch, check=False)[0]
     if not isinstance(found, NetlinkError):
         link: Link = found

@@ -12,7 +12,7 @@ from contextlib import ExitStack
 
 from sriov_fast.backend import nl
 from sriov_fast.errors import NetlinkError
-from sriov_fast.sriov import affinity, attach, device, locate, netns
+from sriov_fast.sriov import affinity, attach, candidate, device, locate, netns
 from sriov_fast.values import VfSettings
 
 TYPE_CHECKING = False
@@ -109,17 +109,15 @@ class Release:
         record, log = self._record, self._log
         if self._place is None or self._quiet is None:
             return
-        name = _moved_home(self._host, record, self._place, self._where, log) or _name_in_host(
-            record, self._roots
-        )
-        if not name:
+        name = _moved_home(self._host, record, self._place, self._where, log)
+        home = _at_home(self._host, record, name, self._roots)
+        if home is None:
             return
-        home = _look(self._host, record, name)
         device.restore(self._host, record, home, log)
         _settle(self._host, record, home, self._quiet, self._on_pf, log)
-        _settle_irqs(self._host, record, name, self._roots, log)
+        _settle_irqs(self._host, record, home, self._roots, log)
         if record.before_up:
-            _bring_up(self._host, name, log)
+            _bring_up(self._host, home, log)
 
 
 def release(record: Attachment, where: Where, roots: Roots, log: Logger) -> None:
@@ -154,14 +152,14 @@ def _original_masks(record: Attachment, roots: Roots) -> dict[int, str]:
     return {n: mask for n, mask in record.irqs.items() if n in now and n in record.pinned}
 
 
-def _settle_irqs(host: nl.Socket, record: Attachment, name: str, roots: Roots, log: Logger) -> None:
+def _settle_irqs(host: nl.Socket, record: Attachment, home: Link, roots: Roots, log: Logger) -> None:
     """Restore the masks that did not stay because the VF came home down, by itself: up for a moment."""
     masks = _original_masks(record, roots) if record.pinned else {}
     if not affinity.differing(masks, roots):
         return
-    _bring_up(host, name, log)
+    _bring_up(host, home, log)
     affinity.apply(masks, roots, log)
-    _run(host, 0, name=name, up=False)
+    _run(host, home.index, up=False)
 
 
 # --- putting it back
@@ -321,12 +319,12 @@ def _run(socket: nl.Socket, index: int, **change: object) -> None:
     socket.run(batch)
 
 
-def _bring_up(host: nl.Socket, name: str, log: Logger) -> None:
+def _bring_up(host: nl.Socket, home: Link, log: Logger) -> None:
     """Bring the device up; a driver that refuses, as with its PF down, must not fail the DEL for ever."""
     try:
-        _run(host, 0, name=name, up=True)
+        _run(host, home.index, up=True)
     except NetlinkError as error:
-        log.warning("the VF cannot be brought up", interface=name, why=error.msg)
+        log.warning("the VF cannot be brought up", interface=home.name, why=error.msg)
 
 
 def _moved_home(host: nl.Socket, record: Attachment, place: Place, where: Where, log: Logger) -> str:
@@ -372,20 +370,16 @@ def _move_home(pod: nl.Socket, index: int, name: str, home: int) -> None:
         os.close(here)
 
 
-def _name_in_host(record: Attachment, roots: Roots) -> str:
-    """Return the name that the device has in the host now, "" where it is not there."""
-    link = locate.link_in_host(record, roots)
-    return link.name if link else ""
+def _at_home(host: nl.Socket, record: Attachment, name: str, roots: Roots) -> Link | None:
+    """Return the device in the host, None where it is not there; ``name`` is what the move gave it, if known.
 
-
-def _look(host: nl.Socket, record: Attachment, name: str) -> Link:
-    """Return the device, home under ``name``; ENODEV where another one has that name by now."""
-    batch = nl.Batch()
-    batch.get_link(name=name)
-    link: Link = host.run(batch)[0]
-    if link.parent and not locate.is_ours(link, record):
-        raise NetlinkError(errno.ENODEV, "", 0, f"get link {name}")
-    return link
+    udev may have renamed the device since, and given the name to another one.
+    """
+    link = candidate.named(host, name) if name else None
+    if link and candidate.belongs(link, record.pci, f"{roots.sys}/bus/pci/devices/{record.pci}"):
+        return link
+    strange = link if link and not link.parent else None  # a stand-in that came home with another index
+    return locate.link_in_host(record, roots) or strange
 
 
 def _settle(  # noqa: PLR0913, PLR0917

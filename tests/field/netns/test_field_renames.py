@@ -74,3 +74,18 @@ def test_502_a_pf_that_is_renamed_meanwhile(node: Node) -> None:
     node.add(node.conf(vf=0), pod)
     assert f'"pf_index":{index},' in node.record().read_text().replace(" ", "")
     assert '"pf":"ens1"' in node.record().read_text().replace(" ", "")
+
+
+def test_502_a_vf_that_is_renamed_on_the_way_home(node: Node) -> None:
+    """A DEL brought the device up that had taken the VF's name, and left the VF as the pod had it."""
+    node.nip("link", "add", "uplink", "type", "veth", "peer", "name", "switch")
+    node.nip("link", "set", "pf0v0", "up")
+    mac, own = node.link("pf0v0")["address"], node.link("uplink")["address"]
+    pod = node.pod()
+    node.add(node.conf(vf=0), pod)
+    script = rename(node, "pf0v0", "ens1v0") + "ip link set uplink name pf0v0"
+    interfere(node, "sriov.detach", "_at_home", BEFORE, script)
+    node.delete(node.conf(), pod)
+    found = {node.link(name)["address"]: node.link(name) for name in node.links()}
+    assert (found[mac]["ifname"], "UP" in found[mac]["flags"]) == ("ens1v0", True)
+    assert (found[own]["ifname"], "UP" in found[own]["flags"]) == ("pf0v0", False)

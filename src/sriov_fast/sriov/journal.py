@@ -217,6 +217,14 @@ def _require_usable(record: Attachment, pci: str, entry: Entry) -> None:
     ipam = _object(given.get("config", {})).get("ipam")
     if ipam is not None and type(ipam) is not dict:
         raise ValueError("request: its ipam is no object")
+    _require_bytes(record)
+
+
+def _require_bytes(record: Attachment) -> None:
+    """Raise ValueError where a MAC or a state of ethtool is no hexadecimal, which no release could set."""
+    macs = (record.mac, record.before_mac, record.before_perm, record.asked.mac, record.before.mac)
+    for text in (*macs, record.before_settings.broadcast, *record.before_ethtool.values()):
+        bytes.fromhex((text or "").replace(":", ""))
 
 
 # ---

@@ -62,6 +62,25 @@ def test_205_every_field_is_checked(roots: Roots, key: str) -> None:
         assert journal.find("c1", "eth0") == found
 
 
+@pytest.mark.parametrize(
+    "more",
+    [
+        {"before_mac": "no MAC"},
+        {"mac": "02:00:00:00:00:0g"},
+        {"asked": {"mac": "x"}},
+        {"before_ethtool": {"features": "odd"}},
+        {"before_settings": {"broadcast": "everyone"}},
+    ],
+)
+def test_205_values_that_no_release_could_set(roots: Roots, more: dict[str, Any]) -> None:
+    """A record whose MAC is no MAC made each DEL of its VF fail for ever."""
+    journal, _ = stored(roots, **more)
+    found = journal.find("c1", "eth0")
+    assert found is not None
+    assert found.state == BROKEN
+    assert len(journal.faults()) == 1
+
+
 def test_205_a_record_of_another_version(roots: Roots) -> None:
     """A newer one has more fields, an older one fewer."""
     journal, path = stored(roots, unheard_of=5)

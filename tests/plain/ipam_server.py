@@ -16,7 +16,7 @@ from typing import Any, Literal
 import httpx
 import trustme
 
-from sriov_fast.txipamd import auth
+from sriov_fast.ipamd import auth
 
 SRC = Path(__file__).resolve().parents[2] / "src"
 PATIENCE = 20.0  # seconds; the machine may be busy
@@ -178,7 +178,7 @@ class Server:
         self.start()
 
     def write(self, table: dict[str, Any], domain: dict[str, Any] | None) -> None:
-        from sriov_fast.txipamd.commands import toml as domain_toml
+        from sriov_fast.ipamd.commands import toml as domain_toml
 
         self.table = table
         self.config.write_text(domain_toml(domain or {}) + toml(table))

@@ -15,12 +15,12 @@ import pytest
 if TYPE_CHECKING:
     import httpx
     from ipam_server import Server, World
-    from txipamd_kit import Etcd
+    from ipamd_kit import Etcd
 
 
 @pytest.fixture(scope="module")
 def etcd() -> Iterator[Etcd]:
-    from txipamd_kit import Etcd
+    from ipamd_kit import Etcd
 
     with Etcd() as server:
         yield server

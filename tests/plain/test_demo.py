@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from ipamd_kit import free_port
 from sysfs_tree import build_tree
-from txipamd_kit import free_port
 
 from sriov_fast.lab import demo, demo_addresses, demo_card, demo_ipam
 from sriov_fast.lab.demo_addresses import HostLocal, add_args, release_args

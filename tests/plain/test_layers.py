@@ -11,7 +11,7 @@ import sriov_fast
 
 PACKAGE = Path(sriov_fast.__file__).parent
 ROOMS = ("cni", "sriov", "ipam")
-ABOVE = ("call", "ready", "plugin", "upkeep", "entry", "resident", "cli", "lab", "txipamd")
+ABOVE = ("call", "ready", "plugin", "upkeep", "entry", "resident", "cli", "lab", "ipamd")
 # It lies with what it serves, and is a process of its own: above the rooms.
 EXECUTABLES = ("ipam/txipam_main",)
 BACKENDS = ("_nl", "_sysfs", "_irq", "_nl_py", "_sysfs_py", "_irq_py")

@@ -36,7 +36,7 @@ def add_parser(subparsers: _Subparsers[argparse.ArgumentParser]) -> None:
 def _command(
     commands: _Subparsers[argparse.ArgumentParser], name: str, summary: str, run: str
 ) -> argparse.ArgumentParser:
-    """Add a command that ``run`` of ``txipamd.commands`` carries out."""
+    """Add a command that ``run`` of ``ipamd.commands`` carries out."""
     parser = commands.add_parser(name, help=summary, description=summary)
     parser.set_defaults(run=_runner(run))
     return parser
@@ -47,7 +47,7 @@ def _runner(name: str) -> _Run:
 
     def run(args: argparse.Namespace) -> int:
         try:
-            from sriov_fast.txipamd import commands as carry_out
+            from sriov_fast.ipamd import commands as carry_out
 
             return carry_out.main(name, args)
         except ModuleNotFoundError as error:

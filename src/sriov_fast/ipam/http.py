@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from sriov_fast import __version__
+from sriov_fast.ipamd_api import JSON, MAX_BODY, PROBLEM, TRY_AGAIN, UNEXPECTED
 from sriov_fast.values import Value
-from sriov_fast.wire import JSON, MAX_BODY, PROBLEM, TRY_AGAIN, UNEXPECTED
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

@@ -21,8 +21,8 @@ from sriov_fast import codec
 from sriov_fast.errors import ConfigError, DecodeError, FileError, IpamError, SriovError, is_absent
 from sriov_fast.ipam.service import Owner, Service, ServiceError, Settings
 from sriov_fast.ipam.tls import Trust
+from sriov_fast.ipamd_api import TRY_AGAIN
 from sriov_fast.values import Value
-from sriov_fast.wire import TRY_AGAIN
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

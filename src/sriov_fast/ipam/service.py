@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 
-from sriov_fast import codec, files, wire
+from sriov_fast import codec, files, ipamd_api
 from sriov_fast.errors import ConfigError, DecodeError, IpamError, RefusedError
 from sriov_fast.ipam.http import Asked, Remote
 from sriov_fast.ipam.https import AllFailedError, Client
@@ -30,25 +30,36 @@ _HOST = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ012345678
 _EXAMPLE = "give the service's address, such as https://10.0.0.1:10000"
 
 _ADVICE = {
-    wire.INVALID: "correct what the service names",
-    wire.UNAUTHORIZED: "give ipam.tokenFile, or ipam.cert and ipam.key, as the service wants them",
-    wire.FORBIDDEN: "let the service's settings allow this node to act for that HostIP",
-    wire.UNKNOWN_NETWORK: "add the network to the service's configuration, or correct name",
-    wire.UNKNOWN_HOST: "add a pool for this HostIP to the service's configuration, or correct HostIP",
-    wire.NOT_FOUND: "it was never given, or was freed since; delete the pod and start it anew",
-    wire.EXHAUSTED: "add addresses to the pool, or delete pods that are not needed",
-    wire.CONFLICT: "delete the pod that has it first",
-    wire.UNAVAILABLE: "try again; the service's log says why",
+    ipamd_api.INVALID: "correct what the service names",
+    ipamd_api.UNAUTHORIZED: "give ipam.tokenFile, or ipam.cert and ipam.key, as the service wants them",
+    ipamd_api.FORBIDDEN: "let the service's settings allow this node to act for that HostIP",
+    ipamd_api.UNKNOWN_NETWORK: "add the network to the service's configuration, or correct name",
+    ipamd_api.UNKNOWN_HOST: "add a pool for this HostIP to the service's configuration, or correct HostIP",
+    ipamd_api.NOT_FOUND: "it was never given, or was freed since; delete the pod and start it anew",
+    ipamd_api.EXHAUSTED: "add addresses to the pool, or delete pods that are not needed",
+    ipamd_api.CONFLICT: "delete the pod that has it first",
+    ipamd_api.UNAVAILABLE: "try again; the service's log says why",
 }
 # Kinds that a later try meets again: what they answer has nothing to release.
 _FINAL = (
-    *(wire.INVALID, wire.UNKNOWN_NETWORK, wire.UNKNOWN_HOST, wire.NOT_FOUND, wire.CONFLICT),
-    wire.EXHAUSTED,
+    *(
+        ipamd_api.INVALID,
+        ipamd_api.UNKNOWN_NETWORK,
+        ipamd_api.UNKNOWN_HOST,
+        ipamd_api.NOT_FOUND,
+        ipamd_api.CONFLICT,
+    ),
+    ipamd_api.EXHAUSTED,
 )
 # Who is answered otherwise got the answer to somebody else's question.
 _DONE = {"GET": (200,), "POST": (200, 201), "DELETE": (200, 204)}
 # What a proxy before the service may answer in its place.
-_CODES = {401: wire.BAD_CONFIG, 403: wire.BAD_CONFIG, 408: wire.TRY_AGAIN, 429: wire.TRY_AGAIN}
+_CODES = {
+    401: ipamd_api.BAD_CONFIG,
+    403: ipamd_api.BAD_CONFIG,
+    408: ipamd_api.TRY_AGAIN,
+    429: ipamd_api.TRY_AGAIN,
+}
 
 
 class ServiceError(IpamError):
@@ -173,14 +184,14 @@ class Owner(Value):
     @property
     def path(self) -> str:
         """Where the allocation is."""
-        return wire.allocation(self.network, self.container_id, self.ifname)
+        return ipamd_api.allocation(self.network, self.container_id, self.ifname)
 
     @property
     def key(self) -> str:
         """The idempotency key: the same for whatever is repeated."""
         parts = (self.network, self.container_id, self.ifname, self.pod_id)
-        key = "/".join(map(wire.quote, parts))
-        if len(key) <= wire.MAX_KEY:
+        key = "/".join(map(ipamd_api.quote, parts))
+        if len(key) <= ipamd_api.MAX_KEY:
             return key
         from _blake2 import blake2b  # late: identifiers are rarely so long
 
@@ -189,9 +200,9 @@ class Owner(Value):
 
 def read_lease(item: Keys) -> str:
     """Return a lease, "" where there is none; it goes into URLs and names of files."""
-    lease = item.text(wire.LEASE)
+    lease = item.text(ipamd_api.LEASE)
     if len(lease) > _MAX_LEASE or not _LEASE.issuperset(lease):
-        raise wrong(item.place(wire.LEASE), lease, "no lease", "")
+        raise wrong(item.place(ipamd_api.LEASE), lease, "no lease", "")
     return lease
 
 
@@ -214,16 +225,16 @@ class Service:
     def allocate(self, owner: Owner) -> Answer:
         """Ask for the owner's addresses; the same again where it has some."""
         body = {
-            wire.CONTAINER_ID: owner.container_id,
-            wire.IFNAME: owner.ifname,
-            wire.POD_ID: owner.pod_id,
-            wire.HOST_IP: owner.host_ip,
+            ipamd_api.CONTAINER_ID: owner.container_id,
+            ipamd_api.IFNAME: owner.ifname,
+            ipamd_api.POD_ID: owner.pod_id,
+            ipamd_api.HOST_IP: owner.host_ip,
         }
-        return self._ask("POST", wire.allocations(owner.network), body, owner.key)
+        return self._ask("POST", ipamd_api.allocations(owner.network), body, owner.key)
 
     def find(self, owner: Owner) -> Answer:
         """Return what the owner has."""
-        return self._ask("GET", wire.query(owner.path, host_ip=owner.host_ip), key=owner.key)
+        return self._ask("GET", ipamd_api.query(owner.path, host_ip=owner.host_ip), key=owner.key)
 
     def release(self, owner: Owner, lease: str) -> bool:
         """Free what has this lease; return False where the owner has nothing of that name.
@@ -231,8 +242,8 @@ class Service:
         Without a lease, which no allocation of an earlier export has, it is whatever the owner has.
         """
         named = {"host_ip": owner.host_ip, "pod_id": owner.pod_id, "lease": lease}
-        answer = self._ask("DELETE", wire.query(owner.path, **named), key=owner.key)
-        return not lease or answer.number(wire.RELEASED) > 0
+        answer = self._ask("DELETE", ipamd_api.query(owner.path, **named), key=owner.key)
+        return not lease or answer.number(ipamd_api.RELEASED) > 0
 
     def give_back(self, owner: Owner) -> None:
         """Free what the owner has; nothing is no fault.
@@ -242,7 +253,7 @@ class Service:
         try:
             found = self.find(owner)
         except ServiceError as error:
-            if error.kind != wire.NOT_FOUND:
+            if error.kind != ipamd_api.NOT_FOUND:
                 raise
             return
         self.release(owner, found.lease())
@@ -256,27 +267,27 @@ class Service:
             after = f"{last.container_id}/{last.ifname}"
 
     def _owners(self, network: str, host_ip: str, after: str) -> list[tuple[Owner, str]]:
-        answer = self._ask("GET", wire.query(wire.owners(network), host_ip=host_ip, after=after))
+        answer = self._ask("GET", ipamd_api.query(ipamd_api.owners(network), host_ip=host_ip, after=after))
         owner = Owner(network=network, container_id="", ifname="", host_ip=host_ip)
         return [
             (owner.replace(container_id=container, ifname=ifname), lease)
-            for container, ifname, lease in answer.owners(wire.OWNERS)
+            for container, ifname, lease in answer.owners(ipamd_api.OWNERS)
         ]
 
     def status(self, network: str, host_ip: str) -> Answer:
         """Ask whether a host's pools have a free address."""
-        return self._ask("GET", wire.query(wire.status(network), host_ip=host_ip))
+        return self._ask("GET", ipamd_api.query(ipamd_api.status(network), host_ip=host_ip))
 
     def ready(self) -> None:
         """Ask whether the service is ready."""
-        self._ask("GET", wire.READY)
+        self._ask("GET", ipamd_api.READY)
 
     def left(self) -> float:
         """Return how many seconds are left."""
         return self.deadline - time.monotonic()
 
     def _ask(self, method: str, path: str, body: dict[str, Any] | None = None, key: str = "") -> Answer:
-        fields = {wire.IDEMPOTENCY_KEY: key} if key else {}
+        fields = {ipamd_api.IDEMPOTENCY_KEY: key} if key else {}
         if self.settings.token_file:
             fields["Authorization"] = f"Bearer {_token(self.settings.token_file)}"
         octets = b"" if body is None else codec.dumps(body)
@@ -377,7 +388,7 @@ class Answer:
     def body(self) -> Keys:
         """Return the JSON object that it is, or raise ServiceError."""
         kind = self._reply.media_type
-        if kind != wire.JSON:
+        if kind != ipamd_api.JSON:
             raise self.unexpected(f"answered with {kind or 'no'} content where JSON belongs")
         try:
             return Keys(codec.loads(self._reply.body, "its answer"), "its answer")
@@ -396,7 +407,7 @@ class Answer:
         """Return the owners (container ID, ifname) in a list, with their leases."""
         return self._checked(
             lambda body: [
-                (item.text(wire.CONTAINER_ID), item.text(wire.IFNAME), read_lease(item))
+                (item.text(ipamd_api.CONTAINER_ID), item.text(ipamd_api.IFNAME), read_lease(item))
                 for item in body.objects(key)
             ]
         )
@@ -410,7 +421,7 @@ class Answer:
     def unexpected(self, what: str) -> ServiceError:
         """Return the error for an answer that the service cannot have given."""
         advice = f"see that the remote is the address service; the answer began with {self._shown()}"
-        error = _error(self._verb, f"{self.url} {what}", advice, wire.UNEXPECTED)
+        error = _error(self._verb, f"{self.url} {what}", advice, ipamd_api.UNEXPECTED)
         error.uncertain = True
         return error
 
@@ -421,8 +432,8 @@ class Answer:
         """
         status = self._reply.status
         kind, detail = self._problem()
-        code = wire.CODES.get(kind) or _CODES.get(status) or wire.UNEXPECTED
-        code = wire.TRY_AGAIN if status >= 500 else code
+        code = ipamd_api.CODES.get(kind) or _CODES.get(status) or ipamd_api.UNEXPECTED
+        code = ipamd_api.TRY_AGAIN if status >= 500 else code
         advice = _ADVICE.get(kind) or f"the answer began with {self._shown()}"
         said = f": {detail}" if detail else ""
         error = _error(
@@ -434,7 +445,7 @@ class Answer:
 
     def _problem(self) -> tuple[str, str]:
         """Return kind and detail of a problem document, "" for a kind that is not ours."""
-        if self._reply.media_type != wire.PROBLEM:
+        if self._reply.media_type != ipamd_api.PROBLEM:
             return "", ""
         try:
             body = codec.loads(self._reply.body, "its answer")
@@ -443,7 +454,7 @@ class Answer:
         if not isinstance(body, dict):
             return "", ""
         kind, detail = body.get("kind"), body.get("detail") or body.get("title")
-        known = kind if isinstance(kind, str) and wire.STATUS.get(kind) == self._reply.status else ""
+        known = kind if isinstance(kind, str) and ipamd_api.STATUS.get(kind) == self._reply.status else ""
         return known, detail[:500] if isinstance(detail, str) else ""
 
     def _shown(self) -> str:

@@ -18,8 +18,8 @@ import time
 from sriov_fast import files
 from sriov_fast.errors import ConfigError
 from sriov_fast.ipam.http import Reader, TryError, cut_off
+from sriov_fast.ipamd_api import BAD_CONFIG, UNTRUSTED
 from sriov_fast.values import Value
-from sriov_fast.wire import BAD_CONFIG, UNTRUSTED
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import time
 
-from sriov_fast import cni_args, wire
+from sriov_fast import cni_args, ipamd_api
 from sriov_fast.beside import beside
 from sriov_fast.errors import CheckError, ConfigError, IpamError, SriovError
 from sriov_fast.ipam import hosts, leases, pending
@@ -88,7 +88,7 @@ class TxIpam(Builtin):
         try:
             given = self._read(Service(settings, "CHECK").find(owner), owner)
         except ServiceError as error:
-            if error.kind != wire.NOT_FOUND:
+            if error.kind != ipamd_api.NOT_FOUND:
                 raise
             raise CheckError(error.msg, error.details) from error
         missing = [
@@ -108,7 +108,7 @@ class TxIpam(Builtin):
             service.ready()
             self._demand_room(service)
         except ServiceError as error:
-            error.code = wire.LIMITED if error.kind == wire.EXHAUSTED else wire.NOT_AVAILABLE
+            error.code = ipamd_api.LIMITED if error.kind == ipamd_api.EXHAUSTED else ipamd_api.NOT_AVAILABLE
             raise
         self._pay(service)
 
@@ -124,7 +124,7 @@ class TxIpam(Builtin):
             try:
                 self._collect_host(service, network, host_ip, valid)
             except ServiceError as error:
-                if error.final or error.kind == wire.FORBIDDEN:
+                if error.final or error.kind == ipamd_api.FORBIDDEN:
                     log.warning("the service has nothing of this host", hostIP=host_ip, why=error.msg)
                 else:
                     faults.append(error)
@@ -260,7 +260,7 @@ class TxIpam(Builtin):
             raise IpamError(
                 why.msg,
                 f"{why.details}; and it cannot be noted for later: {error.filename}: {error.strerror}",
-                code=wire.TRY_AGAIN,
+                code=ipamd_api.TRY_AGAIN,
                 errno=error.errno or 0,
             ) from error
 

@@ -12,7 +12,7 @@ import ipam_server
 import pytest
 from ipam_server import OTHER_HOST, Server, World
 
-from sriov_fast.txipamd import accept
+from sriov_fast.ipamd import accept
 
 SOON = 5.0  # seconds
 FAR_HOST = "10.55.206.40"

@@ -1,0 +1,175 @@
+"""The address service: allocating from a million addresses, nearly all taken, beside none taken.
+
+``SRIOV_FAST_TAKEN`` sets another number than a million; etcd takes minutes to be filled. The ratio is in the
+JSON's ``extra_info``. Nothing is asserted about time.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import sys
+import tempfile
+from collections.abc import Iterator
+from ipaddress import IPv4Address
+from pathlib import Path
+from statistics import median
+from time import perf_counter
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests" / "plain"))
+
+from ipamd_kit import HOST, Etcd, ask, config, made
+
+from sriov_fast.ipamd.pools import LANES, Shape
+from sriov_fast.ipamd.schema import END, Held, Keys, Lane, pack_freed, pack_own, pack_owner
+from sriov_fast.ipamd.service import Service, open_service
+from sriov_fast.ipamd.store import Rows
+from sriov_fast.ipamd.transactions import describe
+
+if TYPE_CHECKING:
+    from pytest_benchmark.fixture import BenchmarkFixture
+
+SIZE = int(os.environ.get("SRIOV_FAST_TAKEN", "1000000"))
+LEFT = 600  # addresses at least that are free in the full pool, some in each lane
+LONG_AGO = 1_000_000_000_000  # ms
+CHUNK = 2000
+ROUNDS = 200
+
+
+def document() -> dict[str, Any]:
+    first = IPv4Address("10.0.0.1")
+    ranges = [{"start": str(first), "end": str(first + SIZE - 1)}]
+    return config("10.0.0.0/8", grace=0, pool={"ranges": ranges, "mac_prefix": "02:5a:00"})
+
+
+def taken(keys: Keys, shape: Shape, at: int) -> Rows:
+    """The records of an address that somebody has, as an allocation writes them."""
+    who = ask(f"old-{at:x}")
+    own = pack_own(describe(who, None, [(shape, at)]), [Held(shape.ident, at, True)])
+    return [
+        (keys.own("n", who.container_id, who.ifname), own),
+        (keys.host("n", HOST, (who.container_id, who.ifname)), b""),
+        (keys.address(shape.ident, at), pack_owner("n", who.container_id, who.ifname, who.pod_id)),
+    ]
+
+
+def free(keys: Keys, shape: Shape, at: int) -> Rows:
+    """The records of an address that was given back."""
+    return [
+        (keys.address(shape.ident, at), pack_freed(LONG_AGO)),
+        (keys.free(shape.ident, at, LONG_AGO), b""),
+    ]
+
+
+def records(keys: Keys, shape: Shape) -> Iterator[Rows]:
+    """What is in the store after every address was given out, and a few came back."""
+    start, end = shape.ranges[0]
+    step = max((end - start + 1) // (LEFT + 40) | 1, 1)  # odd, so that all lanes get some
+    lanes = {number: Lane(shape, None) for number in range(LANES)}
+    rows: Rows = []
+    for at in range(start, end + 1):
+        lane = lanes[at % LANES]
+        if (at - start) % step:
+            rows += taken(keys, shape, at)
+            lane.used += 1
+        else:
+            rows += free(keys, shape, at)
+            lane.freed += 1
+            lane.oldest = LONG_AGO
+        if len(rows) >= CHUNK:
+            yield rows
+            rows = []
+    for number, lane in lanes.items():
+        lane.cursor = END
+        rows.append((keys.lane(shape.ident, number), lane.pack()))
+    yield rows
+
+
+async def fill(service: Service) -> None:
+    book = await service._registry.reload()
+    gate = asyncio.Semaphore(4)
+
+    async def write(rows: Rows) -> None:
+        async with gate:
+            await service._store.write(rows)
+
+    under_way: set[asyncio.Task[None]] = set()
+    for rows in records(Keys(book.generation), book.nets["n"].pools[0]):
+        under_way.add(asyncio.create_task(write(sorted(rows))))
+        if len(under_way) >= 8:
+            _, under_way = await asyncio.wait(under_way, return_when=asyncio.FIRST_COMPLETED)
+    await asyncio.gather(*under_way)
+
+
+class Pair:
+    """A full and an empty pool of the same size, on the same store."""
+
+    def __init__(self, full: str, empty: str) -> None:
+        self.runner = asyncio.Runner()
+        self.services = {"full": self.open(full), "empty": self.open(empty)}
+        self.runner.run(fill(self.services["full"]))
+        (use,) = self.runner.run(self.services["full"].usage())
+        assert SIZE - use.used >= LEFT
+        assert use.used > 0.9 * SIZE
+        self.count = 0
+
+    def open(self, url: str) -> Service:
+        service = self.runner.run(open_service(url))
+        self.runner.run(service.configure(made(document()), None))
+        return service
+
+    def allocate(self, which: str) -> None:
+        self.count += 1
+        self.runner.run(self.services[which].allocate(ask(f"new-{self.count}")))
+
+    def release(self, which: str) -> None:
+        self.runner.run(self.services[which].release(("n", f"cnew-{self.count}", "eth0"), HOST))
+
+    def ratio(self) -> dict[str, float]:
+        """The median times of an allocation, one in each pool in turns."""
+        times: dict[str, list[float]] = {"full": [], "empty": []}
+        for _ in range(ROUNDS):
+            for which, spent in times.items():
+                begin = perf_counter()
+                self.allocate(which)
+                spent.append(perf_counter() - begin)
+                self.release(which)
+        found = {which: median(spent) for which, spent in times.items()}
+        figures = {f"{which} us": round(spent * 1e6, 1) for which, spent in found.items()}
+        return {"full / empty": round(found["full"] / found["empty"], 2), "taken": SIZE - LEFT, **figures}
+
+    def close(self) -> None:
+        for service in self.services.values():
+            self.runner.run(service.close())
+        self.runner.close()
+
+
+@pytest.fixture(scope="module", params=["sqlite", "etcd"])
+def pair(request: pytest.FixtureRequest) -> Iterator[Pair]:
+    with tempfile.TemporaryDirectory(dir="/var/tmp") as directory:  # a disk, as /var/lib is
+        if request.param == "sqlite":
+            both, stop = [f"sqlite://{directory}/{which}.db" for which in ("full", "empty")], None
+        else:
+            etcd = Etcd("--quota-backend-bytes", str(8 << 30)).start()
+            both, stop = [f"etcd://{etcd.address}?prefix={which}" for which in ("full", "empty")], etcd.stop
+        try:
+            made_pair = Pair(*both)
+            yield made_pair
+            made_pair.close()
+        finally:
+            if stop is not None:
+                stop()
+
+
+@pytest.mark.benchmark(group="allocation in a pool of a million addresses")
+def test_a_full_pool_against_an_empty_one(benchmark: BenchmarkFixture, pair: Pair) -> None:
+    benchmark.extra_info.update(pair.ratio())
+
+    def once() -> None:
+        pair.allocate("full")
+        pair.release("full")
+
+    benchmark.pedantic(once, rounds=50)

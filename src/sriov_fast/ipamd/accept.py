@@ -1,0 +1,167 @@
+"""Accepts connections within bounds: of all, of one address, and the time of a TLS handshake.
+
+A connection counts from accept(2) on, so one that never begins its handshake counts as well. At a bound the
+oldest connection without a running request is closed for the new one; only where there is none is the new one
+refused.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import resource
+import socket
+import ssl
+import time
+from collections import Counter
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+from sriov_fast.ipamd.logs import LOGGER
+
+HANDSHAKE = 5.0  # seconds
+SPARE = 64  # connections that are answered 503 before more of them are closed
+_FILES = 65536
+_RESERVE = 128  # descriptors for the store, the log and the listening sockets
+_QUIET = 10.0  # seconds between two lines of the log
+_PAUSE = 0.1  # seconds, where no connection can be accepted
+
+log = logging.getLogger(LOGGER)
+
+
+class Bounds(NamedTuple):
+    """How many connections there may be: in all, and of one address."""
+
+    connections: int
+    of_one: int
+
+
+def bounds(wanted: Bounds) -> Bounds:
+    """Raise the limit of open files as far as that is allowed; return bounds that stay below it."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    most = _FILES if hard == resource.RLIM_INFINITY else min(hard, _FILES)
+    if soft == resource.RLIM_INFINITY or soft < most:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
+    connections = min(wanted.connections, max(1, max(soft, most) - _RESERVE - SPARE))
+    if connections < wanted.connections:
+        log.warning(
+            "max_connections is lowered: too few files may be open (LimitNOFILE=)",
+            extra={"max_connections": connections, "wanted": wanted.connections},
+        )
+    return Bounds(connections, min(wanted.of_one, connections + SPARE))
+
+
+class _Slot:
+    """One connection from accept(2) until it is lost."""
+
+    def __init__(self, host: str, protocol: Any) -> None:
+        self.host = host
+        self.protocol = protocol
+        self.handshake: asyncio.Task[None] | None = None
+
+    @property
+    def idle(self) -> bool:
+        """Whether no request of this connection runs."""
+        cycle = self.protocol.cycle
+        return self.handshake is not None or cycle is None or cycle.response_complete
+
+    def close(self) -> None:
+        """Close the connection at once."""
+        if self.handshake is not None:
+            self.handshake.cancel()
+        else:
+            self.protocol.transport.abort()
+
+
+class Acceptor:
+    """Accepts for protocols that ``make`` makes; these call their ``on_lost`` when a connection is lost."""
+
+    def __init__(self, limits: Bounds, make: Callable[[], Any], tls: ssl.SSLContext | None) -> None:
+        self._limits = limits
+        self._make = make
+        self._tls = tls
+        self._slots: dict[_Slot, None] = {}  # in the order of accept(2)
+        self._hosts: Counter[str] = Counter()
+        self._closed: Counter[str] = Counter()
+        self._said = 0.0
+
+    async def serve(self, listener: socket.socket) -> None:
+        """Accept until cancelled."""
+        loop = asyncio.get_running_loop()
+        while True:
+            try:
+                connection, peer = await loop.sock_accept(listener)
+            except OSError as error:
+                self._evict()
+                self._tell(f"cannot accept: {error.strerror}")
+                await asyncio.sleep(_PAUSE)
+                continue
+            self._admit(connection, peer[0])
+            await asyncio.sleep(0)  # to those that were accepted before
+
+    def _admit(self, connection: socket.socket, host: str) -> None:
+        if not self._has_room(host):
+            connection.close()
+            self._tell("refused")
+            return
+        slot = _Slot(host, self._make())
+        self._slots[slot] = None
+        self._hosts[host] += 1
+        slot.handshake = asyncio.get_running_loop().create_task(self._connect(slot, connection))
+
+    def _has_room(self, host: str) -> bool:
+        """Say whether there is a place for one more, for which an idle connection may be closed."""
+        if self._hosts[host] >= self._limits.of_one and not self._evict(host):
+            return False
+        return len(self._slots) < self._limits.connections + SPARE or self._evict()
+
+    def _evict(self, host: str | None = None) -> bool:
+        """Close the oldest idle connection, of an address if given; say whether there was one."""
+        for slot in self._slots:
+            if slot.idle and host in (None, slot.host):
+                self._forget(slot)
+                slot.close()
+                self._tell("idle")
+                return True
+        return False
+
+    def _forget(self, slot: _Slot) -> None:
+        if slot not in self._slots:
+            return
+        del self._slots[slot]
+        self._hosts[slot.host] -= 1
+        if not self._hosts[slot.host]:
+            del self._hosts[slot.host]
+
+    async def _connect(self, slot: _Slot, connection: socket.socket) -> None:
+        """Do the handshake, and hand the connection over to its protocol."""
+        slot.protocol.on_lost = lambda: self._forget(slot)
+        loop = asyncio.get_running_loop()
+        try:
+            await loop.connect_accepted_socket(
+                lambda: slot.protocol,
+                connection,
+                ssl=self._tls,
+                ssl_handshake_timeout=HANDSHAKE if self._tls else None,
+            )
+        except asyncio.CancelledError:
+            self._drop(slot, connection)
+        except (OSError, TimeoutError, ssl.SSLError) as error:
+            self._drop(slot, connection)
+            self._tell("no handshake")
+            log.debug("no TLS connection", extra={"peer": slot.host, "error": str(error)})
+        finally:
+            slot.handshake = None
+
+    def _drop(self, slot: _Slot, connection: socket.socket) -> None:
+        self._forget(slot)
+        connection.close()
+
+    def _tell(self, reason: str) -> None:
+        """Count what was closed, and log the counts now and then."""
+        self._closed[reason] += 1
+        if time.monotonic() - self._said >= _QUIET:
+            self._said = time.monotonic()
+            counts = ", ".join(f"{reason}: {number}" for reason, number in self._closed.items())
+            log.warning("connections closed", extra={"closed": counts, "open": len(self._slots)})
+            self._closed.clear()

@@ -1,0 +1,310 @@
+"""What operators ask: the configuration, as a whole or an item of it, what is held, export and import."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Mapping
+from typing import Annotated, Any, NamedTuple
+
+from fastapi import APIRouter, Body, Depends, Header, Query, Request
+from fastapi import Path as InPath
+from pydantic import Field, create_model
+from starlette.responses import Response
+
+from sriov_fast import ipamd_api
+from sriov_fast.ipamd import middleware, model
+from sriov_fast.ipamd.api import (
+    PROBLEMS,
+    Allocations,
+    Pools,
+    act_for,
+    administrate,
+    caller_of,
+    reply,
+    service_of,
+)
+from sriov_fast.ipamd.errors import Conflict, NotFound
+from sriov_fast.ipamd.model import Address, Config, Document, HostCidr, Name, PodId
+
+_ATTEMPTS = 5  # to change one item while others change theirs
+ETAG = {"ETag": {"description": "the configuration's revision", "schema": {"type": "string"}}}
+Json = dict[str, Any]
+
+_IfMatch = Annotated[
+    str | None,
+    Header(alias="If-Match", max_length=200, description="the ETag of the configuration that this replaces"),
+]
+
+router = APIRouter(prefix=ipamd_api.ROOT, tags=["operators"], responses=PROBLEMS)
+_operators = APIRouter(dependencies=[Depends(administrate)])
+
+
+class Imported(Document):
+    """What an import left."""
+
+    allocations: Annotated[int, Field(ge=0)]
+
+
+class StalePreconditionError(Conflict):
+    """If-Match names a revision that is not the current one; HTTP has a status of its own for that."""
+
+    status = 412
+
+
+# ------------------------------------------------------------------------------------ the configuration
+
+
+@_operators.get("/config", responses={200: {"model": Config, "headers": ETAG}})
+async def get_config(request: Request) -> Response:
+    """Return the configuration, and its revision as ETag."""
+    config, revision = await service_of(request).config()
+    return reply(config.document(), headers=_etag(revision))
+
+
+@_operators.put("/config", responses={200: {"model": Config, "headers": ETAG}})
+async def put_config(request: Request, config: Config, if_match: _IfMatch = None) -> Response:
+    """Replace the configuration, if it still is the one that If-Match names."""
+    _refuse_managed(request)
+    expected = _revision(if_match)
+    try:
+        revision = await service_of(request).configure(config, expected)
+    except Conflict as error:
+        raise await _precondition(request, expected, error) from None
+    middleware.note(revision=revision)
+    return reply(config.document(), headers=_etag(revision))
+
+
+def _etag(revision: str) -> dict[str, str]:
+    return {"etag": f'"{revision}"'}
+
+
+def _revision(if_match: str | None) -> str | None:
+    """Return the revision that a header If-Match names; None where any will do."""
+    if if_match is None or if_match.strip() == "*":
+        return None
+    return if_match.strip().removeprefix("W/").strip('"')
+
+
+async def _precondition(request: Request, expected: str | None, error: Conflict) -> Conflict:
+    """Tell a revision that is gone from a configuration that contradicts what is held."""
+    if expected is None:
+        return error
+    _, revision = await service_of(request).config()
+    if revision == expected:
+        return error
+    return StalePreconditionError(f'If-Match: "{expected}": the configuration is at revision "{revision}"')
+
+
+def _refuse_managed(request: Request) -> None:
+    managed_by = request.app.state.managed_by
+    if managed_by is not None:
+        raise Conflict(f'managed = "file": the configuration comes from {managed_by}; change it there')
+
+
+# -------------------------------------------------------------------------------------- items of it
+
+
+class Key(NamedTuple):
+    """Which item: the values that a path names, and where in a configuration such items are."""
+
+    section: str
+    values: Mapping[str, str]
+
+    def __str__(self) -> str:
+        return " ".join(f"{key} {value!r}" for key, value in self.values.items())
+
+
+async def network_key(name: Annotated[Name, InPath()]) -> Key:
+    """Name a network."""
+    return Key("networks", {"name": name})
+
+
+async def pool_key(network: Annotated[Name, InPath()], name: Annotated[Name, InPath()]) -> Key:
+    """Name a pool of a network."""
+    return Key("pools", {"network": network, "name": name})
+
+
+async def hosts_key(network: Annotated[Name, InPath()], host: Annotated[HostCidr, InPath()]) -> Key:
+    """Name one HostIP, or one CIDR of HostIPs, of a network."""
+    return Key("hosts", {"network": network, "host": host})
+
+
+async def assignment_key(
+    network: Annotated[Name, InPath()], pod_id: Annotated[PodId, InPath(min_length=1)]
+) -> Key:
+    """Name a pod of a network."""
+    return Key("assignments", {"network": network, "pod_id": pod_id})
+
+
+def _matches(item: Mapping[str, Any], key: Key) -> bool:
+    if "host" in key.values:
+        return item["network"] == key.values["network"] and key.values["host"] in item["hosts"]
+    return all(item.get(name) == value for name, value in key.values.items())
+
+
+def _found(document: Json, key: Key) -> Json:
+    """Return an item; a rule for hosts as if it were for this host alone, as it is put."""
+    for item in document.get(key.section, ()):
+        if _matches(item, key):
+            return item | {"hosts": [key.values["host"]]} if "host" in key.values else dict(item)
+    raise NotFound(f"{key.section}: there is no {key}")
+
+
+def _without(document: Json, key: Key) -> list[Json]:
+    """Return a section without an item; of a rule for several hosts only the one host is taken."""
+    rest = []
+    for item in document.get(key.section, ()):
+        if not _matches(item, key):
+            rest.append(item)
+        elif hosts := [host for host in item.get("hosts", ()) if host != key.values.get("host")]:
+            rest.append(item | {"hosts": hosts})
+    return rest
+
+
+def _put(document: Json, key: Key, content: Json) -> list[Json]:
+    """Return a section with an item added, or replaced where it was."""
+    names = {name: value for name, value in key.values.items() if name != "host"}
+    item = names | content | ({"hosts": [key.values["host"]]} if "host" in key.values else {})
+    items = document.get(key.section, [])
+    place = next((index for index, each in enumerate(items) if _matches(each, key)), len(items))
+    if "host" in key.values:
+        return [*_without(document, key), item]
+    return [*items[:place], item, *items[place + 1 :]]
+
+
+async def _edit(
+    request: Request, key: Key, if_match: str | None, change: Callable[[Json], list[Json]]
+) -> str:
+    """Change one section of the configuration as it is now, and again if another was faster."""
+    _refuse_managed(request)
+    service = service_of(request)
+    expected = _revision(if_match)
+    for attempt in range(_ATTEMPTS):
+        config, revision = await service.config()
+        if expected not in (None, revision):
+            raise StalePreconditionError(
+                f'If-Match: "{expected}": the configuration is at revision "{revision}"'
+            )
+        document = config.document()
+        changed = model.parse(Config, document | {key.section: change(document)})
+        try:
+            return await service.configure(changed, revision)
+        except Conflict:
+            if attempt == _ATTEMPTS - 1 or (await service.config())[1] == revision:
+                raise
+    raise AssertionError("unreachable")
+
+
+def _body_of(document: type[Document], *keys: str) -> type[Document]:
+    """Return a document's model without what the path says already."""
+    fields: Any = {
+        name: (field.annotation, field) for name, field in document.model_fields.items() if name not in keys
+    }
+    made: type[Document] = create_model(f"{document.__name__}Body", __base__=Document, **fields)
+    made.__doc__ = document.__doc__
+    return made
+
+
+KeyOf = Callable[..., Awaitable[Key]]
+
+
+def _serve_items(path: str, key_of: KeyOf, item: type[Document], body: type[Document]) -> None:
+    """Add GET, PUT and DELETE of one kind of item."""
+    named = path.split("/", 3)[2]
+
+    async def get(request: Request, key: Any) -> Response:
+        config, revision = await service_of(request).config()
+        return reply(_found(config.document(), key), headers=_etag(revision))
+
+    async def put(request: Request, key: Any, content: Any, if_match: _IfMatch = None) -> Response:
+        plain = content.document()
+        revision = await _edit(request, key, if_match, lambda document: _put(document, key, plain))
+        middleware.note(item=f"{named}: {key}", revision=revision)
+        config, revision = await service_of(request).config()
+        return reply(_found(config.document(), key), headers=_etag(revision))
+
+    async def delete(request: Request, key: Any, if_match: _IfMatch = None) -> Response:
+        def change(document: Json) -> list[Json]:
+            _found(document, key)
+            return _without(document, key)
+
+        revision = await _edit(request, key, if_match, change)
+        middleware.note(item=f"{named}: {key}", revision=revision)
+        return Response(status_code=204, headers=_etag(revision))
+
+    # FastAPI reads signatures; these differ by kind, so they are written here and not in the text above.
+    for function in (get, put, delete):
+        function.__annotations__["request"] = Request
+        function.__annotations__["key"] = Annotated[Key, Depends(key_of)]
+        if "if_match" in function.__annotations__:
+            function.__annotations__["if_match"] = _IfMatch
+    put.__annotations__["content"] = Annotated[body, Body()]
+    singular = named.removesuffix("s")
+    done: dict[int | str, Json] = {200: {"model": item, "headers": ETAG}}
+    gone: dict[int | str, Json] = {204: {"headers": ETAG}}
+    _operators.add_api_route(path, get, methods=["GET"], responses=done, name=f"get_{singular}")
+    _operators.add_api_route(path, put, methods=["PUT"], responses=done, name=f"put_{singular}")
+    _operators.add_api_route(
+        path, delete, methods=["DELETE"], status_code=204, responses=gone, name=f"delete_{singular}"
+    )
+
+
+_serve_items("/config/networks/{name}", network_key, model.Network, _body_of(model.Network, "name"))
+_serve_items("/config/pools/{network}/{name}", pool_key, model.Pool, _body_of(model.Pool, "network", "name"))
+_serve_items(
+    "/config/hosts/{network}/{host:path}", hosts_key, model.Hosts, _body_of(model.Hosts, "network", "hosts")
+)
+_serve_items(
+    "/config/assignments/{network}/{pod_id:path}",
+    assignment_key,
+    model.Assignment,
+    _body_of(model.Assignment, "network", "pod_id"),
+)
+
+
+# ---------------------------------------------------------------------------------------- what is held
+
+
+@router.get("/allocations", responses={200: {"model": Allocations}})
+async def allocations(
+    request: Request,
+    network: Annotated[Name | None, Query()] = None,
+    host_ip: Annotated[Address | None, Query()] = None,
+) -> Response:
+    """Return what is held, of one network or host if given. A host may ask for its own."""
+    if host_ip is not None and not caller_of(request).admin:
+        act_for(request, host_ip)
+    else:
+        await administrate(request)
+    held = await service_of(request).allocations(network, host_ip)
+    return reply({"allocations": [each.document() for each in held]})
+
+
+@_operators.get("/usage", responses={200: {"model": Pools}})
+async def usage(request: Request) -> Response:
+    """Return the use of all pools."""
+    return reply({"pools": [use.document() for use in await service_of(request).usage()]})
+
+
+@_operators.get("/export", responses={200: {"content": {ipamd_api.JSON: {"schema": {"type": "object"}}}}})
+async def export(request: Request) -> Response:
+    """Return everything that the store holds, consistent in itself: the backup."""
+    return reply(await service_of(request).export())
+
+
+@_operators.post("/import", responses={200: {"model": Imported}})
+async def load(
+    request: Request,
+    document: Annotated[dict[str, Any], Body()],
+    replace: Annotated[bool, Query(description="drop allocations that the document does not have")] = False,
+) -> Response:
+    """Take over an exported document: all of it, or nothing."""
+    service = service_of(request)
+    await service.load(document, replace=replace)
+    if request.app.state.managed_by is not None:
+        await request.app.state.apply_file()
+    held = len(await service.allocations())
+    middleware.note(allocations=held)
+    return reply({"allocations": held})
+
+
+router.include_router(_operators)

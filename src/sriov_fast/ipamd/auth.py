@@ -1,0 +1,256 @@
+"""Who calls, and for which hosts it may speak.
+
+Three methods, any of which may be on: a bearer token, a TLS client certificate, or nobody's word but the
+caller's own (``open``). Each yields a ``Caller``; what that may do is decided here and nowhere else.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import hashlib
+import ipaddress
+import logging
+import os
+import secrets
+import tempfile
+from collections.abc import Iterable, Iterator, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Annotated, Literal, NamedTuple, Self
+
+import orjson
+from cryptography import x509
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from sriov_fast.ipamd.logs import LOGGER
+from sriov_fast.ipamd.problems import explain, shown
+
+Network = ipaddress.IPv4Network | ipaddress.IPv6Network
+_EVERYWHERE = (ipaddress.ip_network("0.0.0.0/0"), ipaddress.ip_network("::/0"))
+_PREFIX = "sfi_"  # so that a leaked token can be told for what it is
+_BYTES = 32
+
+log = logging.getLogger(LOGGER)
+
+
+class AuthError(Exception):
+    """Nobody we know: status 401."""
+
+
+class Caller(NamedTuple):
+    """Whoever sent a request: a name for the log, and what it may do."""
+
+    name: str
+    admin: bool
+    hosts: tuple[Network, ...]
+
+    def may_act_for(self, host_ip: str) -> bool:
+        """Say whether this caller may speak for that HostIP; a text that is no address is nobody's."""
+        try:
+            address = ipaddress.ip_address(host_ip)
+        except ValueError:
+            return self.admin
+        return self.admin or any(address in network for network in self.hosts)
+
+
+def parse_hosts(hosts: Iterable[str]) -> tuple[Network, ...]:
+    """Parse addresses and CIDRs; ValueError names the one that is neither."""
+    return tuple(_parse_host(host) for host in hosts)
+
+
+def _parse_host(host: str) -> Network:
+    try:
+        return ipaddress.ip_network(host)
+    except ValueError as error:
+        raise ValueError(f"{shown(host)} is no address and no CIDR: {error}") from error
+
+
+# ------------------------------------------------------------------------------------------------ tokens
+
+
+def _checked_hosts(hosts: tuple[str, ...]) -> tuple[str, ...]:
+    return tuple(str(network) for network in parse_hosts(hosts))
+
+
+class Token(BaseModel):
+    """What the service keeps of a token: its hash, never itself."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    id: str
+    sha256: Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
+    role: Literal["admin", "host"]
+    hosts: Annotated[tuple[str, ...], AfterValidator(_checked_hosts)] = ()
+    created: str
+    note: str = ""
+
+    @model_validator(mode="after")
+    def _fits(self) -> Self:
+        if (self.role == "host") != bool(self.hosts):
+            raise ValueError("a token of role host has hosts, and one of role admin has none")
+        return self
+
+
+class _TokenFile(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+    tokens: list[Token]
+
+
+def new_token(role: Literal["admin", "host"], hosts: Sequence[str], note: str = "") -> tuple[str, Token]:
+    """Make a token of 256 random bits; return the secret, which is shown once, and what is kept."""
+    secret = _PREFIX + secrets.token_urlsafe(_BYTES)
+    created = datetime.now(UTC).isoformat(timespec="seconds")
+    kept = {"id": secrets.token_hex(4), "sha256": _hash(secret), "role": role, "hosts": hosts}
+    return secret, Token.model_validate(kept | {"created": created, "note": note})
+
+
+def _hash(secret: str) -> str:
+    # No salt and no slow hash: the secret is 256 random bits, which nobody guesses or has in a table.
+    return hashlib.sha256(secret.encode("utf-8", "surrogateescape")).hexdigest()
+
+
+def read_tokens(path: Path) -> list[Token]:
+    """Read the file of tokens; OSError, or ValueError that names file and key."""
+    try:
+        return _TokenFile.model_validate(orjson.loads(path.read_bytes())).tokens
+    except ValidationError as error:
+        raise ValueError(f"{path}: {explain(error.errors(include_url=False))}") from error
+    except orjson.JSONDecodeError as error:
+        raise ValueError(f"{path}: is no JSON: {error}") from error
+
+
+def write_tokens(path: Path, tokens: Sequence[Token]) -> None:
+    """Replace the file of tokens as a whole; who may read it stays as it was, 0600 at first."""
+    text = orjson.dumps({"tokens": [each.model_dump() for each in tokens]}, option=orjson.OPT_INDENT_2)
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}-")
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(text + b"\n")
+            file.flush()
+            os.fsync(file.fileno())
+            _like(path, file.fileno())
+        os.replace(temporary, path)
+    except BaseException:
+        os.unlink(temporary)
+        raise
+
+
+@contextlib.contextmanager
+def locked(path: Path) -> Iterator[None]:
+    """Keep other commands from changing the file of tokens meanwhile."""
+    directory = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        fcntl.flock(directory, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(directory)
+
+
+def _like(path: Path, descriptor: int) -> None:
+    """Give an open file the owner and mode of the one that it replaces."""
+    try:
+        old = path.stat()
+    except FileNotFoundError:
+        return
+    if os.geteuid() == 0:
+        os.fchown(descriptor, old.st_uid, old.st_gid)
+    os.fchmod(descriptor, old.st_mode & 0o777)
+
+
+class Tokens:
+    """The tokens in a file, which is read again whenever it was changed."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._seen: tuple[int, ...] = ()
+        self._callers: dict[str, Caller] = {}
+        self._load(self._stamp())
+
+    def find(self, secret: str) -> Caller | None:
+        """Return whose token this is."""
+        self._refresh()
+        return self._callers.get(_hash(secret))
+
+    def _refresh(self) -> None:
+        try:
+            stamp = self._stamp()
+            if stamp != self._seen:
+                self._load(stamp)
+        except (OSError, ValueError) as error:
+            if self._seen != (-1,):
+                log.error("cannot read the tokens, those read before stay valid", extra={"error": str(error)})
+            self._seen = (-1,)
+
+    def _stamp(self) -> tuple[int, ...]:
+        found = self._path.stat()
+        return (found.st_ino, found.st_mtime_ns, found.st_size)
+
+    def _load(self, stamp: tuple[int, ...]) -> None:
+        tokens = read_tokens(self._path)
+        self._callers = {
+            each.sha256: Caller(f"token:{each.id}", each.role == "admin", parse_hosts(each.hosts))
+            for each in tokens
+        }
+        self._seen = stamp
+
+
+# ------------------------------------------------------------------------------------------ certificates
+
+
+def caller_of_certificate(der: bytes, admins: Sequence[str]) -> Caller:
+    """Return whom a verified client certificate names: its IP SANs are hosts, its subject may be an admin."""
+    certificate = x509.load_der_x509_certificate(der)
+    subject = certificate.subject.rfc4514_string()
+    try:
+        names = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+        addresses = names.get_values_for_type(x509.IPAddress)
+    except x509.ExtensionNotFound:
+        addresses = []
+    hosts = tuple(ipaddress.ip_network(str(address)) for address in addresses)
+    return Caller(f"certificate:{subject}", subject in admins, hosts)
+
+
+# ------------------------------------------------------------------------------------------------- gate
+
+
+class Gate:
+    """Tells callers by the methods that the operator switched on."""
+
+    def __init__(self, methods: Sequence[str], tokens: Tokens | None, admins: Sequence[str]) -> None:
+        self._methods = frozenset(methods)
+        self._tokens = tokens if "token" in self._methods else None
+        self._admins = tuple(admins)
+
+    def admit(self, authorization: str | None, certificate: bytes | None, peer: str | None) -> Caller:
+        """Return who that is; AuthError when nothing that was shown is good here.
+
+        A token that was shown must be good: a wrong one is an error even where others get in without.
+        """
+        if authorization is not None and self._tokens is not None:
+            return self._by_token(authorization, self._tokens)
+        if certificate is not None and "certificate" in self._methods:
+            return caller_of_certificate(certificate, self._admins)
+        if "open" in self._methods:
+            return Caller("anyone", _is_loopback(peer), _EVERYWHERE)
+        raise AuthError(f"no credentials; accepted here: {', '.join(sorted(self._methods))}")
+
+    def _by_token(self, authorization: str, tokens: Tokens) -> Caller:
+        scheme, _, secret = authorization.partition(" ")
+        if scheme.lower() != "bearer" or not secret:
+            raise AuthError(f"authorization: {shown(scheme)} is no scheme of ours: Bearer is")
+        caller = tokens.find(secret.strip())
+        if caller is None:
+            raise AuthError("authorization: unknown token")
+        return caller
+
+
+def _is_loopback(peer: str | None) -> bool:
+    """Say whether a peer is this machine: without credentials, only it may administrate."""
+    try:
+        address = ipaddress.ip_address(peer or "")
+    except ValueError:
+        return False
+    mapped = address.ipv4_mapped if isinstance(address, ipaddress.IPv6Address) else None
+    return (mapped or address).is_loopback

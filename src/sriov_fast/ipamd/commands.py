@@ -1,0 +1,484 @@
+"""What the commands of ``sriov-fast ipam`` do: over the API, or in the service's own files."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import ssl
+import sys
+import tempfile
+import tomllib
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Any, Self
+from urllib.parse import quote
+
+import httpx
+import orjson
+
+from sriov_fast import ipamd_api
+from sriov_fast.ipamd import auth, model, settings
+from sriov_fast.ipamd.errors import ServiceError
+from sriov_fast.ipamd.model import Config
+from sriov_fast.ipamd.settings import SettingsError, StartError
+from sriov_fast.ipamd.trial_ca import TrialCa
+
+Json = dict[str, Any]
+_SECTIONS = ("networks", "pools", "hosts", "assignments")
+
+
+class CommandError(Exception):
+    """A command could not do what it should; the text says why."""
+
+
+def main(name: str, args: argparse.Namespace) -> int:
+    """Carry out one command; return its exit status."""
+    try:
+        return COMMANDS[name](args) or 0
+    except (CommandError, SettingsError, StartError, ServiceError, ValueError) as error:
+        print(f"sriov-fast ipam: {error}", file=sys.stderr)
+    except OSError as error:
+        where = f"{error.filename}: " if error.filename else ""
+        print(f"sriov-fast ipam: {where}{error.strerror or error}", file=sys.stderr)
+    return 1
+
+
+# --------------------------------------------------------------------------------------------- the client
+
+
+class Remote:
+    """A service, asked over HTTP; whatever it refuses becomes a CommandError."""
+
+    def __init__(self, args: argparse.Namespace) -> None:
+        self._url = args.url.rstrip("/")
+        headers = {"user-agent": "sriov-fast-ipam"}
+        if args.token_file:
+            headers["authorization"] = f"Bearer {args.token_file.read_text().strip()}"
+        options: Json = {"verify": _trust(args), "timeout": args.timeout, "trust_env": False}
+        try:
+            self._client = httpx.Client(base_url=self._url, headers=headers, **options)
+        except httpx.InvalidURL as error:
+            raise CommandError(f"url: {self._url!r}: {error}") from error
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._client.close()
+
+    def try_get(self, path: str) -> httpx.Response:
+        """Ask, and return whatever is answered."""
+        return self._ask("GET", path)
+
+    def get(self, path: str, **query: str | None) -> Json:
+        """Return an answer's JSON."""
+        found: Json = self.ask(
+            "GET", path, params={key: value for key, value in query.items() if value}
+        ).json()
+        return found
+
+    def ask(self, method: str, path: str, **options: Any) -> httpx.Response:
+        """Ask, and return the answer if it is success."""
+        response = self._ask(method, path, **options)
+        if not response.is_success:
+            raise CommandError(_explanation(response))
+        return response
+
+    def _ask(self, method: str, path: str, **options: Any) -> httpx.Response:
+        try:
+            return self._client.request(method, path, **options)
+        except httpx.HTTPError as error:
+            raise CommandError(f"{self._url}: {str(error) or type(error).__name__}") from error
+        except httpx.InvalidURL as error:
+            raise CommandError(f"url: {self._url!r}: {error}") from error
+
+
+def _trust(args: argparse.Namespace) -> ssl.SSLContext:
+    if bool(args.cert) != bool(args.key):
+        raise CommandError("--cert and --key belong together")
+    try:
+        context = ssl.create_default_context(cafile=args.ca)
+        context.minimum_version = ssl.TLSVersion.TLSv1_2
+        if args.cert:
+            context.load_cert_chain(args.cert, args.key)
+    except ssl.SSLError as error:
+        raise CommandError(f"ca, cert, key: {error.reason or error}") from error
+    return context
+
+
+def _explanation(response: httpx.Response) -> str:
+    try:
+        problem = response.json()
+        return f"{problem['detail']} ({problem['kind']}, status {response.status_code})"
+    except (ValueError, KeyError, TypeError):
+        return f"{response.url}: status {response.status_code}, and no problem document: is this our service?"
+
+
+# --------------------------------------------------------------------------------------------- printing
+
+
+def _print_json(content: object) -> None:
+    # Not orjson: counts of IPv6 addresses are longer than 64 bits.
+    import json
+
+    print(json.dumps(content, indent=2, ensure_ascii=False))
+
+
+def _print_table(header: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
+    cells = [tuple(header), *(tuple(map(_cell, row)) for row in rows)]
+    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+    for row in cells:
+        print("  ".join(text.ljust(width) for text, width in zip(row, widths, strict=True)).rstrip())
+
+
+def _cell(value: object) -> str:
+    if isinstance(value, (list, tuple)):
+        return ",".join(map(str, value)) or "-"
+    return "-" if value is None or value == "" else str(value)
+
+
+# --------------------------------------------------------------------------------------- the whole config
+
+
+def serve(args: argparse.Namespace) -> None:
+    """Run the service."""
+    from sriov_fast.ipamd import server
+
+    server.run(args.config)
+
+
+def config_show(args: argparse.Namespace) -> None:
+    """Print the configuration."""
+    with Remote(args) as remote:
+        document = remote.get(ipamd_api.CONFIG)
+    if args.toml:
+        print(toml(document), end="")
+    else:
+        _print_json(document)
+
+
+def config_check(args: argparse.Namespace) -> None:
+    """Check a file as the service would."""
+    found = settings.read(args.file)
+    config = settings.parse_config(found) or Config()
+    counts = ", ".join(f"{len(getattr(config, section))} {section}" for section in _SECTIONS)
+    print(f"{args.file}: good ({counts})")
+
+
+def config_apply(args: argparse.Namespace) -> None:
+    """Replace the configuration by a file's."""
+    document = _read_document(args.file)
+    document.pop("server", None)
+    config = model.parse(Config, document)
+    with Remote(args) as remote:
+        response = remote.ask("GET", ipamd_api.CONFIG)
+        if response.json() == config.document():
+            print("nothing to change")
+            return
+        etag = response.headers["etag"]
+        response = remote.ask("PUT", ipamd_api.CONFIG, json=config.document(), headers={"if-match": etag})
+    print(f"applied, revision {response.headers['etag']}")
+
+
+def _read_document(path: Path) -> Json:
+    content = path.read_bytes()
+    try:
+        found = orjson.loads(content) if path.suffix == ".json" else tomllib.loads(content.decode())
+    except ValueError as error:
+        raise CommandError(f"{path}: {error}") from error
+    if not isinstance(found, dict):
+        raise CommandError(f"{path}: is no table of networks, pools, hosts and assignments")
+    return found
+
+
+def toml(document: Json) -> str:
+    """Write a configuration as TOML: tables of arrays on top, all else inline."""
+    lines: list[str] = []
+    for section in _SECTIONS:
+        for item in document.get(section, ()):
+            lines += [f"[[{section}]]", *(f"{key} = {_toml(value)}" for key, value in item.items()), ""]
+    return "\n".join(lines)
+
+
+def _toml(value: Any) -> str:
+    if isinstance(value, dict):
+        return "{ " + ", ".join(f"{key} = {_toml(each)}" for key, each in value.items()) + " }"
+    if isinstance(value, list):
+        return "[" + ", ".join(map(_toml, value)) + "]"
+    if isinstance(value, str):
+        # A JSON string is a TOML string, but for DEL, which TOML wants escaped.
+        return orjson.dumps(value).decode().replace("\x7f", "\\u007f")
+    return str(value).lower() if isinstance(value, bool) else str(value)
+
+
+# --------------------------------------------------------------------------------------------- its items
+
+_COLUMNS = {
+    "networks": ("name", "grace"),
+    "pools": ("network", "name", "subnet", "gateway", "vlan", "ranges", "mac_prefix"),
+    "hosts": ("network", "hosts", "pools"),
+    "assignments": ("network", "pod_id", "hosts", "ips", "mac", "vlan", "vf"),
+}
+
+
+def items_list(args: argparse.Namespace) -> None:
+    """List the items of one kind."""
+    with Remote(args) as remote:
+        items = remote.get(ipamd_api.CONFIG).get(args.kind, [])
+    if args.json:
+        _print_json(items)
+        return
+    columns = _COLUMNS[args.kind]
+    defaults = {"grace": model.GRACE}
+    rows = [[_shown(item.get(column, defaults.get(column))) for column in columns] for item in items]
+    _print_table([column.upper() for column in columns], rows)
+
+
+def _shown(value: Any) -> Any:
+    """Return ranges as they are given, all else as it is."""
+    if isinstance(value, list) and value and isinstance(value[0], dict):
+        return [f"{each['start']}-{each['end']}" for each in value]
+    return value
+
+
+def items_set(args: argparse.Namespace) -> None:
+    """Add or replace an item."""
+    body = {name: value for name, value in _CONTENT[args.kind](args).items() if value not in (None, [], {})}
+    with Remote(args) as remote:
+        response = remote.ask("PUT", _item_path(args), json=body)
+    _print_json(response.json())
+
+
+def items_delete(args: argparse.Namespace) -> None:
+    """Delete an item."""
+    with Remote(args) as remote:
+        remote.ask("DELETE", _item_path(args))
+
+
+def _item_path(args: argparse.Namespace) -> str:
+    keys = [getattr(args, key) for key in args.keys]
+    return "/".join([f"{ipamd_api.CONFIG}/{args.kind}", *(quote(key, safe="") for key in keys)])
+
+
+def _network(args: argparse.Namespace) -> Json:
+    return {"grace": args.grace}
+
+
+def _pool(args: argparse.Namespace) -> Json:
+    dns = {
+        "nameservers": args.dns_nameserver,
+        "domain": args.dns_domain,
+        "search": args.dns_search,
+        "options": args.dns_option,
+    }
+    return {
+        "subnet": args.subnet,
+        "ranges": [_range(text) for text in args.ranges or ()],
+        "gateway": args.gateway,
+        "vlan": args.vlan,
+        "routes": [_route(text) for text in args.routes or ()],
+        "mac_prefix": args.mac_prefix,
+        "dns": {key: value for key, value in dns.items() if value},
+    }
+
+
+def _range(text: str) -> Json:
+    start, dash, end = text.partition("-")
+    if not dash:
+        raise CommandError(f"--range: {text!r}: must be FIRST-LAST, such as 10.0.0.10-10.0.0.20")
+    return {"start": start, "end": end}
+
+
+def _route(text: str) -> Json:
+    destination, _, gateway = text.partition(",")
+    return {"dst": destination} | ({"gw": gateway} if gateway else {})
+
+
+def _hosts(args: argparse.Namespace) -> Json:
+    return {"pools": args.pools}
+
+
+def _assignment(args: argparse.Namespace) -> Json:
+    return {"hosts": args.hosts, "ips": args.ips, "mac": args.mac, "vlan": args.vlan, "vf": args.vf}
+
+
+_CONTENT: dict[str, Callable[[argparse.Namespace], Json]] = {
+    "networks": _network,
+    "pools": _pool,
+    "hosts": _hosts,
+    "assignments": _assignment,
+}
+
+
+# --------------------------------------------------------------------------------------- what is held
+
+
+def allocations_list(args: argparse.Namespace) -> None:
+    """List what is held."""
+    with Remote(args) as remote:
+        held = remote.get(f"{ipamd_api.ROOT}/allocations", network=args.network, host_ip=args.host)[
+            "allocations"
+        ]
+    if args.json:
+        _print_json(held)
+        return
+    header = ("NETWORK", "CONTAINER", "IFNAME", "POD", "HOST", "ADDRESSES")
+    rows = [
+        [*(each.get(key) for key in ("network", "container_id", "ifname", "pod_id", "host_ip")), _ips(each)]
+        for each in held
+    ]
+    _print_table(header, rows)
+
+
+def _ips(allocation: Json) -> list[str]:
+    return [ip["address"] for ip in allocation["ips"]]
+
+
+def allocations_release(args: argparse.Namespace) -> None:
+    """Release what an owner holds, on whichever host."""
+    owner = {key: getattr(args, key) for key in ("network", "container_id", "ifname")}
+    with Remote(args) as remote:
+        held = remote.get(f"{ipamd_api.ROOT}/allocations", network=args.network)["allocations"]
+        found = next((each for each in held if owner.items() <= each.items()), None)
+        if found is None:
+            raise CommandError(f"{args.container_id}/{args.ifname} holds nothing in {args.network}")
+        path = ipamd_api.allocation(args.network, args.container_id, args.ifname)
+        named = {ipamd_api.HOST_IP: found[ipamd_api.HOST_IP], ipamd_api.LEASE: found.get(ipamd_api.LEASE, "")}
+        answer = remote.ask("DELETE", path, params=named)
+    if answer.content and not answer.json()[ipamd_api.RELEASED]:
+        raise CommandError(f"{args.container_id}/{args.ifname} has got something else meanwhile")
+    print(f"released {','.join(_ips(found))}")
+
+
+def export(args: argparse.Namespace) -> None:
+    """Print or write all that the service holds."""
+    with Remote(args) as remote:
+        content = remote.ask("GET", f"{ipamd_api.ROOT}/export").content
+    if args.output is None:
+        sys.stdout.write(content.decode() + "\n")
+    else:
+        _write(args.output, content + b"\n")
+
+
+def load(args: argparse.Namespace) -> None:
+    """Take over an export."""
+    content = sys.stdin.buffer.read() if str(args.file) == "-" else args.file.read_bytes()
+    headers = {"content-type": ipamd_api.JSON}
+    query = {"replace": "true"} if args.replace else {}
+    with Remote(args) as remote:
+        answer = remote.ask(
+            "POST", f"{ipamd_api.ROOT}/import", content=content, headers=headers, params=query
+        )
+    print(f"imported; {answer.json()['allocations']} allocations are held")
+
+
+def status(args: argparse.Namespace) -> int:
+    """Say whether the service is ready, and how full its pools are."""
+    with Remote(args) as remote:
+        ready = remote.try_get(ipamd_api.READY)
+        pools = remote.get(f"{ipamd_api.ROOT}/usage")["pools"] if ready.is_success else []
+    if args.json:
+        _print_json({"ready": ready.is_success, "pools": pools})
+    elif ready.is_success:
+        rows = [(pool["network"], pool["name"], pool["used"], pool["total"]) for pool in pools]
+        _print_table(("NETWORK", "POOL", "USED", "TOTAL"), rows)
+    else:
+        print(f"sriov-fast ipam: not ready: {_explanation(ready)}", file=sys.stderr)
+    return 0 if ready.is_success else 1
+
+
+def _write(path: Path, content: bytes) -> None:
+    """Write a file that others may not read, whole or not at all."""
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}-")
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except BaseException:
+        os.unlink(temporary)
+        raise
+
+
+# --------------------------------------------------------------------------------- tokens, certificates
+
+
+def token_create(args: argparse.Namespace) -> None:
+    """Make a token."""
+    path = _tokens_path(args)
+    secret, token = auth.new_token("admin" if args.admin else "host", args.host or [], args.note)
+    with auth.locked(path):
+        tokens = auth.read_tokens(path) if path.exists() else []
+        auth.write_tokens(path, [*tokens, token])
+    if args.output is None:
+        print(secret)
+    else:
+        _write(args.output, secret.encode() + b"\n")
+    print(f"token {token.id} added to {path}", file=sys.stderr)
+
+
+def token_list(args: argparse.Namespace) -> None:
+    """List the tokens."""
+    tokens = auth.read_tokens(_tokens_path(args))
+    if args.json:
+        _print_json([token.model_dump(exclude={"sha256"}) for token in tokens])
+        return
+    rows = [(token.id, token.role, token.hosts, token.created, token.note) for token in tokens]
+    _print_table(("ID", "ROLE", "HOSTS", "CREATED", "NOTE"), rows)
+
+
+def token_revoke(args: argparse.Namespace) -> None:
+    """Revoke a token."""
+    path = _tokens_path(args)
+    with auth.locked(path):
+        tokens = auth.read_tokens(path)
+        rest = [token for token in tokens if token.id != args.id]
+        if len(rest) == len(tokens):
+            raise CommandError(f"{path}: there is no token {args.id}")
+        auth.write_tokens(path, rest)
+
+
+def _tokens_path(args: argparse.Namespace) -> Path:
+    if args.tokens is not None:
+        path: Path = args.tokens
+        return path
+    if args.config.exists():
+        return settings.read(args.config).server.tokens
+    return Path(settings.TOKENS)
+
+
+def ca(args: argparse.Namespace) -> None:
+    """Make a CA and certificates."""
+    authority = TrialCa(args.directory)
+    made = [authority.certificate_path]
+    if args.server:
+        made += authority.server(args.server, args.days)
+    for address in args.host or ():
+        made += authority.host(address, args.days)
+    for name in args.admin or ():
+        made += authority.admin(name, args.days)
+    print("\n".join(map(str, made)))
+
+
+COMMANDS: dict[str, Callable[[argparse.Namespace], int | None]] = {
+    each.__name__: each
+    for each in (
+        serve,
+        config_show,
+        config_check,
+        config_apply,
+        items_list,
+        items_set,
+        items_delete,
+        allocations_list,
+        allocations_release,
+        export,
+        load,
+        status,
+        token_create,
+        token_list,
+        token_revoke,
+        ca,
+    )
+}

@@ -1,0 +1,196 @@
+"""The configuration in the store: documents that never change, and the root that names one."""
+
+from __future__ import annotations
+
+import asyncio
+import uuid
+import zlib
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import orjson
+
+from sriov_fast.ipamd.errors import Conflict, Unavailable
+from sriov_fast.ipamd.model import Config, parse
+from sriov_fast.ipamd.pools import Book, Net, Shape, nets
+from sriov_fast.ipamd.schema import NO_ROOT, ROOT, Keys, pack, unpack
+from sriov_fast.ipamd.store import Store, Transaction, View, prefix_end
+
+PART = 512 * 1024  # bytes of a document in one record; etcd takes 1.5 MiB a request
+PAGE = 1000  # records that are read at once
+NAMED = 5  # allocations that a refusal names
+TRIES = 20
+
+
+def token() -> str:
+    """Return a name that nothing had before."""
+    return uuid.uuid4().hex
+
+
+def _document(name: str) -> tuple[str, str]:
+    prefix = f"document/{name}/"
+    return prefix, prefix_end(prefix)
+
+
+class Registry:
+    """Reads the configuration in force, and replaces it."""
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+        self._book: Book | None = None
+        self._loading = asyncio.Lock()
+
+    async def book(self) -> Book:
+        """Return the configuration as it was when last looked at; transactions compare its root."""
+        return self._book or await self.reload()
+
+    async def reload(self, known: Book | None = None) -> Book:
+        """Return the configuration in force now; if only `known` is stale, what is cached will do."""
+        async with self._loading:
+            if known is not None and self._book is not None and self._book.root != known.root:
+                return self._book
+            for _ in range(TRIES):
+                book = await self._store.read(self._read)
+                if book is not None:
+                    self._book = book
+                    return book
+        raise Unavailable("config: changes faster than it can be read")
+
+    async def _read(self, view: View) -> Book | None:
+        """Return the configuration; none if it was replaced just now."""
+        (found,), _ = await view.fetch([ROOT])
+        root = found or NO_ROOT
+        if self._book is not None and self._book.root == root:
+            return self._book
+        return await read_book(view, root)
+
+    async def prepare(
+        self, config: Config, idents: Mapping[str, str], epochs: Mapping[str, str]
+    ) -> dict[str, Any]:
+        """Write the configuration beside the one in force; return what the root is to say of it."""
+        body = {"config": config.document(), "idents": dict(idents), "epochs": dict(epochs)}
+        packed = zlib.compress(orjson.dumps(body))
+        parts = [packed[at : at + PART] for at in range(0, len(packed), PART)]
+        name = token()
+        for number, part in enumerate(parts):
+            await self._store.write([(f"{_document(name)[0]}{number:06d}", part)])
+        return {"document": name, "parts": len(parts)}
+
+    async def forget(self, name: str) -> None:
+        """Delete a configuration that is not in force."""
+        if name:
+            await self._store.wipe(*_document(name))
+
+    async def configure(self, config: Config, revision: str | None) -> Book:
+        """Replace the configuration, if it still has this revision."""
+        for _ in range(TRIES):
+            old = await self.reload()
+            if revision is not None and revision != str(old.revision):
+                raise Conflict(f"revision: {revision!r} is not the one in force, {str(old.revision)!r}")
+            idents = keep_idents(old, config)
+            named = await self.prepare(config, idents, new_epochs(old, config, idents))
+            change = _Change(old, named, [it for it in old.idents.values() if it not in idents.values()])
+            try:
+                done = await self._store.run(change)
+            except Conflict:  # of other errors nobody can say whether the new one is in force
+                await self.forget(named["document"])
+                raise
+            if done:
+                return await self._clean(old, change)
+            await self.forget(named["document"])
+        raise Unavailable("config: others change it all the time")
+
+    async def _clean(self, old: Book, change: _Change) -> Book:
+        """Delete what the new configuration does not need, and return it."""
+        await self.forget(root_says(old)["document"])
+        keys = Keys(old.generation)
+        for ident in change.gone:
+            for kind in ("addr", "free", "lane", "sticky"):
+                await self._store.wipe(*keys.kind(kind, ident))
+        return await self.reload()
+
+
+def root_says(book: Book) -> dict[str, Any]:
+    """Return what the root record says of a configuration."""
+    found: dict[str, Any] = unpack(book.root)
+    return found
+
+
+async def read_book(view: View, root: bytes) -> Book | None:
+    """Return the configuration that a root names; none if it is not there any more."""
+    says = unpack(root)
+    config, idents, epochs = Config(), {}, {}
+    if says["document"]:
+        _, (rows,) = await view.fetch([], [(*_document(says["document"]), 0)])
+        if len(rows) != says["parts"]:
+            return None
+        body = orjson.loads(zlib.decompress(b"".join(part for _, part in rows)))
+        config, idents, epochs = parse(Config, body["config"]), body["idents"], body["epochs"]
+    return Book(root, says["revision"], says["generation"], config, idents, nets(config, idents, epochs))
+
+
+def shapes(found: Mapping[str, Net]) -> Iterator[Shape]:
+    """Yield the pools of all networks."""
+    for net in found.values():
+        yield from net.pools
+
+
+def new_epochs(old: Book, config: Config, idents: Mapping[str, str]) -> dict[str, str]:
+    """Return the epochs of the pools: those that give the same addresses as before keep theirs."""
+    before = {shape.ident: shape for shape in shapes(old.nets)}
+    new = str(old.revision + 1)
+    return {
+        shape.pool.name: was.epoch if (was := before.get(shape.ident)) and was.same(shape) else new
+        for shape in shapes(nets(config, idents))
+    }
+
+
+def keep_idents(old: Book, config: Config) -> dict[str, str]:
+    """Return the pools' names in the store: a pool with another network or subnet is another pool."""
+    before = {it.name: (it.network, it.subnet) for it in old.config.pools}
+    return {
+        it.name: old.idents[it.name] if before.get(it.name) == (it.network, it.subnet) else token()
+        for it in config.pools
+    }
+
+
+class _Change:
+    """The transaction that puts a configuration in force, unless it would orphan what is held."""
+
+    def __init__(self, old: Book, named: dict[str, Any], gone: list[str]) -> None:
+        self.old, self.named, self.gone = old, named, gone
+
+    async def __call__(self, tx: Transaction) -> bool:
+        """Say whether the old configuration was in force, and so the new one is."""
+        (found,), _ = await tx.fetch([ROOT])
+        if found is not None and unpack(found)["document"] == self.named["document"]:
+            return True  # committed before, though nobody could say so
+        if (found or NO_ROOT) != self.old.root:
+            return False
+        held = [name for ident in self.gone for name in await self._held(tx, ident)]
+        if held:
+            raise Conflict(
+                f"config: pools that would go, or change network or subnet, are in use: {', '.join(held)}"
+            )
+        says = {"revision": self.old.revision + 1, "generation": self.old.generation, **self.named}
+        tx.put(ROOT, pack(says))
+        return True
+
+    async def _held(self, tx: Transaction, ident: str) -> list[str]:
+        """Name some of what is held in a pool, and see that it stays as it is."""
+        first, end = Keys(self.old.generation).kind("addr", ident)
+        tx.unchanged(first, end)
+        pool = next(name for name, it in self.old.idents.items() if it == ident)
+        found: list[str] = []
+        while len(found) < NAMED:
+            _, (rows,) = await tx.fetch([], [(first, end, PAGE)])
+            for record in (unpack(value) for _, value in rows):
+                if "owner" in record and len(found) < NAMED:
+                    network, container_id, ifname = record["owner"]
+                    found.append(
+                        f"pool {pool!r} by container {container_id!r} interface {ifname!r} in {network!r}"
+                    )
+            if len(rows) < PAGE:
+                break
+            first = rows[-1][0] + "\x00"
+        return found

@@ -1,0 +1,79 @@
+"""Structured logs: one line an event, JSON or logfmt, on stderr, for the library code below us as well."""
+
+from __future__ import annotations
+
+import logging
+import sys
+from collections.abc import Callable
+from datetime import UTC, datetime
+from typing import Any
+
+import orjson
+
+LOGGER = "sriov_fast.ipamd"
+# What a record has of its own; all else came in through ``extra``.
+_STANDARD = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "color_message", "taskName"}
+
+
+def configure(level: str, style: str) -> None:
+    """Send all logs to stderr, from ``level`` on, in ``style`` (json, logfmt)."""
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(Formatter(style))
+    root = logging.getLogger()
+    root.handlers[:] = [handler]
+    root.setLevel(level.upper())
+    for name in ("uvicorn", "uvicorn.error", "uvicorn.asgi"):
+        logger = logging.getLogger(name)
+        logger.handlers.clear()
+        logger.propagate = True
+        logger.setLevel(max(logging.WARNING, root.level))
+    # One line a request comes from us, and knows who asked.
+    access = logging.getLogger("uvicorn.access")
+    access.handlers.clear()
+    access.propagate = False
+    # HTTP clients below us (a store's) tell every request at info.
+    for name in ("httpx", "httpcore", "asyncio"):
+        logging.getLogger(name).setLevel(max(logging.WARNING, root.level))
+
+
+class Formatter(logging.Formatter):
+    """Makes one line of a record and its ``extra`` fields."""
+
+    def __init__(self, style: str) -> None:
+        super().__init__()
+        self._render: Callable[[dict[str, Any]], str] = {"json": _json, "logfmt": _logfmt}[style]
+
+    def format(self, record: logging.LogRecord) -> str:
+        """Return the line, without its end."""
+        event: dict[str, Any] = {
+            "time": datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds"),
+            "level": record.levelname.lower(),
+            "logger": record.name,
+            "msg": record.getMessage(),
+        }
+        event |= {key: value for key, value in vars(record).items() if key not in _STANDARD}
+        event = {key: value for key, value in event.items() if value is not None}
+        if record.exc_info:
+            event["exception"] = self.formatException(record.exc_info)
+        return self._render(event)
+
+
+def _json(event: dict[str, Any]) -> str:
+    try:
+        return orjson.dumps(event, default=str).decode()
+    except TypeError:  # lone surrogates
+        return orjson.dumps({key: _safe(value) for key, value in event.items()}).decode()
+
+
+def _safe(value: object) -> str:
+    return str(value).encode("utf-8", "backslashreplace").decode()
+
+
+def _logfmt(event: dict[str, Any]) -> str:
+    return " ".join(f"{key}={_quoted(value)}" for key, value in event.items())
+
+
+def _quoted(value: object) -> str:
+    text = _safe(value)
+    plain = text.isprintable() and not any(char in text for char in ' ="')
+    return text if text and plain else orjson.dumps(text).decode()

@@ -1,0 +1,170 @@
+"""The records in the store: their keys and what they hold.
+
+`own` is what an owner holds; `addr` says of an address who has it, or since when it is free; `free` queues
+a lane's free addresses by the time of their release; `lane` counts, and says up to where the lane's addresses
+were ever given out; `sticky` leads a pod back to its address; `host` lists the owners of a host with
+their leases.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from ipaddress import ip_address
+from typing import Any, NamedTuple
+from urllib.parse import quote, unquote
+
+import orjson
+
+from sriov_fast.ipamd.pools import LANES, Shape
+from sriov_fast.ipamd.store import Rows, Span, prefix_end
+
+ROOT = "root"  # which configuration and which generation of records are in force
+END = 1 << 128  # a cursor behind all addresses
+
+
+def pack(value: object) -> bytes:
+    """Return a record's bytes."""
+    # A copy, since orjson's bytes keep the room that they were made in: 4 KB, and an import has millions.
+    return bytes(memoryview(orjson.dumps(value)))
+
+
+def unpack(value: bytes) -> Any:
+    """Return what a record holds."""
+    return orjson.loads(value)
+
+
+def escape(text: str) -> str:
+    """Return text as one part of a key."""
+    return quote(text, safe="") or "%"
+
+
+def unescape(part: str) -> str:
+    """Return the text of a part of a key."""
+    return "" if part == "%" else unquote(part)
+
+
+NO_ROOT = pack({"revision": 0, "generation": "0", "document": "", "parts": 0})  # of an empty store
+
+
+class Keys(NamedTuple):
+    """The keys of one generation of records."""
+
+    generation: str
+
+    def kind(self, kind: str, ident: str = "") -> tuple[str, str]:
+        """Return the first key, and the first one behind, of a kind of records, of one pool or network."""
+        prefix = f"{self.generation}/{kind}/{ident}/" if ident else f"{self.generation}/{kind}/"
+        return prefix, prefix_end(prefix)
+
+    def own(self, network: str, container_id: str, ifname: str) -> str:
+        """Return the key of what an owner holds."""
+        return f"{self.generation}/own/{escape(network)}/{escape(container_id)}/{escape(ifname)}"
+
+    def host(self, network: str, host_ip: str, owner: tuple[str, str] | None = None) -> str:
+        """Return the key of an owner in the list of its host, or the prefix of that list."""
+        host = ip_address(host_ip)
+        prefix = f"{self.generation}/host/{escape(network)}/{host.version}-{int(host):x}/"
+        return prefix if owner is None else f"{prefix}{escape(owner[0])}/{escape(owner[1])}"
+
+    def lane(self, ident: str, lane: int) -> str:
+        """Return the key of a lane's counters."""
+        return f"{self.generation}/lane/{ident}/{lane:02x}"
+
+    def address(self, ident: str, address: int) -> str:
+        """Return the key of an address."""
+        return f"{self.generation}/addr/{ident}/{address % LANES:02x}/{address:032x}"
+
+    def addresses(self, ident: str, start: int, most: int) -> Span:
+        """Return the span of a lane's addresses from one on."""
+        end = prefix_end(f"{self.generation}/addr/{ident}/{start % LANES:02x}/")
+        return self.address(ident, start), end, most
+
+    def free(self, ident: str, address: int, released: int) -> str:
+        """Return the key of a free address in its lane's queue."""
+        return f"{self.generation}/free/{ident}/{address % LANES:02x}/{released:015d}/{address:032x}"
+
+    def queue(self, ident: str, lane: int, most: int) -> Span:
+        """Return the span of the longest free addresses of a lane."""
+        prefix = f"{self.generation}/free/{ident}/{lane:02x}/"
+        return prefix, prefix_end(prefix), most
+
+    def sticky(self, ident: str, pod_id: str, ifname: str, address: int | None = None) -> str:
+        """Return the key that leads a pod's interface back to an address, or the prefix of all these."""
+        prefix = f"{self.generation}/sticky/{ident}/{escape(pod_id)}/{escape(ifname)}/"
+        return prefix if address is None else f"{prefix}{address:032x}"
+
+
+class Free(NamedTuple):
+    """An entry of a lane's queue of free addresses; times are ms since 1970."""
+
+    key: str
+    released: int
+    address: int
+    sticky: str  # the key that leads its last pod here, "" for none
+
+    @classmethod
+    def read(cls, rows: Rows) -> list[Free]:
+        """Return the entries of a span."""
+        found = []
+        for key, value in rows:
+            _, released, address = key.rsplit("/", 2)
+            found.append(cls(key, int(released), int(address, 16), value.decode()))
+        return found
+
+
+class Lane:
+    """A lane's counters; `cursor` is how far its walk came, `epoch` the shape that it began under."""
+
+    __slots__ = ("cursor", "epoch", "freed", "oldest", "used")
+
+    def __init__(self, shape: Shape, value: bytes | None) -> None:
+        if value is None:
+            self.cursor, self.epoch, self.used, self.freed, self.oldest = -1, shape.epoch, 0, 0, 0
+        else:
+            cursor, self.epoch, self.used, self.freed, self.oldest = unpack(value)
+            self.cursor = int(cursor, 16)
+
+    def pack(self) -> bytes:
+        """Return the record."""
+        return pack([f"{self.cursor:x}", self.epoch, self.used, self.freed, self.oldest])
+
+    def fresh(self, shape: Shape, number: int, expired: int) -> bool:
+        """Whether it may have an address that waits for no pod: new, or free since `expired` or before."""
+        if self.epoch != shape.epoch or (self.freed and self.oldest <= expired):
+            return True
+        return self.cursor < END and shape.next(number, self.cursor) is not None
+
+
+def lanes(shape: Shape, rows: Rows) -> dict[int, Lane]:
+    """Return the state of all lanes that have an address."""
+    records = {int(key.rsplit("/", 1)[1], 16): value for key, value in rows}
+    return {number: Lane(shape, records.get(number)) for number in {*shape.lanes, *records}}
+
+
+class Held(NamedTuple):
+    """A part of what an owner holds; `counted` in the lane's use, as those of fixed assignments are not."""
+
+    ident: str
+    address: int
+    counted: bool
+
+
+def pack_own(document: dict[str, Any], held: Sequence[Held]) -> bytes:
+    """Return the record of what an owner holds."""
+    return pack({"allocation": document, "held": [[it.ident, f"{it.address:x}", it.counted] for it in held]})
+
+
+def unpack_own(value: bytes) -> tuple[dict[str, Any], list[Held]]:
+    """Return what an owner holds."""
+    record = unpack(value)
+    return record["allocation"], [Held(ident, int(at, 16), counted) for ident, at, counted in record["held"]]
+
+
+def pack_owner(network: str, container_id: str, ifname: str, pod_id: str) -> bytes:
+    """Return the record of an address that is taken."""
+    return pack({"owner": [network, container_id, ifname], "pod_id": pod_id})
+
+
+def pack_freed(released: int) -> bytes:
+    """Return the record of an address that is free again."""
+    return pack({"released": released})

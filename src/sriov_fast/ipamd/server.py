@@ -1,0 +1,360 @@
+"""``sriov-fast ipam serve``: the process around the API. Sockets, TLS, signals, and what the file says."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import gc
+import logging
+import os
+import signal
+import socket
+import ssl
+import time
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+from typing import Any
+
+import uvicorn
+from cryptography import x509
+
+from sriov_fast import __version__
+from sriov_fast.ipamd import accept, logs, settings
+from sriov_fast.ipamd.accept import Bounds
+from sriov_fast.ipamd.api import create_app
+from sriov_fast.ipamd.auth import Gate, Tokens
+from sriov_fast.ipamd.errors import Conflict, ServiceError
+from sriov_fast.ipamd.metrics import Metrics
+from sriov_fast.ipamd.middleware import Admit, App, Limits, Observe
+from sriov_fast.ipamd.model import Config
+from sriov_fast.ipamd.protocol import protocol_class
+from sriov_fast.ipamd.service import Service, open_service
+from sriov_fast.ipamd.settings import Listen, Settings, StartError, TlsFiles, parse_config
+
+_BACKLOG = 1024
+_ATTEMPTS = 5  # to apply the file's configuration while another replica does the same
+log = logging.getLogger(logs.LOGGER)
+
+
+def run(path: Path) -> None:
+    """Serve until SIGTERM; StartError or SettingsError when that cannot even begin."""
+    found = settings.read(path)
+    config = parse_config(found)
+    logs.configure(found.server.log_level, found.server.log_format)
+    # A request is short-lived garbage without cycles; what was imported lives for ever.
+    gc.freeze()
+    with asyncio.Runner(loop_factory=_loop_factory()) as runner:
+        runner.run(_serve(found, config))
+
+
+def _loop_factory() -> Any:
+    try:
+        import uvloop
+    except ImportError:
+        return None
+    return uvloop.new_event_loop
+
+
+# ---------------------------------------------------------------------------------------------- the life
+
+
+async def _serve(found: Settings, config: Config | None) -> None:
+    options = found.server
+    tls = Tls(options.tls) if options.tls else None
+    with contextlib.ExitStack() as stack:
+        sockets = [stack.enter_context(_bind(listen)) for listen in options.listen]
+        tokens = _open_tokens(options)
+        async with _opened(options.storage) as service:
+            await apply(found, config, service)
+            metrics = Metrics()
+            app = create_app(service, metrics, found.path if options.managed == "file" else None)
+            reload = Reload(found, service, tls, metrics)
+            app.state.apply_file = reload.apply_file
+            gate = Gate(options.auth, tokens, options.admins)
+            limits = accept.bounds(Bounds(options.max_connections, options.max_connections_per_address))
+            uvicorn_config = _uvicorn(_layers(app, gate, metrics, options), options, limits)
+            server = _Server(uvicorn_config, reload, limits, tls)
+            _tell_start(found, sockets, tls)
+            await server.serve(sockets)
+    log.info("stopped")
+
+
+def _layers(app: App, gate: Gate, metrics: Metrics, options: settings.Server) -> App:
+    limits = Limits(
+        requests=options.max_requests,
+        body=options.max_body,
+        document=options.max_document,
+        receive=options.receive_timeout,
+        answer=options.request_timeout,
+    )
+    return Observe(Admit(app, gate, limits), metrics)
+
+
+def _uvicorn(app: App, options: settings.Server, limits: Bounds) -> uvicorn.Config:
+    config = uvicorn.Config(
+        app,
+        http=protocol_class(options.receive_timeout, limits.connections),
+        ws="none",
+        lifespan="off",
+        interface="asgi3",
+        log_config=None,
+        access_log=False,
+        proxy_headers=False,
+        server_header=False,
+        backlog=_BACKLOG,
+        timeout_keep_alive=int(options.keep_alive),
+        timeout_graceful_shutdown=int(options.stop_timeout),
+    )
+    config.load()
+    return config
+
+
+def _open_tokens(options: settings.Server) -> Tokens | None:
+    if "token" not in options.auth:
+        return None
+    try:
+        return Tokens(options.tokens)
+    except FileNotFoundError:
+        raise StartError(
+            f"{options.tokens}: no such file; make the first token: sriov-fast ipam token create --admin"
+        ) from None
+    except (OSError, ValueError) as error:
+        raise StartError(f"tokens: {error}") from error
+
+
+@contextlib.asynccontextmanager
+async def _opened(url: str) -> AsyncIterator[Service]:
+    try:
+        service = await open_service(url)
+    except ServiceError as error:
+        raise StartError(f"storage: {error.detail}") from error
+    try:
+        yield service
+    finally:
+        await service.close()
+
+
+def _bind(listen: Listen) -> socket.socket:
+    family = socket.AF_INET6 if ":" in listen.host else socket.AF_INET
+    found = socket.socket(family, socket.SOCK_STREAM)
+    try:
+        found.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if family == socket.AF_INET6:
+            # 0.0.0.0 is listed as well where it is wanted.
+            found.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+        found.bind((listen.host, listen.port))
+        found.listen(_BACKLOG)
+        found.setblocking(False)
+    except OSError as error:
+        found.close()
+        raise StartError(f"listen: {listen}: {error.strerror}") from error
+    return found
+
+
+def _tell_start(found: Settings, sockets: list[socket.socket], tls: Tls | None) -> None:
+    options = found.server
+    where = [str(Listen(*each.getsockname()[:2])) for each in sockets]
+    fields = {"listen": ",".join(where), "tls": tls is not None, "auth": ",".join(options.auth)}
+    # The URL may carry a password.
+    storage = options.storage.partition("://")[0]
+    log.info("serving", extra=fields | {"storage": storage, "version": __version__, "pid": os.getpid()})
+    if tls is None:
+        log.warning("plain HTTP: whoever is on the network can read and change everything")
+    if "open" in options.auth:
+        log.warning("auth = open: every caller may act for every host")
+
+
+# ------------------------------------------------------------------------------------ the file's config
+
+
+async def apply(found: Settings, config: Config | None, service: Service) -> None:
+    """Bring the file's configuration into the store, as ``managed`` has it.
+
+    With ``managed = "file"`` the file is the configuration. Else it only fills a store that has none.
+    """
+    if config is None:
+        return
+    try:
+        await _apply(found, config, service)
+    except ServiceError as error:
+        raise StartError(f"{found.path}: the configuration cannot be applied: {error.detail}") from error
+
+
+async def _apply(found: Settings, config: Config, service: Service) -> None:
+    for attempt in range(_ATTEMPTS):
+        held, revision = await service.config()
+        if held == config:
+            return
+        if found.server.managed == "api" and held != Config():
+            log.warning(
+                "the store has a configuration, which differs from the file's and stays; "
+                "to apply the file: sriov-fast ipam config apply",
+                extra={"file": str(found.path), "revision": revision},
+            )
+            return
+        try:
+            revision = await service.configure(config, revision)
+        except Conflict:
+            if attempt == _ATTEMPTS - 1 or (await service.config())[1] == revision:
+                raise
+            continue
+        log.info("configuration applied", extra={"file": str(found.path), "revision": revision})
+        return
+
+
+class Reload:
+    """What SIGHUP does: read certificates anew, and the file's configuration where the file manages it."""
+
+    def __init__(self, found: Settings, service: Service, tls: Tls | None, metrics: Metrics) -> None:
+        self._found = found
+        self._service = service
+        self._tls = tls
+        self._metrics = metrics
+        self._lock = asyncio.Lock()
+        if tls:
+            metrics.certificate_ends(tls.ends)
+
+    async def __call__(self) -> None:
+        """Reload; what is broken is logged, and what was read before stays in use."""
+        async with self._lock:
+            notify(f"RELOADING=1\nMONOTONIC_USEC={time.monotonic_ns() // 1000}")
+            try:
+                if self._tls:
+                    self._tls.load()
+                    self._metrics.certificate_ends(self._tls.ends)
+                await self.apply_file()
+            except (OSError, ValueError, StartError) as error:
+                log.error("reload failed, all stays as it was", extra={"error": str(error)})
+                self._metrics.reloaded("failed")
+            else:
+                log.info("reloaded")
+                self._metrics.reloaded("ok")
+            notify("READY=1")
+
+    async def apply_file(self) -> None:
+        """Read the file again and apply its configuration, if the file manages it."""
+        if self._found.server.managed == "file":
+            found = settings.read(self._found.path)
+            await apply(self._found, parse_config(found), self._service)
+
+
+# --------------------------------------------------------------------------------------------------- TLS
+
+
+class Tls:
+    """The server's side of TLS, from files that may be replaced while it runs."""
+
+    def __init__(self, files: TlsFiles) -> None:
+        self._files = files
+        try:
+            self.load()
+        except (OSError, ValueError) as error:
+            raise StartError(str(error)) from error
+        # Connections begin with this context, and continue with the one that was loaded last.
+        self.context = self._make()
+        self.context.sni_callback = self._switch
+
+    def load(self) -> None:
+        """Read the files; OSError or ValueError when they are no certificates, and then nothing changes."""
+        made = self._make()
+        certificate = x509.load_pem_x509_certificate(self._files.cert.read_bytes())
+        self.ends = certificate.not_valid_after_utc.timestamp()
+        self._loaded = made
+
+    def _make(self) -> ssl.SSLContext:
+        files = self._files
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        context.minimum_version = ssl.TLSVersion.TLSv1_2
+        # Each plugin call is a process of its own, which has no session to resume.
+        context.options |= ssl.OP_NO_TICKET
+        context.num_tickets = 0
+        try:
+            context.load_cert_chain(files.cert, files.key)
+        except (OSError, ValueError) as error:
+            raise ValueError(f"cert, key: {files.cert}, {files.key}: {_reason(error)}") from error
+        if files.client_ca:
+            # Optional, since probes and tokens need none; who shows a certificate shows a good one.
+            context.verify_mode = ssl.CERT_OPTIONAL
+            try:
+                context.load_verify_locations(files.client_ca)
+            except (OSError, ValueError) as error:
+                raise ValueError(f"client_ca: {files.client_ca}: {_reason(error)}") from error
+        return context
+
+    def _switch(self, connection: ssl.SSLObject, name: str | None, context: ssl.SSLContext) -> None:
+        connection.context = self._loaded
+
+
+def _reason(error: Exception) -> str:
+    reason = getattr(error, "reason", None) or getattr(error, "strerror", None)
+    return str(reason or str(error) or "is no PEM file")
+
+
+# ------------------------------------------------------------------------------------------- the process
+
+
+class _Server(uvicorn.Server):
+    """Uvicorn's server, with our signals: SIGTERM and SIGINT finish what runs, SIGHUP reloads.
+
+    Connections are accepted here (``accept``), since uvicorn knows of none before its handshake.
+    """
+
+    def __init__(self, config: uvicorn.Config, reload: Reload, limits: Bounds, tls: Tls | None) -> None:
+        super().__init__(config)
+        self._reload = reload
+        self._acceptor = accept.Acceptor(limits, self._protocol, tls.context if tls else None)
+        self._accepting: list[asyncio.Task[None]] = []
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    def _protocol(self) -> asyncio.Protocol:
+        made: Any = self.config.http_protocol_class
+        protocol: asyncio.Protocol = made(
+            config=self.config, server_state=self.server_state, app_state=self.lifespan.state
+        )
+        return protocol
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Begin to serve, and tell systemd."""
+        await super().startup([])
+        loop = asyncio.get_running_loop()
+        self._accepting = [loop.create_task(self._acceptor.serve(each)) for each in sockets or []]
+        notify("READY=1")
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """Finish what runs."""
+        notify("STOPPING=1")
+        for task in self._accepting:
+            task.cancel()
+        await asyncio.gather(*self._accepting, return_exceptions=True)
+        log.info("stopping", extra={"running": len(self.server_state.tasks)})
+        await super().shutdown(sockets)
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        """Handle signals while serving; after SIGTERM the process ends as one that did its work."""
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, self.handle_exit, number, None)
+        loop.add_signal_handler(signal.SIGHUP, self._hang_up)
+        try:
+            yield
+        finally:
+            for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+                loop.remove_signal_handler(number)
+
+    def _hang_up(self) -> None:
+        task = asyncio.get_running_loop().create_task(self._reload())
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+
+def notify(state: str) -> None:
+    """Tell systemd (sd_notify); nothing where it did not start us."""
+    address = os.environ.get("NOTIFY_SOCKET", "")
+    if address[:1] not in ("/", "@"):
+        return
+    try:
+        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as found:
+            found.sendto(state.encode(), address.replace("@", "\0", 1) if address[0] == "@" else address)
+    except OSError as error:
+        log.warning("cannot notify systemd", extra={"error": str(error)})

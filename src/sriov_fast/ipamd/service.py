@@ -1,0 +1,315 @@
+"""The address service itself, whatever store it keeps its records in."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable, Iterable, Mapping
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, TypeVar
+from urllib.parse import urlsplit
+
+from sriov_fast.ipamd import backup
+from sriov_fast.ipamd.config_store import PAGE, Registry
+from sriov_fast.ipamd.errors import Exhausted, Invalid, NotFound, ServiceError, Unavailable
+from sriov_fast.ipamd.model import Allocation, Ask, Config, Leased, PoolUse, canonical_ip
+from sriov_fast.ipamd.pools import LANES, Book, Shape
+from sriov_fast.ipamd.schema import ROOT, Keys, Lane, lanes, unescape, unpack_own
+from sriov_fast.ipamd.shards import Hints
+from sriov_fast.ipamd.store import Rows, Store, View, prefix_end
+from sriov_fast.ipamd.transactions import Claim, Draw, Dry, Grant, Release, Stale, require
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+T = TypeVar("T")
+
+PATIENCE = 15.0  # seconds for which a request is tried again
+TOGETHER = 16  # releases of one collection at a time
+MOST = 2**63 - 1  # counts in JSON
+
+
+class Service:
+    """Hands out addresses; every answer is durable before it is given. Raises `ServiceError`."""
+
+    def __init__(self, store: Store, clock: Callable[[], float] = time.time) -> None:
+        self._store = store
+        self._clock = clock
+        self._registry = Registry(store)
+        self._hints = Hints()
+        self._gate = asyncio.Semaphore(store.together)
+
+    def _now(self) -> int:
+        return int(self._clock() * 1000)
+
+    async def _current(self, work: Callable[[Book], Awaitable[T]]) -> T:
+        """Do work with the configuration in force; also a refusal must be that one's."""
+        book = await self._registry.book()
+        end = time.monotonic() + PATIENCE
+        while time.monotonic() < end:
+            try:
+                return await work(book)
+            except Stale:
+                book = await self._registry.reload(book)
+            except Unavailable:
+                raise
+            except ServiceError:
+                newer = await self._registry.reload()
+                if newer.root == book.root:
+                    raise
+                book = newer
+        raise Unavailable(f"tried for {PATIENCE:g} seconds, and others were always first")
+
+    async def allocate(self, ask: Ask) -> tuple[Allocation, bool]:
+        """Return what the owner holds, and whether it is new."""
+        async with self._gate:
+            document, created = await self._current(lambda book: self._allocate(book, ask))
+        return Allocation.model_validate(document), created
+
+    async def _allocate(self, book: Book, ask: Ask) -> tuple[dict[str, Any], bool]:
+        net = book.net(ask.network)
+        fixed = net.assigned(ask.pod_id, ask.host_ip)
+        placed = {shape.version for shape, _ in fixed.places} if fixed else set()
+        shapes = [shape for shape in net.shapes(ask.host_ip) if shape.version not in placed]
+        draws: dict[str, Draw] = {}
+        exhausted: Exhausted | None = None
+        end = time.monotonic() + PATIENCE
+        while time.monotonic() < end:
+            for shape in shapes:
+                if shape.ident not in draws:
+                    try:
+                        draws[shape.ident] = await self._aim(book, shape)
+                    except Exhausted as error:  # what the owner holds, or waits for its pod, needs no lane
+                        exhausted = error
+                        draws[shape.ident] = Draw(shape, shape.lanes[0], waiting=True)
+            outcome = await self._grant(Grant(book, ask, list(draws.values()), self._now()))
+            if not isinstance(outcome, Dry):
+                return outcome
+            if exhausted is not None:
+                raise exhausted
+            self._hints.dry(outcome.shape.ident, outcome.lane)
+            del draws[outcome.shape.ident]
+        raise Unavailable(f"network: {ask.network!r}: tried for {PATIENCE:g} seconds, and others were first")
+
+    async def _grant(self, grant: Grant) -> tuple[dict[str, Any], bool] | Dry:
+        with self._drawing(grant.draws):
+            return await self._store.run(grant)
+
+    @contextmanager
+    def _drawing(self, draws: Iterable[Draw]) -> Iterator[None]:
+        """Keep others of this process away from the lanes, as long as there are more."""
+        for draw in draws:
+            self._hints.enter(draw.shape.ident, draw.lane)
+        try:
+            yield
+        finally:
+            for draw in draws:
+                self._hints.leave(draw.shape.ident, draw.lane)
+
+    async def _aim(self, book: Book, shape: Shape) -> Draw:
+        """Choose a lane: one that is believed to have an address, else after a look at all of them."""
+        number = self._hints.pick(shape)
+        if number is not None:
+            return Draw(shape, number)
+        found = await self._store.read(lambda view: _lanes(view, book, shape))
+        expired = self._now() - 1000 * book.net(shape.pool.network).grace
+        fresh = [at for at, lane in found.items() if lane.fresh(shape, at, expired)]
+        self._hints.learn(shape, fresh)
+        number = self._hints.pick(shape, fresh)
+        if number is not None:
+            return Draw(shape, number)
+        waiting = sorted((lane.oldest, at) for at, lane in found.items() if lane.freed)
+        if not waiting:
+            raise Exhausted(f"pool: {shape.pool.name!r}: all {shape.total} addresses are taken")
+        return Draw(shape, self._hints.quiet(shape, [at for _, at in waiting]), waiting=True)
+
+    async def find(self, network: str, container_id: str, ifname: str) -> Allocation:
+        """Return what the owner holds, or raise `NotFound`."""
+        return await self._current(lambda book: self._find(book, network, container_id, ifname))
+
+    async def _find(self, book: Book, network: str, container_id: str, ifname: str) -> Allocation:
+        book.net(network)
+        key = Keys(book.generation).own(network, container_id, ifname)
+
+        async def look(view: View) -> bytes | None:
+            (root, value), _ = await view.fetch([ROOT, key])
+            require(book, root)
+            return value
+
+        value = await self._store.read(look)
+        if value is None:
+            raise NotFound(
+                f"allocation: container {container_id!r} interface {ifname!r} holds nothing in {network!r}"
+            )
+        return Allocation.model_validate(unpack_own(value)[0])
+
+    async def release(
+        self,
+        owner: tuple[str, str, str],
+        host_ip: str,
+        pod_id: str | None = None,
+        lease: str | None = None,
+    ) -> bool:
+        """Free what the owner (network, container ID, ifname) holds; say whether anything was freed.
+
+        With a lease, only what has it: an allocation that the owner got since is left alone. What another
+        host or pod holds is a `Conflict`, as in `allocate`: the caller may be who it says, but what it names
+        is not its own. `Forbidden` is for callers that may not act for a host at all.
+        """
+        claim = Claim(owner, _host(host_ip), pod_id, lease)
+
+        async def free(book: Book) -> bool:
+            held = await self._store.run(Release(book, claim, self._now()))
+            for it in held:
+                self._hints.wet(it.ident, it.address % LANES)
+            return bool(held)
+
+        async with self._gate:
+            return await self._current(free)
+
+    async def collect(self, network: str, host_ip: str, valid: Iterable[tuple[str, str]]) -> int:
+        """Free what owners of this host hold, except (container_id, ifname) in `valid`; return how many."""
+        book, host, keep = await self._registry.reload(), _host(host_ip), set(valid)
+        book.net(network)
+        prefix = Keys(book.generation).host(network, host)
+        rows = await self._store.read(lambda view: backup.rows(view, prefix, prefix_end(prefix)))
+        gone = [it for it in _leased(prefix, rows) if (it.container_id, it.ifname) not in keep]
+        gate = asyncio.Semaphore(TOGETHER)
+
+        async def free(it: Leased) -> bool:
+            async with gate:
+                return await self.release((network, it.container_id, it.ifname), host, lease=it.lease)
+
+        return sum(await asyncio.gather(*map(free, gone)))
+
+    async def owners(self, network: str, host_ip: str, after: tuple[str, str] | None = None) -> list[Leased]:
+        """Return a page of what owners of this host hold, in order, from behind (container_id, ifname) on."""
+        book, host = await self._registry.reload(), _host(host_ip)
+        book.net(network)
+        keys = Keys(book.generation)
+        prefix = keys.host(network, host)
+        first = keys.host(network, host, after) + "\x00" if after else prefix
+        _, (rows,) = await self._store.read(lambda view: view.fetch([], [(first, prefix_end(prefix), PAGE)]))
+        return _leased(prefix, rows)
+
+    async def status(self, network: str, host_ip: str) -> list[PoolUse]:
+        """Return the use of the host's pools; raise `Exhausted` where one has no free address.
+
+        An allocation takes an address of each of them, so that one without any is as bad as all.
+        """
+
+        async def look(book: Book) -> list[PoolUse]:
+            shapes = book.net(network).shapes(_host(host_ip))
+            found = await self._store.read(lambda view: _all_lanes(view, book, shapes))
+            for shape, its in zip(shapes, found, strict=True):
+                if not any(lane.freed or lane.fresh(shape, at, 0) for at, lane in its.items()):
+                    raise Exhausted(f"pool: {shape.pool.name!r}: all {shape.total} addresses are taken")
+            return [_use(shape, its) for shape, its in zip(shapes, found, strict=True)]
+
+        return await self._current(look)
+
+    async def usage(self) -> list[PoolUse]:
+        """Return the use of all pools."""
+
+        async def look(book: Book) -> list[PoolUse]:
+            shapes = [shape for net in book.nets.values() for shape in net.pools]
+            found = await self._store.read(lambda view: _all_lanes(view, book, shapes))
+            return [_use(shape, its) for shape, its in zip(shapes, found, strict=True)]
+
+        return await self._current(look)
+
+    async def allocations(self, network: str | None = None, host_ip: str | None = None) -> list[Allocation]:
+        """Return what is held, of one network or host if given."""
+        book = await self._registry.reload()
+        if network is not None:
+            book.net(network)
+        host = None if host_ip is None else _host(host_ip)
+        documents = await self._store.read(lambda view: backup.held(view, book, network))
+        return [Allocation.model_validate(it) for it in documents if host in (None, it["host_ip"])]
+
+    async def config(self) -> tuple[Config, str]:
+        """Return the configuration and its revision."""
+        book = await self._registry.reload()
+        return book.config, str(book.revision)
+
+    async def configure(self, config: Config, revision: str | None) -> str:
+        """Replace the configuration, if it still has this revision (None: whichever); return the new one."""
+        book = await self._registry.configure(config, revision)
+        self._hints.forget(book.idents.values())
+        return str(book.revision)
+
+    async def export(self) -> dict[str, Any]:
+        """Return everything as one consistent JSON document."""
+        return await self._store.read(backup.export)
+
+    async def load(self, document: Mapping[str, Any], *, replace: bool = False) -> None:
+        """Take over an exported document, all of it or nothing.
+
+        Allocations that are held now and not in the document are a `Conflict`, unless `replace` is set.
+        """
+        await backup.load(self._store, self._registry, document, replace=replace)
+
+    async def ready(self) -> None:
+        """Raise `Unavailable` unless the store answers and can write."""
+        await self._store.ready()
+
+    async def close(self) -> None:
+        """Finish what was begun and let go of the store."""
+        await self._store.close()
+
+
+def _leased(prefix: str, rows: Rows) -> list[Leased]:
+    """Read the list of a host's owners."""
+    parts = ((key[len(prefix) :].split("/"), value) for key, value in rows)
+    return [
+        Leased(container_id=container_id, ifname=unescape(ifname), lease=lease.decode())
+        for (container_id, ifname), lease in parts
+    ]
+
+
+def _host(host_ip: str) -> str:
+    try:
+        return canonical_ip(host_ip)
+    except ValueError as error:
+        raise Invalid(f"host_ip: {error}") from None
+
+
+async def _all_lanes(view: View, book: Book, shapes: Iterable[Shape]) -> list[dict[int, Lane]]:
+    keys = Keys(book.generation)
+    each = list(shapes)
+    found: list[dict[int, Lane]] = []
+    for at in range(0, len(each), PAGE // LANES):
+        some = each[at : at + PAGE // LANES]
+        (root,), spans = await view.fetch([ROOT], [(*keys.kind("lane", shape.ident), 0) for shape in some])
+        require(book, root)
+        found += [lanes(shape, rows) for shape, rows in zip(some, spans, strict=True)]
+    return found
+
+
+async def _lanes(view: View, book: Book, shape: Shape) -> dict[int, Lane]:
+    return (await _all_lanes(view, book, [shape]))[0]
+
+
+def _use(shape: Shape, its: Mapping[int, Lane]) -> PoolUse:
+    used = sum(lane.used for lane in its.values()) + shape.reserved_inside
+    total = min(shape.total, MOST)
+    return PoolUse(name=shape.pool.name, network=shape.pool.network, total=total, used=min(used, total))
+
+
+async def open_service(url: str, *, clock: Callable[[], float] = time.time, **options: Any) -> Service:
+    """Open the service on `sqlite:///path` or `etcd://host:port,...?ca=&cert=&key=&prefix=`."""
+    return Service(await open_store(url, **options), clock)
+
+
+async def open_store(url: str, **options: Any) -> Store:
+    """Open a store by its URL; `options` are those of the URL's query."""
+    parts = urlsplit(url)
+    if parts.scheme == "sqlite":
+        from sriov_fast.ipamd.store_sqlite import open_sqlite
+
+        return open_sqlite(parts.path)
+    if parts.scheme == "etcd":
+        from sriov_fast.ipamd.store_etcd import open_etcd
+
+        return await open_etcd(url, **options)
+    raise Invalid(f"store: {parts.scheme!r} is neither sqlite:///path nor etcd://host:port,...")

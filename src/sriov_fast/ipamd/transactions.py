@@ -1,0 +1,416 @@
+"""The transactions that give addresses out and take them back.
+
+Of an address there is at most one record, and every transaction that takes one compares that record. A lane
+is walked once, address by address; what is released is queued by time. So nothing here looks at more than a
+few records, however big the pool and however many of its addresses are taken.
+"""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from sriov_fast import ipamd_api
+from sriov_fast.ipamd.errors import Conflict
+from sriov_fast.ipamd.model import Ask
+from sriov_fast.ipamd.pools import LANES, Book, Fixed, Net, Shape
+from sriov_fast.ipamd.schema import (
+    END,
+    NO_ROOT,
+    ROOT,
+    Free,
+    Held,
+    Keys,
+    Lane,
+    pack_freed,
+    pack_own,
+    pack_owner,
+    unpack,
+    unpack_own,
+)
+from sriov_fast.ipamd.store import Rows, Span, Transaction, prefix_end
+
+HEADS = 8  # entries of a queue that are fetched at once
+WINDOW = 256  # records of addresses that a walk passes at once
+
+
+class Stale(Exception):  # noqa: N818 - no fault: read the configuration again
+    """The configuration has changed since it was read."""
+
+
+def require(book: Book, root: bytes | None) -> None:
+    """Raise `Stale` unless this root says that the book is in force."""
+    if (root or NO_ROOT) != book.root:
+        raise Stale
+
+
+def _owner(container_id: str, ifname: str) -> str:
+    return f"container {container_id!r} interface {ifname!r}"
+
+
+def _other(key: str, mine: str, document: Mapping[str, Any]) -> Conflict:
+    """Return the refusal to touch what another pod or host holds."""
+    owner, network = _owner(document["container_id"], document["ifname"]), document["network"]
+    return Conflict(
+        f"{key}: {mine!r}: {owner} in network {network!r} holds addresses for {key} {document[key]!r}"
+    )
+
+
+@dataclass(frozen=True)
+class Dry:
+    """A lane that gave nothing; what was learned of it is committed."""
+
+    shape: Shape
+    lane: int
+
+
+@dataclass(frozen=True)
+class Draw:
+    """Where to draw an address of a pool; `waiting`: also one that still waits for its pod."""
+
+    shape: Shape
+    lane: int
+    waiting: bool = False
+
+
+@dataclass
+class Draft:
+    """Writes that may still be dropped."""
+
+    changes: dict[str, bytes | None] = field(default_factory=dict)
+
+    def commit(self, tx: Transaction) -> None:
+        """Hand the writes to the transaction."""
+        for key, value in self.changes.items():
+            if value is None:
+                tx.delete(key)
+            else:
+                tx.put(key, value)
+
+
+@dataclass
+class _Queue:
+    """A lane with the head of its queue, in a transaction."""
+
+    keys: Keys
+    shape: Shape
+    number: int
+    state: Lane
+    heads: list[Free]
+    draft: Draft
+
+    def drop(self, entry: Free) -> None:
+        """Take an entry out of the queue."""
+        self.draft.changes[entry.key] = None
+        if entry.sticky:
+            self.draft.changes[entry.sticky] = None
+        self.state.freed -= 1
+        self.heads = [other for other in self.heads if other.key != entry.key]
+        self.state.oldest = self.heads[0].released if self.heads else 0
+
+    def discard(self) -> None:
+        """Drop what may not be given out any more from the queue's head, and set the counters right."""
+        if len(self.heads) < HEADS:
+            self.state.freed = len(self.heads)
+        while self.heads and not self.shape.usable(self.heads[0].address):
+            self.draft.changes[self.keys.address(self.shape.ident, self.heads[0].address)] = None
+            self.drop(self.heads[0])
+        self.state.oldest = self.heads[0].released if self.heads else 0
+
+    def save(self) -> None:
+        """Write the lane's counters."""
+        self.draft.changes[self.keys.lane(self.shape.ident, self.number)] = self.state.pack()
+
+
+class Grant:
+    """One request for addresses, in one transaction."""
+
+    def __init__(self, book: Book, ask: Ask, draws: Sequence[Draw], now: int) -> None:
+        self.book, self.ask, self.draws, self.now = book, ask, draws, now
+        self.net: Net = book.net(ask.network)
+        self.fixed: Fixed | None = self.net.assigned(ask.pod_id, ask.host_ip)
+        self.keys = Keys(book.generation)
+        self.own = self.keys.own(ask.network, ask.container_id, ask.ifname)
+        self.expired = now - 1000 * self.net.grace
+
+    async def __call__(self, tx: Transaction) -> tuple[dict[str, Any], bool] | Dry:
+        """Return the allocation and whether it is new, or the lane that gave nothing."""
+        places = self.fixed.places if self.fixed else ()
+        values, spans = await tx.fetch(
+            [
+                ROOT,
+                self.own,
+                *(self.keys.address(shape.ident, at) for shape, at in places),
+                *(self.keys.lane(draw.shape.ident, draw.lane) for draw in self.draws),
+            ],
+            [span for draw in self.draws for span in self._spans(draw)],
+        )
+        require(self.book, values[0])
+        if values[1] is not None:
+            return self._again(values[1]), False
+        draft, taken = Draft(), []
+        for (shape, at), value in zip(places, values[2:], strict=False):
+            taken.append((shape, await self._claim(tx, draft, (shape, at), value), False))
+        for draw, value, *rows in zip(
+            self.draws, values[2 + len(places) :], spans[::2], spans[1::2], strict=True
+        ):
+            address = await self._draw(tx, draft, draw, value, rows)
+            if isinstance(address, Dry):
+                return address
+            taken.append((draw.shape, address, True))
+        document = self._write(draft, sorted(taken, key=lambda it: it[0].version))
+        draft.commit(tx)
+        return document, True
+
+    def _spans(self, draw: Draw) -> list[Span]:
+        """Return the queue's head, and what leads the pod back."""
+        prefix = self.keys.sticky(draw.shape.ident, self.ask.pod_id, self.ask.ifname)
+        return [
+            self.keys.queue(draw.shape.ident, draw.lane, HEADS),
+            (prefix, prefix_end(prefix), 4),
+        ]
+
+    def _again(self, value: bytes) -> dict[str, Any]:
+        """Return what the owner holds already, if it is for this pod and host."""
+        document, _ = unpack_own(value)
+        for key, mine in (("pod_id", self.ask.pod_id), ("host_ip", self.ask.host_ip)):
+            if document[key] != mine:
+                raise _other(key, mine, document)
+        return document
+
+    async def _claim(
+        self, tx: Transaction, draft: Draft, place: tuple[Shape, int], value: bytes | None
+    ) -> int:
+        """Take the address of a fixed assignment."""
+        shape, at = place
+        if value is None:
+            return at
+        record = unpack(value)
+        if "owner" in record:
+            _, container_id, ifname = record["owner"]
+            raise Conflict(
+                f"ips: {shape.text(at)!r} is assigned to pod {self.ask.pod_id!r}"
+                f" ({_owner(self.ask.container_id, self.ask.ifname)}), and"
+                f" {_owner(container_id, ifname)} of pod {record['pod_id']!r} holds it"
+            )
+        await self._unqueue(tx, draft, place, record["released"])
+        return at
+
+    async def _unqueue(self, tx: Transaction, draft: Draft, place: tuple[Shape, int], released: int) -> Lane:
+        """Take a certain free address out of its lane's queue."""
+        shape, at = place
+        key = self.keys.free(shape.ident, at, released)
+        lane = self.keys.lane(shape.ident, at % LANES)
+        (value, sticky), (rows,) = await tx.fetch([lane, key], [self.keys.queue(shape.ident, at % LANES, 2)])
+        state = Lane(shape, value)
+        queue = _Queue(self.keys, shape, at % LANES, state, Free.read(rows), draft)
+        first = bool(queue.heads) and queue.heads[0].key == key
+        oldest = state.oldest
+        queue.drop(Free(key, released, at, (sticky or b"").decode()))
+        if not first:
+            state.oldest = oldest
+        queue.save()
+        return state
+
+    async def _draw(
+        self, tx: Transaction, draft: Draft, draw: Draw, value: bytes | None, rows: list[Rows]
+    ) -> int | Dry:
+        """Take the pod's last address if it still waits, else one from the lane."""
+        shape = draw.shape
+        if rows[1]:
+            address = await self._return(tx, draft, shape, rows[1])
+            if address is not None:
+                return address
+        state = Lane(shape, value)
+        before = state.pack()
+        apart = Draft()
+        queue = _Queue(self.keys, shape, draw.lane, state, Free.read(rows[0]), apart)
+        address = await self._from_lane(tx, queue, draw.waiting)
+        if address is None:
+            if state.pack() != before or apart.changes:
+                queue.save()
+                apart.commit(tx)
+            return Dry(shape, draw.lane)
+        state.used += 1
+        queue.save()
+        draft.changes.update(apart.changes)
+        return address
+
+    async def _return(self, tx: Transaction, draft: Draft, shape: Shape, rows: Rows) -> int | None:
+        """Take the address that waits for this pod, if it does."""
+        waiting = sorted(((int(value), int(key.rsplit("/", 1)[1], 16)) for key, value in rows), reverse=True)
+        for released, address in waiting:
+            if released <= self.expired or not shape.usable(address):
+                continue
+            (value,), _ = await tx.fetch([self.keys.address(shape.ident, address)])
+            if value is None or unpack(value).get("released") != released:
+                continue
+            state = await self._unqueue(tx, draft, (shape, address), released)
+            state.used += 1
+            draft.changes[self.keys.lane(shape.ident, address % LANES)] = state.pack()
+            return address
+        return None
+
+    async def _from_lane(self, tx: Transaction, queue: _Queue, waiting: bool) -> int | None:
+        """Take an address from a lane: one never given out, else the longest free one."""
+        state = queue.state
+        address = await self._walk(tx, queue)
+        if address is not None:
+            return address
+        queue.discard()
+        if queue.heads and queue.heads[0].released <= self.expired:
+            return self._pop(queue)
+        if state.epoch != queue.shape.epoch:  # addresses may have come behind the walk's back
+            state.epoch, state.cursor = queue.shape.epoch, -1
+            address = await self._walk(tx, queue)
+            if address is not None:
+                return address
+        return self._pop(queue) if queue.heads and waiting else None
+
+    def _pop(self, queue: _Queue) -> int:
+        entry = queue.heads[0]
+        queue.drop(entry)
+        return entry.address
+
+    async def _walk(self, tx: Transaction, queue: _Queue) -> int | None:
+        """Move the lane's cursor to the next address that has no record."""
+        shape, state = queue.shape, queue.state
+        address = shape.next(queue.number, state.cursor) if state.cursor < END else None
+        while address is not None:
+            key = self.keys.address(shape.ident, address)
+            if await tx.absent(key):
+                state.cursor = address
+                return address
+            _, (rows,) = await tx.fetch([], [self.keys.addresses(shape.ident, address, WINDOW)])
+            known = {int(key.rsplit("/", 1)[1], 16) for key, _ in rows}
+            while address in known:
+                address = shape.next(queue.number, address)
+        state.cursor = END
+        return None
+
+    def _write(self, draft: Draft, taken: list[tuple[Shape, int, bool]]) -> dict[str, Any]:
+        """Write the records of an allocation, and return its document."""
+        ask = self.ask
+        owner = (ask.network, ask.container_id, ask.ifname)
+        document = describe(ask, self.fixed, [(shape, at) for shape, at, _ in taken])
+        lease = document[ipamd_api.LEASE] = secrets.token_hex(8)
+        changes = draft.changes
+        changes[self.own] = pack_own(document, [Held(shape.ident, at, new) for shape, at, new in taken])
+        changes[self.keys.host(ask.network, ask.host_ip, owner[1:])] = lease.encode()
+        for shape, at, _ in taken:
+            changes[self.keys.address(shape.ident, at)] = pack_owner(*owner, ask.pod_id)
+        return document
+
+
+def describe(ask: Ask, fixed: Fixed | None, places: Sequence[tuple[Shape, int]]) -> dict[str, Any]:
+    """Return an allocation as a document."""
+    document: dict[str, Any] = ask.model_dump()
+    pools = [shape.pool for shape, _ in places]
+    ips, routes = [], []
+    for shape, at in places:
+        gateway = {"gateway": shape.pool.gateway} if shape.pool.gateway else {}
+        ips.append({"address": f"{shape.text(at)}/{shape.subnet.prefixlen}", **gateway})
+        for route in shape.pool.routes:
+            gw = route.gw or shape.pool.gateway
+            routes.append({"dst": route.dst, "gw": gw} if gw else {"dst": route.dst})
+    document["ips"] = ips
+    if routes:
+        document["routes"] = routes
+    dns: dict[str, Any] = {}
+    for key in ("nameservers", "search", "options"):
+        merged = list(dict.fromkeys(value for pool in pools for value in getattr(pool.dns, key)))
+        if merged:
+            dns[key] = merged
+    domain = next((pool.dns.domain for pool in pools if pool.dns.domain), "")
+    if domain:
+        dns["domain"] = domain
+    if dns:
+        document["dns"] = dns
+    extra = _extra(fixed, places)
+    if extra:
+        document["extra"] = extra
+    return document
+
+
+def _extra(fixed: Fixed | None, places: Sequence[tuple[Shape, int]]) -> dict[str, Any]:
+    """Return VF, VLAN and MAC: the assignment's, else those of the pools."""
+    given: Mapping[str, Any] = fixed.assignment.model_dump(include={"vf", "vlan", "mac"}) if fixed else {}
+    vlan = next((shape.pool.vlan for shape, _ in places if shape.pool.vlan is not None), None)
+    mac = next((mac for mac in (shape.mac(at) for shape, at in places) if mac), None)
+    found = {"vf": None, "vlan": vlan, "mac": mac}
+    found.update({key: value for key, value in given.items() if value is not None})
+    return {key: value for key, value in found.items() if value is not None}
+
+
+@dataclass(frozen=True)
+class Claim:
+    """What is to be released: whose, and for which host; pod and lease where the caller names them."""
+
+    owner: tuple[str, str, str]
+    host_ip: str
+    pod_id: str | None = None
+    lease: str | None = None
+
+
+class Release:
+    """One release, in one transaction."""
+
+    def __init__(self, book: Book, claim: Claim, now: int) -> None:
+        self.book, self.claim, self.owner, self.now = book, claim, claim.owner, now
+        self.keys = Keys(book.generation)
+        self.shapes = {shape.ident: shape for net in book.nets.values() for shape in net.pools}
+
+    async def __call__(self, tx: Transaction) -> list[Held]:
+        """Return what was released."""
+        own = self.keys.own(*self.owner)
+        (root, value), _ = await tx.fetch([ROOT, own])
+        require(self.book, root)
+        if value is None:
+            return []
+        document, held = unpack_own(value)
+        if not self._means(document):
+            return []
+        self._permit(document)
+        tx.delete(own)
+        tx.delete(self.keys.host(self.owner[0], document["host_ip"], self.owner[1:]))
+        records, _ = await tx.fetch([self.keys.lane(it.ident, it.address % LANES) for it in held])
+        for it, record in zip(held, records, strict=True):
+            self._free(tx, it, record, document)
+        return held
+
+    def _means(self, document: Mapping[str, Any]) -> bool:
+        """Whether this is what the release names: one that is late must not take what its owner got since."""
+        lease = document.get(ipamd_api.LEASE)  # an import may bring allocations that have none
+        return not self.claim.lease or not lease or lease == self.claim.lease
+
+    def _permit(self, document: Mapping[str, Any]) -> None:
+        """Refuse to release what another host or pod holds."""
+        for key, mine in (("host_ip", self.claim.host_ip), ("pod_id", self.claim.pod_id)):
+            if mine and document[key] != mine:
+                raise _other(key, mine, document)
+
+    def _free(self, tx: Transaction, it: Held, record: bytes | None, document: Mapping[str, Any]) -> None:
+        """Queue an address, or forget it if it is not to be given out."""
+        shape = self.shapes.get(it.ident)
+        key = self.keys.address(it.ident, it.address)
+        usable = shape is not None and shape.usable(it.address)
+        if not usable:
+            tx.delete(key)
+        if shape is None or not (usable or it.counted):
+            return
+        state = Lane(shape, record)
+        state.used -= it.counted
+        if usable:
+            grace = self.book.nets[self.owner[0]].grace
+            sticky, since = "", 0  # what waits for nobody is as good as waiting for long
+            if document["pod_id"] and it.counted and grace:
+                sticky = self.keys.sticky(it.ident, document["pod_id"], self.owner[2], it.address)
+                since = self.now
+                tx.put(sticky, b"%d" % since)
+            tx.put(key, pack_freed(since))
+            tx.put(self.keys.free(it.ident, it.address, since), sticky.encode())
+            state.freed += 1
+            state.oldest = since if state.freed == 1 else min(state.oldest, since)
+        tx.put(self.keys.lane(it.ident, it.address % LANES), state.pack())

@@ -1,0 +1,167 @@
+"""Two replicas over one real etcd: 64 clients never get an address twice, and one replica may die."""
+
+from __future__ import annotations
+
+import itertools
+import random
+import threading
+from collections import Counter
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import httpx
+import pytest
+from ipam_server import ASK, HOST, Server, World, address, roomy, until, wanted
+from ipamd_kit import Etcd
+
+CLIENTS = 64
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture
+def world(tmp_path: Path) -> Iterator[World]:
+    found = World(tmp_path)
+    yield found
+    found.end()
+
+
+def pair(world: World, etcd: Etcd, prefix: str) -> list[Server]:
+    """Two processes over the same store; both bring the same file."""
+    url = f"{etcd.url}?prefix=/{prefix}"
+    return [world.serve(f"{prefix}{number}", roomy(), storage=url) for number in range(2)]
+
+
+class Ledger:
+    """Who holds which address, as the answers say it; it fails at once where one is given twice."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._holders: dict[str, str] = {}
+        self.asked = 0
+        self.retried = 0
+
+    def give(self, given: str, container: str) -> None:
+        with self._lock:
+            holder = self._holders.setdefault(given, container)
+            assert holder == container, f"{given} is both {holder}'s and {container}'s"
+            self.asked += 1
+
+    def take_back(self, given: str) -> None:
+        """Called before the release is asked for: from then on another may have it."""
+        with self._lock:
+            del self._holders[given]
+
+    def held(self) -> dict[str, str]:
+        with self._lock:
+            return {container: given for given, container in self._holders.items()}
+
+
+class Client:
+    """A node: it asks a replica, and the other one if that does not answer, with the same words."""
+
+    def __init__(self, world: World, servers: list[Server], ledger: Ledger, name: str) -> None:
+        self._clients = [world.admin(server) for server in servers]
+        random.Random(name).shuffle(self._clients)
+        self._ledger = ledger
+        self._name = name
+        self._numbers = itertools.count()
+
+    def ask(self, method: str, path: str, **options: object) -> httpx.Response:
+        for _ in range(50):
+            try:
+                response = self._clients[0].request(method, path, **options)  # type: ignore[arg-type]
+                if response.status_code != 503:
+                    return response
+            except httpx.TransportError:
+                pass
+            self._ledger.retried += 1
+            self._clients.reverse()
+        raise AssertionError(f"{method} {path}: no replica answers")
+
+    def work(self, rounds: int) -> None:
+        for turn in range(rounds):
+            container = f"{self._name}-{next(self._numbers)}"
+            response = self.ask("POST", ASK, json=wanted(container))
+            given = address(response)
+            self._ledger.give(given, container)
+            if turn % 4:
+                self._ledger.take_back(given)
+                path = f"{ASK}/{container}/eth0"
+                assert self.ask("DELETE", path, params={"host_ip": HOST}).status_code == 204
+
+    def close(self) -> None:
+        for client in self._clients:
+            client.close()
+
+
+def check(world: World, server: Server, ledger: Ledger) -> None:
+    """What the store holds is what was acknowledged and not released, each address once."""
+    with world.admin(server) as client:
+        held = client.get("/v1/allocations").json()["allocations"]
+        usage = client.get("/v1/usage").json()["pools"]
+    addresses = Counter(each["ips"][0]["address"] for each in held)
+    assert {each: count for each, count in addresses.items() if count > 1} == {}
+    assert {each["container_id"]: each["ips"][0]["address"] for each in held} == ledger.held()
+    assert usage[0]["used"] == len(held)
+
+
+def test_no_address_twice(world: World, etcd: Etcd) -> None:
+    servers = pair(world, etcd, "twice")
+    ledger = Ledger()
+    clients = [Client(world, servers, ledger, f"c{number}") for number in range(CLIENTS)]
+    with ThreadPoolExecutor(CLIENTS) as pool:
+        list(pool.map(lambda client: client.work(8), clients))
+    for client in clients:
+        client.close()
+    assert ledger.asked == CLIENTS * 8
+    for server in servers:
+        check(world, server, ledger)
+        with world.admin(server) as client:
+            assert 'sriov_ipam_allocations_total{network="mynet",result="new"}' in client.get("/metrics").text
+    for server in servers:
+        assert server.stop() == 0
+
+
+def test_clients_carry_on_when_a_replica_is_killed(world: World, etcd: Etcd) -> None:
+    servers = pair(world, etcd, "killed")
+    ledger = Ledger()
+    clients = [Client(world, servers, ledger, f"c{number}") for number in range(CLIENTS)]
+    with ThreadPoolExecutor(CLIENTS) as pool:
+        working = [pool.submit(client.work, 8) for client in clients]
+        until(lambda: ledger.asked > CLIENTS, "the middle")
+        servers[0].kill()
+        for each in working:
+            each.result()
+    for client in clients:
+        client.close()
+    assert ledger.asked == CLIENTS * 8
+    assert ledger.retried > 0
+    check(world, servers[1], ledger)
+    servers[0].restart()
+    check(world, servers[0], ledger)
+    for server in servers:
+        assert server.stop() == 0
+
+
+def test_a_change_of_the_configuration_reaches_the_other_replica(world: World, etcd: Etcd) -> None:
+    servers = pair(world, etcd, "config")
+    with world.admin(servers[0]) as one, world.admin(servers[1]) as other:
+        etag = one.get("/v1/config").headers["etag"]
+        assert other.get("/v1/config").headers["etag"] == etag
+        changed = roomy() | {"networks": [*roomy()["networks"], {"name": "second"}]}
+        put = one.put("/v1/config", json=changed, headers={"if-match": etag})
+        assert put.status_code == 200
+        assert other.get("/v1/config").headers["etag"] == put.headers["etag"]
+        assert other.put("/v1/config", json=roomy(), headers={"if-match": etag}).status_code == 412
+        pool = {"subnet": "10.65.0.0/24"}
+        assert one.put("/v1/config/pools/second/b", json=pool).status_code == 200
+        rule = {"pools": ["b"]}
+        assert one.put("/v1/config/hosts/second/0.0.0.0/0", json=rule).status_code == 200
+        given = other.post("/v1/networks/second/allocations", json=wanted("x"))
+        assert address(given).startswith("10.65.0.")
+        again = one.post("/v1/networks/second/allocations", json=wanted("x"))
+        assert (again.status_code, again.json()) == (200, given.json())
+    for server in servers:
+        assert server.stop() == 0

@@ -1,0 +1,85 @@
+"""Schemathesis over the OpenAPI document: made-up requests, wrong ones too; answers are as described."""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING, cast
+
+import pytest
+import schemathesis
+from hypothesis import HealthCheck, settings, strategies
+from ipam_server import HOST, OTHER_HOST, PATIENCE, Server, World
+from schemathesis.specs.openapi.checks import positive_data_acceptance
+
+from sriov_fast.ipamd.api import create_app, describe
+from sriov_fast.ipamd.metrics import Metrics
+
+if TYPE_CHECKING:
+    from sriov_fast.ipamd.service import Service
+
+EXAMPLES = int(os.environ.get("SRIOV_FAST_EXAMPLES", "20"))
+# A configuration must fit together, which a schema cannot say: what fits the schema may be none all the same.
+CONFIGURES = ("PUT", "/v1/config"), ("POST", "/v1/import")
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="module")
+def server(world: World) -> Server:
+    Administrator.token = world.tokens.admin
+    return world.serve("s")
+
+
+# What a server hands out; that it does is tested below.
+DOCUMENT = describe(create_app(cast("Service", None), Metrics()))
+schema = schemathesis.openapi.from_dict(DOCUMENT)
+schemathesis.openapi.format("ipv4", strategies.sampled_from([HOST, OTHER_HOST, "192.0.2.1"]))
+schemathesis.openapi.format("cidr", strategies.sampled_from(["10.55.0.0/16", "192.0.2.1/32", "fd00::/64"]))
+# A revision that is not the current one is no wrong request.
+schema.config.checks.positive_data_acceptance.expected_statuses = ["2xx", "401", "403", "404", "409", "412"]
+
+
+@schema.auth()
+class Administrator:
+    """Where a check asks again without credentials, it is this that it leaves out."""
+
+    token = ""
+
+    def get(self, case: schemathesis.Case, context: schemathesis.AuthContext) -> str:
+        return self.token
+
+    def set(self, case: schemathesis.Case, data: str, context: schemathesis.AuthContext) -> None:
+        case.headers["authorization"] = f"Bearer {data}"
+
+
+def configures(case: schemathesis.Case) -> bool:
+    return any(case.method == method and case.path.startswith(path) for method, path in CONFIGURES)
+
+
+@schema.parametrize()
+@settings(max_examples=EXAMPLES, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+def test_the_api_does_what_its_description_says(
+    case: schemathesis.Case, world: World, server: Server
+) -> None:
+    case.call_and_validate(
+        base_url=server.url,
+        verify=str(world.authority.ca),
+        timeout=PATIENCE,
+        excluded_checks=[positive_data_acceptance] if configures(case) else [],
+    )
+
+
+def test_some_of_it_was_accepted_and_some_refused(server: Server) -> None:
+    """Else the above looked at nothing but refusals."""
+    statuses = {(event["method"], event["status"]) for event in server.events() if event["msg"] == "request"}
+    expected = {("PUT", 200), ("POST", 200), ("PUT", 422), ("POST", 404), ("DELETE", 404), ("PUT", 401)}
+    assert expected <= statuses, sorted(statuses)
+
+
+def test_nothing_went_wrong_inside(server: Server, world: World) -> None:
+    """Behind the above: the process is the same, and it logged no error of its own."""
+    with world.admin(server) as client:
+        assert client.get("/readyz").status_code == 200
+        assert client.get("/v1/openapi.json").json() == DOCUMENT
+    assert server.process.poll() is None
+    assert [event for event in server.events() if event["level"] == "error"] == []

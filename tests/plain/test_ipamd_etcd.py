@@ -1,0 +1,355 @@
+"""The address service over etcd as it is run: replicas, failover, kills, TLS, passwords, compaction."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import signal
+import subprocess
+import sys
+import urllib.request
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+import pytest
+from ipamd_kit import Etcd, address, ask, config, free_port, served
+
+from sriov_fast.ipamd.errors import Exhausted, Invalid, ServiceError, Unavailable
+from sriov_fast.ipamd.service import Service, open_service
+from sriov_fast.ipamd.store_etcd import read_settings
+
+REPLICA = Path(__file__).with_name("ipamd_replica.py")
+CLIENTS = 64
+
+
+@pytest.fixture
+def url(etcd: Etcd) -> str:
+    return f"{etcd.url}?prefix={uuid4().hex}"
+
+
+def test_two_replicas_and_64_clients_give_no_address_twice(url: str) -> None:
+    """Every client takes and gives back over and over, with either replica; who holds what is checked."""
+    held: dict[str, str] = {}
+
+    async def client(number: int, services: tuple[Service, Service]) -> int:
+        for turn in range(8):
+            name = f"{number}-{turn}"
+            found = await address(services[(number + turn) % 2], name)
+            assert held.setdefault(found, name) == name, f"{found} is held by {held[found]} and {name}"
+            if turn % 4 != 3:
+                del held[found]
+                assert await services[turn % 2].release(("n", f"c{name}", "eth0"), ask(0).host_ip)
+        return number
+
+    async def work(one: Service) -> None:
+        two = await open_service(url)
+        try:
+            await asyncio.gather(*(client(number, (one, two)) for number in range(CLIENTS)))
+            documents = await one.allocations("n")
+            assert {it.ips[0].address[:-3]: it.container_id[1:] for it in documents} == held
+            assert len(held) == 2 * CLIENTS
+            assert [use.used for use in await two.usage()] == [2 * CLIENTS]
+        finally:
+            await two.close()
+
+    served(url, work, config())
+
+
+def test_two_replicas_share_a_pool_to_its_last_address(url: str) -> None:
+    async def work(one: Service) -> None:
+        two = await open_service(url)
+        try:
+            outcomes = await asyncio.gather(
+                *((one, two)[at % 2].allocate(ask(at)) for at in range(80)), return_exceptions=True
+            )
+        finally:
+            await two.close()
+        found = [it[0].ips[0].address for it in outcomes if isinstance(it, tuple)]
+        assert len(found) == len(set(found)) == 62
+        assert {type(it) for it in outcomes if not isinstance(it, tuple)} == {Exhausted}
+
+    served(url, work, config("10.1.0.0/26"))
+
+
+class Replica:
+    """A process with the service on the same etcd, with clients of its own; it says what was acknowledged."""
+
+    def __init__(self, url: str, name: str, clients: int, times: int) -> None:
+        env = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+        command = [sys.executable, str(REPLICA), url, name, str(clients), str(times)]
+        self.process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=env)
+        self.lines: list[list[str]] = []
+
+    def read(self, most: int | None = None) -> None:
+        """Read acknowledgements: so many, or all until the end."""
+        assert self.process.stdout is not None
+        while most is None or len(self.lines) < most:
+            line = self.process.stdout.readline()
+            if not line:
+                return
+            if line.endswith("\n"):
+                self.lines.append(line.split())
+
+    def kill(self) -> None:
+        self.process.send_signal(signal.SIGKILL)
+        self.read()
+        self.process.wait()
+
+
+def owners(lines: list[list[str]]) -> dict[str, str]:
+    """Who holds what after these acknowledgements."""
+    held: dict[str, str] = {}
+    for verb, name, *found in lines:
+        if verb == "took":
+            held[name] = found[0]
+        elif verb == "freeing":
+            held.pop(name, None)
+    return held
+
+
+def test_a_replica_killed_in_the_middle_stops_nobody(url: str) -> None:
+    """One of two processes is killed under load: the other's clients carry on, nothing is lost or doubled."""
+    served(url, lambda service: service.ready(), config("10.1.0.0/22"))
+    victim, other = Replica(url, "v", 32, 1000), Replica(url, "o", 32, 4)
+    try:
+        victim.read(100)
+        other.read(20)
+        victim.kill()
+        other.read()
+        assert other.process.wait() == 0
+    finally:
+        victim.process.kill()
+        other.process.kill()
+    asked = [line[1] for line in other.lines if line[0] == "took"]
+    assert len(asked) == len(set(asked)) == 32 * 4
+
+    async def work(service: Service) -> None:
+        now = {it.container_id: it.ips[0].address for it in await service.allocations("n")}
+        assert len(set(now.values())) == len(now)
+        said = owners(victim.lines) | owners(other.lines)
+        assert said.items() <= now.items()
+        unsaid = now.keys() - said.keys()
+        assert all(name.startswith("v") for name in unsaid)
+        assert len(unsaid) <= 32
+        assert sum(use.used for use in await service.usage()) == len(now)
+
+    served(url, work)
+
+
+def test_the_next_endpoint_is_asked_when_one_is_gone(etcd: Etcd) -> None:
+    prefix = uuid4().hex
+    second = f"etcd://127.0.0.1:{free_port()},{etcd.address},127.0.0.1:{free_port()}?prefix={prefix}"
+
+    async def work(service: Service) -> None:
+        for at in range(10):
+            await service.allocate(ask(at))
+        await service.ready()
+
+    served(second, work, config())
+
+
+def test_without_etcd_the_service_is_unavailable_and_comes_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sriov_fast.ipamd.store_etcd.PATIENCE", 0.5)
+    own = Etcd(sync=True).start()
+    try:
+
+        async def work(service: Service) -> None:
+            found = await address(service, 1)
+            own.kill()
+            with pytest.raises(Unavailable, match=own.address):
+                await service.allocate(ask(2))
+            with pytest.raises(Unavailable, match=own.address):
+                await service.ready()
+            own.start()
+            await service.ready()
+            assert await address(service, 1) == found
+            assert await address(service, 2) != found
+
+        served(f"etcd://{own.address}", work, config())
+    finally:
+        own.stop()
+
+
+def test_etcd_killed_under_load_loses_nothing() -> None:
+    """What was acknowledged is there after etcd was killed, and clients only wait for it to come back."""
+    own = Etcd(sync=True).start()
+    found: dict[str, str] = {}
+    try:
+
+        async def client(service: Service, number: int) -> None:
+            for turn in range(6):
+                name = f"{number}-{turn}"
+                found[name] = await address(service, name)
+
+        async def work(service: Service) -> None:
+            clients = [asyncio.create_task(client(service, number)) for number in range(16)]
+            while len(found) < 20:
+                await asyncio.sleep(0.01)
+            own.kill()
+            before = dict(found)
+            assert len(before) < 96
+            await asyncio.to_thread(own.start)
+            await asyncio.gather(*clients)
+            assert before.items() <= found.items()
+            held = {it.container_id[1:]: it.ips[0].address[:-3] for it in await service.allocations()}
+            assert held == found
+            assert len(set(found.values())) == 96
+
+        served(f"etcd://{own.address}", work, config())
+    finally:
+        own.stop()
+
+
+def post(etcd: Etcd, path: str, body: dict[str, Any]) -> dict[str, Any]:
+    request = urllib.request.Request(f"http://{etcd.address}{path}", json.dumps(body).encode())
+    with urllib.request.urlopen(request, timeout=5) as answer:
+        found: dict[str, Any] = json.load(answer)
+        return found
+
+
+def test_compaction_does_no_harm(etcd: Etcd, url: str) -> None:
+    async def work(service: Service) -> None:
+        async def compact() -> None:
+            for _ in range(20):
+                answer = await asyncio.to_thread(post, etcd, "/v3/kv/range", {"key": "AA=="})
+                body = {"revision": answer["header"]["revision"]}
+                try:
+                    await asyncio.to_thread(post, etcd, "/v3/kv/compaction", body)
+                except OSError:
+                    pass  # compacted up to there already
+
+        found, _ = await asyncio.gather(
+            asyncio.gather(*(address(service, at) for at in range(150))), compact()
+        )
+        assert len(set(found)) == 150
+        assert len((await service.export())["allocations"]) == 150
+
+    served(url, work, config())
+
+
+def test_passwords_are_used_and_never_told() -> None:
+    own = Etcd("--auth-token-ttl", "1").start()
+    try:
+        b64 = {"key": "AA==", "range_end": "AA=="}
+        post(own, "/v3/auth/user/add", {"name": "root", "password": "Sesame"})
+        post(own, "/v3/auth/role/add", {"name": "root"})
+        post(own, "/v3/auth/role/grant", {"name": "root", "perm": {"permType": "READWRITE", **b64}})
+        post(own, "/v3/auth/user/grant", {"user": "root", "role": "root"})
+        post(own, "/v3/auth/enable", {})
+
+        async def work(service: Service) -> None:
+            assert await address(service, 1)
+            await asyncio.sleep(2.5)  # the token expires, and is asked for anew
+            assert await address(service, 2)
+
+        served(f"etcd://root:Sesame@{own.address}", work, config())
+        served(f"etcd://{own.address}", work, user="root", password="Sesame")
+        for login in ("root:wrong7@", ""):
+            with pytest.raises(Unavailable) as caught:
+                served(f"etcd://{login}{own.address}", work, config())
+            assert own.address in caught.value.detail
+            assert "wrong7" not in caught.value.detail
+    finally:
+        own.stop()
+
+
+def openssl(*args: str) -> None:
+    subprocess.run(["openssl", *args], check=True, capture_output=True)
+
+
+@pytest.fixture(scope="module")
+def pki(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A CA, and a certificate of 127.0.0.1 that serves for both ends."""
+    root = tmp_path_factory.mktemp("pki")
+    openssl(
+        "req",
+        "-x509",
+        "-newkey",
+        "ec",
+        "-pkeyopt",
+        "ec_paramgen_curve:P-256",
+        "-nodes",
+        "-subj",
+        "/CN=ca",
+        "-keyout",
+        f"{root}/ca.key",
+        "-out",
+        f"{root}/ca.crt",
+        "-days",
+        "2",
+    )
+    openssl(
+        "req",
+        "-newkey",
+        "ec",
+        "-pkeyopt",
+        "ec_paramgen_curve:P-256",
+        "-nodes",
+        "-subj",
+        "/CN=etcd",
+        "-keyout",
+        f"{root}/end.key",
+        "-out",
+        f"{root}/end.csr",
+    )
+    (root / "ext").write_text("subjectAltName=IP:127.0.0.1\nextendedKeyUsage=serverAuth,clientAuth\n")
+    openssl(
+        "x509",
+        "-req",
+        "-in",
+        f"{root}/end.csr",
+        "-CA",
+        f"{root}/ca.crt",
+        "-CAkey",
+        f"{root}/ca.key",
+        "-CAcreateserial",
+        "-extfile",
+        f"{root}/ext",
+        "-out",
+        f"{root}/end.crt",
+        "-days",
+        "2",
+    )
+    return root
+
+
+def test_tls_with_certificates_on_both_ends(pki: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sriov_fast.ipamd.store_etcd.PATIENCE", 2.0)
+    files = ("--cert-file", f"{pki}/end.crt", "--key-file", f"{pki}/end.key")
+    own = Etcd(*files, "--client-cert-auth", "--trusted-ca-file", f"{pki}/ca.crt", scheme="https").start()
+    try:
+
+        async def work(service: Service) -> None:
+            assert await address(service, 1)
+
+        served(f"etcd://{own.address}?ca={pki}/ca.crt&cert={pki}/end.crt&key={pki}/end.key", work, config())
+        for query in (f"ca={pki}/ca.crt", "tls=1"):  # without a certificate; without trust in the CA
+            with pytest.raises(Unavailable, match=own.address):
+                served(f"etcd://{own.address}?{query}", work, config())
+    finally:
+        own.stop()
+
+
+def test_the_url_says_it_all(tmp_path: Path) -> None:
+    found = read_settings("etcd://u:p%40@h1:1,[fd00::1]:2,h3?prefix=/x/y/")
+    assert found.endpoints == ("http://h1:1", "http://[fd00::1]:2", "http://h3:2379")
+    assert (found.prefix, found.user, found.password, found.tls) == ("x/y/", "u", "p@", None)
+    for url, word in {
+        "etcd://h?ca=/no/file": "/no/file",
+        "etcd://": "host:port",
+        "etcd://h?x=1": "'x'",
+    }.items():
+        with pytest.raises(Invalid, match=word):
+            read_settings(url)
+
+
+def test_a_refusal_is_no_reason_to_try_again(url: str) -> None:
+    """A request that etcd can never take fails at once, with etcd's words."""
+
+    async def work(service: Service) -> None:
+        with pytest.raises(ServiceError, match="too large"):
+            await service._store.write([("big", os.urandom(1_800_000))])
+
+    served(url, work)

@@ -1,0 +1,266 @@
+"""What both stores promise: snapshots, and transactions that happen as a whole or not at all."""
+
+from __future__ import annotations
+
+import asyncio
+import sqlite3
+from collections.abc import Callable, Coroutine
+from pathlib import Path
+from typing import Any
+
+import pytest
+from ipamd_kit import free_port
+
+from sriov_fast.ipamd.errors import Conflict, Unavailable
+from sriov_fast.ipamd.service import open_store
+from sriov_fast.ipamd.store import Rows, Store, Transaction, View, prefix_end
+from sriov_fast.ipamd.store_sqlite import SqliteStore
+
+
+def with_store(url: str, work: Callable[[Store], Coroutine[Any, Any, None]]) -> None:
+    async def whole() -> None:
+        store = await open_store(url)
+        try:
+            await work(store)
+        finally:
+            await store.close()
+
+    asyncio.run(whole())
+
+
+async def get(store: Store, *keys: str) -> list[bytes | None]:
+    async def look(view: View) -> list[bytes | None]:
+        return (await view.fetch(keys))[0]
+
+    return await store.read(look)
+
+
+async def span(store: Store, first: str, end: str, most: int = 0) -> Rows:
+    async def look(view: View) -> Rows:
+        return (await view.fetch([], [(first, end, most)]))[1][0]
+
+    return await store.read(look)
+
+
+def test_keys_and_spans(url: str) -> None:
+    async def work(store: Store) -> None:
+        rows = [(f"a/{at:03d}", b"%d" % at) for at in range(250)]
+        await store.write([*rows, ("a", b""), ("a0", b"\x00\xff"), ("b/1", b"b")])
+        assert await get(store, "a/007", "a/250", "a", "a0") == [b"7", None, b"", b"\x00\xff"]
+        assert await span(store, "a/", prefix_end("a/")) == rows
+        assert await span(store, "a/010", "a/020", 3) == rows[10:13]
+        assert await span(store, "c", "d") == []
+        await store.wipe("a/", "a/100")
+        assert await span(store, "a/", prefix_end("a/")) == rows[100:]
+        assert await get(store, "a", "a0", "b/1") == [b"", b"\x00\xff", b"b"]
+
+    with_store(url, work)
+
+
+def test_a_transaction_that_raises_changes_nothing(url: str) -> None:
+    async def work(store: Store) -> None:
+        await store.write([("a", b"1")])
+
+        async def fail(tx: Transaction) -> None:
+            tx.put("a", b"2")
+            tx.delete("b")
+            raise Conflict("no")
+
+        with pytest.raises(Conflict, match="no"):
+            await store.run(fail)
+        assert await get(store, "a", "b") == [b"1", None]
+
+    with_store(url, work)
+
+
+def test_counting_together_loses_nothing(url: str) -> None:
+    """Many transactions read and write one key, from two stores on the same data."""
+
+    async def count(tx: Transaction) -> int:
+        (value,), _ = await tx.fetch(["n"])
+        number = int(value or 0) + 1
+        tx.put("n", b"%d" % number)
+        return number
+
+    async def work(one: Store) -> None:
+        two = await open_store(url)
+        try:
+            numbers = await asyncio.gather(*((one, two)[at % 2].run(count) for at in range(40)))
+        finally:
+            await two.close()
+        assert sorted(numbers) == list(range(1, 41))
+        assert await get(one, "n") == [b"40"]
+
+    with_store(url, work)
+
+
+def test_who_is_absent_is_taken_once(url: str) -> None:
+    async def work(one: Store) -> None:
+        two = await open_store(url)
+
+        def take(name: bytes) -> Callable[[Transaction], Coroutine[Any, Any, bool]]:
+            async def work(tx: Transaction) -> bool:
+                if not await tx.absent("place"):
+                    return False
+                tx.put("place", name)
+                return True
+
+            return work
+
+        try:
+            won = await asyncio.gather(*((one, two)[at % 2].run(take(b"%d" % at)) for at in range(16)))
+        finally:
+            await two.close()
+        assert sum(won) == 1
+        assert await get(one, "place") == [b"%d" % won.index(True)]
+
+    with_store(url, work)
+
+
+def test_a_view_is_one_moment(url: str) -> None:
+    """Two keys that always change together are never seen apart."""
+
+    async def work(store: Store) -> None:
+        await store.write([("a", b"0"), ("b", b"0")])
+
+        async def bump(tx: Transaction) -> None:
+            (a, _), _ = await tx.fetch(["a", "b"])
+            for key in ("a", "b"):
+                tx.put(key, b"%d" % (int(a or 0) + 1))
+
+        async def look(view: View) -> bool:
+            (a,), _ = await view.fetch(["a"])
+            _, (rows,) = await view.fetch([], [("b", "c", 0)])
+            return rows == [("b", a)]
+
+        async def change() -> None:
+            for _ in range(30):
+                await store.run(bump)
+
+        async def watch() -> bool:
+            return all([await store.read(look) for _ in range(60)])
+
+        _, *same = await asyncio.gather(change(), watch(), watch())
+        assert same == [True, True]
+        assert await get(store, "a", "b") == [b"30", b"30"]
+
+    with_store(url, work)
+
+
+def test_a_quiet_span_is_compared(url: str) -> None:
+    """What is written in a span after it was read keeps the transaction from being committed."""
+
+    async def work(one: Store) -> None:
+        two = await open_store(url)
+        seen: list[int] = []
+
+        async def count(tx: Transaction) -> None:
+            tx.unchanged("s/", "s0")
+            _, (rows,) = await tx.fetch([], [("s/", "s0", 0)])
+            seen.append(len(rows))
+            if isinstance(one, SqliteStore):
+                pass  # nobody else writes while this runs
+            elif len(seen) == 1:
+                await two.write([("s/2", b"")])
+            tx.put("count", b"%d" % len(rows))
+
+        try:
+            await one.write([("s/1", b"")])
+            await one.run(count)
+        finally:
+            await two.close()
+        assert seen == [1] if isinstance(one, SqliteStore) else [1, 2]
+        assert await get(one, "count") == [b"%d" % seen[-1]]
+
+    with_store(url, work)
+
+
+def test_many_records_are_written_and_wiped(url: str) -> None:
+    async def work(store: Store) -> None:
+        rows = [(f"k/{at:05d}", b"x" * 200) for at in range(12_000)]
+        await store.write(rows)
+        await store.write([("k0", b"stays"), ("big/1", b"y" * 900_000), ("big/2", b"y" * 600_000)])
+        assert len(await span(store, "k/", "k0")) == 12_000
+        await store.wipe("k/", "k0")
+        assert await span(store, "k/", "k0") == []
+        assert await get(store, "k0") == [b"stays"]
+
+    with_store(url, work)
+
+
+def test_what_failed_to_commit_is_unavailable(tmp_path: Path) -> None:
+    """All of a group fail together when the database does; afterwards the store works again."""
+
+    async def work() -> None:
+        store = await open_store(f"sqlite://{tmp_path}/a.db")
+
+        def put(at: int) -> Callable[[Transaction], Coroutine[Any, Any, None]]:
+            async def work(tx: Transaction) -> None:
+                tx.put(f"k{at}", b"")
+
+            return work
+
+        other = sqlite3.connect(tmp_path / "a.db", isolation_level=None)
+        other.execute(
+            "CREATE TRIGGER stop BEFORE INSERT ON record BEGIN SELECT RAISE(ABORT, 'disk on fire'); END"
+        )
+        outcomes = await asyncio.gather(*(store.run(put(at)) for at in range(5)), return_exceptions=True)
+        assert {type(it) for it in outcomes} == {Unavailable}
+        assert "disk on fire" in str(outcomes[0])
+        assert "a.db" in str(outcomes[0])
+        other.execute("DROP TRIGGER stop")
+        other.close()
+        assert await get(store, "k0", "k4") == [None, None]
+        await store.run(put(0))
+        assert await get(store, "k0") == [b""]
+        await store.close()
+
+    asyncio.run(work())
+
+
+def test_a_transaction_may_not_wait_for_others(tmp_path: Path) -> None:
+    async def work() -> None:
+        store = await open_store(f"sqlite://{tmp_path}/a.db")
+
+        async def wait(tx: Transaction) -> None:
+            tx.put("a", b"")
+            await asyncio.sleep(0)
+
+        with pytest.raises(RuntimeError, match="awaited"):
+            await store.run(wait)
+        assert await get(store, "a") == [None]
+        await store.close()
+
+    asyncio.run(work())
+
+
+def test_the_file_is_durable_and_private(tmp_path: Path) -> None:
+    async def work() -> None:
+        store = await open_store(f"sqlite://{tmp_path}/a.db")
+        assert isinstance(store, SqliteStore)
+        assert store._db.execute("PRAGMA journal_mode").fetchone() == ("wal",)
+        assert store._db.execute("PRAGMA synchronous").fetchone() == (2,)
+        await store.write([("a", b"")])
+        assert {it.stat().st_mode & 0o777 for it in tmp_path.iterdir()} == {0o600}
+        await store.close()
+
+    asyncio.run(work())
+
+
+def test_a_store_that_is_not_there_is_unavailable(tmp_path: Path) -> None:
+    with pytest.raises(Unavailable, match="gone"):
+        asyncio.run(open_store(f"sqlite://{tmp_path}/gone/a.db"))
+    (tmp_path / "text.db").write_text("no database, but long enough to be looked at" * 50)
+    with pytest.raises(Unavailable, match=r"text\.db"):
+        asyncio.run(open_store(f"sqlite://{tmp_path}/text.db"))
+
+
+def test_an_etcd_that_is_not_there_is_unavailable(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sriov_fast.ipamd.store_etcd.PATIENCE", 0.5)
+    port = free_port()
+
+    async def work(store: Store) -> None:
+        with pytest.raises(Unavailable, match=str(port)):
+            await store.ready()
+
+    with_store(f"etcd://127.0.0.1:{port}", work)

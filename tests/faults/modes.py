@@ -8,6 +8,7 @@ import json
 import os
 import signal
 import subprocess
+import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping
@@ -20,14 +21,19 @@ from resident import DeferredNode, ResidentNode
 
 from faults import ptrace
 from faults.tracer import Fault, Seen, Tracer
-from sriov_fast import entry
 
 HANG = 40.0  # seconds; longer than any lock is waited for
 _EXECS = 2  # nsenter and sriov
 CLIENT_WAIT = "15"  # seconds that the client in C waits for the server (SRIOV_FAST_WAIT)
 # What requests import late.
 PRELOAD = (
-    *("sriov_fast.plugin", "sriov_fast.upkeep", "sriov_fast.ipam.delegate", "sriov_fast.ipam.host_local"),
+    *(
+        "sriov_fast.entry",
+        "sriov_fast.plugin",
+        "sriov_fast.upkeep",
+        "sriov_fast.ipam.delegate",
+        "sriov_fast.ipam.host_local",
+    ),
     *("sriov_fast.ipam.search", "sriov_fast.ipam.static", "sriov_fast.sriov.announce", "traceback"),
     *("sriov_fast.sriov.check", "encodings.idna", "encodings.unicode_escape"),
 )
@@ -152,7 +158,7 @@ class Forked:
             if traced:
                 ptrace.request(ptrace.TRACEME, 0)
                 os.kill(os.getpid(), signal.SIGSTOP)
-            entry.main()
+            sys.modules["sriov_fast.entry"].main()
         finally:
             os._exit(70)
 
@@ -191,11 +197,11 @@ class InProcess(Mode):
     def make(self, root: Path) -> Node:
         """Return a node, and import what its plugins will need."""
         os.environ["SRIOV_FAST_BACKEND"] = self.backend
-        for module in PRELOAD:
-            importlib.import_module(module)
-        from sriov_fast import backend
-
-        assert backend.name == self.backend
+        for name in [name for name in sys.modules if name.partition(".")[0] == "sriov_fast"]:
+            del sys.modules[name]  # they may have another backend
+        for name in PRELOAD:
+            importlib.import_module(name)
+        assert sys.modules["sriov_fast.backend"].name == self.backend
         return ForkedNode(root, vfs=3, backend=self.backend)
 
     def run(self, verb: str, conf: dict[str, Any], pod: str, fault: Fault | None) -> Run:

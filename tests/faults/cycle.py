@@ -50,6 +50,7 @@ class Bench:
         self.node.add(self._conf(), self.pod)
         self.node.delete(self._conf(), self.pod)
         mode.at_rest()
+        self._is_attached = False
         self.before = self.world()
 
     def _conf(self, verb: str = "") -> dict[str, Any]:
@@ -127,12 +128,16 @@ class Bench:
             found += self._compared("after the failed ADD")
         found += self._repeated_delete()
         found += self._compared("after DEL", but=_WRITTEN_OVER)
-        found += self._again()
+        found += self._again(verb)
         return Verdict(run.fired, found)
 
     def _prepare(self, verb: str) -> None:
-        if verb != "ADD":
+        """See that the pod is attached, unless the verb is the one to do that."""
+        if verb == "ADD" and self._is_attached:
+            self._delete()
+        elif verb != "ADD" and not self._is_attached:
             self.node.add(self._conf(), self.pod)
+        self._is_attached = False  # once more is known
 
     def _refill_masks(self) -> None:
         """Give emptied masks a value: the kernel's files, which these stand for, cannot be emptied."""
@@ -183,11 +188,18 @@ class Bench:
         differing = [key for key in now if now[key] != self.before[key] and key not in but]
         return [f"{when}: {key}: {_difference(self.before[key], now[key])}" for key in differing]
 
-    def _again(self) -> list[str]:
-        found = []
+    def _again(self, verb: str) -> list[str]:
+        """See that the next ADD succeeds. It stays for a verb that needs it, and is undone after an ADD."""
         done = self.node.run("ADD", self._conf(), self.pod)
         if done.status:
-            found.append(f"the next ADD fails: {_first_words(done)}")
+            return [f"the next ADD fails: {_first_words(done)}"]
+        self._is_attached = True
+        found = [f"the next ADD: {why}" for why in self._not_attached(done)]
+        if self.node.drafts():
+            found.append(f"the next ADD: drafts: {self.node.drafts()}")
+        if verb != "ADD":
+            return found
+        self._is_attached = False
         if self._delete().status:
             found.append("the DEL of the next ADD fails")
         return found + self._compared("after the next DEL")

@@ -15,6 +15,9 @@ ACCEPTED = Path(__file__).with_name("accepted.toml")
 # An interpreter that starts and imports makes some thousand calls. One in so many of them is taken.
 EVERY_START = 40
 
+# So many of one verb come one after the other: between two that need an attached pod, it stays attached.
+_BLOCK = 10
+
 
 class Injection(NamedTuple):
     """One fault in one verb of one mode; ``about`` is what the call is about."""
@@ -58,7 +61,8 @@ def mixed(found: list[Injection], seed: int) -> list[Injection]:
     for items in kinds.values():
         chance.shuffle(items)
     longest = max((len(items) for items in kinds.values()), default=0)
-    return [items[place] for place in range(longest) for items in kinds.values() if place < len(items)]
+    blocks = range(0, longest, _BLOCK)
+    return [item for first in blocks for items in kinds.values() for item in items[first : first + _BLOCK]]
 
 
 class Accepted:

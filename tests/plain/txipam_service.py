@@ -165,6 +165,7 @@ class Service:
             reply = Reply(500) if fault in ("refuse", "hang") or isinstance(fault, Reply) else self.act(seen)
         if isinstance(fault, bytes):
             tls.sendall(fault)
+            tls.unwrap()
             return False
         octets = (fault if isinstance(fault, Reply) else reply).octets()
         if fault in ("hang", "refuse", "lose"):

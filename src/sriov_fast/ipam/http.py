@@ -1,195 +1,191 @@
-"""One HTTP/1.1 request and its reply, as bytes (RFC 9112); and what can be said of a try that failed."""
+"""HTTPS requests and replies: ``http.client`` and ``ssl`` with limits on time and size.
+
+Redirects are not followed and the proxies of the environment are not used.
+"""
 
 from __future__ import annotations
 
+import http.client
+import socket
+import ssl
+import threading
+import time
+
 from sriov_fast import __version__
-from sriov_fast.ipamd_api import JSON, MAX_BODY, PROBLEM, TRY_AGAIN, UNEXPECTED
+from sriov_fast.ipam.tls import TryError, tls_error
+from sriov_fast.ipamd_api import JSON, MAX_BODY, PROBLEM, UNEXPECTED
 from sriov_fast.values import Value
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from typing import Any
 
-_MAX_HEAD = 64 << 10  # bytes of status lines, header fields, sizes of chunks
-
-
-class TryError(Exception):
-    """A try that came to nothing.
-
-    ``what`` goes on a sentence whose subject is the remote. ``again``: another try may do better. ``sent``:
-    the service may have carried the request out.
-    """
-
-    def __init__(
-        self, what: str, advice: str, code: int = TRY_AGAIN, *, again: bool = True, sent: bool = False
-    ) -> None:
-        super().__init__(what)
-        self.what = what
-        self.advice = advice
-        self.code = code
-        self.again = again
-        self.sent = sent
+_MAX_HEAD = 64 << 10  # bytes of status lines, header fields and sizes of chunks
+_MAX_LENGTH_DIGITS = 15  # of Content-Length
+_SHOWN = 60  # characters of a malformed reply that an error quotes
 
 
 class Remote(Value):
-    """Where a service is: ``url`` as it was given, and what is in it. ``prefix`` has no slash at its end."""
+    """The place of a service: ``url`` as configured, and its parts. ``prefix`` has no slash at its end."""
 
     url: str
     host: str
     port: int
     prefix: str = ""
 
-    @property
-    def authority(self) -> bytes:
-        """The value of the header field Host (RFC 9110, 7.2)."""
-        host = f"[{self.host}]" if ":" in self.host else self.host
-        return f"{host}:{self.port}".encode()
 
-
-class Asked(Value):
-    """One request; ``fields`` are header fields besides those that every request has."""
+class Request(Value):
+    """One request; ``fields`` are header fields in addition to those that every request has."""
 
     method: str
     path: str
     body: bytes = b""
-    fields: dict[str, str] = {}  # noqa: RUF012 (Value takes it out of the class; nobody writes to it)
-
-    def octets(self, remote: Remote) -> bytes:
-        """Return the request as it is sent to ``remote``."""
-        lines = [
-            f"{self.method} {remote.prefix}{self.path} HTTP/1.1".encode(),
-            b"Host: " + remote.authority,
-            f"User-Agent: sriov-fast/{__version__}".encode(),
-            f"Accept: {JSON}, {PROBLEM}".encode(),
-        ]
-        if self.body or self.method == "POST":
-            lines += [f"Content-Type: {JSON}".encode(), f"Content-Length: {len(self.body)}".encode()]
-        lines += [f"{name}: {value}".encode() for name, value in self.fields.items()]
-        return b"\r\n".join([*lines, b"", self.body])
+    fields: dict[str, str] = {}  # noqa: RUF012 (Value takes it out of the class; it is never modified)
 
 
 class Reply(Value):
-    """What came back; names of header fields are in lower case."""
+    """One reply; ``media_type`` is the type of its content without parameters, in lower case."""
 
     status: int
-    fields: dict[str, str]
+    media_type: str
     body: bytes = b""
-    kept: bool = False
-
-    @property
-    def media_type(self) -> str:
-        """The content's type without its parameters."""
-        return self.fields.get("content-type", "").partition(";")[0].strip().lower()
 
 
-class Reader:
-    """Reads one reply from ``receive``, which returns b"" at the end."""
+class BoundedSocket(ssl.SSLSocket):
+    """A TLS socket with a deadline and a size limit for a whole request with its reply.
 
-    def __init__(self, receive: Callable[[], bytes]) -> None:
-        self._receive = receive
-        self._buffer = bytearray()
-        self._lines = 0  # bytes of everything but bodies
+    A plain timeout bounds each operation alone: a peer that sends a byte now and then would never time out.
+    """
 
-    def reply(self, method: str) -> Reply:
-        """Return the next reply that is final (RFC 9112). Raises TryError, or what ``receive`` raises."""
-        head = self._head()
-        while 100 <= head.status < 200:
-            head = self._head()
-        if method == "HEAD" or head.status in (204, 304):
-            return self._done(head, b"", True)
-        coding = head.fields.get("transfer-encoding", "").lower()
-        if coding:
-            if coding != "chunked":
-                raise _garbage(f"the transfer coding {coding[:40]!r}")
-            return self._done(head, self._chunks(), True)
-        if "content-length" in head.fields:
-            length = _number(head.fields["content-length"], 10, "its length")
-            return self._done(head, self._exactly(length), True)
-        return self._done(head, self._rest(), False)
+    deadline = 0.0  # time.monotonic()
+    room = 0  # bytes that may still be received
+    may_end = False  # whether the peer may close the connection now
 
-    def _done(self, head: Reply, body: bytes, framed: bool) -> Reply:
-        # What follows a reply that nobody asked for would be taken for the next one's.
-        return head.replace(body=body, kept=framed and head.kept and not self._buffer)
+    def limit(self, deadline: float) -> None:
+        """Start a request that ends at ``deadline``."""
+        self.deadline = deadline
+        self.room = MAX_BODY + _MAX_HEAD
+        self.may_end = False
 
-    def _head(self) -> Reply:
-        first = self._line()
-        version, _, rest = first.partition(" ")
-        code = rest[:3]
-        if version not in ("HTTP/1.1", "HTTP/1.0") or not _digits(code) or rest[3:4] not in ("", " "):
-            raise _garbage(f"{first[:60]!r}")
-        fields: dict[str, str] = {}
-        while line := self._line():
-            name, colon, value = line.partition(":")
-            if not colon or not name or name != name.strip():
-                raise _garbage(f"the header field {line[:60]!r}")
-            _put(fields, name.lower(), value.strip())
-        options = [word.strip().lower() for word in fields.get("connection", "").split(",")]
-        return Reply(status=int(code), fields=fields, kept=version == "HTTP/1.1" and "close" not in options)
+    def send(self, data: Any, flags: int = 0) -> int:
+        """Send some of ``data``; TimeoutError at the deadline."""
+        self.settimeout(_left(self.deadline))
+        return super().send(data, flags)
 
-    def _line(self) -> str:
-        while (end := self._buffer.find(b"\n")) < 0:
-            if len(self._buffer) > _MAX_HEAD:
-                raise _too_large(_MAX_HEAD)
-            self._more()
-        line = bytes(self._buffer[:end])
-        del self._buffer[: end + 1]
-        self._lines += end + 1
-        if self._lines > _MAX_HEAD:
-            raise _too_large(_MAX_HEAD)
-        return line.removesuffix(b"\r").decode("latin-1")
+    def recv_into(self, buffer: Any, nbytes: int | None = None, flags: int = 0) -> int:
+        """Receive some bytes; TimeoutError at the deadline.
 
-    def _chunks(self) -> bytes:
-        body = bytearray()
-        while size := _number(self._line().partition(";")[0].strip(), 16, "a chunk's size"):
-            body += self._exactly(size, len(body))
-            if self._line():
-                raise _garbage("a chunk that is longer than its size")
-        while self._line():
-            pass  # trailer fields
-        return bytes(body)
-
-    def _exactly(self, size: int, before: int = 0) -> bytes:
-        if before + size > MAX_BODY:
-            raise _too_large(MAX_BODY)
-        while len(self._buffer) < size:
-            self._more()
-        body = bytes(self._buffer[:size])
-        del self._buffer[:size]
-        return body
-
-    def _rest(self) -> bytes:
-        """Return everything up to the end of the connection."""
-        while chunk := self._receive():
-            self._buffer += chunk
-            if len(self._buffer) > MAX_BODY:
-                raise _too_large(MAX_BODY)
-        body = bytes(self._buffer)
-        self._buffer.clear()
-        return body
-
-    def _more(self) -> None:
-        chunk = self._receive()
-        if not chunk:
-            raise cut_off()
-        self._buffer += chunk
+        ConnectionResetError: the connection ended within a reply.
+        """
+        self.settimeout(_left(self.deadline))
+        size = super().recv_into(buffer, nbytes, flags)
+        if not size and not self.may_end:
+            raise ConnectionResetError
+        self.room -= size
+        if self.room < 0:
+            raise _too_large()
+        return size
 
 
-def _put(fields: dict[str, str], name: str, value: str) -> None:
-    """Add a header field. One that frames the body must not be there twice, differently."""
-    if name in fields and name in ("content-length", "transfer-encoding") and fields[name] != value:
-        raise _garbage(f"two different header fields {name}")
-    fields[name] = value
+class Connection(http.client.HTTPConnection):
+    """A TLS connection to a remote."""
+
+    default_port = 443
+    auto_open = 0  # a connection that was closed stays closed
+    sock: BoundedSocket | None
+
+    def __init__(self, remote: Remote, context: ssl.SSLContext, deadline: float, connect_by: float) -> None:
+        """Connect: TCP by ``connect_by``, TLS by ``deadline``. Raises TryError."""
+        super().__init__(remote.host, remote.port)
+        self.remote = remote
+        self.since = time.monotonic()
+        context.sslsocket_class = BoundedSocket
+        with _dial(remote, connect_by) as plain:  # the TLS socket takes over its descriptor
+            try:
+                plain.settimeout(_left(deadline))
+                self.sock = context.wrap_socket(  # type: ignore[assignment]
+                    plain, server_hostname=remote.host, suppress_ragged_eofs=False
+                )
+            except (OSError, ValueError) as error:
+                raise self._explained(error, sent=False) from error
+
+    def exchange(self, asked: Request, deadline: float) -> Reply:
+        """Send a request and return the final reply. Raises TryError."""
+        self.since = time.monotonic()
+        try:
+            return self._exchange(asked, deadline)
+        except (OSError, http.client.HTTPException, ValueError) as error:
+            raise self._explained(error, sent=True) from error
+
+    def is_alive(self) -> bool:
+        """Return whether the peer has neither closed the connection nor sent data without a request."""
+        if self.sock is None:
+            return False
+        self.sock.settimeout(0.0)
+        try:
+            self.sock.recv(1)
+        except ssl.SSLWantReadError:
+            return True
+        except OSError:
+            pass
+        return False
+
+    def _exchange(self, asked: Request, deadline: float) -> Reply:
+        sock = self.sock
+        if sock is None:
+            raise http.client.NotConnected
+        sock.limit(deadline)
+        self._send(asked)
+        with self.getresponse() as response:
+            _check_framing(response)
+            sock.may_end = response.length is None and not response.chunked
+            body = response.read(MAX_BODY + 1)
+        if len(body) > MAX_BODY:
+            raise _too_large()
+        kind = response.headers.get("Content-Type", "").partition(";")[0].strip().lower()
+        return Reply(status=response.status, media_type=kind, body=body)
+
+    def _send(self, asked: Request) -> None:
+        fields = {"User-Agent": f"sriov-fast/{__version__}", "Accept": f"{JSON}, {PROBLEM}"}
+        body = None
+        if asked.body or asked.method == "POST":
+            fields["Content-Type"] = JSON
+            body = asked.body
+        try:
+            self.request(asked.method, self.remote.prefix + asked.path, body, fields | asked.fields)
+        except (BrokenPipeError, ConnectionResetError, ssl.SSLEOFError):
+            pass  # the service may have answered before it had read all
+
+    def _explained(self, error: Exception, *, sent: bool) -> TryError:
+        """Return the TryError for an exception of the standard library."""
+        if isinstance(error, TimeoutError):
+            what = "has not answered" if sent else "has not finished the TLS handshake"
+            return _late(time.monotonic() - self.since, what, sent=sent)
+        if isinstance(error, ssl.SSLError):
+            return tls_error(error, self.remote.host, sent=sent)
+        if isinstance(error, OSError):
+            return TryError.cut_off(sent=sent)
+        if isinstance(error, http.client.IncompleteRead):
+            return _garbage("a chunk's size")
+        return _garbage(repr(str(error).strip()[:_SHOWN]))
 
 
-def _digits(text: str) -> bool:
-    return text.isascii() and text.isdigit()
-
-
-def _number(text: str, base: int, what: str) -> int:
-    alphabet = "0123456789abcdefABCDEF" if base == 16 else "0123456789"
-    if not text or len(text) > 15 or not set(text) <= set(alphabet):
-        raise _garbage(f"{what} = {text[:40]!r}")
-    return int(text, base)
+def _check_framing(response: http.client.HTTPResponse) -> None:
+    """Raise TryError for a head that ``http.client`` accepts though the end of the body is ambiguous."""
+    headers = response.headers
+    if headers.defects:
+        raise _garbage("the header fields")
+    coding = headers.get("Transfer-Encoding", "chunked")
+    if coding.lower() != "chunked":
+        raise _garbage(f"the transfer coding {coding[:_SHOWN]!r}")
+    lengths = set(headers.get_all("Content-Length", ()))
+    if len(lengths) > 1:
+        raise _garbage("two different header fields Content-Length")
+    for length in lengths:
+        if not (length.isascii() and length.isdigit() and len(length) <= _MAX_LENGTH_DIGITS):
+            raise _garbage(f"its length = {length[:_SHOWN]!r}")
+    if (response.length or 0) > MAX_BODY:
+        raise _too_large()
 
 
 def _garbage(found: str) -> TryError:
@@ -202,9 +198,9 @@ def _garbage(found: str) -> TryError:
     )
 
 
-def _too_large(limit: int) -> TryError:
+def _too_large() -> TryError:
     return TryError(
-        f"answered with more than {limit} bytes",
+        f"answered with more than {MAX_BODY} bytes",
         "an answer of the address service is much smaller; see what is at the remote",
         UNEXPECTED,
         again=False,
@@ -212,10 +208,82 @@ def _too_large(limit: int) -> TryError:
     )
 
 
-def cut_off() -> TryError:
-    """Return the error for a connection that ended too early."""
-    return TryError(
-        "closed the connection before its answer was complete",
-        "try again; the service's log may say why",
-        sent=True,
-    )
+def _late(seconds: float, what: str, *, sent: bool = False) -> TryError:
+    advice = "see whether the service is overloaded, or a firewall drops what is sent to it"
+    return TryError(f"{what} within {seconds:.2g} s", advice, sent=sent)
+
+
+def _left(deadline: float) -> float:
+    """Return the seconds until ``deadline``; raises TimeoutError."""
+    seconds = deadline - time.monotonic()
+    if seconds <= 0:
+        raise TimeoutError
+    return seconds
+
+
+# --- TCP
+
+
+def _dial(remote: Remote, connect_by: float) -> socket.socket:
+    """Return a TCP connection to the first address of the remote that accepts one. Raises TryError."""
+    start = time.monotonic()
+    fault = TryError.no_connection("has no address")
+    for *_, address in _addresses(remote, connect_by):
+        try:
+            left = max(0.001, connect_by - time.monotonic())
+            plain = socket.create_connection(address[:2], left)
+        except OSError as error:
+            fault = _unreachable(error, time.monotonic() - start)
+        else:
+            plain.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            return plain
+    raise fault
+
+
+def _unreachable(error: OSError, seconds: float) -> TryError:
+    if isinstance(error, TimeoutError):
+        return _late(seconds, "could not be reached")
+    if isinstance(error, ConnectionRefusedError):
+        return TryError.no_connection("refuses connections")
+    return TryError.no_connection(f"cannot be reached: {error.strerror or error}")
+
+
+def _addresses(remote: Remote, deadline: float) -> list[Any]:
+    """Return the socket addresses of a remote as ``getaddrinfo`` does. Raises TryError."""
+    try:
+        return _resolve(remote, socket.AI_NUMERICHOST)
+    except socket.gaierror:
+        return _looked_up(remote, deadline)
+
+
+def _resolve(remote: Remote, flags: int = 0) -> list[Any]:
+    # As bytes the name is passed on unchanged, without IDNA.
+    return socket.getaddrinfo(remote.host.encode(), remote.port, type=socket.SOCK_STREAM, flags=flags)
+
+
+def _looked_up(remote: Remote, deadline: float) -> list[Any]:
+    """Look a name up in a thread, since the resolver has its own time limit, which may be minutes."""
+    found: list[Any] = []
+
+    def look_up() -> None:
+        try:
+            found.append(_resolve(remote))
+        except OSError as error:
+            found.append(error)
+
+    start = time.monotonic()
+    thread = threading.Thread(target=look_up, daemon=True)
+    try:
+        thread.start()
+    except (RuntimeError, MemoryError):  # no more threads (TasksMax=): with the resolver's own limit
+        look_up()
+    else:
+        thread.join(max(0.0, deadline - start))
+    if not found:
+        raise _late(time.monotonic() - start, f"could not be looked up ({remote.host})")
+    if isinstance(found[0], OSError):
+        why = found[0].strerror or found[0]
+        raise TryError(
+            f"could not be looked up: {remote.host}: {why}", "correct ipam.remote, or see this host's DNS"
+        )
+    return found[0]  # type: ignore[no-any-return]

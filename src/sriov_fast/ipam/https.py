@@ -1,4 +1,4 @@
-"""HTTPS to a service that may have several remotes: connections that are kept, tries that are repeated."""
+"""Requests to a service that may have several remotes: a pool of connections, and repeated tries."""
 
 from __future__ import annotations
 
@@ -6,25 +6,25 @@ import _thread
 import os
 import time
 
-from sriov_fast.ipam.http import TryError
-from sriov_fast.ipam.tls import Connection, Trust, make_context, stamp_of
+from sriov_fast.ipam.http import Connection
+from sriov_fast.ipam.tls import Trust, TryError, make_context, stamp_of
 from sriov_fast.values import Value
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Any
+    from ssl import SSLContext
 
-    from sriov_fast.ipam.http import Asked, Remote, Reply
+    from sriov_fast.ipam.http import Remote, Reply, Request
 
 _CONNECT_WAIT = 2.0  # seconds for TCP where another try is left; the kernel repeats its SYN after 1
 _PAUSE = 0.1  # seconds before the second try, twice as many before each one after it
 _LONGEST_PAUSE = 2.0
-_IDLE = 60.0  # seconds that an unused connection is kept
+_IDLE = 60.0  # seconds that an idle connection is kept
 _MOST_IDLE = 8  # connections kept for one service
 
 
 class Key(Value):
-    """What a connection can be used again for: ``stamp`` says as which files it was made with."""
+    """The key of a kept connection: its peer, and the files (with their stamp) that TLS was set up with."""
 
     host: str
     port: int
@@ -33,15 +33,15 @@ class Key(Value):
 
 
 class Pool:
-    """TLS contexts, and connections that wait for the next request; for all threads of a process."""
+    """TLS contexts and idle connections, shared by all threads of a process."""
 
     def __init__(self) -> None:
         self._lock = _thread.allocate_lock()
-        self._contexts: dict[Trust, tuple[object, Any]] = {}
+        self._contexts: dict[Trust, tuple[object, SSLContext]] = {}
         self._idle: dict[Key, list[Connection]] = {}
 
-    def context(self, trust: Trust) -> tuple[object, Any]:
-        """Return a stamp and the TLS context, made anew where a file has changed."""
+    def context(self, trust: Trust) -> tuple[object, SSLContext]:
+        """Return a stamp and the TLS context, which is made again when a file has changed."""
         stamp = stamp_of(trust)
         with self._lock:
             known = self._contexts.get(trust)
@@ -50,11 +50,11 @@ class Pool:
         made = stamp, make_context(trust)
         with self._lock:
             self._contexts[trust] = made
-        self.clear(trust)  # whom an old file vouched for must show itself again
+        self.clear(trust)  # a peer that only the old files vouched for must be verified again
         return made
 
     def take(self, key: Key) -> Connection | None:
-        """Return a connection that is still there, None where there is none."""
+        """Return an idle connection that is still open; None if there is none."""
         while True:
             with self._lock:
                 kept = self._idle.get(key)
@@ -75,7 +75,7 @@ class Pool:
             spare.close()
 
     def clear(self, trust: Trust | None = None) -> None:
-        """Close the connections that wait, all or those of one trust."""
+        """Close the idle connections, all or those of one trust."""
         with self._lock:
             keys = [key for key in self._idle if trust is None or key.trust == trust]
             kept = [connection for key in keys for connection in self._idle.pop(key)]
@@ -83,7 +83,7 @@ class Pool:
             connection.close()
 
     def forget(self) -> None:
-        """Start anew, in a child: two processes cannot share one TLS session."""
+        """Drop everything in a forked child: two processes cannot share one TLS session."""
         self.__init__()  # type: ignore[misc]
 
 
@@ -91,13 +91,13 @@ pool = Pool()
 os.register_at_fork(after_in_child=pool.forget)
 
 
-# --- one request, as often as need be
+# --- one request, repeated as necessary
 
 
 class Client:
-    """The way to a service that has one remote or several, for one verb.
+    """A service with its remotes, for one verb.
 
-    ``uncertain`` is whether some try may have been carried out though its reply never came.
+    ``uncertain``: the service may have carried out a request though its reply never came.
     """
 
     def __init__(self, remotes: tuple[Remote, ...], trust: Trust, retries: int, deadline: float) -> None:
@@ -108,11 +108,11 @@ class Client:
         self.uncertain = False
         self.tries = 0
 
-    def ask(self, asked: Asked) -> tuple[Remote, Reply]:
-        """Return the first reply, and who gave it.
+    def ask(self, asked: Request) -> tuple[Remote, Reply]:
+        """Return the remote that replied first, and its reply.
 
         A failure to connect, a lost reply and 502, 503, 504 lead to the next remote, and after a pause to the
-        next round. Raises AllFailedError where all came to nothing.
+        next round. Raises AllFailedError if every try failed.
         """
         left = list(self.remotes)
         failed: list[tuple[Remote, TryError]] = []
@@ -132,8 +132,8 @@ class Client:
                 break
         raise AllFailedError(failed, self.tries)
 
-    def _try(self, remote: Remote, asked: Asked, last: bool) -> Reply:
-        """Try once, for half of the time that is left unless it is the last try."""
+    def _try(self, remote: Remote, asked: Request, last: bool) -> Reply:
+        """Try once, for half of the time that is left unless this is the last try."""
         now = time.monotonic()
         deadline = self.deadline if last else now + max(0.0, self.deadline - now) / 2
         self.tries += 1
@@ -148,10 +148,10 @@ class Client:
             raise UnreadyError(reply)
         return reply
 
-    def _on_kept(self, key: Key, asked: Asked, deadline: float) -> Reply | None:
-        """Ask on a connection that waited; None where there is none, or the peer was about to close it.
+    def _on_kept(self, key: Key, asked: Request, deadline: float) -> Reply | None:
+        """Ask on an idle connection; return None if there is none, or the peer was about to close it.
 
-        A request that was cut off there may be repeated at once: all requests here may be.
+        A request that was cut off may be repeated at once, since all requests to the service are idempotent.
         """
         while connection := pool.take(key):
             try:
@@ -163,19 +163,19 @@ class Client:
         return None
 
     @staticmethod
-    def _on(connection: Connection, key: Key, asked: Asked, deadline: float) -> Reply:
+    def _on(connection: Connection, key: Key, asked: Request, deadline: float) -> Reply:
         reply = None
         try:
             reply = connection.exchange(asked, deadline)
         finally:
-            if reply is not None and reply.kept:
+            if reply is not None and connection.sock:
                 pool.give(key, connection)
             else:
                 connection.close()
         return reply
 
     def _pause(self, again: int) -> bool:
-        """Wait before the next round; False where no time is left for one."""
+        """Wait before the next round; return False if no time is left for one."""
         longest = min(_PAUSE * 2 ** (again - 1), _LONGEST_PAUSE)
         pause = longest * (0.5 + _random() / 2)
         if time.monotonic() + pause >= self.deadline:
@@ -185,12 +185,12 @@ class Client:
 
 
 def _random() -> float:
-    """Return a number from 0 to 1, so that a whole cluster does not come back at the same moment."""
+    """Return a number from 0 to 1: the nodes of a cluster must not come back at the same moment."""
     return int.from_bytes(os.urandom(2), "big") / 65535
 
 
 class UnreadyError(TryError):
-    """The service, or a proxy before it, says that it cannot answer now."""
+    """The service, or a proxy in front of it, cannot answer now."""
 
     def __init__(self, reply: Reply) -> None:
         super().__init__(
@@ -202,11 +202,11 @@ class UnreadyError(TryError):
 
 
 class AllFailedError(Exception):
-    """No remote gave a reply: ``failed`` holds every try, ``fault`` the one that says most."""
+    """No remote replied: ``failed`` holds every try, ``fault`` is the most telling one."""
 
     def __init__(self, failed: list[tuple[Remote, TryError]], tries: int) -> None:
         self.failed = failed
         self.tries = tries
         waiting = [item for item in failed if item[1].again]
         self.remote, self.fault = (waiting or failed)[-1]
-        super().__init__(f"{self.remote.url} {self.fault.what}")
+        super().__init__(f"{self.remote.url} {self.fault.outcome}")

@@ -6,7 +6,7 @@ import time
 
 from sriov_fast import codec, files, ipamd_api
 from sriov_fast.errors import ConfigError, DecodeError, IpamError, RefusedError
-from sriov_fast.ipam.http import Asked, Remote
+from sriov_fast.ipam.http import Remote, Request
 from sriov_fast.ipam.https import AllFailedError, Client
 from sriov_fast.ipam.keys import Keys, as_ip, wrong
 from sriov_fast.ipam.tls import Trust
@@ -291,7 +291,7 @@ class Service:
         if self.settings.token_file:
             fields["Authorization"] = f"Bearer {_token(self.settings.token_file)}"
         octets = b"" if body is None else codec.dumps(body)
-        asked = Asked(method=method, path=path, body=octets, fields=fields)
+        asked = Request(method=method, path=path, body=octets, fields=fields)
         client = Client(self._remotes, self.settings.trust, self._retries, self.deadline)
         try:
             remote, reply = client.ask(asked)
@@ -312,7 +312,7 @@ class Service:
         facts = [error.fault.advice]
         if error.tries > 1:
             facts.append(f"tried {error.tries} times")
-        others = {remote.url: fault.what for remote, fault in error.failed if remote != error.remote}
+        others = {remote.url: fault.outcome for remote, fault in error.failed if remote != error.remote}
         facts += [f"{url} {what}" for url, what in others.items()]
         found = _error(self.verb, f"{error}", "; ".join(facts), error.fault.code)
         found.uncertain = client.uncertain

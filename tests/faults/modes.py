@@ -197,8 +197,9 @@ class InProcess(Mode):
     def make(self, root: Path) -> Node:
         """Return a node, and import what its plugins will need."""
         os.environ["SRIOV_FAST_BACKEND"] = self.backend
-        for name in [name for name in sys.modules if name.partition(".")[0] == "sriov_fast"]:
-            del sys.modules[name]  # they may have another backend
+        if getattr(sys.modules.get("sriov_fast.backend"), "name", self.backend) != self.backend:
+            for name in [name for name in sys.modules if name.partition(".")[0] == "sriov_fast"]:
+                del sys.modules[name]  # of a parent that has loaded the compiled backend
         for name in PRELOAD:
             importlib.import_module(name)
         assert sys.modules["sriov_fast.backend"].name == self.backend

@@ -25,6 +25,7 @@ from faults.points import Injection
 
 _FORK = multiprocessing.get_context("fork")
 Queue = Any
+_LONGEST = 400  # characters of one fault in a line of the report
 
 
 class Result(NamedTuple):
@@ -38,7 +39,8 @@ class Result(NamedTuple):
     def line(self) -> str:
         """The line of the report."""
         about = f" ({self.injection.about})" if self.injection.about else ""
-        return f"{self.injection}{about}: {'; '.join(self.verdict.faults)}"
+        faults = [" ".join(fault.split())[:_LONGEST] for fault in self.verdict.faults]
+        return f"{self.injection}{about}: {'; '.join(faults)}"
 
 
 def main(argv: list[str] | None = None) -> int:

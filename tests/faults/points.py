@@ -16,7 +16,7 @@ ACCEPTED = Path(__file__).with_name("accepted.toml")
 EVERY_START = 40
 
 # So many of one verb come one after the other: between two that need an attached pod, it stays attached.
-_BLOCK = 10
+_BLOCK = 4
 
 
 class Injection(NamedTuple):

@@ -528,6 +528,19 @@ def test_an_undo_in_a_namespace_that_the_server_cannot_see(node: ResidentNode) -
 # --- a client that is gone
 
 
+@pytest.mark.skipif(not has_strace, reason="needs strace")
+@pytest.mark.modes("resident", "deferred", falls_back=True)
+def test_a_reply_that_cannot_be_received(node: ResidentNode) -> None:
+    """The server takes the reply for delivered, so the client deletes what the ADD attached."""
+    pod, conf = node.pod(), node.conf(ipam=node.host_local(), mtu=1300)
+    before = node.snapshot()
+    inject = ("-e", "trace=recvfrom", "-e", "inject=recvfrom:error=ENOMEM:when=2+")
+    said = node.refused(11, "ADD", conf, pod, wrap=("strace", "-o", "/dev/null", *inject))
+    assert "cannot be received" in said
+    node.settle()
+    assert node.snapshot() == before
+
+
 @pytest.mark.modes("resident", "deferred")
 @pytest.mark.parametrize("how", ["impatient", "killed"])
 def test_nobody_waits_for_the_reply(node: ResidentNode, how: str) -> None:

@@ -882,6 +882,23 @@ def test_somebody_who_takes_no_lock(net: Net, monkeypatch: pytest.MonkeyPatch) -
 # --- faults
 
 
+def test_a_map_that_fails_late_is_no_fault(net: Net, monkeypatch: pytest.MonkeyPatch) -> None:
+    """close(2) may report that a write of the map failed; the map is only a hint."""
+    large = {"ranges": [[{"subnet": "10.1.0.0/16"}]]}
+    close, failed = os.close, []
+
+    def refuse(fd: int) -> None:
+        path = os.readlink(f"/proc/self/fd/{fd}")
+        close(fd)
+        if "sriov-fast.taken" in path:
+            failed.append(path)
+            raise OSError(5, "Input/output error")
+
+    monkeypatch.setattr(os, "close", refuse)
+    assert net.add("a", large)
+    assert failed
+
+
 def broken_unlink(path: str) -> Callable[[str], None]:
     """Return an unlink(2) that fails for one path, once."""
     unlink, failed = os.unlink, []

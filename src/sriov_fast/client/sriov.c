@@ -783,7 +783,7 @@ static _Noreturn void unreadable(const struct call *call, int number)
 
     append(&msg, "the server's reply cannot be received: ");
     append(&msg, strerror(number));
-    fail(call, TRY_AGAIN, &msg, "try again; the server undoes what it did for this call");
+    fail(call, TRY_AGAIN, &msg, "try again; what an ADD attached is deleted again");
 }
 
 static _Noreturn void too_late(const struct call *call, const struct sockaddr_un *address)
@@ -843,8 +843,11 @@ int main(int argc, char **argv, char **env)
     relay_log(&call);
     if (outcome == TOO_LATE)
         too_late(&call, &address);
-    if (outcome == BROKEN)
+    if (outcome == BROKEN) {
+        if (is_verb("ADD")) /* to the server the reply is delivered once the socket has it */
+            undo(&call);
         unreadable(&call, fault);
+    }
     if (outcome == NO_ANSWER)
         in_process(&call);
     if (put(STDOUT_FILENO, output, reply.length)) {

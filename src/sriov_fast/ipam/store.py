@@ -287,7 +287,7 @@ class Store:
         try:
             _write_back(fd, data, 0)
         finally:
-            os.close(fd)
+            _close_map(fd)
 
     def mark(self, ips: Iterable[Ip], *, taken: bool, make: bool = False) -> None:
         """Note addresses as taken or free; where there is no map, only if it is to be made."""
@@ -302,7 +302,7 @@ class Store:
             try:
                 _mark_block(fd, places, taken=taken)
             finally:
-                os.close(fd)
+                _close_map(fd)
 
     def _open_map(self, ip: Ip, *, make: bool) -> int:
         path = self._map(ip)
@@ -431,6 +431,14 @@ def _write_back(fd: int, data: bytes | bytearray, at: int) -> None:
     """Write to a map. What cannot be written (a full disk) is not known then."""
     try:
         os.pwrite(fd, data, at)
+    except OSError:
+        pass
+
+
+def _close_map(fd: int) -> None:
+    """Close a map that was written. An error tells of a write that failed late."""
+    try:
+        os.close(fd)
     except OSError:
         pass
 

@@ -50,10 +50,10 @@ build: $(EXTENSIONS)
 
 demo: build
 ifeq ($(PF),)
-	$(ROOT) bin/sriov-fast lab run --pfs 1 --cpus 6 --timeout 1200 -- \
-		/opt/sriov-fast/bin/python -m sriov_fast.lab.demo --ipam $(IPAM)
+	$(ROOT) $(RUN) -m lab run --pfs 1 --cpus 6 --timeout 1200 -- \
+		/opt/sriov-fast/bin/python -m lab.demo --ipam $(IPAM)
 else
-	$(ROOT) $(RUN) -m sriov_fast.lab.demo --pf $(PF) --ipam $(IPAM)
+	$(ROOT) $(RUN) -m lab.demo --pf $(PF) --ipam $(IPAM)
 endif
 
 test: build
@@ -77,7 +77,7 @@ bench: build
 	$(ROOT) $(RUN) -m pytest benches -q --benchmark-quiet --benchmark-json=$(REPORTS)/benchmarks.json \
 		--picture=docs/waterfall-add.svg --peer="$(PEER)"
 	@$(RUN) tools/bench_table.py $(REPORTS)/benchmarks.json
-	$(ROOT) $(RUN) tools/bench_lab.py $(REPORTS)/bench-lab
+	$(ROOT) $(RUN) -m tools.bench_lab $(REPORTS)/bench-lab
 
 lint: $(ENVIRONMENT)
 	$(RUN) -m ruff check .

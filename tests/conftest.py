@@ -125,9 +125,7 @@ def tier_of(path: Path) -> str:
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     no_root = "" if os.geteuid() == 0 else "needs root: run it as root, or through `make test`"
-    no_pf = (
-        "" if pfs() else "needs an SR-IOV PF: `sriov-fast lab pytest` has one, or name it in SRIOV_FAST_PF"
-    )
+    no_pf = "" if pfs() else "needs an SR-IOV PF: `python -m lab pytest` has one, or name it in SRIOV_FAST_PF"
     missing = {"plain": "", "netns": no_root, "lab": no_root or no_pf}
     for item in items:
         tier = tier_of(item.path)

@@ -8,8 +8,8 @@ import subprocess
 import sys
 from pathlib import Path
 
-from sriov_fast.lab import tree
-from sriov_fast.lab.recipe import Recipe
+from lab import tree
+from lab.recipe import Recipe
 
 TOP = Path(__file__).resolve().parent.parent
 NAMES = ("process", "burst", "churn", "waterfall")
@@ -24,7 +24,7 @@ def command(output: Path) -> list[str]:
     files = [f"benches/bench_{name}.py" for name in NAMES]
     words = shlex.join([*pytest, *files, "--benchmark-quiet"])
     where = f'--benchmark-json="$SRIOV_FAST_OUT/{REPORT}" --picture="$SRIOV_FAST_OUT/waterfall-add.svg"'
-    lab = [sys.executable, "-m", "sriov_fast.lab", "run", *MACHINE, "--output", str(output)]
+    lab = [sys.executable, "-m", "lab", "run", *MACHINE, "--output", str(output)]
     return [*lab, "--", "sh", "-c", f"exec {words} {where}"]
 
 
@@ -34,7 +34,7 @@ def main() -> int:
     parser.add_argument("output", type=Path, help="directory for the report")
     output = parser.parse_args().output.resolve()
     if not tree.place(Recipe()).root.is_dir():
-        print("no figures of a real card: the lab is not built (sriov-fast lab build)")
+        print("no figures of a real card: the lab is not built (python -m lab build)")
         return 0
     output.mkdir(parents=True, exist_ok=True)
     status = subprocess.run(command(output), cwd=TOP, stdin=subprocess.DEVNULL, check=False).returncode

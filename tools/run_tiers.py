@@ -75,7 +75,7 @@ def command(tier: str, report: Path) -> list[str]:
         return [*as_root(), *pytest, f"--junitxml={report}", "tests/netns", "tests/field/netns"]
     if os.environ.get("SRIOV_FAST_PF"):  # a real card of this machine, in place of the lab's
         return [*as_root(), *pytest, f"--junitxml={report}", "tests/lab", "tests/field/lab"]
-    lab = [sys.executable, "-m", "sriov_fast.lab", "pytest", *LAB, "--output", str(report.parent)]
+    lab = [sys.executable, "-m", "lab", "pytest", *LAB, "--output", str(report.parent)]
     return [*as_root(), *lab, "--", "-q", "--durations=5"]
 
 

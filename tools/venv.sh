@@ -20,4 +20,4 @@ with open("pyproject.toml", "rb") as file:
     print("\n".join(tomllib.load(file)["build-system"]["requires"]))
 ' >"$venv/build-requires.txt"
 install -r "$venv/build-requires.txt"
-install --no-build-isolation -e '.[dev,lab]'
+install --no-build-isolation -e '.[dev]'

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import devices
-from sriov_fast.lab import demo, demo_addresses, demo_card
+from lab import demo, demo_addresses, demo_card
 
 RECORDS = Path("/run/sriov-fast/vfs")
 LOCKS = Path("/run/sriov-fast/locks")

@@ -79,5 +79,5 @@ def igb(card: Card) -> Card:
 def second(cards: list[Card]) -> Card:
     """Another PF."""
     if len(cards) < 2:
-        pytest.skip("needs two PFs: name them in SRIOV_FAST_PF, or `sriov-fast lab pytest --pfs 2`")
+        pytest.skip("needs two PFs: name them in SRIOV_FAST_PF, or `python -m lab pytest --pfs 2`")
     return cards[1]

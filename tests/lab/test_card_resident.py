@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from card import RECORDS, Card, Node, await_, differences, ip, link
 
-from sriov_fast.lab import demo_card
+from lab import demo_card
 
 SOCKET = Path("/run/sriov-fast/sriov.sock")
 MAC = "02:5f:00:00:00:01"

@@ -21,7 +21,7 @@ import httpx
 import pytest
 from card import IN_LAB, RECORDS, Card, Node, await_, differences, executable, ip, link, links, try_ip
 
-from sriov_fast.lab import demo_card
+from lab import demo_card
 
 URL = "https://127.0.0.1:10000"
 HOST, OTHER_HOST = "10.55.206.20", "10.55.207.20"

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from card import IN_LAB, Card, Node, differences, ip, link
 
-from sriov_fast.lab import demo_card
+from lab import demo_card
 
 MAC, OTHER = "02:5f:00:00:00:01", "02:5f:00:00:00:02"
 VF = 1

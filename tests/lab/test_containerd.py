@@ -8,8 +8,8 @@ from collections.abc import Iterator
 import pytest
 from card import IN_LAB, RECORDS, Card, Node, differences
 
-from sriov_fast.lab import containerd
-from sriov_fast.lab.containerd import Containerd
+from lab import containerd
+from lab.containerd import Containerd
 
 
 @pytest.fixture

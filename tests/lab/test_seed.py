@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from card import RECORDS, Card, Node, State, await_, delegate, differences, ip, link, links, try_ip
 
-from sriov_fast.lab import demo_card
+from lab import demo_card
 
 ADD = (
     "CNI_PATH=$CNI_PATH CNI_COMMAND=ADD CNI_NETNS=/var/run/netns/1234 CNI_CONTAINERID=1234 CNI_IFNAME=eth1 "

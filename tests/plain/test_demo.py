@@ -17,12 +17,12 @@ import pytest
 from ipamd_kit import free_port
 from sysfs_tree import build_tree
 
-from sriov_fast.lab import demo, demo_addresses, demo_card, demo_ipam
-from sriov_fast.lab.demo_addresses import HostLocal, add_args, release_args
-from sriov_fast.lab.demo_card import UNUSED, Card, Difference
-from sriov_fast.lab.demo_ipam import TxIpam
-from sriov_fast.lab.demo_stage import Done, Stage, shortened, wrapped
-from sriov_fast.lab.errors import LabError
+from lab import demo, demo_addresses, demo_card, demo_ipam
+from lab.demo_addresses import HostLocal, add_args, release_args
+from lab.demo_card import UNUSED, Card, Difference
+from lab.demo_ipam import TxIpam
+from lab.demo_stage import Done, Stage, shortened, wrapped
+from lab.errors import LabError
 
 PF_SHOWS = {
     "vf": 0,
@@ -54,7 +54,7 @@ class TestStage:
         assert capsys.readouterr().out == ""
 
     def test_a_command_that_hangs_is_ended(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr("sriov_fast.lab.demo_stage.SECONDS", 0.1)
+        monkeypatch.setattr("lab.demo_stage.SECONDS", 0.1)
         assert Stage(tmp_path).run("exec sleep 5").status == 124
 
     def test_what_goes_on_writes_to_its_file_and_has_the_stage_s_environment(self, tmp_path: Path) -> None:

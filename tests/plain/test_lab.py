@@ -15,19 +15,19 @@ from pathlib import Path
 
 import pytest
 
-from sriov_fast.lab import apt, cli, image, initramfs, install, pipconf, qemu, requirements, source, tree
-from sriov_fast.lab import job as jobs
-from sriov_fast.lab.chroot import Chroot
-from sriov_fast.lab.containerd import config, network
-from sriov_fast.lab.errors import LabError
-from sriov_fast.lab.guest import export_lines
-from sriov_fast.lab.install import Installed
-from sriov_fast.lab.job import Job
-from sriov_fast.lab.paths import base
-from sriov_fast.lab.qemu import Machine
-from sriov_fast.lab.recipe import Recipe, key
-from sriov_fast.lab.requirements import Lack
-from sriov_fast.lab.stream import Report, Streams
+from lab import apt, cli, image, initramfs, install, pipconf, qemu, requirements, source, tree
+from lab import job as jobs
+from lab.chroot import Chroot
+from lab.containerd import config, network
+from lab.errors import LabError
+from lab.guest import export_lines
+from lab.install import Installed
+from lab.job import Job
+from lab.paths import base
+from lab.qemu import Machine
+from lab.recipe import Recipe, key
+from lab.requirements import Lack
+from lab.stream import Report, Streams
 
 DEB822 = """\
 # a comment
@@ -456,9 +456,7 @@ def test_streams_notice_lateness(job: Job) -> None:
 
 
 def parse(*words: str) -> argparse.Namespace:
-    parser = argparse.ArgumentParser()
-    cli.add_parser(parser.add_subparsers())
-    return parser.parse_args(["lab", *words])
+    return cli.parser().parse_args(words)
 
 
 def test_run_takes_everything_after_the_dashes() -> None:

@@ -470,7 +470,7 @@ def test_version_names_the_backend(capsys: pytest.CaptureFixture[str]) -> None:
     assert "(backend " in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("command", ["vfs", "doctor", "install", "lab"])
+@pytest.mark.parametrize("command", ["vfs", "doctor", "install", "uninstall"])
 def test_every_command_has_help(command: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as caught:
         main([command, "--help"])

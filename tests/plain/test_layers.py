@@ -11,7 +11,7 @@ import sriov_fast
 
 PACKAGE = Path(sriov_fast.__file__).parent
 ROOMS = ("cni", "sriov", "ipam")
-ABOVE = ("call", "ready", "plugin", "upkeep", "entry", "resident", "cli", "lab", "ipamd")
+ABOVE = ("call", "ready", "plugin", "upkeep", "entry", "resident", "cli", "ipamd")
 # It lies with what it serves, and is a process of its own: above the rooms.
 EXECUTABLES = ("ipam/txipam_main",)
 BACKENDS = ("_nl", "_sysfs", "_irq", "_nl_py", "_sysfs_py", "_irq_py")
@@ -84,16 +84,14 @@ def test_backends_know_errors_and_values(module: str) -> None:
     assert [name for name in imports(module) if not any(within(name, each) for each in allowed)] == []
 
 
-@pytest.mark.parametrize("module", [name for name in modules() if not within(name, "lab")])
-def test_nothing_but_the_operators_command_knows_the_lab(module: str) -> None:
-    if not within(module, "cli"):
-        assert refused(module, ("lab",)) == []
-
-
-@pytest.mark.parametrize("module", of(("lab",)))
-def test_the_lab_stands_alone(module: str) -> None:
-    # its demo drives the plugin as a process, as a runtime does
-    assert [name for name in imports(module) if not within(name, "lab")] in ([], ["__version__"])
+def test_the_lab_and_the_plugin_do_not_import_each_other() -> None:
+    """The lab drives the plugin as a process, as a runtime does."""
+    sources = sorted((PACKAGE.parents[1] / "lab").rglob("*.py"))
+    assert sources
+    for path in sources:
+        found = {name for node in ast.walk(ast.parse(path.read_text())) for name in imported(node)}
+        assert not [name for name in found if within(name, "sriov_fast")], path
+    assert [module for module in modules() if "lab" in "".join(imports(module)).split(".")] == []
 
 
 @pytest.mark.parametrize("module", [name for name in modules() if "/" not in name and name not in ABOVE])

@@ -23,7 +23,6 @@ COMMANDS = {
     "trace": "sriov_fast.cli.trace",
     "tune": "sriov_fast.cli.tune",
     "ipam": "sriov_fast.cli.ipam",
-    "lab": "sriov_fast.lab.cli",
 }
 
 

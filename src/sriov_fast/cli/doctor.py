@@ -120,7 +120,7 @@ def _cards(here: Roots) -> _Findings:
     """Check the PFs. VFs stay with their network driver, so whether there is an IOMMU does not matter."""
     names = machine.pf_names(here)
     if not names:
-        yield Finding(FAIL, "PF", "no network card with SR-IOV (to try without one: sriov-fast lab)")
+        yield Finding(FAIL, "PF", "no network card with SR-IOV (a checkout has a virtual one: make demo)")
         return
     owned = machine.owners(here)
     pfs = [machine.pf(name, here) for name in names]

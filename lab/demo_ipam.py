@@ -18,7 +18,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-from sriov_fast.lab.demo_addresses import (
+from lab.demo_addresses import (
     FIRST,
     GATEWAY,
     HOST_IP,
@@ -33,9 +33,9 @@ from sriov_fast.lab.demo_addresses import (
     call,
     release_args,
 )
-from sriov_fast.lab.demo_card import Card
-from sriov_fast.lab.demo_stage import Stage, say, wrapped
-from sriov_fast.lab.errors import LabError
+from lab.demo_card import Card
+from lab.demo_stage import Stage, say, wrapped
+from lab.errors import LabError
 
 HERE, PORT = "127.0.0.1", 10000
 MAC = "02:5a:00:00:12:35"

@@ -14,7 +14,7 @@ import sys
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
 
-from sriov_fast.lab.chroot import HOST
+from lab.chroot import HOST
 
 _TAKEN_OVER = frozenset(
     (

@@ -10,12 +10,12 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from sriov_fast.lab import apt, netdevsim, requirements
-from sriov_fast.lab.chroot import HOST, ISOLATE, Chroot
-from sriov_fast.lab.errors import LabError
-from sriov_fast.lab.paths import Place, base
-from sriov_fast.lab.progress import say, step
-from sriov_fast.lab.recipe import Recipe, key
+from lab import apt, netdevsim, requirements
+from lab.chroot import HOST, ISOLATE, Chroot
+from lab.errors import LabError
+from lab.paths import Place, base
+from lab.progress import say, step
+from lab.recipe import Recipe, key
 
 # Where the guest finds what changes from run to run.
 PROJECT = "/opt/sriov-fast"

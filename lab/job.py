@@ -11,9 +11,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from sriov_fast.lab import initramfs, source
-from sriov_fast.lab.qemu import Machine
-from sriov_fast.lab.source import Source
+from lab import initramfs, source
+from lab.qemu import Machine
+from lab.source import Source
 
 PIPES = ("out", "err", "control")
 MAIN = "main.sh"

@@ -11,10 +11,10 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from sriov_fast.lab.errors import LabError
+from lab.errors import LabError
 
 # What a change of these means to an installed package: nothing.
-NOT_PACKAGED = ("tests", "benches", "docs", ".ci", ".github")
+NOT_PACKAGED = ("lab", "tests", "benches", "docs", ".ci", ".github")
 _SKIPPED = frozenset({"build", "dist", "__pycache__", "node_modules"})
 
 

@@ -9,8 +9,8 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from sriov_fast.lab.demo_card import Card
-from sriov_fast.lab.demo_stage import Stage, wrapped
+from lab.demo_card import Card
+from lab.demo_stage import Stage, wrapped
 
 NETNS = "/var/run/netns"
 IFNAME = "eth1"

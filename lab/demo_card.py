@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from sriov_fast.lab.errors import LabError
+from lab.errors import LabError
 
 SYS, PROC = Path("/sys"), Path("/proc")
 UNUSED = "none yet"
@@ -175,7 +175,7 @@ def choose_pf(asked: str, environment: str, sys: Path = SYS) -> str:
     able = sorted(path.parts[-3] for path in (sys / "class/net").glob("*/device/sriov_totalvfs"))
     if not able:
         raise LabError(
-            "no network card here can have VFs (SR-IOV); `make demo` and `sriov-fast lab` bring a virtual one"
+            "no network card here can have VFs (SR-IOV); `make demo` and `python -m lab` bring a virtual one"
         )
     ready = [name for name in able if any((sys / "class/net" / name / "device").glob("virtfn*"))]
     if not ready:

@@ -11,17 +11,17 @@ from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from sriov_fast.lab import job as jobs
-from sriov_fast.lab import qemu, tree
-from sriov_fast.lab.chroot import Chroot
-from sriov_fast.lab.errors import TIMED_OUT, LabError
-from sriov_fast.lab.install import Installed
-from sriov_fast.lab.job import Job
-from sriov_fast.lab.paths import Place
-from sriov_fast.lab.progress import say
-from sriov_fast.lab.qemu import Machine
-from sriov_fast.lab.source import Source
-from sriov_fast.lab.stream import Report, Streams
+from lab import job as jobs
+from lab import qemu, tree
+from lab.chroot import Chroot
+from lab.errors import TIMED_OUT, LabError
+from lab.install import Installed
+from lab.job import Job
+from lab.paths import Place
+from lab.progress import say
+from lab.qemu import Machine
+from lab.source import Source
+from lab.stream import Report, Streams
 
 EXPORT = "/run/tree"
 CONSOLE_LINES = 25

@@ -9,9 +9,9 @@ import shutil
 import tarfile
 from pathlib import Path
 
-from sriov_fast.lab.chroot import Chroot
-from sriov_fast.lab.errors import LabError
-from sriov_fast.lab.progress import step
+from lab.chroot import Chroot
+from lab.errors import LabError
+from lab.progress import step
 
 FOLDER = "drivers/net/netdevsim/"
 

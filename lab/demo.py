@@ -1,4 +1,4 @@
-"""``python -m sriov_fast.lab.demo``: two pods on one SR-IOV card, for everyone to see.
+"""``python -m lab.demo``: two pods on one SR-IOV card, for everyone to see.
 
 With ``--ipam txipam`` an address service gives the addresses, and chooses VF, VLAN and MAC (``demo_ipam``).
 Every command is shown as it is run, with what it printed; every claim is checked. The exit status is 0 only
@@ -22,8 +22,8 @@ from pathlib import Path
 from types import FrameType
 from typing import Any, NamedTuple
 
-from sriov_fast.lab import demo_card
-from sriov_fast.lab.demo_addresses import (
+from lab import demo_card
+from lab.demo_addresses import (
     GATEWAY,
     IFNAME,
     VLAN,
@@ -35,10 +35,10 @@ from sriov_fast.lab.demo_addresses import (
     release_args,
     shown,
 )
-from sriov_fast.lab.demo_card import Card, Difference, State, Vf
-from sriov_fast.lab.demo_ipam import TxIpam
-from sriov_fast.lab.demo_stage import Done, Stage, complain, say
-from sriov_fast.lab.errors import LabError
+from lab.demo_card import Card, Difference, State, Vf
+from lab.demo_ipam import TxIpam
+from lab.demo_stage import Done, Stage, complain, say
+from lab.errors import LabError
 
 CORES = (1, 2, 3, 4)
 CARRIER_WAIT = 60.0  # seconds; an emulated machine takes its time
@@ -372,9 +372,7 @@ def told(stage: Stage, story: Callable[[], int]) -> int:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line."""
-    parser = argparse.ArgumentParser(
-        prog="python -m sriov_fast.lab.demo", description="two pods on one SR-IOV card"
-    )
+    parser = argparse.ArgumentParser(prog="python -m lab.demo", description="two pods on one SR-IOV card")
     parser.add_argument(
         "--pf", default="", metavar="NAME", help="network device of the PF (default: $SRIOV_FAST_PF)"
     )

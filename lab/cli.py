@@ -1,4 +1,4 @@
-"""``sriov-fast lab``: the operator's way into the lab."""
+"""The command line of the lab: ``python -m lab``, from the top of the checkout."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import FrameType
 
-from sriov_fast.lab import accel, install, requirements, source, tree
-from sriov_fast.lab.errors import LabError
-from sriov_fast.lab.guest import Guest, Task
-from sriov_fast.lab.paths import base
-from sriov_fast.lab.progress import say
-from sriov_fast.lab.qemu import CARD_VFS, MAX_PFS, Machine
-from sriov_fast.lab.recipe import Recipe
+from lab import accel, install, requirements, source, tree
+from lab.errors import LabError
+from lab.guest import Guest, Task
+from lab.paths import base
+from lab.progress import say
+from lab.qemu import CARD_VFS, MAX_PFS, Machine
+from lab.recipe import Recipe
 
 _Command = Callable[[argparse.Namespace], int]
 
@@ -27,19 +27,16 @@ TESTS = ("tests/lab", "tests/field/lab")
 PYTEST = ("python", "-m", "pytest", "-p", "no:cacheprovider", "-p", "no:hypothesispytest")
 
 
-def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    """Register ``lab`` and its own commands."""
-    parser = subparsers.add_parser("lab", help=SUMMARY, description=SUMMARY)
-    _add_commands(parser)
-
-
-def _add_commands(parser: argparse.ArgumentParser) -> None:
-    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+def parser() -> argparse.ArgumentParser:
+    """Return the parser of the command line; ``run`` of its result does the work."""
+    whole = argparse.ArgumentParser(prog="python -m lab", description=SUMMARY)
+    commands = whole.add_subparsers(required=True, metavar="COMMAND")
     _add_build(commands)
     _add_run(commands)
     _add_pytest(commands)
     _add_shell(commands)
     _add_clean(commands)
+    return whole
 
 
 def _add_build(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -160,7 +157,7 @@ def pytest_command(arguments: Sequence[str]) -> list[str]:
 
 def _shell(args: argparse.Namespace) -> int:
     if not (sys.stdin.isatty() and sys.stdout.isatty()):
-        raise LabError("the shell needs a terminal; use: sriov-fast lab run -- CMD")
+        raise LabError("the shell needs a terminal; use: python -m lab run -- CMD")
     args.timeout = float("inf")
     return _in_guest(args, ["bash", "-i"], terminal=True)
 
@@ -201,8 +198,6 @@ def _clean(args: argparse.Namespace) -> int:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run ``python -m sriov_fast.lab``."""
-    parser = argparse.ArgumentParser(prog="python -m sriov_fast.lab", description=SUMMARY)
-    _add_commands(parser)
-    args = parser.parse_args(argv)
+    """Run ``python -m lab``."""
+    args = parser().parse_args(argv)
     return int(args.run(args))

@@ -15,8 +15,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from sriov_fast.lab import image
-from sriov_fast.lab.errors import LabError
+from lab import image
+from lab.errors import LabError
 
 IMAGE = "lab.local/busybox:1"
 NETWORKS = Path("/etc/cni/net.d")

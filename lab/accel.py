@@ -8,10 +8,10 @@ from __future__ import annotations
 import subprocess
 from pathlib import Path
 
-from sriov_fast.lab import qemu, tree
-from sriov_fast.lab.chroot import Chroot
-from sriov_fast.lab.paths import Place
-from sriov_fast.lab.progress import say
+from lab import qemu, tree
+from lab.chroot import Chroot
+from lab.paths import Place
+from lab.progress import say
 
 SECONDS = 8.0
 

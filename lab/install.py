@@ -10,11 +10,11 @@ import tomllib
 from dataclasses import dataclass
 from pathlib import Path
 
-from sriov_fast.lab import pipconf, source, tree
-from sriov_fast.lab.chroot import Chroot
-from sriov_fast.lab.paths import Place
-from sriov_fast.lab.progress import step
-from sriov_fast.lab.source import Source
+from lab import pipconf, source, tree
+from lab.chroot import Chroot
+from lab.paths import Place
+from lab.progress import step
+from lab.source import Source
 
 KEPT = 4
 SECONDS_IN_USE = 3 * 3600

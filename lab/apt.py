@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from sriov_fast.lab.errors import MISSING, LabError
+from lab.errors import MISSING, LabError
 
 MIRROR_VARIABLE = "SRIOV_FAST_LAB_MIRROR"
 KEYRINGS = ("debian-archive-keyring.pgp", "debian-archive-keyring.gpg")

@@ -8,8 +8,8 @@ import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
-from sriov_fast.lab import apt
-from sriov_fast.lab.errors import MISSING, LabError
+from lab import apt
+from lab.errors import MISSING, LabError
 
 GIBIBYTE = 1 << 30
 DISK_TO_BUILD = 4 * GIBIBYTE

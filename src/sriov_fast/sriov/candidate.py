@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 # A rename takes microseconds; a device whose name changes this often in a row has a fault of another kind.
 RENAMES = 10
 _LINK_LOCAL = ("fe80:", "169.254.")  # RFC 4291 section 2.5.6, RFC 3927
+_IFA_F_PERMANENT = 0x80  # linux/if_addr.h
 
 
 class Device(Value):
@@ -145,18 +146,50 @@ def netdevs(function: str) -> list[str]:
 
 
 def _use(host: nl.Socket, link: Link, directory: str) -> str:
-    """Say by what the host uses a device. To be up, or to have a link-local address, is no use."""
+    """Say by what the host uses a device. Consequences of merely being up are no use.
+
+    These are link-local addresses, and the addresses and routes that come from router advertisements.
+    """
     # the kernel links to each bond, bridge, VRF, VLAN and macvlan device on top of it
     above = sorted(name.removeprefix("upper_") for name in os.listdir(directory) if name.startswith("upper_"))
     if above:
         return f"{', '.join(above)} on top of it"
     addresses = [cidr for cidr in host.addresses(link.index) if not cidr.startswith(_LINK_LOCAL)]
+    advertised = _advertised(link.index) if any(":" in cidr for cidr in addresses) else set()
+    addresses = [cidr for cidr in addresses if cidr not in advertised]
     if addresses:
         return f"address {', '.join(addresses)}"
-    routes = [route for route in host.routes(link.index) if not _is_automatic(route)] if link.up else []
+    routes = host.routes(link.index) if link.up else []
+    routes = [route for route in routes if not _is_automatic(route, advertised)]
     return f"route {routes[0].dst}" if routes else ""
 
 
-def _is_automatic(route: Route) -> bool:
-    """Say whether a route is one to the link-local addresses, or to the multicast addresses of the link."""
-    return route.dst.startswith((*_LINK_LOCAL, "ff00:"))
+def _advertised(index: int) -> set[str]:
+    """Return the addresses that a device has from router advertisements (RFC 4862): /64, with a lifetime.
+
+    A line of /proc/net/if_inet6 has the address in 32 digits, then index, prefix length, scope and flags.
+    """
+    from _socket import AF_INET6, inet_ntop  # late: most VFs have no IPv6 address but a link-local one
+
+    found = set()
+    with open("/proc/thread-self/net/if_inet6", encoding="ascii") as file:
+        for line in file:
+            digits, its_index, length, _, flags, *_ = line.split()
+            if (int(its_index, 16), length) == (index, "40") and not int(flags, 16) & _IFA_F_PERMANENT:
+                found.add(f"{inet_ntop(AF_INET6, bytes.fromhex(digits))}/64")
+    return found
+
+
+def _is_automatic(route: Route, advertised: set[str]) -> bool:
+    """Say whether a route is to link-local or multicast addresses, or comes from router advertisements."""
+    if route.dst.startswith((*_LINK_LOCAL, "ff00:")):
+        return True
+    is_default = route.dst == "::/0" and route.gw.startswith(_LINK_LOCAL)
+    return bool(advertised) and (is_default or route.dst in map(_network, advertised))
+
+
+def _network(cidr: str) -> str:
+    """Return the network of an IPv6 address with the prefix length 64."""
+    from _socket import AF_INET6, inet_ntop, inet_pton
+
+    return f"{inet_ntop(AF_INET6, inet_pton(AF_INET6, cidr.partition('/')[0])[:8] + bytes(8))}/64"

@@ -64,6 +64,30 @@ def test_501_a_named_vf_that_the_host_uses_is_refused(node: Node, kind: str, by:
     assert node.snapshot() == snapshot | {"pods": node.snapshot()["pods"]}
 
 
+def test_501_router_advertisements_are_no_use(either: Node) -> None:
+    """Where a router advertises a prefix, each VF that is up has an address and routes from it."""
+    for line in (
+        "link set pf0v0 up",
+        "-6 address add 2001:db8::7/64 dev pf0v0 nodad valid_lft 1000 preferred_lft 1000",
+        "-6 address add fe80::7/64 dev pf0v0 nodad",
+        "-6 route add default via fe80::1 dev pf0v0 proto ra",
+    ):
+        either.nip(*line.split())
+    added = either.add(either.conf(cniVersion="1.1.0"), either.pod())
+    assert added["interfaces"][0]["pciID"] == either.tree.pci(0)
+
+
+def test_501_a_route_beyond_the_advertised_ones_is_a_use(node: Node) -> None:
+    for line in (
+        "link set pf0v0 up",
+        "-6 address add 2001:db8::7/64 dev pf0v0 nodad valid_lft 1000 preferred_lft 1000",
+        "-6 route add 2001:db8:1::/48 dev pf0v0",
+    ):
+        node.nip(*line.split())
+    said = node.refused(101, "ADD", node.conf(vf=0), node.pod())
+    assert "is used by the host: route 2001:db8:1::/48" in said
+
+
 def test_501_a_vf_that_is_merely_up_is_free(either: Node) -> None:
     """Network managers bring every device up, which gives it a link-local address and nothing else."""
     either.nip("link", "set", "pf0v0", "up")

@@ -17,6 +17,7 @@ EXTENSIONS := $(VENV)/.extensions
 ROOT := $(shell [ "$$(id -u)" = 0 ] || echo sudo -E)
 # A missing compiled module must not go unnoticed here, as it may on a user's machine.
 export SRIOV_FAST_REQUIRE_EXT := 1
+export SEED
 
 .PHONY: help host build demo test fuzz faults faults-sample bench lint dist clean
 .DELETE_ON_ERROR:
@@ -66,10 +67,9 @@ faults faults-sample: build
 		$(if $(filter faults-sample,$@),--sample 180)
 
 # The property tests on examples that were never drawn before; SEED repeats a run.
-SEED ?= $(shell shuf -i 0-4294967295 -n 1)
 fuzz: build
-	@echo "make fuzz SEED=$(SEED)"
-	$(ROOT) $(RUN) -m pytest -q -m hypothesis --hypothesis-profile=long --hypothesis-seed=$(SEED) \
+	@seed=$${SEED:-$$(shuf -i 0-4294967295 -n 1)}; echo "make fuzz SEED=$$seed"; \
+	$(ROOT) $(RUN) -m pytest -q -m hypothesis --hypothesis-profile=long --hypothesis-seed=$$seed \
 		tests/plain tests/netns tests/field
 
 bench: build

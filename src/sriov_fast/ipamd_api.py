@@ -31,7 +31,6 @@ IFNAME = "ifname"
 POD_ID = "pod_id"
 HOST_IP = "host_ip"
 LEASE = "lease"
-NETWORK = "network"
 RELEASED = "released"
 OWNERS = "owners"
 

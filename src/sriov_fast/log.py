@@ -50,11 +50,11 @@ def _escape(char: str) -> str:
     return f"\\x{code:02x}" if code < 256 else f"\\u{code:04x}" if code < 65536 else f"\\U{code:08x}"
 
 
-def quote(value: object) -> str:
+def quote(value: object, longest: int = _MOST) -> str:
     """Return ``value`` as logfmt: bare where it can be, else in double quotes with escapes."""
     text = value if type(value) is str else _text(value)
-    if len(text) > _MOST:
-        text = f"{text[:_MOST]}..."
+    if len(text) > longest:
+        text = f"{text[:longest]}..."
     if text and _PLAIN.issuperset(text):
         return text
     return f'"{"".join(map(_escape, text))}"'

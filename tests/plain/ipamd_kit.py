@@ -12,7 +12,8 @@ from collections.abc import Callable, Coroutine
 from pathlib import Path
 from typing import Any, Self, TypeVar
 
-from sriov_fast.ipamd.model import Ask, Config, parse
+from sriov_fast.ipamd.config import Config
+from sriov_fast.ipamd.model import Ask, parse
 from sriov_fast.ipamd.service import Service, open_service
 
 T = TypeVar("T")

@@ -51,9 +51,9 @@ def server(world: World) -> Server:
 @pytest.fixture
 def admin(world: World, server: Server) -> Iterator[httpx.Client]:
     """An administrator, of a service that has nothing but the documented network."""
-    from ipam_server import DOMAIN, HOST
+    from ipam_server import DOMAIN, release_all
 
     with world.admin(server) as client:
-        client.post("/v1/networks/mynet/gc", json={"host_ip": HOST, "valid": []})
+        release_all(client)
         assert client.put("/v1/config", json=DOMAIN).status_code == 200
         yield client

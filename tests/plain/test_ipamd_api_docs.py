@@ -15,6 +15,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from sriov_fast import ipamd_api
 from sriov_fast.ipamd import model
+from sriov_fast.ipamd.config import Config
 from sriov_fast.ipamd.metrics import Metrics
 from sriov_fast.ipamd.settings import Server
 
@@ -109,4 +110,4 @@ def test_its_configurations_are_good(text: str) -> None:
     (trial,) = re.findall(r"<<'TOML'\n(.*?)^TOML$", text, re.MULTILINE | re.DOTALL)
     found = tomllib.loads(trial)
     assert Server.model_validate(found.pop("server")).auth == ("token",)
-    assert model.parse(model.Config, found).pools[0].name == "a"
+    assert model.parse(Config, found).pools[0].name == "a"

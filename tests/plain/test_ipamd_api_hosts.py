@@ -11,7 +11,19 @@ from typing import Any
 import httpx
 import ipam_server
 import pytest
-from ipam_server import ASK, DOMAIN, HOST, OTHER_HOST, Server, World, address, ask, problem, wanted
+from ipam_server import (
+    ASK,
+    DOMAIN,
+    HOST,
+    OTHER_HOST,
+    Server,
+    World,
+    address,
+    ask,
+    problem,
+    release_all,
+    wanted,
+)
 from prometheus_client.parser import text_string_to_metric_families
 
 
@@ -89,20 +101,6 @@ def test_an_owner_with_another_pod_is_a_conflict(client: httpx.Client) -> None:
     client.delete(owned("p2"), params={"host_ip": HOST})
 
 
-def test_gc_releases_what_is_not_valid_and_only_of_its_host(
-    client: httpx.Client, admin: httpx.Client
-) -> None:
-    for container in ("g1", "g2", "g3"):
-        address(ask(client, container))
-    address(ask(admin, "g4", host=OTHER_HOST))
-    body = {"host_ip": HOST, "valid": [{"container_id": "g2", "ifname": "eth0"}]}
-    assert client.post("/v1/networks/mynet/gc", json=body).json() == {"released": 2}
-    held = {each["container_id"] for each in admin.get("/v1/allocations").json()["allocations"]}
-    assert held == {"g2", "g4"}
-    assert client.post("/v1/networks/mynet/gc", json={"host_ip": HOST, "valid": []}).json() == {"released": 1}
-    admin.delete(owned("g4"), params={"host_ip": OTHER_HOST})
-
-
 def test_another_hosts_allocation_is_not_found(admin: httpx.Client) -> None:
     address(ask(admin, "p3", host=OTHER_HOST))
     assert HOST in problem(admin.get(owned("p3"), params={"host_ip": HOST}), 404, "not-found")
@@ -119,7 +117,7 @@ def test_a_pool_runs_out_and_recovers(client: httpx.Client) -> None:
     found = client.get(status, params={"host_ip": HOST}).json()
     assert [(pool["name"], pool["total"], pool["used"]) for pool in found["pools"]] == [("a", 21, 20)]
     assert address(ask(client, "one-more")) == taken[7]
-    client.post("/v1/networks/mynet/gc", json={"host_ip": HOST, "valid": []})
+    release_all(client)
 
 
 def test_an_ipv4_address_in_ipv6s_clothes_is_the_same_host(client: httpx.Client) -> None:
@@ -165,7 +163,7 @@ def test_all_wrong_values_are_told_at_once(client: httpx.Client) -> None:
         ("GET", "/", 404, "invalid", "/"),
         ("GET", "/v2/config", 404, "invalid", "/v2/config"),
         ("GET", "/v1/networks/mynet/status/", 404, "invalid", "/status/"),
-        ("DELETE", "/v1/networks/mynet/gc", 405, "invalid", "DELETE"),
+        ("DELETE", "/v1/networks/mynet/status", 405, "invalid", "DELETE"),
         ("GET", "/v1/networks/mynet/status", 422, "invalid", "query.host_ip"),
         ("GET", "/v1/networks/mynet/status?host_ip=x", 422, "invalid", "'x'"),
         ("GET", f"/v1/networks/nonet/status?host_ip={HOST}", 404, "unknown-network", "nonet"),

@@ -11,9 +11,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from ipamd_kit import config, made
 
+from sriov_fast.ipamd.config import Config
 from sriov_fast.ipamd.errors import Invalid
-from sriov_fast.ipamd.model import Allocation, Ask, Config, parse
-from sriov_fast.ipamd.pools import LANES, Shape, nets
+from sriov_fast.ipamd.model import Allocation, Ask, parse
+from sriov_fast.ipamd.pools import LANES, Shape
+from sriov_fast.ipamd.snapshot import nets
 
 NETWORK = {"name": "n"}
 A = {"name": "a", "network": "n", "subnet": "10.1.0.0/24"}

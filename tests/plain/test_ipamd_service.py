@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 from ipamd_kit import HOST, Clock, address, ask, config, made, release, served
 
+from sriov_fast.ipamd.config import Config
 from sriov_fast.ipamd.errors import (
     Conflict,
     Exhausted,
@@ -20,7 +21,7 @@ from sriov_fast.ipamd.errors import (
     UnknownHost,
     UnknownNetwork,
 )
-from sriov_fast.ipamd.model import Allocation, Config, Leased
+from sriov_fast.ipamd.model import Allocation, Leased
 from sriov_fast.ipamd.service import Service, open_service
 
 Work = Callable[[Service], Coroutine[Any, Any, None]]
@@ -113,8 +114,6 @@ def test_unknown_networks_and_hosts(url: str) -> None:
             await service.status("n", "10.8.0.1")
         with refused(UnknownNetwork, "'m'"):
             await service.find("m", "c1", "eth0")
-        with refused(UnknownNetwork, "'m'"):
-            await service.collect("m", HOST, ())
         with refused(Invalid, "host_ip", "nohost"):
             await service.status("n", "nohost")
         with refused(NotFound, "c1"):
@@ -404,7 +403,7 @@ def test_leases_survive_a_backup_and_one_without_them_is_understood(url: str) ->
         await service.load(document, replace=True)
         assert (await service.find(*OWNER)).lease == ""
         assert await service.release(OWNER, HOST, lease=first.lease)
-        assert await service.collect("n", HOST, []) == 1
+        assert await service.release(("n", "c2", "eth0"), HOST, lease=second.lease)
 
     served(url, work, config())
 
@@ -429,22 +428,6 @@ def test_the_owners_of_a_host_come_in_pages(url: str, monkeypatch: pytest.Monkey
         assert len(found) == 11
         with refused(UnknownNetwork, "'m'"):
             await service.owners("m", HOST)
-
-    served(url, work, config())
-
-
-def test_collect_frees_what_a_host_does_not_know(url: str) -> None:
-    async def work(service: Service) -> None:
-        for at in range(20):
-            await service.allocate(ask(at))
-        await service.allocate(ask("far", host="10.9.0.2"))
-        valid = [("c3", "eth0"), ("c7", "eth0"), ("cfar", "eth0"), ("c8", "eth9")]
-        assert await service.collect("n", HOST, valid) == 18
-        assert await service.collect("n", HOST, valid) == 0
-        left = sorted(it.container_id for it in await service.allocations("n"))
-        assert left == ["c3", "c7", "cfar"]
-        assert [it.container_id for it in await service.allocations(host_ip="10.9.0.2")] == ["cfar"]
-        assert [use.used for use in await service.usage()] == [3]
 
     served(url, work, config())
 

@@ -181,14 +181,6 @@ class Model(RuleBasedStateMachine):
             if pod == POD_FIXED:  # it may have been given as a fixed one, which waits for nobody
                 self.perhaps.add(address)
 
-    @rule(valid=st.sets(containers), replica=st.integers(0, 1))
-    def collect(self, valid: set[int], replica: int) -> None:
-        gone = [owner for owner in self.held if owner[0] not in valid or owner[1] != "eth0"]
-        known = [(f"c{container}", "eth0") for container in valid]
-        assert self.run(self.services[replica].collect("n", HOST, known)) == len(gone)
-        for owner in gone:
-            self.free(owner)
-
     @rule(seconds=st.sampled_from([1, 10, GRACE - 1, GRACE, 3 * GRACE]))
     def wait(self, seconds: int) -> None:
         self.clock.now += seconds

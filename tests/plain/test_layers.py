@@ -114,3 +114,15 @@ def test_the_compiled_modules_import_errors_and_values_alone() -> None:
             words = line.split()
             if words[:1] == ["from"] and words[1].startswith("sriov_fast") and words[2] == "import":
                 assert words[1] in ("sriov_fast.errors", "sriov_fast.values"), line
+
+
+def test_the_address_service_has_no_circles() -> None:
+    needs = {module.replace("/", "."): imports(module) for module in of(("ipamd",))}
+    graph = {
+        name: {other for other in needs for each in found if within(each, other)}
+        for name, found in needs.items()
+    }
+    while leaves := [name for name, found in graph.items() if not found & graph.keys()]:
+        for name in leaves:
+            del graph[name]
+    assert graph == {}

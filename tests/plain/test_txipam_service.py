@@ -13,7 +13,7 @@ import pytest
 
 pytest.importorskip("fastapi", reason="the address service needs sriov-fast[ipam]")
 
-from ipam_server import HOST, OTHER_HOST, Server, World
+from ipam_server import HOST, OTHER_HOST, Server, World, release_all
 from wire_faults import Fault, Proxy
 
 from sriov_fast.errors import SriovError
@@ -90,10 +90,7 @@ def tx(world: World, server: Server, state: Path, tmp_path: Path) -> Iterator[Ma
     yield make
     https.pool.clear()
     with world.admin(server) as admin:  # the next test finds nothing
-        for network in ("mynet", "tiny"):
-            for host_ip in (HOST, OTHER_HOST):
-                body = {"host_ip": host_ip, "valid": []}
-                assert admin.post(f"/v1/networks/{network}/gc", json=body).is_success
+        release_all(admin)
 
 
 def held(world: World, server: Server) -> dict[str, list[str]]:

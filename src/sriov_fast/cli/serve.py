@@ -56,6 +56,7 @@ def _prepare() -> None:
 
 
 def _run(args: argparse.Namespace) -> int:
+    from sriov_fast import sd_notify
     from sriov_fast.errors import SriovError
     from sriov_fast.resident import listen
     from sriov_fast.resident.server import Options, Server
@@ -73,10 +74,10 @@ def _run(args: argparse.Namespace) -> int:
         return 1
 
     def stopping() -> None:
-        listen.tell(notify, "STOPPING=1")
+        sd_notify.notify(notify, "STOPPING=1")
         if ours:
             listen.release(where.run)
 
     options = Options(threads=args.threads, defer_release=args.defer_release)
-    Server(listener, where, options).run(lambda: listen.tell(notify, "READY=1"), stopping)
+    Server(listener, where, options).run(lambda: sd_notify.notify(notify, "READY=1"), stopping)
     return 0

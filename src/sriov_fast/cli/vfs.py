@@ -7,6 +7,7 @@ import sys
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+from sriov_fast import table
 from sriov_fast.cli import machine
 from sriov_fast.sriov import roots
 from sriov_fast.values import Vf
@@ -39,7 +40,7 @@ def _run(args: argparse.Namespace) -> int:
     if args.json:
         _print_json(pfs, owned, strays)
     elif pfs:
-        print("\n".join(_table([_HEADER, *_rows(pfs, owned, strays)])))
+        print("\n".join(table.lines([_HEADER, *_rows(pfs, owned, strays)])))
     elif not status:
         print("no network card here can have VFs (SR-IOV)", file=sys.stderr)
     return status
@@ -57,13 +58,6 @@ def _rows(
             if vf.pci in strays:
                 owner += f" ({strays[vf.pci]})"
             yield (pf.name, str(vf.index), vf.pci, vf.driver or "-", vf.netdev or "-", numa, owner)
-
-
-def _table(rows: Sequence[Sequence[str]]) -> list[str]:
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    return [
-        "  ".join(text.ljust(width) for text, width in zip(row, widths, strict=True)).rstrip() for row in rows
-    ]
 
 
 def _print_json(pfs: Iterable[machine.Pf], owned: machine.Owners, strays: dict[str, str]) -> None:

@@ -12,7 +12,8 @@ from starlette.responses import Response
 
 from sriov_fast import ipamd_api
 from sriov_fast.ipamd import middleware, model
-from sriov_fast.ipamd.api import (
+from sriov_fast.ipamd.config import Config
+from sriov_fast.ipamd.endpoint import (
     PROBLEMS,
     Allocations,
     Pools,
@@ -23,7 +24,7 @@ from sriov_fast.ipamd.api import (
     service_of,
 )
 from sriov_fast.ipamd.errors import Conflict, NotFound
-from sriov_fast.ipamd.model import Address, Config, Document, HostCidr, Name, PodId
+from sriov_fast.ipamd.model import Address, Document, HostCidr, Name, PodId
 
 _ATTEMPTS = 5  # to change one item while others change theirs
 ETAG = {"ETag": {"description": "the configuration's revision", "schema": {"type": "string"}}}

@@ -10,7 +10,6 @@ import logging
 from pathlib import Path
 from typing import Annotated, Any
 
-import pydantic_core
 from fastapi import APIRouter, FastAPI, Header, Query, Request
 from fastapi import Path as InPath
 from fastapi.exceptions import RequestValidationError
@@ -21,9 +20,9 @@ from starlette.responses import Response
 from starlette.routing import Match
 
 from sriov_fast import __version__, ipamd_api
-from sriov_fast.ipamd import middleware, problems
-from sriov_fast.ipamd.auth import Caller
-from sriov_fast.ipamd.errors import Forbidden, NotFound, ServiceError, Unavailable
+from sriov_fast.ipamd import admin, middleware, problems
+from sriov_fast.ipamd.endpoint import PROBLEMS, SCHEMAS, Pools, act_for, reply, service_of
+from sriov_fast.ipamd.errors import NotFound, ServiceError, Unavailable
 from sriov_fast.ipamd.logs import LOGGER
 from sriov_fast.ipamd.metrics import CONTENT_TYPE, Metrics
 from sriov_fast.ipamd.model import (
@@ -37,20 +36,11 @@ from sriov_fast.ipamd.model import (
     Leased,
     Name,
     PodId,
-    PoolUse,
     Some,
 )
 from sriov_fast.ipamd.service import Service
 
 READY_TIMEOUT = 2.0  # seconds; who asks for readiness asks again soon
-SCHEMAS = "#/components/schemas/"
-PROBLEMS: dict[int | str, dict[str, Any]] = {
-    status: {
-        "description": text,
-        "content": {ipamd_api.PROBLEM: {"schema": {"$ref": f"{SCHEMAS}Problem"}}},
-    }
-    for status, text in (("4XX", "Refused"), ("5XX", "Failed; try again"))
-}
 
 log = logging.getLogger(LOGGER)
 
@@ -70,20 +60,6 @@ class Wanted(Document):
     host_ip: Address
 
 
-class Owner(Document):
-    """An owner within a network."""
-
-    container_id: Annotated[ContainerId, Field(examples=_CONTAINER)]
-    ifname: Annotated[Ifname, Field(examples=_IFNAME)]
-
-
-class Valid(Document):
-    """The body of a garbage collection: which owners of a host there still are."""
-
-    host_ip: Address
-    valid: Some[Owner]
-
-
 class Released(Document):
     """How many allocations were released."""
 
@@ -94,18 +70,6 @@ class Owners(Document):
     """A page of what a host's owners hold; the last one is empty."""
 
     owners: Some[Leased]
-
-
-class Pools(Document):
-    """The use of pools."""
-
-    pools: Some[PoolUse]
-
-
-class Allocations(Document):
-    """What is held."""
-
-    allocations: Some[Allocation]
 
 
 class Health(Document):
@@ -136,41 +100,6 @@ _Key = Annotated[
     str | None,
     Header(alias=ipamd_api.IDEMPOTENCY_KEY, max_length=ipamd_api.MAX_KEY, description="opaque, for the log"),
 ]
-
-
-# ------------------------------------------------------------------------------------------------- helpers
-
-
-def reply(content: object, status: int = 200, headers: dict[str, str] | None = None) -> Response:
-    """Return JSON. Counts of IPv6 addresses are long, which not every encoder knows."""
-    return Response(pydantic_core.to_json(content), status, headers, ipamd_api.JSON)
-
-
-def service_of(request: Request) -> Service:
-    """Return the service that the application serves."""
-    service: Service = request.app.state.service
-    return service
-
-
-def caller_of(request: Request) -> Caller:
-    """Return who sent a request."""
-    caller: Caller = request.state.caller
-    return caller
-
-
-def act_for(request: Request, host_ip: str) -> None:
-    """Refuse a caller that may not speak for this host."""
-    caller = caller_of(request)
-    middleware.note(host_ip=host_ip)
-    if not caller.may_act_for(host_ip):
-        raise Forbidden(f"host_ip: {host_ip!r}: {caller.name} may not act for it")
-
-
-async def administrate(request: Request) -> None:
-    """Refuse all but administrators."""
-    caller = caller_of(request)
-    if not caller.admin:
-        raise Forbidden(f"{caller.name} is no administrator")
 
 
 # --------------------------------------------------------------------------------------------- what hosts ask
@@ -244,20 +173,6 @@ async def owners(request: Request, network: NetworkName, host_ip: HostIp, after:
     return reply({ipamd_api.OWNERS: [each.document() for each in found]})
 
 
-@hosts.post("/gc", responses={200: {"model": Released}})
-async def collect(request: Request, network: NetworkName, body: Valid) -> Response:
-    """Free what a host's owners hold, but for the valid ones.
-
-    A request that comes late takes what they got since; `owners` and `lease` tell that apart.
-    """
-    act_for(request, body.host_ip)
-    valid = [(owner.container_id, owner.ifname) for owner in body.valid]
-    released = await service_of(request).collect(network, body.host_ip, valid)
-    middleware.note(network=network, released=released)
-    _count_released(request, network, released)
-    return reply({ipamd_api.RELEASED: released})
-
-
 @hosts.get("/status", responses={200: {"model": Pools}})
 async def status(request: Request, network: NetworkName, host_ip: HostIp) -> Response:
     """Count a host's pools; an error when one has no address left, as an ask needs one of each."""
@@ -317,8 +232,6 @@ async def within(seconds: float, call: Any) -> Any:
 
 def create_app(service: Service, metrics: Metrics, managed_by: Path | None = None) -> FastAPI:
     """Return the application; ``managed_by`` is the file that owns the configuration, if one does."""
-    from sriov_fast.ipamd import admin
-
     app = FastAPI(
         title="sriov-fast address service",
         version=__version__,

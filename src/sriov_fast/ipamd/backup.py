@@ -7,10 +7,11 @@ from collections.abc import Mapping
 from ipaddress import ip_address, ip_interface
 from typing import Any, Literal
 
+from sriov_fast.ipamd.config import Config
 from sriov_fast.ipamd.config_store import NAMED, PAGE, Registry, read_book, root_says, token
 from sriov_fast.ipamd.errors import Conflict, Invalid
-from sriov_fast.ipamd.model import Address, Allocation, Config, Document, Ifname, Name, PodId, Some, parse
-from sriov_fast.ipamd.pools import LANES, Book, Shape, nets
+from sriov_fast.ipamd.model import Address, Allocation, Document, Ifname, Name, PodId, Some, parse
+from sriov_fast.ipamd.pools import LANES, Shape
 from sriov_fast.ipamd.schema import (
     NO_ROOT,
     ROOT,
@@ -25,6 +26,7 @@ from sriov_fast.ipamd.schema import (
     unpack,
     unpack_own,
 )
+from sriov_fast.ipamd.snapshot import Book, nets
 from sriov_fast.ipamd.store import Rows, Store, Transaction, View, prefix_end
 
 

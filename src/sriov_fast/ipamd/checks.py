@@ -6,17 +6,14 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from ipaddress import IPv4Network, IPv6Network, ip_address, ip_network
 from itertools import pairwise
-from typing import TYPE_CHECKING
 
+from sriov_fast.ipamd.model import Assignment, Hosts, Pool, Sections
 from sriov_fast.ipamd.pools import Shape, default_range, holder, mac_bits
-
-if TYPE_CHECKING:
-    from sriov_fast.ipamd.model import Assignment, Config, Hosts, Pool
 
 MOST = 20  # faults that one refusal names
 
 
-def faults(config: Config) -> list[str]:
+def faults(config: Sections) -> list[str]:
     """Return what contradicts; the checks of one kind run only where those before found nothing."""
     for check in (_names, _each_pool, _pools_together, _hosts, _assignments):
         found = [fault for fault, _ in zip(check(config), range(MOST), strict=False)]
@@ -25,7 +22,7 @@ def faults(config: Config) -> list[str]:
     return []
 
 
-def _names(config: Config) -> Iterator[str]:
+def _names(config: Sections) -> Iterator[str]:
     yield from _twice("networks", (it.name for it in config.networks))
     yield from _twice("pools", (it.name for it in config.pools))
     networks = {it.name for it in config.networks}
@@ -41,7 +38,7 @@ def _twice(key: str, names: Iterable[str]) -> Iterator[str]:
             yield f"{key}: {name!r} is there {count} times"
 
 
-def _each_pool(config: Config) -> Iterator[str]:
+def _each_pool(config: Sections) -> Iterator[str]:
     checks: tuple[Callable[[Pool, IPv4Network | IPv6Network], Iterator[str]], ...]
     checks = (_ranges, _gateway, _routes, _mac_prefix)
     for at, pool in enumerate(config.pools):
@@ -103,7 +100,7 @@ def _mac_prefix(pool: Pool, _: IPv4Network | IPv6Network) -> Iterator[str]:
         )
 
 
-def _pools_together(config: Config) -> Iterator[str]:
+def _pools_together(config: Sections) -> Iterator[str]:
     ordered = sorted((Shape("", it) for it in config.pools), key=lambda it: (it.version, it.base))
     last: dict[tuple[str, int], Shape] = {}
     for shape in ordered:
@@ -118,7 +115,7 @@ def _pools_together(config: Config) -> Iterator[str]:
     yield from _prefixes_together(config)
 
 
-def _prefixes_together(config: Config) -> Iterator[str]:
+def _prefixes_together(config: Sections) -> Iterator[str]:
     seen: dict[tuple[str, int], list[tuple[str, str]]] = {}
     for pool in config.pools:
         if pool.mac_prefix is None:
@@ -133,7 +130,7 @@ def _prefixes_together(config: Config) -> Iterator[str]:
         others.append((pool.mac_prefix, pool.name))
 
 
-def _hosts(config: Config) -> Iterator[str]:
+def _hosts(config: Sections) -> Iterator[str]:
     pools = {it.name: it for it in config.pools}
     seen: dict[tuple[str, str], int] = {}
     for at, entry in enumerate(config.hosts):
@@ -167,7 +164,7 @@ def _drawn(entry: Hosts, pools: dict[str, Pool]) -> Iterator[str]:
         yield f"pools: have different VLANs, and a pod has one: {given}"
 
 
-def _assignments(config: Config) -> Iterator[str]:
+def _assignments(config: Sections) -> Iterator[str]:
     shapes: dict[tuple[str, int], list[Shape]] = {}
     for shape in sorted((Shape("", it) for it in config.pools), key=lambda it: it.base):
         shapes.setdefault((shape.pool.network, shape.version), []).append(shape)

@@ -16,10 +16,10 @@ from urllib.parse import quote
 import httpx
 import orjson
 
-from sriov_fast import ipamd_api
+from sriov_fast import ipamd_api, table
 from sriov_fast.ipamd import auth, model, settings
+from sriov_fast.ipamd.config import Config
 from sriov_fast.ipamd.errors import ServiceError
-from sriov_fast.ipamd.model import Config
 from sriov_fast.ipamd.settings import SettingsError, StartError
 from sriov_fast.ipamd.trial_ca import TrialCa
 
@@ -126,9 +126,7 @@ def _print_json(content: object) -> None:
 
 def _print_table(header: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
     cells = [tuple(header), *(tuple(map(_cell, row)) for row in rows)]
-    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
-    for row in cells:
-        print("  ".join(text.ljust(width) for text, width in zip(row, widths, strict=True)).rstrip())
+    print("\n".join(table.lines(cells)))
 
 
 def _cell(value: object) -> str:

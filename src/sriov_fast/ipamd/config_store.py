@@ -10,10 +10,12 @@ from typing import Any
 
 import orjson
 
+from sriov_fast.ipamd.config import Config
 from sriov_fast.ipamd.errors import Conflict, Unavailable
-from sriov_fast.ipamd.model import Config, parse
-from sriov_fast.ipamd.pools import Book, Net, Shape, nets
+from sriov_fast.ipamd.model import parse
+from sriov_fast.ipamd.pools import Shape
 from sriov_fast.ipamd.schema import NO_ROOT, ROOT, Keys, pack, unpack
+from sriov_fast.ipamd.snapshot import Book, Net, nets
 from sriov_fast.ipamd.store import Store, Transaction, View, prefix_end
 
 PART = 512 * 1024  # bytes of a document in one record; etcd takes 1.5 MiB a request

@@ -1,6 +1,6 @@
 """What the address service refuses, each with the kind and the HTTP status that its clients see."""
 
-# ruff: noqa: N818 - the names are the kinds of the wire
+# ruff: noqa: N818 - the names are the API's kinds of errors
 from __future__ import annotations
 
 from sriov_fast import ipamd_api
@@ -11,7 +11,6 @@ class ServiceError(Exception):
 
     kind = ipamd_api.UNAVAILABLE
     status = ipamd_api.STATUS[kind]
-    title = "Service error"
 
     def __init__(self, detail: str) -> None:
         super().__init__(detail)
@@ -23,15 +22,6 @@ class Invalid(ServiceError):
 
     kind = ipamd_api.INVALID
     status = ipamd_api.STATUS[kind]
-    title = "Invalid"
-
-
-class Unauthorized(ServiceError):
-    """The caller did not say who it is."""
-
-    kind = ipamd_api.UNAUTHORIZED
-    status = ipamd_api.STATUS[kind]
-    title = "Unauthorized"
 
 
 class Forbidden(ServiceError):
@@ -39,7 +29,6 @@ class Forbidden(ServiceError):
 
     kind = ipamd_api.FORBIDDEN
     status = ipamd_api.STATUS[kind]
-    title = "Forbidden"
 
 
 class UnknownNetwork(ServiceError):
@@ -47,7 +36,6 @@ class UnknownNetwork(ServiceError):
 
     kind = ipamd_api.UNKNOWN_NETWORK
     status = ipamd_api.STATUS[kind]
-    title = "Unknown network"
 
 
 class UnknownHost(ServiceError):
@@ -55,7 +43,6 @@ class UnknownHost(ServiceError):
 
     kind = ipamd_api.UNKNOWN_HOST
     status = ipamd_api.STATUS[kind]
-    title = "Unknown host"
 
 
 class NotFound(ServiceError):
@@ -63,7 +50,6 @@ class NotFound(ServiceError):
 
     kind = ipamd_api.NOT_FOUND
     status = ipamd_api.STATUS[kind]
-    title = "Not found"
 
 
 class Exhausted(ServiceError):
@@ -71,7 +57,6 @@ class Exhausted(ServiceError):
 
     kind = ipamd_api.EXHAUSTED
     status = ipamd_api.STATUS[kind]
-    title = "Exhausted"
 
 
 class Conflict(ServiceError):
@@ -79,7 +64,6 @@ class Conflict(ServiceError):
 
     kind = ipamd_api.CONFLICT
     status = ipamd_api.STATUS[kind]
-    title = "Conflict"
 
 
 class Unavailable(ServiceError):
@@ -87,4 +71,3 @@ class Unavailable(ServiceError):
 
     kind = ipamd_api.UNAVAILABLE
     status = ipamd_api.STATUS[kind]
-    title = "Unavailable"

@@ -10,7 +10,10 @@ from typing import Any
 
 import orjson
 
+from sriov_fast.log import quote
+
 LOGGER = "sriov_fast.ipamd"
+_LONGEST = 20_000  # characters of a value in logfmt: enough for a traceback
 # What a record has of its own; all else came in through ``extra``.
 _STANDARD = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "color_message", "taskName"}
 
@@ -70,10 +73,4 @@ def _safe(value: object) -> str:
 
 
 def _logfmt(event: dict[str, Any]) -> str:
-    return " ".join(f"{key}={_quoted(value)}" for key, value in event.items())
-
-
-def _quoted(value: object) -> str:
-    text = _safe(value)
-    plain = text.isprintable() and not any(char in text for char in ' ="')
-    return text if text and plain else orjson.dumps(text).decode()
+    return " ".join(f"{key}={quote(value, _LONGEST)}" for key, value in event.items())

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from ipaddress import ip_address, ip_interface, ip_network
-from typing import Annotated, Any, Self, TypeVar
+from typing import Annotated, Any, TypeVar
 
 from pydantic import (
     AfterValidator,
@@ -14,7 +14,6 @@ from pydantic import (
     Field,
     ValidationError,
     WithJsonSchema,
-    model_validator,
 )
 
 from sriov_fast.ipamd.errors import Invalid
@@ -244,22 +243,13 @@ class Assignment(Document):
     vf: Vf | None = None
 
 
-class Config(Document):
-    """The whole configuration; it is valid as a whole or refused."""
+class Sections(Document):
+    """The sections of a configuration, each item valid for itself."""
 
     networks: Some[Network] = ()
     pools: Some[Pool] = ()
     hosts: Some[Hosts] = ()
     assignments: Some[Assignment] = ()
-
-    @model_validator(mode="after")
-    def _whole(self) -> Self:
-        from sriov_fast.ipamd.checks import faults
-
-        found = faults(self)
-        if found:
-            raise ValueError("; ".join(found))
-        return self
 
 
 class PoolUse(Document):

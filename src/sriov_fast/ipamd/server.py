@@ -18,15 +18,15 @@ from typing import Any
 import uvicorn
 from cryptography import x509
 
-from sriov_fast import __version__
+from sriov_fast import __version__, sd_notify
 from sriov_fast.ipamd import accept, logs, settings
 from sriov_fast.ipamd.accept import Bounds
 from sriov_fast.ipamd.api import create_app
 from sriov_fast.ipamd.auth import Gate, Tokens
+from sriov_fast.ipamd.config import Config
 from sriov_fast.ipamd.errors import Conflict, ServiceError
 from sriov_fast.ipamd.metrics import Metrics
 from sriov_fast.ipamd.middleware import Admit, App, Limits, Observe
-from sriov_fast.ipamd.model import Config
 from sriov_fast.ipamd.protocol import protocol_class
 from sriov_fast.ipamd.service import Service, open_service
 from sriov_fast.ipamd.settings import Listen, Settings, StartError, TlsFiles, parse_config
@@ -217,7 +217,7 @@ class Reload:
     async def __call__(self) -> None:
         """Reload; what is broken is logged, and what was read before stays in use."""
         async with self._lock:
-            notify(f"RELOADING=1\nMONOTONIC_USEC={time.monotonic_ns() // 1000}")
+            _notify(f"RELOADING=1\nMONOTONIC_USEC={time.monotonic_ns() // 1000}")
             try:
                 if self._tls:
                     self._tls.load()
@@ -229,7 +229,7 @@ class Reload:
             else:
                 log.info("reloaded")
                 self._metrics.reloaded("ok")
-            notify("READY=1")
+            _notify("READY=1")
 
     async def apply_file(self) -> None:
         """Read the file again and apply its configuration, if the file manages it."""
@@ -318,11 +318,11 @@ class _Server(uvicorn.Server):
         await super().startup([])
         loop = asyncio.get_running_loop()
         self._accepting = [loop.create_task(self._acceptor.serve(each)) for each in sockets or []]
-        notify("READY=1")
+        _notify("READY=1")
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """Finish what runs."""
-        notify("STOPPING=1")
+        _notify("STOPPING=1")
         for task in self._accepting:
             task.cancel()
         await asyncio.gather(*self._accepting, return_exceptions=True)
@@ -348,13 +348,5 @@ class _Server(uvicorn.Server):
         task.add_done_callback(self._tasks.discard)
 
 
-def notify(state: str) -> None:
-    """Tell systemd (sd_notify); nothing where it did not start us."""
-    address = os.environ.get("NOTIFY_SOCKET", "")
-    if address[:1] not in ("/", "@"):
-        return
-    try:
-        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as found:
-            found.sendto(state.encode(), address.replace("@", "\0", 1) if address[0] == "@" else address)
-    except OSError as error:
-        log.warning("cannot notify systemd", extra={"error": str(error)})
+def _notify(state: str) -> None:
+    sd_notify.notify(os.environ.get("NOTIFY_SOCKET", ""), state)

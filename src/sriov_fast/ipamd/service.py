@@ -10,12 +10,14 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import urlsplit
 
 from sriov_fast.ipamd import backup
+from sriov_fast.ipamd.config import Config
 from sriov_fast.ipamd.config_store import PAGE, Registry
 from sriov_fast.ipamd.errors import Exhausted, Invalid, NotFound, ServiceError, Unavailable
-from sriov_fast.ipamd.model import Allocation, Ask, Config, Leased, PoolUse, canonical_ip
-from sriov_fast.ipamd.pools import LANES, Book, Shape
+from sriov_fast.ipamd.model import Allocation, Ask, Leased, PoolUse, canonical_ip
+from sriov_fast.ipamd.pools import LANES, Shape
 from sriov_fast.ipamd.schema import ROOT, Keys, Lane, lanes, unescape, unpack_own
 from sriov_fast.ipamd.shards import Hints
+from sriov_fast.ipamd.snapshot import Book
 from sriov_fast.ipamd.store import Rows, Store, View, prefix_end
 from sriov_fast.ipamd.transactions import Claim, Draw, Dry, Grant, Release, Stale, require
 
@@ -25,7 +27,6 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 PATIENCE = 15.0  # seconds for which a request is tried again
-TOGETHER = 16  # releases of one collection at a time
 MOST = 2**63 - 1  # counts in JSON
 
 
@@ -166,21 +167,6 @@ class Service:
 
         async with self._gate:
             return await self._current(free)
-
-    async def collect(self, network: str, host_ip: str, valid: Iterable[tuple[str, str]]) -> int:
-        """Free what owners of this host hold, except (container_id, ifname) in `valid`; return how many."""
-        book, host, keep = await self._registry.reload(), _host(host_ip), set(valid)
-        book.net(network)
-        prefix = Keys(book.generation).host(network, host)
-        rows = await self._store.read(lambda view: backup.rows(view, prefix, prefix_end(prefix)))
-        gone = [it for it in _leased(prefix, rows) if (it.container_id, it.ifname) not in keep]
-        gate = asyncio.Semaphore(TOGETHER)
-
-        async def free(it: Leased) -> bool:
-            async with gate:
-                return await self.release((network, it.container_id, it.ifname), host, lease=it.lease)
-
-        return sum(await asyncio.gather(*map(free, gone)))
 
     async def owners(self, network: str, host_ip: str, after: tuple[str, str] | None = None) -> list[Leased]:
         """Return a page of what owners of this host hold, in order, from behind (container_id, ifname) on."""

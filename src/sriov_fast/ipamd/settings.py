@@ -13,8 +13,9 @@ from typing import Annotated, Any, Literal, NamedTuple, Self
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 from pydantic import model_validator as whole
 
+from sriov_fast.ipamd.config import Config
 from sriov_fast.ipamd.errors import ServiceError
-from sriov_fast.ipamd.model import Config, parse
+from sriov_fast.ipamd.model import parse
 from sriov_fast.ipamd.problems import explain
 
 CONFIG = "/etc/sriov-fast/ipam.toml"
@@ -38,11 +39,6 @@ class Listen(NamedTuple):
 
     host: str
     port: int
-
-    @property
-    def loopback(self) -> bool:
-        """Whether only this machine can connect."""
-        return ipaddress.ip_address(self.host).is_loopback
 
     def __str__(self) -> str:
         return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"

@@ -15,7 +15,7 @@ from typing import Any
 from sriov_fast import ipamd_api
 from sriov_fast.ipamd.errors import Conflict
 from sriov_fast.ipamd.model import Ask
-from sriov_fast.ipamd.pools import LANES, Book, Fixed, Net, Shape
+from sriov_fast.ipamd.pools import LANES, Shape
 from sriov_fast.ipamd.schema import (
     END,
     NO_ROOT,
@@ -30,6 +30,7 @@ from sriov_fast.ipamd.schema import (
     unpack,
     unpack_own,
 )
+from sriov_fast.ipamd.snapshot import Book, Fixed, Net
 from sriov_fast.ipamd.store import Rows, Span, Transaction, prefix_end
 
 HEADS = 8  # entries of a queue that are fetched at once

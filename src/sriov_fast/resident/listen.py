@@ -1,4 +1,4 @@
-"""The server's socket: its own, or one that systemd listens on for it (sd_listen_fds(3), sd_notify(3))."""
+"""The server's socket: its own, or one that systemd listens on for it (sd_listen_fds(3))."""
 
 from __future__ import annotations
 
@@ -71,16 +71,3 @@ def release(run: str) -> None:
         os.unlink(f"{run}/{NAME}")
     except OSError:
         pass
-
-
-def tell(address: str, state: str) -> None:
-    """Tell systemd at ``address`` (NOTIFY_SOCKET), where it wants to know: "READY=1", "STOPPING=1"."""
-    if not address:
-        return
-    if address.startswith("@"):
-        address = "\0" + address[1:]
-    try:
-        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as notify:
-            notify.sendto(state.encode(), address)
-    except OSError:
-        pass  # it will take us for a server that is not ready, and say so

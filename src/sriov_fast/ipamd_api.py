@@ -1,9 +1,8 @@
-"""What the address service and its client ``txipam`` have agreed on: paths, headers, kinds of errors.
+"""The HTTP API between the address service and its client ``txipam``: paths, headers, kinds of errors.
 
-HTTP/1.1 over TLS, JSON in UTF-8. Errors are problem documents (RFC 9457) with a member ``kind`` more. An
-allocation belongs to its owner: network, container ID and ifname. Its lease is a name that no other one ever
-has: a release that names it takes nothing else, however late it arrives. This imports nothing: an ADD passes
-here.
+HTTP/1.1 over TLS, JSON in UTF-8. Errors are problem documents (RFC 9457) with the additional member ``kind``.
+The owner of an allocation is (network, container ID, ifname). The lease of an allocation is unique: a release
+with a lease frees no other allocation. An ADD loads this module, so it imports nothing.
 """
 
 from __future__ import annotations
@@ -34,7 +33,7 @@ LEASE = "lease"
 RELEASED = "released"
 OWNERS = "owners"
 
-# The most that either side reads of a body, in bytes.
+# The longest body that either side reads, in bytes.
 MAX_BODY = 1 << 20
 
 # --- kinds of errors
@@ -61,15 +60,15 @@ STATUS = {
     UNAVAILABLE: 503,
 }
 
-# --- what the client makes of them: CNI's codes (SPEC, "Error"), from 100 on ours
+# --- the client's error codes: those of CNI (SPEC, "Error"), from 100 on those of this plugin
 
 BAD_CONFIG = 7
 TRY_AGAIN = 11
 NOT_AVAILABLE = 50  # STATUS: no ADD can be served
-LIMITED = 51  # STATUS: no ADD can be served, and what exists may not get all that it needs
+LIMITED = 51  # STATUS: no ADD can be served, existing containers may have limited connectivity
 TAKEN = 110  # the allocation is another pod's
-UNTRUSTED = 111  # the service's certificate, or its TLS, is not what the configuration asks for
-UNEXPECTED = 112  # an answer that this contract does not know
+UNTRUSTED = 111  # the service's certificate or TLS version does not match the configuration
+UNEXPECTED = 112  # an answer outside of this API
 
 CODES = {
     INVALID: BAD_CONFIG,
@@ -98,20 +97,20 @@ def query(path: str, **values: str) -> str:
 
 
 def allocations(network: str) -> str:
-    """Return where an allocation is asked for (POST)."""
+    """Return the path of allocations (POST)."""
     return f"{ROOT}/networks/{quote(network)}/allocations"
 
 
 def allocation(network: str, container_id: str, ifname: str) -> str:
-    """Return where an owner's allocation is (GET, DELETE)."""
+    """Return the path of an owner's allocation (GET, DELETE)."""
     return f"{allocations(network)}/{quote(container_id)}/{quote(ifname)}"
 
 
 def owners(network: str) -> str:
-    """Return where a host's owners are listed, a page at a time (GET)."""
+    """Return the path of the pages of a host's owners (GET)."""
     return f"{ROOT}/networks/{quote(network)}/owners"
 
 
 def status(network: str) -> str:
-    """Return where a host's pools are counted (GET)."""
+    """Return the path of the use of a host's pools (GET)."""
     return f"{ROOT}/networks/{quote(network)}/status"

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 
 def lines(rows: Sequence[Sequence[str]]) -> list[str]:
-    """Return the rows as lines whose columns are aligned; the first row is the header."""
+    """Return rows, the first of which is the header, as lines with aligned columns."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     return [
         "  ".join(text.ljust(width) for text, width in zip(row, widths, strict=True)).rstrip() for row in rows

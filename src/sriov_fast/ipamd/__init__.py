@@ -1,1 +1,1 @@
-"""The address service, which the `txipam` plugin asks; it stands alone."""
+"""The address service, the server of the `txipam` plugin."""

@@ -1,8 +1,7 @@
-"""Accepts connections within bounds: of all, of one address, and the time of a TLS handshake.
+"""Accept connections within limits: in total, for each address, and for the time of a TLS handshake.
 
-A connection counts from accept(2) on, so one that never begins its handshake counts as well. At a bound the
-oldest connection without a running request is closed for the new one; only where there is none is the new one
-refused.
+A connection counts from accept(2) on, which includes connections without a handshake. At a limit the oldest
+idle connection is closed in favour of the new one. If no connection is idle, the new one is refused.
 """
 
 from __future__ import annotations
@@ -20,24 +19,24 @@ from typing import Any, NamedTuple
 from sriov_fast.ipamd.logs import LOGGER
 
 HANDSHAKE = 5.0  # seconds
-SPARE = 64  # connections that are answered 503 before more of them are closed
+SPARE = 64  # connections above the limit that still get an answer 503
 _FILES = 65536
 _RESERVE = 128  # descriptors for the store, the log and the listening sockets
-_QUIET = 10.0  # seconds between two lines of the log
-_PAUSE = 0.1  # seconds, where no connection can be accepted
+_QUIET = 10.0  # seconds between two log lines
+_PAUSE = 0.1  # seconds after a failed accept(2)
 
 log = logging.getLogger(LOGGER)
 
 
 class Bounds(NamedTuple):
-    """How many connections there may be: in all, and of one address."""
+    """The limits of connections: in total, and of one address."""
 
     connections: int
     of_one: int
 
 
 def bounds(wanted: Bounds) -> Bounds:
-    """Raise the limit of open files as far as that is allowed; return bounds that stay below it."""
+    """Raise the limit of open files as far as allowed; return bounds below that limit."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     most = _FILES if hard == resource.RLIM_INFINITY else min(hard, _FILES)
     if soft == resource.RLIM_INFINITY or soft < most:
@@ -52,7 +51,7 @@ def bounds(wanted: Bounds) -> Bounds:
 
 
 class _Slot:
-    """One connection from accept(2) until it is lost."""
+    """One connection, from accept(2) until it is closed."""
 
     def __init__(self, host: str, protocol: Any) -> None:
         self.host = host
@@ -61,7 +60,7 @@ class _Slot:
 
     @property
     def idle(self) -> bool:
-        """Whether no request of this connection runs."""
+        """Whether this connection has no running request."""
         cycle = self.protocol.cycle
         return self.handshake is not None or cycle is None or cycle.response_complete
 
@@ -74,7 +73,10 @@ class _Slot:
 
 
 class Acceptor:
-    """Accepts for protocols that ``make`` makes; these call their ``on_lost`` when a connection is lost."""
+    """Accepts connections for the protocols that ``make`` returns.
+
+    A protocol calls its ``on_lost`` when the connection is closed.
+    """
 
     def __init__(self, limits: Bounds, make: Callable[[], Any], tls: ssl.SSLContext | None) -> None:
         self._limits = limits
@@ -97,7 +99,7 @@ class Acceptor:
                 await asyncio.sleep(_PAUSE)
                 continue
             self._admit(connection, peer[0])
-            await asyncio.sleep(0)  # to those that were accepted before
+            await asyncio.sleep(0)  # let the accepted connections run
 
     def _admit(self, connection: socket.socket, host: str) -> None:
         if not self._has_room(host):
@@ -110,13 +112,13 @@ class Acceptor:
         slot.handshake = asyncio.get_running_loop().create_task(self._connect(slot, connection))
 
     def _has_room(self, host: str) -> bool:
-        """Say whether there is a place for one more, for which an idle connection may be closed."""
+        """Say whether one more connection fits; this may close an idle one."""
         if self._hosts[host] >= self._limits.of_one and not self._evict(host):
             return False
         return len(self._slots) < self._limits.connections + SPARE or self._evict()
 
     def _evict(self, host: str | None = None) -> bool:
-        """Close the oldest idle connection, of an address if given; say whether there was one."""
+        """Close the oldest idle connection, of one address if given; say whether there was one."""
         for slot in self._slots:
             if slot.idle and host in (None, slot.host):
                 self._forget(slot)
@@ -134,7 +136,7 @@ class Acceptor:
             del self._hosts[slot.host]
 
     async def _connect(self, slot: _Slot, connection: socket.socket) -> None:
-        """Do the handshake, and hand the connection over to its protocol."""
+        """Do the handshake, and pass the connection to its protocol."""
         slot.protocol.on_lost = lambda: self._forget(slot)
         loop = asyncio.get_running_loop()
         try:
@@ -158,7 +160,7 @@ class Acceptor:
         connection.close()
 
     def _tell(self, reason: str) -> None:
-        """Count what was closed, and log the counts now and then."""
+        """Count closed connections, and log the counts at most every 10 seconds."""
         self._closed[reason] += 1
         if time.monotonic() - self._said >= _QUIET:
             self._said = time.monotonic()

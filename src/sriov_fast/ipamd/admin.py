@@ -1,4 +1,4 @@
-"""What operators ask: the configuration, as a whole or an item of it, what is held, export and import."""
+"""The endpoints of operators: the configuration and its items, allocations, export and import."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from sriov_fast.ipamd.endpoint import (
 from sriov_fast.ipamd.errors import Conflict, NotFound
 from sriov_fast.ipamd.model import Address, Document, HostCidr, Name, PodId
 
-_ATTEMPTS = 5  # to change one item while others change theirs
+_ATTEMPTS = 5  # to change one item while others are changed
 ETAG = {"ETag": {"description": "the configuration's revision", "schema": {"type": "string"}}}
 Json = dict[str, Any]
 
@@ -40,13 +40,13 @@ _operators = APIRouter(dependencies=[Depends(administrate)])
 
 
 class Imported(Document):
-    """What an import left."""
+    """The number of allocations after an import."""
 
     allocations: Annotated[int, Field(ge=0)]
 
 
 class StalePreconditionError(Conflict):
-    """If-Match names a revision that is not the current one; HTTP has a status of its own for that."""
+    """If-Match names another revision than the current one (412)."""
 
     status = 412
 
@@ -56,14 +56,14 @@ class StalePreconditionError(Conflict):
 
 @_operators.get("/config", responses={200: {"model": Config, "headers": ETAG}})
 async def get_config(request: Request) -> Response:
-    """Return the configuration, and its revision as ETag."""
+    """Return the configuration with its revision as ETag."""
     config, revision = await service_of(request).config()
     return reply(config.document(), headers=_etag(revision))
 
 
 @_operators.put("/config", responses={200: {"model": Config, "headers": ETAG}})
 async def put_config(request: Request, config: Config, if_match: _IfMatch = None) -> Response:
-    """Replace the configuration, if it still is the one that If-Match names."""
+    """Replace the configuration of the revision that If-Match names."""
     _refuse_managed(request)
     expected = _revision(if_match)
     try:
@@ -79,14 +79,14 @@ def _etag(revision: str) -> dict[str, str]:
 
 
 def _revision(if_match: str | None) -> str | None:
-    """Return the revision that a header If-Match names; None where any will do."""
+    """Return the revision that a header If-Match names; None for any revision."""
     if if_match is None or if_match.strip() == "*":
         return None
     return if_match.strip().removeprefix("W/").strip('"')
 
 
 async def _precondition(request: Request, expected: str | None, error: Conflict) -> Conflict:
-    """Tell a revision that is gone from a configuration that contradicts what is held."""
+    """Tell an outdated revision from a configuration that contradicts the allocations."""
     if expected is None:
         return error
     _, revision = await service_of(request).config()
@@ -101,11 +101,11 @@ def _refuse_managed(request: Request) -> None:
         raise Conflict(f'managed = "file": the configuration comes from {managed_by}; change it there')
 
 
-# -------------------------------------------------------------------------------------- items of it
+# -------------------------------------------------------------------------- items of the configuration
 
 
 class Key(NamedTuple):
-    """Which item: the values that a path names, and where in a configuration such items are."""
+    """The key of an item: its section of the configuration, and the values in the path."""
 
     section: str
     values: Mapping[str, str]
@@ -115,24 +115,24 @@ class Key(NamedTuple):
 
 
 async def network_key(name: Annotated[Name, InPath()]) -> Key:
-    """Name a network."""
+    """Return the key of a network."""
     return Key("networks", {"name": name})
 
 
 async def pool_key(network: Annotated[Name, InPath()], name: Annotated[Name, InPath()]) -> Key:
-    """Name a pool of a network."""
+    """Return the key of a pool."""
     return Key("pools", {"network": network, "name": name})
 
 
 async def hosts_key(network: Annotated[Name, InPath()], host: Annotated[HostCidr, InPath()]) -> Key:
-    """Name one HostIP, or one CIDR of HostIPs, of a network."""
+    """Return the key of one HostIP, or of one CIDR of HostIPs."""
     return Key("hosts", {"network": network, "host": host})
 
 
 async def assignment_key(
     network: Annotated[Name, InPath()], pod_id: Annotated[PodId, InPath(min_length=1)]
 ) -> Key:
-    """Name a pod of a network."""
+    """Return the key of a pod's assignment."""
     return Key("assignments", {"network": network, "pod_id": pod_id})
 
 
@@ -143,7 +143,7 @@ def _matches(item: Mapping[str, Any], key: Key) -> bool:
 
 
 def _found(document: Json, key: Key) -> Json:
-    """Return an item; a rule for hosts as if it were for this host alone, as it is put."""
+    """Return an item; a rule for several hosts is returned for the one host of the key."""
     for item in document.get(key.section, ()):
         if _matches(item, key):
             return item | {"hosts": [key.values["host"]]} if "host" in key.values else dict(item)
@@ -151,7 +151,7 @@ def _found(document: Json, key: Key) -> Json:
 
 
 def _without(document: Json, key: Key) -> list[Json]:
-    """Return a section without an item; of a rule for several hosts only the one host is taken."""
+    """Return a section without an item; a rule for several hosts only loses the host of the key."""
     rest = []
     for item in document.get(key.section, ()):
         if not _matches(item, key):
@@ -162,7 +162,7 @@ def _without(document: Json, key: Key) -> list[Json]:
 
 
 def _put(document: Json, key: Key, content: Json) -> list[Json]:
-    """Return a section with an item added, or replaced where it was."""
+    """Return a section with an item added or replaced."""
     names = {name: value for name, value in key.values.items() if name != "host"}
     item = names | content | ({"hosts": [key.values["host"]]} if "host" in key.values else {})
     items = document.get(key.section, [])
@@ -175,7 +175,7 @@ def _put(document: Json, key: Key, content: Json) -> list[Json]:
 async def _edit(
     request: Request, key: Key, if_match: str | None, change: Callable[[Json], list[Json]]
 ) -> str:
-    """Change one section of the configuration as it is now, and again if another was faster."""
+    """Change one section of the current configuration; retry after concurrent changes."""
     _refuse_managed(request)
     service = service_of(request)
     expected = _revision(if_match)
@@ -196,7 +196,7 @@ async def _edit(
 
 
 def _body_of(document: type[Document], *keys: str) -> type[Document]:
-    """Return a document's model without what the path says already."""
+    """Return a document's model without the keys of the path."""
     fields: Any = {
         name: (field.annotation, field) for name, field in document.model_fields.items() if name not in keys
     }
@@ -209,7 +209,7 @@ KeyOf = Callable[..., Awaitable[Key]]
 
 
 def _serve_items(path: str, key_of: KeyOf, item: type[Document], body: type[Document]) -> None:
-    """Add GET, PUT and DELETE of one kind of item."""
+    """Register GET, PUT and DELETE of one kind of item."""
     named = path.split("/", 3)[2]
 
     async def get(request: Request, key: Any) -> Response:
@@ -232,7 +232,7 @@ def _serve_items(path: str, key_of: KeyOf, item: type[Document], body: type[Docu
         middleware.note(item=f"{named}: {key}", revision=revision)
         return Response(status_code=204, headers=_etag(revision))
 
-    # FastAPI reads signatures; these differ by kind, so they are written here and not in the text above.
+    # FastAPI reads the annotations, which differ from kind to kind.
     for function in (get, put, delete):
         function.__annotations__["request"] = Request
         function.__annotations__["key"] = Annotated[Key, Depends(key_of)]
@@ -262,7 +262,7 @@ _serve_items(
 )
 
 
-# ---------------------------------------------------------------------------------------- what is held
+# ---------------------------------------------------------------------------------------- allocations
 
 
 @router.get("/allocations", responses={200: {"model": Allocations}})
@@ -271,7 +271,7 @@ async def allocations(
     network: Annotated[Name | None, Query()] = None,
     host_ip: Annotated[Address | None, Query()] = None,
 ) -> Response:
-    """Return what is held, of one network or host if given. A host may ask for its own."""
+    """Return the allocations, of one network or host if given. A host may list its own."""
     if host_ip is not None and not caller_of(request).admin:
         act_for(request, host_ip)
     else:
@@ -288,7 +288,7 @@ async def usage(request: Request) -> Response:
 
 @_operators.get("/export", responses={200: {"content": {ipamd_api.JSON: {"schema": {"type": "object"}}}}})
 async def export(request: Request) -> Response:
-    """Return everything that the store holds, consistent in itself: the backup."""
+    """Return a consistent backup of the whole store."""
     return reply(await service_of(request).export())
 
 
@@ -298,7 +298,7 @@ async def load(
     document: Annotated[dict[str, Any], Body()],
     replace: Annotated[bool, Query(description="drop allocations that the document does not have")] = False,
 ) -> Response:
-    """Take over an exported document: all of it, or nothing."""
+    """Import an exported document completely, or not at all."""
     service = service_of(request)
     await service.load(document, replace=replace)
     if request.app.state.managed_by is not None:

@@ -1,6 +1,6 @@
-"""The HTTP API: what hosts ask (``/v1/networks``), what operators do, and what watches the service.
+"""The HTTP API of the address service: endpoints of hosts, of operators, and for monitoring.
 
-Every error is a problem document. Who calls is settled before (``front``); here it is what they may do.
+Every error is a problem document (RFC 9457). A request needs a bearer token or a client certificate.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ from sriov_fast.ipamd.model import (
 )
 from sriov_fast.ipamd.service import Service
 
-READY_TIMEOUT = 2.0  # seconds; who asks for readiness asks again soon
+READY_TIMEOUT = 2.0  # seconds
 
 log = logging.getLogger(LOGGER)
 
@@ -52,7 +52,7 @@ _NETWORK, _CONTAINER, _IFNAME = (["mynet"], ["1234"], ["eth1"])
 
 
 class Wanted(Document):
-    """The body of an ask: the owner, but for the network, and for whom."""
+    """A request for addresses: the owner within the network, its pod and its host."""
 
     container_id: Annotated[ContainerId, Field(examples=_CONTAINER)]
     ifname: Annotated[Ifname, Field(examples=_IFNAME)]
@@ -67,13 +67,13 @@ class Released(Document):
 
 
 class Owners(Document):
-    """A page of what a host's owners hold; the last one is empty."""
+    """A page of the owners of a host; the last page is empty."""
 
     owners: Some[Leased]
 
 
 class Health(Document):
-    """That the service is alive, or ready."""
+    """The state of the service."""
 
     status: str
 
@@ -102,7 +102,7 @@ _Key = Annotated[
 ]
 
 
-# --------------------------------------------------------------------------------------------- what hosts ask
+# -------------------------------------------------------------------------------------- endpoints of hosts
 
 hosts = APIRouter(prefix=f"{ipamd_api.ROOT}/networks/{{network}}", tags=["hosts"], responses=PROBLEMS)
 
@@ -111,7 +111,7 @@ hosts = APIRouter(prefix=f"{ipamd_api.ROOT}/networks/{{network}}", tags=["hosts"
     "/allocations", status_code=201, responses={200: {"model": Allocation}, 201: {"model": Allocation}}
 )
 async def allocate(request: Request, network: NetworkName, wanted: Wanted, key: _Key = None) -> Response:
-    """Give the owner addresses: 201 when they are new, 200 when it had them already."""
+    """Allocate addresses: 201 for a new allocation, 200 for the one that the owner already has."""
     act_for(request, wanted.host_ip)
     middleware.note(network=network, container_id=wanted.container_id, ifname=wanted.ifname, key=key)
     ask = Ask(
@@ -132,7 +132,7 @@ async def allocate(request: Request, network: NetworkName, wanted: Wanted, key: 
 async def find(
     request: Request, network: NetworkName, container_id: _Container, ifname: _Ifname, host_ip: HostIp
 ) -> Response:
-    """Return what the owner holds."""
+    """Return the owner's allocation."""
     act_for(request, host_ip)
     allocation = await service_of(request).find(network, container_id, ifname)
     if allocation.host_ip != host_ip:
@@ -151,9 +151,10 @@ async def release(  # noqa: PLR0913, PLR0917 - each is a part of the path or the
     lease: _Lease = None,
     key: _Key = None,
 ) -> Response:
-    """Free what the owner holds; success as well when that was nothing.
+    """Release the owner's allocation; a missing one is no error.
 
-    204; to who names a lease 200, and how many were released: none if that lease is not the current one.
+    The status is 204. With a lease it is 200, and the body says how many allocations were released: none if
+    the current allocation has another lease.
     """
     act_for(request, host_ip)
     middleware.note(network=network, container_id=container_id, ifname=ifname, lease=lease, key=key)
@@ -166,7 +167,7 @@ async def release(  # noqa: PLR0913, PLR0917 - each is a part of the path or the
 
 @hosts.get("/owners", responses={200: {"model": Owners}})
 async def owners(request: Request, network: NetworkName, host_ip: HostIp, after: _After = None) -> Response:
-    """Return what a host's owners hold, with the leases: a page, from behind an owner on."""
+    """Return a page of the owners of a host with their leases, after a given owner."""
     act_for(request, host_ip)
     container_id, _, ifname = (after or "").partition("/")
     found = await service_of(request).owners(network, host_ip, (container_id, ifname) if after else None)
@@ -175,7 +176,7 @@ async def owners(request: Request, network: NetworkName, host_ip: HostIp, after:
 
 @hosts.get("/status", responses={200: {"model": Pools}})
 async def status(request: Request, network: NetworkName, host_ip: HostIp) -> Response:
-    """Count a host's pools; an error when one has no address left, as an ask needs one of each."""
+    """Return the use of a host's pools; an error if one is full: a pod needs an address of each."""
     act_for(request, host_ip)
     uses = await service_of(request).status(network, host_ip)
     return reply({"pools": [use.document() for use in uses]})
@@ -187,20 +188,20 @@ def _count_released(request: Request, network: str, number: int) -> None:
         metrics.releases.labels(network).inc(number)
 
 
-# -------------------------------------------------------------------------------------- what watches us
+# ------------------------------------------------------------------------------ endpoints for monitoring
 
 watch = APIRouter(tags=["probes"], responses={"5XX": PROBLEMS["5XX"]})
 
 
 @watch.get(ipamd_api.HEALTH, responses={200: {"model": Health}})
 async def health() -> Response:
-    """Say that the process serves; it does not ask the store."""
+    """Report that the process is alive; the store is not asked."""
     return reply({"status": "ok"})
 
 
 @watch.get(ipamd_api.READY, responses={200: {"model": Health}})
 async def ready(request: Request) -> Response:
-    """Say whether the store answers and can write, and so asks can be served."""
+    """Report whether the store answers and can be written."""
     await within(READY_TIMEOUT, service_of(request).ready())
     return reply({"status": "ready"})
 
@@ -219,7 +220,7 @@ async def metrics(request: Request) -> Response:
 
 
 async def within(seconds: float, call: Any) -> Any:
-    """Wait for a store's answer, but not for long."""
+    """Wait for an answer of the store, at most for so many seconds."""
     try:
         async with asyncio.timeout(seconds):
             return await call
@@ -231,7 +232,7 @@ async def within(seconds: float, call: Any) -> Any:
 
 
 def create_app(service: Service, metrics: Metrics, managed_by: Path | None = None) -> FastAPI:
-    """Return the application; ``managed_by`` is the file that owns the configuration, if one does."""
+    """Return the application; ``managed_by`` is the file that manages the configuration, if any."""
     app = FastAPI(
         title="sriov-fast address service",
         version=__version__,
@@ -266,7 +267,7 @@ async def _invalid(request: Request, error: RequestValidationError) -> Response:
 
 
 async def _framework(request: Request, error: HTTPException) -> Response:
-    """Answer what the framework itself refuses: paths, methods, bodies."""
+    """Answer an error of the framework: an unknown path, a wrong method, a bad body."""
     kind = getattr(error, "kind", ipamd_api.INVALID)
     detail, headers = str(error.detail), error.headers
     if error.status_code == 404:
@@ -278,7 +279,7 @@ async def _framework(request: Request, error: HTTPException) -> Response:
 
 
 def _allowed(request: Request) -> list[str]:
-    """Name all methods of a path; the framework names those of one route, and each method is one of ours."""
+    """Return all methods of a path; the framework knows those of one route, and each route has one method."""
     routes = request.app.routes
 
     def serves(method: str) -> bool:
@@ -288,7 +289,7 @@ def _allowed(request: Request) -> list[str]:
 
 
 async def _internal(request: Request, error: Exception) -> Response:
-    # It is raised again behind this answer, so that the log tells where it came from.
+    # Starlette raises the error again after this answer, and the traceback is logged.
     return middleware.refuse(500, "internal", "internal error; the service's log has more")
 
 

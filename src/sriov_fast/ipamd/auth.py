@@ -1,7 +1,6 @@
-"""Who calls, and for which hosts it may speak.
+"""Authentication and authorization: bearer tokens, TLS client certificates, or ``open`` (no credentials).
 
-Three methods, any of which may be on: a bearer token, a TLS client certificate, or nobody's word but the
-caller's own (``open``). Each yields a ``Caller``; what that may do is decided here and nowhere else.
+Any of the methods may be enabled. Each returns a ``Caller``, which knows the hosts that it may act for.
 """
 
 from __future__ import annotations
@@ -28,25 +27,25 @@ from sriov_fast.ipamd.problems import explain, shown
 
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 _EVERYWHERE = (ipaddress.ip_network("0.0.0.0/0"), ipaddress.ip_network("::/0"))
-_PREFIX = "sfi_"  # so that a leaked token can be told for what it is
+_PREFIX = "sfi_"  # makes a leaked token recognizable
 _BYTES = 32
 
 log = logging.getLogger(LOGGER)
 
 
 class AuthError(Exception):
-    """Nobody we know: status 401."""
+    """Missing or unknown credentials (401)."""
 
 
 class Caller(NamedTuple):
-    """Whoever sent a request: a name for the log, and what it may do."""
+    """The sender of a request: its name in the log, and its rights."""
 
     name: str
     admin: bool
     hosts: tuple[Network, ...]
 
     def may_act_for(self, host_ip: str) -> bool:
-        """Say whether this caller may speak for that HostIP; a text that is no address is nobody's."""
+        """Say whether this caller may act for a HostIP; only administrators may for an invalid one."""
         try:
             address = ipaddress.ip_address(host_ip)
         except ValueError:
@@ -55,7 +54,7 @@ class Caller(NamedTuple):
 
 
 def parse_hosts(hosts: Iterable[str]) -> tuple[Network, ...]:
-    """Parse addresses and CIDRs; ValueError names the one that is neither."""
+    """Parse addresses and CIDRs; ValueError names the wrong one."""
     return tuple(_parse_host(host) for host in hosts)
 
 
@@ -74,7 +73,7 @@ def _checked_hosts(hosts: tuple[str, ...]) -> tuple[str, ...]:
 
 
 class Token(BaseModel):
-    """What the service keeps of a token: its hash, never itself."""
+    """A token as stored: its hash, not its secret."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -99,7 +98,7 @@ class _TokenFile(BaseModel):
 
 
 def new_token(role: Literal["admin", "host"], hosts: Sequence[str], note: str = "") -> tuple[str, Token]:
-    """Make a token of 256 random bits; return the secret, which is shown once, and what is kept."""
+    """Make a token of 256 random bits; return the secret, which is not stored, and the token."""
     secret = _PREFIX + secrets.token_urlsafe(_BYTES)
     created = datetime.now(UTC).isoformat(timespec="seconds")
     kept = {"id": secrets.token_hex(4), "sha256": _hash(secret), "role": role, "hosts": hosts}
@@ -107,12 +106,12 @@ def new_token(role: Literal["admin", "host"], hosts: Sequence[str], note: str = 
 
 
 def _hash(secret: str) -> str:
-    # No salt and no slow hash: the secret is 256 random bits, which nobody guesses or has in a table.
+    # The secret has 256 random bits: salt or a slow hash would add nothing.
     return hashlib.sha256(secret.encode("utf-8", "surrogateescape")).hexdigest()
 
 
 def read_tokens(path: Path) -> list[Token]:
-    """Read the file of tokens; OSError, or ValueError that names file and key."""
+    """Read the file of tokens; a ValueError names file and key."""
     try:
         return _TokenFile.model_validate(orjson.loads(path.read_bytes())).tokens
     except ValidationError as error:
@@ -122,7 +121,7 @@ def read_tokens(path: Path) -> list[Token]:
 
 
 def write_tokens(path: Path, tokens: Sequence[Token]) -> None:
-    """Replace the file of tokens as a whole; who may read it stays as it was, 0600 at first."""
+    """Replace the file of tokens atomically, with the owner and mode of the old one (0600 for a new one)."""
     text = orjson.dumps({"tokens": [each.model_dump() for each in tokens]}, option=orjson.OPT_INDENT_2)
     handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}-")
     try:
@@ -139,7 +138,7 @@ def write_tokens(path: Path, tokens: Sequence[Token]) -> None:
 
 @contextlib.contextmanager
 def locked(path: Path) -> Iterator[None]:
-    """Keep other commands from changing the file of tokens meanwhile."""
+    """Lock the file of tokens against other commands."""
     directory = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
     try:
         fcntl.flock(directory, fcntl.LOCK_EX)
@@ -149,7 +148,7 @@ def locked(path: Path) -> Iterator[None]:
 
 
 def _like(path: Path, descriptor: int) -> None:
-    """Give an open file the owner and mode of the one that it replaces."""
+    """Give an open file the owner and mode of the file at a path."""
     try:
         old = path.stat()
     except FileNotFoundError:
@@ -160,7 +159,7 @@ def _like(path: Path, descriptor: int) -> None:
 
 
 class Tokens:
-    """The tokens in a file, which is read again whenever it was changed."""
+    """The tokens of a file, which is read again after a change."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
@@ -169,7 +168,7 @@ class Tokens:
         self._load(self._stamp())
 
     def find(self, secret: str) -> Caller | None:
-        """Return whose token this is."""
+        """Return the caller with this token."""
         self._refresh()
         return self._callers.get(_hash(secret))
 
@@ -200,7 +199,10 @@ class Tokens:
 
 
 def caller_of_certificate(der: bytes, admins: Sequence[str]) -> Caller:
-    """Return whom a verified client certificate names: its IP SANs are hosts, its subject may be an admin."""
+    """Return the caller of a verified client certificate.
+
+    Its IP SANs are the hosts; a subject in ``admins`` is an administrator.
+    """
     certificate = x509.load_der_x509_certificate(der)
     subject = certificate.subject.rfc4514_string()
     try:
@@ -212,11 +214,11 @@ def caller_of_certificate(der: bytes, admins: Sequence[str]) -> Caller:
     return Caller(f"certificate:{subject}", subject in admins, hosts)
 
 
-# ------------------------------------------------------------------------------------------------- gate
+# ---------------------------------------------------------------------------------------- authenticator
 
 
 class Gate:
-    """Tells callers by the methods that the operator switched on."""
+    """Authenticates callers by the enabled methods."""
 
     def __init__(self, methods: Sequence[str], tokens: Tokens | None, admins: Sequence[str]) -> None:
         self._methods = frozenset(methods)
@@ -224,9 +226,9 @@ class Gate:
         self._admins = tuple(admins)
 
     def admit(self, authorization: str | None, certificate: bytes | None, peer: str | None) -> Caller:
-        """Return who that is; AuthError when nothing that was shown is good here.
+        """Return the caller; raise AuthError without valid credentials.
 
-        A token that was shown must be good: a wrong one is an error even where others get in without.
+        A wrong token is an error even if ``open`` is enabled.
         """
         if authorization is not None and self._tokens is not None:
             return self._by_token(authorization, self._tokens)
@@ -247,7 +249,7 @@ class Gate:
 
 
 def _is_loopback(peer: str | None) -> bool:
-    """Say whether a peer is this machine: without credentials, only it may administrate."""
+    """Say whether a peer is this machine; without credentials only that is an administrator."""
     try:
         address = ipaddress.ip_address(peer or "")
     except ValueError:

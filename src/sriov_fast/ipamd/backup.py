@@ -1,4 +1,4 @@
-"""Everything as one JSON document, and back."""
+"""Export the whole store as one JSON document, and import it."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ from sriov_fast.ipamd.store import Rows, Store, Transaction, View, prefix_end
 
 
 class Sticky(Document):
-    """A free address that waits for a pod's interface since `released`, ms since 1970."""
+    """A free address reserved for a pod's interface since `released` (ms since 1970)."""
 
     pool: Name
     pod_id: PodId
@@ -50,7 +50,7 @@ class Backup(Document):
 
 
 async def rows(view: View, first: str, end: str) -> Rows:
-    """Return a span of any length."""
+    """Return all rows of a span, page by page."""
     found: Rows = []
     while True:
         _, (page,) = await view.fetch([], [(first, end, PAGE)])
@@ -61,16 +61,16 @@ async def rows(view: View, first: str, end: str) -> Rows:
 
 
 async def held(view: View, book: Book, network: str | None = None) -> list[dict[str, Any]]:
-    """Return the documents of all allocations, or of those in one network."""
+    """Return the documents of all allocations, or of one network."""
     span = Keys(book.generation).kind("own", network or "")
     return [unpack_own(value)[0] for _, value in await rows(view, *span)]
 
 
 async def export(view: View) -> dict[str, Any]:
-    """Return everything at one moment."""
+    """Return the backup of one snapshot of the store."""
     (root,), _ = await view.fetch([ROOT])
     book = await read_book(view, root or NO_ROOT)
-    if book is None:  # within one moment the root's document is there
+    if book is None:  # a consistent view has the root's document
         raise Conflict("config: is incomplete")
     pools = {ident: name for name, ident in book.idents.items()}
     texts = {shape.ident: shape.text for net in book.nets.values() for shape in net.pools}
@@ -86,7 +86,7 @@ async def export(view: View) -> dict[str, Any]:
 
 
 class _Records:
-    """The records of a backup, in a generation of their own."""
+    """The records of a backup, in a new generation."""
 
     def __init__(self, document: Backup, idents: Mapping[str, str], generation: str) -> None:
         self.keys = Keys(generation)
@@ -150,7 +150,7 @@ class _Records:
 
 
 class _Swap:
-    """The transaction that puts another generation of records in force."""
+    """The transaction that activates another generation of records."""
 
     def __init__(
         self, old: Book, says: dict[str, Any], stay: Mapping[tuple[str, str, str], Allocation] | None
@@ -160,7 +160,7 @@ class _Swap:
     async def __call__(self, tx: Transaction) -> None:
         (root,), _ = await tx.fetch([ROOT])
         if root is not None and unpack(root) == self.says:
-            return  # committed before, though nobody could say so
+            return  # the commit of an earlier attempt succeeded
         if (root or NO_ROOT) != self.old.root:
             raise Conflict("config: was changed during the import")
         if self.stay is not None:
@@ -168,7 +168,7 @@ class _Swap:
         tx.put(ROOT, pack(self.says))
 
     async def _check(self, tx: Transaction, stay: Mapping[tuple[str, str, str], Allocation]) -> None:
-        """Refuse to drop or change what is held."""
+        """Refuse to drop or change an allocation."""
         tx.unchanged(*Keys(self.old.generation).kind("own"))
         lost = []
         for document in await held(tx, self.old):
@@ -181,7 +181,7 @@ class _Swap:
 
 
 async def load(store: Store, registry: Registry, document: Mapping[str, Any], *, replace: bool) -> None:
-    """Put a backup in the place of everything, if it is right as a whole."""
+    """Replace the contents of the store by a valid backup."""
     backup = await asyncio.to_thread(parse, Backup, document)
     idents = {it.name: token() for it in backup.config.pools}
     generation = token()
@@ -193,7 +193,7 @@ async def load(store: Store, registry: Registry, document: Mapping[str, Any], *,
     await store.write(sorted(records.found.items()))
     try:
         await store.run(_Swap(old, says, stay))
-    except Conflict:  # of other errors nobody can say whether the new one is in force
+    except Conflict:  # after other errors the new one may be active
         await _drop(store, registry, generation, named["document"])
         raise
     await registry.reload()

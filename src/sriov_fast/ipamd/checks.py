@@ -1,4 +1,4 @@
-"""The checks of a configuration as a whole: each fault names the key and the value."""
+"""Checks of a whole configuration; each fault names the key and the value."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from itertools import pairwise
 from sriov_fast.ipamd.model import Assignment, Hosts, Pool, Sections
 from sriov_fast.ipamd.pools import Shape, default_range, holder, mac_bits
 
-MOST = 20  # faults that one refusal names
+MOST = 20  # faults in one error
 
 
 def faults(config: Sections) -> list[str]:
-    """Return what contradicts; the checks of one kind run only where those before found nothing."""
+    """Return the contradictions; each group of checks runs only if the groups before found none."""
     for check in (_names, _each_pool, _pools_together, _hosts, _assignments):
         found = [fault for fault, _ in zip(check(config), range(MOST), strict=False)]
         if found:
@@ -143,7 +143,7 @@ def _hosts(config: Sections) -> Iterator[str]:
 
 
 def _drawn(entry: Hosts, pools: dict[str, Pool]) -> Iterator[str]:
-    """Yield what is wrong with the pools that a host draws from."""
+    """Yield the faults of the pools of a host."""
     families: dict[int, str] = {}
     if not entry.hosts or not entry.pools:
         yield f"{'pools' if entry.hosts else 'hosts'}: is empty"
@@ -183,7 +183,7 @@ def _assignments(config: Sections) -> Iterator[str]:
 
 
 def _assigned(it: Assignment, shapes: dict[tuple[str, int], list[Shape]]) -> Iterator[str]:
-    """Yield what is wrong with one assignment."""
+    """Yield the faults of one assignment."""
     if not it.ips and it.mac is None and it.vlan is None and it.vf is None:
         yield "assigns nothing: give ips, mac, vlan or vf"
     versions = [ip_address(text).version for text in it.ips]
@@ -204,7 +204,7 @@ def _assigned(it: Assignment, shapes: dict[tuple[str, int], list[Shape]]) -> Ite
 
 
 def _placed(it: Assignment, text: str, shape: Shape) -> Iterator[str]:
-    """Yield what is wrong with an assigned address in its pool."""
+    """Yield the faults of an assigned address in its pool."""
     address, pool = int(ip_address(text)), shape.pool
     first, last = default_range(shape.subnet)
     if address == shape.gateway:
@@ -218,7 +218,7 @@ def _placed(it: Assignment, text: str, shape: Shape) -> Iterator[str]:
 def _own_mac(
     it: Assignment, derived: set[str | None], shapes: dict[tuple[str, int], list[Shape]]
 ) -> Iterator[str]:
-    """Yield if an assigned MAC is one that a pool may derive for another address."""
+    """Yield a fault if a pool may derive an assigned MAC for another address."""
     if it.mac is None or it.mac in derived:
         return
     for version in (4, 6):

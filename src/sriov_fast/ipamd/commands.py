@@ -1,4 +1,4 @@
-"""What the commands of ``sriov-fast ipam`` do: over the API, or in the service's own files."""
+"""The commands of ``sriov-fast ipam``: over the API, or on the service's own files."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ _SECTIONS = ("networks", "pools", "hosts", "assignments")
 
 
 class CommandError(Exception):
-    """A command could not do what it should; the text says why."""
+    """A failed command; the text is the reason."""
 
 
 def main(name: str, args: argparse.Namespace) -> int:
@@ -47,7 +47,7 @@ def main(name: str, args: argparse.Namespace) -> int:
 
 
 class Remote:
-    """A service, asked over HTTP; whatever it refuses becomes a CommandError."""
+    """An HTTP client of the service; each refusal becomes a CommandError."""
 
     def __init__(self, args: argparse.Namespace) -> None:
         self._url = args.url.rstrip("/")
@@ -67,18 +67,18 @@ class Remote:
         self._client.close()
 
     def try_get(self, path: str) -> httpx.Response:
-        """Ask, and return whatever is answered."""
+        """Return the response to a GET, also an error."""
         return self._ask("GET", path)
 
     def get(self, path: str, **query: str | None) -> Json:
-        """Return an answer's JSON."""
+        """Return the JSON of a successful GET."""
         found: Json = self.ask(
             "GET", path, params={key: value for key, value in query.items() if value}
         ).json()
         return found
 
     def ask(self, method: str, path: str, **options: Any) -> httpx.Response:
-        """Ask, and return the answer if it is success."""
+        """Send a request, and return a successful response."""
         response = self._ask(method, path, **options)
         if not response.is_success:
             raise CommandError(_explanation(response))
@@ -118,7 +118,7 @@ def _explanation(response: httpx.Response) -> str:
 
 
 def _print_json(content: object) -> None:
-    # Not orjson: counts of IPv6 addresses are longer than 64 bits.
+    # Counts of IPv6 addresses exceed the 64 bits of orjson.
     import json
 
     print(json.dumps(content, indent=2, ensure_ascii=False))
@@ -156,7 +156,7 @@ def config_show(args: argparse.Namespace) -> None:
 
 
 def config_check(args: argparse.Namespace) -> None:
-    """Check a file as the service would."""
+    """Check a file like the service."""
     found = settings.read(args.file)
     config = settings.parse_config(found) or Config()
     counts = ", ".join(f"{len(getattr(config, section))} {section}" for section in _SECTIONS)
@@ -164,7 +164,7 @@ def config_check(args: argparse.Namespace) -> None:
 
 
 def config_apply(args: argparse.Namespace) -> None:
-    """Replace the configuration by a file's."""
+    """Replace the configuration by a file."""
     document = _read_document(args.file)
     document.pop("server", None)
     config = model.parse(Config, document)
@@ -190,7 +190,7 @@ def _read_document(path: Path) -> Json:
 
 
 def toml(document: Json) -> str:
-    """Write a configuration as TOML: tables of arrays on top, all else inline."""
+    """Return a configuration as TOML: arrays of tables at the top, inline values below."""
     lines: list[str] = []
     for section in _SECTIONS:
         for item in document.get(section, ()):
@@ -204,7 +204,7 @@ def _toml(value: Any) -> str:
     if isinstance(value, list):
         return "[" + ", ".join(map(_toml, value)) + "]"
     if isinstance(value, str):
-        # A JSON string is a TOML string, but for DEL, which TOML wants escaped.
+        # A JSON string is a TOML string, except that TOML escapes DEL.
         return orjson.dumps(value).decode().replace("\x7f", "\\u007f")
     return str(value).lower() if isinstance(value, bool) else str(value)
 
@@ -233,7 +233,7 @@ def items_list(args: argparse.Namespace) -> None:
 
 
 def _shown(value: Any) -> Any:
-    """Return ranges as they are given, all else as it is."""
+    """Return ranges as START-END, and other values unchanged."""
     if isinstance(value, list) and value and isinstance(value[0], dict):
         return [f"{each['start']}-{each['end']}" for each in value]
     return value
@@ -308,11 +308,11 @@ _CONTENT: dict[str, Callable[[argparse.Namespace], Json]] = {
 }
 
 
-# --------------------------------------------------------------------------------------- what is held
+# ---------------------------------------------------------------------------------------- allocations
 
 
 def allocations_list(args: argparse.Namespace) -> None:
-    """List what is held."""
+    """List the allocations."""
     with Remote(args) as remote:
         held = remote.get(f"{ipamd_api.ROOT}/allocations", network=args.network, host_ip=args.host)[
             "allocations"
@@ -333,7 +333,7 @@ def _ips(allocation: Json) -> list[str]:
 
 
 def allocations_release(args: argparse.Namespace) -> None:
-    """Release what an owner holds, on whichever host."""
+    """Release an owner's allocation, on any host."""
     owner = {key: getattr(args, key) for key in ("network", "container_id", "ifname")}
     with Remote(args) as remote:
         held = remote.get(f"{ipamd_api.ROOT}/allocations", network=args.network)["allocations"]
@@ -349,7 +349,7 @@ def allocations_release(args: argparse.Namespace) -> None:
 
 
 def export(args: argparse.Namespace) -> None:
-    """Print or write all that the service holds."""
+    """Print or write a backup of the service."""
     with Remote(args) as remote:
         content = remote.ask("GET", f"{ipamd_api.ROOT}/export").content
     if args.output is None:
@@ -359,7 +359,7 @@ def export(args: argparse.Namespace) -> None:
 
 
 def load(args: argparse.Namespace) -> None:
-    """Take over an export."""
+    """Import a backup."""
     content = sys.stdin.buffer.read() if str(args.file) == "-" else args.file.read_bytes()
     headers = {"content-type": ipamd_api.JSON}
     query = {"replace": "true"} if args.replace else {}
@@ -371,7 +371,7 @@ def load(args: argparse.Namespace) -> None:
 
 
 def status(args: argparse.Namespace) -> int:
-    """Say whether the service is ready, and how full its pools are."""
+    """Print whether the service is ready, and the use of its pools."""
     with Remote(args) as remote:
         ready = remote.try_get(ipamd_api.READY)
         pools = remote.get(f"{ipamd_api.ROOT}/usage")["pools"] if ready.is_success else []
@@ -386,7 +386,7 @@ def status(args: argparse.Namespace) -> int:
 
 
 def _write(path: Path, content: bytes) -> None:
-    """Write a file that others may not read, whole or not at all."""
+    """Replace a file atomically, with mode 0600."""
     handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}-")
     try:
         with os.fdopen(handle, "wb") as file:

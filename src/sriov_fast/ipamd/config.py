@@ -11,7 +11,7 @@ from sriov_fast.ipamd.model import Sections
 
 
 class Config(Sections):
-    """The whole configuration; it is valid as a whole or refused."""
+    """The whole configuration, checked across its items."""
 
     @model_validator(mode="after")
     def _whole(self) -> Self:

@@ -1,4 +1,4 @@
-"""The configuration in the store: documents that never change, and the root that names one."""
+"""The configuration in the store: immutable documents, and the root record that names the active one."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ from sriov_fast.ipamd.snapshot import Book, Net, nets
 from sriov_fast.ipamd.store import Store, Transaction, View, prefix_end
 
 PART = 512 * 1024  # bytes of a document in one record; etcd takes 1.5 MiB a request
-PAGE = 1000  # records that are read at once
-NAMED = 5  # allocations that a refusal names
+PAGE = 1000  # records in one read
+NAMED = 5  # allocations in one error
 TRIES = 20
 
 
 def token() -> str:
-    """Return a name that nothing had before."""
+    """Return a unique name."""
     return uuid.uuid4().hex
 
 
@@ -35,7 +35,7 @@ def _document(name: str) -> tuple[str, str]:
 
 
 class Registry:
-    """Reads the configuration in force, and replaces it."""
+    """Reads and replaces the active configuration."""
 
     def __init__(self, store: Store) -> None:
         self._store = store
@@ -43,11 +43,11 @@ class Registry:
         self._loading = asyncio.Lock()
 
     async def book(self) -> Book:
-        """Return the configuration as it was when last looked at; transactions compare its root."""
+        """Return the cached configuration; transactions compare its root."""
         return self._book or await self.reload()
 
     async def reload(self, known: Book | None = None) -> Book:
-        """Return the configuration in force now; if only `known` is stale, what is cached will do."""
+        """Return the active configuration; the cached one if that is newer than `known`."""
         async with self._loading:
             if known is not None and self._book is not None and self._book.root != known.root:
                 return self._book
@@ -59,7 +59,7 @@ class Registry:
         raise Unavailable("config: changes faster than it can be read")
 
     async def _read(self, view: View) -> Book | None:
-        """Return the configuration; none if it was replaced just now."""
+        """Return the configuration; None after a concurrent replacement."""
         (found,), _ = await view.fetch([ROOT])
         root = found or NO_ROOT
         if self._book is not None and self._book.root == root:
@@ -69,7 +69,7 @@ class Registry:
     async def prepare(
         self, config: Config, idents: Mapping[str, str], epochs: Mapping[str, str]
     ) -> dict[str, Any]:
-        """Write the configuration beside the one in force; return what the root is to say of it."""
+        """Write an inactive configuration; return its part of the root record."""
         body = {"config": config.document(), "idents": dict(idents), "epochs": dict(epochs)}
         packed = zlib.compress(orjson.dumps(body))
         parts = [packed[at : at + PART] for at in range(0, len(packed), PART)]
@@ -79,12 +79,12 @@ class Registry:
         return {"document": name, "parts": len(parts)}
 
     async def forget(self, name: str) -> None:
-        """Delete a configuration that is not in force."""
+        """Delete an inactive configuration."""
         if name:
             await self._store.wipe(*_document(name))
 
     async def configure(self, config: Config, revision: str | None) -> Book:
-        """Replace the configuration, if it still has this revision."""
+        """Replace the configuration of this revision."""
         for _ in range(TRIES):
             old = await self.reload()
             if revision is not None and revision != str(old.revision):
@@ -94,7 +94,7 @@ class Registry:
             change = _Change(old, named, [it for it in old.idents.values() if it not in idents.values()])
             try:
                 done = await self._store.run(change)
-            except Conflict:  # of other errors nobody can say whether the new one is in force
+            except Conflict:  # after other errors the new one may be active
                 await self.forget(named["document"])
                 raise
             if done:
@@ -103,7 +103,7 @@ class Registry:
         raise Unavailable("config: others change it all the time")
 
     async def _clean(self, old: Book, change: _Change) -> Book:
-        """Delete what the new configuration does not need, and return it."""
+        """Delete the records of the old configuration, and return the new one."""
         await self.forget(root_says(old)["document"])
         keys = Keys(old.generation)
         for ident in change.gone:
@@ -113,13 +113,13 @@ class Registry:
 
 
 def root_says(book: Book) -> dict[str, Any]:
-    """Return what the root record says of a configuration."""
+    """Return the root record of a configuration."""
     found: dict[str, Any] = unpack(book.root)
     return found
 
 
 async def read_book(view: View, root: bytes) -> Book | None:
-    """Return the configuration that a root names; none if it is not there any more."""
+    """Return the configuration that a root names; None if it was deleted."""
     says = unpack(root)
     config, idents, epochs = Config(), {}, {}
     if says["document"]:
@@ -138,7 +138,7 @@ def shapes(found: Mapping[str, Net]) -> Iterator[Shape]:
 
 
 def new_epochs(old: Book, config: Config, idents: Mapping[str, str]) -> dict[str, str]:
-    """Return the epochs of the pools: those that give the same addresses as before keep theirs."""
+    """Return the epochs of the pools: a pool with the same addresses as before keeps its epoch."""
     before = {shape.ident: shape for shape in shapes(old.nets)}
     new = str(old.revision + 1)
     return {
@@ -148,7 +148,7 @@ def new_epochs(old: Book, config: Config, idents: Mapping[str, str]) -> dict[str
 
 
 def keep_idents(old: Book, config: Config) -> dict[str, str]:
-    """Return the pools' names in the store: a pool with another network or subnet is another pool."""
+    """Return the pools' names in the store: a new network or subnet makes a new pool."""
     before = {it.name: (it.network, it.subnet) for it in old.config.pools}
     return {
         it.name: old.idents[it.name] if before.get(it.name) == (it.network, it.subnet) else token()
@@ -157,16 +157,16 @@ def keep_idents(old: Book, config: Config) -> dict[str, str]:
 
 
 class _Change:
-    """The transaction that puts a configuration in force, unless it would orphan what is held."""
+    """The transaction that activates a configuration, unless an allocation would lose its pool."""
 
     def __init__(self, old: Book, named: dict[str, Any], gone: list[str]) -> None:
         self.old, self.named, self.gone = old, named, gone
 
     async def __call__(self, tx: Transaction) -> bool:
-        """Say whether the old configuration was in force, and so the new one is."""
+        """Activate the new configuration; False if the old one was not active."""
         (found,), _ = await tx.fetch([ROOT])
         if found is not None and unpack(found)["document"] == self.named["document"]:
-            return True  # committed before, though nobody could say so
+            return True  # the commit of an earlier attempt succeeded
         if (found or NO_ROOT) != self.old.root:
             return False
         held = [name for ident in self.gone for name in await self._held(tx, ident)]
@@ -179,7 +179,7 @@ class _Change:
         return True
 
     async def _held(self, tx: Transaction, ident: str) -> list[str]:
-        """Name some of what is held in a pool, and see that it stays as it is."""
+        """Return some allocations of a pool; the commit fails if another is added."""
         first, end = Keys(self.old.generation).kind("addr", ident)
         tx.unchanged(first, end)
         pool = next(name for name, it in self.old.idents.items() if it == ident)

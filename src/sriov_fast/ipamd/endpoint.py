@@ -32,30 +32,30 @@ class Pools(Document):
 
 
 class Allocations(Document):
-    """What is held."""
+    """Allocations."""
 
     allocations: Some[Allocation]
 
 
 def reply(content: object, status: int = 200, headers: dict[str, str] | None = None) -> Response:
-    """Return JSON. Counts of IPv6 addresses are long, which not every encoder knows."""
+    """Return a JSON response; counts of IPv6 addresses exceed the 64 bits of orjson."""
     return Response(pydantic_core.to_json(content), status, headers, ipamd_api.JSON)
 
 
 def service_of(request: Request) -> Service:
-    """Return the service that the application serves."""
+    """Return the address service of the application."""
     service: Service = request.app.state.service
     return service
 
 
 def caller_of(request: Request) -> Caller:
-    """Return who sent a request."""
+    """Return the caller of a request."""
     caller: Caller = request.state.caller
     return caller
 
 
 def act_for(request: Request, host_ip: str) -> None:
-    """Refuse a caller that may not speak for this host."""
+    """Refuse a caller that may not act for this host."""
     caller = caller_of(request)
     middleware.note(host_ip=host_ip)
     if not caller.may_act_for(host_ip):
@@ -63,7 +63,7 @@ def act_for(request: Request, host_ip: str) -> None:
 
 
 async def administrate(request: Request) -> None:
-    """Refuse all but administrators."""
+    """Refuse a caller that is no administrator."""
     caller = caller_of(request)
     if not caller.admin:
         raise Forbidden(f"{caller.name} is no administrator")

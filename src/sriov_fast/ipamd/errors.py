@@ -1,4 +1,4 @@
-"""What the address service refuses, each with the kind and the HTTP status that its clients see."""
+"""The errors of the address service, each with its kind and its HTTP status."""
 
 # ruff: noqa: N818 - the names are the API's kinds of errors
 from __future__ import annotations
@@ -7,7 +7,7 @@ from sriov_fast import ipamd_api
 
 
 class ServiceError(Exception):
-    """A refusal: `kind` is for programs, `status` is HTTP's, `detail` names the key and the value."""
+    """An error of the API: `kind` is for programs, `detail` names the key and the value."""
 
     kind = ipamd_api.UNAVAILABLE
     status = ipamd_api.STATUS[kind]
@@ -18,14 +18,14 @@ class ServiceError(Exception):
 
 
 class Invalid(ServiceError):
-    """A request or a configuration that cannot be right."""
+    """An invalid request or configuration."""
 
     kind = ipamd_api.INVALID
     status = ipamd_api.STATUS[kind]
 
 
 class Forbidden(ServiceError):
-    """The caller may not do this, or not for this host."""
+    """The caller lacks the right, or has it for other hosts."""
 
     kind = ipamd_api.FORBIDDEN
     status = ipamd_api.STATUS[kind]
@@ -60,14 +60,14 @@ class Exhausted(ServiceError):
 
 
 class Conflict(ServiceError):
-    """The request contradicts what is held: another owner, another pod or host, or a stale revision."""
+    """The request contradicts the allocations or the revision of the configuration."""
 
     kind = ipamd_api.CONFLICT
     status = ipamd_api.STATUS[kind]
 
 
 class Unavailable(ServiceError):
-    """The store cannot be reached, cannot write, or is too busy: to be tried again."""
+    """Temporary failure of the store; the client should retry."""
 
     kind = ipamd_api.UNAVAILABLE
     status = ipamd_api.STATUS[kind]

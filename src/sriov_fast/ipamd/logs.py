@@ -1,4 +1,4 @@
-"""Structured logs: one line an event, JSON or logfmt, on stderr, for the library code below us as well."""
+"""Structured logs on stderr: one line an event, JSON or logfmt, libraries included."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from sriov_fast.log import quote
 
 LOGGER = "sriov_fast.ipamd"
 _LONGEST = 20_000  # characters of a value in logfmt: enough for a traceback
-# What a record has of its own; all else came in through ``extra``.
+# Standard attributes of a record; all others are from ``extra``.
 _STANDARD = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "color_message", "taskName"}
 
 
 def configure(level: str, style: str) -> None:
-    """Send all logs to stderr, from ``level`` on, in ``style`` (json, logfmt)."""
+    """Send all logs of at least ``level`` to stderr, in ``style`` (json, logfmt)."""
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(Formatter(style))
     root = logging.getLogger()
@@ -30,17 +30,17 @@ def configure(level: str, style: str) -> None:
         logger.handlers.clear()
         logger.propagate = True
         logger.setLevel(max(logging.WARNING, root.level))
-    # One line a request comes from us, and knows who asked.
+    # The middleware logs each request with its caller.
     access = logging.getLogger("uvicorn.access")
     access.handlers.clear()
     access.propagate = False
-    # HTTP clients below us (a store's) tell every request at info.
+    # HTTP clients log each request at level info.
     for name in ("httpx", "httpcore", "asyncio"):
         logging.getLogger(name).setLevel(max(logging.WARNING, root.level))
 
 
 class Formatter(logging.Formatter):
-    """Makes one line of a record and its ``extra`` fields."""
+    """Formats a record and its ``extra`` fields as one line."""
 
     def __init__(self, style: str) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""What Prometheus reads: requests, allocations, how full the pools are, and whether the store answers."""
+"""Prometheus metrics: requests, allocations, use of the pools, state of the store."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ _METHODS = frozenset(("GET", "POST", "PUT", "DELETE", "HEAD", "OPTIONS", "PATCH"
 
 
 class Usage(Protocol):
-    """How full one pool is."""
+    """The use of one pool."""
 
     network: str
     name: str
@@ -37,7 +37,7 @@ class Usage(Protocol):
 
 
 class _Pools(Collector):
-    """Gauges of pools; they are as the last scrape found them, and gone when the store does not answer."""
+    """Gauges of the pools, refreshed by each scrape; without samples if the store does not answer."""
 
     def __init__(self) -> None:
         self.usage: list[Usage] = []
@@ -58,7 +58,7 @@ class _Pools(Collector):
 
 
 class Metrics:
-    """All metrics of one service, in a registry of its own."""
+    """All metrics of one service, in their own registry."""
 
     def __init__(self) -> None:
         disable_created_metrics()  # type: ignore[no-untyped-call] # a second series for each counter
@@ -113,11 +113,11 @@ class Metrics:
         self._reloads.labels(result).inc()
 
     def certificate_ends(self, when: float) -> None:
-        """Note when the server's certificate ends."""
+        """Set the expiry of the server's certificate."""
         self._expiry.set(when)
 
     def render(self, usage: Iterable[Any] | None) -> bytes:
-        """Return the exposition; ``usage`` is None when the store does not answer."""
+        """Return the metrics in text format; ``usage`` is None if the store does not answer."""
         self._up.set(usage is not None)
         self._pools.usage = list(usage or ())
         return generate_latest(self._registry)

@@ -1,6 +1,6 @@
-"""What every request passes before the API sees it: the log and the metrics, limits, and who it is.
+"""ASGI middleware: request log and metrics, authentication, and limits of requests.
 
-Plain ASGI, because all of this comes before the body is read: whoever has no credentials sends us none.
+It is plain ASGI because it runs before the body is read. A request without credentials is refused unread.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
 App = Callable[[MutableMapping[str, Any], Receive, Send], Awaitable[None]]
 
-# Paths that need no credentials and no free place: who watches us must see us also under load.
+# Paths without credentials and limits, so that monitoring works under load.
 PROBES = frozenset(("/healthz", "/readyz", "/metrics"))
 PUBLIC = PROBES | {"/v1/openapi.json"}
 CLOSE = {"connection": "close"}
@@ -35,7 +35,7 @@ log = logging.getLogger(LOGGER)
 
 
 class Limits(NamedTuple):
-    """Bounds of one request: bytes, and seconds."""
+    """The number of concurrent requests, and the limits of one request in bytes and seconds."""
 
     requests: int
     body: int
@@ -45,7 +45,7 @@ class Limits(NamedTuple):
 
 
 class Event:
-    """What the log and the metrics say of a request; whoever serves it adds to it."""
+    """The facts of a request for the log and the metrics; the endpoint adds fields."""
 
     def __init__(self) -> None:
         self.status = 0
@@ -57,12 +57,12 @@ _EVENT: contextvars.ContextVar[Event] = contextvars.ContextVar("event")
 
 
 def note(**fields: object) -> None:
-    """Add fields to the log line of the request that runs."""
+    """Add fields to the log line of the current request."""
     _EVENT.get().fields.update(fields)
 
 
 def refuse(status: int, kind: str, detail: str, **more: Any) -> Response:
-    """Return a problem document, and let log and metrics know of it."""
+    """Return a problem document, and note it for the log and the metrics."""
     event = _EVENT.get()
     event.kind = kind
     event.fields["detail"] = detail
@@ -70,7 +70,7 @@ def refuse(status: int, kind: str, detail: str, **more: Any) -> Response:
 
 
 class Observe:
-    """The outermost layer: one log line and the counts of every request, and an answer whatever happens."""
+    """The outermost layer: log and metrics of every request, and an answer to unexpected errors."""
 
     def __init__(self, app: App, metrics: Metrics) -> None:
         self._app = app
@@ -128,7 +128,7 @@ class Observe:
 
 
 def _level(scope: MutableMapping[str, Any], status: int) -> int:
-    """Probes and reads are many and say little; what failed on our side says most."""
+    """Return the log level: probes and successful reads are debug, errors of the service are warnings."""
     if status >= 500 and scope["path"] not in PROBES:
         return logging.WARNING
     if scope["method"] in ("GET", "HEAD") and status < 400:
@@ -137,11 +137,11 @@ def _level(scope: MutableMapping[str, Any], status: int) -> int:
 
 
 class _ClientGoneError(Exception):
-    """The client is gone, or too slow to be served."""
+    """The client disconnected, or reads too slowly."""
 
 
 class Admit:
-    """The second layer: a place among those that run, credentials, and bounds for body and answer."""
+    """The second layer: the limit of concurrent requests, credentials, limits of body and answer."""
 
     def __init__(self, app: App, gate: Gate, limits: Limits) -> None:
         self._app = app
@@ -190,7 +190,10 @@ def _header(headers: Iterable[tuple[bytes, bytes]], name: bytes) -> str | None:
 
 
 class BodyError(HTTPException):
-    """The body is too long, or did not come in time. An HTTPException, which the framework lets through."""
+    """The body is too long or too late.
+
+    Only an HTTPException passes through the framework unchanged.
+    """
 
     def __init__(self, status: int, kind: str, text: str) -> None:
         super().__init__(status, text, CLOSE)
@@ -198,7 +201,7 @@ class BodyError(HTTPException):
 
 
 class _Body:
-    """``receive``, bounded: all of the body within so many seconds and bytes."""
+    """An ASGI ``receive`` with limits of the whole body in seconds and bytes."""
 
     def __init__(self, receive: Receive, size: int, seconds: float) -> None:
         self._receive = receive
@@ -209,7 +212,7 @@ class _Body:
         self._complete = False
 
     async def __call__(self) -> Message:
-        """Return the next piece; once all is there, wait for the client to go, however long that takes."""
+        """Return the next message; after the body the only one is the disconnect, without a time limit."""
         if self._complete:
             return await self._receive()
         try:
@@ -227,7 +230,7 @@ class _Body:
 
 
 def _bounded(send: Send, seconds: float) -> Send:
-    """Return ``send``, which gives up on a client that does not read its answer."""
+    """Return an ASGI ``send`` that fails if the client does not read in time."""
 
     async def bounded(message: Message) -> None:
         try:

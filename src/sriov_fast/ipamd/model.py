@@ -1,4 +1,4 @@
-"""The documents of the address service: what is asked, what is answered, and the configuration."""
+"""The documents of the address service: requests, replies and sections of the configuration."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from pydantic import (
 
 from sriov_fast.ipamd.errors import Invalid
 
-GRACE = 300  # seconds for which a released address waits for its pod
+GRACE = 300  # seconds for which a released address stays reserved for its pod
 LOCAL, MULTICAST = 2, 1  # bits of a MAC's first octet
 
 _MAC = re.compile(r"[0-9a-f]{2}(:[0-9a-f]{2}){5}")
@@ -26,7 +26,7 @@ _MAC_PREFIX = re.compile(r"[0-9a-f]{2}(:[0-9a-f]{2}){0,4}")
 
 
 def canonical_ip(text: str) -> str:
-    """Return an address as the service writes it; IPv4 in IPv6's clothes becomes IPv4."""
+    """Return an address in canonical form; an IPv4-mapped IPv6 address becomes IPv4."""
     try:
         address = ip_address(text)
     except ValueError:
@@ -36,7 +36,7 @@ def canonical_ip(text: str) -> str:
 
 
 def canonical_network(text: str) -> str:
-    """Return a network in CIDR form; bits below the prefix are refused."""
+    """Return a network in CIDR form; host bits are an error."""
     try:
         return str(ip_network(text))
     except ValueError as error:
@@ -79,7 +79,7 @@ def canonical_mac_prefix(text: str) -> str:
 
 
 _IP = [{"format": "ipv4"}, {"format": "ipv6"}]
-_CIDR = {"format": "cidr"}  # JSON Schema has no name for it; this says what is meant
+_CIDR = {"format": "cidr"}  # JSON Schema has no format for a CIDR
 
 Address = Annotated[
     str,
@@ -109,7 +109,7 @@ Mac = Annotated[str, Field(max_length=17), AfterValidator(canonical_mac)]
 MacPrefix = Annotated[str, Field(max_length=14), AfterValidator(canonical_mac_prefix)]
 Name = Annotated[str, Field(max_length=128, pattern=r"^[A-Za-z0-9][A-Za-z0-9_.\-]*$")]
 ContainerId = Annotated[str, Field(max_length=256, pattern=r"^[A-Za-z0-9][A-Za-z0-9_.\-]*$")]
-# White space is written out: what reads the API's description may have another mind about it than we.
+# White space is listed explicitly: regular expressions disagree about \\s.
 Ifname = Annotated[str, Field(min_length=1, max_length=15, pattern=r"^[^/:\x00-\x20\x7f-\xa0]+$")]
 PodId = Annotated[str, Field(max_length=512, pattern=r"^[^\x00-\x1f]*$")]
 Lease = Annotated[str, Field(max_length=64, pattern=r"^[A-Za-z0-9_\-]*$")]
@@ -122,12 +122,12 @@ Some = Annotated[tuple[T, ...], Field(strict=False)]  # JSON and TOML have lists
 
 
 class Document(BaseModel):
-    """What all documents share: exact types, no unknown keys, no changes."""
+    """The base of all documents: strict types, no unknown keys, immutable."""
 
     model_config = ConfigDict(strict=True, frozen=True, extra="forbid")
 
     def document(self) -> dict[str, Any]:
-        """Return plain JSON types without what is not set."""
+        """Return plain JSON types without defaults."""
         return self.model_dump(mode="json", exclude_none=True, exclude_defaults=True)
 
 
@@ -156,7 +156,7 @@ class Route(Document):
 
 
 class Dns(Document):
-    """What the runtime writes in the pod's resolv.conf."""
+    """The contents of the pod's resolv.conf."""
 
     nameservers: Some[Address] = ()
     domain: Text = ""
@@ -165,7 +165,7 @@ class Dns(Document):
 
 
 class Extra(Document):
-    """What overrides the arguments of the plugin."""
+    """Values that override the arguments of the plugin."""
 
     vf: Vf | None = None
     vlan: Vlan | None = None
@@ -173,7 +173,7 @@ class Extra(Document):
 
 
 class Allocation(Document):
-    """What an owner holds; `lease` is a name that no other allocation ever has."""
+    """The addresses of an owner; `lease` is unique to this allocation."""
 
     network: Name
     container_id: ContainerId
@@ -188,7 +188,7 @@ class Allocation(Document):
 
 
 class Leased(Document):
-    """Who holds something, and its lease."""
+    """An owner within a network, and the lease of its allocation."""
 
     container_id: ContainerId
     ifname: Ifname
@@ -196,7 +196,7 @@ class Leased(Document):
 
 
 class Network(Document):
-    """A network; for `grace` seconds a released address waits for its pod."""
+    """A network; a released address stays reserved for its pod for `grace` seconds."""
 
     name: Name
     grace: Annotated[int, Field(ge=0, le=10**9)] = GRACE
@@ -210,7 +210,7 @@ class Range(Document):
 
 
 class Pool(Document):
-    """Addresses of one subnet; without `ranges` all that a host may have, the gateway never."""
+    """Addresses of one subnet; without `ranges` all host addresses. The gateway is excluded."""
 
     name: Name
     network: Name
@@ -224,7 +224,7 @@ class Pool(Document):
 
 
 class Hosts(Document):
-    """Which hosts draw from which pools, one of a family; the longest prefix wins."""
+    """The pools of hosts, one for each address family; the longest prefix wins."""
 
     network: Name
     hosts: Some[HostCidr]
@@ -232,7 +232,7 @@ class Hosts(Document):
 
 
 class Assignment(Document):
-    """What one pod always gets, and nobody else; with `hosts`, on these HostIPs alone."""
+    """Values reserved for one pod; with `hosts`, on these HostIPs only."""
 
     network: Name
     pod_id: Annotated[PodId, Field(min_length=1)]
@@ -244,7 +244,7 @@ class Assignment(Document):
 
 
 class Sections(Document):
-    """The sections of a configuration, each item valid for itself."""
+    """The sections of a configuration, without checks across items."""
 
     networks: Some[Network] = ()
     pools: Some[Pool] = ()
@@ -253,7 +253,7 @@ class Sections(Document):
 
 
 class PoolUse(Document):
-    """How many addresses of a pool are taken; those of fixed assignments always are."""
+    """The use of a pool; addresses of fixed assignments count as used."""
 
     name: Name
     network: Name = "-"
@@ -265,7 +265,7 @@ D = TypeVar("D", bound=Document)
 
 
 def parse(kind: type[D], document: object) -> D:
-    """Return a document from plain JSON or TOML types, or raise `Invalid` that names keys and values."""
+    """Return a document from plain JSON or TOML types; `Invalid` names keys and values."""
     try:
         return kind.model_validate(document)
     except ValidationError as error:

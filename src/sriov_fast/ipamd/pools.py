@@ -1,4 +1,4 @@
-"""The configuration as arithmetic: which addresses a pool has, who draws from it, what is fixed."""
+"""The address arithmetic of pools: ranges, shards, MACs."""
 
 from __future__ import annotations
 
@@ -9,34 +9,34 @@ from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_add
 
 from sriov_fast.ipamd.model import Pool
 
-LANES = 64  # a pool's addresses are dealt to so many lanes, so that as many clients do not meet in one record
+LANES = 64  # a pool's addresses are split into shards, to reduce conflicts of concurrent clients
 
 
 def default_range(subnet: IPv4Network | IPv6Network) -> tuple[int, int]:
-    """Return the first and the last address that a host may have in a subnet."""
+    """Return the first and the last host address of a subnet."""
     first, last = int(subnet.network_address), int(subnet.broadcast_address)
-    if subnet.num_addresses <= 2:  # RFC 3021, RFC 6164: both ends of a link are hosts
+    if subnet.num_addresses <= 2:  # RFC 3021, RFC 6164: both addresses are hosts
         return first, last
     return (first + 1, last - 1) if subnet.version == 4 else (first + 1, last)
 
 
 def mac_bits(prefix: str) -> int:
-    """Return how many bits a MAC prefix leaves."""
+    """Return the number of bits below a MAC prefix."""
     return 48 - 8 * len(prefix.split(":"))
 
 
 def make_mac(prefix: str, offset: int) -> str:
-    """Return the MAC of the address with this offset in its subnet."""
+    """Return the MAC of an address by its offset in the subnet."""
     octets = mac_bits(prefix) // 8
     return ":".join([prefix, *(f"{octet:02x}" for octet in offset.to_bytes(octets, "big"))])
 
 
 @dataclass(frozen=True)
 class Shape:
-    """A pool as numbers; `ident` names this incarnation of it in the store.
+    """The addresses of a pool as integers; `ident` is the pool's name in the store.
 
-    `epoch` is another one each time that other addresses may be given than before, also if they are the same
-    again as once: what was given back in between may be forgotten.
+    `epoch` is new after each change of the usable addresses, also after a change back to earlier ones: the
+    store does not keep the addresses that were released in between.
     """
 
     ident: str
@@ -51,7 +51,7 @@ class Shape:
 
     @cached_property
     def base(self) -> int:
-        """Return the subnet's own address."""
+        """Return the network address."""
         return int(self.subnet.network_address)
 
     @cached_property
@@ -61,7 +61,7 @@ class Shape:
 
     @cached_property
     def ranges(self) -> tuple[tuple[int, int], ...]:
-        """Return the ranges in order, ends included."""
+        """Return the sorted ranges, ends included."""
         given = ((int(ip_address(it.start)), int(ip_address(it.end))) for it in self.pool.ranges)
         return tuple(sorted(given)) or (default_range(self.subnet),)
 
@@ -76,18 +76,18 @@ class Shape:
 
     @cached_property
     def total(self) -> int:
-        """Return how many addresses the ranges have, without the gateway."""
+        """Return the number of addresses in the ranges, without the gateway."""
         size = sum(end - start + 1 for start, end in self.ranges)
         return size - (self.gateway is not None and self.inside(self.gateway))
 
     @cached_property
     def reserved_inside(self) -> int:
-        """Return how many fixed assignments take an address of the ranges."""
+        """Return the number of addresses in the ranges that fixed assignments reserve."""
         return sum(map(self.inside, self.reserved))
 
     @cached_property
     def lanes(self) -> tuple[int, ...]:
-        """Return the lanes that have an address."""
+        """Return the shards with at least one address."""
         found: set[int] = set()
         for start, end in self.ranges:
             found.update(address % LANES for address in range(start, min(end, start + LANES - 1) + 1))
@@ -96,21 +96,21 @@ class Shape:
         return tuple(sorted(found))
 
     def same(self, other: Shape) -> bool:
-        """Whether the same addresses may be given, of the same incarnation of a pool."""
+        """Say whether both have the same name in the store and the same usable addresses."""
         mine, its = ((it.ident, it.ranges, it.gateway, it.reserved) for it in (self, other))
         return mine == its
 
     def inside(self, address: int) -> bool:
-        """Whether an address is in a range."""
+        """Say whether an address is in a range."""
         at = bisect_left(self._ends, address)
         return at < len(self.ranges) and self.ranges[at][0] <= address
 
     def usable(self, address: int) -> bool:
-        """Whether an address may be given to anyone."""
+        """Say whether an address may be allocated to any pod."""
         return address != self.gateway and address not in self.reserved and self.inside(address)
 
     def next(self, lane: int, cursor: int) -> int | None:
-        """Return the first address of the lane behind the cursor that may be given to anyone."""
+        """Return the first usable address of a shard after the cursor."""
         start = cursor + 1
         for at in range(bisect_left(self._ends, start), len(self.ranges)):
             first, end = self.ranges[at]
@@ -127,12 +127,12 @@ class Shape:
         return str(IPv4Address(address) if self.version == 4 else IPv6Address(address))
 
     def mac(self, address: int) -> str | None:
-        """Return the MAC that goes with an address."""
+        """Return the MAC derived from an address; None without a prefix."""
         prefix = self.pool.mac_prefix
         return make_mac(prefix, address - self.base) if prefix else None
 
 
 def holder(bases: list[int], shapes: list[Shape], address: int) -> Shape | None:
-    """Return which of these pools, sorted by `bases`, has the address in its subnet."""
+    """Return the pool of an address, by its subnet; `bases` are the sorted network addresses."""
     at = bisect_right(bases, address) - 1
     return shapes[at] if at >= 0 and address <= int(shapes[at].subnet.broadcast_address) else None

@@ -1,4 +1,4 @@
-"""Problem documents (RFC 9457): the one form that every error of the service has."""
+"""Problem documents (RFC 9457), the form of all errors of the service."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class Fault(BaseModel):
 
 
 class Problem(BaseModel):
-    """An error, as RFC 9457 has it. ``kind`` is what programs look at."""
+    """A problem document of RFC 9457. ``kind`` is for programs."""
 
     type: str = "about:blank"
     title: str = Field(description="the status in words")
@@ -46,12 +46,12 @@ def problem(
     headers: Mapping[str, str] | None = None,
     errors: Sequence[Mapping[str, str]] = (),
 ) -> Response:
-    """Return the answer for an error."""
+    """Return the response for an error."""
     return Response(document(status, kind, detail, errors), status, headers, MEDIA_TYPE)
 
 
 def document(status: int, kind: str, detail: str, errors: Sequence[Mapping[str, str]] = ()) -> bytes:
-    """Return the document alone, for where there is no framework yet."""
+    """Return the document alone, for errors outside of the framework."""
     content: dict[str, Any] = {
         "type": "about:blank",
         "title": HTTPStatus(status).phrase,
@@ -70,7 +70,7 @@ def faults(errors: Iterable[Mapping[str, Any]], prefix: str = "") -> list[dict[s
 
 
 def explain(errors: Iterable[Mapping[str, Any]], prefix: str = "") -> str:
-    """Say in one line what pydantic found: ``server.listen: 'x': must be ...; ...``."""
+    """Return pydantic's errors as one line: ``server.listen: 'x': must be ...; ...``."""
     return "; ".join(sentence(fault) for fault in faults(errors, prefix))
 
 
@@ -90,7 +90,7 @@ def _fault(error: Mapping[str, Any], prefix: str) -> dict[str, str]:
             "value": "",
             "message": "is no JSON; content-type must say so",
         }
-    # A whole table is no value that helps; what is missing has none.
+    # Tables are too long to be shown, and missing values have no text.
     given = error.get("input")
     value = "" if error["type"] == "missing" or isinstance(given, (dict, BaseModel)) else shown(given)
     return {"key": _key(error["loc"], prefix), "value": value, "message": message}
@@ -104,11 +104,11 @@ def _key(location: Sequence[str | int], prefix: str) -> str:
 
 
 def shown(value: object) -> str:
-    """Return a value as a message repeats it."""
+    """Return a value for a message, shortened."""
     text = repr(value)
     return text if len(text) <= _SHOWN else text[: _SHOWN - 3] + "..."
 
 
 def _printable(text: str) -> str:
-    """Replace what UTF-8 cannot hold: lone surrogates, which JSON can smuggle in."""
+    """Escape lone surrogates, which JSON may contain and UTF-8 cannot encode."""
     return text.encode("utf-8", "backslashreplace").decode()

@@ -1,9 +1,11 @@
-"""The records in the store: their keys and what they hold.
+"""The records in the store: their keys and contents.
 
-`own` is what an owner holds; `addr` says of an address who has it, or since when it is free; `free` queues
-a lane's free addresses by the time of their release; `lane` counts, and says up to where the lane's addresses
-were ever given out; `sticky` leads a pod back to its address; `host` lists the owners of a host with
-their leases.
+- `own`: the allocation of an owner
+- `addr`: the owner of an address, or the time of its release
+- `free`: the queue of a shard's free addresses, by the time of their release
+- `lane`: the counters of a shard, and the cursor of its first pass over its addresses
+- `sticky`: the addresses reserved for a pod
+- `host`: the owners of a host with their leases
 """
 
 from __future__ import annotations
@@ -18,23 +20,23 @@ import orjson
 from sriov_fast.ipamd.pools import LANES, Shape
 from sriov_fast.ipamd.store import Rows, Span, prefix_end
 
-ROOT = "root"  # which configuration and which generation of records are in force
-END = 1 << 128  # a cursor behind all addresses
+ROOT = "root"  # names the active configuration and the active generation of records
+END = 1 << 128  # a cursor after all addresses
 
 
 def pack(value: object) -> bytes:
     """Return a record's bytes."""
-    # A copy, since orjson's bytes keep the room that they were made in: 4 KB, and an import has millions.
+    # A copy: orjson's bytes keep a buffer of 4 KB, and an import has millions of records.
     return bytes(memoryview(orjson.dumps(value)))
 
 
 def unpack(value: bytes) -> Any:
-    """Return what a record holds."""
+    """Return the contents of a record."""
     return orjson.loads(value)
 
 
 def escape(text: str) -> str:
-    """Return text as one part of a key."""
+    """Return text escaped as one part of a key."""
     return quote(text, safe="") or "%"
 
 
@@ -52,16 +54,16 @@ class Keys(NamedTuple):
     generation: str
 
     def kind(self, kind: str, ident: str = "") -> tuple[str, str]:
-        """Return the first key, and the first one behind, of a kind of records, of one pool or network."""
+        """Return the span (first key, first key after) of a kind of records, of one pool if given."""
         prefix = f"{self.generation}/{kind}/{ident}/" if ident else f"{self.generation}/{kind}/"
         return prefix, prefix_end(prefix)
 
     def own(self, network: str, container_id: str, ifname: str) -> str:
-        """Return the key of what an owner holds."""
+        """Return the key of an owner's allocation."""
         return f"{self.generation}/own/{escape(network)}/{escape(container_id)}/{escape(ifname)}"
 
     def host(self, network: str, host_ip: str, owner: tuple[str, str] | None = None) -> str:
-        """Return the key of an owner in the list of its host, or the prefix of that list."""
+        """Return the key of an owner in the list of a host, or the prefix of the list."""
         host = ip_address(host_ip)
         prefix = f"{self.generation}/host/{escape(network)}/{host.version}-{int(host):x}/"
         return prefix if owner is None else f"{prefix}{escape(owner[0])}/{escape(owner[1])}"
@@ -75,7 +77,7 @@ class Keys(NamedTuple):
         return f"{self.generation}/addr/{ident}/{address % LANES:02x}/{address:032x}"
 
     def addresses(self, ident: str, start: int, most: int) -> Span:
-        """Return the span of a lane's addresses from one on."""
+        """Return the span of a shard's addresses from `start` on."""
         end = prefix_end(f"{self.generation}/addr/{ident}/{start % LANES:02x}/")
         return self.address(ident, start), end, most
 
@@ -84,12 +86,12 @@ class Keys(NamedTuple):
         return f"{self.generation}/free/{ident}/{address % LANES:02x}/{released:015d}/{address:032x}"
 
     def queue(self, ident: str, lane: int, most: int) -> Span:
-        """Return the span of the longest free addresses of a lane."""
+        """Return the span of the earliest released addresses of a shard."""
         prefix = f"{self.generation}/free/{ident}/{lane:02x}/"
         return prefix, prefix_end(prefix), most
 
     def sticky(self, ident: str, pod_id: str, ifname: str, address: int | None = None) -> str:
-        """Return the key that leads a pod's interface back to an address, or the prefix of all these."""
+        """Return the key of an address reserved for a pod's interface, or the prefix of all of them."""
         prefix = f"{self.generation}/sticky/{ident}/{escape(pod_id)}/{escape(ifname)}/"
         return prefix if address is None else f"{prefix}{address:032x}"
 
@@ -100,7 +102,7 @@ class Free(NamedTuple):
     key: str
     released: int
     address: int
-    sticky: str  # the key that leads its last pod here, "" for none
+    sticky: str  # the key of the reservation for its last pod, "" for none
 
     @classmethod
     def read(cls, rows: Rows) -> list[Free]:
@@ -113,7 +115,10 @@ class Free(NamedTuple):
 
 
 class Lane:
-    """A lane's counters; `cursor` is how far its walk came, `epoch` the shape that it began under."""
+    """The counters of a shard.
+
+    `cursor` is the last address of the pass over new addresses, `epoch` the epoch of the pool at its start.
+    """
 
     __slots__ = ("cursor", "epoch", "freed", "oldest", "used")
 
@@ -129,20 +134,20 @@ class Lane:
         return pack([f"{self.cursor:x}", self.epoch, self.used, self.freed, self.oldest])
 
     def fresh(self, shape: Shape, number: int, expired: int) -> bool:
-        """Whether it may have an address that waits for no pod: new, or free since `expired` or before."""
+        """Say whether the shard may have an unreserved address: a new one, or one free since `expired`."""
         if self.epoch != shape.epoch or (self.freed and self.oldest <= expired):
             return True
         return self.cursor < END and shape.next(number, self.cursor) is not None
 
 
 def lanes(shape: Shape, rows: Rows) -> dict[int, Lane]:
-    """Return the state of all lanes that have an address."""
+    """Return the state of all shards with an address."""
     records = {int(key.rsplit("/", 1)[1], 16): value for key, value in rows}
     return {number: Lane(shape, records.get(number)) for number in {*shape.lanes, *records}}
 
 
 class Held(NamedTuple):
-    """A part of what an owner holds; `counted` in the lane's use, as those of fixed assignments are not."""
+    """An allocated address; `counted` in the use of its shard unless a fixed assignment reserves it."""
 
     ident: str
     address: int
@@ -150,21 +155,21 @@ class Held(NamedTuple):
 
 
 def pack_own(document: dict[str, Any], held: Sequence[Held]) -> bytes:
-    """Return the record of what an owner holds."""
+    """Return the record of an owner's allocation."""
     return pack({"allocation": document, "held": [[it.ident, f"{it.address:x}", it.counted] for it in held]})
 
 
 def unpack_own(value: bytes) -> tuple[dict[str, Any], list[Held]]:
-    """Return what an owner holds."""
+    """Return the allocation of a record, and its addresses."""
     record = unpack(value)
     return record["allocation"], [Held(ident, int(at, 16), counted) for ident, at, counted in record["held"]]
 
 
 def pack_owner(network: str, container_id: str, ifname: str, pod_id: str) -> bytes:
-    """Return the record of an address that is taken."""
+    """Return the record of an allocated address."""
     return pack({"owner": [network, container_id, ifname], "pod_id": pod_id})
 
 
 def pack_freed(released: int) -> bytes:
-    """Return the record of an address that is free again."""
+    """Return the record of a released address."""
     return pack({"released": released})

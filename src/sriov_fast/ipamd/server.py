@@ -1,4 +1,4 @@
-"""``sriov-fast ipam serve``: the process around the API. Sockets, TLS, signals, and what the file says."""
+"""The process of ``sriov-fast ipam serve``: sockets, TLS, signals, and the configuration file."""
 
 from __future__ import annotations
 
@@ -37,11 +37,11 @@ log = logging.getLogger(logs.LOGGER)
 
 
 def run(path: Path) -> None:
-    """Serve until SIGTERM; StartError or SettingsError when that cannot even begin."""
+    """Serve until SIGTERM; raise StartError or SettingsError if the service cannot start."""
     found = settings.read(path)
     config = parse_config(found)
     logs.configure(found.server.log_level, found.server.log_format)
-    # A request is short-lived garbage without cycles; what was imported lives for ever.
+    # Imported objects are never freed: exclude them from garbage collection.
     gc.freeze()
     with asyncio.Runner(loop_factory=_loop_factory()) as runner:
         runner.run(_serve(found, config))
@@ -55,7 +55,7 @@ def _loop_factory() -> Any:
     return uvloop.new_event_loop
 
 
-# ---------------------------------------------------------------------------------------------- the life
+# ---------------------------------------------------------------------------------------------- start
 
 
 async def _serve(found: Settings, config: Config | None) -> None:
@@ -140,7 +140,7 @@ def _bind(listen: Listen) -> socket.socket:
     try:
         found.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         if family == socket.AF_INET6:
-            # 0.0.0.0 is listed as well where it is wanted.
+            # IPv4 needs its own entry in ``listen``.
             found.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
         found.bind((listen.host, listen.port))
         found.listen(_BACKLOG)
@@ -155,7 +155,7 @@ def _tell_start(found: Settings, sockets: list[socket.socket], tls: Tls | None) 
     options = found.server
     where = [str(Listen(*each.getsockname()[:2])) for each in sockets]
     fields = {"listen": ",".join(where), "tls": tls is not None, "auth": ",".join(options.auth)}
-    # The URL may carry a password.
+    # The URL may contain a password.
     storage = options.storage.partition("://")[0]
     log.info("serving", extra=fields | {"storage": storage, "version": __version__, "pid": os.getpid()})
     if tls is None:
@@ -164,13 +164,13 @@ def _tell_start(found: Settings, sockets: list[socket.socket], tls: Tls | None) 
         log.warning("auth = open: every caller may act for every host")
 
 
-# ------------------------------------------------------------------------------------ the file's config
+# ------------------------------------------------------------------------- configuration from the file
 
 
 async def apply(found: Settings, config: Config | None, service: Service) -> None:
-    """Bring the file's configuration into the store, as ``managed`` has it.
+    """Apply the file's configuration to the store.
 
-    With ``managed = "file"`` the file is the configuration. Else it only fills a store that has none.
+    With ``managed = "file"`` it replaces the one in the store. Otherwise it only fills an empty store.
     """
     if config is None:
         return
@@ -203,7 +203,7 @@ async def _apply(found: Settings, config: Config, service: Service) -> None:
 
 
 class Reload:
-    """What SIGHUP does: read certificates anew, and the file's configuration where the file manages it."""
+    """The action of SIGHUP: reload certificates, and the configuration if the file manages it."""
 
     def __init__(self, found: Settings, service: Service, tls: Tls | None, metrics: Metrics) -> None:
         self._found = found
@@ -215,7 +215,7 @@ class Reload:
             metrics.certificate_ends(tls.ends)
 
     async def __call__(self) -> None:
-        """Reload; what is broken is logged, and what was read before stays in use."""
+        """Reload; after an error, which is logged, the previous files stay in use."""
         async with self._lock:
             _notify(f"RELOADING=1\nMONOTONIC_USEC={time.monotonic_ns() // 1000}")
             try:
@@ -232,7 +232,7 @@ class Reload:
             _notify("READY=1")
 
     async def apply_file(self) -> None:
-        """Read the file again and apply its configuration, if the file manages it."""
+        """Read the file again, and apply its configuration if the file manages it."""
         if self._found.server.managed == "file":
             found = settings.read(self._found.path)
             await apply(self._found, parse_config(found), self._service)
@@ -242,7 +242,7 @@ class Reload:
 
 
 class Tls:
-    """The server's side of TLS, from files that may be replaced while it runs."""
+    """The TLS context of the server; its files may be replaced at run time."""
 
     def __init__(self, files: TlsFiles) -> None:
         self._files = files
@@ -250,12 +250,12 @@ class Tls:
             self.load()
         except (OSError, ValueError) as error:
             raise StartError(str(error)) from error
-        # Connections begin with this context, and continue with the one that was loaded last.
+        # The handshake starts with this context and continues with the last loaded one.
         self.context = self._make()
         self.context.sni_callback = self._switch
 
     def load(self) -> None:
-        """Read the files; OSError or ValueError when they are no certificates, and then nothing changes."""
+        """Load the files; after an OSError or ValueError the previous ones stay in use."""
         made = self._make()
         certificate = x509.load_pem_x509_certificate(self._files.cert.read_bytes())
         self.ends = certificate.not_valid_after_utc.timestamp()
@@ -265,7 +265,7 @@ class Tls:
         files = self._files
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         context.minimum_version = ssl.TLSVersion.TLSv1_2
-        # Each plugin call is a process of its own, which has no session to resume.
+        # Clients are short-lived processes and resume no session.
         context.options |= ssl.OP_NO_TICKET
         context.num_tickets = 0
         try:
@@ -273,7 +273,7 @@ class Tls:
         except (OSError, ValueError) as error:
             raise ValueError(f"cert, key: {files.cert}, {files.key}: {_reason(error)}") from error
         if files.client_ca:
-            # Optional, since probes and tokens need none; who shows a certificate shows a good one.
+            # Probes and tokens need no certificate; a given one is verified.
             context.verify_mode = ssl.CERT_OPTIONAL
             try:
                 context.load_verify_locations(files.client_ca)
@@ -294,9 +294,9 @@ def _reason(error: Exception) -> str:
 
 
 class _Server(uvicorn.Server):
-    """Uvicorn's server, with our signals: SIGTERM and SIGINT finish what runs, SIGHUP reloads.
+    """Uvicorn's server with other signal handlers: SIGTERM and SIGINT stop it gracefully, SIGHUP reloads.
 
-    Connections are accepted here (``accept``), since uvicorn knows of none before its handshake.
+    The module ``accept`` accepts connections: uvicorn counts none before the end of its handshake.
     """
 
     def __init__(self, config: uvicorn.Config, reload: Reload, limits: Bounds, tls: Tls | None) -> None:
@@ -314,14 +314,14 @@ class _Server(uvicorn.Server):
         return protocol
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        """Begin to serve, and tell systemd."""
+        """Start to accept connections, and notify systemd."""
         await super().startup([])
         loop = asyncio.get_running_loop()
         self._accepting = [loop.create_task(self._acceptor.serve(each)) for each in sockets or []]
         _notify("READY=1")
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        """Finish what runs."""
+        """Stop accepting connections, and finish running requests."""
         _notify("STOPPING=1")
         for task in self._accepting:
             task.cancel()
@@ -331,7 +331,7 @@ class _Server(uvicorn.Server):
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
-        """Handle signals while serving; after SIGTERM the process ends as one that did its work."""
+        """Handle signals while serving; after SIGTERM the exit status is 0."""
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self.handle_exit, number, None)

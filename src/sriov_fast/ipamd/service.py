@@ -1,4 +1,4 @@
-"""The address service itself, whatever store it keeps its records in."""
+"""The address service, independent of the kind of store."""
 
 from __future__ import annotations
 
@@ -26,12 +26,12 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-PATIENCE = 15.0  # seconds for which a request is tried again
+PATIENCE = 15.0  # seconds of retries for a request
 MOST = 2**63 - 1  # counts in JSON
 
 
 class Service:
-    """Hands out addresses; every answer is durable before it is given. Raises `ServiceError`."""
+    """Allocates and releases addresses. Results are durable; errors are `ServiceError`."""
 
     def __init__(self, store: Store, clock: Callable[[], float] = time.time) -> None:
         self._store = store
@@ -44,7 +44,7 @@ class Service:
         return int(self._clock() * 1000)
 
     async def _current(self, work: Callable[[Book], Awaitable[T]]) -> T:
-        """Do work with the configuration in force; also a refusal must be that one's."""
+        """Run work with the active configuration; a refusal under an old one is tried again."""
         book = await self._registry.book()
         end = time.monotonic() + PATIENCE
         while time.monotonic() < end:
@@ -62,7 +62,7 @@ class Service:
         raise Unavailable(f"tried for {PATIENCE:g} seconds, and others were always first")
 
     async def allocate(self, ask: Ask) -> tuple[Allocation, bool]:
-        """Return what the owner holds, and whether it is new."""
+        """Return the owner's allocation, and whether it is new."""
         async with self._gate:
             document, created = await self._current(lambda book: self._allocate(book, ask))
         return Allocation.model_validate(document), created
@@ -80,7 +80,7 @@ class Service:
                 if shape.ident not in draws:
                     try:
                         draws[shape.ident] = await self._aim(book, shape)
-                    except Exhausted as error:  # what the owner holds, or waits for its pod, needs no lane
+                    except Exhausted as error:  # the owner may have an allocation or a reserved address
                         exhausted = error
                         draws[shape.ident] = Draw(shape, shape.lanes[0], waiting=True)
             outcome = await self._grant(Grant(book, ask, list(draws.values()), self._now()))
@@ -98,7 +98,7 @@ class Service:
 
     @contextmanager
     def _drawing(self, draws: Iterable[Draw]) -> Iterator[None]:
-        """Keep others of this process away from the lanes, as long as there are more."""
+        """Mark shards as used, so that other requests of this process prefer others."""
         for draw in draws:
             self._hints.enter(draw.shape.ident, draw.lane)
         try:
@@ -108,7 +108,7 @@ class Service:
                 self._hints.leave(draw.shape.ident, draw.lane)
 
     async def _aim(self, book: Book, shape: Shape) -> Draw:
-        """Choose a lane: one that is believed to have an address, else after a look at all of them."""
+        """Choose a shard by the hints; read all shards if the hints name none."""
         number = self._hints.pick(shape)
         if number is not None:
             return Draw(shape, number)
@@ -125,7 +125,7 @@ class Service:
         return Draw(shape, self._hints.quiet(shape, [at for _, at in waiting]), waiting=True)
 
     async def find(self, network: str, container_id: str, ifname: str) -> Allocation:
-        """Return what the owner holds, or raise `NotFound`."""
+        """Return the owner's allocation, or raise `NotFound`."""
         return await self._current(lambda book: self._find(book, network, container_id, ifname))
 
     async def _find(self, book: Book, network: str, container_id: str, ifname: str) -> Allocation:
@@ -151,11 +151,10 @@ class Service:
         pod_id: str | None = None,
         lease: str | None = None,
     ) -> bool:
-        """Free what the owner (network, container ID, ifname) holds; say whether anything was freed.
+        """Release the allocation of an owner (network, container ID, ifname); say whether there was one.
 
-        With a lease, only what has it: an allocation that the owner got since is left alone. What another
-        host or pod holds is a `Conflict`, as in `allocate`: the caller may be who it says, but what it names
-        is not its own. `Forbidden` is for callers that may not act for a host at all.
+        With a lease, only the allocation with this lease is released. An allocation of another host or pod
+        is a `Conflict`. `Forbidden` is raised for callers that may not act for the host.
         """
         claim = Claim(owner, _host(host_ip), pod_id, lease)
 
@@ -169,7 +168,7 @@ class Service:
             return await self._current(free)
 
     async def owners(self, network: str, host_ip: str, after: tuple[str, str] | None = None) -> list[Leased]:
-        """Return a page of what owners of this host hold, in order, from behind (container_id, ifname) on."""
+        """Return a sorted page of the owners of a host, after (container_id, ifname) if given."""
         book, host = await self._registry.reload(), _host(host_ip)
         book.net(network)
         keys = Keys(book.generation)
@@ -179,9 +178,9 @@ class Service:
         return _leased(prefix, rows)
 
     async def status(self, network: str, host_ip: str) -> list[PoolUse]:
-        """Return the use of the host's pools; raise `Exhausted` where one has no free address.
+        """Return the use of a host's pools; raise `Exhausted` if one of them is full.
 
-        An allocation takes an address of each of them, so that one without any is as bad as all.
+        An allocation needs an address of each pool.
         """
 
         async def look(book: Book) -> list[PoolUse]:
@@ -205,7 +204,7 @@ class Service:
         return await self._current(look)
 
     async def allocations(self, network: str | None = None, host_ip: str | None = None) -> list[Allocation]:
-        """Return what is held, of one network or host if given."""
+        """Return the allocations, of one network or host if given."""
         book = await self._registry.reload()
         if network is not None:
             book.net(network)
@@ -219,33 +218,33 @@ class Service:
         return book.config, str(book.revision)
 
     async def configure(self, config: Config, revision: str | None) -> str:
-        """Replace the configuration, if it still has this revision (None: whichever); return the new one."""
+        """Replace the configuration of this revision (None: of any); return the new revision."""
         book = await self._registry.configure(config, revision)
         self._hints.forget(book.idents.values())
         return str(book.revision)
 
     async def export(self) -> dict[str, Any]:
-        """Return everything as one consistent JSON document."""
+        """Return a consistent backup of the store as a JSON document."""
         return await self._store.read(backup.export)
 
     async def load(self, document: Mapping[str, Any], *, replace: bool = False) -> None:
-        """Take over an exported document, all of it or nothing.
+        """Import an exported document completely, or not at all.
 
-        Allocations that are held now and not in the document are a `Conflict`, unless `replace` is set.
+        Current allocations that the document lacks are a `Conflict`, unless `replace` is set.
         """
         await backup.load(self._store, self._registry, document, replace=replace)
 
     async def ready(self) -> None:
-        """Raise `Unavailable` unless the store answers and can write."""
+        """Raise `Unavailable` unless the store answers and can be written."""
         await self._store.ready()
 
     async def close(self) -> None:
-        """Finish what was begun and let go of the store."""
+        """Finish running work, and close the store."""
         await self._store.close()
 
 
 def _leased(prefix: str, rows: Rows) -> list[Leased]:
-    """Read the list of a host's owners."""
+    """Return the owners from the list of a host."""
     parts = ((key[len(prefix) :].split("/"), value) for key, value in rows)
     return [
         Leased(container_id=container_id, ifname=unescape(ifname), lease=lease.decode())

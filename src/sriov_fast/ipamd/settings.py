@@ -1,6 +1,6 @@
-"""The operator's file, ``/etc/sriov-fast/ipam.toml``: how the service runs, and what it serves.
+"""The configuration file ``/etc/sriov-fast/ipam.toml``.
 
-``[server]`` is read here and checked as a whole; what is left, the domain document, belongs to ``model``.
+The table ``[server]`` is read here. The other tables are the configuration of pools (``config``).
 """
 
 from __future__ import annotations
@@ -27,15 +27,15 @@ AuthMethod = Literal["open", "token", "certificate"]
 
 
 class SettingsError(ValueError):
-    """The operator's file cannot be used; the text names file, key and value."""
+    """An invalid configuration file; the text names file, key and value."""
 
 
 class StartError(Exception):
-    """The service cannot start; the text says why."""
+    """The service cannot start; the text is the reason."""
 
 
 class Listen(NamedTuple):
-    """Where to listen."""
+    """An address and port to listen on."""
 
     host: str
     port: int
@@ -80,7 +80,7 @@ _Methods = Annotated[tuple[AuthMethod, ...], BeforeValidator(_one_or_more), Afte
 
 
 class TlsFiles(NamedTuple):
-    """PEM files of the server's side of TLS."""
+    """PEM files of the server's certificate and its client CA."""
 
     cert: Path
     key: Path
@@ -147,7 +147,7 @@ class Server(BaseModel):
 
 
 class Settings(NamedTuple):
-    """The whole file: the server's part, and the domain document as it was written, {} for none."""
+    """The whole file: the table ``[server]``, and all other tables as written."""
 
     server: Server
     document: dict[str, Any]
@@ -155,7 +155,7 @@ class Settings(NamedTuple):
 
 
 def read(path: Path) -> Settings:
-    """Read and check the operator's file. Relative paths in it are relative to its directory."""
+    """Read and check the file. Relative paths in it are relative to its directory."""
     try:
         content = tomllib.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
@@ -171,7 +171,7 @@ def read(path: Path) -> Settings:
 
 
 def parse_config(found: Settings) -> Config | None:
-    """Return the configuration that the file holds; None where it holds none."""
+    """Return the configuration of networks and pools; None if the file has none."""
     if not found.document:
         return None
     try:

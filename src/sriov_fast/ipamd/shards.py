@@ -1,4 +1,4 @@
-"""What this process believes of lanes, so that its clients do not meet in one; never needed to be right."""
+"""Advisory per-process hints about shards: which are empty or in use. Wrong hints only cost time."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ TRIES = 8
 
 
 class Hints:
-    """Which lanes gave nothing lately, and which are being drawn from."""
+    """The shards of this process that were empty, and those with a running transaction."""
 
     def __init__(self) -> None:
         self._dry: defaultdict[str, set[int]] = defaultdict(set)
         self._busy: Counter[tuple[str, int]] = Counter()
 
     def pick(self, shape: Shape, among: Collection[int] | None = None) -> int | None:
-        """Return a lane at random, rather one that nobody here draws from; none if all are believed dry."""
+        """Return a random shard, unused if possible; None if all are believed to be empty."""
         dry = self._dry[shape.ident]
         numbers = shape.lanes if among is None else tuple(among)
         if not numbers:
@@ -32,32 +32,32 @@ class Hints:
         return random.choice(left) if left else None
 
     def quiet(self, shape: Shape, numbers: Sequence[int]) -> int:
-        """Return the first of some lanes that nobody here draws from."""
+        """Return the first unused one of some shards."""
         return next((number for number in numbers if not self._busy[shape.ident, number]), numbers[0])
 
     def learn(self, shape: Shape, fresh: Collection[int]) -> None:
-        """Note which lanes have addresses that wait for no pod."""
+        """Note the shards with unreserved addresses."""
         self._dry[shape.ident] = set(shape.lanes).difference(fresh)
 
     def dry(self, ident: str, number: int) -> None:
-        """Note that a lane gave nothing."""
+        """Note that a shard was empty."""
         self._dry[ident].add(number)
 
     def wet(self, ident: str, number: int) -> None:
-        """Note that a lane has something again."""
+        """Note that a shard has addresses again."""
         self._dry[ident].discard(number)
 
     def enter(self, ident: str, number: int) -> None:
-        """Note that a lane is being drawn from."""
+        """Note the start of a transaction on a shard."""
         self._busy[ident, number] += 1
 
     def leave(self, ident: str, number: int) -> None:
-        """Note that it is not any more."""
+        """Note the end of a transaction on a shard."""
         self._busy[ident, number] -= 1
         if self._busy[ident, number] <= 0:
             del self._busy[ident, number]
 
     def forget(self, idents: Collection[str]) -> None:
-        """Keep only what concerns these pools."""
+        """Keep the hints of these pools only."""
         for ident in [ident for ident in self._dry if ident not in idents]:
             del self._dry[ident]

@@ -14,13 +14,13 @@ from sriov_fast.ipamd.pools import Shape, holder
 
 @dataclass(frozen=True)
 class Fixed:
-    """A fixed assignment with the pools that its addresses are in."""
+    """A fixed assignment with the pools of its addresses."""
 
     assignment: Assignment
     places: tuple[tuple[Shape, int], ...]
 
     def require_host(self, host_ip: str) -> None:
-        """Refuse a host that the assignment does not name: the caller's word for the pod is not enough."""
+        """Refuse a host that the assignment does not name."""
         hosts, host = self.assignment.hosts, ip_address(host_ip)
         if hosts and not any(host in ip_network(each) for each in hosts):
             raise Forbidden(
@@ -31,7 +31,7 @@ class Fixed:
 
 @dataclass(frozen=True)
 class Net:
-    """A network ready to be asked."""
+    """A network, indexed by host and pod."""
 
     name: str
     grace: int
@@ -40,14 +40,14 @@ class Net:
     fixed: Mapping[str, Fixed] = field(default_factory=dict)
 
     def assigned(self, pod_id: str, host_ip: str) -> Fixed | None:
-        """Return a pod's assignment; Forbidden where it is for other hosts."""
+        """Return a pod's assignment; raise `Forbidden` if it is for other hosts."""
         found = self.fixed.get(pod_id) if pod_id else None
         if found:
             found.require_host(host_ip)
         return found
 
     def shapes(self, host_ip: str) -> tuple[Shape, ...]:
-        """Return the pools of a host: the longest prefix wins."""
+        """Return the pools of a host by the longest prefix."""
         host = ip_address(host_ip)
         for length, entries in self.hosts.get(host.version, {}).items():
             found = entries.get(int(host) >> (host.max_prefixlen - length))
@@ -58,9 +58,9 @@ class Net:
 
 @dataclass(frozen=True)
 class Book:
-    """A revision of the configuration, ready to be asked."""
+    """A revision of the configuration, indexed by network."""
 
-    root: bytes  # the store's record that says that this is the one in force
+    root: bytes  # the root record while this revision is active
     revision: int
     generation: str
     config: Config
@@ -78,7 +78,7 @@ class Book:
 def _fixed(
     config: Config, network: str, bare: Iterable[Shape]
 ) -> list[tuple[Assignment, list[tuple[str, int]]]]:
-    """Return the assignments of a network with the pool's name for each address."""
+    """Return the assignments of a network, each with the pool names of its addresses."""
     by_version: dict[int, list[Shape]] = {4: [], 6: []}
     for shape in sorted(bare, key=lambda it: it.base):
         by_version[shape.version].append(shape)
@@ -118,7 +118,7 @@ def _hosts(
 def nets(
     config: Config, idents: Mapping[str, str], epochs: Mapping[str, str] | None = None
 ) -> dict[str, Net]:
-    """Return the networks of a valid configuration, ready to be asked."""
+    """Return the indexed networks of a valid configuration."""
     epochs = epochs or {}
     made = {}
     for network in config.networks:

@@ -1,4 +1,4 @@
-"""What the service wants of a store: ordered keys, snapshots, and transactions."""
+"""The interface of a store: sorted keys, consistent views, and transactions."""
 
 from __future__ import annotations
 
@@ -7,19 +7,19 @@ from typing import Protocol, TypeVar
 
 T = TypeVar("T")
 
-PROVEN = 5.0  # seconds for which a store that wrote is taken for one that can write
+PROVEN = 5.0  # seconds after a write during which a store counts as writable
 
-Span = tuple[str, str, int]  # from this key on, to before that one, at most so many (0: all)
+Span = tuple[str, str, int]  # first key, end key (excluded), limit (0: none)
 Rows = list[tuple[str, bytes]]
 
 
 def prefix_end(prefix: str) -> str:
-    """Return the first key behind all that begin with the prefix (keys are ASCII)."""
+    """Return the first key after all keys with the prefix (keys are ASCII)."""
     return prefix[:-1] + chr(ord(prefix[-1]) + 1)
 
 
 class View(Protocol):
-    """One consistent moment of a store."""
+    """A consistent view of a store."""
 
     async def fetch(
         self, keys: Iterable[str], spans: Iterable[Span] = ()
@@ -29,14 +29,14 @@ class View(Protocol):
 
 
 class Transaction(View, Protocol):
-    """A view that can be written to: it is committed only if no key that it fetched has changed since."""
+    """A writable view; the commit fails if a fetched key has changed."""
 
     async def absent(self, key: str) -> bool:
-        """Whether a key is not there; a store may believe so until a commit fails over it."""
+        """Say whether a key is absent; a store may assume so, and then the commit checks it."""
         ...
 
     def unchanged(self, first: str, end: str) -> None:
-        """Commit only if nothing in this span was written since this moment (deleting is no writing)."""
+        """Fail the commit if a key of this span was written since this view (deletions do not count)."""
         ...
 
     def put(self, key: str, value: bytes) -> None:
@@ -49,33 +49,33 @@ class Transaction(View, Protocol):
 
 
 class Store(Protocol):
-    """A store; every method raises `Unavailable` when it cannot be reached or cannot write.
+    """A store; all methods raise `Unavailable` if it cannot be reached or written.
 
-    The functions that are given may be called several times, and must await nothing but their view.
+    The functions passed to it may be called several times, and must await only their view.
     """
 
-    together: int  # so many transactions at a time are of use
+    together: int  # the useful number of concurrent transactions
 
     async def run(self, work: Callable[[Transaction], Awaitable[T]]) -> T:
-        """Commit what `work` does and return its result, once that is durable; an error undoes it."""
+        """Run `work` in a transaction, and return its result when that is durable; an error undoes it."""
         ...
 
     async def read(self, work: Callable[[View], Awaitable[T]]) -> T:
-        """Return what `work` makes of one moment."""
+        """Return the result of `work` on a consistent view."""
         ...
 
     async def write(self, rows: Rows) -> None:
-        """Write many keys, in no transaction."""
+        """Write many keys without a common transaction."""
         ...
 
     async def wipe(self, first: str, end: str) -> None:
-        """Delete a span of keys, in no transaction."""
+        """Delete a span of keys without a common transaction."""
         ...
 
     async def ready(self) -> None:
-        """Raise `Unavailable` unless the store can write, which it tries every `PROVEN` seconds at most."""
+        """Raise `Unavailable` unless the store is writable; tested at most every `PROVEN` seconds."""
         ...
 
     async def close(self) -> None:
-        """Let go of the store."""
+        """Close the store."""
         ...

@@ -1,7 +1,7 @@
-"""The shared store: etcd through its v3 JSON gateway, so that several replicas of the service agree.
+"""The shared store for several replicas: etcd through its v3 JSON gateway.
 
-A transaction reads at one revision, and is committed by one etcd transaction that compares the revision of
-every key that it read. There are no locks and no leases: a replica that dies leaves nothing to wait for.
+A transaction reads at one revision. One etcd transaction commits it and compares the revisions of all keys
+that were read. There are no locks and no etcd leases.
 """
 
 from __future__ import annotations
@@ -23,20 +23,20 @@ from sriov_fast.ipamd.store import PROVEN, Rows, Span, Transaction, View
 
 T = TypeVar("T")
 
-PATIENCE = 15.0  # seconds for which an operation is tried again
-CONNECT, REQUEST = 2.0, 5.0  # seconds until another endpoint is tried
-PAUSE, LONGEST = 0.002, 0.1  # seconds between tries: up to twice as many each time, up to the longest
-TOGETHER = 16  # transactions of this process at a time: more would only meet each other
+PATIENCE = 15.0  # seconds of retries for an operation
+CONNECT, REQUEST = 2.0, 5.0  # timeouts in seconds; then the next endpoint is tried
+PAUSE, LONGEST = 0.002, 0.1  # seconds: first and longest random pause between retries, doubled each time
+TOGETHER = 16  # concurrent transactions of this process: more would conflict with each other
 OPS, BYTES = 100, 700_000  # of one request; etcd's own defaults are 128 and 1.5 MiB
-WIPED = 5000  # keys in one request to delete
+WIPED = 5000  # keys in one deletion
 
-# Codes of gRPC: a compacted revision is out of range; unauthenticated also when a token has expired.
+# Codes of gRPC: a compacted revision is out of range; an expired token is unauthenticated.
 OUT_OF_RANGE, UNAUTHENTICATED = 11, 16
 TRANSIENT = {1, 2, 4, 8, 10, 13, 14}  # cancelled, unknown, deadline, busy, aborted, internal, unavailable
 
 
 class Settings(NamedTuple):
-    """What the store's URL says."""
+    """The settings in the URL of the store."""
 
     endpoints: tuple[str, ...]
     prefix: str = "sriov-fast/ipam/"
@@ -45,13 +45,13 @@ class Settings(NamedTuple):
     tls: ssl.SSLContext | None = None
 
 
-class _Refused(Exception):  # noqa: N818 - an answer, to be judged by its code
+class _Refused(Exception):  # noqa: N818 - an answer of etcd; the code decides about a retry
     def __init__(self, code: int, message: str) -> None:
         super().__init__(message)
         self.code = code
 
 
-class _Again(Exception):  # noqa: N818 - begin the transaction anew
+class _Again(Exception):  # noqa: N818 - restart the transaction
     pass
 
 
@@ -60,7 +60,7 @@ def _b64(text: str) -> str:
 
 
 class _Client:
-    """Sends requests to one endpoint, and to the next when that one fails."""
+    """Sends requests to one endpoint, and after a failure to the next."""
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
@@ -75,7 +75,7 @@ class _Client:
         await self._session.close()
 
     async def call(self, path: str, body: Mapping[str, Any]) -> dict[str, Any]:
-        """Return the answer of the first endpoint that gives one."""
+        """Return the answer of the first working endpoint."""
         end, pause, last = time.monotonic() + PATIENCE, PAUSE, ""
         failures = 0
         while time.monotonic() < end:
@@ -124,7 +124,7 @@ class _Client:
 
 
 class _Moment:
-    """A view at one revision, and what is to be compared and changed."""
+    """A view at one revision, with its comparisons and changes."""
 
     def __init__(self, client: _Client, prefix: str, attempt: int) -> None:
         self._client, self._prefix, self._attempt = client, prefix, attempt
@@ -160,7 +160,7 @@ class _Moment:
     async def absent(self, key: str) -> bool:
         if self._attempt:
             return (await self.fetch([key]))[0][0] is None
-        self._seen[key] = 0  # one round trip less, and rarely wrong
+        self._seen[key] = 0  # saves a round trip; the commit compares it
         return True
 
     def unchanged(self, first: str, end: str) -> None:
@@ -173,7 +173,7 @@ class _Moment:
         self.changes[key] = None
 
     async def commit(self) -> bool:
-        """Make the changes, if everything that was read is still so."""
+        """Write the changes unless a key that was read has changed; say whether it was done."""
         if not self.changes:
             return True
         compare: list[dict[str, Any]] = [
@@ -204,10 +204,10 @@ class EtcdStore:
         self._client = _Client(settings)
         self._prefix = settings.prefix
         self._written = -PROVEN  # when a probe was written
-        self.again = 0  # how many transactions had to be done anew
+        self.again = 0  # number of repeated transactions
 
     async def run(self, work: Callable[[Transaction], Awaitable[T]]) -> T:
-        """Commit what `work` does; when others were first, do it again after a while by chance."""
+        """Run `work` in a transaction; repeat it after a random pause if it conflicts with others."""
         end, pause, attempt = time.monotonic() + PATIENCE, PAUSE, 0
         while time.monotonic() < end:
             moment = _Moment(self._client, self._prefix, attempt)
@@ -226,7 +226,7 @@ class EtcdStore:
         )
 
     async def read(self, work: Callable[[View], Awaitable[T]]) -> T:
-        """Return what `work` makes of one revision."""
+        """Return the result of `work` at one revision."""
         for _ in range(10):
             try:
                 return await work(_Moment(self._client, self._prefix, 1))
@@ -235,7 +235,7 @@ class EtcdStore:
         raise Unavailable("etcd: revisions are compacted faster than they can be read")
 
     async def write(self, rows: Rows) -> None:
-        """Write many keys, some in a request."""
+        """Write many keys in batches."""
         batch, size = _Moment(self._client, self._prefix, 0), 0
         for key, value in rows:
             if batch.changes and (len(batch.changes) == OPS or size + len(value) > BYTES):
@@ -246,7 +246,7 @@ class EtcdStore:
         await batch.commit()
 
     async def wipe(self, first: str, end: str) -> None:
-        """Delete a span of keys, some in a request."""
+        """Delete a span of keys in batches."""
         last = _b64(self._prefix + end)
         while True:
             span = {"key": _b64(self._prefix + first), "range_end": last}
@@ -258,7 +258,7 @@ class EtcdStore:
             await self._client.call("/v3/kv/deleterange", {**span, "range_end": after})
 
     async def ready(self) -> None:
-        """Raise `Unavailable` unless a majority answers, and writes: lately it did, or it does now."""
+        """Raise `Unavailable` unless a majority answers, and a write succeeds now or succeeded lately."""
         if time.monotonic() - self._written < PROVEN:
             await self._client.call("/v3/kv/range", {"key": _b64(self._prefix + "root"), "count_only": True})
             return
@@ -271,7 +271,7 @@ class EtcdStore:
 
 
 def read_settings(url: str, **options: Any) -> Settings:
-    """Return what `etcd://[user:password@]host:port,...?ca=&cert=&key=&prefix=&tls=` says."""
+    """Parse `etcd://[user:password@]host:port,...?ca=&cert=&key=&prefix=&tls=`."""
     parts = urlsplit(url)
     given: dict[str, str] = dict(parse_qsl(parts.query))
     given.update({key: str(value) for key, value in options.items() if value is not None})
@@ -318,5 +318,5 @@ def _context(given: Mapping[str, str]) -> ssl.SSLContext:
 
 
 async def open_etcd(url: str, **options: Any) -> EtcdStore:
-    """Open the store; whether etcd answers, `ready` and each operation say."""
+    """Open the store; etcd is not contacted before the first operation."""
     return EtcdStore(read_settings(url, **options))

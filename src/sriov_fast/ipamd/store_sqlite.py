@@ -1,4 +1,4 @@
-"""The embedded store: SQLite in WAL mode, one writer thread that commits many transactions with one sync."""
+"""The embedded store: SQLite in WAL mode; one writer thread commits transactions in groups."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ from sriov_fast.ipamd.store import PROVEN, Rows, Span, Transaction, View
 T = TypeVar("T")
 
 GROUP = 256  # transactions in one commit at most
-BULK = 5000  # records in one transaction at most, when they need not be together
+BULK = 5000  # records in one transaction at most, of a bulk operation
 READERS = 2
-BUSY = 10.0  # seconds to wait for another process's write
+BUSY = 10.0  # seconds to wait for a write of another process
 FULL = 10**9
-PROBE = 16 << 10  # bytes, some pages: at least what an allocation writes
+PROBE = 16 << 10  # bytes: at least the pages of one allocation
 
 _SCHEMA = "CREATE TABLE IF NOT EXISTS record (key TEXT PRIMARY KEY, value BLOB NOT NULL) WITHOUT ROWID"
 _GET = "SELECT value FROM record WHERE key = ?"
@@ -35,7 +35,7 @@ _WIPE = "DELETE FROM record WHERE key IN (SELECT key FROM record WHERE key >= ? 
 
 
 class _Moment:
-    """A view, and in the writer thread a transaction: nobody else writes, so nothing needs to be compared."""
+    """A view, and in the only writer thread a transaction, which needs no comparisons."""
 
     def __init__(self, db: sqlite3.Connection) -> None:
         self._db = db
@@ -64,17 +64,17 @@ class _Moment:
         self.changes[key] = None
 
     def wipe(self, first: str, end: str) -> int:
-        """Delete some of a span at once, and return how many."""
+        """Delete at most `BULK` keys of a span; return the number."""
         return self._db.execute(_WIPE, (first, end, BULK)).rowcount
 
     def apply(self) -> None:
-        """Write the changes, within the group's transaction."""
+        """Write the changes in the transaction of the group."""
         self._db.executemany(_PUT, [(key, value) for key, value in self.changes.items() if value is not None])
         self._db.executemany(_DELETE, [(key,) for key, value in self.changes.items() if value is None])
 
 
 def _drive(work: Awaitable[T]) -> T:
-    """Run a coroutine that only awaits a `_Moment`, which never waits, to its end."""
+    """Run a coroutine that only awaits a `_Moment`, whose methods never suspend."""
     coroutine = cast(Coroutine[Any, Any, T], work)
     try:
         coroutine.send(None)
@@ -85,7 +85,7 @@ def _drive(work: Awaitable[T]) -> T:
 
 
 class _Job:
-    """Work for the writer, and where its outcome goes."""
+    """Work for the writer thread, and the future of its result."""
 
     def __init__(self, work: Callable[[_Moment], object]) -> None:
         self.loop = asyncio.get_running_loop()
@@ -95,7 +95,7 @@ class _Job:
         self.error: BaseException | None = None
 
     def run(self, db: sqlite3.Connection) -> None:
-        """Do the work in the group's transaction; only errors of the database concern the others."""
+        """Do the work in the transaction of the group; only errors of the database fail the whole group."""
         moment = _Moment(db)
         try:
             self.result = self.work(moment)
@@ -107,7 +107,7 @@ class _Job:
             moment.apply()
 
     def settle(self) -> None:
-        """Give out the outcome, in the loop."""
+        """Set the result of the future, in its loop."""
         if self.future.done():
             return
         if self.error is None:
@@ -117,7 +117,7 @@ class _Job:
 
 
 class SqliteStore:
-    """Records in one table, in the order of their keys."""
+    """Records in one table, sorted by key."""
 
     together = 2 * GROUP
 
@@ -128,7 +128,7 @@ class SqliteStore:
         self._opened: list[sqlite3.Connection] = []
         self._closed = False
         self._changes = 0
-        self._written = -PROVEN  # when a commit last wrote something
+        self._written = -PROVEN  # time of the last commit with changes
         try:
             self._db = self._connect()
             self._db.execute(_SCHEMA)
@@ -142,13 +142,13 @@ class SqliteStore:
             raise Unavailable(f"store {path!r}: {error}") from error
 
     def _connect(self) -> sqlite3.Connection:
-        """Open the file; a new one belongs to this user alone."""
+        """Open the file; a new one gets mode 0600."""
         with suppress(FileExistsError):
             os.close(os.open(self._path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600))
         db = sqlite3.connect(self._path, timeout=BUSY, isolation_level=None, check_same_thread=False)
         self._opened.append(db)
         db.execute("PRAGMA journal_mode = WAL")
-        db.execute("PRAGMA synchronous = FULL")  # a commit is on the disk before it is answered
+        db.execute("PRAGMA synchronous = FULL")  # a commit is durable before its result is returned
         db.execute("PRAGMA cache_size = -65536")
         return db
 
@@ -172,7 +172,7 @@ class SqliteStore:
         return found
 
     def _commit(self, group: list[_Job]) -> None:
-        """Run all the work in one transaction; if that fails, none of it has happened."""
+        """Run all the work in one transaction, completely or not at all."""
         try:
             self._db.execute("BEGIN IMMEDIATE")
             for job in group:
@@ -189,7 +189,7 @@ class SqliteStore:
                 job.error = Unavailable(f"store {self._path!r}: {error}")
         for loop in {job.loop for job in group}:
             mine = [job for job in group if job.loop is loop]
-            with suppress(RuntimeError):  # the loop was closed: nobody waits any more
+            with suppress(RuntimeError):  # the loop is closed
                 loop.call_soon_threadsafe(_settle, mine)
 
     async def _submit(self, work: Callable[[_Moment], object]) -> Any:
@@ -200,11 +200,11 @@ class SqliteStore:
         return await job.future
 
     async def run(self, work: Callable[[Transaction], Awaitable[T]]) -> T:
-        """Commit what `work` does, together with what others asked for meanwhile."""
+        """Run `work` in a transaction, which is committed together with other waiting ones."""
         return cast(T, await self._submit(lambda moment: _drive(work(moment))))
 
     async def read(self, work: Callable[[View], Awaitable[T]]) -> T:
-        """Return what `work` makes of one moment, in a reader's thread."""
+        """Return the result of `work` on a consistent view, in a reader thread."""
         if self._closed:
             raise Unavailable(f"store {self._path!r}: is closed")
         try:
@@ -228,7 +228,7 @@ class SqliteStore:
             raise Unavailable(f"store {self._path!r}: {error}") from error
 
     async def write(self, rows: Rows) -> None:
-        """Write many keys, so many in a transaction that others need not wait long."""
+        """Write many keys in several transactions, so that others run in between."""
         for at in range(0, len(rows), BULK):
             await self._write(dict(rows[at : at + BULK]))
 
@@ -239,17 +239,17 @@ class SqliteStore:
         await self._submit(work)
 
     async def wipe(self, first: str, end: str) -> None:
-        """Delete a span of keys, so many in a transaction that others need not wait long."""
+        """Delete a span of keys in several transactions, so that others run in between."""
         while await self._submit(lambda moment: moment.wipe(first, end)) == BULK:
             pass
 
     async def ready(self) -> None:
-        """Raise `Unavailable` unless the file can be written: lately it was, or it is now."""
+        """Raise `Unavailable` unless a write succeeds now or succeeded lately."""
         probe = {} if time.monotonic() - self._written < PROVEN else {"probe": os.urandom(PROBE)}
         await self._write(probe)
 
     async def close(self) -> None:
-        """Finish what was asked for, then close the file."""
+        """Finish the queued work, then close the file."""
         if self._closed:
             return
         self._closed = True
@@ -274,7 +274,7 @@ def _settle(jobs: list[_Job]) -> None:
 
 
 def open_sqlite(path: str) -> SqliteStore:
-    """Open or make the file; its directory must be there."""
+    """Open or create the file; its directory must exist."""
     if not path:
         raise ServiceError("store: give a path: sqlite:///var/lib/sriov-fast/ipam.db")
     parent = Path(path).parent

@@ -1,8 +1,8 @@
-"""The transactions that give addresses out and take them back.
+"""The transactions that allocate and release addresses.
 
-Of an address there is at most one record, and every transaction that takes one compares that record. A lane
-is walked once, address by address; what is released is queued by time. So nothing here looks at more than a
-few records, however big the pool and however many of its addresses are taken.
+An address has at most one record, and each transaction that allocates the address compares this record.
+A shard hands out its new addresses in one pass, and queues released ones by time. A transaction reads a
+few records only, independent of the size and the use of the pool.
 """
 
 from __future__ import annotations
@@ -33,16 +33,16 @@ from sriov_fast.ipamd.schema import (
 from sriov_fast.ipamd.snapshot import Book, Fixed, Net
 from sriov_fast.ipamd.store import Rows, Span, Transaction, prefix_end
 
-HEADS = 8  # entries of a queue that are fetched at once
-WINDOW = 256  # records of addresses that a walk passes at once
+HEADS = 8  # entries of a queue in one read
+WINDOW = 256  # address records in one read of the pass over new addresses
 
 
-class Stale(Exception):  # noqa: N818 - no fault: read the configuration again
+class Stale(Exception):  # noqa: N818 - a signal to read the configuration again
     """The configuration has changed since it was read."""
 
 
 def require(book: Book, root: bytes | None) -> None:
-    """Raise `Stale` unless this root says that the book is in force."""
+    """Raise `Stale` unless the snapshot is the active configuration."""
     if (root or NO_ROOT) != book.root:
         raise Stale
 
@@ -52,7 +52,7 @@ def _owner(container_id: str, ifname: str) -> str:
 
 
 def _other(key: str, mine: str, document: Mapping[str, Any]) -> Conflict:
-    """Return the refusal to touch what another pod or host holds."""
+    """Return the error for an allocation of another pod or host."""
     owner, network = _owner(document["container_id"], document["ifname"]), document["network"]
     return Conflict(
         f"{key}: {mine!r}: {owner} in network {network!r} holds addresses for {key} {document[key]!r}"
@@ -61,7 +61,7 @@ def _other(key: str, mine: str, document: Mapping[str, Any]) -> Conflict:
 
 @dataclass(frozen=True)
 class Dry:
-    """A lane that gave nothing; what was learned of it is committed."""
+    """A shard without an address; its corrected counters are committed."""
 
     shape: Shape
     lane: int
@@ -69,7 +69,7 @@ class Dry:
 
 @dataclass(frozen=True)
 class Draw:
-    """Where to draw an address of a pool; `waiting`: also one that still waits for its pod."""
+    """The shard to draw an address from; `waiting`: also one reserved for another pod."""
 
     shape: Shape
     lane: int
@@ -78,12 +78,12 @@ class Draw:
 
 @dataclass
 class Draft:
-    """Writes that may still be dropped."""
+    """Changes that may still be dropped."""
 
     changes: dict[str, bytes | None] = field(default_factory=dict)
 
     def commit(self, tx: Transaction) -> None:
-        """Hand the writes to the transaction."""
+        """Add the changes to the transaction."""
         for key, value in self.changes.items():
             if value is None:
                 tx.delete(key)
@@ -93,7 +93,7 @@ class Draft:
 
 @dataclass
 class _Queue:
-    """A lane with the head of its queue, in a transaction."""
+    """A shard with the head of its queue of free addresses, in a transaction."""
 
     keys: Keys
     shape: Shape
@@ -103,7 +103,7 @@ class _Queue:
     draft: Draft
 
     def drop(self, entry: Free) -> None:
-        """Take an entry out of the queue."""
+        """Remove an entry from the queue."""
         self.draft.changes[entry.key] = None
         if entry.sticky:
             self.draft.changes[entry.sticky] = None
@@ -112,7 +112,7 @@ class _Queue:
         self.state.oldest = self.heads[0].released if self.heads else 0
 
     def discard(self) -> None:
-        """Drop what may not be given out any more from the queue's head, and set the counters right."""
+        """Drop unusable addresses from the head of the queue, and correct the counters."""
         if len(self.heads) < HEADS:
             self.state.freed = len(self.heads)
         while self.heads and not self.shape.usable(self.heads[0].address):
@@ -121,12 +121,12 @@ class _Queue:
         self.state.oldest = self.heads[0].released if self.heads else 0
 
     def save(self) -> None:
-        """Write the lane's counters."""
+        """Write the counters of the shard."""
         self.draft.changes[self.keys.lane(self.shape.ident, self.number)] = self.state.pack()
 
 
 class Grant:
-    """One request for addresses, in one transaction."""
+    """An allocation in one transaction."""
 
     def __init__(self, book: Book, ask: Ask, draws: Sequence[Draw], now: int) -> None:
         self.book, self.ask, self.draws, self.now = book, ask, draws, now
@@ -137,7 +137,7 @@ class Grant:
         self.expired = now - 1000 * self.net.grace
 
     async def __call__(self, tx: Transaction) -> tuple[dict[str, Any], bool] | Dry:
-        """Return the allocation and whether it is new, or the lane that gave nothing."""
+        """Return the allocation and whether it is new, or an empty shard."""
         places = self.fixed.places if self.fixed else ()
         values, spans = await tx.fetch(
             [
@@ -166,7 +166,7 @@ class Grant:
         return document, True
 
     def _spans(self, draw: Draw) -> list[Span]:
-        """Return the queue's head, and what leads the pod back."""
+        """Return the spans of the queue's head and of the pod's reserved addresses."""
         prefix = self.keys.sticky(draw.shape.ident, self.ask.pod_id, self.ask.ifname)
         return [
             self.keys.queue(draw.shape.ident, draw.lane, HEADS),
@@ -174,7 +174,7 @@ class Grant:
         ]
 
     def _again(self, value: bytes) -> dict[str, Any]:
-        """Return what the owner holds already, if it is for this pod and host."""
+        """Return the existing allocation of the owner, if it is of the same pod and host."""
         document, _ = unpack_own(value)
         for key, mine in (("pod_id", self.ask.pod_id), ("host_ip", self.ask.host_ip)):
             if document[key] != mine:
@@ -200,7 +200,7 @@ class Grant:
         return at
 
     async def _unqueue(self, tx: Transaction, draft: Draft, place: tuple[Shape, int], released: int) -> Lane:
-        """Take a certain free address out of its lane's queue."""
+        """Remove a free address from the queue of its shard."""
         shape, at = place
         key = self.keys.free(shape.ident, at, released)
         lane = self.keys.lane(shape.ident, at % LANES)
@@ -218,7 +218,7 @@ class Grant:
     async def _draw(
         self, tx: Transaction, draft: Draft, draw: Draw, value: bytes | None, rows: list[Rows]
     ) -> int | Dry:
-        """Take the pod's last address if it still waits, else one from the lane."""
+        """Take the address reserved for the pod, else one of the shard."""
         shape = draw.shape
         if rows[1]:
             address = await self._return(tx, draft, shape, rows[1])
@@ -240,7 +240,7 @@ class Grant:
         return address
 
     async def _return(self, tx: Transaction, draft: Draft, shape: Shape, rows: Rows) -> int | None:
-        """Take the address that waits for this pod, if it does."""
+        """Take the address reserved for this pod, if there is one."""
         waiting = sorted(((int(value), int(key.rsplit("/", 1)[1], 16)) for key, value in rows), reverse=True)
         for released, address in waiting:
             if released <= self.expired or not shape.usable(address):
@@ -255,7 +255,7 @@ class Grant:
         return None
 
     async def _from_lane(self, tx: Transaction, queue: _Queue, waiting: bool) -> int | None:
-        """Take an address from a lane: one never given out, else the longest free one."""
+        """Take an address of a shard: a new one, else the earliest released."""
         state = queue.state
         address = await self._walk(tx, queue)
         if address is not None:
@@ -263,7 +263,7 @@ class Grant:
         queue.discard()
         if queue.heads and queue.heads[0].released <= self.expired:
             return self._pop(queue)
-        if state.epoch != queue.shape.epoch:  # addresses may have come behind the walk's back
+        if state.epoch != queue.shape.epoch:  # the pool may have new addresses before the cursor
             state.epoch, state.cursor = queue.shape.epoch, -1
             address = await self._walk(tx, queue)
             if address is not None:
@@ -276,7 +276,7 @@ class Grant:
         return entry.address
 
     async def _walk(self, tx: Transaction, queue: _Queue) -> int | None:
-        """Move the lane's cursor to the next address that has no record."""
+        """Move the cursor of the shard to the next address without a record."""
         shape, state = queue.shape, queue.state
         address = shape.next(queue.number, state.cursor) if state.cursor < END else None
         while address is not None:
@@ -292,7 +292,7 @@ class Grant:
         return None
 
     def _write(self, draft: Draft, taken: list[tuple[Shape, int, bool]]) -> dict[str, Any]:
-        """Write the records of an allocation, and return its document."""
+        """Add the records of an allocation to the changes, and return its document."""
         ask = self.ask
         owner = (ask.network, ask.container_id, ask.ifname)
         document = describe(ask, self.fixed, [(shape, at) for shape, at, _ in taken])
@@ -336,7 +336,7 @@ def describe(ask: Ask, fixed: Fixed | None, places: Sequence[tuple[Shape, int]])
 
 
 def _extra(fixed: Fixed | None, places: Sequence[tuple[Shape, int]]) -> dict[str, Any]:
-    """Return VF, VLAN and MAC: the assignment's, else those of the pools."""
+    """Return VF, VLAN and MAC of the assignment, else of the pools."""
     given: Mapping[str, Any] = fixed.assignment.model_dump(include={"vf", "vlan", "mac"}) if fixed else {}
     vlan = next((shape.pool.vlan for shape, _ in places if shape.pool.vlan is not None), None)
     mac = next((mac for mac in (shape.mac(at) for shape, at in places) if mac), None)
@@ -347,7 +347,7 @@ def _extra(fixed: Fixed | None, places: Sequence[tuple[Shape, int]]) -> dict[str
 
 @dataclass(frozen=True)
 class Claim:
-    """What is to be released: whose, and for which host; pod and lease where the caller names them."""
+    """The arguments of a release: owner, host, and pod and lease if given."""
 
     owner: tuple[str, str, str]
     host_ip: str
@@ -356,7 +356,7 @@ class Claim:
 
 
 class Release:
-    """One release, in one transaction."""
+    """A release in one transaction."""
 
     def __init__(self, book: Book, claim: Claim, now: int) -> None:
         self.book, self.claim, self.owner, self.now = book, claim, claim.owner, now
@@ -364,7 +364,7 @@ class Release:
         self.shapes = {shape.ident: shape for net in book.nets.values() for shape in net.pools}
 
     async def __call__(self, tx: Transaction) -> list[Held]:
-        """Return what was released."""
+        """Release the allocation, and return its addresses."""
         own = self.keys.own(*self.owner)
         (root, value), _ = await tx.fetch([ROOT, own])
         require(self.book, root)
@@ -382,18 +382,18 @@ class Release:
         return held
 
     def _means(self, document: Mapping[str, Any]) -> bool:
-        """Whether this is what the release names: one that is late must not take what its owner got since."""
-        lease = document.get(ipamd_api.LEASE)  # an import may bring allocations that have none
+        """Say whether the lease matches: a late release must not free a newer allocation."""
+        lease = document.get(ipamd_api.LEASE)  # an imported allocation may lack a lease
         return not self.claim.lease or not lease or lease == self.claim.lease
 
     def _permit(self, document: Mapping[str, Any]) -> None:
-        """Refuse to release what another host or pod holds."""
+        """Refuse to release an allocation of another host or pod."""
         for key, mine in (("host_ip", self.claim.host_ip), ("pod_id", self.claim.pod_id)):
             if mine and document[key] != mine:
                 raise _other(key, mine, document)
 
     def _free(self, tx: Transaction, it: Held, record: bytes | None, document: Mapping[str, Any]) -> None:
-        """Queue an address, or forget it if it is not to be given out."""
+        """Queue an address, or delete its record if it is not usable any more."""
         shape = self.shapes.get(it.ident)
         key = self.keys.address(it.ident, it.address)
         usable = shape is not None and shape.usable(it.address)
@@ -405,7 +405,7 @@ class Release:
         state.used -= it.counted
         if usable:
             grace = self.book.nets[self.owner[0]].grace
-            sticky, since = "", 0  # what waits for nobody is as good as waiting for long
+            sticky, since = "", 0  # an unreserved address is free at once
             if document["pod_id"] and it.counted and grace:
                 sticky = self.keys.sticky(it.ident, document["pod_id"], self.owner[2], it.address)
                 since = self.now

@@ -1,4 +1,4 @@
-"""A CA and certificates for a trial, with what browsers, OpenSSL and Python ask of them today."""
+"""A CA and certificates for a trial, valid for browsers, OpenSSL and Python."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _Key = ec.EllipticCurvePrivateKey
 
 
 class TrialCa:
-    """The CA of a directory, made there when it has none: ``ca.crt``, ``ca.key``."""
+    """The CA of a directory, ``ca.crt`` and ``ca.key``; created if missing."""
 
     def __init__(self, directory: Path) -> None:
         self._directory = directory
@@ -40,7 +40,7 @@ class TrialCa:
         return self._issue("server", names[0], _names(names), days)
 
     def host(self, address: str, days: int) -> list[Path]:
-        """Make the certificate with which a node may act for this HostIP."""
+        """Make the client certificate of a node for its HostIP."""
         canonical = str(ipaddress.ip_address(address))
         return self._issue(f"host-{canonical}", canonical, _names([canonical]), days)
 
@@ -138,7 +138,7 @@ def _load_key(path: Path) -> _Key:
 
 
 def _write(path: Path, content: bytes, mode: int) -> None:
-    """Write a file that has its mode from its first byte on."""
+    """Write a file with its final mode from the start."""
     path.unlink(missing_ok=True)
     with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode), "wb") as file:
         file.write(content)

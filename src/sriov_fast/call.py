@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from sriov_fast.cni.netconf import NetConf
     from sriov_fast.cni.request import Request
     from sriov_fast.ipam.builtin import Builtin
-    from sriov_fast.ipam.delegate import Ipam
+    from sriov_fast.ipam.exec import Ipam
     from sriov_fast.sriov.journal import Attachment, Journal
     from sriov_fast.sriov.roots import Roots
     from sriov_fast.steps import Steps
@@ -155,7 +155,7 @@ class Call(Value):
                 state_dir=self.roots.state,
                 stderr=self.context.stderr,
             )
-        from sriov_fast.ipam.delegate import Ipam  # late: only for what is executed
+        from sriov_fast.ipam.exec import Ipam  # late: only for what is executed
 
         return Ipam(
             kind=self.conf.ipam_type,

@@ -28,8 +28,8 @@ if TYPE_CHECKING:
     from sriov_fast.cni.request import Request
     from sriov_fast.cni.result import Result
     from sriov_fast.ipam.builtin import Builtin, Done
-    from sriov_fast.ipam.delegate import Ipam
-    from sriov_fast.ipam.delegate import Running as Executed
+    from sriov_fast.ipam.exec import Ipam
+    from sriov_fast.ipam.exec import Running as Executed
     from sriov_fast.ready import Ready
     from sriov_fast.sriov.attach import Addressing
     from sriov_fast.sriov.pool import Choice

@@ -31,7 +31,7 @@ PRELOAD = (
         "sriov_fast.entry",
         "sriov_fast.plugin",
         "sriov_fast.upkeep",
-        "sriov_fast.ipam.delegate",
+        "sriov_fast.ipam.exec",
         "sriov_fast.ipam.host_local",
     ),
     *("sriov_fast.ipam.search", "sriov_fast.ipam.static", "sriov_fast.sriov.announce", "traceback"),

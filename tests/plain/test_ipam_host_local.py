@@ -1127,4 +1127,4 @@ print(*sys.modules)
         "values",
     }
     assert ("sriov_fast.ipam.host_local" in ours) == (kind == "host-local")
-    assert "sriov_fast.ipam.delegate" not in ours
+    assert "sriov_fast.ipam.exec" not in ours

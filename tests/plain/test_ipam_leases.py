@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from sriov_fast.ipam import leases
-from sriov_fast.ipam.service import Owner
+from sriov_fast.ipam.txipam import leases
+from sriov_fast.ipam.txipam.client import Owner
 
 
 def owner(container: str = "1234", network: str = "mynet") -> Owner:

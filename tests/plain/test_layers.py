@@ -68,7 +68,7 @@ def test_nobody_imports_an_executable() -> None:
 
 
 def test_there_is_something_to_look_at() -> None:
-    assert {"cni/request", "sriov/journal", "ipam/delegate", "backend", "_nl_py"} <= set(modules())
+    assert {"cni/request", "sriov/journal", "ipam/exec", "backend", "_nl_py"} <= set(modules())
     assert "backend.nl" in imports("plugin")
 
 

@@ -21,9 +21,10 @@ from hypothesis import strategies as st
 from txipam_service import Reply, Service, problem, wait_until
 
 from sriov_fast.errors import CheckError, ConfigError, IpamError, SriovError
-from sriov_fast.ipam import https, pending
-from sriov_fast.ipam.service import ServiceError
-from sriov_fast.ipam.txipam import TxIpam
+from sriov_fast.ipam.txipam import outbox
+from sriov_fast.ipam.txipam.client import ServiceError
+from sriov_fast.ipam.txipam.plugin import TxIpam
+from sriov_fast.ipam.txipam.pool import pool
 from sriov_fast.log import Logger
 
 ARGS = "IgnoreUnknown=1;PodID=1234;HostIP=10.55.206.20"
@@ -85,12 +86,12 @@ def failed(ipam: TxIpam, verb: str = "ADD", kind: type[SriovError] = IpamError) 
 
 def owed(state: Path) -> list[str]:
     """Whose addresses are to be given back; not what is only noted for the case of a DEL."""
-    paths = [Path(path) for path in pending.owed(str(state))]
+    paths = [Path(path) for path in outbox.entries(str(state))]
     return [path.name.rpartition("~")[0] for path in paths if not json.loads(path.read_text())["live"]]
 
 
 def retry(state: Path, level: str = "error") -> int:
-    return pending.retry(str(state), Logger(level), time.monotonic() + 5)
+    return outbox.flush(str(state), Logger(level), time.monotonic() + 5)
 
 
 # --- what goes well
@@ -646,7 +647,7 @@ def test_a_lost_reply_costs_no_address(
 def test_replies_that_never_come_leave_nothing(
     tx: Make, service: Service, state: Path, fault: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(pending, "LATE", 0.3)
+    monkeypatch.setattr(outbox, "IN_FLIGHT", 0.3)
     service.faults.extend([fault, fault])
     error = failed(tx())
     assert (error.code, "closed the connection before" in error.msg) == (11, True), error.msg
@@ -722,7 +723,7 @@ def test_a_reply_that_ends_early_is_lost(tx: Make, service: Service, share: floa
     framed = HEAD + b"Content-Length: %d\r\n\r\n" % len(body) + body
     for whole in (chunked, framed):
         service.faults.append(whole[: int(len(whole) * share)])
-        https.pool.clear()  # a request that is cut off on a kept connection is repeated
+        pool.clear()  # a request that is cut off on a kept connection is repeated
         error = failed(tx(f"a{len(service.seen)}", retries=0))
         assert (error.code, "before its answer was complete" in error.msg) == (11, True), error.msg
         service.faults.append(whole)
@@ -737,7 +738,7 @@ def test_a_body_up_to_the_end_of_the_connection(tx: Make, service: Service) -> N
 @settings(max_examples=50, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.binary(max_size=200), st.sampled_from([b"", HEAD, CHUNKED]))
 def test_any_bytes_are_an_error(tx: Make, service: Service, octets: bytes, begin: bytes) -> None:
-    https.pool.clear()  # a request that is cut off on a kept connection is repeated
+    pool.clear()  # a request that is cut off on a kept connection is repeated
     service.faults.append(begin + octets)
     assert failed(tx(f"a{len(service.seen)}", retries=0), kind=ServiceError).code in (11, 112)
 
@@ -985,7 +986,7 @@ def test_del_that_cannot_be_noted_fails(tx: Make, service: Service, state: Path)
 def test_what_is_owed_is_for_root_alone(tx: Make, service: Service, state: Path) -> None:
     service.stop_listening()
     tx().run("DEL", 10.0)
-    (path,) = map(Path, pending.owed(str(state)))
+    (path,) = map(Path, outbox.entries(str(state)))
     assert path.stat().st_mode & 0o777 == 0o600
     for directory in (state, state / "pending", state / "pending/net1"):
         assert directory.stat().st_mode & 0o777 == 0o700
@@ -1040,17 +1041,17 @@ def test_an_add_waits_for_who_is_paying(tx: Make, service: Service, state: Path)
     service.stop_listening()
     tx().run("DEL", 10.0)
     service.listen_again()
-    (path,) = pending.owed(str(state))
-    with pending.Held(path):
+    (path,) = outbox.entries(str(state))
+    with outbox.Entry(path):
         error = failed(tx(timeout=0.3))
         assert (error.code, "is in use" in error.msg) == (11, True), error.msg
         assert retry(state) == 1  # passes over what somebody else has
     thread = threading.Thread(target=lambda: tx(timeout=5).run("ADD"))
-    with pending.Held(path) as held:
+    with outbox.Entry(path) as entry:
         thread.start()
         time.sleep(0.1)
         assert service.methods() == ["POST"]
-        held.pay("DEL", 5.0)
+        entry.send("DEL", 5.0)
     thread.join()
     assert service.methods() == ["POST", "DELETE", "POST"]
     assert len(service.allocations) == 1
@@ -1060,8 +1061,8 @@ def test_what_comes_after_the_end_is_given_back(
     tx: Make, service: Service, state: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The first try of an ADD reaches the service when the container is deleted already."""
-    monkeypatch.setattr(pending, "LATE", 0.6)
-    https.pool.clear()
+    monkeypatch.setattr(outbox, "IN_FLIGHT", 0.6)
+    pool.clear()
     service.faults.append("refuse")
     assert tx().run("ADD")
     assert (owed(state), retry(state)) == ([], 0)  # its owner lives
@@ -1076,13 +1077,13 @@ def test_what_comes_after_the_end_is_given_back(
 def test_who_lives_on_keeps_the_address(
     tx: Make, service: Service, state: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(pending, "LATE", 0.1)
-    https.pool.clear()
+    monkeypatch.setattr(outbox, "IN_FLIGHT", 0.1)
+    pool.clear()
     service.faults.append("refuse")
     assert tx().run("ADD") == tx().run("ADD")
     time.sleep(0.1)
     assert retry(state) == 0
-    assert list(pending.owed(str(state))) == []
+    assert list(outbox.entries(str(state))) == []
     assert len(service.allocations) == 1
 
 
@@ -1116,7 +1117,7 @@ def test_a_late_release_takes_no_new_address(
     tx().run("ADD")
     if not remembered:
         shutil.rmtree(state.with_name("run"))
-    https.pool.clear()  # a connection that waited and is cut says that nobody read the request
+    pool.clear()  # a connection that waited and is cut says that nobody read the request
     service.faults.extend(["refuse"] if remembered else [None, "refuse", "refuse"])
     assert tx(retries=retries).run("DEL", 10.0) is None
     assert owed(state) == ([] if retries else ["a~eth0"])
@@ -1195,7 +1196,7 @@ def test_records_that_cannot_be_read(
     service.stop_listening()
     tx().run("DEL", 10.0)
     service.listen_again()
-    (path,) = map(Path, pending.owed(str(state)))
+    (path,) = map(Path, outbox.entries(str(state)))
     path.write_text('{"owner": {}')
     assert tx().run("ADD")
     path.write_text("[]")
@@ -1244,7 +1245,7 @@ def test_unknown_verb(tx: Make) -> None:
 
 def test_nothing_is_kept_open(tx: Make, service: Service) -> None:
     """Each fault on its own connection, and all of them closed by us."""
-    https.pool.clear()
+    pool.clear()
     before = len(os.listdir("/proc/self/fd"))
     for number, fault in enumerate(("cut", "lose", b"garbage\r\n\r\n", Reply(500), "repeat")):
         service.faults.append(fault)
@@ -1253,6 +1254,6 @@ def test_nothing_is_kept_open(tx: Make, service: Service) -> None:
         except ServiceError:
             pass
     service.stop_listening()
-    https.pool.clear()
+    pool.clear()
     service.open.clear()
     wait_until(lambda: len(os.listdir("/proc/self/fd")) <= before)

@@ -14,7 +14,7 @@ import pytest
 from txipam_service import Reply, Service, authority, problem
 
 import sriov_fast
-from sriov_fast.ipam import pending
+from sriov_fast.ipam.txipam import outbox
 
 SOURCE = str(Path(sriov_fast.__file__).parents[1])
 PROGRAM = f"import sys; sys.path[:0] = [{SOURCE!r}]; from sriov_fast.ipam.txipam_main import main; main()"
@@ -185,7 +185,7 @@ def test_del_while_the_service_is_down(run: Run, service: Service, tmp_path: Pat
     done = run("DEL")
     assert (done.returncode, done.stdout) == (0, b"")
     assert b"the address is given back later" in done.stderr
-    assert len(list(pending.owed(str(tmp_path / "state")))) == 1
+    assert len(list(outbox.entries(str(tmp_path / "state")))) == 1
     service.listen_again()
     answer(run("STATUS", cniVersion="1.1.0"))
     assert service.allocations == {}

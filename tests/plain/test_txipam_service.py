@@ -17,8 +17,9 @@ from ipam_server import HOST, OTHER_HOST, Server, World, release_all
 from wire_faults import Fault, Proxy
 
 from sriov_fast.errors import SriovError
-from sriov_fast.ipam import https, pending
-from sriov_fast.ipam.txipam import TxIpam
+from sriov_fast.ipam.txipam import outbox
+from sriov_fast.ipam.txipam.plugin import TxIpam
+from sriov_fast.ipam.txipam.pool import pool
 from sriov_fast.log import Logger
 
 POOL = {
@@ -88,7 +89,7 @@ def tx(world: World, server: Server, state: Path, tmp_path: Path) -> Iterator[Ma
         )
 
     yield make
-    https.pool.clear()
+    pool.clear()
     with world.admin(server) as admin:  # the next test finds nothing
         release_all(admin)
 
@@ -239,15 +240,15 @@ FAULTS = [
 
 @pytest.mark.parametrize("fault", FAULTS, ids=lambda fault: f"{fault.what}-{fault.at:g}")
 def test_one_fault_is_no_matter(tx: Make, world: World, server: Server, proxy: Proxy, fault: Fault) -> None:
-    https.pool.clear()
+    pool.clear()
     proxy.faults.append(fault)
     found = tx("a", remote=proxy.url).run("ADD")
     proxy.settle()
     assert held(world, server) == {"a": given(found)}
-    https.pool.clear()
+    pool.clear()
     proxy.faults.append(fault)
     tx("a", remote=proxy.url, prevResult=found).run("CHECK")
-    https.pool.clear()
+    pool.clear()
     proxy.faults.append(fault)
     assert tx("a", remote=proxy.url).run("DEL", 20.0) is None
     proxy.settle()
@@ -264,7 +265,7 @@ def test_two_addresses_never(tx: Make, world: World, server: Server, proxy: Prox
 def test_nothing_stays_given(
     tx: Make, world: World, server: Server, proxy: Proxy, state: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(pending, "LATE", 0.5)
+    monkeypatch.setattr(outbox, "IN_FLIGHT", 0.5)
     proxy.choose = lambda: Fault("late", 0.2)
     assert refused(tx("a", remote=proxy.url, retries=1), "ADD").code == 11
     proxy.choose = lambda: None
@@ -280,10 +281,10 @@ def test_a_release_that_comes_late_takes_no_new_address(
 ) -> None:
     """It reaches the service when the same interface of the same pod has an address again."""
     tx("a", remote=proxy.url).run("ADD")
-    https.pool.clear()
+    pool.clear()
     proxy.faults.append(Fault("late", 3.0))
     assert tx("a", remote=proxy.url, retries=retries).run("DEL", 20.0) is None
-    assert bool(list(pending.owed(str(state)))) == (retries == 0)
+    assert bool(list(outbox.entries(str(state)))) == (retries == 0)
     again = tx("a", remote=proxy.url).run("ADD")
     assert proxy.busy, "the release has come already"
     proxy.settle()
@@ -295,8 +296,8 @@ def test_a_release_that_comes_late_takes_no_new_address(
 def settled(state: Path) -> None:
     """Pay until nothing is owed."""
     deadline = time.monotonic() + 30
-    while pending.retry(str(state), Logger("error"), time.monotonic() + 10):
-        assert time.monotonic() < deadline, list(pending.owed(str(state)))
+    while outbox.flush(str(state), Logger("error"), time.monotonic() + 10):
+        assert time.monotonic() < deadline, list(outbox.entries(str(state)))
         time.sleep(0.1)
 
 
@@ -312,7 +313,7 @@ def test_a_bad_day(
     seed: int,
 ) -> None:
     """Half of all exchanges fail, each in some way. In the end the service and its clients agree."""
-    monkeypatch.setattr(pending, "LATE", 1.0)
+    monkeypatch.setattr(outbox, "IN_FLIGHT", 1.0)
     chance = random.Random(seed)
     faults = [*FAULTS, Fault("late", 0.3)]
     proxy.choose = lambda: chance.choice(faults) if chance.random() < 0.5 else None

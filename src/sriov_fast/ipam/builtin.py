@@ -36,7 +36,7 @@ def builtin(kind: str, ipam: dict[str, Any] | None) -> type[Builtin] | None:
 
         return Static
     if kind == "txipam":
-        from sriov_fast.ipam.txipam import TxIpam
+        from sriov_fast.ipam.txipam.plugin import TxIpam
 
         return TxIpam
     from sriov_fast.ipam.host_local import HostLocal
@@ -45,7 +45,7 @@ def builtin(kind: str, ipam: dict[str, Any] | None) -> type[Builtin] | None:
 
 
 class Done:
-    """A verb that was carried out; what ``delegate.Running`` is for a process."""
+    """A verb that was carried out; what ``exec.Running`` is for a process."""
 
     __slots__ = ("_answer",)
     ended = True

@@ -1,6 +1,6 @@
-"""``txipam`` as a process, for other plugins that delegate to it: environment and stdin in, JSON out.
+"""The executable ``txipam``, for plugins that delegate to it: environment and stdin in, JSON out.
 
-As an executable this stands above the rooms (docs/architecture.md), and so may use what knows CNI's words.
+It wires the packages ``cni`` and ``ipam``, as ``plugin`` does.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from typing import Any
 
     from sriov_fast.cni.request import Request
-    from sriov_fast.ipam.txipam import TxIpam
+    from sriov_fast.ipam.txipam.plugin import TxIpam
 
 _SINCE = {"CHECK": "0.4.0", "GC": "1.1.0", "STATUS": "1.1.0"}
 _LONGEST = 60.0  # seconds; the configuration's ``timeout`` ends sooner
@@ -39,7 +39,7 @@ def _answer(stdin: bytes) -> Reply:
 
 
 def _ipam(asked: Request) -> TxIpam:
-    from sriov_fast.ipam.txipam import TxIpam  # late: VERSION and wrong calls need none of it
+    from sriov_fast.ipam.txipam.plugin import TxIpam  # late: VERSION and wrong calls need none of it
 
     config = netconf.decode(asked.stdin)
     _demand_version(asked.command, netconf.declared_version(config))
@@ -67,7 +67,7 @@ def _demand_version(command: str, declared: str) -> None:
 
 
 def _document(answer: dict[str, Any] | None, config: dict[str, Any]) -> bytes:
-    """Return what goes to stdout. A configuration without a version gets a result without one."""
+    """Return the output. A configuration without a version gets a result without one."""
     if answer is None:
         return b""
     shown = {key: value for key, value in answer.items() if key != "cniVersion" or config.get(key)}

@@ -321,10 +321,10 @@ class Server:
         """Give back the addresses that are owed to a service that did not answer."""
         if not os.path.isdir(f"{self._roots.state}/pending"):
             return
-        from sriov_fast.ipam import pending  # late: most nodes never owe any
+        from sriov_fast.ipam.txipam import outbox  # late: most nodes never owe any
 
         try:
-            pending.retry(self._roots.state, self._log, time.monotonic() + self._options.upkeep_every / 2)
+            outbox.flush(self._roots.state, self._log, time.monotonic() + self._options.upkeep_every / 2)
         except (SriovError, OSError) as error:
             self._log.error("addresses that are owed could not be given back", why=error)
 
@@ -344,7 +344,7 @@ def _steps(environ: dict[str, str], begin: int) -> Steps | None:
 
 def _warm_up() -> None:
     """Import what requests import late, and take what is here for good out of the collector's sight."""
-    import sriov_fast.ipam.delegate
+    import sriov_fast.ipam.exec
     import sriov_fast.ipam.host_local
     import sriov_fast.ipam.search
     import sriov_fast.ipam.static

@@ -9,9 +9,10 @@ from typing import Any
 import pytest
 
 from sriov_fast import log
-from sriov_fast.ipam import pending
-from sriov_fast.ipam.service import Owner, Settings
-from sriov_fast.ipam.tls import Trust
+from sriov_fast.ipam.txipam import outbox
+from sriov_fast.ipam.txipam.client import Owner
+from sriov_fast.ipam.txipam.settings import Settings
+from sriov_fast.ipam.txipam.tls import Trust
 
 REMOTE = ("https://127.0.0.1:1",)
 
@@ -20,8 +21,8 @@ def test_102_a_release_that_is_owed_cannot_be_read(tmp_path: Path, monkeypatch: 
     """It was taken for a file that is no record, and removed: the address stayed taken for ever."""
     owner = Owner(network="net1", container_id="c1", ifname="eth0")
     settings = Settings(remotes=REMOTE, trust=Trust())
-    pending.owe(str(tmp_path), pending.Release(owner=owner, settings=settings, due=1e12))
-    (path,) = pending.owed(str(tmp_path))
+    outbox.enqueue(str(tmp_path), outbox.Release(owner=owner, settings=settings, due=1e12))
+    (path,) = outbox.entries(str(tmp_path))
     before = sorted(os.listdir("/proc/self/fd"))
 
     def no_descriptors(*_: Any, **__: Any) -> Any:
@@ -29,10 +30,10 @@ def test_102_a_release_that_is_owed_cannot_be_read(tmp_path: Path, monkeypatch: 
 
     with monkeypatch.context() as patched:
         patched.setattr("builtins.open", no_descriptors)
-        assert pending.retry(str(tmp_path), log.Logger("error"), 1e12) == 1
+        assert outbox.flush(str(tmp_path), log.Logger("error"), 1e12) == 1
         with pytest.raises(OSError, match="Too many open files"):
-            pending.settle(str(tmp_path), owner, REMOTE, 0.0)
+            outbox.flush_owner(str(tmp_path), owner, REMOTE, 0.0)
     assert sorted(os.listdir("/proc/self/fd")) == before
-    assert list(pending.owed(str(tmp_path))) == [path]
-    with pending.Held(path) as held:
-        assert held.release is not None
+    assert list(outbox.entries(str(tmp_path))) == [path]
+    with outbox.Entry(path) as entry:
+        assert entry.release is not None

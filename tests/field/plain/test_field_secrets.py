@@ -15,8 +15,8 @@ from txipam_service import Service, authority
 
 from sriov_fast import files
 from sriov_fast.errors import ConfigError, FileError, RefusedError
-from sriov_fast.ipam import https
-from sriov_fast.ipam.txipam import TxIpam
+from sriov_fast.ipam.txipam.plugin import TxIpam
+from sriov_fast.ipam.txipam.pool import pool
 from sriov_fast.log import Logger
 
 Make = Callable[..., TxIpam]
@@ -39,7 +39,7 @@ def service(tmp_path: Path) -> Iterator[Service]:
     made = Service(ca)
     yield made
     made.close()
-    https.pool.clear()
+    pool.clear()
 
 
 @pytest.fixture

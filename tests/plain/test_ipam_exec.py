@@ -16,8 +16,8 @@ from typing import Any
 import pytest
 
 from sriov_fast.errors import ConfigError, EnvError, IpamError
-from sriov_fast.ipam import delegate
-from sriov_fast.ipam.delegate import Ipam, Running
+from sriov_fast.ipam import exec as ipam_exec
+from sriov_fast.ipam.exec import Ipam, Running
 
 RESULT = '{"cniVersion": "1.0.0", "ips": [{"address": "10.0.0.2/24"}]}'
 CONFIG = b'{"name": "n", "type": "sriov", "ipam": {"type": "fake"}}'
@@ -76,7 +76,7 @@ def test_find_takes_the_first_directory_that_has_it(tmp_path: Path) -> None:
     for name in ("b", "c"):
         (tmp_path / name / "fake").touch(0o755)
     path = [str(tmp_path / name) for name in ("missing", "a", "b", "c")]
-    assert delegate.find("fake", path) == str(tmp_path / "b/fake")
+    assert ipam_exec.find("fake", path) == str(tmp_path / "b/fake")
 
 
 def test_find_passes_over_what_cannot_be_executed(tmp_path: Path) -> None:
@@ -85,7 +85,7 @@ def test_find_passes_over_what_cannot_be_executed(tmp_path: Path) -> None:
     (tmp_path / "b/fake").touch(0o644)
     path = [str(tmp_path / "a"), str(tmp_path / "b")]
     with pytest.raises(IpamError, match="no IPAM plugin 'fake' in CNI_PATH") as caught:
-        delegate.find("fake", path)
+        ipam_exec.find("fake", path)
     assert caught.value.code == 102
     assert ":".join(path) in caught.value.msg
 
@@ -93,13 +93,13 @@ def test_find_passes_over_what_cannot_be_executed(tmp_path: Path) -> None:
 @pytest.mark.parametrize("kind", ["", ".", "..", "../evil", "/bin/sh", "a/b", "nul\0"])
 def test_find_takes_names_only(kind: str) -> None:
     with pytest.raises(ConfigError):
-        delegate.find(kind, ["/bin"])
+        ipam_exec.find(kind, ["/bin"])
 
 
 @pytest.mark.parametrize("path", [[], [""]])
 def test_find_without_cni_path(path: list[str]) -> None:
     with pytest.raises(EnvError, match="CNI_PATH"):
-        delegate.find("fake", path)
+        ipam_exec.find("fake", path)
 
 
 # --- the answer
@@ -356,7 +356,7 @@ def test_environment(plugin: Plugin, tmp_path: Path) -> None:
     ],
 )
 def test_arguments(given: str, passed: str) -> None:
-    assert delegate.delegate_args(given) == passed
+    assert ipam_exec.delegate_args(given) == passed
 
 
 # --- verbs that older plugins do not know
@@ -386,13 +386,13 @@ def test_other_errors_are_relayed(plugin: Plugin, command: str, code: int) -> No
 
 
 def test_who_may_choose_the_vf() -> None:
-    assert delegate.may_choose_vf("txipam")
-    assert not any(map(delegate.may_choose_vf, ("dhcp", "host-local", "static")))
+    assert ipam_exec.may_choose_vf("txipam")
+    assert not any(map(ipam_exec.may_choose_vf, ("dhcp", "host-local", "static")))
 
 
 def test_who_needs_the_interface() -> None:
-    assert delegate.needs_interface("dhcp")
-    assert not any(map(delegate.needs_interface, ("host-local", "static", "txipam")))
+    assert ipam_exec.needs_interface("dhcp")
+    assert not any(map(ipam_exec.needs_interface, ("host-local", "static", "txipam")))
 
 
 # --- what it costs
@@ -402,8 +402,8 @@ def test_it_imports_nothing_heavy() -> None:
     heavy = "contextlib dataclasses enum json logging orjson pyroute2 re signal socket subprocess typing"
     code = (
         "import sys\n"
-        f"sys.path.insert(0, {str(Path(delegate.__file__).parents[2])!r})\n"
-        "import sriov_fast.ipam.delegate\n"
+        f"sys.path.insert(0, {str(Path(ipam_exec.__file__).parents[2])!r})\n"
+        "import sriov_fast.ipam.exec\n"
         f"print(*sorted(set({heavy.split()!r}) & set(sys.modules)))"
     )
     done = subprocess.run(

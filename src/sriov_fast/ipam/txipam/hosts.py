@@ -1,7 +1,7 @@
 """The HostIPs that this node has asked with, by network.
 
-GC and STATUS come without CNI_ARGS (SPEC section 2), so what an ADD was given is remembered: an empty file
-for each address, ``<state>/hosts/<network>/<HostIP>``. If it is lost, GC does less until the next ADD.
+GC and STATUS come without CNI_ARGS (SPEC section 2), so the HostIP of an ADD is remembered: an empty file
+``<state>/hosts/<network>/<HostIP>``. If the file is lost, GC does less until the next ADD.
 """
 
 from __future__ import annotations

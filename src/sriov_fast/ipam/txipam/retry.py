@@ -1,101 +1,25 @@
-"""Requests to a service that may have several remotes: a pool of connections, and repeated tries."""
+"""Repeated tries at a service that may have several remotes."""
 
 from __future__ import annotations
 
-import _thread
 import os
 import time
 
-from sriov_fast.ipam.http import Connection
-from sriov_fast.ipam.tls import Trust, TryError, make_context, stamp_of
-from sriov_fast.values import Value
+from sriov_fast.ipam.txipam.connection import Connection
+from sriov_fast.ipam.txipam.pool import Key, pool
+from sriov_fast.ipam.txipam.tls import Trust, TryError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from ssl import SSLContext
-
-    from sriov_fast.ipam.http import Remote, Reply, Request
+    from sriov_fast.ipam.txipam.connection import Remote, Reply, Request
 
 _CONNECT_WAIT = 2.0  # seconds for TCP where another try is left; the kernel repeats its SYN after 1
 _PAUSE = 0.1  # seconds before the second try, twice as many before each one after it
 _LONGEST_PAUSE = 2.0
-_IDLE = 60.0  # seconds that an idle connection is kept
-_MOST_IDLE = 8  # connections kept for one service
 
 
-class Key(Value):
-    """The key of a kept connection: its peer, and the files (with their stamp) that TLS was set up with."""
-
-    host: str
-    port: int
-    trust: Trust
-    stamp: object
-
-
-class Pool:
-    """TLS contexts and idle connections, shared by all threads of a process."""
-
-    def __init__(self) -> None:
-        self._lock = _thread.allocate_lock()
-        self._contexts: dict[Trust, tuple[object, SSLContext]] = {}
-        self._idle: dict[Key, list[Connection]] = {}
-
-    def context(self, trust: Trust) -> tuple[object, SSLContext]:
-        """Return a stamp and the TLS context, which is made again when a file has changed."""
-        stamp = stamp_of(trust)
-        with self._lock:
-            known = self._contexts.get(trust)
-        if known and known[0] == stamp:
-            return known
-        made = stamp, make_context(trust)
-        with self._lock:
-            self._contexts[trust] = made
-        self.clear(trust)  # a peer that only the old files vouched for must be verified again
-        return made
-
-    def take(self, key: Key) -> Connection | None:
-        """Return an idle connection that is still open; None if there is none."""
-        while True:
-            with self._lock:
-                kept = self._idle.get(key)
-                found = kept.pop() if kept else None
-            if found is None:
-                return None
-            if time.monotonic() - found.since < _IDLE and found.is_alive():
-                return found
-            found.close()
-
-    def give(self, key: Key, connection: Connection) -> None:
-        """Keep a connection for the next request."""
-        with self._lock:
-            kept = self._idle.setdefault(key, [])
-            kept.append(connection)
-            spare = kept.pop(0) if len(kept) > _MOST_IDLE else None
-        if spare:
-            spare.close()
-
-    def clear(self, trust: Trust | None = None) -> None:
-        """Close the idle connections, all or those of one trust."""
-        with self._lock:
-            keys = [key for key in self._idle if trust is None or key.trust == trust]
-            kept = [connection for key in keys for connection in self._idle.pop(key)]
-        for connection in kept:
-            connection.close()
-
-    def forget(self) -> None:
-        """Drop everything in a forked child: two processes cannot share one TLS session."""
-        self.__init__()  # type: ignore[misc]
-
-
-pool = Pool()
-os.register_at_fork(after_in_child=pool.forget)
-
-
-# --- one request, repeated as necessary
-
-
-class Client:
-    """A service with its remotes, for one verb.
+class Remotes:
+    """The remotes of a service, for one verb.
 
     ``uncertain``: the service may have carried out a request though its reply never came.
     """

@@ -12,7 +12,7 @@ import threading
 import time
 
 from sriov_fast import __version__
-from sriov_fast.ipam.tls import TryError, tls_error
+from sriov_fast.ipam.txipam.tls import TryError, tls_error
 from sriov_fast.ipamd_api import JSON, MAX_BODY, PROBLEM, UNEXPECTED
 from sriov_fast.values import Value
 

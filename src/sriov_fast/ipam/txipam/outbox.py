@@ -1,14 +1,15 @@
-"""Releases that are owed: addresses to be given back when the service answers again.
+"""Releases that the address service has not acknowledged yet: files, which are sent again later.
 
-A DEL whose service is down must not keep a pod from ending, and must not lose its address. So the release is
-written down, on disk and synced, and the DEL has succeeded. What is owed is tried again by the resident
-server, by GC, and by verbs that find the service well. An ADD of the same owner pays first, under the same
-lock (flock on the record), or it would get once more what is about to be given back.
+A DEL must succeed while the service is down, and must not lose the address. So the release is written to disk
+and synced, and the DEL succeeds. The entries are sent again by the resident server, by GC, and by verbs that
+the service has just answered. An ADD of the same owner sends its owner's entries first, under the same lock
+(flock on the file); otherwise it would get the address that is about to be released.
 
-A release whose reply was lost may still be on its way, and does no harm: it names a lease. So may an ADD's
-ask, for ``LATE`` seconds: what it may yet bring is released after that time, unless its owner lives then.
+A release without a reply may still reach the service, and does no harm, since it names a lease. An ADD's
+request may still reach it, too, for ``IN_FLIGHT`` seconds: the address that it may allocate is released after
+that time, unless its owner is attached then.
 
-``<state>/pending/<network>/<container ID>~<ifname>~<service>`` is a record, JSON, 0600.
+``<state>/pending/<network>/<container ID>~<ifname>~<service>`` is an entry, JSON, 0600.
 """
 
 from __future__ import annotations
@@ -19,8 +20,9 @@ import time
 
 from sriov_fast import codec
 from sriov_fast.errors import ConfigError, DecodeError, FileError, IpamError, SriovError, is_absent
-from sriov_fast.ipam.service import Owner, Service, ServiceError, Settings
-from sriov_fast.ipam.tls import Trust
+from sriov_fast.ipam.txipam.client import Client, Owner, ServiceError
+from sriov_fast.ipam.txipam.settings import Settings
+from sriov_fast.ipam.txipam.tls import Trust
 from sriov_fast.ipamd_api import TRY_AGAIN
 from sriov_fast.values import Value
 
@@ -31,17 +33,17 @@ if TYPE_CHECKING:
 
     from sriov_fast.log import Logger
 
-STATE_DIR = "/var/lib/sriov-fast"
-LATE = 30.0  # seconds after which no request is on its way any more
+IN_FLIGHT = 30.0  # seconds after which a request without a reply cannot reach the service any more
 _TIMEOUT = 5.0  # seconds for one release
 _PAUSE = 0.01
 
 
 class Release(Value):
-    """One address to be given back: whose, where, and not before ``due`` (Unix time in seconds).
+    """The release of one owner's address, not to be sent before ``due`` (Unix time in seconds).
 
-    ``lease`` is what is owed, "" for whatever the owner has. ``live``: its owner has it, by a second try; it
-    is owed only if the owner is deleted before ``due``, when the first try may still bring another.
+    ``lease`` names the address; "" stands for the owner's current one. ``live``: the owner got its address by
+    a second try and is attached; the release is sent only if the owner is deleted before ``due``, since the
+    first try may still allocate another address.
     """
 
     owner: Owner
@@ -69,14 +71,14 @@ def _is_of(owner: Owner, path: str) -> bool:
 # --- writing
 
 
-def owe(state_dir: str, release: Release) -> None:
-    """Write a release down; when this returns, a power cut does not lose it. Raises OSError."""
+def enqueue(state_dir: str, release: Release) -> None:
+    """Write a release to disk; a power cut after the return does not lose it. Raises OSError."""
     directory = _make(state_dir, release.owner.network)
     name = _file_name(release)
     path = f"{directory}/{name}"
     known = _read(path)
     if known and known.due > release.due:
-        release = release.replace(due=known.due, lease="")  # more may come than what is owed now
+        release = release.replace(due=known.due, lease="")  # another lease may be allocated until then
     draft = f"{directory}/.{os.getpid()}.{_thread_id()}"
     try:
         _put(draft, codec.dumps(_plain(release)))
@@ -94,7 +96,7 @@ def _thread_id() -> int:
 
 
 def _make(state_dir: str, network: str) -> str:
-    """Make the directories that are missing (0700) and see that they stay."""
+    """Make the missing directories (0700) and sync their parents."""
     directory = _directory(state_dir, network)
     os.makedirs(os.path.dirname(state_dir) or "/", exist_ok=True)
     for path in (state_dir, f"{state_dir}/pending", directory):
@@ -147,7 +149,7 @@ def _plain(release: Release) -> dict[str, object]:
 
 
 def _read(path: str) -> Release | None:
-    """Return a record; None where it is gone, or is none. Raises OSError where it cannot be read."""
+    """Return an entry; None if it is gone or malformed. Raises OSError if it cannot be read."""
     try:
         with open(path, "rb", buffering=0) as file:
             plain = codec.loads(file.read(), path)
@@ -169,23 +171,24 @@ def _listed(directory: str) -> list[str]:
         return []
 
 
-def owed(state_dir: str, network: str = "") -> Iterator[str]:
-    """Go through the paths of all records, or of one network's."""
+def entries(state_dir: str, network: str = "") -> Iterator[str]:
+    """Iterate over the paths of all entries, or of one network's."""
     for each in [network] if network else _listed(f"{state_dir}/pending"):
         directory = _directory(state_dir, each)
         for name in _listed(directory):
             yield f"{directory}/{name}"
 
 
-def _owed_by(state_dir: str, owner: Owner) -> list[str]:
-    return [path for path in owed(state_dir, owner.network) if _is_of(owner, path)]
+def _entries_of(state_dir: str, owner: Owner) -> list[str]:
+    return [path for path in entries(state_dir, owner.network) if _is_of(owner, path)]
 
 
-class Held:
-    """A record under its lock. ``busy``: somebody else has it. ``release`` is None then, or where it is gone.
+class Entry:
+    """An entry under its lock.
 
-    A record that is none is removed: it would stay for ever. ``lost`` is set then. Raises OSError where it
-    cannot be read.
+    ``busy``: another thread or process has the lock. ``release`` is None then, and if the entry is gone.
+    ``lost``: the entry was malformed and was removed, since it would stay for ever. Raises OSError if the
+    entry cannot be read.
     """
 
     def __init__(self, path: str, deadline: float = 0.0) -> None:
@@ -205,13 +208,13 @@ class Held:
             raise
 
     def _take(self, deadline: float) -> None:
-        """Lock the file that is open, and read it."""
+        """Lock the open file, and read it."""
         self.busy = not self._locked(deadline)
         if not self.busy and self._is_current():
             self.release = _read(self.path)
             if self.release is None:
                 self.lost = True
-                self.drop()
+                self.remove()
 
     def _locked(self, deadline: float) -> bool:
         while True:
@@ -225,7 +228,7 @@ class Held:
                 return True
 
     def _is_current(self) -> bool:
-        """Whether the file that is locked is still the one of that name."""
+        """Return whether the locked file still has its name."""
         try:
             return os.path.samestat(os.fstat(self._fd), os.stat(self.path))
         except FileNotFoundError:
@@ -238,127 +241,127 @@ class Held:
         if self._fd >= 0:
             os.close(self._fd)
 
-    def pay(self, verb: str, timeout: float) -> None:
-        """Give the address back, and remove the record.
+    def send(self, verb: str, timeout: float) -> None:
+        """Release the address, and remove the entry.
 
-        Raises SriovError; the record stays then, but for one that the service will never take.
+        Raises SriovError; the entry stays then, unless the service will never accept it.
         """
-        owed = self.release
-        if owed is None:
+        release = self.release
+        if release is None:
             return
-        service = Service(owed.settings.replace(timeout=max(timeout, 0.001)), verb, retries=0)
+        client = Client(release.settings.replace(timeout=max(timeout, 0.001)), verb, retries=0)
         try:
-            if owed.lease:
-                service.release(owed.owner, owed.lease)
+            if release.lease:
+                client.release(release.owner, release.lease)
             else:
-                service.give_back(owed.owner)
+                client.release_current(release.owner)
         except ServiceError as error:
             if error.final:
-                self.drop()
+                self.remove()
             raise
-        self.drop()
+        self.remove()
 
-    def drop(self) -> None:
-        """Remove the record."""
+    def remove(self) -> None:
+        """Remove the entry."""
         if self._is_current():
             _unlink(self.path)
 
 
-# --- paying
+# --- sending
 
 
-def settle(state_dir: str, owner: Owner, remotes: tuple[str, ...], deadline: float) -> float:
-    """Pay what this owner owes, before it asks for anything new; raises SriovError where that fails.
+def flush_owner(state_dir: str, owner: Owner, remotes: tuple[str, ...], deadline: float) -> float:
+    """Send an owner's entries before the owner asks for an address; raises SriovError if that fails.
 
-    What it owes to another service does not matter then: what is given back there is not what will be given.
-    Returns until when (Unix time) an earlier ask of this owner may still be on its way.
+    A failure at another service does not matter: an address released there is not allocated here.
+    Returns until when (Unix time) an earlier request of this owner may still reach the service.
     """
-    late = 0.0
-    for path in _owed_by(state_dir, owner):
-        with Held(path, deadline) as held:
-            late = max(late, _settle_one(held, remotes, deadline))
-    return late
+    until = 0.0
+    for path in _entries_of(state_dir, owner):
+        with Entry(path, deadline) as entry:
+            until = max(until, _flush_before_add(entry, remotes, deadline))
+    return until
 
 
-def _settle_one(held: Held, remotes: tuple[str, ...], deadline: float) -> float:
-    if held.busy:
+def _flush_before_add(entry: Entry, remotes: tuple[str, ...], deadline: float) -> float:
+    if entry.busy:
         raise IpamError(
-            f"IPAM txipam, ADD: {held.path} is in use: an address is just being given back",
+            f"IPAM txipam, ADD: {entry.path} is in use: an address is just being given back",
             "try again in a second",
             code=TRY_AGAIN,
         )
-    if held.release is None:
+    if entry.release is None:
         return 0.0
-    if held.release.live:
-        return held.release.due
-    same = set(held.release.settings.remotes) & set(remotes)
+    if entry.release.live:
+        return entry.release.due
+    same = set(entry.release.settings.remotes) & set(remotes)
     try:
-        held.pay("ADD", deadline - time.monotonic())
+        entry.send("ADD", deadline - time.monotonic())
     except SriovError as error:
         if same and not getattr(error, "final", False):
             raise
-    return held.release.due
+    return entry.release.due
 
 
-def void(state_dir: str, owner: Owner, lease: str) -> None:
-    """Remove the debt of what its owner has again: another remote may lead to the same service."""
-    for path in _owed_by(state_dir, owner):
-        with Held(path) as held:
-            if held.release and held.release.lease == lease:
-                held.drop()
+def discard(state_dir: str, owner: Owner, lease: str) -> None:
+    """Remove the release of a lease that its owner has got again: two remotes may lead to one service."""
+    for path in _entries_of(state_dir, owner):
+        with Entry(path) as entry:
+            if entry.release and entry.release.lease == lease:
+                entry.remove()
 
 
-def forget(state_dir: str, owner: Owner, remotes: tuple[str, ...]) -> None:
-    """Remove what was owed by an owner whose address was just given back; raises OSError.
+def complete(state_dir: str, owner: Owner, remotes: tuple[str, ...]) -> None:
+    """Remove the entries of an owner after the release of its address; raises OSError.
 
-    What may yet come is owed from now on.
+    A live entry that is not due becomes one to be sent: an earlier request may still allocate an address.
     """
-    for path in _owed_by(state_dir, owner):
-        with Held(path) as held:
-            found = held.release
+    for path in _entries_of(state_dir, owner):
+        with Entry(path) as entry:
+            found = entry.release
             if found is None or not set(found.settings.remotes) & set(remotes):
                 continue
             if found.due <= time.time():
-                held.drop()
+                entry.remove()
             elif found.live:
-                owe(state_dir, found.replace(live=False))
+                enqueue(state_dir, found.replace(live=False))
 
 
-def retry(state_dir: str, log: Logger, deadline: float) -> int:
-    """Try everything that is due, until ``deadline`` (monotonic); return how many releases are still owed.
+def flush(state_dir: str, log: Logger, deadline: float) -> int:
+    """Send every entry that is due, until ``deadline`` (monotonic); return the number of entries left.
 
-    A service that does not answer is asked once, not for each of its records. Never raises for a record.
+    A service that does not answer is asked once, not for each of its entries. No entry's failure is raised.
     """
     left = 0
     down: set[tuple[str, ...]] = set()
-    for path in owed(state_dir):
+    for path in entries(state_dir):
         try:
-            with Held(path) as held:
-                left += _retry_one(held, log, deadline, down)
+            with Entry(path) as entry:
+                left += _flush_one(entry, log, deadline, down)
         except OSError as error:
             log.warning("what is owed cannot be read", file=path, why=error.strerror)
             left += 1
     return left
 
 
-def _retry_one(held: Held, log: Logger, deadline: float, down: set[tuple[str, ...]]) -> bool:
-    """Return whether the release is still owed."""
-    release = held.release
-    if held.lost:
-        log.warning("what was owed cannot be read, and is left to GC", file=held.path)
+def _flush_one(entry: Entry, log: Logger, deadline: float, down: set[tuple[str, ...]]) -> bool:
+    """Return whether the entry is left."""
+    release = entry.release
+    if entry.lost:
+        log.warning("what was owed cannot be read, and is left to GC", file=entry.path)
     if release is None:
-        return held.busy
+        return entry.busy
     if release.live:
         if release.due <= time.time():
-            held.drop()
+            entry.remove()
         return False
     timeout = min(_TIMEOUT, deadline - time.monotonic())
     remotes = release.settings.remotes
     if timeout <= 0 or release.due > time.time() or remotes in down:
         return True
-    facts = {"containerID": release.owner.container_id, "ifname": release.owner.ifname, "file": held.path}
+    facts = {"containerID": release.owner.container_id, "ifname": release.owner.ifname, "file": entry.path}
     try:
-        held.pay("DEL", timeout)
+        entry.send("DEL", timeout)
     except (ServiceError, ConfigError, FileError) as error:
         if getattr(error, "final", False):
             log.warning("an address that was owed is not known to the service", why=error.msg, **facts)

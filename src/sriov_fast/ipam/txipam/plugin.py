@@ -1,9 +1,8 @@
-"""``txipam``: addresses, and with them VF, VLAN and MAC, from a remote service.
+"""The IPAM plugin ``txipam``: addresses, and optionally VF, VLAN and MAC, from a remote address service.
 
-The service is asked over HTTPS with what CNI_ARGS say of the pod: PodID and HostIP. Whatever is repeated is
-the same request to it, so a lost reply costs no address. A release names the lease of what it gives back, so
-one that is late takes nothing else (``leases``); and what cannot be given back now is written down and given
-back later (``pending``).
+The requests carry PodID and HostIP of CNI_ARGS. A repeated request is the same to the service, so a lost
+reply costs no address. A release names the lease of its allocation, so a late one frees nothing else
+(``leases``). A release that fails is stored and sent again later (``outbox``).
 """
 
 from __future__ import annotations
@@ -13,10 +12,11 @@ import time
 from sriov_fast import cni_args, ipamd_api
 from sriov_fast.beside import beside
 from sriov_fast.errors import CheckError, ConfigError, IpamError, SriovError
-from sriov_fast.ipam import hosts, leases, pending
 from sriov_fast.ipam.builtin import Builtin, Done, read_routes, valid_attachments
 from sriov_fast.ipam.keys import Keys, parse_ip, same_family, show_cidr, show_ip, wrong
-from sriov_fast.ipam.service import Owner, Service, ServiceError, Settings, read_lease, read_settings
+from sriov_fast.ipam.txipam import hosts, leases, outbox
+from sriov_fast.ipam.txipam.client import Client, Owner, ServiceError, read_lease
+from sriov_fast.ipam.txipam.settings import Settings, read_settings
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -24,24 +24,24 @@ if TYPE_CHECKING:
     from typing import Any
 
     from sriov_fast.ipam.keys import Ip
-    from sriov_fast.ipam.service import Answer
+    from sriov_fast.ipam.txipam.client import Answer
     from sriov_fast.log import Logger
 
     Given = tuple[Ip, int, Ip | None]
 
-_PAY = 1.0  # seconds for what others owe, once the service is seen to answer
+_FLUSH = 1.0  # seconds for the outbox, after the service has answered
 _NOT_NOTED = "a request may be on its way, which cannot be noted"
-_WORTH = 0.05  # seconds that a release takes at least
+_WORTH = 0.05  # seconds; the shortest time for a release
 _NAME = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_.-")
 
 
 class TxIpam(Builtin):
-    """The addresses that the service at ``ipam.remote`` gives."""
+    """The plugin of one request; the service is at ``ipam.remote``."""
 
     kind = "txipam"
 
     def start(self, command: str) -> Any:
-        """Carry ``command`` out; a DEL only starts here, and runs while its caller waits for the kernel."""
+        """Execute ``command``; a DEL is only started, and runs while its caller waits for the kernel."""
         if command != "DEL":
             return super().start(command)
         return Started(lambda: super(TxIpam, self).start("DEL"))
@@ -49,35 +49,35 @@ class TxIpam(Builtin):
     # --- the verbs
 
     def add(self) -> dict[str, Any]:
-        """Return what the service gives. Nothing stays given where that fails."""
+        """Allocate addresses and return the result. A failed ADD leaves no allocation behind."""
         settings, owner = self._settings(), self._owner()
-        service = Service(settings, "ADD")
+        client = Client(settings, "ADD")
         self._remember(owner)
-        late = pending.settle(self.state_dir, owner, settings.remotes, service.deadline)
+        late = outbox.flush_owner(self.state_dir, owner, settings.remotes, client.deadline)
         try:
-            given = self._read(service.allocate(owner), owner)
+            given = self._read(client.allocate(owner), owner)
         except ServiceError as error:
-            late = max(late, self._late(service))
+            late = max(late, self._late(client))
             if error.uncertain or late > time.time():
-                self._take_back(service, owner, error, late)
+                self._take_back(client, owner, error, late)
             raise
         leases.remember(self.runtime_dir, owner, given.lease)
         if given.lease:
-            pending.void(self.state_dir, owner, given.lease)
-        if max(late, self._late(service)) > time.time():
-            self._note(service, owner)
+            outbox.discard(self.state_dir, owner, given.lease)
+        if max(late, self._late(client)) > time.time():
+            self._note(client, owner)
         return self._result(given)
 
     def delete(self) -> None:
-        """Give back what this container's interface has, now or later."""
+        """Release the addresses of this container's interface, now or later."""
         settings = self._settings()
-        service = Service(settings, "DEL")
+        client = Client(settings, "DEL")
         owners = self._owners()
-        done = [self._release(service, owner) for owner in owners]
+        done = [self._release(client, owner) for owner in owners]
         leases.forget(self.runtime_dir, owners[0])
         if all(done):
-            self._forget(owners[0], settings)
-            self._pay(service)
+            self._complete(owners[0], settings)
+            self._flush(client)
 
     def check(self) -> None:
         """Raise unless the service knows the addresses of the previous result as this interface's."""
@@ -86,7 +86,7 @@ class TxIpam(Builtin):
             raise ConfigError("prevResult is missing", "CHECK compares with it")
         known = {show_cidr(*item.cidr("address")) for item in self.keys.inner("prevResult").objects("ips")}
         try:
-            given = self._read(Service(settings, "CHECK").find(owner), owner)
+            given = self._read(Client(settings, "CHECK").find(owner), owner)
         except ServiceError as error:
             if error.kind != ipamd_api.NOT_FOUND:
                 raise
@@ -102,27 +102,27 @@ class TxIpam(Builtin):
             )
 
     def status(self) -> None:
-        """Raise unless the service is ready and has an address for this host, as far as it is known."""
-        service = Service(self._settings(), "STATUS", retries=0)
+        """Raise unless the service is ready and has an address for this host, if its HostIP is known."""
+        client = Client(self._settings(), "STATUS", retries=0)
         try:
-            service.ready()
-            self._demand_room(service)
+            client.ready()
+            self._demand_room(client)
         except ServiceError as error:
             error.code = ipamd_api.LIMITED if error.kind == ipamd_api.EXHAUSTED else ipamd_api.NOT_AVAILABLE
             raise
-        self._pay(service)
+        self._flush(client)
 
     def collect(self) -> None:
-        """Give back what this host has in this network besides the valid attachments, and what is owed."""
+        """Release this host's allocations in this network but the valid attachments'; flush the outbox."""
         valid = valid_attachments(self.keys)
         network, settings = self._network(), self._settings()
-        service = Service(settings, "GC")
+        client = Client(settings, "GC")
         log = self._log()
-        pending.retry(self.state_dir, log, time.monotonic() + service.left() / 2)
+        outbox.flush(self.state_dir, log, time.monotonic() + client.left() / 2)
         faults = []
         for host_ip in self._hosts():
             try:
-                self._collect_host(service, network, host_ip, valid)
+                self._collect_host(client, network, host_ip, valid)
             except ServiceError as error:
                 if error.final or error.kind == ipamd_api.FORBIDDEN:
                     log.warning("the service has nothing of this host", hostIP=host_ip, why=error.msg)
@@ -134,13 +134,13 @@ class TxIpam(Builtin):
             raise faults[0]
 
     @staticmethod
-    def _collect_host(service: Service, network: str, host_ip: str, valid: set[tuple[str, str]]) -> None:
-        """Give back by their leases what a host has besides the valid (container ID, ifname)."""
-        for owner, lease in service.held(network, host_ip):
+    def _collect_host(client: Client, network: str, host_ip: str, valid: set[tuple[str, str]]) -> None:
+        """Release by lease the allocations of a host but those of the valid (container ID, ifname)."""
+        for owner, lease in client.held(network, host_ip):
             if (owner.container_id, owner.ifname) not in valid:
-                service.release(owner, lease)
+                client.release(owner, lease)
 
-    # --- who asks
+    # --- the request
 
     def _settings(self) -> Settings:
         return read_settings(self.keys.inner("ipam"))
@@ -163,7 +163,10 @@ class TxIpam(Builtin):
         )
 
     def _owners(self) -> list[Owner]:
-        """Return whom a DEL is for; it makes do without PodID and HostIP, as far as hosts are remembered."""
+        """Return the owners of a DEL, one for each remembered host if HostIP is missing.
+
+        PodID may be missing as well.
+        """
         try:
             pod_id = self._pod_id()
         except ConfigError:
@@ -203,7 +206,7 @@ class TxIpam(Builtin):
             raise wrong(where, text, "not an IP address", advice) from None
 
     def _hosts(self) -> list[str]:
-        """Return the HostIP that is given, or else those that ADDs were given."""
+        """Return the given HostIP, or else those of earlier ADDs."""
         try:
             return [self._host_ip()]
         except ConfigError:
@@ -215,47 +218,47 @@ class TxIpam(Builtin):
         except OSError as error:
             self._warn("HostIP cannot be remembered for GC", file=error.filename, why=error.strerror)
 
-    # --- giving back
+    # --- releases
 
-    def _release(self, service: Service, owner: Owner) -> bool:
-        """Give an address back; return False where something is left to do, which is written down then."""
+    def _release(self, client: Client, owner: Owner) -> bool:
+        """Release an address; return False if the release failed and is in the outbox."""
         lease = leases.recall(self.runtime_dir, owner)
         try:
-            if not (lease and service.release(owner, lease)):
-                lease = ""  # it has another one, if any
-                service.give_back(owner)
+            if not (lease and client.release(owner, lease)):
+                lease = ""  # the owner has another lease, or none
+                client.release_current(owner)
         except SriovError as error:
             if getattr(error, "final", False):
                 self._warn("the service has no address to take back", why=error.msg)
                 return True
-            self._owe(pending.Release(owner=owner, settings=service.settings, lease=lease), error)
+            self._enqueue(outbox.Release(owner=owner, settings=client.settings, lease=lease), error)
             self._warn("the address is given back later", why=error.msg, state=self.state_dir)
             return False
         return True
 
     @staticmethod
-    def _late(service: Service) -> float:
-        """Return until when (Unix time) an ask that had no reply may be on its way; 0 for none."""
-        return time.time() + pending.LATE if service.uncertain else 0.0
+    def _late(client: Client) -> float:
+        """Return until when (Unix time) a request without a reply may reach the service; 0 for none."""
+        return time.time() + outbox.IN_FLIGHT if client.uncertain else 0.0
 
-    def _forget(self, owner: Owner, settings: Settings) -> None:
+    def _complete(self, owner: Owner, settings: Settings) -> None:
         try:
-            pending.forget(self.state_dir, owner, settings.remotes)
+            outbox.complete(self.state_dir, owner, settings.remotes)
         except OSError as error:
             self._warn(_NOT_NOTED, file=error.filename, why=error.strerror)
 
-    def _note(self, service: Service, owner: Owner) -> None:
-        """Note that an earlier try may still be on its way, though a later one was answered."""
-        due = time.time() + pending.LATE
-        late = pending.Release(owner=owner, settings=service.settings, due=due, live=True)
+    def _note(self, client: Client, owner: Owner) -> None:
+        """Store that an earlier try may still reach the service, though a later one was answered."""
+        due = time.time() + outbox.IN_FLIGHT
+        late = outbox.Release(owner=owner, settings=client.settings, due=due, live=True)
         try:
-            pending.owe(self.state_dir, late)
+            outbox.enqueue(self.state_dir, late)
         except OSError as error:
             self._warn(_NOT_NOTED, file=error.filename, why=error.strerror)
 
-    def _owe(self, release: pending.Release, why: SriovError) -> None:
+    def _enqueue(self, release: outbox.Release, why: SriovError) -> None:
         try:
-            pending.owe(self.state_dir, release)
+            outbox.enqueue(self.state_dir, release)
         except OSError as error:
             raise IpamError(
                 why.msg,
@@ -264,32 +267,32 @@ class TxIpam(Builtin):
                 errno=error.errno or 0,
             ) from error
 
-    def _take_back(self, service: Service, owner: Owner, why: ServiceError, late: float) -> None:
-        """Give back an address that nobody knows of, and once more after ``late`` (Unix time).
+    def _take_back(self, client: Client, owner: Owner, why: ServiceError, late: float) -> None:
+        """Release the address of a failed ADD now, and once more after ``late`` (Unix time).
 
-        Till then a request may be on its way that brings another.
+        Until then an earlier request may still allocate another.
         """
         try:
-            self._owe(pending.Release(owner=owner, settings=service.settings, due=late), why)
+            self._enqueue(outbox.Release(owner=owner, settings=client.settings, due=late), why)
         except IpamError as error:
             why.details = error.details
-        left = service.left()
+        left = client.left()
         if left <= _WORTH:
             return
-        again = Service(service.settings.replace(timeout=left), "ADD", retries=0)
+        again = Client(client.settings.replace(timeout=left), "ADD", retries=0)
         try:
-            again.give_back(owner)
+            again.release_current(owner)
         except SriovError:
-            pass  # what is to be told is why the ADD failed
+            pass  # the caller raises the ADD's error
         else:
-            self._forget(owner, service.settings)
+            self._complete(owner, client.settings)
 
-    def _pay(self, service: Service) -> None:
-        """Give back what is owed, now that the service is seen to answer."""
-        if next(pending.owed(self.state_dir), None) is None:
+    def _flush(self, client: Client) -> None:
+        """Flush the outbox after the service has answered."""
+        if next(outbox.entries(self.state_dir), None) is None:
             return
         log = self._log()
-        pending.retry(self.state_dir, log, time.monotonic() + min(_PAY, service.left()))
+        outbox.flush(self.state_dir, log, time.monotonic() + min(_FLUSH, client.left()))
         log.close()
 
     # --- answers
@@ -300,7 +303,7 @@ class TxIpam(Builtin):
         )
 
     def _read(self, answer: Answer, owner: Owner) -> Allocation:
-        """Return what is in an answer, every value checked."""
+        """Return the validated allocation in an answer."""
         body = answer.body()
         try:
             for key in ("network", "container_id", "ifname", "pod_id"):
@@ -312,12 +315,12 @@ class TxIpam(Builtin):
             raise answer.unexpected(f"answered with an allocation that cannot be: {error.msg}") from error
         return found
 
-    def _demand_room(self, service: Service) -> None:
+    def _demand_room(self, client: Client) -> None:
         """Raise unless one of the hosts has a free address."""
         faults = []
         for host_ip in self._hosts():
             try:
-                service.status(self._network(), host_ip)
+                client.status(self._network(), host_ip)
             except ServiceError as error:
                 faults.append(error)
             else:
@@ -328,7 +331,7 @@ class TxIpam(Builtin):
     # --- the log
 
     def _log(self) -> Logger:
-        from sriov_fast.log import Logger  # late: an ADD has nothing to tell
+        from sriov_fast.log import Logger  # late: an ADD seldom logs
 
         context = {
             "containerID": self.container_id,
@@ -347,7 +350,7 @@ class TxIpam(Builtin):
 
 
 class Allocation:
-    """What the service gave; ConfigError names what cannot be in it."""
+    """An allocation of the service. ConfigError names an invalid value."""
 
     def __init__(self, body: Keys) -> None:
         self.ips: list[Given] = [_address(item) for item in body.objects("ips")]
@@ -373,9 +376,9 @@ def _address(item: Keys) -> Given:
 
 
 class Started:
-    """A verb that is carried out beside its caller; what ``delegate.Running`` is for a process.
+    """A verb that runs concurrently with its caller; has the interface of ``exec.Running``.
 
-    It ends by itself, within its own time limit.
+    The verb ends within its own time limit.
     """
 
     ended = False
@@ -384,15 +387,15 @@ class Started:
         self._wait = beside(work)
 
     def finish(self, timeout: float) -> dict[str, Any] | None:
-        """Wait, and return the result or raise what went wrong."""
+        """Wait, and return the result or raise the verb's error."""
         return self._wait().finish()
 
     def settle(self, grace: float) -> None:
-        """Wait until it has ended, whatever comes of it."""
+        """Wait until the verb has ended; its result and its error are dropped."""
         try:
             self._wait()
         except (SriovError, OSError):
-            pass  # the caller has a fault of its own to tell of
+            pass  # the caller raises its own error
 
     def cancel(self) -> None:
-        """Leave it alone: it undoes nothing half way."""
+        """Do nothing: the verb ends by itself."""

@@ -1,8 +1,8 @@
-"""The lease of what each interface here has: the name by which its release takes that and nothing else.
+"""The leases of this node's interfaces. A release that names a lease frees no later allocation.
 
-``<run>/leases/<network>/<container ID>~<ifname>`` is a link whose target is the lease, so that it is there as
-a whole or not at all, and gone with the pods after a reboot. It spares a release a question, and is no more
-than that: the service takes no lease that is not the current one, and tells which one is.
+``<run>/leases/<network>/<container ID>~<ifname>`` is a link to the lease as its target: it is written
+atomically, and disappears with the pods at a reboot. It is a cache that saves a release one request. The
+service accepts the current lease alone, and tells it.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import os
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from sriov_fast.ipam.service import Owner
+    from sriov_fast.ipam.txipam.client import Owner
 
 
 def _directory(run: str, network: str) -> str:
@@ -23,7 +23,7 @@ def _path(run: str, owner: Owner) -> str:
 
 
 def remember(run: str, owner: Owner, lease: str) -> None:
-    """Remember what an ADD got, in the place of what was there."""
+    """Remember the lease of an ADD; replaces an earlier one."""
     path = _path(run, owner)
     _unlink(path)
     try:
@@ -33,17 +33,17 @@ def remember(run: str, owner: Owner, lease: str) -> None:
             _make_directories(run, owner.network)
             os.symlink(lease, path)
     except OSError:
-        pass  # a release asks for it
+        pass  # the release asks the service for the lease
 
 
 def _make_directories(run: str, network: str) -> None:
-    """Make what is missing, each for root alone: makedirs gives its mode to the last one only."""
+    """Make the missing directories, each 0700: ``makedirs`` gives its mode to the last one only."""
     for directory in (run, f"{run}/leases", _directory(run, network)):
         os.makedirs(directory, 0o700, exist_ok=True)
 
 
 def recall(run: str, owner: Owner) -> str:
-    """Return an owner's lease, "" where it is not known."""
+    """Return an owner's lease, "" if it is not known."""
     try:
         return os.readlink(_path(run, owner))
     except OSError:
@@ -51,12 +51,12 @@ def recall(run: str, owner: Owner) -> str:
 
 
 def forget(run: str, owner: Owner) -> None:
-    """Forget what a DEL has given back, or written down."""
+    """Forget a lease that a DEL has released or put into the outbox."""
     _unlink(_path(run, owner))
 
 
 def keep(run: str, network: str, valid: set[tuple[str, str]]) -> None:
-    """Forget all but the valid (container ID, ifname) of a network."""
+    """Forget all leases of a network but those of the valid (container ID, ifname)."""
     kept = {f"{container}~{ifname}" for container, ifname in valid}
     directory = _directory(run, network)
     try:

@@ -1,0 +1,1 @@
+"""``txipam``: the client of the address service."""

@@ -38,7 +38,7 @@ def test_32_adds_on_8_vfs(make_node: MakeNode, way: str) -> None:
     assert {record[0] for record in records} == {node.tree.pci(index) for index in range(8)}
     assert {record[1] for record in records} == set(winners)
     macs = [done[pod].json["interfaces"][0]["mac"] for pod in winners]
-    assert sorted(macs) == sorted(mac for mac, _, _ in before.values())
+    assert sorted(macs) == sorted(device["address"] for device in before.values())
     assert [node.link("eth0", pod)["address"] for pod in winners] == macs
     addresses = [done[pod].json["ips"][0]["address"] for pod in winners]
     assert sorted(node.leases()) == sorted(address.partition("/")[0] for address in addresses)

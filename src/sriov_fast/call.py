@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 
 from sriov_fast import codec
+from sriov_fast.ipam.kinds import builtin
 from sriov_fast.sriov import locks
 from sriov_fast.sriov.locate import Where
 from sriov_fast.values import Value
@@ -81,6 +82,7 @@ class Call(Value):
     journal: Journal
     log: log.Logger
     context: Context
+    recorded: tuple[str, ...] = ()  # addresses in the attachment's record
 
     @property
     def who(self) -> str:
@@ -135,14 +137,12 @@ class Call(Value):
             args_text=given.get("args", ""), path=tuple(path), stdin=codec.dumps(config)
         )
         conf = self.conf.replace(raw=config, ipam=config.get("ipam"), ipam_type=record.ipam)
-        return self.replace(request=asked, conf=conf)
+        return self.replace(request=asked, conf=conf, recorded=record.addresses)
 
     def ipam(self) -> Ipam | Builtin | None:
         """Return this request's IPAM, built in or to be executed; None where the configuration has none."""
         if not self.conf.ipam_type:
             return None
-        from sriov_fast.ipam.builtin import builtin  # late: not without IPAM, and beside the move
-
         asked = self.request
         serve = builtin(self.conf.ipam_type, self.conf.ipam)
         if serve:
@@ -151,6 +151,7 @@ class Call(Value):
                 container_id=asked.container_id,
                 ifname=asked.ifname,
                 args=asked.args_text,
+                recorded=self.recorded,
                 runtime_dir=self.roots.run,
                 state_dir=self.roots.state,
                 stderr=self.context.stderr,

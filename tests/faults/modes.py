@@ -27,14 +27,13 @@ _EXECS = 2  # nsenter and sriov
 CLIENT_WAIT = "15"  # seconds that the client in C waits for the server (SRIOV_FAST_WAIT)
 # What requests import late.
 PRELOAD = (
+    *("sriov_fast.entry", "sriov_fast.plugin", "sriov_fast.upkeep", "sriov_fast.ipam.exec"),
     *(
-        "sriov_fast.entry",
-        "sriov_fast.plugin",
-        "sriov_fast.upkeep",
-        "sriov_fast.ipam.exec",
-        "sriov_fast.ipam.host_local",
+        "sriov_fast.ipam.host_local.plugin",
+        "sriov_fast.ipam.static",
+        "sriov_fast.sriov.announce",
+        "traceback",
     ),
-    *("sriov_fast.ipam.search", "sriov_fast.ipam.static", "sriov_fast.sriov.announce", "traceback"),
     *("sriov_fast.sriov.check", "encodings.idna", "encodings.unicode_escape"),
 )
 

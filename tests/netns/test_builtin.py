@@ -80,6 +80,17 @@ def test_exhausted(alone: Node) -> None:
     assert (alone.state(), alone.leases()) == (before, [])
 
 
+def test_del_reads_the_recorded_address_alone(alone: Node) -> None:
+    """An address of another pod that cannot be read keeps no DEL from freeing its own."""
+    conf, pod = alone.conf(ipam=own(alone)), alone.pod()
+    alone.add(conf, pod)
+    other = alone.root / "ipam/net1/10.77.0.9"
+    other.symlink_to("/nowhere")  # no link is followed: reading it is an error
+    alone.delete(conf, pod)
+    assert alone.leases() == ["10.77.0.9"]
+    other.unlink()
+
+
 def test_static(alone: Node) -> None:
     pod = alone.pod()
     conf = alone.conf(

@@ -50,7 +50,10 @@ HOT = {
     *("sriov.locks", "sriov.netns", "sriov.pool", "sriov.roots"),
 }
 BACKEND = {"_irq", "_nl", "_sysfs"}
-HOST_LOCAL = {"ipam.builtin", "ipam.host_local", "ipam.keys", "ipam.ranges", "ipam.store"}
+HOST_LOCAL = {
+    *("ipam.builtin", "ipam.host_local", "ipam.host_local.plugin", "ipam.host_local.ranges"),
+    *("ipam.host_local.store", "ipam.keys"),
+}
 
 
 def timed(done_stderr: str) -> set[str]:

@@ -1,4 +1,4 @@
-"""The built-in host-local and static beside the real ones: the same answers, and one store for both."""
+"""The built-in host-local and static compared with the original ones: same answers, one store for both."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 import sriov_fast
 from sriov_fast.errors import SriovError
-from sriov_fast.ipam.host_local import HostLocal
+from sriov_fast.ipam.host_local.plugin import HostLocal
 from sriov_fast.ipam.static import Static
 
 WHERE = next((path for path in ("/usr/lib/cni", "/opt/cni/bin") if os.path.exists(f"{path}/host-local")), "")
@@ -59,19 +59,13 @@ def real(verb: str, pod: str, conf: dict[str, Any], args: str = "") -> Answer:
     return document
 
 
-class Ours:
-    """The built-in ones, with an index of their own."""
-
-    def __init__(self, run: Path) -> None:
-        self.run = str(run)
-
-    def __call__(self, verb: str, pod: str, conf: dict[str, Any], args: str = "") -> Answer:
-        kind = Static if conf["ipam"]["type"] == "static" else HostLocal
-        ipam = kind(config=conf, container_id=pod, ifname="eth0", args=args, runtime_dir=self.run)
-        try:
-            return ipam.run(verb, 10.0)
-        except SriovError as error:
-            raise RefusedError(error.msg) from error
+def ours(verb: str, pod: str, conf: dict[str, Any], args: str = "") -> Answer:
+    """Ask the built-in plugin."""
+    kind = Static if conf["ipam"]["type"] == "static" else HostLocal
+    try:
+        return kind(config=conf, container_id=pod, ifname="eth0", args=args).run(verb, 10.0)
+    except SriovError as error:
+        raise RefusedError(error.msg) from error
 
 
 def network(data: Path, ipam: dict[str, Any], version: str = "1.0.0", **more: Any) -> dict[str, Any]:
@@ -158,12 +152,12 @@ def test_host_local_answers_the_same(tmp_path: Path, ipam: dict[str, Any]) -> No
     ipam = {key: str(resolv) if value == "RESOLV" else value for key, value in ipam.items()}
     cases = [(version, *REQUESTS[0]) for version in ("0.1.0", "0.2.0", "0.3.1", "0.4.0")]
     for number, (version, args, more) in enumerate(cases + [("1.0.0", *request) for request in REQUESTS]):
-        ours, theirs = tmp_path / f"ours{number}", tmp_path / f"theirs{number}"
+        here, theirs = tmp_path / f"ours{number}", tmp_path / f"theirs{number}"
         for pod in ("a", "b", "a"):
-            mine = outcome(Ours(tmp_path / "run"), "ADD", pod, network(ours, ipam, version, **more), args)
+            mine = outcome(ours, "ADD", pod, network(here, ipam, version, **more), args)
             wanted = outcome(real, "ADD", pod, network(theirs, ipam, version, **more), args)
             assert mine == wanted, (version, args, more)
-        assert without_pointers(ours) == without_pointers(theirs)
+        assert without_pointers(here) == without_pointers(theirs)
 
 
 def without_pointers(data: Path) -> dict[str, str]:
@@ -198,7 +192,7 @@ def test_static_answers_the_same(
 ) -> None:
     conf = network(tmp_path, {"type": "static"} | ipam, version, **more)
     wanted = outcome(real, "ADD", "a", conf, args)
-    assert outcome(Ours(tmp_path), "ADD", "a", conf, args) == wanted
+    assert outcome(ours, "ADD", "a", conf, args) == wanted
 
 
 @pytest.mark.parametrize("gateway", [{}, {"gateway": "10.1.0.1"}, {"gateway": None}])
@@ -206,7 +200,7 @@ def test_static_answers_the_same(
 def test_static_checks_the_same(tmp_path: Path, address: str, gateway: dict[str, Any]) -> None:
     previous = {"cniVersion": "1.0.0", "ips": [A4 | {"address": address} | gateway]}
     conf = network(tmp_path, {"type": "static", "addresses": [A4, A6]}, prevResult=previous)
-    assert outcome(Ours(tmp_path), "CHECK", "a", conf) == outcome(real, "CHECK", "a", conf)
+    assert outcome(ours, "CHECK", "a", conf) == outcome(real, "CHECK", "a", conf)
 
 
 # --- the same order, alone and in turns
@@ -246,7 +240,6 @@ def test_the_same_order(
     tmp_path_factory: pytest.TempPathFactory, sets: list[Any], sequence: list[tuple[str, int, int]]
 ) -> None:
     root = tmp_path_factory.mktemp("n")
-    ours = Ours(root / "run")
     mine = played(lambda: ours, root / "ours", sets, sequence)
     assert mine == played(lambda: real, root / "theirs", sets, sequence)
 
@@ -261,14 +254,13 @@ def test_the_same_order_when_both_take_turns(
 ) -> None:
     """On one store, each step by either of them: nothing but who was asked differs."""
     root = tmp_path_factory.mktemp("n")
-    ours = Ours(root / "run")
     mixed = played(lambda: dice.choice([ours, real]), root / "mixed", sets, sequence)
     assert mixed == played(lambda: real, root / "theirs", sets, sequence)
 
 
 def test_the_real_one_takes_over(tmp_path: Path) -> None:
     """Either may go on with what the other left, after an upgrade and after a step back."""
-    ours, conf = Ours(tmp_path / "run"), network(tmp_path, {"ranges": SETS[2]})
+    conf = network(tmp_path, {"ranges": SETS[2]})
     for first, second in ((ours, real), (real, ours)):
         first("ADD", "a", conf)
         second("CHECK", "a", conf)
@@ -283,11 +275,11 @@ def test_the_real_one_takes_over(tmp_path: Path) -> None:
 WORKER = f"""
 import json, sys
 sys.path.insert(0, {SOURCE!r})
-from sriov_fast.ipam.host_local import HostLocal
-conf, pod, run = json.loads(sys.argv[1]), sys.argv[2], sys.argv[3]
+from sriov_fast.ipam.host_local.plugin import HostLocal
+conf, pod = json.loads(sys.argv[1]), sys.argv[2]
 sys.stdin.read(1)
-for turn in range(int(sys.argv[4])):
-    ipam = HostLocal(config=conf, container_id=f"{{pod}}-{{turn}}", ifname="eth0", runtime_dir=run)
+for turn in range(int(sys.argv[3])):
+    ipam = HostLocal(config=conf, container_id=f"{{pod}}-{{turn}}", ifname="eth0")
     print(f"{{pod}}-{{turn}}", *(item["address"] for item in ipam.run("ADD")["ips"]), flush=True)
     if turn % 2:
         ipam.run("DEL")
@@ -305,8 +297,8 @@ done
 WORKERS, TURNS = 6, 12
 
 
-def our_worker(conf: dict[str, Any], pod: str, run: Path) -> subprocess.Popen[str]:
-    command = [sys.executable, "-I", "-S", "-c", WORKER, json.dumps(conf), pod, str(run), str(TURNS)]
+def our_worker(conf: dict[str, Any], pod: str) -> subprocess.Popen[str]:
+    command = [sys.executable, "-I", "-S", "-c", WORKER, json.dumps(conf), pod, str(TURNS)]
     return subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
 
 
@@ -325,7 +317,7 @@ def test_both_at_once(tmp_path: Path) -> None:
     last = f"10.1.0.{most + 1}"
     sets = [[{"subnet": "10.1.0.0/24", "rangeEnd": last}], [{"subnet": "fd00::/64"}]]
     conf = network(tmp_path / "data", {"ranges": sets})
-    workers = [our_worker(conf, f"ours{number}", tmp_path / "run") for number in range(WORKERS)]
+    workers = [our_worker(conf, f"ours{number}") for number in range(WORKERS)]
     workers += [real_worker(conf, f"real{number}") for number in range(WORKERS)]
     for worker in workers:
         assert worker.stdin
@@ -342,7 +334,6 @@ def test_both_at_once(tmp_path: Path) -> None:
     assert without_pointers(tmp_path / "data") == wanted  # none lost, none left behind
     assert not (tmp_path / "data/n/sriov-fast.new").exists()
 
-    ours = Ours(tmp_path / "run")
     for number, pod in enumerate(stays):
         (ours, real)[number % 2]("DEL", pod, conf)
     assert without_pointers(tmp_path / "data") == {}

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import re
-import shutil
 import signal
 import subprocess
 import sys
@@ -18,31 +17,29 @@ from hypothesis import strategies as st
 
 import sriov_fast
 from sriov_fast.errors import BusyError, CheckError, ConfigError, IpamError, SriovError, UnavailableError
-from sriov_fast.ipam import host_local, keys, ranges, search, store
-from sriov_fast.ipam.builtin import builtin
-from sriov_fast.ipam.host_local import HostLocal
+from sriov_fast.ipam import keys
+from sriov_fast.ipam.host_local import plugin, ranges, store
+from sriov_fast.ipam.host_local.plugin import HostLocal
 from sriov_fast.ipam.keys import Keys, parse_ip, show_ip
+from sriov_fast.ipam.kinds import builtin
 
 SUBNET = "10.1.2.0/29"  # .2 to .6, with .1 for the gateway
 LEGACY = {"subnet": SUBNET}
 
 
 class Net:
-    """One network with a store and an index of its own."""
+    """One network with a store of its own."""
 
     def __init__(self, root: Path) -> None:
         self.root = root
         self.store = root / "nets/n"
-        self.index = Path(store.index_of(str(root / "run"), str(self.store)))
 
     def conf(self, ipam: dict[str, Any], version: str = "1.1.0", **more: Any) -> dict[str, Any]:
         ipam = {"type": "host-local", "dataDir": str(self.root / "nets")} | ipam
         return {"cniVersion": version, "name": "n", "type": "sriov", "ipam": ipam} | more
 
     def ipam(self, pod: str, conf: dict[str, Any], args: str = "", ifname: str = "eth0") -> HostLocal:
-        return HostLocal(
-            config=conf, container_id=pod, ifname=ifname, args=args, runtime_dir=str(self.root / "run")
-        )
+        return HostLocal(config=conf, container_id=pod, ifname=ifname, args=args)
 
     def add(self, pod: str, ipam: dict[str, Any] = LEGACY, cni_args: str = "", **more: Any) -> list[str]:
         found = self.ipam(pod, self.conf(ipam, **more), cni_args).run("ADD", 1.0)
@@ -64,13 +61,9 @@ class Net:
         """Addresses and their owners; everything in the store must be known."""
         if not self.store.exists():
             return {}
-        others = ("lock", "last_reserved_ip.", "sriov-fast.taken.")
+        others = ("lock", "last_reserved_ip.")
         found = (path for path in self.store.iterdir() if not path.name.startswith(others))
         return {path.name: path.read_bytes().decode() for path in found}
-
-    def entries(self) -> set[str]:
-        """The owners in the index."""
-        return {path.name for path in self.index.iterdir()} - {"stamp"}
 
     def put(self, address: str, content: str) -> None:
         """Write a file as somebody else would."""
@@ -254,21 +247,10 @@ RANGE_SETS = st.lists(st.integers(0, 6), min_size=1, max_size=4).map(
 def test_the_order_is_one_round(rangeset: ranges.RangeSet, last: int) -> None:
     """From behind the last one through all ranges to itself, each once, gateways left out."""
     every = [value for item in rangeset for value in range(item.start, item.end + 1)]
-    found = [ip[1] for ip, _ in ranges.candidates(ranges.arcs(rangeset, (32, last)))]
+    found = [ip[1] for ip, _ in ranges.candidates(rangeset, (32, last))]
     at = every.index(last) + 1 if last in every else 0
     gateways = {item.gateway for item in rangeset}
     assert found == [value for value in every[at:] + every[:at] if value not in gateways]
-
-
-@given(
-    RANGE_SETS, st.integers(0, 1024), st.sets(st.integers(0, 1024), max_size=30), st.sampled_from([32, 128])
-)
-def test_the_listing_finds_the_same(rangeset: ranges.RangeSet, last: int, taken: set[int], bits: int) -> None:
-    rangeset = tuple(item.replace(bits=bits) for item in rangeset)
-    ring = ranges.arcs(rangeset, (bits, last))
-    free = (found for found in ranges.candidates(ring) if found[0][1] not in taken)
-    names = {show_ip((bits, value)) for value in taken}
-    assert ranges.first_absent(ring, names) == next(free, None)
 
 
 def test_where_the_round_robin_stands(net: Net) -> None:
@@ -296,9 +278,9 @@ OPERATIONS = st.lists(
 
 
 @settings(deadline=None, max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(OPERATIONS, st.sampled_from([1, 3, 64]), st.sampled_from([0, 512]))
+@given(OPERATIONS)
 def test_allocation_against_a_model(
-    tmp_path_factory: pytest.TempPathFactory, operations: list[tuple[str, int, int]], probes: int, small: int
+    tmp_path_factory: pytest.TempPathFactory, operations: list[tuple[str, int, int]]
 ) -> None:
     """No address has two owners, a release frees, and the next one is always the model's next."""
     net = Net(tmp_path_factory.mktemp("n"))
@@ -306,31 +288,28 @@ def test_allocation_against_a_model(
     order = [*range(2, 7), 9, 10, 11, 13, 14]
     model: dict[int, int] = {}
     at = 0
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(host_local, "PROBES", probes)
-        patch.setattr(host_local, "SMALL", small)
-        for kind, pod, octet in operations:
-            if kind == "del":
-                net.delete(f"p{pod}", ipam)
-                model = {address: owner for address, owner in model.items() if owner != pod}
-            elif kind == "wish":
-                if octet in order and octet not in model:
-                    assert net.add(f"p{pod}", ipam, f"IP=10.1.2.{octet}") == [f"10.1.2.{octet}/29"]
-                    model[octet] = pod
-                    at = order.index(octet) + 1
-                else:
-                    assert net.fails(f"p{pod}", ipam, f"IP=10.1.2.{octet}").code in (7, BusyError.code)
-            elif pod in model.values():
-                assert net.fails(f"p{pod}", ipam).code == BusyError.code
+    for kind, pod, octet in operations:
+        if kind == "del":
+            net.delete(f"p{pod}", ipam)
+            model = {address: owner for address, owner in model.items() if owner != pod}
+        elif kind == "wish":
+            if octet in order and octet not in model:
+                assert net.add(f"p{pod}", ipam, f"IP=10.1.2.{octet}") == [f"10.1.2.{octet}/29"]
+                model[octet] = pod
+                at = order.index(octet) + 1
             else:
-                free = [address for address in order[at:] + order[:at] if address not in model]
-                if free:
-                    assert net.add(f"p{pod}", ipam) == [f"10.1.2.{free[0]}/29"]
-                    model[free[0]] = pod
-                    at = order.index(free[0]) + 1
-                else:
-                    assert net.fails(f"p{pod}", ipam).code == 11
-            assert net.files() == {f"10.1.2.{one}": f"p{owner}\r\neth0" for one, owner in model.items()}
+                assert net.fails(f"p{pod}", ipam, f"IP=10.1.2.{octet}").code in (7, BusyError.code)
+        elif pod in model.values():
+            assert net.fails(f"p{pod}", ipam).code == BusyError.code
+        else:
+            free = [address for address in order[at:] + order[:at] if address not in model]
+            if free:
+                assert net.add(f"p{pod}", ipam) == [f"10.1.2.{free[0]}/29"]
+                model[free[0]] = pod
+                at = order.index(free[0]) + 1
+            else:
+                assert net.fails(f"p{pod}", ipam).code == 11
+        assert net.files() == {f"10.1.2.{one}": f"p{owner}\r\neth0" for one, owner in model.items()}
 
 
 # --- results
@@ -458,7 +437,6 @@ def test_del_of_nothing_makes_nothing(net: Net) -> None:
     net.delete("b")
     net.delete("b")
     assert net.files() == {}
-    assert net.entries() == set()
 
 
 def test_del_needs_no_good_ranges(net: Net) -> None:
@@ -467,8 +445,8 @@ def test_del_needs_no_good_ranges(net: Net) -> None:
     assert net.files() == {}
 
 
-def test_what_the_index_does_not_know_is_found(net: Net) -> None:
-    """Somebody else's grants, and ours after a reboot, which takes the index."""
+def test_addresses_of_others_are_found(net: Net) -> None:
+    """Those that another host-local gave, in each form of the file."""
     net.put("10.1.2.4", "a\r\neth0")
     net.put("10.1.2.5", " a\r\neth0\n")
     net.put("10.1.2.6", "a\r\neth1")
@@ -479,15 +457,6 @@ def test_what_the_index_does_not_know_is_found(net: Net) -> None:
     net.ipam("b", net.conf(LEGACY)).run("CHECK")
     net.delete("b")  # without an ifname, as files once were
     assert set(net.files()) == {"10.1.2.6"}
-
-
-def test_an_index_that_is_wrong_does_no_harm(net: Net) -> None:
-    net.add("a")
-    (net.store / "10.1.2.2").rename(net.store / "10.1.2.6")  # somebody else's DEL and ADD
-    net.put("10.1.2.2", "b\r\neth0")
-    net.delete("a")
-    assert net.files() == {"10.1.2.2": "b\r\neth0"}
-    assert net.add("a") == ["10.1.2.3/29"]
 
 
 def test_a_second_address_is_refused_whoever_gave_the_first(net: Net) -> None:
@@ -513,64 +482,60 @@ def reads(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     return found
 
 
-def test_a_store_that_nobody_else_changes_is_not_read(net: Net, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_recorded_addresses_are_read_first(net: Net, monkeypatch: pytest.MonkeyPatch) -> None:
+    """CHECK and DEL read no other file if the record is right."""
     for pod in "abc":
         net.add(pod)
     found = reads(monkeypatch)
-    net.add("d")
-    net.delete("d")
-    net.delete("d")
-    assert found == ["last_reserved_ip.0", "10.1.2.5"]
+    ipam = net.ipam("b", net.conf(LEGACY)).replace(recorded=("10.1.2.3/29",))
+    ipam.run("CHECK")
+    ipam.run("DEL")
+    assert found == ["10.1.2.3", "10.1.2.3"]
+    assert set(net.files()) == {"10.1.2.2", "10.1.2.4"}
 
 
-@pytest.mark.parametrize("change", ["add", "delete"])
-def test_every_change_is_noticed(net: Net, monkeypatch: pytest.MonkeyPatch, change: str) -> None:
-    """Also one in the same tick of the kernel's clock as our own, which leaves the same time."""
-    found = reads(monkeypatch)
-    for _ in range(50):
-        net.add("a", LEGACY, "IP=10.1.2.2")
-        if change == "add":
-            net.put("10.1.2.6", "b\r\neth0")
-            assert net.fails("b").code == BusyError.code
-        else:
-            net.add("b")
-            net.delete("a")
-        (net.store / "10.1.2.6").unlink(missing_ok=True)
-        found.clear()
-        net.delete("nobody")
-        assert (len(found) > 0) == (change == "add")
-        net.delete("a")
-        net.delete("b")
+@pytest.mark.parametrize("recorded", ["10.1.2.6/29", "10.1.2.2/29", "fd00::1/64"])
+def test_a_wrong_record_does_no_harm(net: Net, recorded: str) -> None:
+    """The record names a free address, or that of another pod."""
+    net.add("other")
+    net.add("a")
+    ipam = net.ipam("a", net.conf(LEGACY)).replace(recorded=(recorded,))
+    ipam.run("CHECK")
+    ipam.run("DEL")
+    assert net.files() == {"10.1.2.2": "other\r\neth0"}
+    with pytest.raises(CheckError):
+        ipam.run("CHECK")
 
 
-def test_a_large_store_that_others_change(net: Net, monkeypatch: pytest.MonkeyPatch) -> None:
-    """There an ADD does not read it; a DEL does where the index knows nothing."""
-    monkeypatch.setattr(store, "_FEW", 4)
+def test_a_recorded_address_that_cannot_be_read(net: Net, monkeypatch: pytest.MonkeyPatch) -> None:
+    """That is an error of DEL and CHECK; the address stays."""
+    net.add("a")
+    opened = os.open
+
+    def broken(path: str, *args: Any, **more: Any) -> int:
+        if path.endswith("/10.1.2.2"):
+            raise OSError(5, "Input/output error", path)
+        return opened(path, *args, **more)
+
+    monkeypatch.setattr(os, "open", broken)
+    for recorded in ((), ("10.1.2.2/29",)):
+        for verb in ("CHECK", "DEL"):
+            with pytest.raises(IpamError) as caught:
+                net.ipam("a", net.conf(LEGACY)).replace(recorded=recorded).run(verb)
+            assert (caught.value.code, caught.value.errno) == (5, 5)
+    assert set(net.files()) == {"10.1.2.2"}
+
+
+def test_a_large_store_is_not_read_by_add(net: Net, monkeypatch: pytest.MonkeyPatch) -> None:
+    """There an ADD does not look for a first address of the interface; a DEL without a record does."""
+    monkeypatch.setattr(plugin, "MOST_READ", 4)
     for octet in range(10, 20):
         net.put(f"10.1.2.{octet}", f"p{octet}\r\neth0")
     found = reads(monkeypatch)
-    assert net.add("a") == ["10.1.2.2/29"]
-    assert net.add("p10") == ["10.1.2.3/29"]
-    net.delete("a")
-    assert len(found) < 8
-    net.delete("p11")
-    assert len(found) > 10
-    assert set(net.files()) == {"10.1.2.3", *(f"10.1.2.{octet}" for octet in range(10, 20) if octet != 11)}
-
-
-def test_without_an_index(net: Net) -> None:
-    """A place that cannot be written to costs time, nothing else."""
-    (net.root / "run").write_text("not a directory")
-    assert net.add("a") == ["10.1.2.2/29"]
-    net.ipam("a", net.conf(LEGACY)).run("CHECK")
-    net.delete("a")
-    assert net.files() == {}
-
-
-def test_a_container_id_too_long_for_the_index(net: Net) -> None:
-    net.add("c" * 250)
-    net.delete("c" * 250)
-    assert net.files() == {}
+    assert net.add("p10") == ["10.1.2.2/29"]
+    assert found == ["last_reserved_ip.0"]
+    net.delete("p10")
+    assert set(net.files()) == {f"10.1.2.{octet}" for octet in range(11, 20)}
 
 
 def test_check(net: Net) -> None:
@@ -622,7 +587,6 @@ def test_gc(net: Net, key: str) -> None:
     net.put("sriov-fast.new", "b\r\neth0")
     net.ipam("", gc_conf(net, ("a", "eth0"), key=key)).run("GC")
     assert set(net.files()) == {"10.1.2.2", "10.1.2.5", "README", "cafe"}
-    assert net.entries() == {"a~eth0"}
     net.ipam("", gc_conf(net)).run("GC")
     assert set(net.files()) == {"README", "cafe"}
 
@@ -643,206 +607,52 @@ def test_gc_without_a_store(net: Net) -> None:
     assert not net.store.exists()
 
 
-# --- big ranges
+# --- large ranges
 
 
-def fill(net: Net, octets: range) -> None:
-    net.store.mkdir(parents=True, exist_ok=True)
-    for octet in octets:
-        net.put(f"10.1.2.{octet}", f"x{octet}\r\neth0")
-
-
-BIG = {"subnet": "10.1.2.0/24"}
-MAP = "sriov-fast.taken.10.1.0.0"
-
-
-@pytest.fixture
-def big(net: Net, monkeypatch: pytest.MonkeyPatch) -> Net:
-    """A network in which a /24 is large, and few addresses are tried."""
-    monkeypatch.setattr(host_local, "SMALL", 100)
-    monkeypatch.setattr(host_local, "PROBES", 8)
-    for name in ("HINTS", "SAMPLES"):
-        monkeypatch.setattr(search, name, 8)
-    return net
-
-
-@pytest.fixture
-def listings(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """The stores that are listed from now on."""
-    found: list[str] = []
-    names = store.Store.names
-
-    def noted(self: store.Store) -> set[str]:
-        found.append(self.path)
-        return names(self)
-
-    monkeypatch.setattr(store.Store, "names", noted)
-    return found
-
-
-def from_the_start(net: Net, pod: str, ipam: dict[str, Any] = BIG) -> str:
-    (net.store / "last_reserved_ip.0").write_text("10.1.2.1")
-    return net.add(pod, ipam)[0].partition("/")[0]
-
-
-def shown(net: Net) -> set[int]:
-    """The octets that the map shows as taken."""
-    data = (net.store / MAP).read_bytes().ljust(store.MAP_BYTES, b"\0")
-    assert len(data) == store.MAP_BYTES
-    return set(range(256)) - {place - 512 for place in search.clear_bits(data, 512, 767)}
-
-
-def test_the_end_of_a_long_run(net: Net, listings: list[str]) -> None:
-    """Others took all these, nothing is known, and yet it is found without a listing, and in its order."""
+def test_a_large_range(net: Net) -> None:
+    """The next free address is found behind many taken ones, and the only free one of a full range."""
     ipam = {"subnet": "10.1.0.0/21"}
     for value in range(2, 1500):
         net.put(f"10.1.{value >> 8}.{value & 255}", "x\r\neth0")
     for value in (1500, 1501, 1502):
         (net.store / "last_reserved_ip.0").write_text("10.1.0.1")
         assert net.add(f"p{value}", ipam) == [f"10.1.5.{value & 255}/21"]
-    assert not listings
-
-
-def test_a_small_set_is_never_listed(net: Net, listings: list[str]) -> None:
-    ipam = {"subnet": "10.1.0.0/23"}
-    for value in range(2, 510):
+    for value in range(1503, 2047):
         net.put(f"10.1.{value >> 8}.{value & 255}", "x\r\neth0")
-    assert net.add("a", ipam) == ["10.1.1.254/23"]
     assert net.fails("b", ipam).code == 11
-    assert not listings
-    assert not list(net.store.glob("sriov-fast*"))
-
-
-def test_a_store_of_our_own_is_never_listed(big: Net, listings: list[str]) -> None:
-    """It may be full but for one address, and the node may have been booted."""
-    for number in range(252):
-        big.add(f"p{number}", BIG)
-    assert from_the_start(big, "last") == "10.1.2.254"
-    for octet in (100, 2, 253):
-        big.delete(f"p{octet - 2}", BIG)
-        shutil.rmtree(big.root / "run")
-        assert from_the_start(big, f"p{octet - 2}") == f"10.1.2.{octet}"
-    assert not listings
-    assert big.fails("b", BIG).code == 11
-
-
-def test_a_store_of_others_is_listed_once(big: Net, listings: list[str]) -> None:
-    """Where they left one address, and we know nothing."""
-    fill(big, range(2, 200))
-    fill(big, range(201, 255))
-    assert from_the_start(big, "a") == "10.1.2.200"
-    assert len(listings) == 1
-    assert shown(big) == set(range(2, 255))
-    for turn in range(5):
-        big.delete("a" if not turn else f"p{turn - 1}", BIG)
-        assert from_the_start(big, f"p{turn}") == "10.1.2.200"
-    big.delete("x77", BIG)
-    assert from_the_start(big, "b") == "10.1.2.77"
-    assert len(listings) == 1
-
-
-def test_what_is_remembered_cannot_hide_the_last_address(big: Net) -> None:
-    """Somebody else frees one, which we cannot see: where nothing else is free, it is found."""
-    fill(big, range(2, 254))
-    assert from_the_start(big, "a") == "10.1.2.254"
-    assert big.fails("b", BIG).code == 11
-    (big.store / "10.1.2.77").unlink()
-    assert from_the_start(big, "b") == "10.1.2.77"
-
-
-def test_what_others_took_is_learned(big: Net, listings: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    """The map shows them as free; each search learns some more."""
-    monkeypatch.setattr(search, "SAMPLES", 0)
-    big.add("a", BIG)
-    fill(big, range(3, 50))
-    known = []
-    for pod in "bc":
-        from_the_start(big, pod)
-        known.append(len(shown(big)))
-    assert len(listings) == 1  # the second knew
-    assert known == [49, 50]
-
-
-@pytest.mark.parametrize("fault", ["garbage", "short", "long", "full", "directory", "gone"])
-def test_a_bad_map_does_no_harm(big: Net, fault: str) -> None:
-    fill(big, range(2, 250))
-    path = big.store / MAP
-    contents = {"garbage": b"\xa5" * 8192, "short": b"\xff", "long": b"\0" * 9999, "full": b"\xff" * 8192}
-    if fault == "directory":
-        path.mkdir()
-    elif fault in contents:
-        path.write_bytes(contents[fault])
-    found = {from_the_start(big, pod) for pod in "abcde"}
-    assert found == {f"10.1.2.{octet}" for octet in range(250, 255)}
-    assert big.fails("f", BIG).code == 11
-    big.delete("c", BIG)
-    assert {from_the_start(big, "f")} < found
-
-
-def test_a_map_that_cannot_be_written(big: Net, monkeypatch: pytest.MonkeyPatch) -> None:
-    def full(*_: object) -> int:
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(os, "pwrite", full)
-    fill(big, range(2, 250))
-    assert from_the_start(big, "a") == "10.1.2.250"
-    big.delete("a", BIG)
-    assert "10.1.2.250" not in big.files()
-
-
-def test_the_gateway_is_not_in_the_map(big: Net) -> None:
-    """Another configuration of the network may give it away."""
-    ipam = BIG | {"gateway": "10.1.2.5"}
-    fill(big, range(2, 5))
-    fill(big, range(6, 250))
-    assert from_the_start(big, "a", ipam) == "10.1.2.250"
-    assert 5 not in shown(big)
-    assert from_the_start(big, "b", BIG) == "10.1.2.5"
+    (net.store / "10.1.3.77").unlink()
+    assert net.add("b", ipam) == ["10.1.3.77/21"]
 
 
 @settings(deadline=None, max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
-    st.lists(st.tuples(st.sampled_from(["add", "add", "del", "take", "free", "boot"]), st.integers(0, 39))),
-    st.integers(0, 8),
-    st.sampled_from(["10.1.255.240", "fd00::fff0"]),
+    st.lists(st.tuples(st.sampled_from(["add", "add", "del", "take", "free"]), st.integers(0, 9))),
+    st.sampled_from(["10.1.255.250", "fd00::fffa"]),
 )
-def test_beside_others(
-    tmp_path_factory: pytest.TempPathFactory, steps: list[tuple[str, int]], budget: int, start: str
+def test_concurrently_with_others(
+    tmp_path_factory: pytest.TempPathFactory, steps: list[tuple[str, int]], start: str
 ) -> None:
     """Whatever others take and free, a free address is found while there is one, and never a taken one."""
     net = Net(tmp_path_factory.mktemp("n"))
     bits, first = parse_ip(start)
-    span = {"rangeStart": start, "rangeEnd": show_ip((bits, first + 39))}  # across two files of the map
-    ipam = {"subnet": "fd00::/64" if bits == 128 else "10.0.0.0/8"} | span
-    pool = [show_ip((bits, first + number)) for number in range(40)]
-    with pytest.MonkeyPatch.context() as patch:
-        for where, name in ((host_local, "PROBES"), (search, "HINTS"), (search, "SAMPLES")):
-            patch.setattr(where, name, max(1, budget))
-        patch.setattr(host_local, "SMALL", 0)
-        for step, number in steps:
-            before = net.files()
-            if step == "add" and f"p{number}\r\neth0" not in before.values():
-                if len(before) == 40:
-                    assert net.fails(f"p{number}", ipam).code == 11
-                else:
-                    address = net.add(f"p{number}", ipam)[0].partition("/")[0]
-                    assert address in set(pool) - set(before)
-            elif step == "del":
-                net.delete(f"p{number}", ipam)
-            elif step == "take" and pool[number] not in before:
-                net.put(pool[number], "other\r\neth0")
-            elif step == "free":
-                (net.store / pool[number]).unlink(missing_ok=True)
-            elif step == "boot":
-                shutil.rmtree(net.root / "run", ignore_errors=True)
-
-
-@given(st.binary(min_size=4, max_size=4), st.integers(0, 31), st.integers(0, 31))
-def test_clear_bits(data: bytes, first: int, last: int) -> None:
-    number = int.from_bytes(data, "little")
-    assert list(search.clear_bits(data, first, last)) == [
-        at for at in range(first, last + 1) if not number >> at & 1
-    ]
+    ipam = {"subnet": "fd00::/64" if bits == 128 else "10.0.0.0/8"}
+    ipam |= {"rangeStart": start, "rangeEnd": show_ip((bits, first + 9))}
+    pool = [show_ip((bits, first + number)) for number in range(10)]
+    for step, number in steps:
+        before = net.files()
+        if step == "add" and f"p{number}\r\neth0" not in before.values():
+            if len(before) == 10:
+                assert net.fails(f"p{number}", ipam).code == 11
+            else:
+                address = net.add(f"p{number}", ipam)[0].partition("/")[0]
+                assert address in set(pool) - set(before)
+        elif step == "del":
+            net.delete(f"p{number}", ipam)
+        elif step == "take" and pool[number] not in before:
+            net.put(pool[number], "other\r\neth0")
+        elif step == "free":
+            (net.store / pool[number]).unlink(missing_ok=True)
 
 
 def test_the_whole_of_ipv6(net: Net) -> None:
@@ -855,9 +665,8 @@ def test_the_whole_of_ipv6(net: Net) -> None:
 
 def test_it_waits_for_the_lock_and_gives_up(net: Net, monkeypatch: pytest.MonkeyPatch) -> None:
     net.add("a")
-    index = str(net.index)
     monkeypatch.setattr(store.Store.__init__, "__defaults__", (0.05,))
-    with store.Store(str(net.store), index):
+    with store.Store(str(net.store)):
         before = len(os.listdir("/proc/self/fd"))
         error = net.fails("b")
         assert (error.code, "lock" in error.msg) == (11, True)
@@ -882,21 +691,18 @@ def test_somebody_who_takes_no_lock(net: Net, monkeypatch: pytest.MonkeyPatch) -
 # --- faults
 
 
-def test_a_map_that_fails_late_is_no_fault(net: Net, monkeypatch: pytest.MonkeyPatch) -> None:
-    """close(2) may report that a write of the map failed; the map is only a hint."""
-    large = {"ranges": [[{"subnet": "10.1.0.0/16"}]]}
-    close, failed = os.close, []
+def test_a_lock_whose_close_fails_keeps_the_address(net: Net, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The address is taken by then, and the ADD succeeds."""
+    close = os.close
 
     def refuse(fd: int) -> None:
         path = os.readlink(f"/proc/self/fd/{fd}")
         close(fd)
-        if "sriov-fast.taken" in path:
-            failed.append(path)
+        if path.endswith("/lock"):
             raise OSError(5, "Input/output error")
 
     monkeypatch.setattr(os, "close", refuse)
-    assert net.add("a", large)
-    assert failed
+    assert net.add("a") == ["10.1.2.2/29"]
 
 
 def broken_unlink(path: str) -> Callable[[str], None]:
@@ -922,14 +728,13 @@ def test_a_full_disk_takes_nothing(net: Net, monkeypatch: pytest.MonkeyPatch) ->
     error = net.fails("a", DUAL)
     assert (type(error), error.code, error.errno) == (IpamError, 5, 28)
     monkeypatch.undo()
-    monkeypatch.setattr(store.Store, "remember", full)
+    monkeypatch.setattr(store.Store, "_remember", full)
     assert net.fails("a", DUAL).errno == 28
     monkeypatch.undo()
     monkeypatch.setattr(os, "unlink", broken_unlink(f"{net.store}/sriov-fast.new"))
     assert net.fails("a", DUAL).errno == 5
     monkeypatch.undo()
     assert set(net.files()) == {"10.1.2.2"}
-    assert net.entries() == {"z~eth0"}
     assert net.add("a") == ["10.1.2.3/29"]
 
 
@@ -948,21 +753,7 @@ def leaves_no_file_open() -> Iterator[None]:
 
 
 CALLS = (
-    "open",
-    "write",
-    "close",
-    "link",
-    "symlink",
-    "unlink",
-    "fstat",
-    "ftruncate",
-    "readlink",
-    "access",
-    "pread",
-    "pwrite",
-    "read",
-    "utime",
-    "stat",
+    *("open", "write", "close", "link", "unlink", "fstat", "ftruncate", "access", "read", "listdir", "stat"),
 )
 
 
@@ -1002,17 +793,13 @@ def kills(net: Net, work: Callable[[], object], repair: Callable[[], object]) ->
         assert all(addresses(net).values()), "an address without an owner"
         repair()
         assert set(net.files()) == {"10.1.2.2"}, number
-        assert net.entries() == {"first~eth0"}
         if not was_killed:
             return number
     raise AssertionError("it never ended")
 
 
 @pytest.mark.parametrize("repair", ["DEL", "GC"])
-@pytest.mark.parametrize("small", [0, 512])
-def test_killed_while_adding(net: Net, repair: str, small: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(host_local, "SMALL", small)
-    monkeypatch.setattr(host_local, "PROBES", 1)
+def test_killed_while_adding(net: Net, repair: str) -> None:
     net.add("first", DUAL | {"ranges": DUAL["ranges"][:1]})
 
     def mend() -> None:
@@ -1024,9 +811,7 @@ def test_killed_while_adding(net: Net, repair: str, small: int, monkeypatch: pyt
     assert kills(net, lambda: net.add("a", DUAL), mend) > 15
 
 
-@pytest.mark.parametrize("small", [0, 512])
-def test_killed_while_deleting(net: Net, small: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(host_local, "SMALL", small)
+def test_killed_while_deleting(net: Net) -> None:
     net.add("first", DUAL | {"ranges": DUAL["ranges"][:1]})
 
     def mend() -> None:
@@ -1103,10 +888,10 @@ import sys
 sys.path.insert(0, {source!r})
 from sriov_fast import files
 files.DEFAULTS["dataDir"] = ({str(tmp_path)!r},)
-from sriov_fast.ipam.builtin import builtin
+from sriov_fast.ipam.kinds import builtin
 conf = {{"name": "n", "ipam": {ipam!r}}}
 serve = builtin({kind!r}, conf["ipam"])
-ipam = serve(config=conf, container_id="a", ifname="b", runtime_dir={str(tmp_path)!r})
+ipam = serve(config=conf, container_id="a", ifname="b")
 ipam.run("ADD")
 ipam.run("DEL")
 print(*sys.modules)
@@ -1126,5 +911,5 @@ print(*sys.modules)
         "ipam",
         "values",
     }
-    assert ("sriov_fast.ipam.host_local" in ours) == (kind == "host-local")
+    assert ("sriov_fast.ipam.host_local.plugin" in ours) == (kind == "host-local")
     assert "sriov_fast.ipam.exec" not in ours

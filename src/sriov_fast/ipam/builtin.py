@@ -1,7 +1,7 @@
-"""IPAM without a second process: ``host-local`` and ``static`` in this one.
+"""The base of the built-in IPAM plugins, which run in this process: ``host-local``, ``static``, ``txipam``.
 
-A built-in kind is used as ``delegate.Ipam`` is: ``start`` a verb, ``finish`` or ``cancel`` it. Its work takes
-a tenth of a millisecond, so ``start`` has done it when it returns, or raises.
+A built-in plugin is used as ``exec.Ipam`` is: ``start`` a verb, ``finish`` or ``cancel`` it. ``start``
+carries out the whole verb: it returns when that is done, or raises.
 """
 
 from __future__ import annotations
@@ -17,35 +17,12 @@ if TYPE_CHECKING:
 
     from sriov_fast.ipam.keys import Ip
 
-KINDS = ("host-local", "static", "txipam")
 _LEGACY = ("0.1.0", "0.2.0")  # one address a family: ip4, ip6
 _TAGGED = ("0.3.0", "0.3.1", "0.4.0")  # each address says its IP version
 
 
-def builtin(kind: str, ipam: dict[str, Any] | None) -> type[Builtin] | None:
-    """Return what serves this ``ipam`` object in-process; None where a plugin must be executed."""
-    if kind not in KINDS:
-        return None
-    delegated = (ipam or {}).get("delegate")
-    if delegated is not None and not isinstance(delegated, bool):
-        raise wrong("ipam.delegate", delegated, "not a truth value", "give true or false, without quotes")
-    if delegated:
-        return None
-    if kind == "static":
-        from sriov_fast.ipam.static import Static
-
-        return Static
-    if kind == "txipam":
-        from sriov_fast.ipam.txipam.plugin import TxIpam
-
-        return TxIpam
-    from sriov_fast.ipam.host_local import HostLocal
-
-    return HostLocal
-
-
 class Done:
-    """A verb that was carried out; what ``exec.Running`` is for a process."""
+    """A verb that was carried out; it has the methods of ``exec.Running``, which is a process."""
 
     __slots__ = ("_answer",)
     ended = True
@@ -54,28 +31,30 @@ class Done:
         self._answer = answer
 
     def finish(self, timeout: float = 0.0) -> dict[str, Any] | None:
-        """Return the result; None where the verb has none."""
+        """Return the result; None if the verb has none."""
         return self._answer
 
     def settle(self, grace: float) -> None:
-        """There is nothing to wait for."""
+        """Do nothing: the verb has ended."""
 
     def cancel(self) -> None:
-        """Nothing runs any more. As with a delegate, what was done is undone by DEL."""
+        """Do nothing: the verb has ended, and DEL undoes an ADD."""
 
 
 class Builtin(Value):
     """The IPAM of one request.
 
-    ``config`` is the whole network configuration, ``args`` CNI_ARGS as it came. ``networks`` is where stores
-    are that have no ``dataDir``; ``runtime_dir`` is our own directory, on tmpfs, and ``state_dir`` the one
-    that outlives a reboot. ``stderr`` (descriptors) is for warnings.
+    ``config`` is the whole network configuration, ``args`` the unchanged CNI_ARGS. ``recorded`` are the
+    addresses in the attachment's record, with prefix lengths; it is empty if there is no record. ``networks``
+    is the directory of the stores without ``dataDir``. ``runtime_dir`` is our own directory on tmpfs,
+    ``state_dir`` the one that outlives a reboot. ``stderr`` has descriptors for warnings.
     """
 
     config: dict[str, Any]
     container_id: str = ""
     ifname: str = ""
     args: str = ""
+    recorded: tuple[str, ...] = ()
     networks: str = "/var/lib/cni/networks"
     runtime_dir: str = "/run/sriov-fast"
     state_dir: str = "/var/lib/sriov-fast"
@@ -84,7 +63,7 @@ class Builtin(Value):
     kind = ""
 
     def start(self, command: str) -> Done:
-        """Carry out ``command``. Its errors are raised here, and nothing is left of it then."""
+        """Carry out ``command``. If it raises an error, the verb has changed nothing."""
         verbs: dict[str, Callable[[], dict[str, Any] | None]] = {
             "ADD": self.add,
             "DEL": self.delete,
@@ -108,28 +87,24 @@ class Builtin(Value):
     def run(
         self, command: str, timeout: float = 0.0, on_skip: Callable[[str], None] | None = None
     ) -> dict[str, Any] | None:
-        """Carry out ``command`` and return its result. No verb is unknown here: ``on_skip`` is not told."""
+        """Carry out ``command`` and return its result. ``on_skip`` is for plugins without some verbs."""
         return self.start(command).finish(timeout)
 
-    # --- the verbs of a kind
-
     def add(self) -> dict[str, Any] | None:
-        """Give addresses."""
+        """Return a result with addresses."""
         raise NotImplementedError
 
     def delete(self) -> dict[str, Any] | None:
-        """Take them back; what is gone already is no fault."""
+        """Free the addresses; it is no error if there are none."""
 
     def check(self) -> dict[str, Any] | None:
-        """Raise unless the container still has them."""
+        """Raise CheckError if the container does not have its addresses."""
 
     def status(self) -> dict[str, Any] | None:
-        """Raise unless an ADD can be served."""
+        """Raise an error if an ADD cannot be served."""
 
     def collect(self) -> dict[str, Any] | None:
-        """Take back what no valid attachment has."""
-
-    # --- what the kinds share
+        """Free the addresses that no valid attachment has."""
 
     @property
     def keys(self) -> Keys:
@@ -138,16 +113,16 @@ class Builtin(Value):
 
     @property
     def version(self) -> str:
-        """The version that the configuration speaks; without one, as before there were any."""
+        """The ``cniVersion`` of the configuration; 0.1.0 if it has none."""
         return self.keys.text("cniVersion") or "0.1.0"
 
     def requested(self) -> list[tuple[str, object]]:
-        """Return the addresses that ``args`` and, after it, ``runtimeConfig`` ask for: place and value."""
+        """Return the place and the value of each address that ``args`` and ``runtimeConfig`` ask for."""
         in_args = self.keys.inner("args").inner("cni").array("ips")
         return [*in_args, *self.keys.inner("runtimeConfig").array("ips")]
 
     def one_each(self, bits: list[int]) -> None:
-        """Raise where a version with one address a family is asked for more."""
+        """Raise ConfigError for two addresses of one family, which the oldest CNI versions cannot express."""
         if self.version in _LEGACY and len(set(bits)) != len(bits):
             raise ConfigError(
                 f"cniVersion = {self.version!r}: it has no more than one address of each IP version",
@@ -187,7 +162,7 @@ def _families(ips: list[tuple[Ip, int, Ip | None]], routes: list[dict[str, Any]]
 
 
 def read_routes(ipam: Keys) -> list[dict[str, Any]]:
-    """Return ``routes``, checked, in the result's form."""
+    """Return the configured ``routes`` as the result has them."""
     return [_route(item) for item in ipam.objects("routes")]
 
 
@@ -204,7 +179,7 @@ def _route(item: Keys) -> dict[str, Any]:
 
 
 def valid_attachments(keys: Keys) -> set[tuple[str, str]]:
-    """Return what a GC must spare; without a list nothing may be taken for stale."""
+    """Return the attachments that a GC must keep; ConfigError if the configuration has no list of them."""
     names = ("cni.dev/valid-attachments", "cni.dev/attachments")
     if not any(name in keys.obj for name in names):
         raise ConfigError(f"{names[0]} is missing", "GC needs the list of attachments that are still valid")

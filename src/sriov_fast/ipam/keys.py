@@ -1,7 +1,7 @@
-"""Reading of what the built-in IPAM is configured with, and IP addresses as whole numbers.
+"""Readers for the configuration of built-in IPAM plugins, and IP addresses as whole numbers.
 
-An address here is ``(bits, value)``: (32, 167772161) is 10.0.0.1. Texts are written as Go writes them,
-because they are the names of files that the plugins of containernetworking look for.
+An address here is ``(bits, value)``: (32, 167772161) is 10.0.0.1. Its text is that of Go's library, because
+host-local of containernetworking looks for files with these names.
 """
 
 from __future__ import annotations
@@ -36,14 +36,16 @@ def parse_ip(text: str) -> Ip:
 def show_ip(ip: Ip) -> str:
     """Return an address's canonical text (RFC 5952)."""
     bits, value = ip
-    text = unpack(value.to_bytes(bits // 8, "big"))
-    if bits == 128 and "." in text:  # the C library writes ::102:304 as ::1.2.3.4, Go does not
+    if bits == 32:  # much faster than ``unpack``, and host-local tries thousands of addresses
+        return f"{value >> 24}.{value >> 16 & 255}.{value >> 8 & 255}.{value & 255}"
+    text = unpack(value.to_bytes(16, "big"))
+    if "." in text:  # the C library writes ::102:304 as ::1.2.3.4, Go does not
         return f"{text[: text.rindex(':') + 1]}{value >> 16 & 0xFFFF:x}:{value & 0xFFFF:x}"
     return text
 
 
 def parse_cidr(text: str) -> tuple[Ip, int]:
-    """Return an address, host bits and all, and the length of its prefix; or raise ValueError."""
+    """Return an address with its host bits, and the length of its prefix; or raise ValueError."""
     address, _, length = text.partition("/")
     ip = parse_ip(address)
     mapped = ip[0] == 32 and ":" in address
@@ -61,18 +63,18 @@ def show_cidr(ip: Ip, length: int) -> str:
 
 
 def shown(value: object) -> str:
-    """Return a value as an error message shows it: JSON, cut where it is long."""
+    """Return a value as an error message shows it: JSON, cut to 120 characters."""
     text = codec.text(value)
     return text if len(text) <= 120 else f"{text[:117]}..."
 
 
 def wrong(where: str, value: object, reason: str, advice: str) -> ConfigError:
-    """Return the error for a value that cannot be."""
+    """Return the error for a wrong value: its place, the value, the reason and an advice."""
     return ConfigError(f"{where} = {shown(value)}: {reason}", advice)
 
 
 class Keys:
-    """One JSON object of the configuration; the error for a wrong key names its place and its value."""
+    """One JSON object of the configuration. Its errors name the place and the value of the wrong key."""
 
     __slots__ = ("obj", "where")
 
@@ -83,16 +85,16 @@ class Keys:
         self.where = where
 
     def place(self, key: str) -> str:
-        """Return the key with all that it stands in."""
+        """Return the key with the path of its object."""
         return f"{self.where}.{key}" if self.where else key
 
     def inner(self, key: str) -> Keys:
-        """Return the object under a key; an empty one where it is absent or null."""
+        """Return the object under a key; an empty one if it is absent or null."""
         value = self.obj.get(key)
         return Keys({} if value is None else value, self.place(key))
 
     def text(self, key: str) -> str:
-        """Return a string, "" where it is absent or null."""
+        """Return a string; "" if it is absent or null."""
         value = self.obj.get(key)
         if value is None:
             return ""
@@ -101,14 +103,14 @@ class Keys:
         return value
 
     def number(self, key: str, high: int = _U32) -> int | None:
-        """Return a whole number, None where it is absent or null."""
+        """Return a whole number; None if it is absent or null."""
         value = self.obj.get(key)
         if value is None or (type(value) is int and 0 <= value <= high):
             return value
         raise wrong(self.place(key), value, "not a whole number in range", f"give one from 0 to {high}")
 
     def array(self, key: str) -> Iterator[tuple[str, object]]:
-        """Go through a list: the place and the value of each item. Absent and null are the empty list."""
+        """Go through a list: the place and the value of each item. It is empty if absent or null."""
         value = self.obj.get(key)
         if value is None:
             return
@@ -132,12 +134,12 @@ class Keys:
         return found
 
     def ip(self, key: str) -> Ip | None:
-        """Return an address; None where it is absent or ""."""
+        """Return an address; None if it is absent or ""."""
         text = self.text(key)
         return as_ip(text, self.place(key)) if text else None
 
     def cidr(self, key: str) -> tuple[Ip, int]:
-        """Return an address with its prefix length, which must be there."""
+        """Return an address and its prefix length; both are required."""
         if self.obj.get(key) is None:
             raise ConfigError(f"{self.place(key)} is missing", "give one such as 10.0.0.0/24 or fd00::/64")
         return as_cidr(self.text(key), self.place(key))
@@ -153,24 +155,24 @@ def _as(parse: Callable[[str], _T], value: object, where: str, what: str) -> _T:
 
 
 def as_ip(value: object, where: str) -> Ip:
-    """Accept an address."""
+    """Return the address that a value of the configuration has; ConfigError for anything else."""
     return _as(parse_ip, value, where, "IP address, such as 10.0.0.1 or fd00::1")
 
 
 def as_cidr(value: object, where: str) -> tuple[Ip, int]:
-    """Accept an address with a prefix length."""
+    """Return the address and the prefix length of a value; ConfigError for anything else."""
     return _as(parse_cidr, value, where, "address with a prefix length, such as 10.0.0.2/24 or fd00::2/64")
 
 
 def as_ip_or_cidr(value: object, where: str) -> Ip:
-    """Accept either and return the address, as the capability "ips" allows (CONVENTIONS.md)."""
+    """Return the address of a value with or without prefix length: the capability "ips" allows both."""
     if isinstance(value, str) and "/" in value:
         return as_cidr(value, where)[0]
     return as_ip(value, where)
 
 
 def same_family(gateway: Ip | None, ip: Ip, where: str) -> None:
-    """Raise where a gateway is of another IP version than what it is the gateway of."""
+    """Raise ConfigError if a gateway and the address that it serves are of different IP versions."""
     if gateway and gateway[0] != ip[0]:
         reason = f"of another IP version than {show_ip(ip)}"
         raise wrong(where, show_ip(gateway), reason, "give a gateway of the same")

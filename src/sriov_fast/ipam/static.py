@@ -1,4 +1,4 @@
-"""``static`` in-process: the addresses that the configuration, CNI_ARGS or the runtime name."""
+"""The built-in ``static``: the addresses that the configuration, CNI_ARGS or the runtime name."""
 
 from __future__ import annotations
 
@@ -17,17 +17,17 @@ if TYPE_CHECKING:
 
 
 class Static(Builtin):
-    """Addresses as given. Nothing is kept, so DEL and GC have nothing to do."""
+    """Addresses as given. Nothing is stored, so DEL and GC do nothing."""
 
     kind = "static"
 
     def add(self) -> dict[str, Any]:
-        """Return what is configured as a result."""
+        """Return a result with the configured addresses, routes and DNS settings."""
         ipam = self.keys.inner("ipam")
         return self.result(self._addresses(), read_routes(ipam), _dns(ipam.inner("dns")))
 
     def check(self) -> None:
-        """Raise where the previous result has one of the addresses with another gateway."""
+        """Raise CheckError if the previous result has one of the addresses with another gateway."""
         given = self._addresses()
         if self.config.get("prevResult") is None:
             raise ConfigError("prevResult is missing", "CHECK compares with it")
@@ -35,7 +35,7 @@ class Static(Builtin):
             self._compare(item, given)
 
     def status(self) -> None:
-        """Raise where the configuration cannot serve an ADD."""
+        """Raise ConfigError if the configuration cannot serve an ADD."""
         self.add()
 
     def _compare(self, item: Keys, given: list[Given]) -> None:
@@ -49,7 +49,7 @@ class Static(Builtin):
                 )
 
     def _addresses(self) -> list[Given]:
-        """Return the addresses; what is asked for at run time replaces what is configured."""
+        """Return the addresses; those of ``args`` or ``runtimeConfig`` replace those of the configuration."""
         found = [*_configured(self.keys.inner("ipam")), *self._from_args()]
         for source in (self.keys.inner("args").inner("cni"), self.keys.inner("runtimeConfig")):
             asked = [as_cidr(value, where) for where, value in source.array("ips")]
@@ -58,7 +58,7 @@ class Static(Builtin):
         return found
 
     def _from_args(self) -> list[Given]:
-        """Return the addresses of CNI_ARGS, which come on top of those that are configured."""
+        """Return the addresses of CNI_ARGS, which are added to the configured ones."""
         given = cni_args.readable(self.args)
         pairs = [as_cidr(text, "CNI_ARGS IP") for text in _words(given.get("IP", ""))]
         gateways = [as_ip(text, "CNI_ARGS GATEWAY") for text in _words(given.get("GATEWAY", ""))]
@@ -70,7 +70,7 @@ def _words(text: str) -> list[str]:
 
 
 def _gateway(ip: Ip, length: int, gateways: list[Ip]) -> Ip | None:
-    """Return the gateway that is in the address's network: the last one, where there are more."""
+    """Return the last of the gateways that is in the address's network; None if there is none."""
     host = ip[0] - length
     inside = [item for item in gateways if item[0] == ip[0] and item[1] >> host == ip[1] >> host]
     return inside[-1] if inside else None

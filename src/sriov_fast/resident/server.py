@@ -345,8 +345,7 @@ def _steps(environ: dict[str, str], begin: int) -> Steps | None:
 def _warm_up() -> None:
     """Import what requests import late, and take what is here for good out of the collector's sight."""
     import sriov_fast.ipam.exec
-    import sriov_fast.ipam.host_local
-    import sriov_fast.ipam.search
+    import sriov_fast.ipam.host_local.plugin
     import sriov_fast.ipam.static
     import sriov_fast.sriov.announce  # noqa: F401
 

@@ -1,0 +1,1 @@
+"""The built-in ``host-local``: addresses from ranges, kept in files on this node."""

@@ -77,6 +77,22 @@ def test_the_dead_hold_nothing(run: str) -> None:
     assert files(run) == []
 
 
+def test_a_close_that_fails_has_let_go(run: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Close(2) closes the descriptor and drops the lock whatever it returns."""
+    close = os.close
+
+    def refuse(fd: int) -> None:
+        close(fd)
+        raise OSError(5, "Input/output error")
+
+    lock = locks.acquire(run, "vf-1", "ADD a")
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "close", refuse)
+        lock.release()
+    with locks.acquire(run, "vf-1", "ADD b", wait=0):
+        pass
+
+
 def test_release_twice(run: str) -> None:
     lock = locks.acquire(run, "x", "me")
     lock.release()

@@ -86,6 +86,8 @@ class Lock:
             pass  # the file alone holds nobody up
         try:
             os.close(fd)
+        except OSError:
+            pass  # close(2) closes and unlocks whatever it returns
         finally:
             _leave(self._path, held=True)
 

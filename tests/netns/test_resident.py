@@ -529,6 +529,19 @@ def test_an_undo_in_a_namespace_that_the_server_cannot_see(node: ResidentNode) -
 
 
 @pytest.mark.skipif(not has_strace, reason="needs strace")
+@pytest.mark.modes("resident")
+def test_an_interrupted_wait_for_a_signal_ends_no_server(node: ResidentNode) -> None:
+    """A debugger interrupts sigtimedwait(2), and the time is over when it goes on."""
+    server = node.server.ready()
+    inject = "inject=rt_sigtimedwait:error=EINTR:delay_exit=1500000:when=1"
+    with Strace(server.pid, node.root / "strace", "-e", "trace=rt_sigtimedwait", "-e", inject) as trace:
+        wait_for(lambda: "INJECTED" in trace.output.read_text(), "it does not wait for a signal")
+        wait_for(lambda: trace.output.read_text().count("sigtimedwait(") > 2, "it waits for no other")
+    assert server.process.poll() is None
+    node.delete(node.conf(), node.pod())
+
+
+@pytest.mark.skipif(not has_strace, reason="needs strace")
 @pytest.mark.modes("resident", "deferred", falls_back=True)
 def test_a_reply_that_cannot_be_received(node: ResidentNode) -> None:
     """The server takes the reply for delivered, so the client deletes what the ADD attached."""

@@ -101,7 +101,7 @@ class Server:
 
     def _look_after(self, due: float) -> None:
         """Do what is due at intervals, until a signal comes. No fault of it ends the server."""
-        while signal.sigtimedwait(_SIGNALS, _TICK) is None:
+        while not _is_told_to_stop():
             self._guarded(self._tick)
             if time.monotonic() >= due and self._upkeep():
                 due = time.monotonic() + self._options.upkeep_every
@@ -331,6 +331,16 @@ class Server:
     def _collect(self) -> None:
         if self._waiting == self._threads:
             gc.collect()
+
+
+def _is_told_to_stop() -> bool:
+    """Wait for a signal, for a tick at most; say whether one came.
+
+    Where the call is interrupted (a debugger attaches, a cgroup thaws) and the time is over by then, CPython
+    returns a struct with values that nobody set.
+    """
+    found = signal.sigtimedwait(_SIGNALS, _TICK)
+    return found is not None and found.si_signo in _SIGNALS
 
 
 def _steps(environ: dict[str, str], begin: int) -> Steps | None:

@@ -23,8 +23,8 @@ from faults import ptrace
 from faults.tracer import Fault, Seen, Tracer
 
 HANG = 40.0  # seconds; longer than any lock is waited for
-# The main thread, those that wait for connections and those that run something while the kernel works. Idle ones
-# end after some time, so their number varies; one that is lost at each request shows soon.
+# The main thread, those that wait for connections and those that run something while the kernel works. Idle
+# ones end after some time, so their number varies; one that is lost at each request shows soon.
 _MOST_THREADS = 12
 _EXECS = 2  # nsenter and sriov
 CLIENT_WAIT = "15"  # seconds that the client in C waits for the server (SRIOV_FAST_WAIT)

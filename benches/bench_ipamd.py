@@ -23,8 +23,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests" / "plain"))
 
 from ipamd_kit import HOST, Etcd, ask, config, made
 
-from sriov_fast.ipamd.pools import LANES, Shape
-from sriov_fast.ipamd.schema import END, Held, Keys, Lane, pack_freed, pack_own, pack_owner
+from sriov_fast.ipamd.pools import SHARDS, AddressSpace
+from sriov_fast.ipamd.schema import END, Held, RecordKeys, Shard, pack_freed, pack_own, pack_owner
 from sriov_fast.ipamd.service import Service, open_service
 from sriov_fast.ipamd.store import Rows
 from sriov_fast.ipamd.transactions import describe
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from pytest_benchmark.fixture import BenchmarkFixture
 
 SIZE = int(os.environ.get("SRIOV_FAST_TAKEN", "1000000"))
-LEFT = 600  # addresses at least that are free in the full pool, some in each lane
+LEFT = 600  # addresses at least that are free in the full pool, some in each shard
 LONG_AGO = 1_000_000_000_000  # ms
 CHUNK = 2000
 ROUNDS = 200
@@ -45,51 +45,51 @@ def document() -> dict[str, Any]:
     return config("10.0.0.0/8", grace=0, pool={"ranges": ranges, "mac_prefix": "02:5a:00"})
 
 
-def taken(keys: Keys, shape: Shape, at: int) -> Rows:
+def taken(keys: RecordKeys, space: AddressSpace, at: int) -> Rows:
     """The records of an address that somebody has, as an allocation writes them."""
     who = ask(f"old-{at:x}")
-    own = pack_own(describe(who, None, [(shape, at)]), [Held(shape.ident, at, True)])
+    own = pack_own(describe(who, None, [(space, at)]), [Held(space.ident, at, True)])
     return [
         (keys.own("n", who.container_id, who.ifname), own),
         (keys.host("n", HOST, (who.container_id, who.ifname)), b""),
-        (keys.address(shape.ident, at), pack_owner("n", who.container_id, who.ifname, who.pod_id)),
+        (keys.address(space.ident, at), pack_owner("n", who.container_id, who.ifname, who.pod_id)),
     ]
 
 
-def free(keys: Keys, shape: Shape, at: int) -> Rows:
+def free(keys: RecordKeys, space: AddressSpace, at: int) -> Rows:
     """The records of an address that was given back."""
     return [
-        (keys.address(shape.ident, at), pack_freed(LONG_AGO)),
-        (keys.free(shape.ident, at, LONG_AGO), b""),
+        (keys.address(space.ident, at), pack_freed(LONG_AGO)),
+        (keys.free(space.ident, at, LONG_AGO), b""),
     ]
 
 
-def records(keys: Keys, shape: Shape) -> Iterator[Rows]:
+def records(keys: RecordKeys, space: AddressSpace) -> Iterator[Rows]:
     """What is in the store after every address was given out, and a few came back."""
-    start, end = shape.ranges[0]
-    step = max((end - start + 1) // (LEFT + 40) | 1, 1)  # odd, so that all lanes get some
-    lanes = {number: Lane(shape, None) for number in range(LANES)}
+    start, end = space.ranges[0]
+    step = max((end - start + 1) // (LEFT + 40) | 1, 1)  # odd, so that all shards get some
+    shards = {number: Shard(space, None) for number in range(SHARDS)}
     rows: Rows = []
     for at in range(start, end + 1):
-        lane = lanes[at % LANES]
+        shard = shards[at % SHARDS]
         if (at - start) % step:
-            rows += taken(keys, shape, at)
-            lane.used += 1
+            rows += taken(keys, space, at)
+            shard.used += 1
         else:
-            rows += free(keys, shape, at)
-            lane.freed += 1
-            lane.oldest = LONG_AGO
+            rows += free(keys, space, at)
+            shard.freed += 1
+            shard.oldest = LONG_AGO
         if len(rows) >= CHUNK:
             yield rows
             rows = []
-    for number, lane in lanes.items():
-        lane.cursor = END
-        rows.append((keys.lane(shape.ident, number), lane.pack()))
+    for number, shard in shards.items():
+        shard.cursor = END
+        rows.append((keys.shard(space.ident, number), shard.pack()))
     yield rows
 
 
 async def fill(service: Service) -> None:
-    book = await service._registry.reload()
+    snapshot = await service._config_store.reload()
     gate = asyncio.Semaphore(4)
 
     async def write(rows: Rows) -> None:
@@ -97,7 +97,7 @@ async def fill(service: Service) -> None:
             await service._store.write(rows)
 
     under_way: set[asyncio.Task[None]] = set()
-    for rows in records(Keys(book.generation), book.nets["n"].pools[0]):
+    for rows in records(RecordKeys(snapshot.generation), snapshot.nets["n"].pools[0]):
         under_way.add(asyncio.create_task(write(sorted(rows))))
         if len(under_way) >= 8:
             _, under_way = await asyncio.wait(under_way, return_when=asyncio.FIRST_COMPLETED)

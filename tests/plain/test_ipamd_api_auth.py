@@ -33,7 +33,7 @@ from ipam_server import (
 )
 
 from sriov_fast.ipamd import auth
-from sriov_fast.ipamd.auth import AuthError, Caller, Gate, Tokens
+from sriov_fast.ipamd.auth import Authenticator, AuthError, Caller, Tokens
 
 STATUS = "/v1/networks/mynet/status"
 ADMINS = ("/v1/config", "/v1/allocations", "/v1/export", "/v1/usage")
@@ -238,7 +238,7 @@ def test_open_beside_tokens_admits_hosts_and_refuses_wrong_tokens(world: World) 
     [("127.0.0.1", True), ("::1", True), ("::ffff:127.0.0.1", True), ("10.0.0.1", False), (None, False)],
 )
 def test_without_credentials_only_this_machine_administrates(peer: str | None, admin: bool) -> None:
-    caller = Gate(["open"], None, []).admit(None, None, peer)
+    caller = Authenticator(["open"], None, []).admit(None, None, peer)
     assert caller.admin is admin
     assert caller.may_act_for("10.0.0.9")
     assert caller.may_act_for("fd00::9")
@@ -353,7 +353,7 @@ def test_the_peers_certificate_arrives_with_each_parser(tmp_path: Path, parser: 
 
 def test_a_gate_without_methods_admits_nobody() -> None:
     with pytest.raises(AuthError, match="no credentials"):
-        Gate([], None, []).admit(None, b"", "127.0.0.1")
+        Authenticator([], None, []).admit(None, b"", "127.0.0.1")
 
 
 @pytest.mark.parametrize("host", ["", "x", "10.0.0.0/8", "10.0.0.1 "])

@@ -17,7 +17,7 @@ from sriov_fast import ipamd_api
 from sriov_fast.ipamd import model
 from sriov_fast.ipamd.config import Config
 from sriov_fast.ipamd.metrics import Metrics
-from sriov_fast.ipamd.settings import Server
+from sriov_fast.ipamd.settings import ServerSettings
 
 MANUAL = Path(__file__).resolve().parents[2] / "docs/ipam.md"
 
@@ -75,16 +75,16 @@ def test_every_setting_is_described_with_its_default(text: str) -> None:
     described = {
         name: default.strip("` ") for names, default in rows for name in re.findall(r"`(\w+)`", names)
     }
-    assert set(described) == set(Server.model_fields)
+    assert set(described) == set(ServerSettings.model_fields)
     # what has no default may be left out
     needed = {"insecure": True}
     given = {name: tomllib.loads(f"x = {default}")["x"] for name, default in described.items() if default}
-    assert Server.model_validate(given | needed) == Server.model_validate(needed)
+    assert ServerSettings.model_validate(given | needed) == ServerSettings.model_validate(needed)
 
 
 @pytest.mark.parametrize("document", [model.Network, model.Pool, model.Hosts, model.Assignment])
 def test_every_key_of_the_configuration_is_described(text: str, document: type[model.Document]) -> None:
-    section = text.partition("The rest of the file is")[2].partition("### File or API")[0]
+    section = text.partition("The other tables are")[2].partition("### File or API")[0]
     for name in document.model_fields:
         assert f"`{name}`" in section, name
 
@@ -109,5 +109,5 @@ def test_every_kind_of_error_is_described_with_its_status_and_code(text: str) ->
 def test_its_configurations_are_good(text: str) -> None:
     (trial,) = re.findall(r"<<'TOML'\n(.*?)^TOML$", text, re.MULTILINE | re.DOTALL)
     found = tomllib.loads(trial)
-    assert Server.model_validate(found.pop("server")).auth == ("token",)
+    assert ServerSettings.model_validate(found.pop("server")).auth == ("token",)
     assert model.parse(Config, found).pools[0].name == "a"

@@ -14,7 +14,7 @@ from ipamd_kit import config, made
 from sriov_fast.ipamd.config import Config
 from sriov_fast.ipamd.errors import Invalid
 from sriov_fast.ipamd.model import Allocation, Ask, parse
-from sriov_fast.ipamd.pools import LANES, Shape
+from sriov_fast.ipamd.pools import SHARDS, AddressSpace
 from sriov_fast.ipamd.snapshot import nets
 
 NETWORK = {"name": "n"}
@@ -247,31 +247,31 @@ def test_an_allocation_needs_its_owner() -> None:
         parse(Allocation, {"network": "n", "ifname": "e", "pod_id": "", "host_ip": "10.0.0.1", "ips": []})
 
 
-def shape(**pool: Any) -> Shape:
+def space(**pool: Any) -> AddressSpace:
     return nets(made(pools({**A, **pool})), {"a": "x"})["n"].pools[0]
 
 
 @st.composite
-def shapes(draw: st.DrawFn) -> Shape:
+def spaces(draw: st.DrawFn) -> AddressSpace:
     bounds = sorted(draw(st.sets(st.integers(1, 1022), min_size=2, max_size=12)))
     pairs = list(zip(bounds[::2], bounds[1::2], strict=False))
     ranges = [{"start": f"10.1.{a >> 8}.{a & 255}", "end": f"10.1.{b >> 8}.{b & 255}"} for a, b in pairs]
     gateway = draw(st.none() | st.integers(1, 1022).map(lambda at: f"10.1.{at >> 8}.{at & 255}"))
-    return shape(subnet="10.1.0.0/22", ranges=ranges, **({"gateway": gateway} if gateway else {}))
+    return space(subnet="10.1.0.0/22", ranges=ranges, **({"gateway": gateway} if gateway else {}))
 
 
 @settings(max_examples=200, deadline=None)
-@given(shapes())
-def test_the_lanes_walk_every_address_once(pool: Shape) -> None:
-    """The walks of all lanes together give the ranges without the gateway, in order within a lane."""
+@given(spaces())
+def test_the_lanes_walk_every_address_once(pool: AddressSpace) -> None:
+    """The walks of all shards together give the ranges without the gateway, in order within a shard."""
     wanted = {at for start, end in pool.ranges for at in range(start, end + 1)} - {pool.gateway}
     walked = []
-    for lane in range(LANES):
+    for shard in range(SHARDS):
         cursor = -1
-        while (address := pool.next(lane, cursor)) is not None:
+        while (address := pool.next(shard, cursor)) is not None:
             assert address > cursor
-            assert address % LANES == lane
-            assert lane in pool.lanes
+            assert address % SHARDS == shard
+            assert shard in pool.shards
             walked.append(address)
             cursor = address
     assert len(walked) == len(set(walked)) == pool.total
@@ -290,6 +290,6 @@ def test_the_lanes_walk_every_address_once(pool: Shape) -> None:
     ],
 )
 def test_the_default_range_is_all_that_hosts_may_have(subnet: str, total: int) -> None:
-    assert shape(subnet=subnet).total == total
-    assert shape(subnet="fd00::/120").total == 255
-    assert shape(subnet="fd00::/127").total == 2
+    assert space(subnet=subnet).total == total
+    assert space(subnet="fd00::/120").total == 255
+    assert space(subnet="fd00::/127").total == 2

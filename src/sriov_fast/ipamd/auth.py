@@ -217,7 +217,7 @@ def caller_of_certificate(der: bytes, admins: Sequence[str]) -> Caller:
 # ---------------------------------------------------------------------------------------- authenticator
 
 
-class Gate:
+class Authenticator:
     """Authenticates callers by the enabled methods."""
 
     def __init__(self, methods: Sequence[str], tokens: Tokens | None, admins: Sequence[str]) -> None:

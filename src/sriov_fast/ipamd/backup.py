@@ -8,16 +8,16 @@ from ipaddress import ip_address, ip_interface
 from typing import Any, Literal
 
 from sriov_fast.ipamd.config import Config
-from sriov_fast.ipamd.config_store import NAMED, PAGE, Registry, read_book, root_says, token
+from sriov_fast.ipamd.config_store import NAMED, PAGE, ConfigStore, read_snapshot, root_says, token
 from sriov_fast.ipamd.errors import Conflict, Invalid
 from sriov_fast.ipamd.model import Address, Allocation, Document, Ifname, Name, PodId, Some, parse
-from sriov_fast.ipamd.pools import LANES, Shape
+from sriov_fast.ipamd.pools import SHARDS, AddressSpace
 from sriov_fast.ipamd.schema import (
     NO_ROOT,
     ROOT,
     Held,
-    Keys,
-    Lane,
+    RecordKeys,
+    Shard,
     pack,
     pack_freed,
     pack_own,
@@ -26,7 +26,7 @@ from sriov_fast.ipamd.schema import (
     unpack,
     unpack_own,
 )
-from sriov_fast.ipamd.snapshot import Book, nets
+from sriov_fast.ipamd.snapshot import Snapshot, nets
 from sriov_fast.ipamd.store import Rows, Store, Transaction, View, prefix_end
 
 
@@ -60,48 +60,48 @@ async def rows(view: View, first: str, end: str) -> Rows:
         first = page[-1][0] + "\x00"
 
 
-async def held(view: View, book: Book, network: str | None = None) -> list[dict[str, Any]]:
+async def held(view: View, snapshot: Snapshot, network: str | None = None) -> list[dict[str, Any]]:
     """Return the documents of all allocations, or of one network."""
-    span = Keys(book.generation).kind("own", network or "")
+    span = RecordKeys(snapshot.generation).kind("own", network or "")
     return [unpack_own(value)[0] for _, value in await rows(view, *span)]
 
 
 async def export(view: View) -> dict[str, Any]:
     """Return the backup of one snapshot of the store."""
     (root,), _ = await view.fetch([ROOT])
-    book = await read_book(view, root or NO_ROOT)
-    if book is None:  # a consistent view has the root's document
+    snapshot = await read_snapshot(view, root or NO_ROOT)
+    if snapshot is None:  # a consistent view has the root's document
         raise Conflict("config: is incomplete")
-    pools = {ident: name for name, ident in book.idents.items()}
-    texts = {shape.ident: shape.text for net in book.nets.values() for shape in net.pools}
+    pools = {ident: name for name, ident in snapshot.idents.items()}
+    texts = {space.ident: space.text for net in snapshot.nets.values() for space in net.pools}
     sticky = []
-    for key, value in await rows(view, *Keys(book.generation).kind("sticky")):
+    for key, value in await rows(view, *RecordKeys(snapshot.generation).kind("sticky")):
         ident, pod_id, ifname, address = key.split("/")[2:]
         if ident in pools:
             where = {"pool": pools[ident], "pod_id": unescape(pod_id), "ifname": unescape(ifname)}
             sticky.append({**where, "address": texts[ident](int(address, 16)), "released": int(value)})
     sticky.sort(key=lambda it: (it["pool"], it["pod_id"], it["ifname"], it["address"]))
-    config = book.config.document()
-    return {"version": 1, "config": config, "allocations": await held(view, book), "sticky": sticky}
+    config = snapshot.config.document()
+    return {"version": 1, "config": config, "allocations": await held(view, snapshot), "sticky": sticky}
 
 
 class _Records:
     """The records of a backup, in a new generation."""
 
     def __init__(self, document: Backup, idents: Mapping[str, str], generation: str) -> None:
-        self.keys = Keys(generation)
+        self.keys = RecordKeys(generation)
         self.nets = nets(document.config, idents)
-        self.shapes = {shape.pool.name: shape for net in self.nets.values() for shape in net.pools}
+        self.spaces = {space.pool.name: space for net in self.nets.values() for space in net.pools}
         self.found: dict[str, bytes] = {}
-        self._lanes: dict[str, Lane] = {}
+        self._shards: dict[str, Shard] = {}
         for at, allocation in enumerate(document.allocations):
             self._allocation(f"allocations[{at}]", allocation)
         for at, sticky in enumerate(document.sticky):
             self._sticky(f"sticky[{at}]", sticky)
-        self.found.update((key, lane.pack()) for key, lane in self._lanes.items())
+        self.found.update((key, shard.pack()) for key, shard in self._shards.items())
 
-    def _lane(self, shape: Shape, address: int) -> Lane:
-        return self._lanes.setdefault(self.keys.lane(shape.ident, address % LANES), Lane(shape, None))
+    def _shard(self, space: AddressSpace, address: int) -> Shard:
+        return self._shards.setdefault(self.keys.shard(space.ident, address % SHARDS), Shard(space, None))
 
     def _put(self, where: str, what: str, key: str, value: bytes) -> None:
         if key in self.found:
@@ -115,45 +115,45 @@ class _Records:
         places = [self._place(f"{where}.ips", it.network, ip.address) for ip in it.ips]
         mine = self.nets[it.network].fixed.get(it.pod_id)
         assigned = mine.places if mine else ()
-        parts = [Held(shape.ident, at, (shape, at) not in assigned) for shape, at in places]
+        parts = [Held(space.ident, at, (space, at) not in assigned) for space, at in places]
         what = f"container {it.container_id!r} interface {it.ifname!r} in network {it.network!r}"
         self._put(where, what, self.keys.own(*owner), pack_own(it.document(), parts))
         self.found[self.keys.host(it.network, it.host_ip, owner[1:])] = it.lease.encode()
-        for (shape, address), part in zip(places, parts, strict=True):
-            key = self.keys.address(shape.ident, address)
-            self._put(f"{where}.ips", repr(shape.text(address)), key, pack_owner(*owner, it.pod_id))
-            self._lane(shape, address).used += part.counted
+        for (space, address), part in zip(places, parts, strict=True):
+            key = self.keys.address(space.ident, address)
+            self._put(f"{where}.ips", repr(space.text(address)), key, pack_owner(*owner, it.pod_id))
+            self._shard(space, address).used += part.counted
 
-    def _place(self, where: str, network: str, text: str) -> tuple[Shape, int]:
+    def _place(self, where: str, network: str, text: str) -> tuple[AddressSpace, int]:
         ip = ip_interface(text).ip
-        for shape in self.nets[network].pools:
-            if ip in shape.subnet:
-                return shape, int(ip)
+        for space in self.nets[network].pools:
+            if ip in space.subnet:
+                return space, int(ip)
         raise Invalid(f"{where}: {text!r} is in no pool of network {network!r}")
 
     def _sticky(self, where: str, it: Sticky) -> None:
-        shape, address = self.shapes.get(it.pool), int(ip_address(it.address))
-        if shape is None:
+        space, address = self.spaces.get(it.pool), int(ip_address(it.address))
+        if space is None:
             raise Invalid(f"{where}.pool: {it.pool!r} is not in config.pools")
-        if ip_address(it.address) not in shape.subnet:
+        if ip_address(it.address) not in space.subnet:
             raise Invalid(f"{where}.address: {it.address!r} is not in pool {it.pool!r}")
-        if not shape.usable(address):
+        if not space.usable(address):
             return
         what = f"{it.address!r}"
-        self._put(f"{where}.address", what, self.keys.address(shape.ident, address), pack_freed(it.released))
-        sticky = self.keys.sticky(shape.ident, it.pod_id, it.ifname, address)
+        self._put(f"{where}.address", what, self.keys.address(space.ident, address), pack_freed(it.released))
+        sticky = self.keys.sticky(space.ident, it.pod_id, it.ifname, address)
         self.found[sticky] = b"%d" % it.released
-        self.found[self.keys.free(shape.ident, address, it.released)] = sticky.encode()
-        lane = self._lane(shape, address)
-        lane.oldest = min(lane.oldest, it.released) if lane.freed else it.released
-        lane.freed += 1
+        self.found[self.keys.free(space.ident, address, it.released)] = sticky.encode()
+        shard = self._shard(space, address)
+        shard.oldest = min(shard.oldest, it.released) if shard.freed else it.released
+        shard.freed += 1
 
 
 class _Swap:
     """The transaction that activates another generation of records."""
 
     def __init__(
-        self, old: Book, says: dict[str, Any], stay: Mapping[tuple[str, str, str], Allocation] | None
+        self, old: Snapshot, says: dict[str, Any], stay: Mapping[tuple[str, str, str], Allocation] | None
     ):
         self.old, self.says, self.stay = old, says, stay
 
@@ -169,7 +169,7 @@ class _Swap:
 
     async def _check(self, tx: Transaction, stay: Mapping[tuple[str, str, str], Allocation]) -> None:
         """Refuse to drop or change an allocation."""
-        tx.unchanged(*Keys(self.old.generation).kind("own"))
+        tx.unchanged(*RecordKeys(self.old.generation).kind("own"))
         lost = []
         for document in await held(tx, self.old):
             it = Allocation.model_validate(document)
@@ -180,26 +180,28 @@ class _Swap:
             raise Conflict(f"allocations: not so in the document, and held: {', '.join(lost[:NAMED])}{more}")
 
 
-async def load(store: Store, registry: Registry, document: Mapping[str, Any], *, replace: bool) -> None:
+async def load(
+    store: Store, config_store: ConfigStore, document: Mapping[str, Any], *, replace: bool
+) -> None:
     """Replace the contents of the store by a valid backup."""
     backup = await asyncio.to_thread(parse, Backup, document)
     idents = {it.name: token() for it in backup.config.pools}
     generation = token()
     records = await asyncio.to_thread(_Records, backup, idents, generation)
-    old = await registry.reload()
-    named = await registry.prepare(backup.config, idents, {})
+    old = await config_store.reload()
+    named = await config_store.prepare(backup.config, idents, {})
     says = {"revision": old.revision + 1, "generation": generation, **named}
     stay = None if replace else {(it.network, it.container_id, it.ifname): it for it in backup.allocations}
     await store.write(sorted(records.found.items()))
     try:
         await store.run(_Swap(old, says, stay))
     except Conflict:  # after other errors the new one may be active
-        await _drop(store, registry, generation, named["document"])
+        await _drop(store, config_store, generation, named["document"])
         raise
-    await registry.reload()
-    await _drop(store, registry, old.generation, root_says(old)["document"])
+    await config_store.reload()
+    await _drop(store, config_store, old.generation, root_says(old)["document"])
 
 
-async def _drop(store: Store, registry: Registry, generation: str, document: str) -> None:
-    await registry.forget(document)
+async def _drop(store: Store, config_store: ConfigStore, generation: str, document: str) -> None:
+    await config_store.forget(document)
     await store.wipe(f"{generation}/", prefix_end(f"{generation}/"))

@@ -8,7 +8,7 @@ from ipaddress import IPv4Network, IPv6Network, ip_address, ip_network
 from itertools import pairwise
 
 from sriov_fast.ipamd.model import Assignment, Hosts, Pool, Sections
-from sriov_fast.ipamd.pools import Shape, default_range, holder, mac_bits
+from sriov_fast.ipamd.pools import AddressSpace, default_range, holder, mac_bits
 
 MOST = 20  # faults in one error
 
@@ -89,29 +89,29 @@ def _routes(pool: Pool, subnet: IPv4Network | IPv6Network) -> Iterator[str]:
 
 
 def _mac_prefix(pool: Pool, _: IPv4Network | IPv6Network) -> Iterator[str]:
-    shape = Shape("", pool)
+    space = AddressSpace("", pool)
     if pool.mac_prefix is None:
         return
-    bits, last = mac_bits(pool.mac_prefix), shape.ranges[-1][1]
-    if (last - shape.base) >> bits:
+    bits, last = mac_bits(pool.mac_prefix), space.ranges[-1][1]
+    if (last - space.base) >> bits:
         yield (
             f"mac_prefix: {pool.mac_prefix!r} leaves {bits} bits, too few for a MAC for each address"
-            f" up to {shape.text(last)}: give ranges that end earlier, or a shorter prefix"
+            f" up to {space.text(last)}: give ranges that end earlier, or a shorter prefix"
         )
 
 
 def _pools_together(config: Sections) -> Iterator[str]:
-    ordered = sorted((Shape("", it) for it in config.pools), key=lambda it: (it.version, it.base))
-    last: dict[tuple[str, int], Shape] = {}
-    for shape in ordered:
-        key = (shape.pool.network, shape.version)
+    ordered = sorted((AddressSpace("", it) for it in config.pools), key=lambda it: (it.version, it.base))
+    last: dict[tuple[str, int], AddressSpace] = {}
+    for space in ordered:
+        key = (space.pool.network, space.version)
         before = last.get(key)
-        if before is not None and before.subnet.overlaps(shape.subnet):
+        if before is not None and before.subnet.overlaps(space.subnet):
             yield (
-                f"pools: subnet {shape.pool.subnet!r} of {shape.pool.name!r} overlaps {before.pool.subnet!r}"
-                f" of {before.pool.name!r} in network {shape.pool.network!r}"
+                f"pools: subnet {space.pool.subnet!r} of {space.pool.name!r} overlaps {before.pool.subnet!r}"
+                f" of {before.pool.name!r} in network {space.pool.network!r}"
             )
-        last[key] = shape
+        last[key] = space
     yield from _prefixes_together(config)
 
 
@@ -165,9 +165,9 @@ def _drawn(entry: Hosts, pools: dict[str, Pool]) -> Iterator[str]:
 
 
 def _assignments(config: Sections) -> Iterator[str]:
-    shapes: dict[tuple[str, int], list[Shape]] = {}
-    for shape in sorted((Shape("", it) for it in config.pools), key=lambda it: it.base):
-        shapes.setdefault((shape.pool.network, shape.version), []).append(shape)
+    spaces: dict[tuple[str, int], list[AddressSpace]] = {}
+    for space in sorted((AddressSpace("", it) for it in config.pools), key=lambda it: it.base):
+        spaces.setdefault((space.pool.network, space.version), []).append(space)
     seen: dict[tuple[str, str, str], tuple[int, str]] = {}
     for at, it in enumerate(config.assignments):
         for key, value in (("pod_id", it.pod_id), *(("ips", ip) for ip in it.ips), ("mac", it.mac)):
@@ -179,10 +179,10 @@ def _assignments(config: Sections) -> Iterator[str]:
                     f"assignments[{at}].{key}: {value!r} of pod {it.pod_id!r} is assigned to pod"
                     f" {before[1]!r} too (assignments[{before[0]}])"
                 )
-        yield from (f"assignments[{at}] {it.pod_id!r}: {fault}" for fault in _assigned(it, shapes))
+        yield from (f"assignments[{at}] {it.pod_id!r}: {fault}" for fault in _assigned(it, spaces))
 
 
-def _assigned(it: Assignment, shapes: dict[tuple[str, int], list[Shape]]) -> Iterator[str]:
+def _assigned(it: Assignment, spaces: dict[tuple[str, int], list[AddressSpace]]) -> Iterator[str]:
     """Yield the faults of one assignment."""
     if not it.ips and it.mac is None and it.vlan is None and it.vf is None:
         yield "assigns nothing: give ips, mac, vlan or vf"
@@ -192,39 +192,39 @@ def _assigned(it: Assignment, shapes: dict[tuple[str, int], list[Shape]]) -> Ite
     derived = set()
     for text in it.ips:
         address = int(ip_address(text))
-        near = shapes.get((it.network, ip_address(text).version), [])
-        shape = holder([other.base for other in near], near, address)
-        if shape is None:
+        near = spaces.get((it.network, ip_address(text).version), [])
+        space = holder([other.base for other in near], near, address)
+        if space is None:
             yield f"ips: {text!r} is in no subnet of network {it.network!r}"
             continue
-        yield from _placed(it, text, shape)
-        if shape.pool.mac_prefix and not (address - shape.base) >> mac_bits(shape.pool.mac_prefix):
-            derived.add(shape.mac(address))
-    yield from _own_mac(it, derived, shapes)
+        yield from _placed(it, text, space)
+        if space.pool.mac_prefix and not (address - space.base) >> mac_bits(space.pool.mac_prefix):
+            derived.add(space.mac(address))
+    yield from _own_mac(it, derived, spaces)
 
 
-def _placed(it: Assignment, text: str, shape: Shape) -> Iterator[str]:
+def _placed(it: Assignment, text: str, space: AddressSpace) -> Iterator[str]:
     """Yield the faults of an assigned address in its pool."""
-    address, pool = int(ip_address(text)), shape.pool
-    first, last = default_range(shape.subnet)
-    if address == shape.gateway:
+    address, pool = int(ip_address(text)), space.pool
+    first, last = default_range(space.subnet)
+    if address == space.gateway:
         yield f"ips: {text!r} is the gateway of pool {pool.name!r}"
     elif not first <= address <= last:
         yield f"ips: {text!r} is the own or the broadcast address of subnet {pool.subnet!r}"
-    elif pool.mac_prefix and it.mac is None and (address - shape.base) >> mac_bits(pool.mac_prefix):
+    elif pool.mac_prefix and it.mac is None and (address - space.base) >> mac_bits(pool.mac_prefix):
         yield f"ips: {text!r} has no MAC of its own under mac_prefix {pool.mac_prefix!r}: give mac"
 
 
 def _own_mac(
-    it: Assignment, derived: set[str | None], shapes: dict[tuple[str, int], list[Shape]]
+    it: Assignment, derived: set[str | None], spaces: dict[tuple[str, int], list[AddressSpace]]
 ) -> Iterator[str]:
     """Yield a fault if a pool may derive an assigned MAC for another address."""
     if it.mac is None or it.mac in derived:
         return
     for version in (4, 6):
-        for shape in shapes.get((it.network, version), []):
-            if shape.pool.mac_prefix and it.mac.startswith(shape.pool.mac_prefix):
+        for space in spaces.get((it.network, version), []):
+            if space.pool.mac_prefix and it.mac.startswith(space.pool.mac_prefix):
                 yield (
-                    f"mac: {it.mac!r} is under mac_prefix {shape.pool.mac_prefix!r} of pool"
-                    f" {shape.pool.name!r}, which may give it to another pod"
+                    f"mac: {it.mac!r} is under mac_prefix {space.pool.mac_prefix!r} of pool"
+                    f" {space.pool.name!r}, which may give it to another pod"
                 )

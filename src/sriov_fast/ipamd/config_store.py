@@ -13,9 +13,9 @@ import orjson
 from sriov_fast.ipamd.config import Config
 from sriov_fast.ipamd.errors import Conflict, Unavailable
 from sriov_fast.ipamd.model import parse
-from sriov_fast.ipamd.pools import Shape
-from sriov_fast.ipamd.schema import NO_ROOT, ROOT, Keys, pack, unpack
-from sriov_fast.ipamd.snapshot import Book, Net, nets
+from sriov_fast.ipamd.pools import AddressSpace
+from sriov_fast.ipamd.schema import NO_ROOT, ROOT, RecordKeys, pack, unpack
+from sriov_fast.ipamd.snapshot import NetworkIndex, Snapshot, nets
 from sriov_fast.ipamd.store import Store, Transaction, View, prefix_end
 
 PART = 512 * 1024  # bytes of a document in one record; etcd takes 1.5 MiB a request
@@ -34,37 +34,37 @@ def _document(name: str) -> tuple[str, str]:
     return prefix, prefix_end(prefix)
 
 
-class Registry:
+class ConfigStore:
     """Reads and replaces the active configuration."""
 
     def __init__(self, store: Store) -> None:
         self._store = store
-        self._book: Book | None = None
+        self._snapshot: Snapshot | None = None
         self._loading = asyncio.Lock()
 
-    async def book(self) -> Book:
+    async def snapshot(self) -> Snapshot:
         """Return the cached configuration; transactions compare its root."""
-        return self._book or await self.reload()
+        return self._snapshot or await self.reload()
 
-    async def reload(self, known: Book | None = None) -> Book:
+    async def reload(self, known: Snapshot | None = None) -> Snapshot:
         """Return the active configuration; the cached one if that is newer than `known`."""
         async with self._loading:
-            if known is not None and self._book is not None and self._book.root != known.root:
-                return self._book
+            if known is not None and self._snapshot is not None and self._snapshot.root != known.root:
+                return self._snapshot
             for _ in range(TRIES):
-                book = await self._store.read(self._read)
-                if book is not None:
-                    self._book = book
-                    return book
+                snapshot = await self._store.read(self._read)
+                if snapshot is not None:
+                    self._snapshot = snapshot
+                    return snapshot
         raise Unavailable("config: changes faster than it can be read")
 
-    async def _read(self, view: View) -> Book | None:
+    async def _read(self, view: View) -> Snapshot | None:
         """Return the configuration; None after a concurrent replacement."""
         (found,), _ = await view.fetch([ROOT])
         root = found or NO_ROOT
-        if self._book is not None and self._book.root == root:
-            return self._book
-        return await read_book(view, root)
+        if self._snapshot is not None and self._snapshot.root == root:
+            return self._snapshot
+        return await read_snapshot(view, root)
 
     async def prepare(
         self, config: Config, idents: Mapping[str, str], epochs: Mapping[str, str]
@@ -83,7 +83,7 @@ class Registry:
         if name:
             await self._store.wipe(*_document(name))
 
-    async def configure(self, config: Config, revision: str | None) -> Book:
+    async def configure(self, config: Config, revision: str | None) -> Snapshot:
         """Replace the configuration of this revision."""
         for _ in range(TRIES):
             old = await self.reload()
@@ -102,23 +102,23 @@ class Registry:
             await self.forget(named["document"])
         raise Unavailable("config: others change it all the time")
 
-    async def _clean(self, old: Book, change: _Change) -> Book:
+    async def _clean(self, old: Snapshot, change: _Change) -> Snapshot:
         """Delete the records of the old configuration, and return the new one."""
         await self.forget(root_says(old)["document"])
-        keys = Keys(old.generation)
+        keys = RecordKeys(old.generation)
         for ident in change.gone:
             for kind in ("addr", "free", "lane", "sticky"):
                 await self._store.wipe(*keys.kind(kind, ident))
         return await self.reload()
 
 
-def root_says(book: Book) -> dict[str, Any]:
+def root_says(snapshot: Snapshot) -> dict[str, Any]:
     """Return the root record of a configuration."""
-    found: dict[str, Any] = unpack(book.root)
+    found: dict[str, Any] = unpack(snapshot.root)
     return found
 
 
-async def read_book(view: View, root: bytes) -> Book | None:
+async def read_snapshot(view: View, root: bytes) -> Snapshot | None:
     """Return the configuration that a root names; None if it was deleted."""
     says = unpack(root)
     config, idents, epochs = Config(), {}, {}
@@ -128,26 +128,26 @@ async def read_book(view: View, root: bytes) -> Book | None:
             return None
         body = orjson.loads(zlib.decompress(b"".join(part for _, part in rows)))
         config, idents, epochs = parse(Config, body["config"]), body["idents"], body["epochs"]
-    return Book(root, says["revision"], says["generation"], config, idents, nets(config, idents, epochs))
+    return Snapshot(root, says["revision"], says["generation"], config, idents, nets(config, idents, epochs))
 
 
-def shapes(found: Mapping[str, Net]) -> Iterator[Shape]:
+def spaces(found: Mapping[str, NetworkIndex]) -> Iterator[AddressSpace]:
     """Yield the pools of all networks."""
     for net in found.values():
         yield from net.pools
 
 
-def new_epochs(old: Book, config: Config, idents: Mapping[str, str]) -> dict[str, str]:
+def new_epochs(old: Snapshot, config: Config, idents: Mapping[str, str]) -> dict[str, str]:
     """Return the epochs of the pools: a pool with the same addresses as before keeps its epoch."""
-    before = {shape.ident: shape for shape in shapes(old.nets)}
+    before = {space.ident: space for space in spaces(old.nets)}
     new = str(old.revision + 1)
     return {
-        shape.pool.name: was.epoch if (was := before.get(shape.ident)) and was.same(shape) else new
-        for shape in shapes(nets(config, idents))
+        space.pool.name: was.epoch if (was := before.get(space.ident)) and was.same(space) else new
+        for space in spaces(nets(config, idents))
     }
 
 
-def keep_idents(old: Book, config: Config) -> dict[str, str]:
+def keep_idents(old: Snapshot, config: Config) -> dict[str, str]:
     """Return the pools' names in the store: a new network or subnet makes a new pool."""
     before = {it.name: (it.network, it.subnet) for it in old.config.pools}
     return {
@@ -159,7 +159,7 @@ def keep_idents(old: Book, config: Config) -> dict[str, str]:
 class _Change:
     """The transaction that activates a configuration, unless an allocation would lose its pool."""
 
-    def __init__(self, old: Book, named: dict[str, Any], gone: list[str]) -> None:
+    def __init__(self, old: Snapshot, named: dict[str, Any], gone: list[str]) -> None:
         self.old, self.named, self.gone = old, named, gone
 
     async def __call__(self, tx: Transaction) -> bool:
@@ -180,7 +180,7 @@ class _Change:
 
     async def _held(self, tx: Transaction, ident: str) -> list[str]:
         """Return some allocations of a pool; the commit fails if another is added."""
-        first, end = Keys(self.old.generation).kind("addr", ident)
+        first, end = RecordKeys(self.old.generation).kind("addr", ident)
         tx.unchanged(first, end)
         pool = next(name for name, it in self.old.idents.items() if it == ident)
         found: list[str] = []

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
 
-from sriov_fast.ipamd.auth import AuthError, Gate
+from sriov_fast.ipamd.auth import Authenticator, AuthError
 from sriov_fast.ipamd.logs import LOGGER
 from sriov_fast.ipamd.metrics import Metrics
 from sriov_fast.ipamd.problems import problem
@@ -143,9 +143,9 @@ class _ClientGoneError(Exception):
 class Admit:
     """The second layer: the limit of concurrent requests, credentials, limits of body and answer."""
 
-    def __init__(self, app: App, gate: Gate, limits: Limits) -> None:
+    def __init__(self, app: App, authenticator: Authenticator, limits: Limits) -> None:
         self._app = app
-        self._gate = gate
+        self._authenticator = authenticator
         self._limits = limits
         self._running = 0
 
@@ -168,7 +168,7 @@ class Admit:
             return refuse(503, "unavailable", f"{self._running} requests run already", headers=more)
         client = scope.get("client")
         try:
-            caller = self._gate.admit(
+            caller = self._authenticator.admit(
                 _header(scope["headers"], b"authorization"),
                 scope["state"].get(CERTIFICATE),
                 client[0] if client else None,

@@ -9,7 +9,7 @@ from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_add
 
 from sriov_fast.ipamd.model import Pool
 
-LANES = 64  # a pool's addresses are split into shards, to reduce conflicts of concurrent clients
+SHARDS = 64  # a pool's addresses are split into shards, to reduce conflicts of concurrent clients
 
 
 def default_range(subnet: IPv4Network | IPv6Network) -> tuple[int, int]:
@@ -32,7 +32,7 @@ def make_mac(prefix: str, offset: int) -> str:
 
 
 @dataclass(frozen=True)
-class Shape:
+class AddressSpace:
     """The addresses of a pool as integers; `ident` is the pool's name in the store.
 
     `epoch` is new after each change of the usable addresses, also after a change back to earlier ones: the
@@ -86,16 +86,16 @@ class Shape:
         return sum(map(self.inside, self.reserved))
 
     @cached_property
-    def lanes(self) -> tuple[int, ...]:
+    def shards(self) -> tuple[int, ...]:
         """Return the shards with at least one address."""
         found: set[int] = set()
         for start, end in self.ranges:
-            found.update(address % LANES for address in range(start, min(end, start + LANES - 1) + 1))
-            if len(found) == LANES:
+            found.update(address % SHARDS for address in range(start, min(end, start + SHARDS - 1) + 1))
+            if len(found) == SHARDS:
                 break
         return tuple(sorted(found))
 
-    def same(self, other: Shape) -> bool:
+    def same(self, other: AddressSpace) -> bool:
         """Say whether both have the same name in the store and the same usable addresses."""
         mine, its = ((it.ident, it.ranges, it.gateway, it.reserved) for it in (self, other))
         return mine == its
@@ -109,17 +109,17 @@ class Shape:
         """Say whether an address may be allocated to any pod."""
         return address != self.gateway and address not in self.reserved and self.inside(address)
 
-    def next(self, lane: int, cursor: int) -> int | None:
+    def next(self, shard: int, cursor: int) -> int | None:
         """Return the first usable address of a shard after the cursor."""
         start = cursor + 1
         for at in range(bisect_left(self._ends, start), len(self.ranges)):
             first, end = self.ranges[at]
             address = max(first, start)
-            address += (lane - address) % LANES
+            address += (shard - address) % SHARDS
             while address <= end:
                 if address != self.gateway and address not in self.reserved:
                     return address
-                address += LANES
+                address += SHARDS
         return None
 
     def text(self, address: int) -> str:
@@ -132,7 +132,7 @@ class Shape:
         return make_mac(prefix, address - self.base) if prefix else None
 
 
-def holder(bases: list[int], shapes: list[Shape], address: int) -> Shape | None:
+def holder(bases: list[int], spaces: list[AddressSpace], address: int) -> AddressSpace | None:
     """Return the pool of an address, by its subnet; `bases` are the sorted network addresses."""
     at = bisect_right(bases, address) - 1
-    return shapes[at] if at >= 0 and address <= int(shapes[at].subnet.broadcast_address) else None
+    return spaces[at] if at >= 0 and address <= int(spaces[at].subnet.broadcast_address) else None

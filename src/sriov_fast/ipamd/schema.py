@@ -17,7 +17,7 @@ from urllib.parse import quote, unquote
 
 import orjson
 
-from sriov_fast.ipamd.pools import LANES, Shape
+from sriov_fast.ipamd.pools import SHARDS, AddressSpace
 from sriov_fast.ipamd.store import Rows, Span, prefix_end
 
 ROOT = "root"  # names the active configuration and the active generation of records
@@ -48,7 +48,7 @@ def unescape(part: str) -> str:
 NO_ROOT = pack({"revision": 0, "generation": "0", "document": "", "parts": 0})  # of an empty store
 
 
-class Keys(NamedTuple):
+class RecordKeys(NamedTuple):
     """The keys of one generation of records."""
 
     generation: str
@@ -68,26 +68,26 @@ class Keys(NamedTuple):
         prefix = f"{self.generation}/host/{escape(network)}/{host.version}-{int(host):x}/"
         return prefix if owner is None else f"{prefix}{escape(owner[0])}/{escape(owner[1])}"
 
-    def lane(self, ident: str, lane: int) -> str:
-        """Return the key of a lane's counters."""
-        return f"{self.generation}/lane/{ident}/{lane:02x}"
+    def shard(self, ident: str, shard: int) -> str:
+        """Return the key of a shard's counters."""
+        return f"{self.generation}/lane/{ident}/{shard:02x}"
 
     def address(self, ident: str, address: int) -> str:
         """Return the key of an address."""
-        return f"{self.generation}/addr/{ident}/{address % LANES:02x}/{address:032x}"
+        return f"{self.generation}/addr/{ident}/{address % SHARDS:02x}/{address:032x}"
 
     def addresses(self, ident: str, start: int, most: int) -> Span:
         """Return the span of a shard's addresses from `start` on."""
-        end = prefix_end(f"{self.generation}/addr/{ident}/{start % LANES:02x}/")
+        end = prefix_end(f"{self.generation}/addr/{ident}/{start % SHARDS:02x}/")
         return self.address(ident, start), end, most
 
     def free(self, ident: str, address: int, released: int) -> str:
-        """Return the key of a free address in its lane's queue."""
-        return f"{self.generation}/free/{ident}/{address % LANES:02x}/{released:015d}/{address:032x}"
+        """Return the key of a free address in its shard's queue."""
+        return f"{self.generation}/free/{ident}/{address % SHARDS:02x}/{released:015d}/{address:032x}"
 
-    def queue(self, ident: str, lane: int, most: int) -> Span:
+    def queue(self, ident: str, shard: int, most: int) -> Span:
         """Return the span of the earliest released addresses of a shard."""
-        prefix = f"{self.generation}/free/{ident}/{lane:02x}/"
+        prefix = f"{self.generation}/free/{ident}/{shard:02x}/"
         return prefix, prefix_end(prefix), most
 
     def sticky(self, ident: str, pod_id: str, ifname: str, address: int | None = None) -> str:
@@ -97,7 +97,7 @@ class Keys(NamedTuple):
 
 
 class Free(NamedTuple):
-    """An entry of a lane's queue of free addresses; times are ms since 1970."""
+    """An entry of a shard's queue of free addresses; times are ms since 1970."""
 
     key: str
     released: int
@@ -114,7 +114,7 @@ class Free(NamedTuple):
         return found
 
 
-class Lane:
+class Shard:
     """The counters of a shard.
 
     `cursor` is the last address of the pass over new addresses, `epoch` the epoch of the pool at its start.
@@ -122,9 +122,9 @@ class Lane:
 
     __slots__ = ("cursor", "epoch", "freed", "oldest", "used")
 
-    def __init__(self, shape: Shape, value: bytes | None) -> None:
+    def __init__(self, space: AddressSpace, value: bytes | None) -> None:
         if value is None:
-            self.cursor, self.epoch, self.used, self.freed, self.oldest = -1, shape.epoch, 0, 0, 0
+            self.cursor, self.epoch, self.used, self.freed, self.oldest = -1, space.epoch, 0, 0, 0
         else:
             cursor, self.epoch, self.used, self.freed, self.oldest = unpack(value)
             self.cursor = int(cursor, 16)
@@ -133,17 +133,17 @@ class Lane:
         """Return the record."""
         return pack([f"{self.cursor:x}", self.epoch, self.used, self.freed, self.oldest])
 
-    def fresh(self, shape: Shape, number: int, expired: int) -> bool:
+    def fresh(self, space: AddressSpace, number: int, expired: int) -> bool:
         """Say whether the shard may have an unreserved address: a new one, or one free since `expired`."""
-        if self.epoch != shape.epoch or (self.freed and self.oldest <= expired):
+        if self.epoch != space.epoch or (self.freed and self.oldest <= expired):
             return True
-        return self.cursor < END and shape.next(number, self.cursor) is not None
+        return self.cursor < END and space.next(number, self.cursor) is not None
 
 
-def lanes(shape: Shape, rows: Rows) -> dict[int, Lane]:
+def shards(space: AddressSpace, rows: Rows) -> dict[int, Shard]:
     """Return the state of all shards with an address."""
     records = {int(key.rsplit("/", 1)[1], 16): value for key, value in rows}
-    return {number: Lane(shape, records.get(number)) for number in {*shape.lanes, *records}}
+    return {number: Shard(space, records.get(number)) for number in {*space.shards, *records}}
 
 
 class Held(NamedTuple):

@@ -22,7 +22,7 @@ from sriov_fast import __version__, sd_notify
 from sriov_fast.ipamd import accept, logs, settings
 from sriov_fast.ipamd.accept import Bounds
 from sriov_fast.ipamd.api import create_app
-from sriov_fast.ipamd.auth import Gate, Tokens
+from sriov_fast.ipamd.auth import Authenticator, Tokens
 from sriov_fast.ipamd.config import Config
 from sriov_fast.ipamd.errors import Conflict, ServiceError
 from sriov_fast.ipamd.metrics import Metrics
@@ -70,16 +70,18 @@ async def _serve(found: Settings, config: Config | None) -> None:
             app = create_app(service, metrics, found.path if options.managed == "file" else None)
             reload = Reload(found, service, tls, metrics)
             app.state.apply_file = reload.apply_file
-            gate = Gate(options.auth, tokens, options.admins)
+            authenticator = Authenticator(options.auth, tokens, options.admins)
             limits = accept.bounds(Bounds(options.max_connections, options.max_connections_per_address))
-            uvicorn_config = _uvicorn(_layers(app, gate, metrics, options), options, limits)
-            server = _Server(uvicorn_config, reload, limits, tls)
+            uvicorn_config = _uvicorn(_layers(app, authenticator, metrics, options), options, limits)
+            server = _UvicornServer(uvicorn_config, reload, limits, tls)
             _tell_start(found, sockets, tls)
             await server.serve(sockets)
     log.info("stopped")
 
 
-def _layers(app: App, gate: Gate, metrics: Metrics, options: settings.Server) -> App:
+def _layers(
+    app: App, authenticator: Authenticator, metrics: Metrics, options: settings.ServerSettings
+) -> App:
     limits = Limits(
         requests=options.max_requests,
         body=options.max_body,
@@ -87,10 +89,10 @@ def _layers(app: App, gate: Gate, metrics: Metrics, options: settings.Server) ->
         receive=options.receive_timeout,
         answer=options.request_timeout,
     )
-    return Observe(Admit(app, gate, limits), metrics)
+    return Observe(Admit(app, authenticator, limits), metrics)
 
 
-def _uvicorn(app: App, options: settings.Server, limits: Bounds) -> uvicorn.Config:
+def _uvicorn(app: App, options: settings.ServerSettings, limits: Bounds) -> uvicorn.Config:
     config = uvicorn.Config(
         app,
         http=protocol_class(options.receive_timeout, limits.connections),
@@ -109,7 +111,7 @@ def _uvicorn(app: App, options: settings.Server, limits: Bounds) -> uvicorn.Conf
     return config
 
 
-def _open_tokens(options: settings.Server) -> Tokens | None:
+def _open_tokens(options: settings.ServerSettings) -> Tokens | None:
     if "token" not in options.auth:
         return None
     try:
@@ -293,7 +295,7 @@ def _reason(error: Exception) -> str:
 # ------------------------------------------------------------------------------------------- the process
 
 
-class _Server(uvicorn.Server):
+class _UvicornServer(uvicorn.Server):
     """Uvicorn's server with other signal handlers: SIGTERM and SIGINT stop it gracefully, SIGHUP reloads.
 
     The module ``accept`` accepts connections: uvicorn counts none before the end of its handshake.

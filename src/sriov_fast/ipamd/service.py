@@ -11,15 +11,15 @@ from urllib.parse import urlsplit
 
 from sriov_fast.ipamd import backup
 from sriov_fast.ipamd.config import Config
-from sriov_fast.ipamd.config_store import PAGE, Registry
+from sriov_fast.ipamd.config_store import PAGE, ConfigStore
 from sriov_fast.ipamd.errors import Exhausted, Invalid, NotFound, ServiceError, Unavailable
 from sriov_fast.ipamd.model import Allocation, Ask, Leased, PoolUse, canonical_ip
-from sriov_fast.ipamd.pools import LANES, Shape
-from sriov_fast.ipamd.schema import ROOT, Keys, Lane, lanes, unescape, unpack_own
-from sriov_fast.ipamd.shards import Hints
-from sriov_fast.ipamd.snapshot import Book
+from sriov_fast.ipamd.pools import SHARDS, AddressSpace
+from sriov_fast.ipamd.schema import ROOT, RecordKeys, Shard, shards, unescape, unpack_own
+from sriov_fast.ipamd.shards import ShardHints
+from sriov_fast.ipamd.snapshot import Snapshot
 from sriov_fast.ipamd.store import Rows, Store, View, prefix_end
-from sriov_fast.ipamd.transactions import Claim, Draw, Dry, Grant, Release, Stale, require
+from sriov_fast.ipamd.transactions import Claim, Draw, EmptyShard, Grant, Release, Stale, require
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -36,63 +36,63 @@ class Service:
     def __init__(self, store: Store, clock: Callable[[], float] = time.time) -> None:
         self._store = store
         self._clock = clock
-        self._registry = Registry(store)
-        self._hints = Hints()
-        self._gate = asyncio.Semaphore(store.together)
+        self._config_store = ConfigStore(store)
+        self._hints = ShardHints()
+        self._slots = asyncio.Semaphore(store.together)
 
     def _now(self) -> int:
         return int(self._clock() * 1000)
 
-    async def _current(self, work: Callable[[Book], Awaitable[T]]) -> T:
+    async def _current(self, work: Callable[[Snapshot], Awaitable[T]]) -> T:
         """Run work with the active configuration; a refusal under an old one is tried again."""
-        book = await self._registry.book()
+        snapshot = await self._config_store.snapshot()
         end = time.monotonic() + PATIENCE
         while time.monotonic() < end:
             try:
-                return await work(book)
+                return await work(snapshot)
             except Stale:
-                book = await self._registry.reload(book)
+                snapshot = await self._config_store.reload(snapshot)
             except Unavailable:
                 raise
             except ServiceError:
-                newer = await self._registry.reload()
-                if newer.root == book.root:
+                newer = await self._config_store.reload()
+                if newer.root == snapshot.root:
                     raise
-                book = newer
+                snapshot = newer
         raise Unavailable(f"tried for {PATIENCE:g} seconds, and others were always first")
 
     async def allocate(self, ask: Ask) -> tuple[Allocation, bool]:
         """Return the owner's allocation, and whether it is new."""
-        async with self._gate:
-            document, created = await self._current(lambda book: self._allocate(book, ask))
+        async with self._slots:
+            document, created = await self._current(lambda snapshot: self._allocate(snapshot, ask))
         return Allocation.model_validate(document), created
 
-    async def _allocate(self, book: Book, ask: Ask) -> tuple[dict[str, Any], bool]:
-        net = book.net(ask.network)
+    async def _allocate(self, snapshot: Snapshot, ask: Ask) -> tuple[dict[str, Any], bool]:
+        net = snapshot.net(ask.network)
         fixed = net.assigned(ask.pod_id, ask.host_ip)
-        placed = {shape.version for shape, _ in fixed.places} if fixed else set()
-        shapes = [shape for shape in net.shapes(ask.host_ip) if shape.version not in placed]
+        placed = {space.version for space, _ in fixed.places} if fixed else set()
+        spaces = [space for space in net.spaces(ask.host_ip) if space.version not in placed]
         draws: dict[str, Draw] = {}
         exhausted: Exhausted | None = None
         end = time.monotonic() + PATIENCE
         while time.monotonic() < end:
-            for shape in shapes:
-                if shape.ident not in draws:
+            for space in spaces:
+                if space.ident not in draws:
                     try:
-                        draws[shape.ident] = await self._aim(book, shape)
+                        draws[space.ident] = await self._aim(snapshot, space)
                     except Exhausted as error:  # the owner may have an allocation or a reserved address
                         exhausted = error
-                        draws[shape.ident] = Draw(shape, shape.lanes[0], waiting=True)
-            outcome = await self._grant(Grant(book, ask, list(draws.values()), self._now()))
-            if not isinstance(outcome, Dry):
+                        draws[space.ident] = Draw(space, space.shards[0], waiting=True)
+            outcome = await self._grant(Grant(snapshot, ask, list(draws.values()), self._now()))
+            if not isinstance(outcome, EmptyShard):
                 return outcome
             if exhausted is not None:
                 raise exhausted
-            self._hints.dry(outcome.shape.ident, outcome.lane)
-            del draws[outcome.shape.ident]
+            self._hints.mark_empty(outcome.space.ident, outcome.shard)
+            del draws[outcome.space.ident]
         raise Unavailable(f"network: {ask.network!r}: tried for {PATIENCE:g} seconds, and others were first")
 
-    async def _grant(self, grant: Grant) -> tuple[dict[str, Any], bool] | Dry:
+    async def _grant(self, grant: Grant) -> tuple[dict[str, Any], bool] | EmptyShard:
         with self._drawing(grant.draws):
             return await self._store.run(grant)
 
@@ -100,41 +100,41 @@ class Service:
     def _drawing(self, draws: Iterable[Draw]) -> Iterator[None]:
         """Mark shards as used, so that other requests of this process prefer others."""
         for draw in draws:
-            self._hints.enter(draw.shape.ident, draw.lane)
+            self._hints.enter(draw.space.ident, draw.shard)
         try:
             yield
         finally:
             for draw in draws:
-                self._hints.leave(draw.shape.ident, draw.lane)
+                self._hints.leave(draw.space.ident, draw.shard)
 
-    async def _aim(self, book: Book, shape: Shape) -> Draw:
+    async def _aim(self, snapshot: Snapshot, space: AddressSpace) -> Draw:
         """Choose a shard by the hints; read all shards if the hints name none."""
-        number = self._hints.pick(shape)
+        number = self._hints.pick(space)
         if number is not None:
-            return Draw(shape, number)
-        found = await self._store.read(lambda view: _lanes(view, book, shape))
-        expired = self._now() - 1000 * book.net(shape.pool.network).grace
-        fresh = [at for at, lane in found.items() if lane.fresh(shape, at, expired)]
-        self._hints.learn(shape, fresh)
-        number = self._hints.pick(shape, fresh)
+            return Draw(space, number)
+        found = await self._store.read(lambda view: _shards(view, snapshot, space))
+        expired = self._now() - 1000 * snapshot.net(space.pool.network).grace
+        fresh = [at for at, shard in found.items() if shard.fresh(space, at, expired)]
+        self._hints.learn(space, fresh)
+        number = self._hints.pick(space, fresh)
         if number is not None:
-            return Draw(shape, number)
-        waiting = sorted((lane.oldest, at) for at, lane in found.items() if lane.freed)
+            return Draw(space, number)
+        waiting = sorted((shard.oldest, at) for at, shard in found.items() if shard.freed)
         if not waiting:
-            raise Exhausted(f"pool: {shape.pool.name!r}: all {shape.total} addresses are taken")
-        return Draw(shape, self._hints.quiet(shape, [at for _, at in waiting]), waiting=True)
+            raise Exhausted(f"pool: {space.pool.name!r}: all {space.total} addresses are taken")
+        return Draw(space, self._hints.quiet(space, [at for _, at in waiting]), waiting=True)
 
     async def find(self, network: str, container_id: str, ifname: str) -> Allocation:
         """Return the owner's allocation, or raise `NotFound`."""
-        return await self._current(lambda book: self._find(book, network, container_id, ifname))
+        return await self._current(lambda snapshot: self._find(snapshot, network, container_id, ifname))
 
-    async def _find(self, book: Book, network: str, container_id: str, ifname: str) -> Allocation:
-        book.net(network)
-        key = Keys(book.generation).own(network, container_id, ifname)
+    async def _find(self, snapshot: Snapshot, network: str, container_id: str, ifname: str) -> Allocation:
+        snapshot.net(network)
+        key = RecordKeys(snapshot.generation).own(network, container_id, ifname)
 
         async def look(view: View) -> bytes | None:
             (root, value), _ = await view.fetch([ROOT, key])
-            require(book, root)
+            require(snapshot, root)
             return value
 
         value = await self._store.read(look)
@@ -158,20 +158,20 @@ class Service:
         """
         claim = Claim(owner, _host(host_ip), pod_id, lease)
 
-        async def free(book: Book) -> bool:
-            held = await self._store.run(Release(book, claim, self._now()))
+        async def free(snapshot: Snapshot) -> bool:
+            held = await self._store.run(Release(snapshot, claim, self._now()))
             for it in held:
-                self._hints.wet(it.ident, it.address % LANES)
+                self._hints.mark_available(it.ident, it.address % SHARDS)
             return bool(held)
 
-        async with self._gate:
+        async with self._slots:
             return await self._current(free)
 
     async def owners(self, network: str, host_ip: str, after: tuple[str, str] | None = None) -> list[Leased]:
         """Return a sorted page of the owners of a host, after (container_id, ifname) if given."""
-        book, host = await self._registry.reload(), _host(host_ip)
-        book.net(network)
-        keys = Keys(book.generation)
+        snapshot, host = await self._config_store.reload(), _host(host_ip)
+        snapshot.net(network)
+        keys = RecordKeys(snapshot.generation)
         prefix = keys.host(network, host)
         first = keys.host(network, host, after) + "\x00" if after else prefix
         _, (rows,) = await self._store.read(lambda view: view.fetch([], [(first, prefix_end(prefix), PAGE)]))
@@ -183,45 +183,45 @@ class Service:
         An allocation needs an address of each pool.
         """
 
-        async def look(book: Book) -> list[PoolUse]:
-            shapes = book.net(network).shapes(_host(host_ip))
-            found = await self._store.read(lambda view: _all_lanes(view, book, shapes))
-            for shape, its in zip(shapes, found, strict=True):
-                if not any(lane.freed or lane.fresh(shape, at, 0) for at, lane in its.items()):
-                    raise Exhausted(f"pool: {shape.pool.name!r}: all {shape.total} addresses are taken")
-            return [_use(shape, its) for shape, its in zip(shapes, found, strict=True)]
+        async def look(snapshot: Snapshot) -> list[PoolUse]:
+            spaces = snapshot.net(network).spaces(_host(host_ip))
+            found = await self._store.read(lambda view: _all_shards(view, snapshot, spaces))
+            for space, its in zip(spaces, found, strict=True):
+                if not any(shard.freed or shard.fresh(space, at, 0) for at, shard in its.items()):
+                    raise Exhausted(f"pool: {space.pool.name!r}: all {space.total} addresses are taken")
+            return [_use(space, its) for space, its in zip(spaces, found, strict=True)]
 
         return await self._current(look)
 
     async def usage(self) -> list[PoolUse]:
         """Return the use of all pools."""
 
-        async def look(book: Book) -> list[PoolUse]:
-            shapes = [shape for net in book.nets.values() for shape in net.pools]
-            found = await self._store.read(lambda view: _all_lanes(view, book, shapes))
-            return [_use(shape, its) for shape, its in zip(shapes, found, strict=True)]
+        async def look(snapshot: Snapshot) -> list[PoolUse]:
+            spaces = [space for net in snapshot.nets.values() for space in net.pools]
+            found = await self._store.read(lambda view: _all_shards(view, snapshot, spaces))
+            return [_use(space, its) for space, its in zip(spaces, found, strict=True)]
 
         return await self._current(look)
 
     async def allocations(self, network: str | None = None, host_ip: str | None = None) -> list[Allocation]:
         """Return the allocations, of one network or host if given."""
-        book = await self._registry.reload()
+        snapshot = await self._config_store.reload()
         if network is not None:
-            book.net(network)
+            snapshot.net(network)
         host = None if host_ip is None else _host(host_ip)
-        documents = await self._store.read(lambda view: backup.held(view, book, network))
+        documents = await self._store.read(lambda view: backup.held(view, snapshot, network))
         return [Allocation.model_validate(it) for it in documents if host in (None, it["host_ip"])]
 
     async def config(self) -> tuple[Config, str]:
         """Return the configuration and its revision."""
-        book = await self._registry.reload()
-        return book.config, str(book.revision)
+        snapshot = await self._config_store.reload()
+        return snapshot.config, str(snapshot.revision)
 
     async def configure(self, config: Config, revision: str | None) -> str:
         """Replace the configuration of this revision (None: of any); return the new revision."""
-        book = await self._registry.configure(config, revision)
-        self._hints.forget(book.idents.values())
-        return str(book.revision)
+        snapshot = await self._config_store.configure(config, revision)
+        self._hints.forget(snapshot.idents.values())
+        return str(snapshot.revision)
 
     async def export(self) -> dict[str, Any]:
         """Return a consistent backup of the store as a JSON document."""
@@ -232,7 +232,7 @@ class Service:
 
         Current allocations that the document lacks are a `Conflict`, unless `replace` is set.
         """
-        await backup.load(self._store, self._registry, document, replace=replace)
+        await backup.load(self._store, self._config_store, document, replace=replace)
 
     async def ready(self) -> None:
         """Raise `Unavailable` unless the store answers and can be written."""
@@ -259,26 +259,28 @@ def _host(host_ip: str) -> str:
         raise Invalid(f"host_ip: {error}") from None
 
 
-async def _all_lanes(view: View, book: Book, shapes: Iterable[Shape]) -> list[dict[int, Lane]]:
-    keys = Keys(book.generation)
-    each = list(shapes)
-    found: list[dict[int, Lane]] = []
-    for at in range(0, len(each), PAGE // LANES):
-        some = each[at : at + PAGE // LANES]
-        (root,), spans = await view.fetch([ROOT], [(*keys.kind("lane", shape.ident), 0) for shape in some])
-        require(book, root)
-        found += [lanes(shape, rows) for shape, rows in zip(some, spans, strict=True)]
+async def _all_shards(
+    view: View, snapshot: Snapshot, spaces: Iterable[AddressSpace]
+) -> list[dict[int, Shard]]:
+    keys = RecordKeys(snapshot.generation)
+    each = list(spaces)
+    found: list[dict[int, Shard]] = []
+    for at in range(0, len(each), PAGE // SHARDS):
+        some = each[at : at + PAGE // SHARDS]
+        (root,), spans = await view.fetch([ROOT], [(*keys.kind("lane", space.ident), 0) for space in some])
+        require(snapshot, root)
+        found += [shards(space, rows) for space, rows in zip(some, spans, strict=True)]
     return found
 
 
-async def _lanes(view: View, book: Book, shape: Shape) -> dict[int, Lane]:
-    return (await _all_lanes(view, book, [shape]))[0]
+async def _shards(view: View, snapshot: Snapshot, space: AddressSpace) -> dict[int, Shard]:
+    return (await _all_shards(view, snapshot, [space]))[0]
 
 
-def _use(shape: Shape, its: Mapping[int, Lane]) -> PoolUse:
-    used = sum(lane.used for lane in its.values()) + shape.reserved_inside
-    total = min(shape.total, MOST)
-    return PoolUse(name=shape.pool.name, network=shape.pool.network, total=total, used=min(used, total))
+def _use(space: AddressSpace, its: Mapping[int, Shard]) -> PoolUse:
+    used = sum(shard.used for shard in its.values()) + space.reserved_inside
+    total = min(space.total, MOST)
+    return PoolUse(name=space.pool.name, network=space.pool.network, total=total, used=min(used, total))
 
 
 async def open_service(url: str, *, clock: Callable[[], float] = time.time, **options: Any) -> Service:

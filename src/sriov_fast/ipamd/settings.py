@@ -87,7 +87,7 @@ class TlsFiles(NamedTuple):
     client_ca: Path | None
 
 
-class Server(BaseModel):
+class ServerSettings(BaseModel):
     """The table ``[server]``."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -149,7 +149,7 @@ class Server(BaseModel):
 class Settings(NamedTuple):
     """The whole file: the table ``[server]``, and all other tables as written."""
 
-    server: Server
+    server: ServerSettings
     document: dict[str, Any]
     path: Path
 
@@ -164,7 +164,7 @@ def read(path: Path) -> Settings:
         raise SettingsError(f"{path}: {error}") from error
     table = content.pop("server", {})
     try:
-        server = Server.model_validate(table)
+        server = ServerSettings.model_validate(table)
     except ValidationError as error:
         raise SettingsError(f"{path}: {explain(error.errors(), 'server')}") from error
     return Settings(_anchored(server, path.resolve().parent), content, path)
@@ -180,7 +180,7 @@ def parse_config(found: Settings) -> Config | None:
         raise SettingsError(f"{found.path}: {error.detail}") from error
 
 
-def _anchored(server: Server, directory: Path) -> Server:
+def _anchored(server: ServerSettings, directory: Path) -> ServerSettings:
     names = ("cert", "key", "client_ca", "tokens")
     found = {name: directory / value for name in names if (value := getattr(server, name)) is not None}
     return server.model_copy(update=found)

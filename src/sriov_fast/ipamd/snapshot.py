@@ -9,7 +9,7 @@ from ipaddress import ip_address, ip_network
 from sriov_fast.ipamd.config import Config
 from sriov_fast.ipamd.errors import Forbidden, UnknownHost, UnknownNetwork
 from sriov_fast.ipamd.model import Assignment
-from sriov_fast.ipamd.pools import Shape, holder
+from sriov_fast.ipamd.pools import AddressSpace, holder
 
 
 @dataclass(frozen=True)
@@ -17,7 +17,7 @@ class Fixed:
     """A fixed assignment with the pools of its addresses."""
 
     assignment: Assignment
-    places: tuple[tuple[Shape, int], ...]
+    places: tuple[tuple[AddressSpace, int], ...]
 
     def require_host(self, host_ip: str) -> None:
         """Refuse a host that the assignment does not name."""
@@ -30,13 +30,15 @@ class Fixed:
 
 
 @dataclass(frozen=True)
-class Net:
+class NetworkIndex:
     """A network, indexed by host and pod."""
 
     name: str
     grace: int
-    pools: tuple[Shape, ...]
-    hosts: Mapping[int, Mapping[int, Mapping[int, tuple[Shape, ...]]]]  # version, prefix length, prefix
+    pools: tuple[AddressSpace, ...]
+    hosts: Mapping[
+        int, Mapping[int, Mapping[int, tuple[AddressSpace, ...]]]
+    ]  # version, prefix length, prefix
     fixed: Mapping[str, Fixed] = field(default_factory=dict)
 
     def assigned(self, pod_id: str, host_ip: str) -> Fixed | None:
@@ -46,7 +48,7 @@ class Net:
             found.require_host(host_ip)
         return found
 
-    def shapes(self, host_ip: str) -> tuple[Shape, ...]:
+    def spaces(self, host_ip: str) -> tuple[AddressSpace, ...]:
         """Return the pools of a host by the longest prefix."""
         host = ip_address(host_ip)
         for length, entries in self.hosts.get(host.version, {}).items():
@@ -57,7 +59,7 @@ class Net:
 
 
 @dataclass(frozen=True)
-class Book:
+class Snapshot:
     """A revision of the configuration, indexed by network."""
 
     root: bytes  # the root record while this revision is active
@@ -65,9 +67,9 @@ class Book:
     generation: str
     config: Config
     idents: Mapping[str, str]
-    nets: Mapping[str, Net]
+    nets: Mapping[str, NetworkIndex]
 
-    def net(self, name: str) -> Net:
+    def net(self, name: str) -> NetworkIndex:
         """Return a network by its name."""
         net = self.nets.get(name)
         if net is None:
@@ -76,13 +78,13 @@ class Book:
 
 
 def _fixed(
-    config: Config, network: str, bare: Iterable[Shape]
+    config: Config, network: str, bare: Iterable[AddressSpace]
 ) -> list[tuple[Assignment, list[tuple[str, int]]]]:
     """Return the assignments of a network, each with the pool names of its addresses."""
-    by_version: dict[int, list[Shape]] = {4: [], 6: []}
-    for shape in sorted(bare, key=lambda it: it.base):
-        by_version[shape.version].append(shape)
-    bases = {version: [shape.base for shape in shapes] for version, shapes in by_version.items()}
+    by_version: dict[int, list[AddressSpace]] = {4: [], 6: []}
+    for space in sorted(bare, key=lambda it: it.base):
+        by_version[space.version].append(space)
+    bases = {version: [space.base for space in spaces] for version, spaces in by_version.items()}
     found = []
     for assignment in config.assignments:
         if assignment.network != network:
@@ -98,13 +100,13 @@ def _fixed(
 
 
 def _hosts(
-    config: Config, network: str, shapes: Mapping[str, Shape]
-) -> dict[int, dict[int, dict[int, tuple[Shape, ...]]]]:
-    table: dict[int, dict[int, dict[int, tuple[Shape, ...]]]] = {4: {}, 6: {}}
+    config: Config, network: str, spaces: Mapping[str, AddressSpace]
+) -> dict[int, dict[int, dict[int, tuple[AddressSpace, ...]]]]:
+    table: dict[int, dict[int, dict[int, tuple[AddressSpace, ...]]]] = {4: {}, 6: {}}
     for entry in config.hosts:
         if entry.network != network:
             continue
-        drawn = tuple(sorted((shapes[name] for name in entry.pools), key=lambda it: it.version))
+        drawn = tuple(sorted((spaces[name] for name in entry.pools), key=lambda it: it.version))
         for text in entry.hosts:
             cidr = ip_network(text)
             prefix = int(cidr.network_address) >> (cidr.max_prefixlen - cidr.prefixlen)
@@ -117,28 +119,28 @@ def _hosts(
 
 def nets(
     config: Config, idents: Mapping[str, str], epochs: Mapping[str, str] | None = None
-) -> dict[str, Net]:
+) -> dict[str, NetworkIndex]:
     """Return the indexed networks of a valid configuration."""
     epochs = epochs or {}
     made = {}
     for network in config.networks:
-        bare = [Shape(idents[it.name], it) for it in config.pools if it.network == network.name]
+        bare = [AddressSpace(idents[it.name], it) for it in config.pools if it.network == network.name]
         fixed = _fixed(config, network.name, bare)
         reserved: dict[str, set[int]] = {}
         for _, places in fixed:
             for name, address in places:
                 reserved.setdefault(name, set()).add(address)
-        shapes = {
-            name: Shape(it.ident, it.pool, frozenset(reserved.get(name, ())), epochs.get(name, "0"))
+        spaces = {
+            name: AddressSpace(it.ident, it.pool, frozenset(reserved.get(name, ())), epochs.get(name, "0"))
             for name, it in ((it.pool.name, it) for it in bare)
         }
-        made[network.name] = Net(
+        made[network.name] = NetworkIndex(
             network.name,
             network.grace,
-            tuple(shapes.values()),
-            _hosts(config, network.name, shapes),
+            tuple(spaces.values()),
+            _hosts(config, network.name, spaces),
             {
-                assignment.pod_id: Fixed(assignment, tuple((shapes[name], at) for name, at in places))
+                assignment.pod_id: Fixed(assignment, tuple((spaces[name], at) for name, at in places))
                 for assignment, places in fixed
             },
         )

@@ -123,7 +123,7 @@ class _Client:
             return found
 
 
-class _Moment:
+class _Transaction:
     """A view at one revision, with its comparisons and changes."""
 
     def __init__(self, client: _Client, prefix: str, attempt: int) -> None:
@@ -210,10 +210,10 @@ class EtcdStore:
         """Run `work` in a transaction; repeat it after a random pause if it conflicts with others."""
         end, pause, attempt = time.monotonic() + PATIENCE, PAUSE, 0
         while time.monotonic() < end:
-            moment = _Moment(self._client, self._prefix, attempt)
+            tx = _Transaction(self._client, self._prefix, attempt)
             try:
-                result = await work(moment)
-                if await moment.commit():
+                result = await work(tx)
+                if await tx.commit():
                     return result
             except _Again:
                 pass
@@ -229,18 +229,18 @@ class EtcdStore:
         """Return the result of `work` at one revision."""
         for _ in range(10):
             try:
-                return await work(_Moment(self._client, self._prefix, 1))
+                return await work(_Transaction(self._client, self._prefix, 1))
             except _Again:
                 continue
         raise Unavailable("etcd: revisions are compacted faster than they can be read")
 
     async def write(self, rows: Rows) -> None:
         """Write many keys in batches."""
-        batch, size = _Moment(self._client, self._prefix, 0), 0
+        batch, size = _Transaction(self._client, self._prefix, 0), 0
         for key, value in rows:
             if batch.changes and (len(batch.changes) == OPS or size + len(value) > BYTES):
                 await batch.commit()
-                batch, size = _Moment(self._client, self._prefix, 0), 0
+                batch, size = _Transaction(self._client, self._prefix, 0), 0
             batch.put(key, value)
             size += len(key) + len(value)
         await batch.commit()

@@ -34,7 +34,7 @@ _DELETE = "DELETE FROM record WHERE key = ?"
 _WIPE = "DELETE FROM record WHERE key IN (SELECT key FROM record WHERE key >= ? AND key < ? LIMIT ?)"
 
 
-class _Moment:
+class _Transaction:
     """A view, and in the only writer thread a transaction, which needs no comparisons."""
 
     def __init__(self, db: sqlite3.Connection) -> None:
@@ -74,7 +74,7 @@ class _Moment:
 
 
 def _drive(work: Awaitable[T]) -> T:
-    """Run a coroutine that only awaits a `_Moment`, whose methods never suspend."""
+    """Run a coroutine that only awaits a `_Transaction`, whose methods never suspend."""
     coroutine = cast(Coroutine[Any, Any, T], work)
     try:
         coroutine.send(None)
@@ -87,7 +87,7 @@ def _drive(work: Awaitable[T]) -> T:
 class _Job:
     """Work for the writer thread, and the future of its result."""
 
-    def __init__(self, work: Callable[[_Moment], object]) -> None:
+    def __init__(self, work: Callable[[_Transaction], object]) -> None:
         self.loop = asyncio.get_running_loop()
         self.future: asyncio.Future[Any] = self.loop.create_future()
         self.work = work
@@ -96,15 +96,15 @@ class _Job:
 
     def run(self, db: sqlite3.Connection) -> None:
         """Do the work in the transaction of the group; only errors of the database fail the whole group."""
-        moment = _Moment(db)
+        tx = _Transaction(db)
         try:
-            self.result = self.work(moment)
+            self.result = self.work(tx)
         except sqlite3.Error:
             raise
         except BaseException as error:
             self.error = error
         else:
-            moment.apply()
+            tx.apply()
 
     def settle(self) -> None:
         """Set the result of the future, in its loop."""
@@ -192,7 +192,7 @@ class SqliteStore:
             with suppress(RuntimeError):  # the loop is closed
                 loop.call_soon_threadsafe(_settle, mine)
 
-    async def _submit(self, work: Callable[[_Moment], object]) -> Any:
+    async def _submit(self, work: Callable[[_Transaction], object]) -> Any:
         if self._closed:
             raise Unavailable(f"store {self._path!r}: is closed")
         job = _Job(work)
@@ -201,7 +201,7 @@ class SqliteStore:
 
     async def run(self, work: Callable[[Transaction], Awaitable[T]]) -> T:
         """Run `work` in a transaction, which is committed together with other waiting ones."""
-        return cast(T, await self._submit(lambda moment: _drive(work(moment))))
+        return cast(T, await self._submit(lambda tx: _drive(work(tx))))
 
     async def read(self, work: Callable[[View], Awaitable[T]]) -> T:
         """Return the result of `work` on a consistent view, in a reader thread."""
@@ -221,7 +221,7 @@ class SqliteStore:
                 db.execute("PRAGMA query_only = ON")
             db.execute("BEGIN")
             try:
-                return _drive(work(_Moment(db)))
+                return _drive(work(_Transaction(db)))
             finally:
                 db.execute("COMMIT")
         except sqlite3.Error as error:
@@ -233,14 +233,14 @@ class SqliteStore:
             await self._write(dict(rows[at : at + BULK]))
 
     async def _write(self, rows: dict[str, bytes]) -> None:
-        def work(moment: _Moment) -> None:
-            moment.changes.update(rows)
+        def work(tx: _Transaction) -> None:
+            tx.changes.update(rows)
 
         await self._submit(work)
 
     async def wipe(self, first: str, end: str) -> None:
         """Delete a span of keys in several transactions, so that others run in between."""
-        while await self._submit(lambda moment: moment.wipe(first, end)) == BULK:
+        while await self._submit(lambda tx: tx.wipe(first, end)) == BULK:
             pass
 
     async def ready(self) -> None:

@@ -15,22 +15,22 @@ from typing import Any
 from sriov_fast import ipamd_api
 from sriov_fast.ipamd.errors import Conflict
 from sriov_fast.ipamd.model import Ask
-from sriov_fast.ipamd.pools import LANES, Shape
+from sriov_fast.ipamd.pools import SHARDS, AddressSpace
 from sriov_fast.ipamd.schema import (
     END,
     NO_ROOT,
     ROOT,
     Free,
     Held,
-    Keys,
-    Lane,
+    RecordKeys,
+    Shard,
     pack_freed,
     pack_own,
     pack_owner,
     unpack,
     unpack_own,
 )
-from sriov_fast.ipamd.snapshot import Book, Fixed, Net
+from sriov_fast.ipamd.snapshot import Fixed, NetworkIndex, Snapshot
 from sriov_fast.ipamd.store import Rows, Span, Transaction, prefix_end
 
 HEADS = 8  # entries of a queue in one read
@@ -41,9 +41,9 @@ class Stale(Exception):  # noqa: N818 - a signal to read the configuration again
     """The configuration has changed since it was read."""
 
 
-def require(book: Book, root: bytes | None) -> None:
+def require(snapshot: Snapshot, root: bytes | None) -> None:
     """Raise `Stale` unless the snapshot is the active configuration."""
-    if (root or NO_ROOT) != book.root:
+    if (root or NO_ROOT) != snapshot.root:
         raise Stale
 
 
@@ -60,19 +60,19 @@ def _other(key: str, mine: str, document: Mapping[str, Any]) -> Conflict:
 
 
 @dataclass(frozen=True)
-class Dry:
+class EmptyShard:
     """A shard without an address; its corrected counters are committed."""
 
-    shape: Shape
-    lane: int
+    space: AddressSpace
+    shard: int
 
 
 @dataclass(frozen=True)
 class Draw:
     """The shard to draw an address from; `waiting`: also one reserved for another pod."""
 
-    shape: Shape
-    lane: int
+    space: AddressSpace
+    shard: int
     waiting: bool = False
 
 
@@ -95,10 +95,10 @@ class Draft:
 class _Queue:
     """A shard with the head of its queue of free addresses, in a transaction."""
 
-    keys: Keys
-    shape: Shape
+    keys: RecordKeys
+    space: AddressSpace
     number: int
-    state: Lane
+    state: Shard
     heads: list[Free]
     draft: Draft
 
@@ -115,61 +115,61 @@ class _Queue:
         """Drop unusable addresses from the head of the queue, and correct the counters."""
         if len(self.heads) < HEADS:
             self.state.freed = len(self.heads)
-        while self.heads and not self.shape.usable(self.heads[0].address):
-            self.draft.changes[self.keys.address(self.shape.ident, self.heads[0].address)] = None
+        while self.heads and not self.space.usable(self.heads[0].address):
+            self.draft.changes[self.keys.address(self.space.ident, self.heads[0].address)] = None
             self.drop(self.heads[0])
         self.state.oldest = self.heads[0].released if self.heads else 0
 
     def save(self) -> None:
         """Write the counters of the shard."""
-        self.draft.changes[self.keys.lane(self.shape.ident, self.number)] = self.state.pack()
+        self.draft.changes[self.keys.shard(self.space.ident, self.number)] = self.state.pack()
 
 
 class Grant:
     """An allocation in one transaction."""
 
-    def __init__(self, book: Book, ask: Ask, draws: Sequence[Draw], now: int) -> None:
-        self.book, self.ask, self.draws, self.now = book, ask, draws, now
-        self.net: Net = book.net(ask.network)
+    def __init__(self, snapshot: Snapshot, ask: Ask, draws: Sequence[Draw], now: int) -> None:
+        self.snapshot, self.ask, self.draws, self.now = snapshot, ask, draws, now
+        self.net: NetworkIndex = snapshot.net(ask.network)
         self.fixed: Fixed | None = self.net.assigned(ask.pod_id, ask.host_ip)
-        self.keys = Keys(book.generation)
+        self.keys = RecordKeys(snapshot.generation)
         self.own = self.keys.own(ask.network, ask.container_id, ask.ifname)
         self.expired = now - 1000 * self.net.grace
 
-    async def __call__(self, tx: Transaction) -> tuple[dict[str, Any], bool] | Dry:
+    async def __call__(self, tx: Transaction) -> tuple[dict[str, Any], bool] | EmptyShard:
         """Return the allocation and whether it is new, or an empty shard."""
         places = self.fixed.places if self.fixed else ()
         values, spans = await tx.fetch(
             [
                 ROOT,
                 self.own,
-                *(self.keys.address(shape.ident, at) for shape, at in places),
-                *(self.keys.lane(draw.shape.ident, draw.lane) for draw in self.draws),
+                *(self.keys.address(space.ident, at) for space, at in places),
+                *(self.keys.shard(draw.space.ident, draw.shard) for draw in self.draws),
             ],
             [span for draw in self.draws for span in self._spans(draw)],
         )
-        require(self.book, values[0])
+        require(self.snapshot, values[0])
         if values[1] is not None:
             return self._again(values[1]), False
         draft, taken = Draft(), []
-        for (shape, at), value in zip(places, values[2:], strict=False):
-            taken.append((shape, await self._claim(tx, draft, (shape, at), value), False))
+        for (space, at), value in zip(places, values[2:], strict=False):
+            taken.append((space, await self._claim(tx, draft, (space, at), value), False))
         for draw, value, *rows in zip(
             self.draws, values[2 + len(places) :], spans[::2], spans[1::2], strict=True
         ):
             address = await self._draw(tx, draft, draw, value, rows)
-            if isinstance(address, Dry):
+            if isinstance(address, EmptyShard):
                 return address
-            taken.append((draw.shape, address, True))
+            taken.append((draw.space, address, True))
         document = self._write(draft, sorted(taken, key=lambda it: it[0].version))
         draft.commit(tx)
         return document, True
 
     def _spans(self, draw: Draw) -> list[Span]:
         """Return the spans of the queue's head and of the pod's reserved addresses."""
-        prefix = self.keys.sticky(draw.shape.ident, self.ask.pod_id, self.ask.ifname)
+        prefix = self.keys.sticky(draw.space.ident, self.ask.pod_id, self.ask.ifname)
         return [
-            self.keys.queue(draw.shape.ident, draw.lane, HEADS),
+            self.keys.queue(draw.space.ident, draw.shard, HEADS),
             (prefix, prefix_end(prefix), 4),
         ]
 
@@ -182,31 +182,35 @@ class Grant:
         return document
 
     async def _claim(
-        self, tx: Transaction, draft: Draft, place: tuple[Shape, int], value: bytes | None
+        self, tx: Transaction, draft: Draft, place: tuple[AddressSpace, int], value: bytes | None
     ) -> int:
         """Take the address of a fixed assignment."""
-        shape, at = place
+        space, at = place
         if value is None:
             return at
         record = unpack(value)
         if "owner" in record:
             _, container_id, ifname = record["owner"]
             raise Conflict(
-                f"ips: {shape.text(at)!r} is assigned to pod {self.ask.pod_id!r}"
+                f"ips: {space.text(at)!r} is assigned to pod {self.ask.pod_id!r}"
                 f" ({_owner(self.ask.container_id, self.ask.ifname)}), and"
                 f" {_owner(container_id, ifname)} of pod {record['pod_id']!r} holds it"
             )
         await self._unqueue(tx, draft, place, record["released"])
         return at
 
-    async def _unqueue(self, tx: Transaction, draft: Draft, place: tuple[Shape, int], released: int) -> Lane:
+    async def _unqueue(
+        self, tx: Transaction, draft: Draft, place: tuple[AddressSpace, int], released: int
+    ) -> Shard:
         """Remove a free address from the queue of its shard."""
-        shape, at = place
-        key = self.keys.free(shape.ident, at, released)
-        lane = self.keys.lane(shape.ident, at % LANES)
-        (value, sticky), (rows,) = await tx.fetch([lane, key], [self.keys.queue(shape.ident, at % LANES, 2)])
-        state = Lane(shape, value)
-        queue = _Queue(self.keys, shape, at % LANES, state, Free.read(rows), draft)
+        space, at = place
+        key = self.keys.free(space.ident, at, released)
+        shard = self.keys.shard(space.ident, at % SHARDS)
+        (value, sticky), (rows,) = await tx.fetch(
+            [shard, key], [self.keys.queue(space.ident, at % SHARDS, 2)]
+        )
+        state = Shard(space, value)
+        queue = _Queue(self.keys, space, at % SHARDS, state, Free.read(rows), draft)
         first = bool(queue.heads) and queue.heads[0].key == key
         oldest = state.oldest
         queue.drop(Free(key, released, at, (sticky or b"").decode()))
@@ -217,44 +221,44 @@ class Grant:
 
     async def _draw(
         self, tx: Transaction, draft: Draft, draw: Draw, value: bytes | None, rows: list[Rows]
-    ) -> int | Dry:
+    ) -> int | EmptyShard:
         """Take the address reserved for the pod, else one of the shard."""
-        shape = draw.shape
+        space = draw.space
         if rows[1]:
-            address = await self._return(tx, draft, shape, rows[1])
+            address = await self._return(tx, draft, space, rows[1])
             if address is not None:
                 return address
-        state = Lane(shape, value)
+        state = Shard(space, value)
         before = state.pack()
         apart = Draft()
-        queue = _Queue(self.keys, shape, draw.lane, state, Free.read(rows[0]), apart)
-        address = await self._from_lane(tx, queue, draw.waiting)
+        queue = _Queue(self.keys, space, draw.shard, state, Free.read(rows[0]), apart)
+        address = await self._from_shard(tx, queue, draw.waiting)
         if address is None:
             if state.pack() != before or apart.changes:
                 queue.save()
                 apart.commit(tx)
-            return Dry(shape, draw.lane)
+            return EmptyShard(space, draw.shard)
         state.used += 1
         queue.save()
         draft.changes.update(apart.changes)
         return address
 
-    async def _return(self, tx: Transaction, draft: Draft, shape: Shape, rows: Rows) -> int | None:
+    async def _return(self, tx: Transaction, draft: Draft, space: AddressSpace, rows: Rows) -> int | None:
         """Take the address reserved for this pod, if there is one."""
         waiting = sorted(((int(value), int(key.rsplit("/", 1)[1], 16)) for key, value in rows), reverse=True)
         for released, address in waiting:
-            if released <= self.expired or not shape.usable(address):
+            if released <= self.expired or not space.usable(address):
                 continue
-            (value,), _ = await tx.fetch([self.keys.address(shape.ident, address)])
+            (value,), _ = await tx.fetch([self.keys.address(space.ident, address)])
             if value is None or unpack(value).get("released") != released:
                 continue
-            state = await self._unqueue(tx, draft, (shape, address), released)
+            state = await self._unqueue(tx, draft, (space, address), released)
             state.used += 1
-            draft.changes[self.keys.lane(shape.ident, address % LANES)] = state.pack()
+            draft.changes[self.keys.shard(space.ident, address % SHARDS)] = state.pack()
             return address
         return None
 
-    async def _from_lane(self, tx: Transaction, queue: _Queue, waiting: bool) -> int | None:
+    async def _from_shard(self, tx: Transaction, queue: _Queue, waiting: bool) -> int | None:
         """Take an address of a shard: a new one, else the earliest released."""
         state = queue.state
         address = await self._walk(tx, queue)
@@ -263,8 +267,8 @@ class Grant:
         queue.discard()
         if queue.heads and queue.heads[0].released <= self.expired:
             return self._pop(queue)
-        if state.epoch != queue.shape.epoch:  # the pool may have new addresses before the cursor
-            state.epoch, state.cursor = queue.shape.epoch, -1
+        if state.epoch != queue.space.epoch:  # the pool may have new addresses before the cursor
+            state.epoch, state.cursor = queue.space.epoch, -1
             address = await self._walk(tx, queue)
             if address is not None:
                 return address
@@ -277,44 +281,44 @@ class Grant:
 
     async def _walk(self, tx: Transaction, queue: _Queue) -> int | None:
         """Move the cursor of the shard to the next address without a record."""
-        shape, state = queue.shape, queue.state
-        address = shape.next(queue.number, state.cursor) if state.cursor < END else None
+        space, state = queue.space, queue.state
+        address = space.next(queue.number, state.cursor) if state.cursor < END else None
         while address is not None:
-            key = self.keys.address(shape.ident, address)
+            key = self.keys.address(space.ident, address)
             if await tx.absent(key):
                 state.cursor = address
                 return address
-            _, (rows,) = await tx.fetch([], [self.keys.addresses(shape.ident, address, WINDOW)])
+            _, (rows,) = await tx.fetch([], [self.keys.addresses(space.ident, address, WINDOW)])
             known = {int(key.rsplit("/", 1)[1], 16) for key, _ in rows}
             while address in known:
-                address = shape.next(queue.number, address)
+                address = space.next(queue.number, address)
         state.cursor = END
         return None
 
-    def _write(self, draft: Draft, taken: list[tuple[Shape, int, bool]]) -> dict[str, Any]:
+    def _write(self, draft: Draft, taken: list[tuple[AddressSpace, int, bool]]) -> dict[str, Any]:
         """Add the records of an allocation to the changes, and return its document."""
         ask = self.ask
         owner = (ask.network, ask.container_id, ask.ifname)
-        document = describe(ask, self.fixed, [(shape, at) for shape, at, _ in taken])
+        document = describe(ask, self.fixed, [(space, at) for space, at, _ in taken])
         lease = document[ipamd_api.LEASE] = secrets.token_hex(8)
         changes = draft.changes
-        changes[self.own] = pack_own(document, [Held(shape.ident, at, new) for shape, at, new in taken])
+        changes[self.own] = pack_own(document, [Held(space.ident, at, new) for space, at, new in taken])
         changes[self.keys.host(ask.network, ask.host_ip, owner[1:])] = lease.encode()
-        for shape, at, _ in taken:
-            changes[self.keys.address(shape.ident, at)] = pack_owner(*owner, ask.pod_id)
+        for space, at, _ in taken:
+            changes[self.keys.address(space.ident, at)] = pack_owner(*owner, ask.pod_id)
         return document
 
 
-def describe(ask: Ask, fixed: Fixed | None, places: Sequence[tuple[Shape, int]]) -> dict[str, Any]:
+def describe(ask: Ask, fixed: Fixed | None, places: Sequence[tuple[AddressSpace, int]]) -> dict[str, Any]:
     """Return an allocation as a document."""
     document: dict[str, Any] = ask.model_dump()
-    pools = [shape.pool for shape, _ in places]
+    pools = [space.pool for space, _ in places]
     ips, routes = [], []
-    for shape, at in places:
-        gateway = {"gateway": shape.pool.gateway} if shape.pool.gateway else {}
-        ips.append({"address": f"{shape.text(at)}/{shape.subnet.prefixlen}", **gateway})
-        for route in shape.pool.routes:
-            gw = route.gw or shape.pool.gateway
+    for space, at in places:
+        gateway = {"gateway": space.pool.gateway} if space.pool.gateway else {}
+        ips.append({"address": f"{space.text(at)}/{space.subnet.prefixlen}", **gateway})
+        for route in space.pool.routes:
+            gw = route.gw or space.pool.gateway
             routes.append({"dst": route.dst, "gw": gw} if gw else {"dst": route.dst})
     document["ips"] = ips
     if routes:
@@ -335,11 +339,11 @@ def describe(ask: Ask, fixed: Fixed | None, places: Sequence[tuple[Shape, int]])
     return document
 
 
-def _extra(fixed: Fixed | None, places: Sequence[tuple[Shape, int]]) -> dict[str, Any]:
+def _extra(fixed: Fixed | None, places: Sequence[tuple[AddressSpace, int]]) -> dict[str, Any]:
     """Return VF, VLAN and MAC of the assignment, else of the pools."""
     given: Mapping[str, Any] = fixed.assignment.model_dump(include={"vf", "vlan", "mac"}) if fixed else {}
-    vlan = next((shape.pool.vlan for shape, _ in places if shape.pool.vlan is not None), None)
-    mac = next((mac for mac in (shape.mac(at) for shape, at in places) if mac), None)
+    vlan = next((space.pool.vlan for space, _ in places if space.pool.vlan is not None), None)
+    mac = next((mac for mac in (space.mac(at) for space, at in places) if mac), None)
     found = {"vf": None, "vlan": vlan, "mac": mac}
     found.update({key: value for key, value in given.items() if value is not None})
     return {key: value for key, value in found.items() if value is not None}
@@ -358,16 +362,16 @@ class Claim:
 class Release:
     """A release in one transaction."""
 
-    def __init__(self, book: Book, claim: Claim, now: int) -> None:
-        self.book, self.claim, self.owner, self.now = book, claim, claim.owner, now
-        self.keys = Keys(book.generation)
-        self.shapes = {shape.ident: shape for net in book.nets.values() for shape in net.pools}
+    def __init__(self, snapshot: Snapshot, claim: Claim, now: int) -> None:
+        self.snapshot, self.claim, self.owner, self.now = snapshot, claim, claim.owner, now
+        self.keys = RecordKeys(snapshot.generation)
+        self.spaces = {space.ident: space for net in snapshot.nets.values() for space in net.pools}
 
     async def __call__(self, tx: Transaction) -> list[Held]:
         """Release the allocation, and return its addresses."""
         own = self.keys.own(*self.owner)
         (root, value), _ = await tx.fetch([ROOT, own])
-        require(self.book, root)
+        require(self.snapshot, root)
         if value is None:
             return []
         document, held = unpack_own(value)
@@ -376,7 +380,7 @@ class Release:
         self._permit(document)
         tx.delete(own)
         tx.delete(self.keys.host(self.owner[0], document["host_ip"], self.owner[1:]))
-        records, _ = await tx.fetch([self.keys.lane(it.ident, it.address % LANES) for it in held])
+        records, _ = await tx.fetch([self.keys.shard(it.ident, it.address % SHARDS) for it in held])
         for it, record in zip(held, records, strict=True):
             self._free(tx, it, record, document)
         return held
@@ -394,17 +398,17 @@ class Release:
 
     def _free(self, tx: Transaction, it: Held, record: bytes | None, document: Mapping[str, Any]) -> None:
         """Queue an address, or delete its record if it is not usable any more."""
-        shape = self.shapes.get(it.ident)
+        space = self.spaces.get(it.ident)
         key = self.keys.address(it.ident, it.address)
-        usable = shape is not None and shape.usable(it.address)
+        usable = space is not None and space.usable(it.address)
         if not usable:
             tx.delete(key)
-        if shape is None or not (usable or it.counted):
+        if space is None or not (usable or it.counted):
             return
-        state = Lane(shape, record)
+        state = Shard(space, record)
         state.used -= it.counted
         if usable:
-            grace = self.book.nets[self.owner[0]].grace
+            grace = self.snapshot.nets[self.owner[0]].grace
             sticky, since = "", 0  # an unreserved address is free at once
             if document["pod_id"] and it.counted and grace:
                 sticky = self.keys.sticky(it.ident, document["pod_id"], self.owner[2], it.address)
@@ -414,4 +418,4 @@ class Release:
             tx.put(self.keys.free(it.ident, it.address, since), sticky.encode())
             state.freed += 1
             state.oldest = since if state.freed == 1 else min(state.oldest, since)
-        tx.put(self.keys.lane(it.ident, it.address % LANES), state.pack())
+        tx.put(self.keys.shard(it.ident, it.address % SHARDS), state.pack())

@@ -213,3 +213,15 @@ def test_imports(run: Run, tmp_path: Path) -> None:
         assert not HEAVY & modules
     modules = set(run("VERSION", program=program).stderr.decode().split())
     assert not (HEAVY | HTTPS) & modules
+
+
+@pytest.mark.parametrize("used", [False, True])
+def test_the_server_imports_https_only_if_the_node_uses_txipam(tmp_path: Path, used: bool) -> None:
+    if used:
+        (tmp_path / "hosts").mkdir()
+    program = (
+        f"import sys; sys.path[:0] = [{SOURCE!r}]; from sriov_fast.resident import server; "
+        "server._warm_up(sys.argv[1]); print('sriov_fast.ipam.txipam.plugin' in sys.modules)"
+    )
+    argv = [sys.executable, "-c", program, str(tmp_path)]
+    assert subprocess.run(argv, capture_output=True, text=True, check=True).stdout == f"{used}\n"

@@ -1,9 +1,8 @@
-"""Runs the IPAM plugin that the configuration names (CNI's SPEC.md, "Plugin Delegation").
+"""Execution of another IPAM plugin (CNI's SPEC.md, "Plugin Delegation").
 
-This is on the way of every ADD and DEL, so nothing heavy is imported: ``subprocess`` alone would take longer
-than a delegate runs. A delegate gets its configuration from a memory file, not a pipe, so that neither side
-can wait for the other, whatever the size. It runs in a process group of its own, so that what it started dies
-with it on a timeout.
+This is on the hot path, so nothing heavy is imported: ``subprocess`` alone would take longer than a delegate
+runs. A delegate gets its configuration from a memory file, not a pipe: neither side can block the other,
+at any size. It runs in a process group of its own, which is killed as a whole on a timeout.
 """
 
 from __future__ import annotations
@@ -25,13 +24,13 @@ if TYPE_CHECKING:
 
 _STDERR = 2
 
-# A CNI result is a few hundred bytes; who answers with more than this is no IPAM plugin.
+# A CNI result is a few hundred bytes; a larger answer is not an IPAM plugin's.
 MAX_ANSWER = 1 << 20
 SHOWN = 200
 _LARGEST_CODE = (1 << 32) - 1  # CNI's library reads a code into 32 bits, without a sign
 _LONGEST_TEXT = 1000  # characters of its msg, and of its details
 
-# From signal.h, the same on every machine that has SR-IOV; the module ``signal`` is slow to import.
+# From signal.h, the same on every machine with SR-IOV; the module ``signal`` is slow to import.
 _SIGKILL = 9
 _SIGPIPE = 13
 _SIGXFSZ = 25
@@ -131,16 +130,16 @@ class Running:
         return self._judge(answer, status)
 
     def settle(self, grace: float) -> None:
-        """Let the delegate end by itself, for at most ``grace`` seconds, whatever it answers.
+        """Let the delegate end by itself for at most ``grace`` seconds; its answer is dropped.
 
-        One that is killed half way may leave an address of nobody, which no DEL finds: host-local
-        makes the address's file first and writes the owner into it next.
+        A delegate that is killed may leave an address without an owner, which no DEL finds: host-local
+        creates the address's file first and writes the owner into it next.
         """
         if self._status is None:
             try:
                 self.finish(grace)
             except IpamError:
-                pass  # the caller has a fault of its own to tell of
+                pass  # the caller raises its own error
         self.cancel()
 
     def cancel(self) -> None:
@@ -157,9 +156,9 @@ class Running:
     # --- waiting
 
     def _read(self, deadline: float, timeout: float) -> bytes:
-        """Read until the end of the output, or what is there when the delegate itself has ended.
+        """Read until the end of the output, or until the delegate itself has ended.
 
-        The second matters where a delegate leaves a daemon behind that keeps the pipe open.
+        A daemon that the delegate leaves behind may keep the pipe open.
         """
         os.set_blocking(self._out, False)
         chunks: list[bytes] = []
@@ -201,7 +200,7 @@ class Running:
         try:
             pid, status = os.waitpid(self.pid, flags)
         except ChildProcessError:
-            # Whoever started us has SIGCHLD ignored, so the kernel reaped: the output must speak for itself.
+            # Our parent ignores SIGCHLD, so the kernel reaped: only the output tells of a failure.
             pid, status = self.pid, 0
         if pid:
             self._status = status
@@ -214,7 +213,7 @@ class Running:
             raise self._error(f"was killed by signal {os.WTERMSIG(status)}", _shown(answer))
         code = os.waitstatus_to_exitcode(status)
         document = self._document(answer, code)
-        if code or (document and document.get("code")):  # an error, whatever the exit status is
+        if code or (document and document.get("code")):  # an error, at any exit status
             raise self._relayed(document, answer, code)
         if document is None and self.command == "ADD":
             raise self._error("ended well, without a result", "an ADD must be answered with a CNI result")
@@ -253,7 +252,7 @@ class Ipam(Value):
     """The IPAM plugin of one request.
 
     ``path`` is CNI_PATH, split; ``config`` the whole network configuration and ``args`` CNI_ARGS, both as
-    they came; ``environ`` is what the delegate gets besides the CNI variables, and ``stderr`` its stderr.
+    they came; ``environ`` is added to the delegate's CNI variables, and ``stderr`` is its stderr.
     """
 
     kind: str
@@ -334,7 +333,7 @@ def _spawn(program: str, streams: tuple[int, int, int], env: Mapping[str, str]) 
 
 
 def _inheritable_files() -> list[int]:
-    """Return what our own parent left open to us and meant, if anything, for nobody else."""
+    """Return the inherited descriptors that a delegate must not get."""
     found = []
     for fd in map(int, os.listdir("/proc/self/fd")):
         try:
@@ -368,7 +367,7 @@ def _kill_group(pid: int) -> None:
 
 
 def _read_some(fd: int) -> bytes | None:
-    """Read what is there: b"" at the end, None when there is nothing yet."""
+    """Read the available bytes: b"" at the end, None if there are none yet."""
     try:
         return os.read(fd, 65536)
     except BlockingIOError:

@@ -77,7 +77,7 @@ class Server:
         gc.set_threshold(*_COLLECT)
         signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
         due = self._first_upkeep()
-        _warm_up()
+        _warm_up(self._roots.state)
         self._grow()
         ready()
         self._log.info("serving", threads=self._options.threads, defer_release=self._options.defer_release)
@@ -352,12 +352,18 @@ def _steps(environ: dict[str, str], begin: int) -> Steps | None:
     return Steps(path, "resident", begin)
 
 
-def _warm_up() -> None:
-    """Import what requests import late, and take what is here for good out of the collector's sight."""
+def _warm_up(state: str) -> None:
+    """Import the modules that requests import late, and exempt all that is loaded from garbage collection.
+
+    The modules of txipam are imported if this node has used it: HTTPS takes long to import.
+    """
     import sriov_fast.ipam.exec
     import sriov_fast.ipam.host_local.plugin
     import sriov_fast.ipam.static
     import sriov_fast.sriov.announce  # noqa: F401
+
+    if os.path.isdir(f"{state}/hosts"):
+        from sriov_fast.ipam.txipam import plugin  # noqa: F401
 
     try:
         import orjson  # noqa: F401 (codec takes it where it is loaded)

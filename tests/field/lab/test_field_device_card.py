@@ -57,7 +57,7 @@ CHANGES: list[Change] = [
 
 
 @pytest.mark.parametrize("asked", [{}, {"mac": "02:5f:00:00:00:01", "vlan": 100}], ids=["plain", "mac"])
-def test_404_everything_at_once(node: Node, card: Card, asked: dict[str, object]) -> None:
+def test_410_everything_at_once(node: Node, card: Card, asked: dict[str, object]) -> None:
     """A pod changes all that a driver lets it, and its VF comes home as it was."""
     before, pod = card.state(), node.pod()
     node.add(node.conf(vf=0, **asked), pod)
@@ -80,7 +80,7 @@ def _done(change: Change, pod: str) -> bool:
     return True
 
 
-def test_405_a_namespace_that_is_gone(node: Node, card: Card) -> None:
+def test_411_a_namespace_that_is_gone(node: Node, card: Card) -> None:
     """The pod's namespace ends before the DEL, and the device comes home with the pod's settings on it."""
     before, pod = card.state(), node.pod()
     node.add(node.conf(vf=0), pod)

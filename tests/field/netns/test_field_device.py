@@ -97,7 +97,7 @@ def test_401_an_alternative_name_that_the_host_has(node: Node) -> None:
 
 
 @pytest.mark.parametrize("how", ["generic", "driver"])
-def test_402_an_xdp_program(node: Node, how: str) -> None:
+def test_408_an_xdp_program(node: Node, how: str) -> None:
     """The pod attaches an XDP program, and the next pod's packets go through it."""
     before, pod = node.state(), node.pod()
     node.add(node.conf(), pod)
@@ -108,7 +108,7 @@ def test_402_an_xdp_program(node: Node, how: str) -> None:
     assert node.state() == before
 
 
-def test_402_an_xdp_program_that_forbids_the_old_mtu(node: Node) -> None:
+def test_408_an_xdp_program_that_forbids_the_old_mtu(node: Node) -> None:
     """The pod lowers the MTU and attaches an XDP program, with which the driver takes no large MTU."""
     node.nip("link", "set", "dev", "pf0v0", "mtu", "9000")
     before, pod = node.state(), node.pod()
@@ -120,7 +120,7 @@ def test_402_an_xdp_program_that_forbids_the_old_mtu(node: Node) -> None:
     assert "level=warning" not in done.stderr
 
 
-def test_402_a_program_of_the_operator_stays(node: Node) -> None:
+def test_408_a_program_of_the_operator_stays(node: Node) -> None:
     """What the operator attached to the VF is no business of a pod that leaves it alone."""
     devices.attach_xdp(node.host, "pf0v0", "generic")
     before, pod = node.state(), node.pod()
@@ -133,7 +133,7 @@ def test_402_a_program_of_the_operator_stays(node: Node) -> None:
 
 @pytest.mark.parametrize("hook", ["ingress", "egress"])
 @pytest.mark.parametrize("how", ["by program", "by link"])
-def test_402_a_program_of_tcx(either: Node, hook: str, how: str) -> None:
+def test_408_a_program_of_tcx(either: Node, hook: str, how: str) -> None:
     """The pod attaches a program of tcx, which rtnetlink does not show, and the next pod meets it."""
     node, pod = either, either.pod()
     if not devices.tcx(node.host, "pf0v0"):
@@ -151,7 +151,7 @@ def test_402_a_program_of_tcx(either: Node, hook: str, how: str) -> None:
         os.close(held)
 
 
-def test_402_an_xdp_program_that_a_link_holds(either: Node) -> None:
+def test_408_an_xdp_program_that_a_link_holds(either: Node) -> None:
     """The pod holds its XDP program by a pinned bpf_link, which netlink cannot detach."""
     node, before, pod = either, either.state(), either.pod()
     node.add(node.conf(), pod)
@@ -163,7 +163,7 @@ def test_402_an_xdp_program_that_a_link_holds(either: Node) -> None:
     assert "not as it was" not in done.stderr
 
 
-def test_403_queue_disciplines_go_with_the_move(node: Node) -> None:
+def test_409_queue_disciplines_go_with_the_move(node: Node) -> None:
     """The pod shapes and filters its traffic; the kernel itself takes that away when the device moves."""
     pod = node.pod()
     node.add(node.conf(), pod)

@@ -304,7 +304,8 @@ ECHO = """
 import sys
 from pathlib import Path
 import uvicorn
-from sriov_fast.ipamd.protocol import CERTIFICATE, protocol_class
+from uvicorn.importer import import_from_string
+from sriov_fast.ipamd.protocol import CERTIFICATE, Track, protocol_class
 from sriov_fast.ipamd.server import Tls
 from sriov_fast.ipamd.settings import TlsFiles
 
@@ -313,14 +314,15 @@ async def app(scope, receive, send):
     await send({"type": "http.response.body", "body": scope["state"][CERTIFICATE] or b"none"})
 
 parser, *files = sys.argv[1:]
-config = uvicorn.Config(app, http=protocol_class(1.0, 9, parser), port=0, lifespan="off")
+http = import_from_string(f"uvicorn.protocols.http.{parser}")
+config = uvicorn.Config(Track(app), http=protocol_class(1.0, 9, http), port=0, lifespan="off")
 config.load()
 config.ssl = Tls(TlsFiles(*map(Path, files))).context
 uvicorn.Server(config).run()
 """
 
 
-@pytest.mark.parametrize("parser", ["httptools", "h11"])
+@pytest.mark.parametrize("parser", ["httptools_impl:HttpToolsProtocol", "h11_impl:H11Protocol"])
 def test_the_peers_certificate_arrives_with_each_parser(tmp_path: Path, parser: str) -> None:
     """Uvicorn has two parsers; which one runs depends on what is installed."""
     authority = Authority(tmp_path)

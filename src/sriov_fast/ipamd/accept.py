@@ -14,9 +14,10 @@ import ssl
 import time
 from collections import Counter
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from sriov_fast.ipamd.logs import LOGGER
+from sriov_fast.ipamd.protocol import Connection
 
 HANDSHAKE = 5.0  # seconds
 SPARE = 64  # connections above the limit that still get an answer 503
@@ -53,7 +54,7 @@ def bounds(wanted: Bounds) -> Bounds:
 class _Slot:
     """One connection, from accept(2) until it is closed."""
 
-    def __init__(self, host: str, protocol: Any) -> None:
+    def __init__(self, host: str, protocol: Connection) -> None:
         self.host = host
         self.protocol = protocol
         self.handshake: asyncio.Task[None] | None = None
@@ -61,15 +62,14 @@ class _Slot:
     @property
     def idle(self) -> bool:
         """Whether this connection has no running request."""
-        cycle = self.protocol.cycle
-        return self.handshake is not None or cycle is None or cycle.response_complete
+        return self.handshake is not None or self.protocol.idle
 
     def close(self) -> None:
         """Close the connection at once."""
         if self.handshake is not None:
             self.handshake.cancel()
         else:
-            self.protocol.transport.abort()
+            self.protocol.abort()
 
 
 class Acceptor:
@@ -78,7 +78,7 @@ class Acceptor:
     A protocol calls its ``on_lost`` when the connection is closed.
     """
 
-    def __init__(self, limits: Bounds, make: Callable[[], Any], tls: ssl.SSLContext | None) -> None:
+    def __init__(self, limits: Bounds, make: Callable[[], Connection], tls: ssl.SSLContext | None) -> None:
         self._limits = limits
         self._make = make
         self._tls = tls

@@ -1,7 +1,7 @@
-"""What uvicorn's HTTP protocols lack for us.
+"""The protocol of a connection: one of uvicorn's HTTP protocols, with limits of a request's head.
 
-The peer's certificate goes into the scope's ``state``; a request's head is bounded in time and size, so that
-slow and endless ones cost no more than that; and what the parser refuses gets a problem document too.
+The head of a request is limited in time and size. The scope's ``state`` has the certificate of the peer.
+An error of the HTTP parser is answered with a problem document.
 """
 
 from __future__ import annotations
@@ -9,112 +9,169 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 from http import HTTPStatus
-from importlib.util import find_spec
-from typing import Any
+from typing import Any, ClassVar
 
-from uvicorn.config import HTTP_PROTOCOLS
-from uvicorn.importer import import_from_string
+from uvicorn.protocols.http.auto import AutoHTTPProtocol
 
 from sriov_fast.ipamd import problems
 
 MAX_HEAD = 64 << 10
 _GOODBYE = 1.0  # seconds
 CERTIFICATE = "peer_certificate"
+_CONNECTION = "connection"
 
 
-class _Connection:
-    """Mixed into one of uvicorn's protocols, whose methods it extends."""
+class Connection(asyncio.Protocol):
+    """A connection; it passes the data to a protocol of uvicorn, and counts the running requests.
 
-    # What uvicorn's protocols have.
-    loop: asyncio.AbstractEventLoop
-    transport: asyncio.Transport
-    app_state: dict[str, Any]
-    connections: set[Any]
-    cycle: Any
-    config: Any
+    Uvicorn creates it like its own protocols (setting ``http``). ``Track`` reports the requests.
+    """
 
-    head_timeout = 10.0  # seconds
-    max_connections = 2048
+    # Set by protocol_class.
+    http: ClassVar[Any]
+    head_timeout: ClassVar[float]  # seconds
+    max_connections: ClassVar[int]
+    opened: ClassVar[set[Any]]
 
-    on_lost: Callable[[], None] | None = None  # of who accepted the connection
-    _head_timer: asyncio.TimerHandle | None = None
-    _head_size = 0
+    def __init__(
+        self, config: Any, server_state: Any, app_state: dict[str, Any], _loop: object = None
+    ) -> None:
+        self._config, self._server_state, self._app_state = config, server_state, app_state
+        self._loop = asyncio.get_running_loop()
+        self._requests = 0  # running ones
+        self._head_size = 0
+        self._head_timer: asyncio.TimerHandle | None = None
+        self._checking = False
+        self.on_lost: Callable[[], None] | None = None  # set by the acceptor
 
-    def connection_made(self, transport: asyncio.Transport) -> None:
-        """Note who that is; a connection too many is closed at once."""
-        super().connection_made(transport)  # type: ignore[misc]
+    @property
+    def idle(self) -> bool:
+        """Whether the connection has no running request."""
+        return not self._requests and not self._checking
+
+    def connection_made(self, transport: Any) -> None:
+        """Pass the connection to uvicorn; refuse it above the limit of connections."""
+        self._transport: asyncio.Transport = transport
         tls = transport.get_extra_info("ssl_object")
-        # Only certificates that our client_ca vouches for survive the handshake.
-        self.app_state = {**self.app_state, CERTIFICATE: tls.getpeercert(binary_form=True) if tls else None}
-        if len(self.connections) > self.max_connections:
+        # The handshake has verified the certificate.
+        certificate = tls.getpeercert(binary_form=True) if tls else None
+        state = {**self._app_state, CERTIFICATE: certificate, _CONNECTION: self}
+        self._http = self.http(config=self._config, server_state=self._server_state, app_state=state)
+        self._http.send_400_response = lambda text: self._refuse(400, "invalid", text)
+        self._http.connection_made(transport)
+        self.opened.add(self)
+        if len(self.opened) > self.max_connections:
             self._refuse(503, "unavailable", "too many connections")
         else:
             self._await_head()
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Forget the connection."""
+        self.opened.discard(self)
         if self.on_lost:
             self.on_lost()
-        self._head_is_there()
-        super().connection_lost(exc)  # type: ignore[misc]
+        self._end_head()
+        self._http.connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
-        """Take what came, and see whether a request's head is still incomplete."""
-        super().data_received(data)  # type: ignore[misc]
-        if self.transport.is_closing() or (self.cycle is not None and not self.cycle.response_complete):
-            self._head_is_there()
+        """Pass data to uvicorn, and check the limits of a request's head."""
+        if not self._requests:
+            self._head_size += len(data)
+        self._http.data_received(data)
+        if not self._checking:
+            # The check runs after the first step of a request with a complete head.
+            self._checking = True
+            self._loop.call_soon(self._check_head)
+
+    def eof_received(self) -> None:
+        """Pass the end of the data to uvicorn."""
+        self._http.eof_received()
+
+    def pause_writing(self) -> None:
+        """Tell uvicorn to stop writing."""
+        self._http.pause_writing()
+
+    def resume_writing(self) -> None:
+        """Tell uvicorn to continue writing."""
+        self._http.resume_writing()
+
+    def begin(self) -> None:
+        """Note the start of a request."""
+        self._requests += 1
+        self._end_head()
+
+    def end(self) -> None:
+        """Note the end of a request."""
+        self._requests -= 1
+
+    def stop(self) -> None:
+        """Close the connection if it is idle; uvicorn closes others after their request."""
+        if self.idle:
+            self._close()
+
+    def abort(self) -> None:
+        """Close the connection at once."""
+        self._transport.abort()
+
+    def _close(self) -> None:
+        """Close the connection; closing TLS would wait 30 seconds for a silent peer."""
+        self._transport.close()
+        self._loop.call_later(_GOODBYE, self._transport.abort)
+
+    def _check_head(self) -> None:
+        self._checking = False
+        if self._requests or self._transport.is_closing():
             return
-        self._head_size += len(data)
         if self._head_size > MAX_HEAD:
             self._refuse(431, "invalid", f"the request's head is longer than {MAX_HEAD} bytes")
-        else:
+        elif self._head_size:
             self._await_head()
-
-    def send_400_response(self, msg: str) -> None:
-        """Answer what is no HTTP."""
-        self._refuse(400, "invalid", msg)
-
-    def shutdown(self) -> None:
-        """Let a request that runs end, and close."""
-        super().shutdown()  # type: ignore[misc]
-        if self.transport.is_closing():
-            self._end_soon()
-
-    def _end_soon(self) -> None:
-        """Do not wait for a peer that does not say goodbye: closing TLS would, for half a minute."""
-        self.loop.call_later(_GOODBYE, self.transport.abort)
 
     def _await_head(self) -> None:
         if self._head_timer is None:
-            self._head_timer = self.loop.call_later(self.head_timeout, self._too_slow)
+            self._head_timer = self._loop.call_later(self.head_timeout, self._too_slow)
 
-    def _head_is_there(self) -> None:
+    def _end_head(self) -> None:
         self._head_size = 0
         if self._head_timer is not None:
             self._head_timer.cancel()
             self._head_timer = None
 
     def _too_slow(self) -> None:
-        if not self.transport.is_closing():
+        if not self._transport.is_closing():
             self._refuse(408, "unavailable", f"no whole request within {self.head_timeout:g} s")
 
     def _refuse(self, status: int, kind: str, detail: str) -> None:
-        """Answer and close, past the framework: there is no request that it could know of."""
-        self._head_is_there()
+        """Answer an error without a request, and close the connection."""
+        self._end_head()
         body = problems.document(status, kind, detail)
         head = (
             f"HTTP/1.1 {status} {HTTPStatus(status).phrase}\r\ncontent-type: {problems.MEDIA_TYPE}\r\n"
             f"content-length: {len(body)}\r\nconnection: close\r\n\r\n"
         )
-        self.transport.write(head.encode("ascii") + body)
-        self.transport.close()
-        self._end_soon()
+        self._transport.write(head.encode("ascii") + body)
+        self._close()
 
 
-def protocol_class(head_timeout: float, max_connections: int, parser: str = "auto") -> type[asyncio.Protocol]:
-    """Return the protocol for uvicorn, with these bounds; ``parser``: httptools, h11, or auto, the faster."""
-    if parser == "auto":
-        parser = "httptools" if find_spec("httptools") else "h11"
-    base = import_from_string(HTTP_PROTOCOLS[parser])
+class Track:
+    """ASGI middleware that reports the start and the end of each request to its connection."""
+
+    def __init__(self, app: Callable[..., Any]) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        """Serve one request."""
+        connection: Connection = scope["state"][_CONNECTION]
+        connection.begin()
+        try:
+            await self._app(scope, receive, send)
+        finally:
+            connection.end()
+
+
+def protocol_class(
+    head_timeout: float, max_connections: int, http: type[asyncio.Protocol] = AutoHTTPProtocol
+) -> type[Connection]:
+    """Return a protocol for uvicorn with these limits, on top of one of uvicorn's."""
     bounds = {"head_timeout": head_timeout, "max_connections": max_connections}
-    return type("Protocol", (_Connection, base), bounds)
+    return type("Protocol", (Connection,), {**bounds, "http": http, "opened": set()})

@@ -27,7 +27,7 @@ from sriov_fast.ipamd.config import Config
 from sriov_fast.ipamd.errors import Conflict, ServiceError
 from sriov_fast.ipamd.metrics import Metrics
 from sriov_fast.ipamd.middleware import Admit, App, Limits, Observe
-from sriov_fast.ipamd.protocol import protocol_class
+from sriov_fast.ipamd.protocol import Connection, Track, protocol_class
 from sriov_fast.ipamd.service import Service, open_service
 from sriov_fast.ipamd.settings import Listen, Settings, StartError, TlsFiles, parse_config
 
@@ -89,7 +89,7 @@ def _layers(
         receive=options.receive_timeout,
         answer=options.request_timeout,
     )
-    return Observe(Admit(app, authenticator, limits), metrics)
+    return Track(Observe(Admit(app, authenticator, limits), metrics))
 
 
 def _uvicorn(app: App, options: settings.ServerSettings, limits: Bounds) -> uvicorn.Config:
@@ -303,14 +303,16 @@ class _UvicornServer(uvicorn.Server):
 
     def __init__(self, config: uvicorn.Config, reload: Reload, limits: Bounds, tls: Tls | None) -> None:
         super().__init__(config)
+        protocol: Any = config.http_protocol_class
         self._reload = reload
         self._acceptor = accept.Acceptor(limits, self._protocol, tls.context if tls else None)
+        self._connections: set[Connection] = protocol.opened
         self._accepting: list[asyncio.Task[None]] = []
         self._tasks: set[asyncio.Task[None]] = set()
 
-    def _protocol(self) -> asyncio.Protocol:
+    def _protocol(self) -> Connection:
         made: Any = self.config.http_protocol_class
-        protocol: asyncio.Protocol = made(
+        protocol: Connection = made(
             config=self.config, server_state=self.server_state, app_state=self.lifespan.state
         )
         return protocol
@@ -329,6 +331,8 @@ class _UvicornServer(uvicorn.Server):
             task.cancel()
         await asyncio.gather(*self._accepting, return_exceptions=True)
         log.info("stopping", extra={"running": len(self.server_state.tasks)})
+        for connection in list(self._connections):
+            connection.stop()
         await super().shutdown(sockets)
 
     @contextlib.contextmanager

@@ -74,7 +74,7 @@ class _Transaction:
 
 
 def _drive(work: Awaitable[T]) -> T:
-    """Run a coroutine that only awaits a `_Transaction`, whose methods never suspend."""
+    """Run a coroutine on a `_Transaction`; it never suspends."""
     coroutine = cast(Coroutine[Any, Any, T], work)
     try:
         coroutine.send(None)

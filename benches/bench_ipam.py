@@ -26,7 +26,6 @@ REAL = next(
     (path for path in ("/usr/lib/cni/host-local", "/opt/cni/bin/host-local") if os.path.exists(path)), ""
 )
 TAKEN = 4000
-LIMIT = 5000.0  # microseconds of processor time for an ADD with so many addresses taken
 PODS = map("{:064x}".format, itertools.count(1 << 200))  # container IDs as runtimes make them
 
 
@@ -153,7 +152,6 @@ def test_a_large_store(benchmark: Any, large: Store, last: int) -> None:
     note(benchmark, add=adds, delete=deletes)
     benchmark.extra_info["ADD and DEL, processor us"] = round(spent, 1)
     benchmark.pedantic(large.both, setup=lambda: large.point(last), rounds=50)
-    assert spent < LIMIT
 
 
 def test_a_del_without_a_record(benchmark: Any, large: Store) -> None:

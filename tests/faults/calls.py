@@ -87,6 +87,7 @@ _SENT_OR_GOT = ("read", "write", "sendto", "recvfrom", "sendmsg", "recvmsg")
 _MSG_FLAGS = {"sendto": 3, "recvfrom": 3, "sendmsg": 2, "recvmsg": 2}
 _MSG_DONTWAIT = 0x40  # linux/socket.h
 _LOCK_NB = 4  # asm-generic/fcntl.h
+_EPOLL_CTL_ADD = 1  # linux/eventpoll.h
 _F_DUPFD_CLOEXEC = 1030  # linux/fcntl.h
 
 
@@ -123,6 +124,8 @@ def errors_of(task: int, name: str, args: tuple[int, ...], about: str) -> tuple[
         errors.append("ENOSPC")
     if name == "flock":
         errors = ["ENOMEM", "EAGAIN" if args[1] & _LOCK_NB else "EINTR"]
+    if name == "epoll_ctl" and args[1] != _EPOLL_CTL_ADD:
+        errors = []  # the kernel allocates for a new descriptor only
     if name == "fcntl" and args[1] in (0, _F_DUPFD_CLOEXEC):
         errors.append("EMFILE")
     if name == "close" and not (_is_on_disk(about) and _flags(task, args[0]) & os.O_ACCMODE):

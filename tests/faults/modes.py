@@ -30,14 +30,11 @@ _EXECS = 2  # nsenter and sriov
 CLIENT_WAIT = "15"  # seconds that the client in C waits for the server (SRIOV_FAST_WAIT)
 # What requests import late.
 PRELOAD = (
-    *("sriov_fast.entry", "sriov_fast.plugin", "sriov_fast.upkeep", "sriov_fast.ipam.exec"),
-    *(
-        "sriov_fast.ipam.host_local.plugin",
-        "sriov_fast.ipam.static",
-        "sriov_fast.sriov.announce",
-        "traceback",
-    ),
-    *("sriov_fast.sriov.check", "encodings.idna", "encodings.unicode_escape"),
+    "sriov_fast.plugin.process",
+    *("sriov_fast.plugin.run", "sriov_fast.plugin.add", "sriov_fast.plugin.check", "sriov_fast.plugin.gc"),
+    *("sriov_fast.ipam.exec", "sriov_fast.ipam.host_local.plugin"),
+    *("sriov_fast.ipam.static", "sriov_fast.sriov.announce", "sriov_fast.helpers", "traceback"),
+    *("encodings.idna", "encodings.unicode_escape"),
 )
 
 
@@ -160,7 +157,7 @@ class Forked:
             if traced:
                 ptrace.request(ptrace.TRACEME, 0)
                 os.kill(os.getpid(), signal.SIGSTOP)
-            sys.modules["sriov_fast.entry"].main()
+            sys.modules["sriov_fast.plugin.process"].main()
         finally:
             os._exit(70)
 

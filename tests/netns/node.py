@@ -24,7 +24,9 @@ from sriov_fast import files
 from sriov_fast.cli import install
 
 DELEGATES = "/usr/lib/cni"
-LAUNCHER = "import sys; sys.path[:0] = {path!r}; {prelude}; from sriov_fast.entry import main; main()"
+LAUNCHER = (
+    "import sys; sys.path[:0] = {path!r}; {prelude}; from sriov_fast.plugin.process import main; main()"
+)
 
 State = dict[str, dict[str, Any]]
 # What the kernel changes with the state of a device, or with a move.

@@ -193,7 +193,7 @@ def test_an_error_speaks_the_configurations_version(node: Node) -> None:
 
 @pytest.mark.modes("process")
 def test_a_fault_of_our_own_is_an_error_object_too(node: Node) -> None:
-    node.prelude = "import sriov_fast.plugin; sriov_fast.plugin.run = lambda *_: 1 / 0"
+    node.prelude = "import sriov_fast.plugin.run; sriov_fast.plugin.run.run = lambda *_: 1 / 0"
     done = node.run("ADD", node.conf(), node.pod())
     assert (done.status, done.json["code"]) == (1, 999)
     assert "ZeroDivisionError" in done.json["msg"]

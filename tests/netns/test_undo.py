@@ -153,7 +153,7 @@ def test_an_mtu_that_the_device_refuses(node: Node) -> None:
 def test_ipam_that_hangs_is_killed_and_undone(node: Node) -> None:
     script = 'if [ "$CNI_COMMAND" = ADD ]; then echo $$ > "$ROOT/pid"; exec sleep 1000; fi'
     node.delegate("txipam", script)
-    node.prelude = "import sriov_fast.plugin; sriov_fast.plugin.IPAM_WAIT = 0.5"
+    node.prelude = "import sriov_fast.plugin.addresses; sriov_fast.plugin.addresses.IPAM_WAIT = 0.5"
     pod = node.pod()
     before = node.snapshot()
     assert "has not ended after 0.5 s" in node.refused(

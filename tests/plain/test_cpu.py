@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import pytest
 
-from sriov_fast import beside, cpu
+from sriov_fast import cpu, helpers
+from sriov_fast.executor import Scope, Task
 
 ALLOWED = os.sched_getaffinity(0)
 
@@ -50,10 +51,14 @@ def test_each_thread_for_itself() -> None:
     assert (seen, cpu.kept()) == ([-1, None], min(ALLOWED))
 
 
+def submit(work: Callable[[], object]) -> Task:
+    return Scope(threads=True).submit(work)
+
+
 @pytest.mark.parametrize("keep", [True, False])
-def test_what_runs_beside(keep: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Beside somebody who is kept on a CPU it is on the same, and begins when that one waits for it."""
-    monkeypatch.setattr(beside, "_LATER", 60.0)
+def test_a_task_runs_on_its_callers_cpu(keep: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The task of a pinned caller begins when the caller waits for it."""
+    monkeypatch.setattr(helpers, "_DELAY", 60.0)
     began = threading.Event()
 
     def work() -> set[int]:
@@ -62,14 +67,14 @@ def test_what_runs_beside(keep: bool, monkeypatch: pytest.MonkeyPatch) -> None:
 
     if keep:
         cpu.stay(min(ALLOWED))
-    finish = beside.beside(work)
+    task = submit(work)
     assert began.wait(0.2 if keep else 10) is not keep
     wanted = {min(ALLOWED)} if keep else ALLOWED
-    assert (finish(), finish()) == (wanted, wanted)
+    assert (task.result(), task.result()) == (wanted, wanted)
 
 
-def test_what_runs_beside_can_leave() -> None:
-    """As it does before it starts a process, which may run anywhere then."""
+def test_a_task_can_leave_its_cpu() -> None:
+    """It does so before it starts a process, which then may run on any CPU."""
     cpu.stay(min(ALLOWED))
 
     def work() -> tuple[int, set[int]]:
@@ -77,21 +82,20 @@ def test_what_runs_beside_can_leave() -> None:
         cpu.roam()
         return kept, os.sched_getaffinity(0)
 
-    assert beside.beside(work)() == (min(ALLOWED), ALLOWED)
+    assert submit(work).result() == (min(ALLOWED), ALLOWED)
 
 
 @pytest.mark.parametrize("number", sorted(ALLOWED))
-def test_nobody_keeps_a_cpu_for_the_next(number: int) -> None:
-    """The thread is another request's afterwards, which may be on another CPU, or on none."""
+def test_a_helper_thread_leaves_the_cpu_of_its_last_task(number: int) -> None:
     cpu.stay(number)
-    assert beside.beside(lambda: os.sched_getaffinity(0))() == {number}
+    assert submit(lambda: os.sched_getaffinity(0)).result() == {number}
     cpu.roam()
-    assert beside.beside(lambda: (cpu.kept(), os.sched_getaffinity(0)))() == (-1, ALLOWED)
+    assert submit(lambda: (cpu.kept(), os.sched_getaffinity(0))).result() == (-1, ALLOWED)
 
 
-def test_it_begins_without_being_waited_for() -> None:
+def test_a_task_begins_without_being_waited_for() -> None:
     began = threading.Event()
     cpu.stay(min(ALLOWED))
-    finish = beside.beside(began.set)
+    task = submit(began.set)
     assert began.wait(10)
-    finish()
+    task.join()

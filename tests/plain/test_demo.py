@@ -277,7 +277,7 @@ class TestPlugin:
     def test_another_project_s_sriov_is_not_taken(self, tmp_path: Path) -> None:
         other, ours = tmp_path / "other", tmp_path / "ours"
         other.write_bytes(b"\x7fELF")
-        ours.write_text("from sriov_fast.entry import main")
+        ours.write_text("from sriov_fast.plugin.process import main")
         other.chmod(0o755)
         ours.chmod(0o755)
         found = demo.find_plugin([tmp_path / "absent", other, ours], tmp_path, Stage(tmp_path))

@@ -8,6 +8,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -412,21 +413,42 @@ def test_it_imports_nothing_heavy() -> None:
     assert done.stdout.split() == []
 
 
-def test_settling_lets_a_slow_one_end(tmp_path: Path) -> None:
-    """What is not wanted any more is still not killed half way."""
+def waiting(running: Running, timeout: float) -> threading.Thread:
+    """Wait for a delegate in another thread."""
+
+    def wait() -> None:
+        with contextlib.suppress(IpamError):
+            running.finish(timeout)
+
+    thread = threading.Thread(target=wait)
+    thread.start()
+    return thread
+
+
+def test_hurrying_lets_a_slow_one_end(tmp_path: Path) -> None:
+    """A delegate whose result is not needed any more is not killed at once."""
     program = tmp_path / "slow"
     program.write_text(f"#!/bin/sh\nsleep 0.3\ntouch {tmp_path}/done\necho '{{}}'\n")
     program.chmod(0o755)
     running = Running.start(str(program), "ADD", b"{}", {"PATH": os.environ["PATH"]})
-    running.settle(20)
+    thread = waiting(running, 60)
+    running.hurry(20)
+    thread.join()
     assert (tmp_path / "done").exists()
-    running.settle(20)  # harmless when repeated
+    running.hurry(20)  # harmless when repeated
 
 
-def test_settling_has_an_end(tmp_path: Path) -> None:
+@pytest.mark.parametrize("first", [True, False])
+def test_hurrying_has_an_end(tmp_path: Path, first: bool) -> None:
+    """The delegate is killed when its time is over, also if nobody waited for it when that was set."""
     program = tmp_path / "hangs"
     program.write_text(f"#!/bin/sh\nsleep 600\ntouch {tmp_path}/done\n")
     program.chmod(0o755)
     running = Running.start(str(program), "ADD", b"{}", {"PATH": os.environ["PATH"]})
-    running.settle(0.2)
+    if first:
+        running.hurry(0.2)
+    thread = waiting(running, 600)
+    running.hurry(0.2)
+    thread.join(10)
+    assert not thread.is_alive()
     assert not Path(f"/proc/{running.pid}").exists()

@@ -858,13 +858,13 @@ def test_a_verb_that_is_none(net: Net) -> None:
 
 
 def test_used_like_a_delegate(net: Net) -> None:
-    """``start`` has taken the address; ``cancel`` leaves it to DEL, as a delegate's does."""
+    """``start`` has taken the address; a delegate is not undone by itself, either."""
     running = net.ipam("a", net.conf(LEGACY)).start("ADD")
     assert set(net.files()) == {"10.1.2.2"}
     found = running.finish(5.0)
     assert found
     assert found["ips"][0]["address"] == "10.1.2.2/29"
-    running.cancel()
+    running.hurry(1.0)
     assert set(net.files()) == {"10.1.2.2"}
 
 

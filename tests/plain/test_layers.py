@@ -1,8 +1,10 @@
-"""The direction of imports (docs/architecture.md): downwards only, and the rooms do not know each other."""
+"""The direction of imports (docs/architecture.md): downwards only, in one total order, without a circle."""
 
 from __future__ import annotations
 
 import ast
+import functools
+import graphlib
 from pathlib import Path
 
 import pytest
@@ -10,33 +12,47 @@ import pytest
 import sriov_fast
 
 PACKAGE = Path(sriov_fast.__file__).parent
-ROOMS = ("cni", "sriov", "ipam")
-ABOVE = ("call", "ready", "plugin", "upkeep", "entry", "resident", "cli", "ipamd")
-# It lies with what it serves, and is a process of its own: above the rooms.
-EXECUTABLES = ("ipam/txipam_main",)
+# From the lowest to the highest. A package stands for all of its modules that are not named by themselves.
+ORDER = (
+    *("__init__", "errors", "values", "addresses", "codec", "files", "log", "cni_args", "ipamd_api", "cpu"),
+    *("sd_notify", "table"),
+    *("helpers", "executor", "trace"),
+    *("_nl", "_sysfs", "_irq", "_nl_py", "_sysfs_py", "_irq_py", "backend"),
+    *("sriov", "cni", "ipam"),
+    *("plugin.__init__", "plugin.context", "plugin.addresses", "plugin.prepare", "plugin.release"),
+    *("plugin.recovery", "plugin.add", "plugin.check", "plugin.status", "plugin.gc", "plugin.run"),
+    *("plugin.process", "ipam.txipam_main"),
+    *("resident", "client", "ipamd", "cli"),
+)
+DOMAINS = ("sriov", "cni", "ipam")  # they do not know each other
+# The modules that the address service shares with the plugin.
+SHARED = ("__init__", "errors", "ipamd_api", "log", "sd_notify", "table")
 BACKENDS = ("_nl", "_sysfs", "_irq", "_nl_py", "_sysfs_py", "_irq_py")
 
 
 def modules() -> list[str]:
-    """Every module, as a path below the package without its suffix: ``cni/reply``."""
+    """Return every module's name below the package: "cni.reply", "cni.__init__"."""
     found = {path.relative_to(PACKAGE).with_suffix("") for path in PACKAGE.rglob("*.py*") if is_source(path)}
-    return sorted(map(str, found))
+    return sorted(".".join(path.parts) for path in found)
 
 
 def is_source(path: Path) -> bool:
     return path.suffix in (".py", ".pyi", ".pyx") and "__pycache__" not in path.parts
 
 
+MODULES = modules()
+
+
+@functools.cache
 def imports(module: str) -> set[str]:
-    """What of this package a module imports, wherever in it: "cni.reply", "errors"."""
+    """Return the modules of this package that a module imports, in functions and for types, too."""
     found: set[str] = set()
     for suffix in (".py", ".pyi"):
-        path = PACKAGE / f"{module}{suffix}"
+        path = PACKAGE / f"{module.replace('.', '/')}{suffix}"
         if path.exists():
             for node in ast.walk(ast.parse(path.read_text())):
                 found.update(imported(node))
-    prefix = "sriov_fast."
-    return {name.removeprefix(prefix) for name in found if name.startswith(prefix)}
+    return {as_module(name.removeprefix("sriov_fast.")) for name in found if name.startswith("sriov_fast.")}
 
 
 def imported(node: ast.AST) -> list[str]:
@@ -44,44 +60,55 @@ def imported(node: ast.AST) -> list[str]:
         return [alias.name for alias in node.names]
     if isinstance(node, ast.ImportFrom):
         assert node.level == 0, "imports are absolute here, so that this test understands them"
-        # "from sriov_fast.cni import reply" may name a module or something in one: both count
         return [f"{node.module}.{alias.name}" for alias in node.names]
     return []
 
 
-def within(name: str, room: str) -> bool:
-    return name == room or name.startswith((f"{room}.", f"{room}/"))
+def as_module(name: str) -> str:
+    """Return the module that an imported name is, or is defined in."""
+    parts = name.split(".")
+    for end in range(len(parts), 0, -1):
+        for found in (".".join(parts[:end]), ".".join([*parts[:end], "__init__"])):
+            if found in MODULES:
+                return found
+    return "__init__"
 
 
-def of(rooms: tuple[str, ...]) -> list[str]:
-    within_one = (module for module in modules() if any(within(module, room) for room in rooms))
-    return [module for module in within_one if module not in EXECUTABLES]
+def layer(module: str) -> str:
+    """Return the most exact entry of ORDER for a module."""
+    parts = module.split(".")
+    return next(name for end in range(len(parts), 0, -1) if (name := ".".join(parts[:end])) in ORDER)
 
 
-def refused(module: str, rooms: tuple[str, ...]) -> list[str]:
-    return sorted(name for name in imports(module) if any(within(name, room) for room in rooms))
+def pairs() -> list[tuple[str, str]]:
+    """Return every import: a module, and a module that it imports."""
+    return [(module, name) for module in MODULES for name in sorted(imports(module))]
 
 
-def test_nobody_imports_an_executable() -> None:
-    names = tuple(module.replace("/", ".") for module in EXECUTABLES)
-    assert [module for module in modules() if refused(module, names)] == []
+def test_imports_run_downwards() -> None:
+    places = {module: ORDER.index(layer(module)) for module in MODULES}
+    assert [pair for pair in pairs() if places[pair[1]] > places[pair[0]]] == []
+
+
+def test_there_are_no_circles() -> None:
+    graph = {module: imports(module) - {module} for module in MODULES}
+    graphlib.TopologicalSorter(graph).prepare()
 
 
 def test_there_is_something_to_look_at() -> None:
-    assert {"cni/request", "sriov/journal", "ipam/exec", "backend", "_nl_py"} <= set(modules())
-    assert "backend.nl" in imports("plugin")
+    assert {"cni.request", "sriov.journal", "ipam.keys", "backend", "_nl_py"} <= set(MODULES)
+    assert {"backend", "sriov.pool", "plugin.context"} <= imports("plugin.add")
 
 
-@pytest.mark.parametrize("module", of(ROOMS))
-def test_rooms_know_only_what_is_below(module: str) -> None:
-    others = tuple(room for room in ROOMS if not within(module, room))
-    assert refused(module, (*others, *ABOVE)) == []
+def test_domains_do_not_know_each_other() -> None:
+    layers = [(layer(module), layer(name)) for module, name in pairs()]
+    assert [pair for pair in layers if set(pair) <= set(DOMAINS) and pair[0] != pair[1]] == []
 
 
-@pytest.mark.parametrize("module", of(BACKENDS))
-def test_backends_know_errors_and_values(module: str) -> None:
-    allowed = ("errors", "values", *BACKENDS)
-    assert [name for name in imports(module) if not any(within(name, each) for each in allowed)] == []
+def test_the_address_service_stands_alone() -> None:
+    known = {"ipamd", *SHARED}
+    found = [(module, name) for module, name in pairs() if layer(module) == "ipamd"]
+    assert [(module, name) for module, name in found if layer(name) not in known] == []
 
 
 def test_the_lab_and_the_plugin_do_not_import_each_other() -> None:
@@ -90,19 +117,25 @@ def test_the_lab_and_the_plugin_do_not_import_each_other() -> None:
     assert sources
     for path in sources:
         found = {name for node in ast.walk(ast.parse(path.read_text())) for name in imported(node)}
-        assert not [name for name in found if within(name, "sriov_fast")], path
-    assert [module for module in modules() if "lab" in "".join(imports(module)).split(".")] == []
+        assert not [name for name in found if name.split(".")[0] == "sriov_fast"], path
+    assert "lab" not in {name.split(".")[0] for name in MODULES}
 
 
-@pytest.mark.parametrize("module", [name for name in modules() if "/" not in name and name not in ABOVE])
-def test_what_all_share_knows_no_room(module: str) -> None:
-    if module != "__init__":
-        assert refused(module, (*ROOMS, *ABOVE)) == []
+@pytest.mark.parametrize("high", ["resident", "client", "ipamd"])
+def test_only_the_operators_command_knows_these(high: str) -> None:
+    found = [(module, name) for module, name in pairs() if layer(name) == high]
+    assert [(module, name) for module, name in found if layer(module) not in (high, "cli")] == []
 
 
-@pytest.mark.parametrize("module", ["plugin", "entry", *of(ROOMS)])
-def test_pyroute2_stays_in_the_plain_backend(module: str) -> None:
-    assert "pyroute2" not in (PACKAGE / f"{module}.py").read_text()
+@pytest.mark.parametrize("module", BACKENDS)
+def test_backends_know_errors_and_values(module: str) -> None:
+    assert imports(module) - {"errors", "values", *BACKENDS} == set()
+
+
+def test_pyroute2_stays_in_the_plain_backend() -> None:
+    for module in MODULES:
+        if layer(module) in DOMAINS or module.startswith("plugin."):
+            assert "pyroute2" not in (PACKAGE / f"{module.replace('.', '/')}.py").read_text(), module
 
 
 def test_the_compiled_modules_import_errors_and_values_alone() -> None:
@@ -114,15 +147,3 @@ def test_the_compiled_modules_import_errors_and_values_alone() -> None:
             words = line.split()
             if words[:1] == ["from"] and words[1].startswith("sriov_fast") and words[2] == "import":
                 assert words[1] in ("sriov_fast.errors", "sriov_fast.values"), line
-
-
-def test_the_address_service_has_no_circles() -> None:
-    needs = {module.replace("/", "."): imports(module) for module in of(("ipamd",))}
-    graph = {
-        name: {other for other in needs for each in found if within(each, other)}
-        for name, found in needs.items()
-    }
-    while leaves := [name for name, found in graph.items() if not found & graph.keys()]:
-        for name in leaves:
-            del graph[name]
-    assert graph == {}

@@ -117,7 +117,9 @@ def test_what_the_wheel_has(wheel: Path) -> None:
         names = {name.removeprefix("sriov_fast/") for name in archive.namelist()}
     compiled = {name.split(".")[0] for name in names if name.endswith(".so")}
     assert compiled == set(MODULES)
-    assert {"py.typed", "entry.py", "client/sriov-client"} | {f"{name}.pyi" for name in MODULES} <= names
+    assert {"py.typed", "plugin/process.py", "client/sriov-client"} | {
+        f"{name}.pyi" for name in MODULES
+    } <= names
     assert not [name for name in names if name.endswith((".c", ".pyx", ".pxd", ".h"))]
     assert not [name for name in names if name.startswith(("tests", "benches", "docs", "lab"))]
 

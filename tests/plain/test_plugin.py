@@ -6,10 +6,11 @@ from pathlib import Path
 
 import pytest
 
-from sriov_fast import plugin, ready
 from sriov_fast.cni.request import Request
 from sriov_fast.cni.result import IpConfig, Result
 from sriov_fast.errors import CheckError, ConfigError, DecodeError, UnavailableError
+from sriov_fast.plugin import prepare
+from sriov_fast.plugin.run import run
 from sriov_fast.sriov import roots
 from sriov_fast.sriov.roots import Roots
 from sriov_fast.values import Route
@@ -34,7 +35,7 @@ BARE = IpConfig(address="10.2.0.2/24")
     ],
 )
 def test_gateways(ips: tuple[IpConfig, ...], route: Route, gateway: str) -> None:
-    (found,) = ready._routes(Result(ips=ips, routes=(route,)))
+    (found,) = prepare._routes(Result(ips=ips, routes=(route,)))
     assert found == route.replace(gw=gateway)
 
 
@@ -52,32 +53,32 @@ CONF = b'{"cniVersion": "1.1.0", "name": "n", "type": "sriov", "master": "eth1"}
 
 
 def test_version_needs_no_configuration(nowhere: Roots) -> None:
-    done = plugin.run(Request(command="VERSION"), nowhere)
+    done = run(Request(command="VERSION"), nowhere)
     assert b'"supportedVersions"' in done.output
     assert (done.afterwards, done.undelivered) == (None, None)
 
 
 def test_a_del_of_nothing_leaves_nothing(nowhere: Roots) -> None:
-    assert plugin.run(request("DEL", CONF), nowhere).output == b""
+    assert run(request("DEL", CONF), nowhere).output == b""
     assert not list(Path(nowhere.run).rglob("*~*"))
     assert not any(path.is_file() for path in Path(nowhere.run).rglob("*"))
 
 
 def test_check_of_nothing(nowhere: Roots) -> None:
     with pytest.raises(CheckError, match="container c has no eth0 of ours"):
-        plugin.run(request("CHECK", CONF, netns="/run/netns/x"), nowhere)
+        run(request("CHECK", CONF, netns="/run/netns/x"), nowhere)
 
 
 def test_status_of_nothing(nowhere: Roots) -> None:
     with pytest.raises(UnavailableError, match="eth1"):
-        plugin.run(Request(command="STATUS", stdin=CONF), nowhere)
+        run(Request(command="STATUS", stdin=CONF), nowhere)
 
 
 def test_an_add_into_our_own_namespace(nowhere: Roots) -> None:
     from sriov_fast.errors import EnvError
 
     with pytest.raises(EnvError, match="is the host's own namespace") as caught:
-        plugin.run(request("ADD", CONF, netns="/proc/self/ns/net"), nowhere)
+        run(request("ADD", CONF, netns="/proc/self/ns/net"), nowhere)
     assert caught.value.code == 4
     assert not Path(nowhere.run).exists()
 
@@ -85,7 +86,7 @@ def test_an_add_into_our_own_namespace(nowhere: Roots) -> None:
 @pytest.mark.parametrize(("stdin", "error"), [(b"", DecodeError), (b"{}", ConfigError)])
 def test_the_configuration_comes_first(nowhere: Roots, stdin: bytes, error: type[Exception]) -> None:
     with pytest.raises(error):
-        plugin.run(request("ADD", stdin, netns="/nowhere"), nowhere)
+        run(request("ADD", stdin, netns="/nowhere"), nowhere)
     assert not Path(nowhere.run).exists()
 
 

@@ -182,24 +182,11 @@ def test_del(tx: Make, service: Service, state: Path) -> None:
     assert list(state.parent.glob("run/leases/*/*")) == []
 
 
-def test_del_runs_beside_its_caller(tx: Make, service: Service) -> None:
-    tx().run("ADD")
-    with service.lock:  # the service cannot answer now
-        running = tx().start("DEL")
-        assert len(service.allocations) == 1
-    running.settle(10.0)
-    assert service.allocations == {}
-    assert running.finish(10.0) is None
-    running.cancel()
-
-
-def test_del_beside_its_caller_tells_its_fault(tx: Make, service: Service, state: Path) -> None:
+def test_a_del_that_can_write_nothing_down_tells_its_fault(tx: Make, service: Service, state: Path) -> None:
     state.write_text("no directory")
     service.stop_listening()
-    running = tx().start("DEL")
-    running.settle(10.0)
     with pytest.raises(IpamError, match="refuses connections"):
-        running.finish(10.0)
+        tx().run("DEL")
 
 
 def test_check(tx: Make, service: Service) -> None:
@@ -388,7 +375,7 @@ def test_long_and_foreign_identifiers(tx: Make, service: Service) -> None:
     assert service.seen[-1].body["pod_id"] == pod
     key = service.seen[-1].fields["idempotency-key"]
     assert len(key) <= 200
-    tx(args=f"PodID={pod[:-1]}u;HostIP=10.0.0.1").start("DEL").finish(5.0)
+    tx(args=f"PodID={pod[:-1]}u;HostIP=10.0.0.1").run("DEL")
     tx(args=f"PodID={pod[:-1]}u;HostIP=10.0.0.1").run("ADD")
     assert service.seen[-1].fields["idempotency-key"] != key
 

@@ -13,10 +13,11 @@ from itertools import chain
 from pathlib import Path
 from typing import NamedTuple
 
-from sriov_fast import backend, codec, log, upkeep
+from sriov_fast import backend, codec, log
 from sriov_fast.cli import machine, release
 from sriov_fast.cli.install import PLUGIN_DIRECTORY
 from sriov_fast.errors import DecodeError, SriovError
+from sriov_fast.plugin import recovery
 from sriov_fast.sriov import roots
 from sriov_fast.sriov.journal import Journal
 from sriov_fast.sriov.roots import Roots
@@ -60,7 +61,7 @@ def _run(args: argparse.Namespace) -> int:
 
 def _repaired(here: Roots) -> _Findings:
     """Release every stray attachment; the fault of one does not keep the others."""
-    found = upkeep.repair(here, log.Logger("warning"))
+    found = recovery.repair(here, log.Logger("warning"))
     if found:
         yield Finding(OK, "repair", f"finished {found} requests that were cut short")
     for record, why in machine.strays(here):

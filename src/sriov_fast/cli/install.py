@@ -46,7 +46,7 @@ class Program(NamedTuple):
 # -I: no PYTHON* variables, no user site, no current directory; -S: no site; -X utf8: no locale.
 # What the operator starts may use site: there a virtual environment must be whole.
 PROGRAMS = {
-    "sriov": Program("sriov_fast.entry", "-ISXutf8", resident=True),
+    "sriov": Program("sriov_fast.plugin.process", "-ISXutf8", resident=True),
     "txipam": Program("sriov_fast.ipam.txipam_main", "-ISXutf8"),
     "sriov-fast": Program("sriov_fast.cli", "-IXutf8", is_plugin=False),
 }

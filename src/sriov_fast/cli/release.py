@@ -5,8 +5,10 @@ from __future__ import annotations
 import argparse
 import sys
 
-from sriov_fast import log, plugin, upkeep
+from sriov_fast import log
 from sriov_fast.errors import BusyError, SriovError
+from sriov_fast.plugin import recovery
+from sriov_fast.plugin import release as plugin_release
 from sriov_fast.sriov import fate, roots
 from sriov_fast.sriov.journal import BROKEN, HOMING, Attachment, Journal
 from sriov_fast.sriov.roots import Roots
@@ -61,13 +63,13 @@ def release(record: Attachment, here: Roots, *, force: bool = False) -> None:
             "`sriov-fast doctor` shows what is wrong with it, and what to do",
         )
     journal = Journal(here.run, here.proc)
-    call = upkeep.call_of(record, here, journal, log.Logger("warning"))
+    call = recovery.call_of(record, here, journal, log.Logger("warning"))
     with call.owner_lock():
         still = journal.again(record)
         if still is None:
             return  # its DEL or a GC has come meanwhile
         if still.state == HOMING:
-            upkeep.repair_one(call, still)
+            recovery.repair_one(call, still)
             return
         found = fate.of(still, here)
         if not found.gone and not force:
@@ -77,4 +79,4 @@ def release(record: Attachment, here: Roots, *, force: bool = False) -> None:
                 interface=still.ifname,
                 vf=still.vf,
             )
-        plugin.release(call, still)
+        plugin_release.release(call, still)

@@ -1,6 +1,6 @@
 """The base of the built-in IPAM plugins, which run in this process: ``host-local``, ``static``, ``txipam``.
 
-A built-in plugin is used as ``exec.Ipam`` is: ``start`` a verb, ``finish`` or ``cancel`` it. ``start``
+A built-in plugin is used as ``exec.Ipam`` is: ``start`` a verb, ``finish`` it. ``start``
 carries out the whole verb: it returns when that is done, or raises.
 """
 
@@ -25,7 +25,6 @@ class Done:
     """A verb that was carried out; it has the methods of ``exec.Running``, which is a process."""
 
     __slots__ = ("_answer",)
-    ended = True
 
     def __init__(self, answer: dict[str, Any] | None) -> None:
         self._answer = answer
@@ -34,11 +33,8 @@ class Done:
         """Return the result; None if the verb has none."""
         return self._answer
 
-    def settle(self, grace: float) -> None:
+    def hurry(self, seconds: float) -> None:
         """Do nothing: the verb has ended."""
-
-    def cancel(self) -> None:
-        """Do nothing: the verb has ended, and DEL undoes an ADD."""
 
 
 class Builtin(Value):
@@ -61,6 +57,7 @@ class Builtin(Value):
     stderr: Sequence[int] = (2,)
 
     kind = ""
+    waits = False  # for another process or for the network
 
     def start(self, command: str) -> Done:
         """Carry out ``command``. If it raises an error, the verb has changed nothing."""

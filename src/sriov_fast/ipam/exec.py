@@ -40,6 +40,7 @@ _SIGXFSZ = 25
 _UNKNOWN_VERB = (1, 3, 4)
 _OPTIONAL_VERBS = ("GC", "STATUS")
 _TRY_AGAIN = 11
+_LOOK = 1.0  # seconds between two looks at the deadline
 
 __all__ = ["Ipam", "Running", "delegate_args", "find", "may_choose_vf", "needs_interface"]
 
@@ -88,8 +89,6 @@ def delegate_args(text: str) -> str:
 class Running:
     """One delegate on its way. ``finish`` or ``cancel`` ends it; either leaves no process behind."""
 
-    ended = False
-
     def __init__(self, program: str, command: str, pid: int, out: int) -> None:
         self.kind = os.path.basename(program)
         self.command = command
@@ -97,6 +96,7 @@ class Running:
         self._out = out
         self._pidfd = _open_pidfd(pid)
         self._status: int | None = None
+        self._deadline = float("inf")
 
     @classmethod
     def start(
@@ -121,26 +121,17 @@ class Running:
 
     def finish(self, timeout: float) -> dict[str, Any] | None:
         """Wait at most ``timeout`` seconds and return the result; None where the verb has none."""
-        deadline = time.monotonic() + timeout
+        self.hurry(timeout)
         try:
-            answer = self._read(deadline, timeout)
-            status = self._wait(deadline, timeout)
+            answer = self._read(timeout)
+            status = self._wait(timeout)
         finally:
             self.cancel()
         return self._judge(answer, status)
 
-    def settle(self, grace: float) -> None:
-        """Let the delegate end by itself for at most ``grace`` seconds; its answer is dropped.
-
-        A delegate that is killed may leave an address without an owner, which no DEL finds: host-local
-        creates the address's file first and writes the owner into it next.
-        """
-        if self._status is None:
-            try:
-                self.finish(grace)
-            except IpamError:
-                pass  # the caller raises its own error
-        self.cancel()
+    def hurry(self, seconds: float) -> None:
+        """Have ``finish`` end in at most ``seconds``, also while another thread waits in it."""
+        self._deadline = min(self._deadline, time.monotonic() + seconds)
 
     def cancel(self) -> None:
         """Kill the delegate where it still runs, and reap it. Harmless after ``finish`` and when repeated."""
@@ -155,7 +146,7 @@ class Running:
 
     # --- waiting
 
-    def _read(self, deadline: float, timeout: float) -> bytes:
+    def _read(self, timeout: float) -> bytes:
         """Read until the end of the output, or until the delegate itself has ended.
 
         A daemon that the delegate leaves behind may keep the pipe open.
@@ -164,7 +155,7 @@ class Running:
         chunks: list[bytes] = []
         size = 0
         while True:
-            ended = self._poll(deadline, timeout)
+            ended = self._poll(timeout)
             while chunk := _read_some(self._out):
                 chunks.append(chunk)
                 size += len(chunk)
@@ -173,25 +164,30 @@ class Running:
             if chunk == b"" or ended:
                 return b"".join(chunks)
 
-    def _poll(self, deadline: float, timeout: float) -> bool:
+    def _poll(self, timeout: float) -> bool:
         """Wait for output, its end, or the end of the process; return whether it was the last."""
         poller = select.poll()
         poller.register(self._out, select.POLLIN)
         if self._pidfd >= 0:
             poller.register(self._pidfd, select.POLLIN)
-        events = poller.poll(max(0.0, deadline - time.monotonic()) * 1000)
-        if not events:
-            raise self._late(timeout)
+        while not (events := poller.poll(min(_LOOK, self._left()) * 1000)):
+            if not self._left():
+                raise self._late(timeout)
         return any(fd == self._pidfd for fd, _ in events)
 
-    def _wait(self, deadline: float, timeout: float) -> int:
+    def _left(self) -> float:
+        """Return the seconds until the deadline, which another thread may bring forward (``hurry``)."""
+        return max(0.0, self._deadline - time.monotonic())
+
+    def _wait(self, timeout: float) -> int:
         """Reap the process, which has closed its output and so is about to end."""
         if self._pidfd >= 0:
             poller = select.poll()
             poller.register(self._pidfd, select.POLLIN)
-            poller.poll(max(0.0, deadline - time.monotonic()) * 1000)
+            while not poller.poll(min(_LOOK, self._left()) * 1000) and self._left():
+                pass
         while not self._reap(os.WNOHANG):
-            if time.monotonic() >= deadline:
+            if not self._left():
                 raise self._late(timeout)
             time.sleep(0.0005)  # only kernels without pidfd_open (before 5.3) come here
         return self._status or 0
@@ -264,6 +260,8 @@ class Ipam(Value):
     args: str = ""
     environ: Mapping[str, str] = os.environ
     stderr: int = _STDERR
+
+    waits = True  # for another process
 
     def env(self, command: str) -> dict[str, str]:
         """Return the delegate's environment: the caller's, with the CNI variables of this request."""

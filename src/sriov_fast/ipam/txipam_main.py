@@ -7,10 +7,11 @@ from __future__ import annotations
 
 import os
 
-from sriov_fast import codec, entry
-from sriov_fast.call import Reply
+from sriov_fast import codec
 from sriov_fast.cni import netconf, reply, request
 from sriov_fast.errors import SriovError, VersionError
+from sriov_fast.plugin import process
+from sriov_fast.plugin.context import Reply
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -25,7 +26,7 @@ _LONGEST = 60.0  # seconds; the configuration's ``timeout`` ends sooner
 
 def main() -> None:
     """Serve one request and end the process; does not return."""
-    entry.run(_answer)
+    process.serve(_answer)
 
 
 def _answer(stdin: bytes) -> Reply:
@@ -79,4 +80,4 @@ def _take_back(ipam: TxIpam) -> None:
     try:
         ipam.run("DEL", _LONGEST)
     except (SriovError, OSError) as error:
-        entry.say(f"txipam: the address could not be given back: {error}")
+        process.say(f"txipam: the address could not be given back: {error}")

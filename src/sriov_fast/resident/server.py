@@ -16,11 +16,11 @@ import time
 import traceback
 from contextlib import suppress
 
-from sriov_fast import cpu, log, plugin, upkeep
-from sriov_fast.beside import beside
-from sriov_fast.call import Context, Reply
+from sriov_fast import cpu, log
 from sriov_fast.cni import reply, request
 from sriov_fast.errors import SriovError
+from sriov_fast.plugin import recovery, run
+from sriov_fast.plugin.context import Context, Reply
 from sriov_fast.resident import frames
 from sriov_fast.resident.connections import Connections
 from sriov_fast.sriov import netns
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from sriov_fast.sriov.roots import Roots
-    from sriov_fast.steps import Steps
+    from sriov_fast.trace import Steps
 
 _STDERR = 2
 _SIGNALS = {signal.SIGTERM, signal.SIGINT}
@@ -268,7 +268,7 @@ class Server:
             netns_fd=asked.netns_fd,
             home_fd=self._home,
             token=asked.token,
-            beside=beside,
+            threads=True,
             defer_release=self._options.defer_release,
             steps=steps,
         )
@@ -276,7 +276,7 @@ class Server:
             wanted = request.read(asked.environ, asked.stdin)
             if steps:
                 steps.verb = wanted.command
-            done = plugin.run(wanted, self._roots, context)
+            done = run.run(wanted, self._roots, context)
         except Exception as error:
             if reply.is_internal(error):
                 self._unexpected(error)
@@ -291,7 +291,7 @@ class Server:
     def _repair(self) -> None:
         """Finish what was cut short, whoever did it."""
         try:
-            found = upkeep.repair(self._roots, self._log)
+            found = recovery.repair(self._roots, self._log)
         except (SriovError, OSError) as error:
             self._log.error("what was cut short could not be finished", why=error)
             return
@@ -347,7 +347,7 @@ def _steps(environ: dict[str, str], begin: int) -> Steps | None:
     path = environ.get("SRIOV_FAST_TRACE")
     if not path:
         return None
-    from sriov_fast.steps import Steps
+    from sriov_fast.trace import Steps
 
     return Steps(path, "resident", begin)
 
@@ -357,9 +357,14 @@ def _warm_up(state: str) -> None:
 
     The modules of txipam are imported if this node has used it: HTTPS takes long to import.
     """
+    import sriov_fast.helpers
     import sriov_fast.ipam.exec
     import sriov_fast.ipam.host_local.plugin
     import sriov_fast.ipam.static
+    import sriov_fast.plugin.add
+    import sriov_fast.plugin.check
+    import sriov_fast.plugin.gc
+    import sriov_fast.plugin.status
     import sriov_fast.sriov.announce  # noqa: F401
 
     if os.path.isdir(f"{state}/hosts"):

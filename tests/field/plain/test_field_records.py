@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 
-from sriov_fast import codec, log, upkeep
+from sriov_fast import codec, log
+from sriov_fast.plugin import recovery
 from sriov_fast.sriov import locks
 from sriov_fast.sriov.journal import ATTACHED, BROKEN, Attachment, Entry, Journal
 from sriov_fast.sriov.roots import Roots
@@ -103,7 +104,7 @@ def test_205_what_is_kept_aside(roots: Roots) -> None:
     assert (journal.taken(), journal.owners()) == ({PCI}, {PCI: ("c1", "eth0")})
     assert [fault.pci for fault in journal.faults()] == [PCI]
     journal.remove(broken)
-    upkeep.repair(roots, log.Logger("error"))
+    recovery.repair(roots, log.Logger("error"))
     (kept,) = Path(roots.run, "vfs").iterdir()
     assert kept.read_bytes() == content
 
@@ -114,7 +115,7 @@ def test_205_one_record_that_cannot_be_read(roots: Roots) -> None:
     os.mkdir(path.with_name("0000:01:10.1~c2~eth0"))
     (fault,) = journal.faults()
     assert (fault.pci, "Is a directory" in fault.why) == ("0000:01:10.1", True)
-    upkeep.repair(roots, log.Logger("error"))
+    recovery.repair(roots, log.Logger("error"))
     assert journal.find("c1", "eth0") == record()
 
 
@@ -124,8 +125,8 @@ def test_207_drafts(roots: Roots) -> None:
     journal.draft(record(mtu=1400))
     journal.draft(record(pci="0000:01:10.1"))
     with locks.acquire(roots.run, f"vf-{PCI}", "an ADD"):
-        upkeep.repair(roots, log.Logger("error"))
+        recovery.repair(roots, log.Logger("error"))
         assert journal.drafts() == [PCI]
-    upkeep.repair(roots, log.Logger("error"))
+    recovery.repair(roots, log.Logger("error"))
     assert journal.drafts() == []
     assert journal.find("c1", "eth0") == record()

@@ -25,8 +25,9 @@ VERSION = HEADER.pack(MAGIC, 0, len(ENVIRON), 2, bytes(16)) + ENVIRON + b"{}"
 PROGRAM = """
 import _thread, os, socket, sys
 from time import sleep as hang
-from sriov_fast import log, plugin, upkeep
-from sriov_fast.call import Reply
+from sriov_fast import log
+from sriov_fast.plugin import recovery, run
+from sriov_fast.plugin.context import Reply
 from sriov_fast.resident import connections, frames, server
 from sriov_fast.sriov.roots import Roots
 
@@ -148,7 +149,7 @@ def test_202_a_thread_for_the_upkeep_that_cannot_be_started(serve: Serve, tmp_pa
 
 def test_203_a_failing_upkeep(serve: Serve) -> None:
     """An unexpected exception in the upkeep ended the server."""
-    served = serve("upkeep.repair = fault")
+    served = serve("recovery.repair = fault")
     served.wait_for(lambda: served.faults() > 3)
     assert b"supportedVersions" in served.ask()
     assert "made up" in served.log.read_text()
@@ -158,7 +159,7 @@ def test_203_a_failing_upkeep(serve: Serve) -> None:
 def test_203_an_upkeep_that_hangs(serve: Serve) -> None:
     """Neither requests nor SIGTERM wait for it."""
     waits = "lambda *_: os.close(os.open(f'{root}/hangs', os.O_CREAT)) or hang(60)"
-    served = serve(f"server._LAST = 0.2; upkeep.repair = {waits}")
+    served = serve(f"server._LAST = 0.2; recovery.repair = {waits}")
     served.wait_for(lambda: (served.root / "hangs").exists())
     assert b"supportedVersions" in served.ask()
     served.end()
@@ -168,13 +169,13 @@ PARTS = {
     "the log": "log.Logger.warning = log.Logger.error = fault",
     "peer_uid": "connections.peer_uid = fault",
     "read": "frames.Incoming.read = fault",
-    "run": "plugin.run = fault",
+    "run": "run.run = fault",
     "the reply": "frames.answer = fault",
     "nobody there, and the log": "frames.answer = lambda *_: os.write(-1, b''); log.Logger.warning = fault",
     "behind the reply": "os.sched_yield = fault",
     "let_go": "Reply.let_go = fault",
-    "afterwards": "plugin.run = lambda *_: Reply(output=b'supportedVersions', afterwards=fault)",
-    "SystemExit": "plugin.run = lambda *_: sys.exit(3)",
+    "afterwards": "run.run = lambda *_: Reply(output=b'supportedVersions', afterwards=fault)",
+    "SystemExit": "run.run = lambda *_: sys.exit(3)",
     "the trace": "server._steps = fault",
 }
 

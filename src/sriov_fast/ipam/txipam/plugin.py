@@ -10,9 +10,8 @@ from __future__ import annotations
 import time
 
 from sriov_fast import cni_args, ipamd_api
-from sriov_fast.beside import beside
 from sriov_fast.errors import CheckError, ConfigError, IpamError, SriovError
-from sriov_fast.ipam.builtin import Builtin, Done, read_routes, valid_attachments
+from sriov_fast.ipam.builtin import Builtin, read_routes, valid_attachments
 from sriov_fast.ipam.keys import Keys, parse_ip, same_family, show_cidr, show_ip, wrong
 from sriov_fast.ipam.txipam import hosts, leases, outbox
 from sriov_fast.ipam.txipam.client import Client, Owner, ServiceError, read_lease
@@ -20,7 +19,6 @@ from sriov_fast.ipam.txipam.settings import Settings, read_settings
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable
     from typing import Any
 
     from sriov_fast.ipam.keys import Ip
@@ -39,12 +37,7 @@ class TxIpam(Builtin):
     """The plugin of one request; the service is at ``ipam.remote``."""
 
     kind = "txipam"
-
-    def start(self, command: str) -> Any:
-        """Execute ``command``; a DEL is only started, and runs while its caller waits for the kernel."""
-        if command != "DEL":
-            return super().start(command)
-        return Started(lambda: super(TxIpam, self).start("DEL"))
+    waits = True  # for the service
 
     # --- the verbs
 
@@ -373,29 +366,3 @@ def _address(item: Keys) -> Given:
     gateway = item.ip("gateway")
     same_family(gateway, ip, item.place("gateway"))
     return ip, length, gateway
-
-
-class Started:
-    """A verb that runs concurrently with its caller; has the interface of ``exec.Running``.
-
-    The verb ends within its own time limit.
-    """
-
-    ended = False
-
-    def __init__(self, work: Callable[[], Done]) -> None:
-        self._wait = beside(work)
-
-    def finish(self, timeout: float) -> dict[str, Any] | None:
-        """Wait, and return the result or raise the verb's error."""
-        return self._wait().finish()
-
-    def settle(self, grace: float) -> None:
-        """Wait until the verb has ended; its result and its error are dropped."""
-        try:
-            self._wait()
-        except (SriovError, OSError):
-            pass  # the caller raises its own error
-
-    def cancel(self) -> None:
-        """Do nothing: the verb ends by itself."""

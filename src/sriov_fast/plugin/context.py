@@ -1,4 +1,4 @@
-"""One call of the plugin: the request with what it is served from, and what comes of it.
+"""One call of the plugin: the request and its surroundings, and the reply.
 
 The same verbs serve a process that ends after one request and the resident server; ``Context`` is the
 difference between the two.
@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 
-from sriov_fast import codec
+from sriov_fast import codec, executor
 from sriov_fast.ipam.kinds import builtin
 from sriov_fast.sriov import locks
 from sriov_fast.sriov.locate import Where
@@ -27,18 +27,19 @@ if TYPE_CHECKING:
     from sriov_fast.ipam.exec import Ipam
     from sriov_fast.sriov.journal import Attachment, Journal
     from sriov_fast.sriov.roots import Roots
-    from sriov_fast.steps import Steps
+    from sriov_fast.trace import Steps
 
 IPAM_WAIT = 60.0  # seconds; the dhcp plugin itself waits for up to 45
-IPAM_GRACE = 10.0  # seconds for an ADD that is not wanted any more
+IPAM_GRACE = 10.0  # seconds; for the ADD of a delegate when the attach has failed
 _STDERR = 2
 
 
 class Reply(Value):
-    """What goes to stdout, and ``afterwards``, which nobody waits for.
+    """The output for stdout, and the work that follows it.
 
-    ``undelivered`` is for when stdout does not take it: nobody knows then that something was done. Before
-    either of them, ``held`` is let go: what the request was served with, such as its locks.
+    ``afterwards`` runs when the output is delivered, ``undelivered`` when it could not be: the runtime does
+    not know then that anything was done. ``held`` has the locks and descriptors of the request, and is closed
+    before either.
     """
 
     output: bytes = b""
@@ -47,19 +48,19 @@ class Reply(Value):
     held: ExitStack | None = None
 
     def let_go(self) -> None:
-        """Close what is held; to be called when the output is out, or cannot be."""
+        """Release locks and descriptors; called after the attempt to deliver the output."""
         if self.held:
             self.held.close()
 
 
 class Context(Value):
-    """Where a request is served.
+    """The surroundings of a request.
 
-    ``environ`` and ``stderr`` (descriptors) are for its log, ``plugins_stderr`` for plugins that it executes;
-    ``netns_fd`` is its namespace where it came as a descriptor, ``home_fd`` our own where that is open.
-    ``token`` marks what this very call did.
-    ``beside`` runs something while the kernel works, and returns what waits for it; ``defer_release`` lets a
-    DEL answer before the VF is home. ``steps`` measures.
+    ``environ`` is the environment of its sender. ``stderr`` has the descriptors for the log,
+    ``plugins_stderr`` is the stderr of the plugins that are executed. ``netns_fd`` is the pod's namespace if
+    the sender opened it, ``home_fd`` the host's if it is open; -1 otherwise. ``token`` marks the attachment
+    that this request makes. With ``threads`` tasks run in helper threads. With ``defer_release`` a DEL
+    replies before the VF is home. ``steps`` measures.
     """
 
     environ: Mapping[str, str] = os.environ
@@ -68,13 +69,13 @@ class Context(Value):
     netns_fd: int = -1
     home_fd: int = -1
     token: str = ""
-    beside: Callable[[Callable[[], Any]], Callable[[], Any]] | None = None
+    threads: bool = False
     defer_release: bool = False
     steps: Steps | None = None
 
 
 class Call(Value):
-    """One request with what it is served from."""
+    """One request and its surroundings."""
 
     request: Request
     conf: NetConf
@@ -86,26 +87,34 @@ class Call(Value):
 
     @property
     def who(self) -> str:
-        """What others are told who wait for our locks."""
+        """This request's name in the errors of others that wait for its locks."""
         return f"{self.request.command} {self.request.container_id} {self.request.ifname}".strip()
 
     @property
     def where(self) -> Where:
-        """What the runtime says of the pod's namespace."""
+        """The pod's namespace, as the runtime names it."""
         return Where(path=self.request.netns, fd=self.context.netns_fd, home=self.context.home_fd)
 
     def owner_lock(self) -> locks.Lock:
-        """Keep two requests for one interface of one container apart."""
+        """Lock this interface of this container against other requests."""
         asked = self.request
         return locks.acquire(self.roots.run, f"owner-{asked.container_id}~{asked.ifname}", self.who)
 
+    def vf_lock(self, pci: str) -> locks.Lock:
+        """Lock a VF against other requests."""
+        return locks.acquire(self.roots.run, f"vf-{pci}", self.who)
+
+    def tasks(self) -> executor.Scope:
+        """Return a scope for tasks, all of which have ended when the scope is left."""
+        return executor.Scope(threads=self.context.threads)
+
     def step(self, name: str, kind: str = "ours") -> None:
-        """Say what has just been done, and by whom: "kernel", "ipam" or "ours"."""
+        """Record the end of a step; ``kind`` is "kernel", "ipam" or "ours"."""
         if self.context.steps:
             self.context.steps.done(name, kind)
 
     def of(self, record: Attachment) -> Call:
-        """Return the call that its own runtime would DEL an attachment with: as it was attached."""
+        """Return this call with the record's request: a DEL as the attachment's own runtime sends it."""
         theirs = self._with_recorded(record, record.request.get("config", {}))
         asked = theirs.request.replace(
             container_id=record.container_id, ifname=record.ifname, netns=record.netns
@@ -114,10 +123,10 @@ class Call(Value):
         return theirs.replace(request=asked, context=context)
 
     def as_added(self, record: Attachment) -> Call:
-        """Return the call with what the ADD's IPAM was given: configuration and CNI_ARGS.
+        """Return this call with the configuration and the CNI_ARGS of the ADD, for IPAM.
 
-        Both may have changed since. The namespace and ``prevResult`` stay this call's. A record that cannot
-        be read has neither, and this call is all there is.
+        Both may have changed since. The namespace and ``prevResult`` stay this call's. A broken record has
+        neither: this call is returned.
         """
         if not record.request:
             return self
@@ -127,9 +136,9 @@ class Call(Value):
         return self._with_recorded(record, config)
 
     def _with_recorded(self, record: Attachment, config: dict[str, Any]) -> Call:
-        """Return the call with another configuration for IPAM, and the record's CNI_ARGS.
+        """Return this call with another configuration for IPAM, and the record's CNI_ARGS.
 
-        CNI_PATH is where plugins are now; where they were follows.
+        CNI_PATH is this request's, followed by the record's.
         """
         given = record.request
         path = dict.fromkeys((*self.request.path, *given.get("path", ())))
@@ -140,7 +149,7 @@ class Call(Value):
         return self.replace(request=asked, conf=conf, recorded=record.addresses)
 
     def ipam(self) -> Ipam | Builtin | None:
-        """Return this request's IPAM, built in or to be executed; None where the configuration has none."""
+        """Return this request's IPAM, built in or to be executed; None if the configuration has none."""
         if not self.conf.ipam_type:
             return None
         asked = self.request
@@ -156,7 +165,7 @@ class Call(Value):
                 state_dir=self.roots.state,
                 stderr=self.context.stderr,
             )
-        from sriov_fast.ipam.exec import Ipam  # late: only for what is executed
+        from sriov_fast.ipam.exec import Ipam  # late: only for plugins that are executed
 
         return Ipam(
             kind=self.conf.ipam_type,

@@ -1,6 +1,6 @@
-"""The steps of one request, as they were: for ``sriov-fast trace``.
+"""The duration of each step of a request, for ``sriov-fast trace``.
 
-``SRIOV_FAST_TRACE`` in a request's environment names the file that they are written to.
+``SRIOV_FAST_TRACE`` in a request's environment names the file for the steps.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import time
 
 from sriov_fast import codec
 
-# A FIFO must not hold up a pod; what is no regular file is left alone.
+# A FIFO must not block a request; only a regular file is written.
 _OPEN = os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY
 
 
@@ -31,12 +31,8 @@ class Steps:
         self._spans.append((name, kind, self._last, now))
         self._last = now
 
-    def beside(self, name: str, kind: str, begin: int) -> None:
-        """Add what ran beside the others from ``begin`` until now."""
-        self._spans.append((name, kind, begin, time.monotonic_ns()))
-
     def write(self) -> None:
-        """Write the file, for root alone; what cannot be written is lost."""
+        """Write the file, readable by root only; an error is ignored."""
         keys = ("name", "kind", "start_ns", "end_ns")
         spans = [dict(zip(keys, span, strict=True)) for span in sorted(self._spans, key=lambda span: span[2])]
         document = {"clock": "CLOCK_MONOTONIC", "mode": self.mode, "verb": self.verb, "spans": spans}

@@ -11,8 +11,8 @@ from contextlib import ExitStack
 
 import pytest
 
-from sriov_fast import entry
-from sriov_fast.call import Reply
+from sriov_fast.plugin import process
+from sriov_fast.plugin.context import Reply
 
 
 @pytest.mark.parametrize("raises", [False, True])
@@ -33,7 +33,7 @@ def test_behind_the_reply(raises: bool) -> None:
             if raises:
                 raise ValueError("nobody hears it")
 
-        entry.behind_the_reply(work)
+        process.behind_the_reply(work)
         os._exit(7)
     os.close(writer)
     os.close(mark)
@@ -54,7 +54,7 @@ def test_only_ebadf_means_closed(monkeypatch: pytest.MonkeyPatch) -> None:
 
     with monkeypatch.context() as patched:
         patched.setattr(os, "fstat", refuse)
-        found = [entry._is_open(fd) for fd in (77, 1)]
+        found = [process._is_open(fd) for fd in (77, 1)]
     assert found == [False, True]
 
 
@@ -69,7 +69,7 @@ def test_what_cannot_be_closed_changes_no_reply(monkeypatch: pytest.MonkeyPatch,
         held.callback(refuse)
         taken_back: list[bool] = []
         done = Reply(output=b"{}", held=held.pop_all(), undelivered=lambda: taken_back.append(True))
-        monkeypatch.setattr(entry, "_wants_stdin", lambda: False)
-        monkeypatch.setattr(entry, "_delivered", lambda _: delivered)
-        assert entry._serve(lambda _: done) == (0 if delivered else 1, None)
+        monkeypatch.setattr(process, "_wants_stdin", lambda: False)
+        monkeypatch.setattr(process, "_delivered", lambda _: delivered)
+        assert process._serve(lambda _: done) == (0 if delivered else 1, None)
     assert taken_back == [True] * (not delivered)

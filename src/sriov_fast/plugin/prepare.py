@@ -1,6 +1,6 @@
-"""What an ADD makes of IPAM's answer while the kernel moves the VF.
+"""Preparation of an ADD's journal record, netlink messages and reply, while the kernel moves the VF.
 
-All that is left to do when the VF is in the pod has to be waited for.
+Work that is done after the move adds to the latency.
 """
 
 from __future__ import annotations
@@ -14,17 +14,18 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from sriov_fast.call import Call
     from sriov_fast.cni.result import Result
+    from sriov_fast.plugin.context import Call
     from sriov_fast.sriov.attach import Addressing
     from sriov_fast.sriov.journal import Attachment
     from sriov_fast.values import Route
 
 
-class Ready(Value):
-    """What is right if the device comes out as ``expected``, and was for ``observed``.
+class Prepared(Value):
+    """The end of an ADD, prepared for an expected device.
 
-    ``record`` is in the journal as a draft, ``output`` is what to print, ``tell`` writes the log.
+    ``given`` is IPAM's result, ``observed`` the record before the move, ``expected`` the device in the pod.
+    ``record`` is in the journal as a draft, ``output`` is for stdout, ``tell`` writes the log.
     """
 
     given: Result
@@ -36,12 +37,12 @@ class Ready(Value):
     tell: Callable[[], None]
 
     def holds(self, observed: Attachment, link: Link) -> bool:
-        """Say whether it came out so."""
+        """Return whether the preparation is right for this record and this device."""
         return observed == self.observed and _told(link) == _told(self.expected)
 
 
-def prepare(call: Call, observed: Attachment, given: Result, link: Link | None = None) -> Ready:
-    """Return what becomes of ``given`` if the VF is in the pod as ``link``, or as it should be."""
+def prepare(call: Call, observed: Attachment, given: Result, link: Link | None = None) -> Prepared:
+    """Prepare the end of an ADD for the device ``link`` in the pod; the default is the expected device."""
     link = link or _expected(observed)
     routes = _routes(given)
     record = observed.replace(
@@ -52,7 +53,7 @@ def prepare(call: Call, observed: Attachment, given: Result, link: Link | None =
         routes=tuple(route.as_dict() for route in routes),
     )
     call.journal.draft(record)
-    return Ready(
+    return Prepared(
         given=given,
         observed=observed,
         expected=link,
@@ -64,7 +65,7 @@ def prepare(call: Call, observed: Attachment, given: Result, link: Link | None =
 
 
 def _expected(record: Attachment) -> Link:
-    """Return the device as it should be in the pod."""
+    """Return the expected device in the pod."""
     return Link(
         index=record.ifindex,
         name=record.ifname,
@@ -75,12 +76,12 @@ def _expected(record: Attachment) -> Link:
 
 
 def _told(link: Link) -> tuple[object, ...]:
-    """Return what journal, result and log have of a device."""
+    """Return the fields of a device that are in journal, result and log."""
     return link.index, link.mac, link.mtu
 
 
 def _addresses(given: Result) -> tuple[str, ...]:
-    """Return the addresses; one that is given twice is set once."""
+    """Return the addresses without repetitions."""
     return tuple(dict.fromkeys(item.address for item in given.ips))
 
 
@@ -113,7 +114,7 @@ def _families_of_hosts(given: Result) -> set[bool]:
 
 
 def _is_off_link(gateway: str, hosts: set[bool]) -> bool:
-    """Say whether no address reaches a gateway, so that the kernel must be told that it is on the link.
+    """Return whether no address reaches a gateway: the route then needs the flag onlink.
 
     A link-local gateway (fe80::/10) is reached with the device's own link-local address.
     """
@@ -122,7 +123,7 @@ def _is_off_link(gateway: str, hosts: set[bool]) -> bool:
 
 
 def _identity(route: Route) -> Route:
-    """Return the route with the kernel's defaults, the same for two spellings of one route."""
+    """Return the route with the kernel's defaults, which is equal for equivalent routes."""
     return route.replace(
         table=route.table or 254,  # RT_TABLE_MAIN, linux/rtnetlink.h
         priority=route.priority or (1024 if ":" in route.dst else 0),  # IP6_RT_PRIO_USER, linux/ipv6_route.h

@@ -1,4 +1,4 @@
-"""The process: environment and stdin in, JSON on stdout and an exit status out."""
+"""The process of one request: environment and stdin in, JSON on stdout and an exit status out."""
 
 from __future__ import annotations
 
@@ -12,23 +12,23 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from sriov_fast.call import Reply
-    from sriov_fast.steps import Steps
+    from sriov_fast.plugin.context import Reply
+    from sriov_fast.trace import Steps
 
 _STDIN, _STDOUT, _STDERR = 0, 1, 2
-# More than any configuration; the decoder says what is too much.
+# Bytes of stdin that are read; the decoder has a lower limit.
 _MOST = 16 << 20
 
 
 def main() -> None:
-    """Be ``sriov``: serve one request and end the process; does not return."""
-    run(_answer)
+    """Run the plugin ``sriov``: serve one request and end the process; does not return."""
+    serve(_answer)
 
 
-def run(answer: Callable[[bytes], Reply]) -> None:
+def serve(answer: Callable[[bytes], Reply]) -> None:
     """Let ``answer`` serve one request, given its stdin, and end the process; does not return.
 
-    ``os._exit``: the interpreter's own way down takes longer than an answer, and everything is written then.
+    ``os._exit`` is used because a regular exit of the interpreter takes longer than most requests.
     """
     gc.disable()  # a process of milliseconds has nothing to collect
     status, afterwards = 1, None
@@ -44,9 +44,9 @@ def run(answer: Callable[[bytes], Reply]) -> None:
 
 
 def _settle_streams() -> None:
-    """Refuse a closed stdout and replace the others: the next file that is opened would get their number.
+    """Replace a closed stdin or stderr by /dev/null, and refuse a closed stdout.
 
-    And with it the reply, or a line of the log.
+    Otherwise the next file that is opened would get its number, and with it the reply or a line of the log.
     """
     closed = [fd for fd in (_STDIN, _STDOUT, _STDERR) if not _is_open(fd)]
     for _ in closed:
@@ -64,7 +64,7 @@ def _is_open(fd: int) -> bool:
 
 
 def say(words: str) -> None:
-    """Write a line to stderr, where that is possible."""
+    """Write a line to stderr; an error is ignored."""
     try:
         os.write(_STDERR, f"sriov-fast: {words}\n".encode(errors="backslashreplace"))
     except OSError:
@@ -72,9 +72,9 @@ def say(words: str) -> None:
 
 
 def behind_the_reply(work: Callable[[], None]) -> bool:
-    """Run ``work`` in a child whose end nobody waits for; it holds none of the caller's standard streams.
+    """Run ``work`` in a child process, which has none of the caller's standard streams.
 
-    Return False where there can be no child.
+    Return False if no process can be started.
     """
     try:
         child = os.fork()
@@ -94,7 +94,7 @@ def behind_the_reply(work: Callable[[], None]) -> bool:
 
 
 def _serve(answer: Callable[[bytes], Reply]) -> tuple[int, Callable[[], None] | None]:
-    """Read the request, carry it out, print the answer; return the exit status and what to do then."""
+    """Read the request, carry it out and print the reply; return exit status and the work after the reply."""
     stdin, done = b"", None
     try:
         stdin = _read_stdin() if _wants_stdin() else b""
@@ -117,15 +117,15 @@ def _serve(answer: Callable[[bytes], Reply]) -> tuple[int, Callable[[], None] | 
 
 
 def _answer(stdin: bytes) -> Reply:
-    from sriov_fast import plugin
-    from sriov_fast.call import Context
     from sriov_fast.cni import request
+    from sriov_fast.plugin.context import Context
+    from sriov_fast.plugin.run import run
     from sriov_fast.sriov import roots
 
     context = Context(token=os.environ.get("SRIOV_FAST_TOKEN", ""), steps=_steps())
     asked = request.read(os.environ, stdin)
     try:
-        return plugin.run(asked, roots.from_environment(), context)
+        return run(asked, roots.from_environment(), context)
     finally:
         if context.steps:
             context.steps.verb = asked.command
@@ -133,11 +133,11 @@ def _answer(stdin: bytes) -> Reply:
 
 
 def _steps() -> Steps | None:
-    """Return what measures, where ``SRIOV_FAST_TRACE`` names a file for it."""
+    """Return the recorder of steps if ``SRIOV_FAST_TRACE`` names a file."""
     path = os.environ.get("SRIOV_FAST_TRACE")
     if not path:
         return None
-    from sriov_fast.steps import Steps
+    from sriov_fast.trace import Steps
 
     return Steps(path, "in-process")
 
@@ -153,7 +153,7 @@ def _worded(error: Exception, stdin: bytes) -> bytes:
 
 
 def _wants_stdin() -> bool:
-    """Say whether to read stdin: a terminal is somebody trying VERSION by hand."""
+    """Return whether to read stdin: not for VERSION on a terminal."""
     return not (os.environ.get("CNI_COMMAND") in (None, "", "VERSION") and os.isatty(_STDIN))
 
 
@@ -176,7 +176,7 @@ def _read_stdin() -> bytes:
 
 
 def _delivered(output: bytes) -> bool:
-    """Print the answer, and say whether that could be done."""
+    """Print the reply; return whether that succeeded."""
     try:
         _write(output)
     except OSError as error:

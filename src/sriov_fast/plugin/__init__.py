@@ -1,0 +1,1 @@
+"""The verbs of the plugin: ADD, DEL, CHECK, STATUS, GC and VERSION."""

@@ -1,0 +1,280 @@
+"""ADD: give a container a VF."""
+
+from __future__ import annotations
+
+import os
+from contextlib import ExitStack
+
+from sriov_fast.backend import nl
+from sriov_fast.cni import netconf
+from sriov_fast.errors import BusyError, SriovError
+from sriov_fast.ipam.kinds import may_choose_vf, needs_interface
+from sriov_fast.plugin.addresses import Addresses
+from sriov_fast.plugin.context import Reply
+from sriov_fast.plugin.prepare import prepare
+from sriov_fast.plugin.release import recover, release
+from sriov_fast.sriov import affinity, attach, candidate, detach, locate, netns, pool
+from sriov_fast.sriov.journal import ATTACHED, BROKEN, Attachment
+from sriov_fast.values import Value
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from sriov_fast.executor import Scope, Task
+    from sriov_fast.plugin.context import Call
+    from sriov_fast.plugin.prepare import Prepared
+    from sriov_fast.sriov.attach import Addressing
+    from sriov_fast.sriov.pool import Choice
+    from sriov_fast.values import Link
+
+
+class Access(Value):
+    """A socket in the host's namespace and a descriptor of the pod's.
+
+    ``held`` is closed after the reply.
+    """
+
+    host: nl.Socket
+    pod_netns: int
+    held: ExitStack
+
+    def pod_socket(self) -> nl.Socket:
+        """Open a socket in the pod's namespace."""
+        return self.held.enter_context(nl.Socket(self.pod_netns))
+
+
+def add(call: Call) -> Reply:
+    """Give the container a VF (SPEC, "ADD"). If anything fails, everything is undone."""
+    with ExitStack() as held, ExitStack() as undo:
+        pod_netns = netns.open_pod(call.request.netns, call.context.netns_fd, call.context.home_fd)
+        held.callback(os.close, pod_netns)
+        affinity.require_online(call.conf.cores, call.roots)
+        held.enter_context(call.owner_lock())
+        _finish_interrupted(call)
+        host = held.enter_context(nl.Socket())
+        addresses = Addresses(call)
+        # Undone last: an address may go to the next pod only when this pod's VF cannot send.
+        undo.callback(addresses.give_back)
+        if call.conf.ipam_type and may_choose_vf(call.conf.ipam_type):
+            call = _with_choice_of_ipam(call, host, addresses)
+        call.step("check, lock")
+        choice = pool.choose(wish_of(call, host), call.journal, call.roots)
+        held.enter_context(choice.lock)
+        call.step("choose the VF")
+        record = _journaled(call, choice, host)
+        undo.callback(_bring_back, call, record, addresses)
+        undo.callback(call.journal.drop, record)
+        access = Access(host=host, pod_netns=pod_netns, held=held)
+        with call.tasks() as tasks:
+            prepared = _attach(call, record, access, addresses, tasks)
+        undo.pop_all()
+        return Reply(
+            output=prepared.output,
+            afterwards=(lambda: _announce(call, prepared.record)) if prepared.record.addresses else None,
+            undelivered=lambda: _undo_undelivered(call),
+            held=held.pop_all(),
+        )
+
+
+def _attach(call: Call, record: Attachment, access: Access, addresses: Addresses, tasks: Scope) -> Prepared:
+    """Move the VF into the pod, meanwhile run IPAM and prepare the reply; then set the addresses."""
+
+    def plan() -> tuple[Prepared, nl.Socket]:
+        answer = addresses.obtain()
+        pod = access.pod_socket()
+        return prepare(call, record, answer.result), pod
+
+    planning: Task | None = None
+    if not needs_interface(call.conf.ipam_type):
+        planning = tasks.submit(plan, waits=addresses.wait, hurry=addresses.hurry)
+    call.step("start IPAM", "ipam")
+    pinning = _start_pinning(call, record, tasks)
+    attach.configure(access.host, record)
+    call.step("configure", "kernel")
+    attach.move(access.host, record, access.pod_netns)
+    call.step("move", "kernel")
+    prepared, pod = planning.result() if planning else plan()
+    call.step("wait for IPAM", "ipam")
+    link = _set_addresses(prepared, access, pod)
+    call.step("addresses and routes", "kernel")
+    pinned = _pinned(call, record, pinning)
+    call.step("pin the interrupts")
+    if not prepared.holds(pinned, link):
+        prepared = prepare(call, pinned, prepared.given, link)
+    call.journal.publish(prepared.record)
+    prepared.tell()
+    call.step("journal, result")
+    return prepared
+
+
+# --- before the attach
+
+
+def _finish_interrupted(call: Call) -> None:
+    """Refuse a second ADD; undo a first one that was killed."""
+    asked = call.request
+    record = call.journal.find(asked.container_id, asked.ifname)
+    if record is None:
+        return
+    if record.state == BROKEN:
+        raise BusyError(
+            f"container {asked.container_id} has {asked.ifname} already; VF {record.pci} has a broken record",
+            "DEL it first; `sriov-fast doctor` shows what is wrong with the record",
+            interface=record.ifname,
+        )
+    if record.state == ATTACHED and not (record.token and record.token == call.context.token):
+        raise BusyError(
+            f"container {asked.container_id} has {asked.ifname} already: VF {record.vf} of {record.pf}",
+            "DEL it first",
+            interface=record.ifname,
+            vf=record.vf,
+        )
+    call.log.warning("an earlier ADD was cut short: its VF is brought home first", pci=record.pci)
+    release(call.of(record), record)
+
+
+def _with_choice_of_ipam(call: Call, host: nl.Socket, addresses: Addresses) -> Call:
+    """Run IPAM; return the call with the VF, VLAN and MAC of its ``extra``."""
+    # A fault that is known already must not cost an address.
+    pool.present(wish_of(call, host).replace(warn=call.log.debug), call.roots)
+    with call.tasks() as tasks:
+        answer = tasks.submit(addresses.obtain).result()
+    return call.replace(conf=netconf.with_extra(call.conf, answer.extra))
+
+
+def wish_of(call: Call, host: nl.Socket) -> pool.Wish:
+    """Return the conditions for the VF; ``host`` is a socket in the host's namespace."""
+    conf = call.conf
+    return pool.Wish(
+        masters=conf.masters,
+        vf=conf.vf,
+        device_id=conf.device_id,
+        cores=conf.cores,
+        who=call.who,
+        recover=lambda record: recover(call, record),
+        examine=lambda vf: candidate.examine(host, vf, call.roots),
+        real_name=lambda name: candidate.real_name(host, name),
+        warn=call.log.warning,
+    )
+
+
+def _journaled(call: Call, choice: Choice, host: nl.Socket) -> Attachment:
+    """Write the VF's present state and the request to the journal; return the record."""
+    asked, conf = call.request, call.conf
+    record = attach.observe(
+        host,
+        choice,
+        Attachment(
+            container_id=asked.container_id,
+            ifname=asked.ifname,
+            pci=choice.vf.pci,
+            network=conf.name,
+            netns=asked.netns,
+            asked=conf.settings,
+            mtu=conf.mtu,
+            ipam=conf.ipam_type,
+            request={"args": asked.args_text, "path": list(asked.path), "config": conf.raw},
+            incarnation=locate.incarnation(choice.vf.pci, call.roots),
+            boot=call.journal.boot(),
+            token=call.context.token,
+        ),
+        call.roots,
+    )
+    call.step("read the VF's state", "kernel")
+    if conf.cores:  # without cores the interrupts stay as they are
+        masks = affinity.masks_of(record.pci, call.roots)
+        record = record.replace(irqs=masks, pinned=affinity.plan(list(masks), conf.cores))
+    call.journal.write(record)
+    call.step("write the journal")
+    return record
+
+
+# --- in the pod
+
+
+def _set_addresses(prepared: Prepared, access: Access, pod: nl.Socket) -> Link:
+    """Set addresses and routes; return the device as the kernel then shows it."""
+    record = prepared.record
+    if any(":" in cidr for cidr in record.addresses):
+        _enable_ipv6(access.pod_netns, record.ifname)
+    link = attach.address(pod, record, _addressing(prepared, pod))
+    attach.verify(access.host, record, link)
+    return link
+
+
+def _addressing(prepared: Prepared, pod: nl.Socket) -> Addressing:
+    """Return the prepared messages, with the device's index in the pod.
+
+    The kernel gives the device another index if the pod has a device with the host's.
+    """
+    index = netns.index_of(pod.fileno(), prepared.record.ifname)
+    made = prepared.addressing
+    return made if index == made.ifindex else attach.addressing(index, made.addresses, made.routes)
+
+
+def _enable_ipv6(pod_netns: int, ifname: str) -> None:
+    """Enable IPv6 on the device: many runtimes disable it in new namespaces."""
+    try:
+        nl.netns_write(pod_netns, f"/proc/sys/net/ipv6/conf/{ifname}/disable_ipv6", "0")
+    except OSError:
+        pass  # no IPv6 in the kernel, or a read-only /proc/sys; the kernel then refuses the address
+
+
+def _start_pinning(call: Call, record: Attachment, tasks: Scope) -> Task | None:
+    """Pin the interrupts that exist already during the move; None if the scope has no threads."""
+    if not record.pinned or not tasks.threads:
+        return None
+    return tasks.submit(lambda: affinity.apply(record.pinned, call.roots, call.log))
+
+
+def _pinned(call: Call, record: Attachment, pinning: Task | None) -> Attachment:
+    """Pin the remaining interrupts, such as those of the bring-up; their old masks are journaled first."""
+    if not call.conf.cores:
+        return record
+    affinity.warn_of_irqbalance(call.log)
+    now = affinity.masks_of(record.pci, call.roots)
+    wanted = affinity.plan(list(now), call.conf.cores)
+    if wanted != record.pinned:
+        record = record.replace(irqs=now | record.irqs, pinned=wanted)
+        call.journal.write(record)
+    if pinning is None:
+        return record.replace(pinned=affinity.apply(wanted, call.roots, call.log))
+    taken = pinning.result()
+    # an interrupt of a device that is down may report a mask that it did not take
+    left = {number: wanted[number] for number in affinity.differing(wanted, call.roots)}
+    return record.replace(pinned={**taken, **affinity.apply(left, call.roots, call.log)})
+
+
+# --- undo, and after the reply
+
+
+def _bring_back(call: Call, record: Attachment, addresses: Addresses) -> None:
+    """Undo an attach. If that fails, record and addresses stay, so that DEL or GC can try again."""
+    try:
+        latest = call.journal.again(record) or record
+        detach.release(latest, call.where, call.roots, call.log)
+        call.journal.remove(latest)
+    except (SriovError, OSError) as error:
+        addresses.keep()  # the VF may still answer for them
+        call.log.error("the VF could not be brought home", pci=record.pci, pf=record.pf, why=error)
+
+
+def _announce(call: Call, record: Attachment) -> None:
+    """Announce the addresses to the network."""
+    from sriov_fast.sriov import announce  # late: after the reply
+
+    fd = netns.open_netns(call.request.netns, call.context.netns_fd)
+    try:
+        announce.send(fd, record.ifname, record.mac, record.addresses)
+    except OSError as error:  # the pod is gone already
+        call.log.debug("not announced", why=error)
+    finally:
+        os.close(fd)
+
+
+def _undo_undelivered(call: Call) -> None:
+    """Undo an ADD after its reply was not delivered. The attachment of a later ADD stays."""
+    asked = call.request
+    with call.owner_lock():
+        record = call.journal.find(asked.container_id, asked.ifname)
+        if record is not None and record.token == call.context.token:
+            release(call, record)

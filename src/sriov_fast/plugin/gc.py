@@ -1,0 +1,78 @@
+"""GC: release the attachments of a network that are not valid any more."""
+
+from __future__ import annotations
+
+from sriov_fast import codec
+from sriov_fast.plugin.context import IPAM_WAIT, Reply
+from sriov_fast.plugin.release import recover, release
+from sriov_fast.sriov.journal import BROKEN, HOMING
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from sriov_fast.plugin.context import Call
+    from sriov_fast.sriov.journal import Attachment
+
+VALID_ATTACHMENTS = "cni.dev/valid-attachments"
+
+
+def collect(call: Call) -> Reply:
+    """Release every attachment of this network that is not in the list of valid ones (SPEC, "GC").
+
+    A failure does not prevent the release of the others; the first error is raised at the end.
+    """
+    faults: list[Exception] = []
+    kept: list[tuple[str, str]] = []
+    for pci, entry in call.journal.entries().items():
+        try:
+            record = call.journal.read(pci, entry)
+            if record is not None and record.state == BROKEN:
+                kept.append(entry.owner)  # its network is not known
+            elif record is not None and _is_stale(call, record):
+                _collect_one(call, record)
+        except Exception as error:
+            call.log.error("GC could not release", pci=pci, container=entry.owner[0], why=error)
+            faults.append(error)
+            kept.append(entry.owner)
+    ipam = _sparing(call, [*kept, *_stranded(call)]).ipam()
+    if ipam is not None:
+        ipam.run("GC", IPAM_WAIT, call.log.debug)
+    if faults:
+        raise faults[0]
+    return Reply()
+
+
+def _is_stale(call: Call, record: Attachment) -> bool:
+    """Return whether to release an attachment, or to finish a deferred release."""
+    valid = call.conf.valid_attachments or ()
+    return record.network == call.conf.name and (record.owner not in valid or record.state == HOMING)
+
+
+def _stranded(call: Call) -> list[tuple[str, str]]:
+    """Return the owners of VFs that could not be found; their addresses may be in use."""
+    records = call.journal.all()
+    return [record.owner for record in records if record.stranded and record.network == call.conf.name]
+
+
+def _sparing(call: Call, owners: Sequence[tuple[str, str]]) -> Call:
+    """Return the GC with more attachments that IPAM must keep."""
+    if not owners:
+        return call
+    more = [{"containerID": container_id, "ifname": ifname} for container_id, ifname in owners]
+    raw = call.conf.raw | {VALID_ATTACHMENTS: [*(call.conf.raw.get(VALID_ATTACHMENTS) or ()), *more]}
+    return call.replace(conf=call.conf.replace(raw=raw), request=call.request.replace(stdin=codec.dumps(raw)))
+
+
+def _collect_one(call: Call, record: Attachment) -> None:
+    theirs = call.of(record)
+    if record.state == HOMING:
+        with call.vf_lock(record.pci):
+            still = call.journal.again(record)
+            if still is not None and still.state == HOMING:
+                recover(theirs, still)
+        return
+    with theirs.owner_lock():
+        still = call.journal.find(*record.owner)
+        if still is not None:
+            release(theirs, still)

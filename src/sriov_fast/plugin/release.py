@@ -1,0 +1,176 @@
+"""DEL, and the release of an attachment for GC, recovery and the undo of an ADD."""
+
+from __future__ import annotations
+
+from contextlib import ExitStack
+
+from sriov_fast import executor
+from sriov_fast.errors import HiddenError, RefusedError, SriovError
+from sriov_fast.ipam.kinds import needs_interface
+from sriov_fast.plugin.context import IPAM_WAIT, Reply
+from sriov_fast.sriov import detach
+from sriov_fast.sriov.journal import BROKEN, HOMING
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from sriov_fast.executor import Scope, Task
+    from sriov_fast.plugin.context import Call
+    from sriov_fast.sriov.journal import Attachment
+
+
+def delete(call: Call) -> Reply:
+    """Release an attachment (SPEC, "DEL"); a missing one is no error."""
+    asked = call.request
+    with call.owner_lock():
+        record = call.journal.find(asked.container_id, asked.ifname)
+        call.step("check, lock")
+        if record is None:
+            return _delete_unattached(call)
+        if record.state == BROKEN:
+            # All that is known is the VF and its owner. The journal keeps the record, and with it the VF.
+            call.log.error(
+                "the record is broken: the VF comes home and is kept aside; `sriov-fast doctor` tells more",
+                pci=record.pci,
+            )
+            return release(call, record)
+        return release(call.as_added(record), record, defer=call.context.defer_release)
+
+
+def _delete_unattached(call: Call) -> Reply:
+    """Serve a DEL without a record, or with the record of a VF that could not be found."""
+    asked = call.request
+    stranded = call.journal.stranded(asked.container_id, asked.ifname)
+    if stranded is None:
+        _release_addresses_alone(call)
+        return Reply()
+    with call.vf_lock(stranded.pci):
+        latest = call.journal.again(stranded)
+        if latest is not None:
+            recover(call, latest)
+    return Reply()
+
+
+def _release_addresses_alone(call: Call) -> None:
+    """Run IPAM's DEL: IPAM may have given an address without a record of ours.
+
+    IPAM gave none with files that root does not allow, so such a configuration keeps no pod from ending.
+    """
+    try:
+        ipam = call.ipam()
+        if ipam is not None:
+            ipam.run("DEL", IPAM_WAIT)
+    except RefusedError as error:
+        call.log.warning("nothing was attached with this configuration, which is refused", why=error)
+
+
+def release(call: Call, record: Attachment, *, defer: bool = False) -> Reply:
+    """Release VF and addresses. The record stays until both are released, so that DEL or GC can try again.
+
+    With ``defer`` the VF is brought home after the reply: that move waits in the kernel.
+    """
+    with ExitStack() as held:
+        held.enter_context(call.vf_lock(record.pci))
+        if not call.journal.has(record):
+            return Reply()  # another request finished it meanwhile
+        vf = held.enter_context(detach.Release(record, call.where, call.roots, call.log))
+        try:
+            _release_both(call, vf, defer=defer)
+        except HiddenError as error:
+            if record.state == BROKEN:
+                raise  # the record has not enough to finish this later
+            _strand(call, record, error)
+            return Reply()
+        if not defer:
+            _forget(call, record)
+            return Reply()
+        homing = call.journal.release(record)
+        call.step("journal")
+        later = held.pop_all()
+    return Reply(afterwards=lambda: _bring_home_deferred(call, homing, vf, later))
+
+
+def _release_both(call: Call, vf: detach.Release, *, defer: bool = False) -> None:
+    """Make the VF quiet, then give the addresses back while the VF is brought home.
+
+    With ``defer`` only wait for IPAM; if IPAM fails, bring the VF home nevertheless. The caller has the VF's
+    lock. An error of IPAM is raised last.
+    """
+    vf.find()
+    with call.tasks() as tasks:
+        if needs_interface(call.conf.ipam_type):
+            freeing = _release_addresses(call, tasks)
+            freeing.join()
+            vf.quieten()
+            call.step("quieten", "kernel")
+        else:
+            vf.quieten()
+            call.step("quieten", "kernel")
+            freeing = _release_addresses(call, tasks)
+            call.step("start IPAM", "ipam")
+        if not (defer and freeing.succeeded()):
+            vf.bring_home()
+            call.step("move home", "kernel")
+        freeing.result()
+        call.step("wait for IPAM", "ipam")
+
+
+def _release_addresses(call: Call, tasks: Scope) -> Task:
+    """Submit IPAM's DEL."""
+    ipam = call.ipam()
+    if ipam is None:
+        return executor.completed()
+    return tasks.submit(lambda: ipam.run("DEL", IPAM_WAIT), waits=ipam.waits)
+
+
+def _bring_home_deferred(call: Call, record: Attachment, vf: detach.Release, held: ExitStack) -> None:
+    """Bring a quiet VF home after the reply; its lock is released then. An error is logged."""
+    with held:
+        try:
+            vf.bring_home()
+            _forget(call, record)
+        except (SriovError, OSError) as error:
+            call.log.error("the VF could not be brought home", pci=record.pci, pf=record.pf, why=error)
+
+
+def _forget(call: Call, record: Attachment) -> None:
+    """Remove the record of an attachment that is released."""
+    call.journal.remove(record)
+    call.log.info("released", pf=record.pf, vf=record.vf, pci=record.pci)
+
+
+def _strand(call: Call, record: Attachment, why: HiddenError) -> None:
+    """Leave a VF that cannot be found where it is: its link off, its record and its addresses kept.
+
+    Until the VF is found it may answer for the addresses. Then ``recover`` brings it home and gives them
+    back.
+    """
+    call.log.error("its VF and its address are kept until the VF is found", pci=record.pci, why=why)
+    silent = record.replace(asked=record.asked.replace(link_state=detach.LINK_OFF.link_state))
+    call.journal.write(silent)
+    call.journal.strand(silent if detach.silence(record, call.log) else record)
+
+
+def recover(call: Call, record: Attachment) -> bool:
+    """Finish a request that was killed, or a DEL that did not find its VF; return whether the VF is home.
+
+    The caller has the VF's lock. An error is logged.
+    """
+    if not record.stranded:
+        call.log.warning(
+            "a request was cut short: its VF is brought home first", pci=record.pci, state=record.state
+        )
+    theirs = call.of(record)
+    try:
+        if record.state == HOMING and not record.stranded:  # its addresses are given back already
+            detach.release(record, theirs.where, call.roots, call.log)
+        else:
+            with detach.Release(record, theirs.where, call.roots, call.log) as vf:
+                _release_both(theirs, vf)
+        _forget(theirs, record)
+    except HiddenError as error:
+        call.log.debug("still not found", pci=record.pci, why=error)
+        return False
+    except (SriovError, OSError) as error:
+        call.log.error("the VF could not be brought home", pci=record.pci, pf=record.pf, why=error)
+        return False
+    return True

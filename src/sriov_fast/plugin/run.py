@@ -1,0 +1,90 @@
+"""Carrying out one request: from its configuration to its reply."""
+
+from __future__ import annotations
+
+from contextlib import ExitStack
+
+from sriov_fast import codec, log
+from sriov_fast.cni import netconf, reply
+from sriov_fast.errors import SriovError
+from sriov_fast.plugin.context import Call, Context, Reply
+from sriov_fast.sriov.journal import Journal
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from sriov_fast.cni.netconf import NetConf
+    from sriov_fast.cni.request import Request
+    from sriov_fast.sriov.roots import Roots
+
+
+def run(request: Request, roots: Roots, context: Context | None = None) -> Reply:
+    """Carry out one verb; raises SriovError or OSError."""
+    if request.command == "VERSION":
+        return Reply(output=reply.version_info(request.stdin))
+    context = context or Context()
+    journal = Journal(roots.run, roots.proc)
+    conf = _configuration(request, journal)
+    with ExitStack() as closing:
+        logger = log.Logger(conf.log_level, conf.log_file, _log_fields(request, conf), context.stderr)
+        closing.callback(logger.close)
+        for warning in conf.warnings:
+            logger.warning(warning)
+        call = Call(request=request, conf=conf, roots=roots, journal=journal, log=logger, context=context)
+        call.step("read the request")
+        done = _verb(call)
+    if done.afterwards is None:
+        return done
+    later = done.afterwards
+    return done.replace(afterwards=lambda: _run_and_close(later, logger))
+
+
+def _verb(call: Call) -> Reply:
+    """Carry out the verb. Only its own modules are imported."""
+    command = call.request.command
+    if command == "ADD":
+        from sriov_fast.plugin.add import add
+
+        return add(call)
+    if command == "DEL":
+        from sriov_fast.plugin.release import delete
+
+        return delete(call)
+    if command == "CHECK":
+        from sriov_fast.plugin.check import check
+
+        return check(call)
+    if command == "STATUS":
+        from sriov_fast.plugin.status import status
+
+        return status(call)
+    from sriov_fast.plugin.gc import collect
+
+    return collect(call)
+
+
+def _configuration(request: Request, journal: Journal) -> NetConf:
+    """Return the configuration; if that of a DEL cannot be read, the ADD's."""
+    try:
+        return netconf.parse(request)
+    except SriovError as error:
+        record = journal.find(request.container_id, request.ifname) if request.command == "DEL" else None
+        if record is None or not record.request:
+            raise
+        conf = netconf.parse(request.replace(stdin=codec.dumps(record.request["config"])))
+        return conf.replace(warnings=(f"passed over: {error.msg}", *conf.warnings))
+
+
+def _log_fields(request: Request, conf: NetConf) -> dict[str, str]:
+    fields = {"command": request.command, "containerID": request.container_id, "netns": request.netns}
+    fields |= {"ifname": request.ifname, "network": conf.name}
+    return {key: value for key, value in fields.items() if value}
+
+
+def _run_and_close(work: Callable[[], None], logger: log.Logger) -> None:
+    """Do the work after the reply, which may open the log file again."""
+    try:
+        work()
+    finally:
+        logger.close()

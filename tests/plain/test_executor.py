@@ -1,0 +1,84 @@
+"""Tasks and their scopes."""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+
+import pytest
+
+from sriov_fast import executor, helpers
+from sriov_fast.executor import Scope
+
+
+@pytest.mark.parametrize("threads", [True, False])
+def test_results_and_exceptions(threads: bool) -> None:
+    with Scope(threads=threads) as tasks:
+        good, bad = tasks.submit(lambda: 7), tasks.submit(lambda: 1 // 0)
+        assert (good.result(), good.result(), good.succeeded(), bad.succeeded()) == (7, 7, True, False)
+        for _ in range(2):
+            with pytest.raises(ZeroDivisionError):
+                bad.result()
+
+
+@pytest.mark.parametrize("threads", [True, False])
+def test_a_scope_joins_its_tasks_however_it_is_left(threads: bool) -> None:
+    ended: list[int] = []
+
+    def work() -> None:
+        time.sleep(0.1)
+        ended.append(1)
+
+    def leave() -> None:
+        with Scope(threads=threads) as tasks:
+            for submitted in (work, lambda: 1 // 0, work):
+                tasks.submit(submitted)
+            raise KeyError
+
+    with pytest.raises(KeyError):
+        leave()
+    assert ended == [1, 1]
+
+
+def test_without_threads_a_task_has_ended_when_it_is_submitted() -> None:
+    here = threading.get_ident()
+    with Scope(threads=False) as tasks:
+        task = tasks.submit(threading.get_ident)
+        assert (task.done(), task.result()) == (True, here)
+        assert tasks.submit(threading.get_ident, waits=True).result() != here
+
+
+def test_a_scope_that_is_left_hurries_what_has_not_ended() -> None:
+    stop, calls = threading.Event(), []
+
+    def hurry() -> None:
+        calls.append("hurry")
+        stop.set()
+
+    with Scope(threads=True) as tasks:
+        tasks.submit(stop.wait, hurry=hurry)
+    assert calls == ["hurry"]
+    with Scope(threads=True) as tasks:
+        tasks.submit(stop.wait, hurry=hurry).result()
+    assert calls == ["hurry"]
+
+
+def test_where_no_thread_can_be_started(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(helpers, "_helper", lambda: None)
+    with Scope(threads=True) as tasks:
+        assert tasks.submit(threading.get_ident).result() == threading.get_ident()
+
+
+def test_threads_are_used_again() -> None:
+    before = len(os.listdir("/proc/self/task"))
+    for _ in range(50):
+        with Scope(threads=True) as tasks:
+            tasks.submit(lambda: None)
+        time.sleep(0.001)
+    assert len(os.listdir("/proc/self/task")) - before < 10
+
+
+def test_a_completed_task() -> None:
+    task = executor.completed()
+    assert (task.done(), task.result()) == (True, None)

@@ -131,6 +131,25 @@ def test_the_next_add_waits_for_it(node: DeferredNode, hold: Hold, asked: str, w
     assert (node.state(), node.records(), node.leases(), node.locks()) == (before, [], [], [])
 
 
+def test_209_the_same_interface_is_attached_again_at_once(make_node: MakeNode) -> None:
+    """The ADD took another VF, and failed: the first one still had the interface's name in the pod."""
+    node = make_node(vfs=2)
+    assert isinstance(node, DeferredNode)
+    before, pod = node.state(), node.pod()
+    conf = node.conf(vf=0, ipam=node.host_local(delegate=False))
+    number = way_home(node, conf, pod)
+    node.add(conf, pod)
+    node.settle()
+    inject = f"inject=sendto:delay_enter={int(HELD * 1e6)}:when={number}"
+    with Strace(node.server.pid, node.root / "held", "-e", "trace=sendto", "-e", inject):
+        assert node.run("DEL", conf, pod).status == 0
+        assert node.homing()
+        node.add(conf | {"vf": 1}, pod)
+        assert not node.homing()
+    node.delete(conf | {"vf": 1}, pod)
+    assert (node.records(), node.state()) == ([], before)
+
+
 def test_it_is_deleted_once_more(node: DeferredNode, hold: Hold) -> None:
     before = node.state()
     with hold() as homing:

@@ -50,6 +50,7 @@ def add(call: Call) -> Reply:
         affinity.require_online(call.conf.cores, call.roots)
         held.enter_context(call.owner_lock())
         _finish_interrupted(call)
+        _await_return(call)
         host = held.enter_context(nl.Socket())
         addresses = Addresses(call)
         # Undone last: an address may go to the next pod only when this pod's VF cannot send.
@@ -130,6 +131,17 @@ def _finish_interrupted(call: Call) -> None:
         )
     call.log.warning("an earlier ADD was cut short: its VF is brought home first", pci=record.pci)
     release(call.of(record), record)
+
+
+def _await_return(call: Call) -> None:
+    """Wait for the VF that this container has given back: until it has left, its name is taken in the pod."""
+    for record in call.journal.returning(call.request.container_id, call.request.ifname):
+        if record.stranded:
+            continue  # not found yet, and so not in this pod
+        with call.vf_lock(record.pci):
+            latest = call.journal.again(record)
+            if latest is not None:  # its server was killed
+                recover(call, latest)
 
 
 def _with_choice_of_ipam(call: Call, host: nl.Socket, addresses: Addresses) -> Call:

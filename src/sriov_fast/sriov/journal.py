@@ -288,15 +288,17 @@ class Journal:
                 return self.read(pci, Entry(owner=(container_id, ifname)))
         return None
 
+    def returning(self, container_id: str, ifname: str) -> list[Attachment]:
+        """Return the records of the VFs that this container has given back and that are not home yet."""
+        owner = (container_id, ifname)
+        entries = [(pci, entry) for pci, entry in self.entries().items() if entry.homing]
+        found = [self.read(pci, entry) for pci, entry in entries if entry.owner == owner]
+        return [record for record in found if record is not None]
+
     def stranded(self, container_id: str, ifname: str) -> Attachment | None:
         """Return the record of what this container has given back, where its VF has not been found yet."""
-        owner = (container_id, ifname)
-        for pci, entry in self.entries().items():
-            if entry.homing and entry.owner == owner:
-                record = self.read(pci, entry)
-                if record is not None and record.stranded:
-                    return record
-        return None
+        found = (record for record in self.returning(container_id, ifname) if record.stranded)
+        return next(found, None)
 
     def all(self) -> list[Attachment]:
         """Return every record of this boot."""

@@ -3,7 +3,7 @@
 Usage: build_client.py OUTPUT [MACHINE]. MACHINE is what ``uname -m`` says on the machine that it is for
 (x86_64, aarch64); this one without it. SRIOV_FAST_CLIENT_CC names the compiler, with its options.
 
-A static executable of musl starts in a third of the time of the others (docs/performance.md).
+A static executable of musl starts in a third of the time of the others.
 """
 
 from __future__ import annotations

@@ -31,8 +31,8 @@ def whole(environ: bytes = b"CNI_COMMAND=VERSION\0", stdin: bytes = b"{}") -> by
 
 def connected(node: ResidentNode) -> socket.socket:
     peer = socket.socket(socket.AF_UNIX)
+    peer.connect(str(node.run_dir / "sriov.sock"))  # blocking: a full backlog is waited for
     peer.settimeout(30)
-    peer.connect(str(node.run_dir / "sriov.sock"))
     return peer
 
 

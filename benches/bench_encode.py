@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from sriov_fast import _nl, _nl_py
-from sriov_fast.values import VfSettings
+from sriov_fast import _nl
+from sriov_fast.common.record import VfSettings
+from sriov_fast.kernel import _nl_py
 
 if TYPE_CHECKING:
     from types import ModuleType

@@ -11,7 +11,8 @@ from typing import Any
 
 import pytest
 
-from sriov_fast import _irq, _irq_py
+from sriov_fast import _irq
+from sriov_fast.kernel import _irq_py
 
 HERE = Path(__file__).resolve().parent
 sys.path[:0] = [str(HERE), str(HERE.parent / "tests" / "plain")]

@@ -14,7 +14,8 @@ from typing import Any
 
 import pytest
 
-from sriov_fast import _sysfs, _sysfs_py
+from sriov_fast import _sysfs
+from sriov_fast.kernel import _sysfs_py
 
 HERE = Path(__file__).resolve().parent
 sys.path[:0] = [str(HERE), str(HERE.parent / "tests" / "plain")]

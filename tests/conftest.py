@@ -24,7 +24,7 @@ else:
 
 HERE = Path(__file__).parent
 MODULES = ("_nl", "_sysfs", "_irq")
-SUFFIXES = {"cython": "", "python": "_py"}
+NAMES = {"cython": "sriov_fast.{}", "python": "sriov_fast.kernel.{}_py"}
 HINT = "run `make build`, or set SRIOV_FAST_BACKEND=python to test the plain backend alone"
 
 
@@ -55,7 +55,7 @@ def allows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Pat
 
 def allow(etc: Path, top: Path, tokens: str = "") -> Path:
     """Write root's rules: ``top`` for every key that names a file; ``tokens`` is that table's content."""
-    from sriov_fast import files
+    from sriov_fast.common import files
 
     etc.mkdir(mode=0o755, exist_ok=True)
     lists = "".join(f'{key} = ["{top}"]\n' for key in files.DEFAULTS)
@@ -102,7 +102,7 @@ def pytest_sessionstart() -> None:
 
 
 def pytest_report_header() -> str:
-    from sriov_fast import backend
+    from sriov_fast.kernel import backend
 
     who = "root" if os.geteuid() == 0 else "not root"
     stale = ", OLDER THAN ITS SOURCE" if is_stale(backend.nl) else ""
@@ -137,7 +137,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 def trio(kind: str) -> SimpleNamespace:
     def load(name: str) -> ModuleType:
-        return importlib.import_module(f"sriov_fast.{name}{SUFFIXES[kind]}")
+        return importlib.import_module(NAMES[kind].format(name))
 
     return SimpleNamespace(name=kind, nl=load("_nl"), sysfs=load("_sysfs"), irq=load("_irq"))
 

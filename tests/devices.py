@@ -15,7 +15,7 @@ from array import array
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
-from sriov_fast.backend import nl
+from sriov_fast.kernel.backend import nl
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

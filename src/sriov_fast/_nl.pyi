@@ -1,9 +1,9 @@
-"""The netlink surface, the same for ``_nl.pyx`` and ``_nl_py.py``."""
+"""The netlink surface, the same for ``_nl.pyx`` and ``kernel/_nl_py.py``."""
 
 from types import TracebackType
 from typing import Any, Self
 
-from sriov_fast.values import Link, LinkSettings, Route, VfSettings
+from sriov_fast.common.record import Link, LinkSettings, Route, VfSettings
 
 class Batch:
     """Messages that go to the kernel in one send. Each method appends one message."""

@@ -2,7 +2,7 @@
 """rtnetlink, compiled: encode a batch into one buffer, send it once, check every answer, decode what is used.
 
 A batch is plain bytes in a C buffer until it is sent; Python objects appear only as arguments and as
-results. The wire structs are in ``_nl_wire.pxd``; ``_nl_py.py`` is the plain twin with the same surface;
+results. The wire structs are in ``_nl_wire.pxd``; ``kernel/_nl_py.py`` is the plain twin with the same surface;
 ``_nl.pyi`` is the contract of both.
 
 Namespaces belong to threads. What needs another one (a socket, a file below /proc/sys/net) enters it, does
@@ -21,8 +21,8 @@ from libc.string cimport memchr, memcmp, memcpy, memset
 
 from sriov_fast._nl_wire cimport *
 
-from sriov_fast.errors import NetlinkError
-from sriov_fast.values import Link, LinkSettings, Route, VfSettings
+from sriov_fast.common.errors import NetlinkError
+from sriov_fast.common.record import Link, LinkSettings, Route, VfSettings
 
 
 cdef extern from * nogil:

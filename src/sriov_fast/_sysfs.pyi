@@ -1,6 +1,6 @@
 """The sysfs surface, the same for ``_sysfs.pyx`` and ``_sysfs_py.py``."""
 
-from sriov_fast.values import Vf
+from sriov_fast.common.record import Vf
 
 def scan(pf: str, root: str = "/sys") -> list[Vf]: ...
 def vf_index(pci: str, root: str = "/sys") -> int: ...

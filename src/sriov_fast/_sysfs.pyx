@@ -39,7 +39,7 @@ from sriov_fast._fs cimport (
     smallest_name,
 )
 
-from sriov_fast.values import Vf
+from sriov_fast.common.record import Vf
 
 
 cdef extern from "Python.h":

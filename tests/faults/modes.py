@@ -33,7 +33,7 @@ PRELOAD = (
     "sriov_fast.plugin.process",
     *("sriov_fast.plugin.run", "sriov_fast.plugin.add", "sriov_fast.plugin.check", "sriov_fast.plugin.gc"),
     *("sriov_fast.ipam.exec", "sriov_fast.ipam.host_local.plugin"),
-    *("sriov_fast.ipam.static", "sriov_fast.sriov.announce", "sriov_fast.helpers", "traceback"),
+    *("sriov_fast.ipam.static", "sriov_fast.vf.announce", "sriov_fast.common.helpers", "traceback"),
     *("encodings.idna", "encodings.unicode_escape"),
 )
 
@@ -196,12 +196,12 @@ class InProcess(Mode):
     def make(self, root: Path) -> Node:
         """Return a node, and import what its plugins will need."""
         os.environ["SRIOV_FAST_BACKEND"] = self.backend
-        if getattr(sys.modules.get("sriov_fast.backend"), "name", self.backend) != self.backend:
+        if getattr(sys.modules.get("sriov_fast.kernel.backend"), "name", self.backend) != self.backend:
             for name in [name for name in sys.modules if name.partition(".")[0] == "sriov_fast"]:
                 del sys.modules[name]  # of a parent that has loaded the compiled backend
         for name in PRELOAD:
             importlib.import_module(name)
-        assert sys.modules["sriov_fast.backend"].name == self.backend
+        assert sys.modules["sriov_fast.kernel.backend"].name == self.backend
         return ForkedNode(root, vfs=3, backend=self.backend)
 
     def run(self, verb: str, conf: dict[str, Any], pod: str, fault: Fault | None) -> Run:
@@ -347,7 +347,7 @@ class Resident(Client):
         def is_over() -> bool:
             if process.pid not in tracer.ended:
                 return False
-            return server.pid in tracer.ended or (self.has_rested() and not self.resident.homing())
+            return server.pid in tracer.ended or (self.has_rested() and not self.resident.returning())
 
         ended = tracer.pump(lambda: process.pid in tracer.ended, HANG)
         if not ended:

@@ -17,7 +17,7 @@ from lab import demo_card
 
 SOCKET = Path("/run/sriov-fast/sriov.sock")
 MAC = "02:5f:00:00:00:01"
-HOMING = "~~"
+RETURNING = "~~"
 
 Serve = Callable[..., "Server"]
 
@@ -59,7 +59,7 @@ def serve() -> Iterator[Serve]:
 
 def settled() -> None:
     """Wait until every VF is home."""
-    await_("all VFs home", lambda: not any(HOMING in name for name in os.listdir(RECORDS)))
+    await_("all VFs home", lambda: not any(RETURNING in name for name in os.listdir(RECORDS)))
 
 
 def cores_of(card: Card, index: int) -> list[set[int]]:

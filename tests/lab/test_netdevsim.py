@@ -14,8 +14,8 @@ from typing import Any
 import pytest
 from card import IN_LAB, await_, link
 
-from sriov_fast.errors import NetlinkError
-from sriov_fast.values import Link, VfSettings
+from sriov_fast.common.errors import NetlinkError
+from sriov_fast.common.record import Link, VfSettings
 
 BUS = Path("/sys/bus/netdevsim")
 DEBUG = Path("/sys/kernel/debug/netdevsim")

@@ -20,8 +20,8 @@ from typing import Any
 from sysfs_tree import Tree, build_tree
 
 import devices
-from sriov_fast import files
 from sriov_fast.cli import install
+from sriov_fast.common import files
 
 DELEGATES = "/usr/lib/cni"
 LAUNCHER = (

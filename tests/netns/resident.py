@@ -243,13 +243,13 @@ class ResidentNode(Node):
         self.homed()
         return done
 
-    def homing(self) -> list[str]:
+    def returning(self) -> list[str]:
         """The records of VFs that are their containers' no more and still on their way."""
         return [name for name in self.records() if "~~" in name and "~~~" not in name]
 
     def homed(self) -> None:
         """Wait until no VF is on its way home any more, and none is held that is nobody's."""
-        wait_for(lambda: not self.homing() and not self._held_free(), "a VF does not come home")
+        wait_for(lambda: not self.returning() and not self._held_free(), "a VF does not come home")
 
     def _held_free(self) -> set[str]:
         return {name[3:] for name in self.held("vf-")} - {name.partition("~")[0] for name in self.records()}

@@ -33,24 +33,34 @@ COMPILED = {"_json", "fcntl"}
 OTHERS = OS | CONTEXTLIB | COMPILED | {"__future__", "errno", "gc"}
 # The modules of ours that every request imports.
 HOT = {
-    *("", "addresses", "backend", "codec", "errors", "executor", "log", "values"),
-    *("cni", "cni.fields", "cni.netconf", "cni.reply", "cni.request", "cni.result", "cni_args"),
+    "",
+    *(
+        "common",
+        "common.cni_args",
+        "common.errors",
+        "common.executor",
+        "common.ip",
+        "common.json",
+        "common.log",
+    ),
+    *("common.paths", "common.record", "kernel", "kernel.backend"),
+    *("cni", "cni.config", "cni.fields", "cni.request", "cni.response", "cni.result"),
     *("plugin", "plugin.context", "plugin.process", "plugin.release", "plugin.run"),
     *("ipam", "ipam.kinds"),
     *(
-        "sriov",
-        "sriov.affinity",
-        "sriov.attach",
-        "sriov.candidate",
-        "sriov.detach",
-        "sriov.device",
-        "sriov.journal",
-        "sriov.locate",
-        "sriov.programs",
+        "vf",
+        "vf.attach",
+        "vf.candidate",
+        "vf.detach",
+        "vf.device",
+        "vf.find",
+        "vf.irq",
+        "vf.journal",
+        "vf.locks",
     ),
-    *("sriov.locks", "sriov.netns", "sriov.roots"),
+    *("vf.netns", "vf.programs"),
 }
-VERBS = {"ADD": {"plugin.add", "plugin.addresses", "plugin.prepare", "sriov.pool"}, "DEL": set[str]()}
+VERBS = {"ADD": {"plugin.add", "plugin.addresses", "plugin.prepare", "vf.select"}, "DEL": set[str]()}
 BACKEND = {"_irq", "_nl", "_sysfs"}
 HOST_LOCAL = {
     *("ipam.builtin", "ipam.host_local", "ipam.host_local.plugin", "ipam.host_local.ranges"),

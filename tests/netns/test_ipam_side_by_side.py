@@ -16,7 +16,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import sriov_fast
-from sriov_fast.errors import SriovError
+from sriov_fast.common.errors import SriovError
 from sriov_fast.ipam.host_local.plugin import HostLocal
 from sriov_fast.ipam.static import Static
 

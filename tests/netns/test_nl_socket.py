@@ -18,9 +18,10 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from sriov_fast import _nl, _nl_py
-from sriov_fast.errors import NetlinkError
-from sriov_fast.values import Link, Route, VfSettings
+from sriov_fast import _nl
+from sriov_fast.common.errors import NetlinkError
+from sriov_fast.common.record import Link, Route, VfSettings
+from sriov_fast.kernel import _nl_py
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -518,8 +519,8 @@ def traced(tmp_path: Path, *options: str, program: str, args: list[str]) -> tupl
 IMPORTS = """
 import os, sys, importlib
 nl = importlib.import_module(sys.argv[1])
-from sriov_fast.errors import NetlinkError
-from sriov_fast.values import Route
+from sriov_fast.common.errors import NetlinkError
+from sriov_fast.common.record import Route
 fd = os.open(sys.argv[2], os.O_RDONLY)
 """
 

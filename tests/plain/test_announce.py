@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sriov_fast.sriov import announce
+from sriov_fast.vf import announce
 
 MAC = "02:00:00:00:00:0a"
 

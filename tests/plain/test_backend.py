@@ -12,10 +12,10 @@ from types import SimpleNamespace
 import pytest
 
 import sriov_fast
-from sriov_fast import backend as selected
+from sriov_fast.kernel import backend as selected
 
 PACKAGE = Path(sriov_fast.__file__).parent
-PRINT = "from sriov_fast import backend; print(backend.name, backend.nl.__name__)"
+PRINT = "from sriov_fast.kernel import backend; print(backend.name, backend.nl.__name__)"
 
 
 def choose(parent: Path, wanted: str | None = None) -> subprocess.CompletedProcess[str]:
@@ -66,7 +66,7 @@ def test_by_name(wanted: str, backend: SimpleNamespace) -> None:
 
 def test_plain_where_nothing_was_built_and_without_a_word(copy: Path) -> None:
     done = choose(copy)
-    assert (done.stdout, done.stderr) == ("python sriov_fast._nl_py\n", "")
+    assert (done.stdout, done.stderr) == ("python sriov_fast.kernel._nl_py\n", "")
 
 
 def test_asked_for_and_not_built(copy: Path) -> None:
@@ -83,7 +83,7 @@ def test_unknown_name(copy: Path) -> None:
 def test_broken_is_said_and_the_plain_one_serves(copy: Path) -> None:
     (copy / "sriov_fast/_nl.abi3.so").write_bytes(b"not an ELF file")
     done = choose(copy)
-    assert done.stdout == "python sriov_fast._nl_py\n"
+    assert done.stdout == "python sriov_fast.kernel._nl_py\n"
     assert "compiled backend is broken" in done.stderr
 
 
@@ -97,7 +97,7 @@ def test_broken_and_asked_for(copy: Path) -> None:
 def test_incomplete_is_broken(copy: Path) -> None:
     (copy / "sriov_fast/_nl.py").write_text("")
     done = choose(copy)
-    assert done.stdout == "python sriov_fast._nl_py\n"
+    assert done.stdout == "python sriov_fast.kernel._nl_py\n"
     assert "lacks Batch, Socket" in done.stderr
 
 
@@ -105,5 +105,5 @@ def test_half_built_is_said(copy: Path) -> None:
     """One module of three is there: that is a broken installation, not one without a compiler."""
     (copy / "sriov_fast/_nl.py").write_text("Batch = Socket = netns_write = raw_socket = None")
     done = choose(copy)
-    assert done.stdout == "python sriov_fast._nl_py\n"
+    assert done.stdout == "python sriov_fast.kernel._nl_py\n"
     assert "broken" in done.stderr

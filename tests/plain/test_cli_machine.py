@@ -9,8 +9,8 @@ import pytest
 from sysfs_tree import build_tree
 
 from sriov_fast.cli import doctor, main
-from sriov_fast.sriov.journal import Attachment, Journal
-from sriov_fast.sriov.roots import Roots
+from sriov_fast.common.paths import Roots
+from sriov_fast.vf.journal import Attachment, Journal
 
 
 @pytest.fixture

@@ -11,8 +11,8 @@ import pytest
 
 from sriov_fast.cli import main, tune
 from sriov_fast.cli.tune import SETTINGS, Tuning
-from sriov_fast.errors import ConfigError, FileError
-from sriov_fast.sriov.roots import Roots
+from sriov_fast.common.errors import ConfigError, FileError
+from sriov_fast.common.paths import Roots
 
 FILES = {item.name: item.file for item in SETTINGS}
 BEFORE = {"rcu-first-fqs": "3", "rcu-next-fqs": "3", "rcu-normal": "0", "rcu-expedited": "0"}

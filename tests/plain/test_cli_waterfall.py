@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from sriov_fast.cli import waterfall
 from sriov_fast.cli.waterfall import LOOKS, Span, Waterfall, assemble, milliseconds, ticks
-from sriov_fast.errors import DecodeError
+from sriov_fast.common.errors import DecodeError
 
 MS = 1_000_000
 SVG = "{http://www.w3.org/2000/svg}"

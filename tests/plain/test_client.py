@@ -27,7 +27,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from sriov_fast.cli import install
-from sriov_fast.cni import netconf, reply
+from sriov_fast.cni import config, response
 
 TOP = Path(__file__).resolve().parents[2]
 BUILD = TOP / "tools/build_client.py"
@@ -657,7 +657,7 @@ def deaf(address: Path) -> Iterator[Path]:
         yield address
 
 
-VERSIONS = [*netconf.VERSIONS, "", "0.5.0", "1.1", "1.1.00", "1.0.0\\u0041", '1.0.0\\"', "2.0.0"]
+VERSIONS = [*config.VERSIONS, "", "0.5.0", "1.1", "1.1.00", "1.0.0\\u0041", '1.0.0\\"', "2.0.0"]
 CONFIGS = [
     *(f'{{"cniVersion": "{version}"}}' for version in VERSIONS),
     "{}",
@@ -694,12 +694,12 @@ CONFIGS = [
 @pytest.mark.parametrize("text", CONFIGS)
 def test_it_words_errors_in_the_plugins_version(client: Path, deaf: Path, text: str) -> None:
     stdin = text.encode()
-    assert worded(client, deaf, stdin) == reply.spoken_version(stdin)
+    assert worded(client, deaf, stdin) == response.spoken_version(stdin)
 
 
 # What a double or 40 digits cannot hold, and what is nested too deep, only the plugin refuses.
 SCALARS = (
-    st.none() | st.booleans() | st.integers(-(10**9), 10**9) | st.text() | st.sampled_from(netconf.VERSIONS)
+    st.none() | st.booleans() | st.integers(-(10**9), 10**9) | st.text() | st.sampled_from(config.VERSIONS)
 )
 KEYS = st.text() | st.just("cniVersion")
 VALUES = st.recursive(SCALARS, lambda inner: st.lists(inner) | st.dictionaries(KEYS, inner), max_leaves=12)
@@ -712,14 +712,14 @@ def test_it_finds_the_version_in_any_configuration(
 ) -> None:
     text = json.dumps(config, ensure_ascii=ascii_only, indent=indent)
     stdin = text.encode("utf-8", "surrogatepass")
-    assert worded(client, deaf, stdin) == reply.spoken_version(stdin)
+    assert worded(client, deaf, stdin) == response.spoken_version(stdin)
 
 
 @settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.binary(max_size=200), st.integers(0, 60))
 def test_any_bytes_get_a_version_that_exists(client: Path, deaf: Path, junk: bytes, at: int) -> None:
     config = b'{"cniVersion": "0.4.0", "a": {"b": ["c", {}]}, "d": "e"}'
-    assert worded(client, deaf, config[:at] + junk + config[at:]) in netconf.VERSIONS
+    assert worded(client, deaf, config[:at] + junk + config[at:]) in config.VERSIONS
 
 
 # --- a result that cannot be written
@@ -858,7 +858,7 @@ BROKEN = {
 @pytest.mark.parametrize("raw", BROKEN.values(), ids=BROKEN)
 def test_a_client_that_was_not_installed(compiled: bytes, tmp_path: Path, raw: bytes) -> None:
     error = error_of(call(write(tmp_path / "sriov", compiled + raw), "none"))
-    assert (error["code"], error["cniVersion"]) == (5, netconf.VERSIONS[-1])
+    assert (error["code"], error["cniVersion"]) == (5, config.VERSIONS[-1])
     assert "sriov-fast install" in error["details"]
 
 
@@ -883,7 +883,7 @@ def real(compiled: bytes, tmp_path: Path) -> Path:
 def test_the_plugin_answers_in_an_empty_environment(real: Path) -> None:
     argv = ["/usr/bin/env", "-i", "CNI_COMMAND=VERSION", str(real)]
     done = subprocess.run(argv, input=b'{"cniVersion": "0.4.0"}', capture_output=True, check=True)
-    assert json.loads(done.stdout) == {"cniVersion": "0.4.0", "supportedVersions": list(netconf.VERSIONS)}
+    assert json.loads(done.stdout) == {"cniVersion": "0.4.0", "supportedVersions": list(config.VERSIONS)}
     assert done.stderr == b""
 
 

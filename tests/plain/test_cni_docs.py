@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
-from sriov_fast import cni_args as args
-from sriov_fast import errors
-from sriov_fast.cni import netconf, reply, request, result
+from sriov_fast.cni import config, request, response, result
+from sriov_fast.common import cni_args as args
+from sriov_fast.common import errors
 
 PAGE = Path(__file__).parents[2] / "docs" / "configuration.md"
 if not PAGE.exists():
@@ -37,9 +37,9 @@ def first_column(title: str) -> set[str]:
     return set(re.findall(r"`([^`]+)`", " ".join(cells)))
 
 
-def parsed(conf: dict[str, Any], cni_args: str = "") -> netconf.NetConf:
+def parsed(conf: dict[str, Any], cni_args: str = "") -> config.NetConf:
     """What an ADD makes of a configuration."""
-    return netconf.parse(request.read(ENVIRON | {"CNI_ARGS": cni_args}, json.dumps(conf).encode()))
+    return config.parse(request.read(ENVIRON | {"CNI_ARGS": cni_args}, json.dumps(conf).encode()))
 
 
 @pytest.mark.parametrize("conf", CONFIGURATIONS)
@@ -56,7 +56,7 @@ def test_the_error() -> None:
     (shown,) = [block for block in JSON if "code" in block]
     with pytest.raises(errors.ConfigError) as caught:
         parsed(CONFIGURATIONS[0] | {"vlan": 5000})
-    assert json.loads(reply.error(caught.value, "1.1.0")) == shown
+    assert json.loads(response.error(caught.value, "1.1.0")) == shown
 
 
 def test_the_arguments() -> None:
@@ -72,7 +72,7 @@ def test_the_result() -> None:
 
 def test_extra() -> None:
     (shown,) = [block["extra"] for block in JSON if "extra" in block]
-    got = netconf.with_extra(netconf.NetConf(), shown)
+    got = config.with_extra(config.NetConf(), shown)
     assert (got.vf, got.settings.vlan, got.settings.mac) == (3, 100, "02:00:00:00:00:01")
 
 
@@ -91,7 +91,7 @@ def test_every_key_that_is_known_is_in_the_table() -> None:
     """``is X meant?`` betrays which keys the parser asks for."""
     listed = first_column("Keys of the configuration")
     meant = set()
-    for word in re.findall(r"(?:take|need|inner)\(\"([A-Za-z_]+)\"", Path(netconf.__file__).read_text()):
+    for word in re.findall(r"(?:take|need|inner)\(\"([A-Za-z_]+)\"", Path(config.__file__).read_text()):
         conf = {"name": "n", "type": "sriov", "master": "eth1", word.swapcase(): None}
         hints = re.findall(r"is (\w+) meant", " ".join(parsed(conf).warnings))
         meant |= set(hints)

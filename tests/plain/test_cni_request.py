@@ -4,9 +4,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from sriov_fast import cni_args as args
 from sriov_fast.cni import request
-from sriov_fast.errors import EnvError, SriovError
+from sriov_fast.common import cni_args as args
+from sriov_fast.common.errors import EnvError, SriovError
 
 # A busy machine is no failure.
 relaxed = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])

@@ -7,11 +7,11 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from sriov_fast import codec
 from sriov_fast.cni import result
 from sriov_fast.cni.result import Interface, IpConfig, Result
-from sriov_fast.errors import DecodeError, IpamError
-from sriov_fast.values import Route
+from sriov_fast.common import json as codec
+from sriov_fast.common.errors import DecodeError, IpamError
+from sriov_fast.common.record import Route
 
 # A busy machine is no failure.
 relaxed = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])

@@ -8,8 +8,8 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
-from sriov_fast import cpu, helpers
-from sriov_fast.executor import Scope, Task
+from sriov_fast.common import cpu, helpers
+from sriov_fast.common.executor import Scope, Task
 
 ALLOWED = os.sched_getaffinity(0)
 

@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 
-from sriov_fast.errors import NetlinkError
-from sriov_fast.log import Logger
-from sriov_fast.sriov import detach
-from sriov_fast.values import Link
+from sriov_fast.common.errors import NetlinkError
+from sriov_fast.common.log import Logger
+from sriov_fast.common.record import Link
+from sriov_fast.vf import detach
 
 
 @pytest.mark.parametrize("refused", [errno.ENETDOWN, errno.EIO])

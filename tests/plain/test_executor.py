@@ -8,8 +8,8 @@ import time
 
 import pytest
 
-from sriov_fast import executor, helpers
-from sriov_fast.executor import Scope
+from sriov_fast.common import executor, helpers
+from sriov_fast.common.executor import Scope
 
 
 @pytest.mark.parametrize("threads", [True, False])

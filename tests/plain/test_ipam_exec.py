@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 
-from sriov_fast.errors import ConfigError, EnvError, IpamError
+from sriov_fast.common.errors import ConfigError, EnvError, IpamError
 from sriov_fast.ipam import exec as ipam_exec
 from sriov_fast.ipam.exec import Ipam, Running
 

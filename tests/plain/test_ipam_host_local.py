@@ -16,7 +16,14 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import sriov_fast
-from sriov_fast.errors import BusyError, CheckError, ConfigError, IpamError, SriovError, UnavailableError
+from sriov_fast.common.errors import (
+    BusyError,
+    CheckError,
+    ConfigError,
+    IpamError,
+    SriovError,
+    UnavailableError,
+)
 from sriov_fast.ipam import keys
 from sriov_fast.ipam.host_local import plugin, ranges, store
 from sriov_fast.ipam.host_local.plugin import HostLocal
@@ -886,7 +893,7 @@ def test_imports(kind: str, tmp_path: Path) -> None:
     program = f"""
 import sys
 sys.path.insert(0, {source!r})
-from sriov_fast import files
+from sriov_fast.common import files
 files.DEFAULTS["dataDir"] = ({str(tmp_path)!r},)
 from sriov_fast.ipam.kinds import builtin
 conf = {{"name": "n", "ipam": {ipam!r}}}

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from sriov_fast.errors import CheckError, ConfigError
+from sriov_fast.common.errors import CheckError, ConfigError
 from sriov_fast.ipam.static import Static
 
 ADDRESSES = {"addresses": [{"address": "10.1.0.5/24", "gateway": "10.1.0.254"}, {"address": "fd00::5/64"}]}

@@ -15,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from sysfs_tree import Tree, build_tree
 
-NAMES = ("sriov_fast._irq", "sriov_fast._irq_py")
+NAMES = ("sriov_fast._irq", "sriov_fast.kernel._irq_py")
 FUNCTIONS = ("cpu_mask", "irqs", "online", "parse_cpus", "parse_mask", "read_masks", "write_masks")
 MODULES = [importlib.import_module(name) for name in NAMES]
 

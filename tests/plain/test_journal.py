@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from sriov_fast.errors import FileError
-from sriov_fast.sriov.journal import ATTACHED, ATTACHING, BROKEN, HOMING, Attachment, Entry, Journal
-from sriov_fast.values import VfSettings
+from sriov_fast.common.errors import FileError
+from sriov_fast.common.record import VfSettings
+from sriov_fast.vf.journal import ATTACHED, ATTACHING, BROKEN, RETURNING, Attachment, Entry, Journal
 
 PCI = "0000:01:10.0"
 
@@ -153,12 +153,12 @@ def test_a_broken_record_still_says_whose_it_is(journal: Journal, tmp_path: Path
 @pytest.mark.parametrize("key", ["irqs", "before", "asked", "routes", "pinned"])
 @pytest.mark.parametrize("value", ["null", "5", '"x"', '{"x": "y"}'])
 def test_a_record_of_wrong_types(journal: Journal, tmp_path: Path, key: str, value: str) -> None:
-    from sriov_fast import codec
+    from sriov_fast.common import json
 
     journal.write(attachment(journal, **FULL))
     (path,) = (tmp_path / "run/vfs").iterdir()
-    plain = codec.loads(path.read_bytes())
-    path.write_bytes(codec.dumps(plain | {key: codec.loads(value.encode())}))
+    plain = json.loads(path.read_bytes())
+    path.write_bytes(json.dumps(plain | {key: json.loads(value.encode())}))
     found = journal.find("c1", "eth0")
     assert found is not None
     assert found.owner == ("c1", "eth0")
@@ -180,9 +180,9 @@ def test_a_name_that_ends_as_anothers(journal: Journal) -> None:
     mine = attachment(journal)
     journal.write(mine)
     assert (journal.find("c1", "eth0"), journal.find("c2", "x~c1~eth0")) == (mine, other)
-    homing = journal.release(mine)
+    returning = journal.release(mine)
     assert journal.find("c1", "eth0") is None
-    assert (journal.has(mine), journal.has(homing), journal.has(other)) == (False, True, True)
+    assert (journal.has(mine), journal.has(returning), journal.has(other)) == (False, True, True)
     assert journal.taken() == {PCI, other.pci}
 
 
@@ -260,7 +260,7 @@ def test_a_new_record_is_attaching() -> None:
 # --- on the way home
 
 
-def homing(journal: Journal, **more: object) -> Attachment:
+def returning(journal: Journal, **more: object) -> Attachment:
     """Write a record and say that its VF is its container's no more."""
     record = attachment(journal, **(FULL | more))
     journal.write(record)
@@ -269,10 +269,10 @@ def homing(journal: Journal, **more: object) -> Attachment:
 
 def test_a_vf_on_its_way_home(journal: Journal, tmp_path: Path) -> None:
     """It is nobody's, and not free; all that it takes to bring it home is still known."""
-    record = homing(journal)
+    record = returning(journal)
     assert os.listdir(tmp_path / "run/vfs") == [f"{PCI}~~c1~eth0"]
-    assert record == attachment(journal, **(FULL | {"state": HOMING}))
-    assert journal.entries() == {PCI: Entry(owner=("c1", "eth0"), homing=True)}
+    assert record == attachment(journal, **(FULL | {"state": RETURNING}))
+    assert journal.entries() == {PCI: Entry(owner=("c1", "eth0"), returning=True)}
     assert journal.owners() == {PCI: ("c1", "eth0")}
     assert journal.find("c1", "eth0") is None
     assert journal.all() == [record] == [journal.again(record)]
@@ -290,7 +290,7 @@ def test_its_name_alone_says_so(journal: Journal, tmp_path: Path) -> None:
 
 
 def test_its_container_may_have_another_meanwhile(journal: Journal) -> None:
-    old = homing(journal)
+    old = returning(journal)
     new = attachment(journal, pci="0000:01:10.1", state=ATTACHED)
     journal.write(new)
     assert journal.find("c1", "eth0") == new
@@ -301,21 +301,21 @@ def test_its_container_may_have_another_meanwhile(journal: Journal) -> None:
 
 @pytest.mark.parametrize("ifname", ["a~b", "~", "~~", "größe", "a b~c~d"])
 def test_odd_names_on_the_way_home(journal: Journal, ifname: str) -> None:
-    record = homing(journal, ifname=ifname)
-    assert journal.entries() == {PCI: Entry(owner=("c1", ifname), homing=True)}
+    record = returning(journal, ifname=ifname)
+    assert journal.entries() == {PCI: Entry(owner=("c1", ifname), returning=True)}
     assert journal.again(record) == record
 
 
 @pytest.mark.parametrize("content", [b"", b"{", bytes(64)])
 def test_a_broken_record_on_the_way_home(journal: Journal, tmp_path: Path, content: bytes) -> None:
-    record = homing(journal)
+    record = returning(journal)
     (tmp_path / f"run/vfs/{PCI}~~c1~eth0").write_bytes(content)
     assert journal.again(record) == attachment(journal, state=BROKEN)
-    assert journal.entries() == {PCI: Entry(owner=("c1", "eth0"), homing=True)}
+    assert journal.entries() == {PCI: Entry(owner=("c1", "eth0"), returning=True)}
 
 
 def test_an_earlier_boots_way_home_is_forgotten(journal: Journal) -> None:
-    homing(journal, boot="an earlier one")
+    returning(journal, boot="an earlier one")
     assert journal.prune()
     assert journal.entries() == {}
 

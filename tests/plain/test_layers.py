@@ -14,20 +14,24 @@ import sriov_fast
 PACKAGE = Path(sriov_fast.__file__).parent
 # From the lowest to the highest. A package stands for all of its modules that are not named by themselves.
 ORDER = (
-    *("__init__", "errors", "values", "addresses", "codec", "files", "log", "cni_args", "ipamd_api", "cpu"),
-    *("sd_notify", "table"),
-    *("helpers", "executor", "trace"),
-    *("_nl", "_sysfs", "_irq", "_nl_py", "_sysfs_py", "_irq_py", "backend"),
-    *("sriov", "cni", "ipam"),
+    "__init__",
+    *("common.__init__", "common.errors", "common.record", "common.ip", "common.json", "common.files"),
+    *("common.log", "common.cni_args", "common.cpu", "common.paths", "common.sd_notify", "common.table"),
+    *("common.helpers", "common.executor", "common.trace"),
+    "ipamd_api",
+    *("_nl", "_sysfs", "_irq"),
+    *("kernel.__init__", "kernel._nl_py", "kernel._sysfs_py", "kernel._irq_py", "kernel.backend"),
+    *("vf", "cni", "ipam"),
     *("plugin.__init__", "plugin.context", "plugin.addresses", "plugin.prepare", "plugin.release"),
     *("plugin.recovery", "plugin.add", "plugin.check", "plugin.status", "plugin.gc", "plugin.run"),
     *("plugin.process", "ipam.txipam_main"),
-    *("resident", "client", "ipamd", "cli"),
+    *("server", "client", "ipamd", "cli"),
 )
-DOMAINS = ("sriov", "cni", "ipam")  # they do not know each other
+DOMAINS = ("vf", "cni", "ipam")  # they do not know each other
 # The modules that the address service shares with the plugin.
-SHARED = ("__init__", "errors", "ipamd_api", "log", "sd_notify", "table")
-BACKENDS = ("_nl", "_sysfs", "_irq", "_nl_py", "_sysfs_py", "_irq_py")
+SHARED = ("__init__", "common", "ipamd_api")
+COMPILED = ("_nl", "_sysfs", "_irq")
+BACKENDS = (*COMPILED, "kernel._nl_py", "kernel._sysfs_py", "kernel._irq_py")
 
 
 def modules() -> list[str]:
@@ -96,8 +100,8 @@ def test_there_are_no_circles() -> None:
 
 
 def test_there_is_something_to_look_at() -> None:
-    assert {"cni.request", "sriov.journal", "ipam.keys", "backend", "_nl_py"} <= set(MODULES)
-    assert {"backend", "sriov.pool", "plugin.context"} <= imports("plugin.add")
+    assert {"cni.request", "vf.journal", "ipam.keys", "kernel.backend", "kernel._nl_py"} <= set(MODULES)
+    assert {"kernel.backend", "vf.select", "plugin.context"} <= imports("plugin.add")
 
 
 def test_domains_do_not_know_each_other() -> None:
@@ -108,7 +112,7 @@ def test_domains_do_not_know_each_other() -> None:
 def test_the_address_service_stands_alone() -> None:
     known = {"ipamd", *SHARED}
     found = [(module, name) for module, name in pairs() if layer(module) == "ipamd"]
-    assert [(module, name) for module, name in found if layer(name) not in known] == []
+    assert [(module, name) for module, name in found if layer(name).split(".")[0] not in known] == []
 
 
 def test_the_lab_and_the_plugin_do_not_import_each_other() -> None:
@@ -121,7 +125,7 @@ def test_the_lab_and_the_plugin_do_not_import_each_other() -> None:
     assert "lab" not in {name.split(".")[0] for name in MODULES}
 
 
-@pytest.mark.parametrize("high", ["resident", "client", "ipamd"])
+@pytest.mark.parametrize("high", ["server", "client", "ipamd"])
 def test_only_the_operators_command_knows_these(high: str) -> None:
     found = [(module, name) for module, name in pairs() if layer(name) == high]
     assert [(module, name) for module, name in found if layer(module) not in (high, "cli")] == []
@@ -129,7 +133,7 @@ def test_only_the_operators_command_knows_these(high: str) -> None:
 
 @pytest.mark.parametrize("module", BACKENDS)
 def test_backends_know_errors_and_values(module: str) -> None:
-    assert imports(module) - {"errors", "values", *BACKENDS} == set()
+    assert imports(module) - {"common.errors", "common.record", *BACKENDS} == set()
 
 
 def test_pyroute2_stays_in_the_plain_backend() -> None:
@@ -139,11 +143,11 @@ def test_pyroute2_stays_in_the_plain_backend() -> None:
 
 
 def test_the_compiled_modules_import_errors_and_values_alone() -> None:
-    for module in BACKENDS[:3]:
+    for module in COMPILED:
         lines = (PACKAGE / f"{module}.pyi").with_suffix(".pyx")
         if not lines.exists():
             pytest.skip("an installed package has no .pyx")
         for line in lines.read_text().splitlines():
             words = line.split()
             if words[:1] == ["from"] and words[1].startswith("sriov_fast") and words[2] == "import":
-                assert words[1] in ("sriov_fast.errors", "sriov_fast.values"), line
+                assert words[1] in ("sriov_fast.common.errors", "sriov_fast.common.record"), line

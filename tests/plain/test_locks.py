@@ -13,8 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from sriov_fast.errors import FileError, TryAgainError
-from sriov_fast.sriov import locks
+from sriov_fast.common.errors import FileError, TryAgainError
+from sriov_fast.vf import locks
 
 
 @pytest.fixture

@@ -20,8 +20,9 @@ from pyroute2.netlink.rtnl.ifaddrmsg import ifaddrmsg
 from pyroute2.netlink.rtnl.ifinfmsg import ifinfmsg
 from pyroute2.netlink.rtnl.rtmsg import rtmsg
 
-from sriov_fast import _nl, _nl_py
-from sriov_fast.values import LinkSettings, Route, VfSettings
+from sriov_fast import _nl
+from sriov_fast.common.record import LinkSettings, Route, VfSettings
+from sriov_fast.kernel import _nl_py
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

@@ -11,9 +11,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sriov_fast import _nl, _nl_py
-from sriov_fast.errors import NetlinkError
-from sriov_fast.values import Link, LinkSettings, Route, VfSettings
+from sriov_fast import _nl
+from sriov_fast.common.errors import NetlinkError
+from sriov_fast.common.record import Link, LinkSettings, Route, VfSettings
+from sriov_fast.kernel import _nl_py
 
 if TYPE_CHECKING:
     from types import ModuleType

@@ -8,12 +8,12 @@ import pytest
 
 from sriov_fast.cni.request import Request
 from sriov_fast.cni.result import IpConfig, Result
-from sriov_fast.errors import CheckError, ConfigError, DecodeError, UnavailableError
+from sriov_fast.common import paths
+from sriov_fast.common.errors import CheckError, ConfigError, DecodeError, UnavailableError
+from sriov_fast.common.paths import Roots
+from sriov_fast.common.record import Route
 from sriov_fast.plugin import prepare
 from sriov_fast.plugin.run import run
-from sriov_fast.sriov import roots
-from sriov_fast.sriov.roots import Roots
-from sriov_fast.values import Route
 
 FOUR = IpConfig(address="10.0.0.2/24", gateway="10.0.0.1")
 SECOND = IpConfig(address="10.1.0.2/24", gateway="10.1.0.1")
@@ -75,7 +75,7 @@ def test_status_of_nothing(nowhere: Roots) -> None:
 
 
 def test_an_add_into_our_own_namespace(nowhere: Roots) -> None:
-    from sriov_fast.errors import EnvError
+    from sriov_fast.common.errors import EnvError
 
     with pytest.raises(EnvError, match="is the host's own namespace") as caught:
         run(request("ADD", CONF, netns="/proc/self/ns/net"), nowhere)
@@ -93,16 +93,16 @@ def test_the_configuration_comes_first(nowhere: Roots, stdin: bytes, error: type
 def test_roots_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("SYS", "PROC", "RUN"):
         monkeypatch.delenv(f"SRIOV_FAST_{name}", raising=False)
-    assert roots.from_environment() == Roots(sys="/sys", proc="/proc", run="/run/sriov-fast")
+    assert paths.from_environment() == Roots(sys="/sys", proc="/proc", run="/run/sriov-fast")
     monkeypatch.setenv("SRIOV_FAST_RUN", "/elsewhere")
     monkeypatch.setenv("SRIOV_FAST_SYS", "")
-    assert roots.from_environment() == Roots(run="/elsewhere")
+    assert paths.from_environment() == Roots(run="/elsewhere")
 
 
 def test_private_directories_keep_what_is_there(tmp_path: Path) -> None:
     run = tmp_path / "a/b"
     run.mkdir(parents=True, mode=0o755)
     run.chmod(0o750)
-    assert roots.private_directory(str(run), "vfs") == f"{run}/vfs"
-    assert roots.private_directory(str(run), "vfs") == f"{run}/vfs"
+    assert paths.private_directory(str(run), "vfs") == f"{run}/vfs"
+    assert paths.private_directory(str(run), "vfs") == f"{run}/vfs"
     assert [path.stat().st_mode & 0o777 for path in (run, run / "vfs")] == [0o750, 0o700]

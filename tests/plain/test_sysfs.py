@@ -15,9 +15,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sysfs_tree import Tree, build_tree
 
-from sriov_fast.values import Vf
+from sriov_fast.common.record import Vf
 
-NAMES = ("sriov_fast._sysfs", "sriov_fast._sysfs_py")
+NAMES = ("sriov_fast._sysfs", "sriov_fast.kernel._sysfs_py")
 
 
 @pytest.fixture(params=NAMES)

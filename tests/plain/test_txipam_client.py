@@ -20,12 +20,12 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from txipam_service import Reply, Service, problem, wait_until
 
-from sriov_fast.errors import CheckError, ConfigError, IpamError, SriovError
+from sriov_fast.common.errors import CheckError, ConfigError, IpamError, SriovError
+from sriov_fast.common.log import Logger
 from sriov_fast.ipam.txipam import outbox
 from sriov_fast.ipam.txipam.client import ServiceError
 from sriov_fast.ipam.txipam.plugin import TxIpam
 from sriov_fast.ipam.txipam.pool import pool
-from sriov_fast.log import Logger
 
 ARGS = "IgnoreUnknown=1;PodID=1234;HostIP=10.55.206.20"
 FIRST = {"address": "10.55.206.46/26", "gateway": "10.55.206.1"}

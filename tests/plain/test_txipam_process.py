@@ -204,7 +204,7 @@ def test_a_result_that_nobody_takes(run: Run, service: Service) -> None:
 def test_imports(run: Run, tmp_path: Path) -> None:
     """Imports are latency in a process of one verb: of the large modules, HTTPS takes these."""
     show = "import os; os._exit = lambda status: print(*sys.modules, file=sys.stderr); main()"
-    allow = f"from sriov_fast import files; files.DEFAULTS['ca'] = ({str(tmp_path)!r},); "  # without a file
+    allow = f"from sriov_fast.common import files; files.DEFAULTS['ca'] = ({str(tmp_path)!r},); "  # without a file
     program = PROGRAM.replace("main()", allow + show)
     for verb in ("ADD", "DEL"):
         done = run(verb, program=program, allowed=False)
@@ -220,7 +220,7 @@ def test_the_server_imports_https_only_if_the_node_uses_txipam(tmp_path: Path, u
     if used:
         (tmp_path / "hosts").mkdir()
     program = (
-        f"import sys; sys.path[:0] = [{SOURCE!r}]; from sriov_fast.resident import server; "
+        f"import sys; sys.path[:0] = [{SOURCE!r}]; from sriov_fast.server import server; "
         "server._warm_up(sys.argv[1]); print('sriov_fast.ipam.txipam.plugin' in sys.modules)"
     )
     argv = [sys.executable, "-c", program, str(tmp_path)]

@@ -16,11 +16,11 @@ pytest.importorskip("fastapi", reason="the address service needs sriov-fast[ipam
 from ipam_server import HOST, OTHER_HOST, Server, World, release_all
 from wire_faults import Fault, Proxy
 
-from sriov_fast.errors import SriovError
+from sriov_fast.common.errors import SriovError
+from sriov_fast.common.log import Logger
 from sriov_fast.ipam.txipam import outbox
 from sriov_fast.ipam.txipam.plugin import TxIpam
 from sriov_fast.ipam.txipam.pool import pool
-from sriov_fast.log import Logger
 
 POOL = {
     "name": "a",

@@ -70,7 +70,7 @@ class _Version(argparse.Action):
         super().__init__(option_strings, argparse.SUPPRESS, nargs=0, help=help)
 
     def __call__(self, parser: argparse.ArgumentParser, *_: object) -> None:
-        from sriov_fast import backend
+        from sriov_fast.kernel import backend
 
         python = f"{sys.implementation.name} {sys.version.split()[0]}, {sys.executable}"
         print(f"sriov-fast {__version__} (backend {backend.name}; {python})")

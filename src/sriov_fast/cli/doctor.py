@@ -13,14 +13,14 @@ from itertools import chain
 from pathlib import Path
 from typing import NamedTuple
 
-from sriov_fast import backend, codec, log
 from sriov_fast.cli import machine, release
 from sriov_fast.cli.install import PLUGIN_DIRECTORY
-from sriov_fast.errors import DecodeError, SriovError
+from sriov_fast.common import json, log, paths
+from sriov_fast.common.errors import DecodeError, SriovError
+from sriov_fast.common.paths import Roots
+from sriov_fast.kernel import backend
 from sriov_fast.plugin import recovery
-from sriov_fast.sriov import roots
-from sriov_fast.sriov.journal import Journal
-from sriov_fast.sriov.roots import Roots
+from sriov_fast.vf.journal import Journal
 
 # pidfd_open; older kernels work, with a slower wait for IPAM plugins.
 _KERNEL = (5, 3)
@@ -51,7 +51,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
 
 
 def _run(args: argparse.Namespace) -> int:
-    here = roots.from_environment()
+    here = paths.from_environment()
     status = 0
     for finding in chain(_repaired(here) if args.repair else (), examine(here, cni_path())):
         print(f"{finding.level:<4}  {finding.what}: {finding.text}")
@@ -221,7 +221,7 @@ def _version_fault(program: Path) -> str:
             timeout=10,
             check=False,
         )
-        answer = codec.loads(done.stdout)
+        answer = json.loads(done.stdout)
     except OSError as error:
         return f"cannot be started: {error.strerror}"
     except subprocess.TimeoutExpired:

@@ -5,12 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 from typing import NamedTuple
 
-from sriov_fast.backend import nl, sysfs
-from sriov_fast.errors import is_there
-from sriov_fast.sriov import candidate, fate, uplink
-from sriov_fast.sriov.journal import Attachment, Journal
-from sriov_fast.sriov.roots import Roots
-from sriov_fast.values import Vf
+from sriov_fast.common.errors import is_there
+from sriov_fast.common.paths import Roots
+from sriov_fast.common.record import Vf
+from sriov_fast.kernel.backend import nl, sysfs
+from sriov_fast.vf import candidate, fate, uplink
+from sriov_fast.vf.journal import Attachment, Journal
 
 Owners = dict[str, tuple[str, str]]
 

@@ -5,13 +5,13 @@ from __future__ import annotations
 import argparse
 import sys
 
-from sriov_fast import log
-from sriov_fast.errors import BusyError, SriovError
+from sriov_fast.common import log, paths
+from sriov_fast.common.errors import BusyError, SriovError
+from sriov_fast.common.paths import Roots
 from sriov_fast.plugin import recovery
 from sriov_fast.plugin import release as plugin_release
-from sriov_fast.sriov import fate, roots
-from sriov_fast.sriov.journal import BROKEN, HOMING, Attachment, Journal
-from sriov_fast.sriov.roots import Roots
+from sriov_fast.vf import fate
+from sriov_fast.vf.journal import BROKEN, RETURNING, Attachment, Journal
 
 
 def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -31,7 +31,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
 
 
 def _run(args: argparse.Namespace) -> int:
-    here = roots.from_environment()
+    here = paths.from_environment()
     try:
         records = [
             record
@@ -68,7 +68,7 @@ def release(record: Attachment, here: Roots, *, force: bool = False) -> None:
         still = journal.again(record)
         if still is None:
             return  # its DEL or a GC has come meanwhile
-        if still.state == HOMING:
+        if still.state == RETURNING:
             recovery.repair_one(call, still)
             return
         found = fate.of(still, here)

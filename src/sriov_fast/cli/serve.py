@@ -56,19 +56,18 @@ def _prepare() -> None:
 
 
 def _run(args: argparse.Namespace) -> int:
-    from sriov_fast import sd_notify
-    from sriov_fast.errors import SriovError
-    from sriov_fast.resident import listen
-    from sriov_fast.resident.server import Options, Server
-    from sriov_fast.sriov import roots
+    from sriov_fast.common import paths, sd_notify
+    from sriov_fast.common.errors import SriovError
+    from sriov_fast.server import sockets
+    from sriov_fast.server.threads import Options, Server
 
     _prepare()
-    where = roots.from_environment()
+    where = paths.from_environment()
     notify = os.environ.pop("NOTIFY_SOCKET", "")  # not for the plugins that we execute
     try:
-        listener = listen.given(os.environ)
+        listener = sockets.given(os.environ)
         ours = listener is None
-        listener = listener or listen.own(where.run)
+        listener = listener or sockets.own(where.run)
     except SriovError as error:
         print(f"sriov-fast serve: {error.msg}; {error.details}", file=sys.stderr)
         return 1
@@ -76,7 +75,7 @@ def _run(args: argparse.Namespace) -> int:
     def stopping() -> None:
         sd_notify.notify(notify, "STOPPING=1")
         if ours:
-            listen.release(where.run)
+            sockets.release(where.run)
 
     options = Options(threads=args.threads, defer_release=args.defer_release)
     Server(listener, where, options).run(lambda: sd_notify.notify(notify, "READY=1"), stopping)

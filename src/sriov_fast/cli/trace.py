@@ -19,13 +19,12 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from sriov_fast import codec
 from sriov_fast.cli import waterfall
 from sriov_fast.cli.doctor import cni_path
 from sriov_fast.cli.install import PLUGIN_DIRECTORY
 from sriov_fast.cli.waterfall import Waterfall
-from sriov_fast.errors import ConfigError, DecodeError, EnvError, FileError, SriovError, TryAgainError
-from sriov_fast.sriov import roots
+from sriov_fast.common import json, paths
+from sriov_fast.common.errors import ConfigError, DecodeError, EnvError, FileError, SriovError, TryAgainError
 
 _NETNS = "/var/run/netns"  # as ip(8) has it
 _PATIENCE = 120.0  # seconds for one verb; the plugin waits for locks and IPAM for less
@@ -129,7 +128,7 @@ def configuration(file: str) -> dict[str, Any]:
         raise FileError(
             f"--conf {file}: {error.strerror}", "name a file such as /etc/cni/net.d/*.conf"
         ) from error
-    document = codec.loads(data, f"--conf {file}")
+    document = json.loads(data, f"--conf {file}")
     if not isinstance(document, dict):
         raise ConfigError(f"--conf {file}: not a JSON object", "give a network configuration")
     plugins = document.get("plugins")
@@ -187,14 +186,14 @@ def _execute(job: Job, verb: str, container: str, directory: str) -> tuple[Water
     environment = job.environment | call | {"SRIOV_FAST_TRACE": trace}
     with ExitStack() as closing:
         streams = [closing.enter_context(tempfile.TemporaryFile(dir=directory)) for _ in range(3)]
-        streams[0].write(codec.dumps(job.conf))
+        streams[0].write(json.dumps(job.conf))
         streams[0].seek(0)
         begin, end, status = _ran(job.plugin, environment, [stream.fileno() for stream in streams])
         stdout, stderr = (_content(stream.fileno()) for stream in streams[1:])
     if status:
         sys.stderr.write(stderr.decode("utf-8", "replace"))
         raise _failure(verb, status, stdout)
-    result = codec.loads(stdout, f"the plugin's answer to {verb}") if stdout.strip() else None
+    result = json.loads(stdout, f"the plugin's answer to {verb}") if stdout.strip() else None
     return waterfall.assemble(_written(trace), verb, begin, end), result
 
 
@@ -249,7 +248,7 @@ def _wait(pidfd: int, *, may_be_cut_short: bool) -> bool:
 def _failure(verb: str, status: int, stdout: bytes) -> SriovError:
     """Return the plugin's error; what it said last on stderr stands above already."""
     try:
-        said = codec.loads(stdout, "the error")
+        said = json.loads(stdout, "the error")
     except DecodeError:
         said = None
     if not isinstance(said, dict) or "msg" not in said:
@@ -263,7 +262,7 @@ def _failure(verb: str, status: int, stdout: bytes) -> SriovError:
 def _written(trace: str) -> object:
     """Return what the plugin wrote of its steps, None where it is one that does not."""
     try:
-        return codec.loads(Path(trace).read_bytes(), "the trace")
+        return json.loads(Path(trace).read_bytes(), "the trace")
     except FileNotFoundError:
         return None
 
@@ -296,7 +295,7 @@ def temporary_netns() -> Iterator[str]:
 @contextmanager
 def _directory() -> Iterator[str]:
     """Make a directory that a resident server sees, too: its /tmp may be another."""
-    path = roots.private_directory(roots.from_environment().run, f"trace-{os.getpid()}")
+    path = paths.private_directory(paths.from_environment().run, f"trace-{os.getpid()}")
     try:
         yield path
     finally:

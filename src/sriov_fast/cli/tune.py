@@ -14,10 +14,10 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from sriov_fast import codec
-from sriov_fast.errors import ConfigError, DecodeError, FileError, SriovError
-from sriov_fast.sriov import locks, roots
-from sriov_fast.sriov.roots import Roots
+from sriov_fast.common import json, paths
+from sriov_fast.common.errors import ConfigError, DecodeError, FileError, SriovError
+from sriov_fast.common.paths import Roots
+from sriov_fast.vf import locks
 
 _STATE = "tuned.json"
 _FORGET = "delete it to forget what was there before"
@@ -104,7 +104,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
 
 
 def _run(args: argparse.Namespace) -> int:
-    here = Tuning(roots.from_environment())
+    here = Tuning(paths.from_environment())
     faults: list[str] = []
     try:
         if args.apply is not None:
@@ -238,7 +238,7 @@ class Tuning:
     def _recorded(self) -> dict[str, str]:
         """Return the values before, by name; of another boot none, for the kernel has forgotten ours, too."""
         try:
-            document = codec.loads(self._state.read_bytes())
+            document = json.loads(self._state.read_bytes())
         except FileNotFoundError:
             return {}
         except PermissionError:
@@ -258,7 +258,7 @@ class Tuning:
                 self._state.unlink(missing_ok=True)
                 return
             temporary = self._state.with_suffix(".new")
-            temporary.write_text(codec.text({"boot": self._boot(), "before": before}))
+            temporary.write_text(json.text({"boot": self._boot(), "before": before}))
             temporary.replace(self._state)
         except OSError as error:
             raise FileError(f"{error.filename}: {error.strerror}", "nothing more was set") from error

@@ -9,8 +9,8 @@ import sys
 from pathlib import Path
 
 from sriov_fast.cli import install, units
-from sriov_fast.sriov import roots
-from sriov_fast.sriov.journal import Journal
+from sriov_fast.common import paths
+from sriov_fast.vf.journal import Journal
 
 
 def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -38,7 +38,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
 
 
 def _run(args: argparse.Namespace) -> int:
-    here = roots.from_environment()
+    here = paths.from_environment()
     attached = len(Journal(here.run, here.proc).taken())
     if attached and not args.force:
         print(

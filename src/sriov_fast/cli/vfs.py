@@ -7,10 +7,9 @@ import sys
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from sriov_fast import table
 from sriov_fast.cli import machine
-from sriov_fast.sriov import roots
-from sriov_fast.values import Vf
+from sriov_fast.common import paths, table
+from sriov_fast.common.record import Vf
 
 _HEADER = ("PF", "VF", "PCI", "DRIVER", "NETDEV", "NUMA", "OWNER")
 
@@ -25,7 +24,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
 
 
 def _run(args: argparse.Namespace) -> int:
-    here = roots.from_environment()
+    here = paths.from_environment()
     owned = machine.owners(here)
     strays = {record.pci: why for record, why in machine.strays(here)}
     pfs = []

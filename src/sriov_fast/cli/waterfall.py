@@ -12,7 +12,7 @@ from itertools import pairwise
 from typing import Any, NamedTuple
 from xml.etree import ElementTree
 
-from sriov_fast.errors import DecodeError
+from sriov_fast.common.errors import DecodeError
 
 _CLOCK = "CLOCK_MONOTONIC"
 _ADVICE = "the plugin and sriov-fast must be of one version: run sriov-fast install"

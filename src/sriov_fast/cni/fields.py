@@ -5,8 +5,8 @@ A function raises ``FieldError`` with the reason and the remedy; the caller know
 
 from __future__ import annotations
 
-from sriov_fast import codec
-from sriov_fast.addresses import pack, unpack
+from sriov_fast.common import json
+from sriov_fast.common.ip import pack, unpack
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -34,7 +34,7 @@ class FieldError(Exception):
 def shown(value: object) -> str:
     """Return a value as an error message shows it: JSON, cut where it is long."""
     try:
-        text = codec.text(value)
+        text = json.text(value)
     except (TypeError, ValueError, RecursionError):
         text = repr(value)
     return text if len(text) <= 120 else f"{text[:117]}..."

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import os
 
-from sriov_fast import cni_args
 from sriov_fast.cni import fields
-from sriov_fast.errors import EnvError
-from sriov_fast.values import Value
+from sriov_fast.common import cni_args
+from sriov_fast.common.errors import EnvError
+from sriov_fast.common.record import Record
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -24,7 +24,7 @@ _REQUIRED = {
 }
 
 
-class Request(Value):
+class Request(Record):
     """One call of the plugin.
 
     ``args`` has the keys of CNI_ARGS in upper case, those not given left out; ``args_text`` is CNI_ARGS as it

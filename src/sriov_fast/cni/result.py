@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from sriov_fast.cni import fields
-from sriov_fast.errors import DecodeError, SriovError
-from sriov_fast.values import Route, Value
+from sriov_fast.common.errors import DecodeError, SriovError
+from sriov_fast.common.record import Record, Route
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -24,7 +24,7 @@ _DNS = {
 }
 
 
-class Interface(Value):
+class Interface(Record):
     """One interface of a result; "" and 0 mean "not given". ``pci_id`` and ``mtu`` are of 1.1.0."""
 
     name: str
@@ -35,7 +35,7 @@ class Interface(Value):
     socket_path: str = ""
 
 
-class IpConfig(Value):
+class IpConfig(Record):
     """One address of a result: ``address`` is a CIDR, ``interface`` an index into the interfaces."""
 
     address: str
@@ -43,7 +43,7 @@ class IpConfig(Value):
     interface: int | None = None
 
 
-class Result(Value):
+class Result(Record):
     """What an ADD made, independent of the version that prints it. ``dns`` holds only what was given."""
 
     interfaces: tuple[Interface, ...] = ()

@@ -6,9 +6,9 @@ carries out the whole verb: it returns when that is done, or raises.
 
 from __future__ import annotations
 
-from sriov_fast.errors import ConfigError, EnvError, FileError, IpamError
+from sriov_fast.common.errors import ConfigError, EnvError, FileError, IpamError
+from sriov_fast.common.record import Record
 from sriov_fast.ipam.keys import Keys, same_family, show_cidr, show_ip, wrong
-from sriov_fast.values import Value
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -37,7 +37,7 @@ class Done:
         """Do nothing: the verb has ended."""
 
 
-class Builtin(Value):
+class Builtin(Record):
     """The IPAM of one request.
 
     ``config`` is the whole network configuration, ``args`` the unchanged CNI_ARGS. ``recorded`` are the

@@ -12,10 +12,10 @@ import select
 import stat
 import time
 
-from sriov_fast import codec, cpu
-from sriov_fast.errors import ConfigError, DecodeError, EnvError, IpamError, is_absent
+from sriov_fast.common import cpu, json
+from sriov_fast.common.errors import ConfigError, DecodeError, EnvError, IpamError, is_absent
+from sriov_fast.common.record import Record
 from sriov_fast.ipam.kinds import may_choose_vf, needs_interface
-from sriov_fast.values import Value
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -219,7 +219,7 @@ class Running:
         if not answer.strip():
             return None
         try:
-            document = codec.loads(answer, "its answer")
+            document = json.loads(answer, "its answer")
         except DecodeError as error:
             raise self._error(f"{error.msg} (exit status {code})", _shown(answer)) from error
         if not isinstance(document, dict):
@@ -244,7 +244,7 @@ class Running:
         return IpamError(f"IPAM plugin {self.kind!r}, {self.command}: {what}", details)
 
 
-class Ipam(Value):
+class Ipam(Record):
     """The IPAM plugin of one request.
 
     ``path`` is CNI_PATH, split; ``config`` the whole network configuration and ``args`` CNI_ARGS, both as

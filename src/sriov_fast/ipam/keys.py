@@ -6,9 +6,9 @@ host-local of containernetworking looks for files with these names.
 
 from __future__ import annotations
 
-from sriov_fast import codec
-from sriov_fast.addresses import pack, unpack
-from sriov_fast.errors import ConfigError
+from sriov_fast.common import json
+from sriov_fast.common.errors import ConfigError
+from sriov_fast.common.ip import pack, unpack
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -64,7 +64,7 @@ def show_cidr(ip: Ip, length: int) -> str:
 
 def shown(value: object) -> str:
     """Return a value as an error message shows it: JSON, cut to 120 characters."""
-    text = codec.text(value)
+    text = json.text(value)
     return text if len(text) <= 120 else f"{text[:117]}..."
 
 

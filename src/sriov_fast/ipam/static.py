@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from sriov_fast import cni_args
-from sriov_fast.errors import CheckError, ConfigError
+from sriov_fast.common import cni_args
+from sriov_fast.common.errors import CheckError, ConfigError
 from sriov_fast.ipam.builtin import Builtin, read_routes
 from sriov_fast.ipam.keys import Keys, as_cidr, as_ip, same_family, show_ip
 

@@ -7,9 +7,9 @@ from __future__ import annotations
 
 import os
 
-from sriov_fast import codec
-from sriov_fast.cni import netconf, reply, request
-from sriov_fast.errors import SriovError, VersionError
+from sriov_fast.cni import config, request, response
+from sriov_fast.common import json
+from sriov_fast.common.errors import SriovError, VersionError
 from sriov_fast.plugin import process
 from sriov_fast.plugin.context import Reply
 
@@ -32,7 +32,7 @@ def main() -> None:
 def _answer(stdin: bytes) -> Reply:
     asked = request.read(os.environ, stdin)
     if asked.command == "VERSION":
-        return Reply(output=reply.version_info(stdin))
+        return Reply(output=response.version_info(stdin))
     ipam = _ipam(asked)
     output = _document(ipam.run(asked.command, _LONGEST), ipam.config)
     undo = (lambda: _take_back(ipam)) if asked.command == "ADD" else None
@@ -42,10 +42,10 @@ def _answer(stdin: bytes) -> Reply:
 def _ipam(asked: Request) -> TxIpam:
     from sriov_fast.ipam.txipam.plugin import TxIpam  # late: VERSION and wrong calls need none of it
 
-    config = netconf.decode(asked.stdin)
-    _demand_version(asked.command, netconf.declared_version(config))
+    conf = config.decode(asked.stdin)
+    _demand_version(asked.command, config.declared_version(conf))
     return TxIpam(
-        config=config,
+        config=conf,
         container_id=asked.container_id,
         ifname=asked.ifname,
         args=asked.args_text,
@@ -56,11 +56,11 @@ def _ipam(asked: Request) -> TxIpam:
 
 def _demand_version(command: str, declared: str) -> None:
     """Raise where we do not speak a version, or it has no such verb; none is 0.1.0."""
-    supported = f"supported: {', '.join(netconf.VERSIONS)}"
-    if declared and declared not in netconf.VERSIONS:
+    supported = f"supported: {', '.join(config.VERSIONS)}"
+    if declared and declared not in config.VERSIONS:
         raise VersionError(f"cniVersion = {declared!r:.40}: not supported", supported)
     since = _SINCE.get(command, "")
-    if since and netconf.VERSIONS.index(declared or "0.1.0") < netconf.VERSIONS.index(since):
+    if since and config.VERSIONS.index(declared or "0.1.0") < config.VERSIONS.index(since):
         raise VersionError(
             f"cniVersion = {declared!r}: {command} is not in it, only from {since} on",
             f"raise cniVersion in the configuration; {supported}",
@@ -72,7 +72,7 @@ def _document(answer: dict[str, Any] | None, config: dict[str, Any]) -> bytes:
     if answer is None:
         return b""
     shown = {key: value for key, value in answer.items() if key != "cniVersion" or config.get(key)}
-    return codec.dumps(shown, indent=4) + b"\n"
+    return json.dumps(shown, indent=4) + b"\n"
 
 
 def _take_back(ipam: TxIpam) -> None:

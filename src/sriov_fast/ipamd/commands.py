@@ -16,7 +16,8 @@ from urllib.parse import quote
 import httpx
 import orjson
 
-from sriov_fast import ipamd_api, table
+from sriov_fast import ipamd_api
+from sriov_fast.common import table
 from sriov_fast.ipamd import auth, model, settings
 from sriov_fast.ipamd.config import Config
 from sriov_fast.ipamd.errors import ServiceError

@@ -10,7 +10,7 @@ from typing import Any
 
 import orjson
 
-from sriov_fast.log import quote
+from sriov_fast.common.log import quote
 
 LOGGER = "sriov_fast.ipamd"
 _LONGEST = 20_000  # characters of a value in logfmt: enough for a traceback

@@ -18,7 +18,8 @@ from typing import Any
 import uvicorn
 from cryptography import x509
 
-from sriov_fast import __version__, sd_notify
+from sriov_fast import __version__
+from sriov_fast.common import sd_notify
 from sriov_fast.ipamd import accept, logs, settings
 from sriov_fast.ipamd.accept import Bounds
 from sriov_fast.ipamd.api import create_app

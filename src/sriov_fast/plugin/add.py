@@ -5,29 +5,29 @@ from __future__ import annotations
 import os
 from contextlib import ExitStack
 
-from sriov_fast.backend import nl
-from sriov_fast.cni import netconf
-from sriov_fast.errors import BusyError, SriovError
+from sriov_fast.cni import config
+from sriov_fast.common.errors import BusyError, SriovError
+from sriov_fast.common.record import Record
 from sriov_fast.ipam.kinds import may_choose_vf, needs_interface
+from sriov_fast.kernel.backend import nl
 from sriov_fast.plugin.addresses import Addresses
 from sriov_fast.plugin.context import Reply
 from sriov_fast.plugin.prepare import prepare
 from sriov_fast.plugin.release import recover, release
-from sriov_fast.sriov import affinity, attach, candidate, detach, locate, netns, pool
-from sriov_fast.sriov.journal import ATTACHED, BROKEN, Attachment
-from sriov_fast.values import Value
+from sriov_fast.vf import attach, candidate, detach, find, irq, netns, select
+from sriov_fast.vf.journal import ATTACHED, BROKEN, Attachment
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from sriov_fast.executor import Scope, Task
+    from sriov_fast.common.executor import Scope, Task
+    from sriov_fast.common.record import Link
     from sriov_fast.plugin.context import Call
     from sriov_fast.plugin.prepare import Prepared
-    from sriov_fast.sriov.attach import Addressing
-    from sriov_fast.sriov.pool import Choice
-    from sriov_fast.values import Link
+    from sriov_fast.vf.attach import Addressing
+    from sriov_fast.vf.select import ReservedVf
 
 
-class Access(Value):
+class Access(Record):
     """A socket in the host's namespace and a descriptor of the pod's.
 
     ``held`` is closed after the reply.
@@ -45,9 +45,9 @@ class Access(Value):
 def add(call: Call) -> Reply:
     """Give the container a VF (SPEC, "ADD"). If anything fails, everything is undone."""
     with ExitStack() as held, ExitStack() as undo:
-        pod_netns = netns.open_pod(call.request.netns, call.context.netns_fd, call.context.home_fd)
+        pod_netns = netns.open_pod(call.request.netns, call.context.netns_fd, call.context.host_fd)
         held.callback(os.close, pod_netns)
-        affinity.require_online(call.conf.cores, call.roots)
+        irq.require_online(call.conf.cores, call.roots)
         held.enter_context(call.owner_lock())
         _finish_interrupted(call)
         _await_return(call)
@@ -58,10 +58,10 @@ def add(call: Call) -> Reply:
         if call.conf.ipam_type and may_choose_vf(call.conf.ipam_type):
             call = _with_choice_of_ipam(call, host, addresses)
         call.step("check, lock")
-        choice = pool.choose(wish_of(call, host), call.journal, call.roots)
-        held.enter_context(choice.lock)
+        reserved = select.choose(vf_request_of(call, host), call.journal, call.roots)
+        held.enter_context(reserved.lock)
         call.step("choose the VF")
-        record = _journaled(call, choice, host)
+        record = _journaled(call, reserved, host)
         undo.callback(_bring_back, call, record, addresses)
         undo.callback(call.journal.drop, record)
         access = Access(host=host, pod_netns=pod_netns, held=held)
@@ -147,16 +147,16 @@ def _await_return(call: Call) -> None:
 def _with_choice_of_ipam(call: Call, host: nl.Socket, addresses: Addresses) -> Call:
     """Run IPAM; return the call with the VF, VLAN and MAC of its ``extra``."""
     # A fault that is known already must not cost an address.
-    pool.present(wish_of(call, host).replace(warn=call.log.debug), call.roots)
+    select.present(vf_request_of(call, host).replace(warn=call.log.debug), call.roots)
     with call.tasks() as tasks:
         answer = tasks.submit(addresses.obtain).result()
-    return call.replace(conf=netconf.with_extra(call.conf, answer.extra))
+    return call.replace(conf=config.with_extra(call.conf, answer.extra))
 
 
-def wish_of(call: Call, host: nl.Socket) -> pool.Wish:
+def vf_request_of(call: Call, host: nl.Socket) -> select.VfRequest:
     """Return the conditions for the VF; ``host`` is a socket in the host's namespace."""
     conf = call.conf
-    return pool.Wish(
+    return select.VfRequest(
         masters=conf.masters,
         vf=conf.vf,
         device_id=conf.device_id,
@@ -169,23 +169,23 @@ def wish_of(call: Call, host: nl.Socket) -> pool.Wish:
     )
 
 
-def _journaled(call: Call, choice: Choice, host: nl.Socket) -> Attachment:
+def _journaled(call: Call, reserved: ReservedVf, host: nl.Socket) -> Attachment:
     """Write the VF's present state and the request to the journal; return the record."""
     asked, conf = call.request, call.conf
     record = attach.observe(
         host,
-        choice,
+        reserved,
         Attachment(
             container_id=asked.container_id,
             ifname=asked.ifname,
-            pci=choice.vf.pci,
+            pci=reserved.vf.pci,
             network=conf.name,
             netns=asked.netns,
             asked=conf.settings,
             mtu=conf.mtu,
             ipam=conf.ipam_type,
             request={"args": asked.args_text, "path": list(asked.path), "config": conf.raw},
-            incarnation=locate.incarnation(choice.vf.pci, call.roots),
+            incarnation=find.incarnation(reserved.vf.pci, call.roots),
             boot=call.journal.boot(),
             token=call.context.token,
         ),
@@ -193,8 +193,8 @@ def _journaled(call: Call, choice: Choice, host: nl.Socket) -> Attachment:
     )
     call.step("read the VF's state", "kernel")
     if conf.cores:  # without cores the interrupts stay as they are
-        masks = affinity.masks_of(record.pci, call.roots)
-        record = record.replace(irqs=masks, pinned=affinity.plan(list(masks), conf.cores))
+        masks = irq.masks_of(record.pci, call.roots)
+        record = record.replace(irqs=masks, pinned=irq.plan(list(masks), conf.cores))
     call.journal.write(record)
     call.step("write the journal")
     return record
@@ -235,25 +235,25 @@ def _start_pinning(call: Call, record: Attachment, tasks: Scope) -> Task | None:
     """Pin the interrupts that exist already during the move; None if the scope has no threads."""
     if not record.pinned or not tasks.threads:
         return None
-    return tasks.submit(lambda: affinity.apply(record.pinned, call.roots, call.log))
+    return tasks.submit(lambda: irq.apply(record.pinned, call.roots, call.log))
 
 
 def _pinned(call: Call, record: Attachment, pinning: Task | None) -> Attachment:
     """Pin the remaining interrupts, such as those of the bring-up; their old masks are journaled first."""
     if not call.conf.cores:
         return record
-    affinity.warn_of_irqbalance(call.log)
-    now = affinity.masks_of(record.pci, call.roots)
-    wanted = affinity.plan(list(now), call.conf.cores)
+    irq.warn_of_irqbalance(call.log)
+    now = irq.masks_of(record.pci, call.roots)
+    wanted = irq.plan(list(now), call.conf.cores)
     if wanted != record.pinned:
         record = record.replace(irqs=now | record.irqs, pinned=wanted)
         call.journal.write(record)
     if pinning is None:
-        return record.replace(pinned=affinity.apply(wanted, call.roots, call.log))
+        return record.replace(pinned=irq.apply(wanted, call.roots, call.log))
     taken = pinning.result()
     # an interrupt of a device that is down may report a mask that it did not take
-    left = {number: wanted[number] for number in affinity.differing(wanted, call.roots)}
-    return record.replace(pinned={**taken, **affinity.apply(left, call.roots, call.log)})
+    left = {number: wanted[number] for number in irq.differing(wanted, call.roots)}
+    return record.replace(pinned={**taken, **irq.apply(left, call.roots, call.log)})
 
 
 # --- undo, and after the reply
@@ -263,7 +263,7 @@ def _bring_back(call: Call, record: Attachment, addresses: Addresses) -> None:
     """Undo an attach. If that fails, record and addresses stay, so that DEL or GC can try again."""
     try:
         latest = call.journal.again(record) or record
-        detach.release(latest, call.where, call.roots, call.log)
+        detach.release(latest, call.pod_netns, call.roots, call.log)
         call.journal.remove(latest)
     except (SriovError, OSError) as error:
         addresses.keep()  # the VF may still answer for them
@@ -272,7 +272,7 @@ def _bring_back(call: Call, record: Attachment, addresses: Addresses) -> None:
 
 def _announce(call: Call, record: Attachment) -> None:
     """Announce the addresses to the network."""
-    from sriov_fast.sriov import announce  # late: after the reply
+    from sriov_fast.vf import announce  # late: after the reply
 
     fd = netns.open_netns(call.request.netns, call.context.netns_fd)
     try:

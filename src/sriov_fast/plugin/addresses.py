@@ -3,22 +3,22 @@
 from __future__ import annotations
 
 from sriov_fast.cni import result
-from sriov_fast.errors import IpamError, SriovError
+from sriov_fast.common.errors import IpamError, SriovError
+from sriov_fast.common.record import Record
 from sriov_fast.plugin.context import IPAM_GRACE, IPAM_WAIT
-from sriov_fast.values import Value
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
 
-    from sriov_fast.cni.netconf import NetConf
+    from sriov_fast.cni.config import NetConf
     from sriov_fast.cni.result import Result
     from sriov_fast.ipam.builtin import Done
     from sriov_fast.ipam.exec import Running
     from sriov_fast.plugin.context import Call
 
 
-class Answer(Value):
+class Answer(Record):
     """An IPAM result with its ``extra``."""
 
     result: Result

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import os
 
-from sriov_fast.errors import CheckError
+from sriov_fast.common.errors import CheckError
+from sriov_fast.common.record import Route
 from sriov_fast.plugin.context import IPAM_WAIT, Reply
-from sriov_fast.sriov import check as attachment
-from sriov_fast.sriov import netns
-from sriov_fast.sriov.journal import BROKEN
-from sriov_fast.values import Route
+from sriov_fast.vf import check as attachment
+from sriov_fast.vf import netns
+from sriov_fast.vf.journal import BROKEN
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from sriov_fast.cni.result import Result
     from sriov_fast.plugin.context import Call
-    from sriov_fast.sriov.journal import Attachment
+    from sriov_fast.vf.journal import Attachment
 
 
 def check(call: Call) -> Reply:

@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import os
 
-from sriov_fast import codec, executor
+from sriov_fast.common import executor, json
+from sriov_fast.common.record import Record
 from sriov_fast.ipam.kinds import builtin
-from sriov_fast.sriov import locks
-from sriov_fast.sriov.locate import Where
-from sriov_fast.values import Value
+from sriov_fast.vf import locks
+from sriov_fast.vf.find import PodNetns
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -20,21 +20,21 @@ if TYPE_CHECKING:
     from contextlib import ExitStack
     from typing import Any
 
-    from sriov_fast import log
-    from sriov_fast.cni.netconf import NetConf
+    from sriov_fast.cni.config import NetConf
     from sriov_fast.cni.request import Request
+    from sriov_fast.common import log
+    from sriov_fast.common.paths import Roots
+    from sriov_fast.common.trace import Steps
     from sriov_fast.ipam.builtin import Builtin
     from sriov_fast.ipam.exec import Ipam
-    from sriov_fast.sriov.journal import Attachment, Journal
-    from sriov_fast.sriov.roots import Roots
-    from sriov_fast.trace import Steps
+    from sriov_fast.vf.journal import Attachment, Journal
 
 IPAM_WAIT = 60.0  # seconds; the dhcp plugin itself waits for up to 45
 IPAM_GRACE = 10.0  # seconds; for the ADD of a delegate when the attach has failed
 _STDERR = 2
 
 
-class Reply(Value):
+class Reply(Record):
     """The output for stdout, and the work that follows it.
 
     ``afterwards`` runs when the output is delivered, ``undelivered`` when it could not be: the runtime does
@@ -53,12 +53,12 @@ class Reply(Value):
             self.held.close()
 
 
-class Context(Value):
+class Context(Record):
     """The surroundings of a request.
 
     ``environ`` is the environment of its sender. ``stderr`` has the descriptors for the log,
     ``plugins_stderr`` is the stderr of the plugins that are executed. ``netns_fd`` is the pod's namespace if
-    the sender opened it, ``home_fd`` the host's if it is open; -1 otherwise. ``token`` marks the attachment
+    the sender opened it, ``host_fd`` the host's if it is open; -1 otherwise. ``token`` marks the attachment
     that this request makes. With ``threads`` tasks run in helper threads. With ``defer_release`` a DEL
     replies before the VF is home. ``steps`` measures.
     """
@@ -67,14 +67,14 @@ class Context(Value):
     stderr: Sequence[int] = (_STDERR,)
     plugins_stderr: int = _STDERR
     netns_fd: int = -1
-    home_fd: int = -1
+    host_fd: int = -1
     token: str = ""
     threads: bool = False
     defer_release: bool = False
     steps: Steps | None = None
 
 
-class Call(Value):
+class Call(Record):
     """One request and its surroundings."""
 
     request: Request
@@ -91,9 +91,9 @@ class Call(Value):
         return f"{self.request.command} {self.request.container_id} {self.request.ifname}".strip()
 
     @property
-    def where(self) -> Where:
+    def pod_netns(self) -> PodNetns:
         """The pod's namespace, as the runtime names it."""
-        return Where(path=self.request.netns, fd=self.context.netns_fd, home=self.context.home_fd)
+        return PodNetns(path=self.request.netns, fd=self.context.netns_fd, host_fd=self.context.host_fd)
 
     def owner_lock(self) -> locks.Lock:
         """Lock this interface of this container against other requests."""
@@ -119,7 +119,7 @@ class Call(Value):
         asked = theirs.request.replace(
             container_id=record.container_id, ifname=record.ifname, netns=record.netns
         )
-        context = self.context.replace(netns_fd=self.where.fd_of(record.netns))
+        context = self.context.replace(netns_fd=self.pod_netns.fd_of(record.netns))
         return theirs.replace(request=asked, context=context)
 
     def as_added(self, record: Attachment) -> Call:
@@ -143,7 +143,7 @@ class Call(Value):
         given = record.request
         path = dict.fromkeys((*self.request.path, *given.get("path", ())))
         asked = self.request.replace(
-            args_text=given.get("args", ""), path=tuple(path), stdin=codec.dumps(config)
+            args_text=given.get("args", ""), path=tuple(path), stdin=json.dumps(config)
         )
         conf = self.conf.replace(raw=config, ipam=config.get("ipam"), ipam_type=record.ipam)
         return self.replace(request=asked, conf=conf, recorded=record.addresses)

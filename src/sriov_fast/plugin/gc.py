@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from sriov_fast import codec
+from sriov_fast.common import json
 from sriov_fast.plugin.context import IPAM_WAIT, Reply
 from sriov_fast.plugin.release import recover, release
-from sriov_fast.sriov.journal import BROKEN, HOMING
+from sriov_fast.vf.journal import BROKEN, RETURNING
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from sriov_fast.plugin.context import Call
-    from sriov_fast.sriov.journal import Attachment
+    from sriov_fast.vf.journal import Attachment
 
 VALID_ATTACHMENTS = "cni.dev/valid-attachments"
 
@@ -46,7 +46,7 @@ def collect(call: Call) -> Reply:
 def _is_stale(call: Call, record: Attachment) -> bool:
     """Return whether to release an attachment, or to finish a deferred release."""
     valid = call.conf.valid_attachments or ()
-    return record.network == call.conf.name and (record.owner not in valid or record.state == HOMING)
+    return record.network == call.conf.name and (record.owner not in valid or record.state == RETURNING)
 
 
 def _stranded(call: Call) -> list[tuple[str, str]]:
@@ -61,15 +61,15 @@ def _sparing(call: Call, owners: Sequence[tuple[str, str]]) -> Call:
         return call
     more = [{"containerID": container_id, "ifname": ifname} for container_id, ifname in owners]
     raw = call.conf.raw | {VALID_ATTACHMENTS: [*(call.conf.raw.get(VALID_ATTACHMENTS) or ()), *more]}
-    return call.replace(conf=call.conf.replace(raw=raw), request=call.request.replace(stdin=codec.dumps(raw)))
+    return call.replace(conf=call.conf.replace(raw=raw), request=call.request.replace(stdin=json.dumps(raw)))
 
 
 def _collect_one(call: Call, record: Attachment) -> None:
     theirs = call.of(record)
-    if record.state == HOMING:
+    if record.state == RETURNING:
         with call.vf_lock(record.pci):
             still = call.journal.again(record)
-            if still is not None and still.state == HOMING:
+            if still is not None and still.state == RETURNING:
                 recover(theirs, still)
         return
     with theirs.owner_lock():

@@ -5,23 +5,23 @@ Work that is done after the move adds to the latency.
 
 from __future__ import annotations
 
-from sriov_fast.cni import reply, result
-from sriov_fast.sriov import attach
-from sriov_fast.sriov.journal import ATTACHED
-from sriov_fast.values import Link, Value
+from sriov_fast.cni import response, result
+from sriov_fast.common.record import Link, Record
+from sriov_fast.vf import attach
+from sriov_fast.vf.journal import ATTACHED
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from sriov_fast.cni.result import Result
+    from sriov_fast.common.record import Route
     from sriov_fast.plugin.context import Call
-    from sriov_fast.sriov.attach import Addressing
-    from sriov_fast.sriov.journal import Attachment
-    from sriov_fast.values import Route
+    from sriov_fast.vf.attach import Addressing
+    from sriov_fast.vf.journal import Attachment
 
 
-class Prepared(Value):
+class Prepared(Record):
     """The end of an ADD, prepared for an expected device.
 
     ``given`` is IPAM's result, ``observed`` the record before the move, ``expected`` the device in the pod.
@@ -59,7 +59,7 @@ def prepare(call: Call, observed: Attachment, given: Result, link: Link | None =
         expected=link,
         record=record,
         addressing=attach.addressing(link.index, record.addresses, routes),
-        output=reply.success(_outcome(call, record, link, given), call.conf),
+        output=response.success(_outcome(call, record, link, given), call.conf),
         tell=call.log.informing("attached", pf=record.pf, vf=record.vf, pci=record.pci, mac=record.mac),
     )
 

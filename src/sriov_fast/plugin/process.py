@@ -6,14 +6,14 @@ import errno
 import gc
 import os
 
-from sriov_fast.errors import FileError
+from sriov_fast.common.errors import FileError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from sriov_fast.common.trace import Steps
     from sriov_fast.plugin.context import Reply
-    from sriov_fast.trace import Steps
 
 _STDIN, _STDOUT, _STDERR = 0, 1, 2
 # Bytes of stdin that are read; the decoder has a lower limit.
@@ -118,14 +118,14 @@ def _serve(answer: Callable[[bytes], Reply]) -> tuple[int, Callable[[], None] | 
 
 def _answer(stdin: bytes) -> Reply:
     from sriov_fast.cni import request
+    from sriov_fast.common import paths
     from sriov_fast.plugin.context import Context
     from sriov_fast.plugin.run import run
-    from sriov_fast.sriov import roots
 
     context = Context(token=os.environ.get("SRIOV_FAST_TOKEN", ""), steps=_steps())
     asked = request.read(os.environ, stdin)
     try:
-        return run(asked, roots.from_environment(), context)
+        return run(asked, paths.from_environment(), context)
     finally:
         if context.steps:
             context.steps.verb = asked.command
@@ -137,19 +137,19 @@ def _steps() -> Steps | None:
     path = os.environ.get("SRIOV_FAST_TRACE")
     if not path:
         return None
-    from sriov_fast.trace import Steps
+    from sriov_fast.common.trace import Steps
 
     return Steps(path, "in-process")
 
 
 def _worded(error: Exception, stdin: bytes) -> bytes:
-    from sriov_fast.cni import reply
+    from sriov_fast.cni import response
 
-    if reply.is_internal(error):
+    if response.is_internal(error):
         import traceback
 
         traceback.print_exception(error)
-    return reply.error(error, reply.spoken_version(stdin))
+    return response.error(error, response.spoken_version(stdin))
 
 
 def _wants_stdin() -> bool:

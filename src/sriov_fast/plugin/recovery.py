@@ -4,19 +4,19 @@ from __future__ import annotations
 
 from contextlib import ExitStack
 
-from sriov_fast import codec
-from sriov_fast.cni.netconf import NetConf
+from sriov_fast.cni.config import NetConf
 from sriov_fast.cni.request import Request
+from sriov_fast.common import json
 from sriov_fast.plugin.context import Call, Context
 from sriov_fast.plugin.release import recover
-from sriov_fast.sriov import locks
-from sriov_fast.sriov.journal import ATTACHED, BROKEN, HOMING, Journal
+from sriov_fast.vf import locks
+from sriov_fast.vf.journal import ATTACHED, BROKEN, RETURNING, Journal
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from sriov_fast import log
-    from sriov_fast.sriov.journal import Attachment
-    from sriov_fast.sriov.roots import Roots
+    from sriov_fast.common import log
+    from sriov_fast.common.paths import Roots
+    from sriov_fast.vf.journal import Attachment
 
 
 def repair(roots: Roots, logger: log.Logger) -> int:
@@ -72,7 +72,7 @@ def call_of(record: Attachment, roots: Roots, journal: Journal, logger: log.Logg
         netns=record.netns,
         args_text=given.get("args", ""),
         path=tuple(given.get("path", ())),
-        stdin=codec.dumps(given.get("config", {})),
+        stdin=json.dumps(given.get("config", {})),
     )
     conf = NetConf(
         version="1.1.0",
@@ -90,7 +90,7 @@ def repair_one(call: Call, record: Attachment) -> bool:
     with ExitStack() as held:
         asked = call.request
         names = [f"vf-{record.pci}"]
-        if record.state != HOMING:
+        if record.state != RETURNING:
             names.insert(0, f"owner-{asked.container_id}~{asked.ifname}")
         for name in names:
             lock = locks.attempt(call.roots.run, name, call.who)

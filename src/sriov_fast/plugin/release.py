@@ -4,18 +4,18 @@ from __future__ import annotations
 
 from contextlib import ExitStack
 
-from sriov_fast import executor
-from sriov_fast.errors import HiddenError, RefusedError, SriovError
+from sriov_fast.common import executor
+from sriov_fast.common.errors import HiddenError, RefusedError, SriovError
 from sriov_fast.ipam.kinds import needs_interface
 from sriov_fast.plugin.context import IPAM_WAIT, Reply
-from sriov_fast.sriov import detach
-from sriov_fast.sriov.journal import BROKEN, HOMING
+from sriov_fast.vf import detach
+from sriov_fast.vf.journal import BROKEN, RETURNING
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from sriov_fast.executor import Scope, Task
+    from sriov_fast.common.executor import Scope, Task
     from sriov_fast.plugin.context import Call
-    from sriov_fast.sriov.journal import Attachment
+    from sriov_fast.vf.journal import Attachment
 
 
 def delete(call: Call) -> Reply:
@@ -72,7 +72,7 @@ def release(call: Call, record: Attachment, *, defer: bool = False) -> Reply:
         held.enter_context(call.vf_lock(record.pci))
         if not call.journal.has(record):
             return Reply()  # another request finished it meanwhile
-        vf = held.enter_context(detach.Release(record, call.where, call.roots, call.log))
+        vf = held.enter_context(detach.Release(record, call.pod_netns, call.roots, call.log))
         try:
             _release_both(call, vf, defer=defer)
         except HiddenError as error:
@@ -83,10 +83,10 @@ def release(call: Call, record: Attachment, *, defer: bool = False) -> Reply:
         if not defer:
             _forget(call, record)
             return Reply()
-        homing = call.journal.release(record)
+        returning = call.journal.release(record)
         call.step("journal")
         later = held.pop_all()
-    return Reply(afterwards=lambda: _bring_home_deferred(call, homing, vf, later))
+    return Reply(afterwards=lambda: _bring_home_deferred(call, returning, vf, later))
 
 
 def _release_both(call: Call, vf: detach.Release, *, defer: bool = False) -> None:
@@ -161,10 +161,10 @@ def recover(call: Call, record: Attachment) -> bool:
         )
     theirs = call.of(record)
     try:
-        if record.state == HOMING and not record.stranded:  # its addresses are given back already
-            detach.release(record, theirs.where, call.roots, call.log)
+        if record.state == RETURNING and not record.stranded:  # its addresses are given back already
+            detach.release(record, theirs.pod_netns, call.roots, call.log)
         else:
-            with detach.Release(record, theirs.where, call.roots, call.log) as vf:
+            with detach.Release(record, theirs.pod_netns, call.roots, call.log) as vf:
                 _release_both(theirs, vf)
         _forget(theirs, record)
     except HiddenError as error:

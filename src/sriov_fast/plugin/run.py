@@ -4,25 +4,25 @@ from __future__ import annotations
 
 from contextlib import ExitStack
 
-from sriov_fast import codec, log
-from sriov_fast.cni import netconf, reply
-from sriov_fast.errors import SriovError
+from sriov_fast.cni import config, response
+from sriov_fast.common import json, log
+from sriov_fast.common.errors import SriovError
 from sriov_fast.plugin.context import Call, Context, Reply
-from sriov_fast.sriov.journal import Journal
+from sriov_fast.vf.journal import Journal
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from sriov_fast.cni.netconf import NetConf
+    from sriov_fast.cni.config import NetConf
     from sriov_fast.cni.request import Request
-    from sriov_fast.sriov.roots import Roots
+    from sriov_fast.common.paths import Roots
 
 
 def run(request: Request, roots: Roots, context: Context | None = None) -> Reply:
     """Carry out one verb; raises SriovError or OSError."""
     if request.command == "VERSION":
-        return Reply(output=reply.version_info(request.stdin))
+        return Reply(output=response.version_info(request.stdin))
     context = context or Context()
     journal = Journal(roots.run, roots.proc)
     conf = _configuration(request, journal)
@@ -67,12 +67,12 @@ def _verb(call: Call) -> Reply:
 def _configuration(request: Request, journal: Journal) -> NetConf:
     """Return the configuration; if that of a DEL cannot be read, the ADD's."""
     try:
-        return netconf.parse(request)
+        return config.parse(request)
     except SriovError as error:
         record = journal.find(request.container_id, request.ifname) if request.command == "DEL" else None
         if record is None or not record.request:
             raise
-        conf = netconf.parse(request.replace(stdin=codec.dumps(record.request["config"])))
+        conf = config.parse(request.replace(stdin=json.dumps(record.request["config"])))
         return conf.replace(warnings=(f"passed over: {error.msg}", *conf.warnings))
 
 

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from sriov_fast.backend import nl
-from sriov_fast.errors import SriovError, UnavailableError
-from sriov_fast.plugin.add import wish_of
+from sriov_fast.common.errors import SriovError, UnavailableError
+from sriov_fast.kernel.backend import nl
+from sriov_fast.plugin.add import vf_request_of
 from sriov_fast.plugin.context import IPAM_WAIT, Reply
-from sriov_fast.sriov import pool
+from sriov_fast.vf import select
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -19,8 +19,8 @@ def status(call: Call) -> Reply:
     which = ", ".join(conf.masters) or conf.device_id
     try:
         with nl.Socket() as host:
-            wish = wish_of(call, host).replace(warn=call.log.debug)  # an ADD warns
-            usable = pool.any_usable(wish, call.journal, call.roots)
+            vf_request = vf_request_of(call, host).replace(warn=call.log.debug)  # an ADD warns
+            usable = select.any_usable(vf_request, call.journal, call.roots)
         why = f"no PF of {which} has a usable VF"
     except (OSError, SriovError) as error:
         usable, why = False, str(error)

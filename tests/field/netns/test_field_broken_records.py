@@ -105,7 +105,7 @@ def test_205_its_owners_del(either: Node, how: str) -> None:
 def test_205_doctor_shows_it(node: Node) -> None:
     """Before and after its owner has given the VF back."""
     from sriov_fast.cli import doctor
-    from sriov_fast.sriov.roots import Roots
+    from sriov_fast.common.paths import Roots
 
     conf, pod, _ = broken(node)
     here = Roots(sys=str(node.tree.sys), proc=str(node.tree.proc), run=str(node.run_dir))
@@ -143,9 +143,9 @@ def test_207_the_draft_of_a_killed_add(node: Node) -> None:
 def test_205_release_refuses_it(node: Node) -> None:
     """The operator's command does not claim to have released what it leaves alone."""
     from sriov_fast.cli import release
-    from sriov_fast.errors import BusyError
-    from sriov_fast.sriov.journal import Journal
-    from sriov_fast.sriov.roots import Roots
+    from sriov_fast.common.errors import BusyError
+    from sriov_fast.common.paths import Roots
+    from sriov_fast.vf.journal import Journal
 
     conf, pod, _ = broken(node)
     here = Roots(sys=str(node.tree.sys), proc=str(node.tree.proc), run=str(node.run_dir))

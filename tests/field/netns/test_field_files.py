@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from node import Node
 
-from sriov_fast import files
+from sriov_fast.common import files
 
 RULES = "others than root may write to it"
 

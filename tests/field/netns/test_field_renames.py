@@ -39,12 +39,12 @@ def rename(node: Node, old: str, new: str) -> str:
 @pytest.mark.parametrize(
     ("module", "name", "when"),
     [
-        ("sriov.pool", "scan", AFTER),
-        ("sriov.candidate", "read", BEFORE),
-        ("sriov.candidate", "_use", BEFORE),
-        ("sriov.pool", "choose", AFTER),
-        ("sriov.attach", "configure", BEFORE),
-        ("sriov.attach", "move", BEFORE),
+        ("vf.select", "scan", AFTER),
+        ("vf.candidate", "read", BEFORE),
+        ("vf.candidate", "_use", BEFORE),
+        ("vf.select", "choose", AFTER),
+        ("vf.attach", "configure", BEFORE),
+        ("vf.attach", "move", BEFORE),
     ],
 )
 def test_502_a_vf_that_is_renamed_meanwhile(node: Node, module: str, name: str, when: dict[str, str]) -> None:
@@ -69,7 +69,7 @@ def test_502_a_pf_that_is_renamed_meanwhile(node: Node) -> None:
     node.nip("link", "add", "uplink", "type", "veth", "peer", "name", "switch")
     index = node.link("pf0")["ifindex"]
     script = rename(node, "pf0", "ens1") + "ip link set uplink name pf0"
-    interfere(node, "sriov.pool", "choose", AFTER, script)
+    interfere(node, "vf.select", "choose", AFTER, script)
     pod = node.pod()
     node.add(node.conf(vf=0), pod)
     assert f'"pf_index":{index},' in node.record().read_text().replace(" ", "")
@@ -84,7 +84,7 @@ def test_502_a_vf_that_is_renamed_on_the_way_home(node: Node) -> None:
     pod = node.pod()
     node.add(node.conf(vf=0), pod)
     script = rename(node, "pf0v0", "ens1v0") + "ip link set uplink name pf0v0"
-    interfere(node, "sriov.detach", "_at_home", BEFORE, script)
+    interfere(node, "vf.detach", "_at_home", BEFORE, script)
     node.delete(node.conf(), pod)
     found = {node.link(name)["address"]: node.link(name) for name in node.links()}
     assert (found[mac]["ifname"], "UP" in found[mac]["flags"]) == ("ens1v0", True)

@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 from sysfs_tree import build_tree
 
-from sriov_fast.errors import SriovError
-from sriov_fast.sriov import locks, netns, pool
-from sriov_fast.sriov.journal import Journal
-from sriov_fast.sriov.roots import Roots
+from sriov_fast.common.errors import SriovError
+from sriov_fast.common.paths import Roots
+from sriov_fast.vf import locks, netns, select
+from sriov_fast.vf.journal import Journal
 
 
 class FailingJournal(Journal):
@@ -38,10 +38,10 @@ def test_204_the_journals_listing_fails_once(tmp_path: Path, nth: int, named: bo
     roots = Roots(sys=str(tree.sys), proc=str(tree.proc), run=str(tmp_path / "run"))
     journal = FailingJournal(roots.run, roots.proc)
     journal.nth = nth
-    wish = pool.Wish(masters=("eth1",), device_id=tree.pci(0) if named else "", who="test")
+    wish = select.VfRequest(masters=("eth1",), device_id=tree.pci(0) if named else "", who="test")
     before = descriptors()
     try:
-        pool.choose(wish, journal, roots).lock.release()
+        select.choose(wish, journal, roots).lock.release()
     except OSError as error:
         assert error.errno == 24  # noqa: PT017 (a listing that is not reached fails nothing)
     assert descriptors() == before

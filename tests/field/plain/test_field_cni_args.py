@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
-from sriov_fast.cni import netconf, request
-from sriov_fast.cni.netconf import NetConf
-from sriov_fast.errors import ConfigError
+from sriov_fast.cni import config, request
+from sriov_fast.cni.config import NetConf
+from sriov_fast.common.errors import ConfigError
 
 MAC, OTHER = "02:00:00:00:00:0a", "02:00:00:00:00:0b"
 BASE = {"cniVersion": "1.0.0", "name": "net1", "type": "sriov", "master": "eth1"}
@@ -24,7 +24,7 @@ def parsed(pod: object, cni_args: str = "", command: str = "ADD", **more: Any) -
         "CNI_ARGS": cni_args,
     }
     conf = BASE | {"args": {"cni": pod}} | more
-    return netconf.parse(request.read(environ, json.dumps(conf).encode()))
+    return config.parse(request.read(environ, json.dumps(conf).encode()))
 
 
 def chosen(conf: NetConf) -> tuple[object, ...]:
@@ -57,7 +57,7 @@ def test_603_which_source_goes_first() -> None:
     assert chosen(parsed(pod, **given)) == (3, 100, MAC, (1,))
     assert chosen(parsed(pod, "VF=4;VLAN=5;CORES=6;MAC=" + OTHER, **given)) == (4, 5, OTHER, (6,))
     assert parsed(pod, runtimeConfig={"mac": OTHER}).settings.mac == OTHER
-    assert chosen(netconf.with_extra(parsed(pod), {"vf": 0, "vlan": 0})) == (0, 0, MAC, (1,))
+    assert chosen(config.with_extra(parsed(pod), {"vf": 0, "vlan": 0})) == (0, 0, MAC, (1,))
 
 
 @pytest.mark.parametrize(

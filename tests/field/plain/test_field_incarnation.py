@@ -8,11 +8,11 @@ from typing import Any
 import pytest
 from sysfs_tree import build_tree
 
-from sriov_fast.errors import NetlinkError
-from sriov_fast.sriov import detach, locate
-from sriov_fast.sriov.journal import Attachment
-from sriov_fast.sriov.roots import Roots
-from sriov_fast.values import Link, VfSettings
+from sriov_fast.common.errors import NetlinkError
+from sriov_fast.common.paths import Roots
+from sriov_fast.common.record import Link, VfSettings
+from sriov_fast.vf import detach, find
+from sriov_fast.vf.journal import Attachment
 
 ASKED = VfSettings(mac="02:00:00:00:00:01", vlan=100, qos=2, spoofchk=False)
 
@@ -63,19 +63,19 @@ def test_406_what_identifies_a_vf(tmp_path: Path) -> None:
     """The inodes of its PCI device and of the directory of its network devices."""
     tree = build_tree(tmp_path, vfs=2)
     roots, pci = Roots(sys=str(tree.sys), proc=str(tree.proc), run=str(tmp_path / "run")), tree.pci(0)
-    record = attached(pci=pci, incarnation=locate.incarnation(pci, roots))
+    record = attached(pci=pci, incarnation=find.incarnation(pci, roots))
     older = attached(pci=pci)
     tree.remove_netdev(0)  # in another namespace
-    assert locate.has_device(record, roots)
-    assert locate.has_device(older, roots)
+    assert find.has_device(record, roots)
+    assert find.has_device(older, roots)
     net = tree.device(0) / "net"
     net.rename(tree.device(0) / "kept")  # so that its inode is not used again
-    assert not locate.has_device(record, roots)
+    assert not find.has_device(record, roots)
     net.mkdir()
-    assert not locate.has_device(record, roots)
-    assert locate.is_same_function(record, roots)
+    assert not find.has_device(record, roots)
+    assert find.is_same_function(record, roots)
     tree.device(0).rename(tmp_path / "kept")
-    assert locate.is_same_function(record, roots)  # it is missing, not another one
+    assert find.is_same_function(record, roots)  # it is missing, not another one
     tree.device(0).mkdir()
-    assert not locate.is_same_function(record, roots)
-    assert locate.is_same_function(older, roots)
+    assert not find.is_same_function(record, roots)
+    assert find.is_same_function(older, roots)

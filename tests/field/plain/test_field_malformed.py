@@ -16,8 +16,9 @@ sys.path.insert(0, str(Path(__file__).parents[2] / "plain"))
 
 import test_nl_replies as replies
 
-from sriov_fast import _nl, _nl_py
-from sriov_fast.errors import NetlinkError
+from sriov_fast import _nl
+from sriov_fast.common.errors import NetlinkError
+from sriov_fast.kernel import _nl_py
 
 LINK = replies.link_body(
     4,

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from sriov_fast import log
+from sriov_fast.common import log
 from sriov_fast.ipam.txipam import outbox
 from sriov_fast.ipam.txipam.client import Owner
 from sriov_fast.ipam.txipam.settings import Settings

@@ -8,12 +8,12 @@ from typing import Any
 
 import pytest
 
-from sriov_fast import codec, log
+from sriov_fast.common import json, log
+from sriov_fast.common.paths import Roots
+from sriov_fast.common.record import VfSettings
 from sriov_fast.plugin import recovery
-from sriov_fast.sriov import locks
-from sriov_fast.sriov.journal import ATTACHED, BROKEN, Attachment, Entry, Journal
-from sriov_fast.sriov.roots import Roots
-from sriov_fast.values import VfSettings
+from sriov_fast.vf import locks
+from sriov_fast.vf.journal import ATTACHED, BROKEN, Attachment, Entry, Journal
 
 PCI = "0000:01:10.0"
 WRONG = [None, 5, -7, 1 << 40, True, "x", 1.5, [], [5], {}, {"x": 5}, {"-1": "ff"}, {"mac": 5}]
@@ -35,7 +35,7 @@ def stored(roots: Roots, **more: Any) -> tuple[Journal, Path]:
     journal = Journal(roots.run, roots.proc)
     journal.write(record())
     path = Path(roots.run, "vfs", f"{PCI}~c1~eth0")
-    path.write_bytes(codec.dumps(codec.loads(path.read_bytes()) | more))
+    path.write_bytes(json.dumps(json.loads(path.read_bytes()) | more))
     return journal, path
 
 
@@ -86,9 +86,9 @@ def test_205_a_record_of_another_version(roots: Roots) -> None:
     """A newer one has more fields, an older one fewer."""
     journal, path = stored(roots, unheard_of=5)
     assert journal.find("c1", "eth0") == record()
-    plain = codec.loads(path.read_bytes())
+    plain = json.loads(path.read_bytes())
     del plain["token"], plain["before_perm"], plain["asked"]
-    path.write_bytes(codec.dumps(plain))
+    path.write_bytes(json.dumps(plain))
     assert journal.find("c1", "eth0") == record()
 
 

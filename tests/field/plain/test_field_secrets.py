@@ -13,11 +13,11 @@ from typing import Any
 import pytest
 from txipam_service import Service, authority
 
-from sriov_fast import files
-from sriov_fast.errors import ConfigError, FileError, RefusedError
+from sriov_fast.common import files
+from sriov_fast.common.errors import ConfigError, FileError, RefusedError
+from sriov_fast.common.log import Logger
 from sriov_fast.ipam.txipam.plugin import TxIpam
 from sriov_fast.ipam.txipam.pool import pool
-from sriov_fast.log import Logger
 
 Make = Callable[..., TxIpam]
 Allows = Callable[..., Path]

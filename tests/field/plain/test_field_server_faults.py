@@ -25,17 +25,17 @@ VERSION = HEADER.pack(MAGIC, 0, len(ENVIRON), 2, bytes(16)) + ENVIRON + b"{}"
 PROGRAM = """
 import _thread, os, socket, sys
 from time import sleep as hang
-from sriov_fast import log
+from sriov_fast.common import log
 from sriov_fast.plugin import recovery, run
 from sriov_fast.plugin.context import Reply
-from sriov_fast.resident import connections, frames, server
-from sriov_fast.sriov.roots import Roots
+from sriov_fast.server import connections, protocol, threads
+from sriov_fast.common.paths import Roots
 
 root = sys.argv[1]
 listener = socket.socket(socket.AF_UNIX)
 listener.bind(f"{root}/socket")
 listener.listen(64)
-server._TICK = 0.02
+threads._TICK = 0.02
 real_thread = _thread.start_new_thread
 
 def no_thread(*_):
@@ -50,7 +50,7 @@ def break_it():
     open(f"{root}/ready", "w").close()
 
 BEFORE
-made = server.Server(listener, Roots(run=root, state=root), server.Options(upkeep_every=0.02))
+made = threads.Server(listener, Roots(run=root, state=root), threads.Options(upkeep_every=0.02))
 made.run(break_it, lambda: None)
 """
 

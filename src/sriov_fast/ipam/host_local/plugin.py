@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import os
 
-from sriov_fast import cni_args
-from sriov_fast.errors import BusyError, CheckError, ConfigError, IpamError, UnavailableError, is_there
+from sriov_fast.common import cni_args
+from sriov_fast.common.errors import BusyError, CheckError, ConfigError, IpamError, UnavailableError, is_there
 from sriov_fast.ipam.builtin import Builtin, read_routes, valid_attachments
 from sriov_fast.ipam.host_local import ranges
 from sriov_fast.ipam.host_local.store import Store
@@ -19,7 +19,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
 
-    from sriov_fast.ipam.host_local.ranges import Choice, RangeSet
+    from sriov_fast.ipam.host_local.ranges import RangeSet, ReservedVf
     from sriov_fast.ipam.keys import Ip
 
 # An ADD reads a store of up to so many files to see that the interface has no address yet. With more files
@@ -105,7 +105,7 @@ class HostLocal(Builtin):
             )
         directory = self.keys.inner("ipam").text("dataDir")
         if directory:
-            from sriov_fast import files  # late: most networks have the default
+            from sriov_fast.common import files  # late: most networks have the default
 
             files.demand("ipam.dataDir", directory)
             files.directory("ipam.dataDir", f"{directory}/{name}")
@@ -121,7 +121,7 @@ class HostLocal(Builtin):
         ips = [as_ip_or_cidr(value, where) for where, value in [*found, *self.requested()]]
         return {show_ip(ip): ip for ip in ips}
 
-    def _take(self, store: Store, sets: list[RangeSet], wishes: list[Ip | None]) -> list[Choice]:
+    def _take(self, store: Store, sets: list[RangeSet], wishes: list[Ip | None]) -> list[ReservedVf]:
         """Choose and take an address of each set: the requested one, else the next free one."""
         for _ in range(_ATTEMPTS):
             names = store.names()
@@ -172,7 +172,7 @@ def _pair(sets: list[RangeSet], requested: dict[str, Ip]) -> list[Ip | None]:
     return found
 
 
-def _wished(store: Store, names: set[str], item: RangeSet, ip: Ip) -> Choice:
+def _wished(store: Store, names: set[str], item: RangeSet, ip: Ip) -> ReservedVf:
     """Return the requested address if it is free."""
     text = show_ip(ip)
     there = ranges.find(item, ip)
@@ -185,7 +185,7 @@ def _wished(store: Store, names: set[str], item: RangeSet, ip: Ip) -> Choice:
     return ip, there
 
 
-def _next(store: Store, names: set[str], number: int, item: RangeSet) -> Choice:
+def _next(store: Store, names: set[str], number: int, item: RangeSet) -> ReservedVf:
     """Return the next free address of a set."""
     for ip, there in ranges.candidates(item, store.last_reserved(number)):
         if show_ip(ip) not in names:
@@ -201,7 +201,7 @@ def resolver(path: str) -> dict[str, Any]:
     """Return ``dns`` of the result from a file in the form of resolv.conf(5); {} if none is configured."""
     if not path:
         return {}
-    from sriov_fast import files  # late: few networks have this
+    from sriov_fast.common import files  # late: few networks have this
 
     text = files.read("ipam.resolvConf", path, _LARGEST_RESOLVER).decode("utf-8", "replace")
     found: dict[str, Any] = {"nameservers": [], "domain": "", "search": [], "options": []}

@@ -6,9 +6,9 @@ host-local, so that both can work on one store.
 
 from __future__ import annotations
 
-from sriov_fast.errors import ConfigError
+from sriov_fast.common.errors import ConfigError
+from sriov_fast.common.record import Record
 from sriov_fast.ipam.keys import Keys, same_family, show_cidr, show_ip, wrong
-from sriov_fast.values import Value
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -17,10 +17,10 @@ if TYPE_CHECKING:
     from sriov_fast.ipam.keys import Ip
 
     RangeSet = tuple["Range", ...]
-    Choice = tuple[Ip, "Range"]
+    ReservedVf = tuple[Ip, "Range"]
 
 
-class Range(Value):
+class Range(Record):
     """The addresses from ``start`` to ``end``, both inclusive, of a network with prefix ``length``.
 
     Addresses are numbers of ``bits`` bits. The gateway may be outside the range; it is never given.
@@ -53,7 +53,7 @@ def find(ranges: RangeSet, ip: Ip) -> Range | None:
     return next((item for item in ranges if ip in item), None)
 
 
-def candidates(ranges: RangeSet, last: Ip | None) -> Iterator[Choice]:
+def candidates(ranges: RangeSet, last: Ip | None) -> Iterator[ReservedVf]:
     """Go once through all addresses of a set, gateways left out.
 
     The order is a round robin: it begins after ``last``, the address given last, and ends with it. Without

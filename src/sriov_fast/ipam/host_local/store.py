@@ -12,7 +12,7 @@ import fcntl
 import os
 import time
 
-from sriov_fast.errors import IpamError, is_absent
+from sriov_fast.common.errors import IpamError, is_absent
 from sriov_fast.ipam.keys import parse_ip
 
 TYPE_CHECKING = False

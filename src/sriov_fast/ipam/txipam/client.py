@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import time
 
-from sriov_fast import codec, ipamd_api
-from sriov_fast.errors import ConfigError, DecodeError, IpamError
+from sriov_fast import ipamd_api
+from sriov_fast.common import json
+from sriov_fast.common.errors import ConfigError, DecodeError, IpamError
+from sriov_fast.common.record import Record
 from sriov_fast.ipam.keys import Keys, wrong
 from sriov_fast.ipam.txipam.connection import Request
 from sriov_fast.ipam.txipam.retry import AllFailedError, Remotes
 from sriov_fast.ipam.txipam.settings import Settings, demand_allowed, parse_remote, read_token
-from sriov_fast.values import Value
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -70,7 +71,7 @@ class ServiceError(IpamError):
 # --- requests
 
 
-class Owner(Value):
+class Owner(Record):
     """The owner of an allocation, with its pod and its host; "" for an unknown value."""
 
     network: str
@@ -189,7 +190,7 @@ class Client:
         fields = {ipamd_api.IDEMPOTENCY_KEY: key} if key else {}
         if self.settings.token_file:
             fields["Authorization"] = f"Bearer {read_token(self.settings.token_file)}"
-        octets = b"" if body is None else codec.dumps(body)
+        octets = b"" if body is None else json.dumps(body)
         asked = Request(method=method, path=path, body=octets, fields=fields)
         remotes = Remotes(self._remotes, self.settings.trust, self._retries, self.deadline)
         try:
@@ -239,7 +240,7 @@ class Answer:
         if kind != ipamd_api.JSON:
             raise self.unexpected(f"answered with {kind or 'no'} content where JSON belongs")
         try:
-            return Keys(codec.loads(self._reply.body, "its answer"), "its answer")
+            return Keys(json.loads(self._reply.body, "its answer"), "its answer")
         except (DecodeError, ConfigError) as error:
             raise self.unexpected(f"cannot be understood: {error.msg}") from error
 
@@ -296,7 +297,7 @@ class Answer:
         if self._reply.media_type != ipamd_api.PROBLEM:
             return "", ""
         try:
-            body = codec.loads(self._reply.body, "its answer")
+            body = json.loads(self._reply.body, "its answer")
         except DecodeError:
             return "", ""
         if not isinstance(body, dict):
@@ -307,4 +308,4 @@ class Answer:
 
     def _shown(self) -> str:
         text = self._reply.body[:120].decode("utf-8", "replace")
-        return codec.text(text) if text else "nothing"
+        return json.text(text) if text else "nothing"

@@ -12,9 +12,9 @@ import threading
 import time
 
 from sriov_fast import __version__
+from sriov_fast.common.record import Record
 from sriov_fast.ipam.txipam.tls import TryError, tls_error
 from sriov_fast.ipamd_api import JSON, MAX_BODY, PROBLEM, UNEXPECTED
-from sriov_fast.values import Value
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -25,7 +25,7 @@ _MAX_LENGTH_DIGITS = 15  # of Content-Length
 _SHOWN = 60  # characters of a malformed reply that an error quotes
 
 
-class Remote(Value):
+class Remote(Record):
     """The place of a service: ``url`` as configured, and its parts. ``prefix`` has no slash at its end."""
 
     url: str
@@ -34,7 +34,7 @@ class Remote(Value):
     prefix: str = ""
 
 
-class Request(Value):
+class Request(Record):
     """One request; ``fields`` are header fields in addition to those that every request has."""
 
     method: str
@@ -43,7 +43,7 @@ class Request(Value):
     fields: dict[str, str] = {}  # noqa: RUF012 (Value takes it out of the class; it is never modified)
 
 
-class Reply(Value):
+class Reply(Record):
     """One reply; ``media_type`` is the type of its content without parameters, in lower case."""
 
     status: int

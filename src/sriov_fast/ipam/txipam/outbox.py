@@ -18,27 +18,27 @@ import fcntl
 import os
 import time
 
-from sriov_fast import codec
-from sriov_fast.errors import ConfigError, DecodeError, FileError, IpamError, SriovError, is_absent
+from sriov_fast.common import json
+from sriov_fast.common.errors import ConfigError, DecodeError, FileError, IpamError, SriovError, is_absent
+from sriov_fast.common.record import Record
 from sriov_fast.ipam.txipam.client import Client, Owner, ServiceError
 from sriov_fast.ipam.txipam.settings import Settings
 from sriov_fast.ipam.txipam.tls import Trust
 from sriov_fast.ipamd_api import TRY_AGAIN
-from sriov_fast.values import Value
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from typing import Self
 
-    from sriov_fast.log import Logger
+    from sriov_fast.common.log import Logger
 
 IN_FLIGHT = 30.0  # seconds after which a request without a reply cannot reach the service any more
 _TIMEOUT = 5.0  # seconds for one release
 _PAUSE = 0.01
 
 
-class Release(Value):
+class Release(Record):
     """The release of one owner's address, not to be sent before ``due`` (Unix time in seconds).
 
     ``lease`` names the address; "" stands for the owner's current one. ``live``: the owner got its address by
@@ -81,7 +81,7 @@ def enqueue(state_dir: str, release: Release) -> None:
         release = release.replace(due=known.due, lease="")  # another lease may be allocated until then
     draft = f"{directory}/.{os.getpid()}.{_thread_id()}"
     try:
-        _put(draft, codec.dumps(_plain(release)))
+        _put(draft, json.dumps(_plain(release)))
         os.rename(draft, path)
     except OSError:
         _unlink(draft)
@@ -152,7 +152,7 @@ def _read(path: str) -> Release | None:
     """Return an entry; None if it is gone or malformed. Raises OSError if it cannot be read."""
     try:
         with open(path, "rb", buffering=0) as file:
-            plain = codec.loads(file.read(), path)
+            plain = json.loads(file.read(), path)
         settings = plain["settings"]
         settings |= {"trust": Trust(**settings["trust"]), "remotes": tuple(settings["remotes"])}
         return Release(**plain | {"owner": Owner(**plain["owner"]), "settings": Settings(**settings)})

@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import time
 
-from sriov_fast import cni_args, ipamd_api
-from sriov_fast.errors import CheckError, ConfigError, IpamError, SriovError
+from sriov_fast import ipamd_api
+from sriov_fast.common import cni_args
+from sriov_fast.common.errors import CheckError, ConfigError, IpamError, SriovError
 from sriov_fast.ipam.builtin import Builtin, read_routes, valid_attachments
 from sriov_fast.ipam.keys import Keys, parse_ip, same_family, show_cidr, show_ip, wrong
 from sriov_fast.ipam.txipam import hosts, leases, outbox
@@ -21,9 +22,9 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
 
+    from sriov_fast.common.log import Logger
     from sriov_fast.ipam.keys import Ip
     from sriov_fast.ipam.txipam.client import Answer
-    from sriov_fast.log import Logger
 
     Given = tuple[Ip, int, Ip | None]
 
@@ -324,7 +325,7 @@ class TxIpam(Builtin):
     # --- the log
 
     def _log(self) -> Logger:
-        from sriov_fast.log import Logger  # late: an ADD seldom logs
+        from sriov_fast.common.log import Logger  # late: an ADD seldom logs
 
         context = {
             "containerID": self.container_id,

@@ -6,8 +6,8 @@ import _thread
 import os
 import time
 
+from sriov_fast.common.record import Record
 from sriov_fast.ipam.txipam.tls import Trust, make_context, stamp_of
-from sriov_fast.values import Value
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -19,7 +19,7 @@ _IDLE = 60.0  # seconds that an idle connection is kept
 _MOST_IDLE = 8  # connections kept for one service
 
 
-class Key(Value):
+class Key(Record):
     """The key of a kept connection: its peer, and the files (with their stamp) that TLS was set up with."""
 
     host: str

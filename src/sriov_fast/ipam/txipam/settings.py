@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from sriov_fast import files
-from sriov_fast.errors import ConfigError, RefusedError
+from sriov_fast.common import files
+from sriov_fast.common.errors import ConfigError, RefusedError
+from sriov_fast.common.record import Record
 from sriov_fast.ipam.keys import Keys, as_ip, wrong
 from sriov_fast.ipam.txipam.connection import Remote
 from sriov_fast.ipam.txipam.tls import Trust
-from sriov_fast.values import Value
 
 _TIMEOUT, _LONGEST = 10.0, 50.0  # seconds; the main plugin waits for 60
 _RETRIES, _MOST_RETRIES = 3, 20
@@ -16,7 +16,7 @@ _HOST = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ012345678
 _EXAMPLE = "give the service's address, such as https://10.0.0.1:10000"
 
 
-class Settings(Value):
+class Settings(Record):
     """The service's part of ``ipam``. ``timeout`` is in seconds, for a whole verb with its retries."""
 
     remotes: tuple[str, ...]

@@ -5,10 +5,10 @@ from __future__ import annotations
 import os
 import ssl
 
-from sriov_fast import files
-from sriov_fast.errors import ConfigError
+from sriov_fast.common import files
+from sriov_fast.common.errors import ConfigError
+from sriov_fast.common.record import Record
 from sriov_fast.ipamd_api import BAD_CONFIG, TRY_AGAIN, UNTRUSTED
-from sriov_fast.values import Value
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -61,7 +61,7 @@ class TryError(Exception):
         return cls(what, "try again; the service's log may say why", sent=True)
 
 
-class Trust(Value):
+class Trust(Record):
     """PEM files: the trusted authorities ("" for the system's), our certificate, and its key."""
 
     ca: str = ""

@@ -1,0 +1,1 @@
+"""Modules that every other package may import: errors, records, JSON, files, logging, concurrency."""

@@ -1,0 +1,115 @@
+"""Tasks: functions that run while their caller waits in the kernel."""
+
+from __future__ import annotations
+
+import _thread
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from typing import Any, Self
+
+
+class Task:
+    """A submitted function and, when it has run, its result or its exception."""
+
+    def __init__(self, work: Callable[[], Any], hurry: Callable[[], object] | None = None) -> None:
+        self.hurry = hurry
+        self._work = work
+        self._value: Any = None
+        self._error: BaseException | None = None
+        self._awaited = _locked()
+        self._ended = _locked()
+
+    def run(self) -> None:
+        """Run the function in this thread."""
+        try:
+            self._value = self._work()
+        except BaseException as error:
+            self._error = error
+        finally:
+            del self._work
+            self._ended.release()
+
+    def done(self) -> bool:
+        """Return whether the function has ended."""
+        return not self._ended.locked()
+
+    def join(self) -> None:
+        """Wait until the function has ended, with a result or with an exception."""
+        if self._awaited.locked():
+            self._awaited.release()
+        with self._ended:
+            pass
+
+    def succeeded(self) -> bool:
+        """Wait for the end of the function; return False if it raised."""
+        self.join()
+        return self._error is None
+
+    def result(self) -> Any:
+        """Wait for the end of the function; return its result or raise its exception."""
+        self.join()
+        if self._error:
+            raise self._error
+        return self._value
+
+    def delay(self, seconds: float) -> None:
+        """Sleep until another thread waits for this task, at most for ``seconds``."""
+        self._awaited.acquire(timeout=seconds)
+
+
+def _locked() -> _thread.LockType:
+    lock = _thread.allocate_lock()
+    lock.acquire()
+    return lock
+
+
+class Scope:
+    """A block that joins its tasks, however it is left.
+
+    With ``threads`` each task runs in a thread of its own. Without, ``submit`` runs the function and returns
+    when it has ended.
+    """
+
+    def __init__(self, *, threads: bool) -> None:
+        self.threads = threads
+        self._tasks: list[Task] = []
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for task in self._tasks:
+            if task.hurry and not task.done():
+                task.hurry()
+            task.join()
+
+    def submit(
+        self, work: Callable[[], Any], *, waits: bool = False, hurry: Callable[[], object] | None = None
+    ) -> Task:
+        """Run a function while the caller goes on; return its Task.
+
+        ``waits``: the function mostly waits for another process or for the network, which is worth a thread
+        in every case. ``hurry`` is called to end the function sooner if the scope is left before its end.
+        """
+        task = Task(work, hurry)
+        self._tasks.append(task)
+        if self.threads or waits:
+            from sriov_fast.common import helpers  # late: for most single requests no thread is needed
+
+            helpers.run(task.run, task.delay)
+        else:
+            task.run()
+        return task
+
+
+def completed() -> Task:
+    """Return a task that has ended; its result is None."""
+    task = Task(_nothing)
+    task.run()
+    return task
+
+
+def _nothing() -> None:
+    """Do nothing."""

@@ -1,0 +1,40 @@
+"""Where the kernel and our own state are found."""
+
+from __future__ import annotations
+
+import os
+
+from sriov_fast.common.record import Record
+
+
+class Roots(Record):
+    """Directories: the kernel's ``sys`` and ``proc``; ours, ``run`` (gone after a reboot) and ``state``."""
+
+    sys: str = "/sys"
+    proc: str = "/proc"
+    run: str = "/run/sriov-fast"
+    state: str = "/var/lib/sriov-fast"
+
+
+def private_directory(run: str, name: str) -> str:
+    """Make ``run`` and ``name`` in it for root alone (0700), where they are missing; return the path."""
+    os.makedirs(os.path.dirname(run), exist_ok=True)
+    path = f"{run}/{name}"
+    for directory in (run, path):
+        try:
+            os.mkdir(directory, 0o700)
+        except FileExistsError:
+            pass
+    return path
+
+
+def from_environment() -> Roots:
+    """Return the roots; ``SRIOV_FAST_SYS``, ``_PROC``, ``_RUN`` and ``_STATE`` move them (for tests)."""
+    get = os.environ.get
+    default = Roots()
+    return Roots(
+        sys=get("SRIOV_FAST_SYS") or default.sys,
+        proc=get("SRIOV_FAST_PROC") or default.proc,
+        run=get("SRIOV_FAST_RUN") or default.run,
+        state=get("SRIOV_FAST_STATE") or default.state,
+    )

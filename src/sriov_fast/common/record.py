@@ -1,0 +1,217 @@
+"""The value types: frozen, compared by value.
+
+``dataclasses`` would serve, but its import takes longer than a whole ADD's work outside the kernel.
+"""
+
+from __future__ import annotations
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from typing import Any, Self, dataclass_transform
+
+    _Base = object  # that it is a tuple is nobody's business
+    _tuplegetter: Callable[[int, str | None], object]
+else:
+    from _collections import _tuplegetter  # what a namedtuple reads its fields with
+
+    _Base = tuple
+
+    def dataclass_transform(**_):
+        """Stand in for ``typing``'s, which only type checkers need."""
+        return lambda cls: cls
+
+
+_new: Any = tuple.__new__
+
+
+class _Meta(type):
+    """Makes the annotations names of a tuple's places, and keeps the defaults beside them."""
+
+    def __new__(mcls, name: str, bases: tuple[type, ...], ns: dict[str, Any]) -> _Meta:
+        own = tuple(ns.get("__annotations__", ()))
+        defaults = {key: ns.pop(key) for key in own if key in ns}
+        inherited = [base for base in bases if isinstance(base, _Meta)]
+        fields = sum((base._fields for base in inherited), ()) + own
+        places = {key: _tuplegetter(place, None) for place, key in enumerate(fields) if key in own}
+        cls = super().__new__(mcls, name, bases, ns | places | {"__slots__": ()})
+        cls._fields = fields
+        cls._defaults = {k: v for base in inherited for k, v in base._defaults.items()} | defaults
+        cls._known = frozenset(fields)
+        return cls
+
+    _fields: tuple[str, ...]
+    _known: frozenset[str]
+    _defaults: dict[str, Any]
+
+
+@dataclass_transform(kw_only_default=True, frozen_default=True, eq_default=True)
+class Record(_Base, metaclass=_Meta):
+    """Base of the value types: keyword arguments only, no change after construction.
+
+    Each is a tuple inside: an ADD makes some forty, and a tuple is filled without a step of ours a field.
+    """
+
+    def __new__(cls, **given: Any) -> Self:
+        """Make one; TypeError names the field that is missing, or that there is not."""
+        values = cls._defaults | given
+        if values.keys() != cls._known:
+            raise _misfit(cls, given)
+        value: Self = _new(cls, map(values.__getitem__, cls._fields))
+        return value
+
+    def __getnewargs_ex__(self) -> tuple[tuple[()], dict[str, Any]]:
+        return (), self.as_dict()
+
+    def __setattr__(self, name: str, value: object) -> None:
+        raise AttributeError(f"{type(self).__name__} is frozen: {name!r}")
+
+    def __delattr__(self, name: str) -> None:
+        raise AttributeError(f"{type(self).__name__} is frozen: {name!r}")
+
+    def __eq__(self, other: object) -> bool:
+        return type(self) is type(other) and _same(self, other)
+
+    def __ne__(self, other: object) -> bool:
+        return not self == other
+
+    __hash__ = _Base.__hash__
+
+    def __repr__(self) -> str:
+        inner = ", ".join(f"{k}={v!r}" for k, v in self.as_dict().items())
+        return f"{type(self).__name__}({inner})"
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return the fields by name, in order, values as they are."""
+        return dict(zip(type(self)._fields, self, strict=True))  # type: ignore[call-overload]
+
+    def replace(self, **changes: Any) -> Self:
+        """Return a copy with some fields changed."""
+        cls = type(self)
+        if not changes.keys() <= cls._known:
+            raise _misfit(cls, self.as_dict() | changes)
+        copy: Self = _new(cls, map(changes.get, cls._fields, self))  # type: ignore[call-overload]
+        return copy
+
+
+_same: Any = tuple.__eq__
+
+
+def _misfit(cls: type[Record], given: dict[str, Any]) -> TypeError:
+    missing = [name for name in cls._fields if name not in given and name not in cls._defaults]
+    if missing:
+        return TypeError(f"{cls.__name__} needs {missing[0]!r}")
+    return TypeError(f"{cls.__name__} has no {', '.join(name for name in given if name not in cls._known)}")
+
+
+class VfSettings(Record):
+    """What the PF can set for a VF (``struct ifla_vf_*``, linux/if_link.h); None asks for nothing.
+
+    ``mac`` is lower case with colons. ``vlan`` 0 to 4094 (0: none), ``qos`` 0 to 7, ``proto`` "802.1Q" or
+    "802.1ad"; both go with ``vlan``. Rates are in Mbit/s (0: no limit). ``link_state``: auto, enable or
+    disable.
+    """
+
+    mac: str | None = None
+    vlan: int | None = None
+    qos: int | None = None
+    proto: str | None = None
+    min_tx_rate: int | None = None
+    max_tx_rate: int | None = None
+    spoofchk: bool | None = None
+    link_state: str | None = None
+    trust: bool | None = None
+
+
+class LinkSettings(Record):
+    """What whoever has a network device can set on it with ``RTM_SETLINK`` (linux/if_link.h).
+
+    MAC, MTU, name and IFF_UP are in ``Link`` itself. None means "not reported" in an answer and "leave alone"
+    in a request. ``flags`` are the IFF_* bits that dev_change_flags() (net/core/dev.c) takes, without IFF_UP.
+    ``mode`` is IFLA_LINKMODE (0 default, 1 dormant); ``alias`` "" is none; sizes are in bytes.
+    ``addrgenmode`` is IPv6's IFLA_INET6_ADDR_GEN_MODE.
+    """
+
+    flags: int | None = None
+    broadcast: str | None = None
+    txqlen: int | None = None
+    mode: int | None = None
+    alias: str | None = None
+    group: int | None = None
+    gso_max_segs: int | None = None
+    gso_max_size: int | None = None
+    gro_max_size: int | None = None
+    gso_ipv4_max_size: int | None = None
+    gro_ipv4_max_size: int | None = None
+    addrgenmode: int | None = None
+
+
+class Link(Record):
+    """One network device as ``RTM_NEWLINK`` shows it.
+
+    ``mac`` is lower case with colons; ``up`` is the administrative state (IFF_UP), ``carrier`` IFF_LOWER_UP.
+    ``parent`` is the bus address (IFLA_PARENT_DEV_NAME: a PCI address for a VF), "" where there is none;
+    ``perm`` is the MAC of the device's last reset (IFLA_PERM_ADDRESS), "" where none is known.
+    ``lower`` is the index of the device under this one (IFLA_LINK), 0 where there is none or where it is in
+    another namespace; ``master`` is the index of the bond or bridge that has it, 0 for none.
+    ``num_vf`` and ``vf`` (what the PF holds for the one VF that was asked for) are set on a PF read with
+    ``vf=``. ``holder`` is the index of another VF that has the MAC which was asked about, -1 for none.
+    ``altnames`` are the alternative names; ``xdp`` the IDs of the XDP programs in the modes generic, driver
+    and offload, 0 where there is none.
+    """
+
+    index: int
+    name: str
+    mac: str
+    mtu: int
+    up: bool
+    carrier: bool = False
+    parent: str = ""
+    perm: str = ""
+    lower: int = 0
+    master: int = 0
+    altnames: tuple[str, ...] = ()
+    num_vf: int = 0
+    vf: VfSettings | None = None
+    settings: LinkSettings = LinkSettings()
+    xdp: tuple[int, ...] = (0, 0, 0)
+    holder: int = -1
+
+
+class Address(Record):
+    """One address of an interface: ``cidr`` such as "10.0.0.2/24" or "fd00::2/64"."""
+
+    cidr: str
+    gateway: str = ""
+
+
+class Route(Record):
+    """One route. ``dst`` is a CIDR; ``gw`` "" means on link; 0 and None mean "not given".
+
+    ``mtu`` in bytes, ``advmss`` in bytes, ``priority`` is the metric, ``table`` a routing table's number,
+    ``scope`` as in rtnetlink(7) (0 universe, 253 link). ``onlink``: ``gw`` is on the link, though no
+    address of the device says so.
+    """
+
+    dst: str
+    gw: str = ""
+    mtu: int = 0
+    advmss: int = 0
+    priority: int = 0
+    table: int = 0
+    scope: int | None = None
+    onlink: bool = False
+
+
+class Vf(Record):
+    """One VF as sysfs shows it, seen from the namespace that sysfs was mounted in.
+
+    ``driver`` is "" where none is bound; ``netdev`` is "" where none is visible (in a pod, or no network
+    driver); ``numa`` is -1 where unknown.
+    """
+
+    index: int
+    pci: str
+    driver: str = ""
+    netdev: str = ""
+    numa: int = -1

@@ -1,0 +1,1 @@
+"""System calls and netlink messages: the compiled modules, or the plain ones in their place."""

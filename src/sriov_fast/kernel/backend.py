@@ -1,0 +1,84 @@
+"""Picks the compiled or the plain trio of hot-path modules, once, and checks what it exports.
+
+``SRIOV_FAST_BACKEND=cython|python`` forces one, which must load. Unset, the compiled trio is taken; where it
+was never built the plain one serves; where it is there and broken, that is said on stderr and the plain one
+serves.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from types import ModuleType
+
+# What each module must export, compiled or plain.
+EXPORTS = {
+    "nl": ("Batch", "Socket", "bpf", "ethtool", "netns_write", "raw_socket"),
+    "sysfs": ("scan", "vf_index"),
+    "irq": ("cpu_mask", "irqs", "online", "parse_cpus", "parse_mask", "read_masks", "write_masks"),
+}
+
+
+PACKAGES = {"": "sriov_fast", "_py": "sriov_fast.kernel"}  # of the compiled and of the plain modules
+
+
+class BackendError(ImportError):
+    """The backend that was asked for by name cannot be used."""
+
+
+def _checked(module: ModuleType, part: str) -> ModuleType:
+    missing = [name for name in EXPORTS[part] if not hasattr(module, name)]
+    if missing:
+        raise BackendError(f"{module.__name__} lacks {', '.join(missing)}")
+    return module
+
+
+def _load(suffix: str) -> dict[str, ModuleType]:
+    """Import one trio; ModuleNotFoundError only where all of it is absent, else whatever is wrong with it."""
+    trio, absent = {}, []
+    for part in EXPORTS:
+        name = f"{PACKAGES[suffix]}._{part}{suffix}"
+        try:
+            __import__(name)
+        except ModuleNotFoundError as error:
+            if error.name != name:
+                raise BackendError(f"{name}: {error}") from error
+            absent.append(name)
+        else:
+            trio[part] = _checked(sys.modules[name], part)
+    if absent and trio:
+        raise BackendError(f"{', '.join(absent)} missing beside the others")
+    if absent:
+        raise ModuleNotFoundError(f"No module named {', '.join(absent)}")
+    return trio
+
+
+def _select(wanted: str) -> tuple[str, dict[str, ModuleType]]:
+    if wanted not in ("", "cython", "python"):
+        raise BackendError(f"SRIOV_FAST_BACKEND={wanted!r}: not one of cython, python")
+    if wanted != "python":
+        try:
+            return "cython", _load("")
+        except ImportError as error:
+            if wanted:
+                raise BackendError(f"SRIOV_FAST_BACKEND={wanted}: {error}") from error
+            if not isinstance(error, ModuleNotFoundError):
+                warning = f"sriov-fast: the compiled backend is broken, the plain one serves: {error}\n"
+                sys.stderr.write(warning)
+    return "python", _load("_py")
+
+
+__all__ = ["BackendError", "irq", "name", "nl", "sysfs"]
+
+name, _trio = _select(os.environ.get("SRIOV_FAST_BACKEND", ""))
+if TYPE_CHECKING:
+    from sriov_fast import _irq as irq
+    from sriov_fast import _nl as nl
+    from sriov_fast import _sysfs as sysfs
+else:
+    nl = _trio["nl"]
+    sysfs = _trio["sysfs"]
+    irq = _trio["irq"]

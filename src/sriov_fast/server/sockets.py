@@ -1,0 +1,73 @@
+"""The server's socket: its own, or one that systemd listens on for it (sd_listen_fds(3))."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import socket
+
+from sriov_fast.common.errors import BusyError, FileError
+
+NAME = "sriov.sock"
+_BACKLOG = 1024
+_FIRST_FD = 3  # SD_LISTEN_FDS_START
+
+
+def given(environ: os._Environ[str]) -> socket.socket | None:
+    """Return the socket that systemd passed us, None where there is none."""
+    if environ.get("LISTEN_PID") != str(os.getpid()) or environ.get("LISTEN_FDS") != "1":
+        return None
+    for name in ("LISTEN_PID", "LISTEN_FDS", "LISTEN_FDNAMES"):
+        environ.pop(name, None)  # not for the plugins that we execute
+    os.set_inheritable(_FIRST_FD, False)
+    return socket.socket(fileno=_FIRST_FD)
+
+
+def own(run: str) -> socket.socket:
+    """Listen on ``run/sriov.sock``: the directory 0700, the socket 0600. BusyError: somebody does already.
+
+    The lock stays for as long as this process does; a socket that a dead server left is replaced.
+    """
+    path = f"{run}/{NAME}"
+    try:
+        os.makedirs(run, 0o700, exist_ok=True)
+        os.chmod(run, 0o700)
+        _lock(run)
+        if os.path.lexists(path):
+            os.unlink(path)
+        listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        before = os.umask(0o177)
+        try:
+            listener.bind(path)
+        finally:
+            os.umask(before)
+        listener.listen(_BACKLOG)
+    except OSError as error:
+        advice = f"see that {run} can be written to"
+        raise FileError(
+            f"cannot listen on {path}: {error.strerror}", advice, errno=error.errno or 0
+        ) from error
+    return listener
+
+
+def _lock(run: str) -> None:
+    fd = os.open(f"{run}/server.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        who = os.pread(fd, 64, 0).decode(errors="replace")
+        os.close(fd)
+        raise BusyError(f"a server runs already for {run}: pid {who}", "stop that one first") from None
+    try:
+        os.ftruncate(fd, 0)
+        os.pwrite(fd, str(os.getpid()).encode(), 0)
+    except OSError:
+        pass  # the lock is held without that, on a full tmpfs too
+
+
+def release(run: str) -> None:
+    """Remove our own socket, so that clients need not find out that nobody listens."""
+    try:
+        os.unlink(f"{run}/{NAME}")
+    except OSError:
+        pass

@@ -1,0 +1,195 @@
+"""Examines a VF before it is given away: which network device it has, and whether the host uses that device.
+
+A device's name is a hint only. udev may rename the device at any moment and give its name to another one, so
+a device that was read by name is compared with the PCI address; after that only its index is used.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+
+from sriov_fast.common.errors import NetlinkError, TryAgainError, is_absent
+from sriov_fast.common.record import Record
+from sriov_fast.kernel.backend import nl
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
+    from sriov_fast.common.paths import Roots
+    from sriov_fast.common.record import Link, Route, Vf
+
+# A rename takes microseconds; a device whose name changes this often in a row has a fault of another kind.
+RENAMES = 10
+_LINK_LOCAL = ("fe80:", "169.254.")  # RFC 4291 section 2.5.6, RFC 3927
+_IFA_F_PERMANENT = 0x80  # linux/if_addr.h
+
+
+class Device(Record):
+    """The network device of a VF; ``use`` says by what the host uses it, "" where it does not."""
+
+    link: Link
+    use: str = ""
+
+
+def examine(host: nl.Socket, vf: Vf, roots: Roots) -> Device | None:
+    """Return the VF's device, None where it has none in this namespace any more."""
+    function, name = f"{roots.sys}/bus/pci/devices/{vf.pci}", vf.netdev
+    for _ in range(RENAMES):
+        link = read(host, function, vf.pci, name)
+        if link is None:
+            return None
+        try:
+            return Device(link=link, use=_use(host, link, f"{function}/net/{link.name}"))
+        except (OSError, NetlinkError) as error:
+            if not is_absent(error):
+                raise
+            name = link.name
+    raise _unsettled(vf.pci, name)
+
+
+def read_pf(host: nl.Socket, pf: str, vf: Vf, roots: Roots, mac: str) -> Link:
+    """Return the PF of a VF with what it holds for the VF, and which other VF has a MAC, if one is given.
+
+    ``pf`` is the name that the PF had.
+    """
+    function = f"{roots.sys}/bus/pci/devices/{vf.pci}/physfn"
+    link = read(host, function, os.path.basename(os.readlink(function)), pf, {"vf": vf.index, "mac": mac})
+    if link is None:
+        raise NetlinkError(errno.ENODEV, "", 0, f"get vf {vf.index} of {pf}")
+    return link
+
+
+def read(
+    host: nl.Socket, function: str, pci: str, name: str, more: dict[str, Any] | None = None
+) -> Link | None:
+    """Return the network device of the PCI function at ``pci``, whatever its name is by now.
+
+    ``function`` is its directory in sysfs, ``name`` the device's last known name, ``more`` what else the
+    answer must carry (``nl.Batch.get_link``). None: the function has no device in this namespace. Raises
+    TryAgainError where the device is renamed again and again, OSError or NetlinkError where it cannot be
+    read.
+    """
+    for _ in range(RENAMES):
+        link = named(host, name, more)
+        if link is not None and belongs(link, pci, function):
+            return link
+        last, name = name, netdev_of(function)
+        if not name or (link is None and name == last):  # sysfs shows a device a little longer that is moving
+            return None
+    raise _unsettled(pci, name)
+
+
+def _unsettled(pci: str, name: str) -> TryAgainError:
+    return TryAgainError(
+        f"the network device of {pci} is renamed again and again, to {name} at last",
+        "see which rules rename network devices (udev)",
+        interface=name,
+    )
+
+
+def real_name(host: nl.Socket, name: str) -> str:
+    """Return the name of the device that has this name or alternative name, "" where none has it."""
+    link = named(host, name)
+    return link.name if link else ""
+
+
+def named(host: nl.Socket, name: str, more: dict[str, Any] | None = None) -> Link | None:
+    """Return the device that has this name now, None where none has it."""
+    batch = nl.Batch()
+    batch.get_link(name=name, **(more or {}))
+    found = host.run(batch, check=False)[0]
+    if not isinstance(found, NetlinkError):
+        link: Link = found
+        return link
+    if not is_absent(found):
+        found.interface = name
+        raise found
+    return None
+
+
+def belongs(link: Link, pci: str, function: str) -> bool:
+    """Say whether a device is the one of a PCI function, whose directory in sysfs is ``function``.
+
+    Kernels before 5.14 do not say a device's parent; sysfs has the index of each device of the function.
+    """
+    if link.parent:
+        return link.parent == pci
+    try:
+        with open(f"{function}/net/{link.name}/ifindex", "rb", buffering=0) as file:
+            return int(file.read(31)) == link.index
+    except OSError as error:
+        if not is_absent(error):
+            raise
+        return False
+
+
+def netdev_of(function: str) -> str:
+    """Return the name of a PCI function's network device, "" where it has none in this namespace."""
+    names = netdevs(function)
+    if len(names) < 2:
+        return names[0] if names else ""
+    from sriov_fast.vf import uplink  # late: few cards show more than one
+
+    return uplink.of(f"{function}/net", names)
+
+
+def netdevs(function: str) -> list[str]:
+    """Return the names of a PCI function's network devices in this namespace."""
+    try:
+        return os.listdir(f"{function}/net")
+    except OSError as error:
+        if not is_absent(error):
+            raise
+        return []
+
+
+def _use(host: nl.Socket, link: Link, directory: str) -> str:
+    """Say by what the host uses a device. Consequences of merely being up are no use.
+
+    These are link-local addresses, and the addresses and routes that come from router advertisements.
+    """
+    # the kernel links to each bond, bridge, VRF, VLAN and macvlan device on top of it
+    above = sorted(name.removeprefix("upper_") for name in os.listdir(directory) if name.startswith("upper_"))
+    if above:
+        return f"{', '.join(above)} on top of it"
+    addresses = [cidr for cidr in host.addresses(link.index) if not cidr.startswith(_LINK_LOCAL)]
+    advertised = _advertised(link.index) if any(":" in cidr for cidr in addresses) else set()
+    addresses = [cidr for cidr in addresses if cidr not in advertised]
+    if addresses:
+        return f"address {', '.join(addresses)}"
+    routes = host.routes(link.index) if link.up else []
+    routes = [route for route in routes if not _is_automatic(route, advertised)]
+    return f"route {routes[0].dst}" if routes else ""
+
+
+def _advertised(index: int) -> set[str]:
+    """Return the addresses that a device has from router advertisements (RFC 4862): /64, with a lifetime.
+
+    A line of /proc/net/if_inet6 has the address in 32 digits, then index, prefix length, scope and flags.
+    """
+    from _socket import AF_INET6, inet_ntop  # late: most VFs have no IPv6 address but a link-local one
+
+    found = set()
+    with open("/proc/thread-self/net/if_inet6", encoding="ascii") as file:
+        for line in file:
+            digits, its_index, length, _, flags, *_ = line.split()
+            if (int(its_index, 16), length) == (index, "40") and not int(flags, 16) & _IFA_F_PERMANENT:
+                found.add(f"{inet_ntop(AF_INET6, bytes.fromhex(digits))}/64")
+    return found
+
+
+def _is_automatic(route: Route, advertised: set[str]) -> bool:
+    """Say whether a route is to link-local or multicast addresses, or comes from router advertisements."""
+    if route.dst.startswith((*_LINK_LOCAL, "ff00:")):
+        return True
+    is_default = route.dst == "::/0" and route.gw.startswith(_LINK_LOCAL)
+    return bool(advertised) and (is_default or route.dst in map(_network, advertised))
+
+
+def _network(cidr: str) -> str:
+    """Return the network of an IPv6 address with the prefix length 64."""
+    from _socket import AF_INET6, inet_ntop, inet_pton
+
+    return f"{inet_ntop(AF_INET6, inet_pton(AF_INET6, cidr.partition('/')[0])[:8] + bytes(8))}/64"

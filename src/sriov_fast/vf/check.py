@@ -1,0 +1,107 @@
+"""CHECK: compares what is there with what was attached."""
+
+from __future__ import annotations
+
+from sriov_fast.common.errors import CheckError, NetlinkError, is_absent
+from sriov_fast.common.record import Route
+from sriov_fast.kernel.backend import nl
+from sriov_fast.vf import find, irq
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from sriov_fast.common.paths import Roots
+    from sriov_fast.common.record import Link
+    from sriov_fast.vf.journal import Attachment
+
+
+def check(record: Attachment, netns_fd: int, roots: Roots) -> None:
+    """Raise CheckError (103) that lists every difference from ``record``.
+
+    ``record`` may be the journal's or what ``prevResult`` makes of that.
+    """
+    faults: list[str] = []
+    with nl.Socket(netns_fd) as pod:
+        link = _device(pod, record)
+        faults += _device_faults(link, record)
+        faults += _address_faults(pod, link, record)
+    with nl.Socket() as host:
+        faults += _pf_faults(host, record)
+    for number, mask in irq.differing(record.pinned, roots).items():
+        shown = mask or "none: it is gone"
+        faults.append(f"interrupt {number} has mask {shown}, not {record.pinned[number]}")
+    if faults:
+        raise _fault(record, "; ".join(faults))
+
+
+def _fault(record: Attachment, what: str) -> CheckError:
+    return CheckError(
+        f"{record.ifname} of container {record.container_id}: {what}",
+        "it is not as prevResult and the ADD's record say; delete the pod and start it anew",
+        interface=record.ifname,
+        vf=record.vf,
+    )
+
+
+def _device(pod: nl.Socket, record: Attachment) -> Link:
+    batch = nl.Batch()
+    batch.get_link(name=record.ifname)
+    found = pod.run(batch, check=False)[0]
+    if isinstance(found, NetlinkError):
+        if not is_absent(found):
+            raise found
+        raise _fault(record, f"not in the namespace: {found.msg}")
+    if not find.is_ours(found, record):
+        raise _fault(record, f"is another device ({found.parent or found.index}), not VF {record.pci}")
+    link: Link = found
+    return link
+
+
+def _device_faults(link: Link, record: Attachment) -> list[str]:
+    faults = []
+    if not link.up:
+        faults.append("is down")
+    if link.mac != record.mac:
+        faults.append(f"mac is {link.mac}, not {record.mac}")
+    if record.mtu and link.mtu != record.mtu:
+        faults.append(f"mtu is {link.mtu}, not {record.mtu}")
+    return faults
+
+
+def _address_faults(pod: nl.Socket, link: Link, record: Attachment) -> list[str]:
+    addresses = pod.addresses(link.index) if record.addresses else []
+    faults = [f"address {cidr} is missing" for cidr in record.addresses if cidr not in addresses]
+    routes = pod.routes(link.index) if record.routes else []
+    for plain in record.routes:
+        wanted = Route(**plain)
+        if not any(_matches(wanted, route) for route in routes):
+            faults.append(f"route {wanted.dst} {'via ' + wanted.gw if wanted.gw else 'on link'} is missing")
+    return faults
+
+
+def _matches(wanted: Route, found: Route) -> bool:
+    """Say whether a route is there with every attribute that was given; the kernel fills in the others.
+
+    One without a table may be in any: a later plugin, such as sbr or vrf, moves it out of the main one.
+    """
+    same = found.dst == wanted.dst and found.gw == wanted.gw
+    pairs = ((getattr(wanted, key), getattr(found, key)) for key in ("mtu", "advmss", "priority", "table"))
+    return same and all(not asked or asked == there for asked, there in pairs)
+
+
+def _pf_faults(host: nl.Socket, record: Attachment) -> list[str]:
+    asked = {key: value for key, value in record.asked.as_dict().items() if value is not None}
+    if not asked:
+        return []
+    batch = nl.Batch()
+    batch.get_link(index=record.pf_index, vf=record.vf)
+    pf = host.run(batch, check=False)[0]
+    if isinstance(pf, NetlinkError) and not is_absent(pf):
+        raise pf
+    if isinstance(pf, NetlinkError) or pf.vf is None:
+        return [f"{record.pf} shows no VF {record.vf}"]
+    now = pf.vf.as_dict()
+    return [
+        f"{record.pf} holds {key} {now[key]} for VF {record.vf}, not {value}"
+        for key, value in asked.items()
+        if now[key] not in (None, value) and (key, now[key]) != ("mac", record.mac)
+    ]

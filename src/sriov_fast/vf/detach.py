@@ -1,0 +1,431 @@
+"""The way of a VF home, from wherever it is, to what the journal says it was.
+
+Serves DEL, GC and the undo of an ADD alike, so it supposes nothing: the VF may still be in the host, be in
+the pod, be on its way back from a namespace that is gone, or not exist any more.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+from contextlib import ExitStack
+
+from sriov_fast.common.errors import NetlinkError
+from sriov_fast.common.record import VfSettings
+from sriov_fast.kernel.backend import nl
+from sriov_fast.vf import attach, candidate, device, find, irq, netns
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Self
+
+    from sriov_fast.common.log import Logger
+    from sriov_fast.common.paths import Roots
+    from sriov_fast.common.record import Link
+    from sriov_fast.vf.find import PodNetns, VfLocation
+    from sriov_fast.vf.journal import Attachment
+
+ZERO_MAC = "00:00:00:00:00:00"
+LINK_OFF = VfSettings(link_state="disable")
+MOVE_TRIES = 10  # a pod may give its device new names while we drop others
+
+
+class Release:
+    """One VF on its way home: ``quieten`` it, then ``bring_home``.
+
+    A context manager, which owns the sockets. The one in the pod keeps the pod's namespace alive, so that the
+    namespace may be deleted between the two steps.
+    """
+
+    def __init__(self, record: Attachment, pod_netns: PodNetns, roots: Roots, log: Logger) -> None:
+        self._record = record
+        self._pod_netns = pod_netns
+        self._roots = roots
+        self._log = log
+        self._opened = ExitStack()
+        self._found = False
+        self._place: VfLocation | None = None
+        self._quiet: Link | None = None
+        self._on_pf: str | None = None
+
+    def __enter__(self) -> Self:
+        self._host = self._opened.enter_context(nl.Socket())
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._opened.close()
+
+    def find(self) -> None:
+        """Look where the VF is; HiddenError where its device exists and cannot be seen."""
+        location = find.find(self._record, self._pod_netns, self._roots, self._log)
+        if location and location.pod:
+            self._opened.callback(location.pod.close)
+        self._place = location
+        self._found = True
+
+    def quieten(self) -> None:
+        """Make the VF unable to send: its device down with its old MAC, the PF's settings restored.
+
+        That is the moment to give the address back. What the driver refuses to restore is logged.
+        """
+        if not self._found:
+            self.find()
+        if self._place:
+            # first: an interrupt in use takes a mask that one whose device is down may only pretend to take
+            _restore_irqs(self._record, self._roots, self._log)
+        try:
+            self._quieten()
+        except NetlinkError as error:
+            if error.errno != errno.ENODEV:
+                raise
+            # it went between two steps: unplugged, or home by itself because its namespace ended
+            self.find()
+            self._quieten()
+
+    def _quieten(self) -> None:
+        record, log, location = self._record, self._log, self._place
+        if location is None:
+            log.warning("the VF has no network device any more", pci=record.pci, pf=record.pf, vf=record.vf)
+            _restore_what_pf_holds(self._host, record, self._roots, log)
+            return
+        self._quiet = _quieten(self._host, record, location, log)
+        self._on_pf = _restore_pf(self._host, record, log)
+
+    def bring_home(self) -> None:
+        """Move the quiet VF home, and make it what it was.
+
+        Raises NetlinkError or OSError where the kernel refuses the move.
+        """
+        try:
+            self._bring_home()
+        except NetlinkError as error:
+            if error.errno != errno.ENODEV:
+                raise
+            self.find()
+            self._quieten()
+            self._bring_home()
+
+    def _bring_home(self) -> None:
+        record, log = self._record, self._log
+        if self._place is None or self._quiet is None:
+            return
+        name = _moved_home(self._host, record, self._place, self._pod_netns, log)
+        home = _at_home(self._host, record, name, self._roots)
+        if home is None:
+            return
+        device.restore(self._host, record, home, log)
+        _settle(self._host, record, home, self._quiet, self._on_pf, log)
+        _settle_irqs(self._host, record, home, self._roots, log)
+        if record.before_up:
+            _bring_up(self._host, home, log)
+
+
+def release(record: Attachment, pod_netns: PodNetns, roots: Roots, log: Logger) -> None:
+    """Bring the VF home and make it what it was, in one go."""
+    with Release(record, pod_netns, roots, log) as vf:
+        vf.quieten()
+        vf.bring_home()
+
+
+def silence(record: Attachment, log: Logger) -> bool:
+    """Switch the link of a VF off that cannot be found; return whether its PF does that.
+
+    MAC, VLAN and everything else stay as they were set, so that the VF joins no other network.
+    """
+    if not record.pf_index or record.before.link_state is None:
+        return False
+    with nl.Socket() as host:
+        refused = _set_vf(host, record, LINK_OFF)
+    if refused:
+        log.warning("the PF cannot switch the VF's link off", pf=record.pf, vf=record.vf, why=refused.msg)
+    return refused is None
+
+
+def _restore_irqs(record: Attachment, roots: Roots, log: Logger) -> None:
+    """Restore the masks that we set, of those interrupts that still are the VF's."""
+    if record.pinned:
+        irq.apply(_original_masks(record, roots), roots, log)
+
+
+def _original_masks(record: Attachment, roots: Roots) -> dict[int, str]:
+    now = irq.masks_of(record.pci, roots)
+    return {n: mask for n, mask in record.irqs.items() if n in now and n in record.pinned}
+
+
+def _settle_irqs(host: nl.Socket, record: Attachment, home: Link, roots: Roots, log: Logger) -> None:
+    """Restore the masks that did not stay because the VF came home down, by itself: up for a moment."""
+    masks = _original_masks(record, roots) if record.pinned else {}
+    if not irq.differing(masks, roots):
+        return
+    _bring_up(host, home, log)
+    irq.apply(masks, roots, log)
+    _run(host, home.index, up=False)
+
+
+# --- putting it back
+
+
+def _quieten(host: nl.Socket, record: Attachment, location: VfLocation, log: Logger) -> Link:
+    """Bring the device down, its MAC restored just before and its MTU after; return it as it is then.
+
+    In this order a driver that resets the VF on the way down has nothing left of the pod's MAC.
+    """
+    link = location.link
+    if location.pod:
+        _set_free(location.pod, link, log)
+    batch = nl.Batch()
+    if location.pod and link.master:
+        # first: a bond gives the MAC and the MTU of the time when it took the device back to it
+        batch.set_link(link.index, master=0)
+    if record.before_mac and (record.asked.mac or link.master or record.before_mac != link.mac):
+        batch.set_link(link.index, mac=record.before_mac)
+    required = [len(batch), -1] if link.up else [-1]  # what became of MAC and MTU is looked at
+    _let_go_of_mac(host, record)
+    if link.up:
+        batch.set_link(link.index, up=False)
+    device.strip(batch, record, link)
+    if record.before_mtu and (link.master or record.before_mtu != link.mtu):
+        batch.set_link(link.index, mtu=record.before_mtu)
+    if not len(batch):
+        return link
+    batch.get_link(index=link.index)
+    answers = (location.pod or host).run(batch, check=False)
+    for position in required:
+        if isinstance(answers[position], NetlinkError):
+            raise answers[position]
+    now: Link = answers[-1]
+    if record.before_mtu not in (0, now.mtu):
+        log.warning("the VF keeps an MTU that it did not have", mtu=now.mtu, before=record.before_mtu)
+    return now
+
+
+def _set_free(pod: nl.Socket, vf: Link, log: Logger) -> None:
+    """Delete what the pod put on top of its VF (VLAN, macvlan, ipvlan, macsec, ...).
+
+    Such a device outlives the move, and would work on the VF of the next pod. A bond or a bridge above
+    the VF lets go of it with the move, and stays.
+    """
+    uppers = [link for link in pod.links() if link.lower == vf.index]
+    if not uppers:
+        return
+    batch = nl.Batch()
+    for link in uppers:
+        batch.del_link(link.index)
+    for link, answer in zip(uppers, pod.run(batch, check=False), strict=True):
+        if not isinstance(answer, NetlinkError):
+            log.info("deleted a device that the pod had on top of its VF", device=link.name)
+        elif answer.errno == errno.EOPNOTSUPP:
+            log.warning("a device on top of the VF cannot be deleted", device=link.name, why=answer.msg)
+        elif answer.errno != errno.ENODEV:
+            raise answer
+
+
+def _let_go_of_mac(host: nl.Socket, record: Attachment) -> None:
+    """Take the pod's MAC from the PF.
+
+    One that showed the VF's own MAC is told 0, which lifts the hold that setting one put on the VF.
+    """
+    if record.asked.mac:
+        own = record.before.mac in (None, record.before_mac)
+        _set_vf(host, record, VfSettings(mac=ZERO_MAC if own else record.before.mac))
+
+
+def _original(record: Attachment) -> VfSettings:
+    """Return what to tell the PF: of what we set, except the MAC, what was there before."""
+    asked, before = record.asked, record.before
+    back = {
+        key: getattr(before, key)
+        for key in ("spoofchk", "link_state", "trust", "min_tx_rate", "max_tx_rate")
+        if getattr(asked, key) is not None
+    }
+    if asked.vlan is not None:
+        back |= {"vlan": before.vlan or 0, "qos": before.qos or 0, "proto": before.proto}
+    return attach.complete(VfSettings(**back), before)
+
+
+def _restore_pf(host: nl.Socket, record: Attachment, log: Logger) -> str | None:
+    """Restore the PF's side and return the MAC that it holds for the VF, None where that does not matter.
+
+    What one driver refuses must not keep the rest from being restored.
+    """
+    whole = _original(record)
+    batch = nl.Batch()
+    if whole != attach.NOTHING:
+        batch.set_vf(record.pf_index, record.vf, whole)
+    if record.asked.mac:
+        batch.get_link(index=record.pf_index, vf=record.vf)
+    if not len(batch):
+        return None
+    answers = host.run(batch, check=False)
+    if whole != attach.NOTHING and isinstance(answers[0], NetlinkError):
+        _restore_one_by_one(host, record, whole, log)
+    pf = answers[-1] if record.asked.mac else None
+    return None if pf is None or isinstance(pf, NetlinkError) or pf.vf is None else pf.vf.mac
+
+
+def _restore_what_pf_holds(host: nl.Socket, record: Attachment, roots: Roots, log: Logger) -> None:
+    """Restore on the PF what is still as we set it, for a VF whose device is gone.
+
+    A VF that was made anew (``sriov_numvfs``) has nothing of ours, and may be set up by the operator.
+    """
+    if record.asked == attach.NOTHING or not find.is_same_function(record, roots):
+        return
+    held = _held(host, record)
+    _let_go_of_mac(host, held)
+    _restore_pf(host, held, log)
+
+
+def _held(host: nl.Socket, record: Attachment) -> Attachment:
+    """Return the record with that much of what it asked for as the PF holds now."""
+    batch = nl.Batch()
+    batch.get_link(index=record.pf_index, vf=record.vf)
+    (pf,) = host.run(batch, check=False)
+    if isinstance(pf, NetlinkError) and pf.errno != errno.ENODEV:
+        raise pf
+    now = None if isinstance(pf, NetlinkError) else pf.vf
+    asked = record.asked
+    given = [key for key, value in asked.as_dict().items() if value is not None]
+    changed = given if now is None else [key for key in given if getattr(now, key) != getattr(asked, key)]
+    if {"vlan", "qos", "proto"} & set(changed):
+        changed += ["vlan", "qos", "proto"]
+    return record.replace(asked=asked.replace(**dict.fromkeys(changed)))
+
+
+def _restore_one_by_one(host: nl.Socket, record: Attachment, whole: VfSettings, log: Logger) -> None:
+    for part in _parts(whole):
+        failed = _set_vf(host, record, part)
+        if failed:
+            log.warning("the PF refuses to restore", pf=record.pf, vf=record.vf, what=part, why=failed.msg)
+
+
+def _parts(whole: VfSettings) -> list[VfSettings]:
+    given = {key: value for key, value in whole.as_dict().items() if value is not None}
+    together = [("vlan", "qos", "proto"), ("min_tx_rate", "max_tx_rate")]
+    together += [(key,) for key in ("spoofchk", "link_state", "trust")]
+    parts = ({key: given[key] for key in keys if key in given} for keys in together)
+    return [VfSettings(**part) for part in parts if part]
+
+
+def _set_vf(host: nl.Socket, record: Attachment, settings: VfSettings) -> NetlinkError | None:
+    batch = nl.Batch()
+    batch.set_vf(record.pf_index, record.vf, settings)
+    answer = host.run(batch, check=False)[0]
+    return answer if isinstance(answer, NetlinkError) else None
+
+
+def _run(socket: nl.Socket, index: int, **change: object) -> None:
+    batch = nl.Batch()
+    batch.set_link(index, **change)  # type: ignore[arg-type]
+    socket.run(batch)
+
+
+def _bring_up(host: nl.Socket, home: Link, log: Logger) -> None:
+    """Bring the device up; a driver that refuses, as with its PF down, must not fail the DEL for ever."""
+    try:
+        _run(host, home.index, up=True)
+    except NetlinkError as error:
+        log.warning("the VF cannot be brought up", interface=home.name, why=error.msg)
+
+
+def _moved_home(
+    host: nl.Socket, record: Attachment, location: VfLocation, pod_netns: PodNetns, log: Logger
+) -> str:
+    """Move the device to our namespace, under its old name; return that, "" where it has another."""
+    name, index = record.host_name, location.link.index
+    for _ in range(MOVE_TRIES):
+        try:
+            if location.pod:
+                _move_home(location.pod, index, name, pod_netns.host_fd)
+            elif name not in ("", location.link.name):
+                _run(host, index, name=name)
+        except NetlinkError as error:
+            if error.errno != errno.EEXIST:
+                raise
+            refused = error
+        else:
+            return name if name == record.host_name else ""
+        log.error("another device has the VF's name", name=name, pci=record.pci, why=refused.msg)
+        # the kernel may have moved the VF before it saw that
+        left = find.link_in(location.pod, record) if location.pod else None
+        if location.pod is None or left is None:
+            return ""
+        index = left.index
+        if left.altnames:
+            _drop_altnames(location.pod, left)
+        else:
+            name = "dev%d"
+    raise refused
+
+
+def _drop_altnames(pod: nl.Socket, link: Link) -> None:
+    """Remove all alternative names, one of which is a name in the host; a namespace's end does so, too."""
+    batch = nl.Batch()
+    batch.del_altname(link.index, *link.altnames)
+    pod.run(batch, check=False)
+
+
+def _move_home(pod: nl.Socket, index: int, name: str, home: int) -> None:
+    here = netns.own(home)
+    try:
+        _run(pod, index, netns_fd=here, name=name)
+    finally:
+        os.close(here)
+
+
+def _at_home(host: nl.Socket, record: Attachment, name: str, roots: Roots) -> Link | None:
+    """Return the device in the host, None where it is not there; ``name`` is what the move gave it, if known.
+
+    udev may have renamed the device since, and given the name to another one.
+    """
+    link = candidate.named(host, name) if name else None
+    if link and candidate.belongs(link, record.pci, f"{roots.sys}/bus/pci/devices/{record.pci}"):
+        return link
+    strange = link if link and not link.parent else None  # a stand-in that came home with another index
+    return find.link_in_host(record, roots) or strange
+
+
+def _settle(  # noqa: PLR0913, PLR0917
+    host: nl.Socket, record: Attachment, now: Link, quiet: Link, on_pf: str | None, log: Logger
+) -> None:
+    """Correct the MTU and the MACs, where the way home has changed them."""
+    if record.before_mtu not in (0, now.mtu) and now.mtu != quiet.mtu:
+        _run(host, now.index, mtu=record.before_mtu)
+    if now.mac != quiet.mac and record.asked.mac:
+        on_pf = _mac_on_pf(host, record)
+    if record.before_mac and (record.asked.mac or record.before_mac != now.mac):
+        _settle_mac(host, record, now, on_pf, log)
+
+
+def _mac_on_pf(host: nl.Socket, record: Attachment) -> str | None:
+    batch = nl.Batch()
+    batch.get_link(index=record.pf_index, vf=record.vf)
+    (pf,) = host.run(batch, check=False)
+    return None if isinstance(pf, NetlinkError) or pf.vf is None else pf.vf.mac
+
+
+def _settle_mac(host: nl.Socket, record: Attachment, home: Link, on_pf: str | None, log: Logger) -> None:
+    """Correct, by the slower way, what is not as before: the PF's MAC, the device's, that of its reset."""
+    if record.asked.mac and record.before.mac and on_pf != record.before.mac:
+        _set_vf(host, record, VfSettings(mac=record.before.mac))
+    if (home.mac, home.perm) == (record.before_mac, record.before_perm):
+        return
+    look = nl.Batch()
+    look.get_link(index=home.index)
+    attach.adopt_mac(host, home.index, record.before_mac)
+    now: Link = host.run(look)[0]
+    if now.mac != record.before_mac and record.before.mac not in (None, record.before_mac):
+        _adopt_against_pf(host, record, home.index)
+        now = host.run(look)[0]
+    if now.mac != record.before_mac:
+        log.warning("the VF keeps a MAC that it did not have", mac=now.mac, before=record.before_mac)
+
+
+def _adopt_against_pf(host: nl.Socket, record: Attachment, index: int) -> None:
+    """Give the device back a MAC that is not the one which the PF held for it, and had not imposed yet.
+
+    The PF's MAC goes and comes back last; the second reset is for the device's memory of the first.
+    """
+    _set_vf(host, record, VfSettings(mac=ZERO_MAC))
+    for _ in range(2):
+        attach.adopt_mac(host, index, record.before_mac)
+    _set_vf(host, record, VfSettings(mac=record.before.mac))

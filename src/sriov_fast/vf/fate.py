@@ -1,0 +1,64 @@
+"""Says whether the pod of an attachment has ended without a DEL.
+
+Such an attachment keeps its VF: only a GC of its network or an operator can release it. That the file of the
+namespace is missing is no proof, because the caller may not see the node's files, and a process may keep a
+namespace that has no file. When a namespace ends, the kernel returns the VF to the host: that is proof.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+
+from sriov_fast.common.errors import NoNamespaceError, SriovError, is_there
+from sriov_fast.common.record import Record
+from sriov_fast.vf import find, netns
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from sriov_fast.common.paths import Roots
+    from sriov_fast.vf.journal import Attachment
+
+
+class Fate(Record):
+    """What became of a pod's namespace: ``gone`` for certain or not; ``why`` in words."""
+
+    gone: bool
+    why: str
+
+
+def of(record: Attachment, roots: Roots) -> Fate:
+    """Return what became of the namespace of an attachment; "could not look" is not "gone"."""
+    if not record.netns:
+        return Fate(gone=False, why="its record names no namespace")
+    try:
+        os.close(netns.open_netns(record.netns))
+    except NoNamespaceError:
+        return _without_file(record, roots)
+    except (OSError, SriovError) as error:
+        return Fate(gone=False, why=str(error))
+    return Fate(gone=False, why=f"its namespace {record.netns} is there")
+
+
+def _without_file(record: Attachment, roots: Roots) -> Fate:
+    """Look for the VF in the host; one without a driver has no network device anywhere."""
+    try:
+        driver = is_there(f"{roots.sys}/bus/pci/devices/{record.pci}/driver")
+        hidden = driver and find.link_in_host(record, roots) is None
+    except (OSError, SriovError) as error:
+        return Fate(gone=False, why=str(error))
+    if hidden:
+        why = "something keeps the namespace, or its file is not visible here"
+        return Fate(gone=False, why=f"{record.netns} is gone, but the VF is not back in the host: {why}")
+    return Fate(gone=True, why=f"its namespace {record.netns} is gone{_since(record.netns)}")
+
+
+def _since(path: str) -> str:
+    """Say since when at the latest a file is gone, by the last change of its directory."""
+    try:
+        changed = os.stat(os.path.dirname(path)).st_mtime
+    except OSError:
+        return ""
+    if path.startswith("/proc/"):  # a process's directory
+        return ""
+    return time.strftime(" since %Y-%m-%d %H:%M:%S at the latest", time.localtime(changed))

@@ -1,0 +1,245 @@
+"""Finds a VF's network device again: in the pod, in the host, or on its way between them."""
+
+from __future__ import annotations
+
+import errno
+import os
+import time
+
+from sriov_fast.common.errors import HiddenError, NetlinkError, NoNamespaceError, is_absent
+from sriov_fast.common.record import Record
+from sriov_fast.kernel.backend import nl
+from sriov_fast.vf import netns
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from sriov_fast.common.log import Logger
+    from sriov_fast.common.paths import Roots
+    from sriov_fast.common.record import Link
+    from sriov_fast.vf.journal import Attachment
+
+# The kernel takes a namespace apart behind the scenes; its devices come back a little later.
+RETURN_WAIT = 3.0  # seconds
+SEARCH_AFTER = 0.1
+_PAUSE = 0.005
+
+
+class VfLocation(Record):
+    """Where the VF is: ``pod`` is None when ``link`` is in the host."""
+
+    link: Link
+    pod: nl.Socket | None = None
+
+
+class PodNetns(Record):
+    """What the runtime says of the pod's namespace now: its path, and a descriptor where it passed one.
+
+    ``host_fd`` is an open descriptor of the host namespace, -1 where none is open.
+    """
+
+    path: str = ""
+    fd: int = -1
+    host_fd: int = -1
+
+    def fd_of(self, path: str) -> int:
+        """Return the descriptor of ``path``, -1 where there is none."""
+        return self.fd if path == self.path else -1
+
+
+def find(record: Attachment, pod_netns: PodNetns, roots: Roots, log: Logger) -> VfLocation | None:
+    """Return where the VF is, None where it has no network device any more.
+
+    It need not be ``pod_netns`` the runtime says; then the ADD's path may lead. HiddenError where the device
+    exists in a namespace that is not found; SriovError or OSError where a place could not be searched.
+    """
+    if not has_device(record, roots):
+        return None
+    for candidate, fd in {pod_netns.path: pod_netns.fd, record.netns: pod_netns.fd_of(record.netns)}.items():
+        pod = _socket(candidate, fd, pod_netns.host_fd, log) if candidate else None
+        location = _in_pod(pod, record) if pod else None
+        if location:
+            return location
+    return _in_host(record, pod_netns, roots)
+
+
+def incarnation(pci: str, roots: Roots) -> tuple[int, ...]:
+    """Return the inodes that sysfs has for a PCI device and for the parent of its network devices.
+
+    Both are made anew with what they stand for: with ``sriov_numvfs``, or when a driver is bound. The second
+    is the same in whatever namespace the network device is. Empty where either is missing.
+    """
+    device = f"{roots.sys}/bus/pci/devices/{pci}"
+    try:
+        return os.stat(device).st_ino, os.stat(f"{device}/net").st_ino
+    except OSError as error:
+        if is_absent(error):
+            return ()
+        raise
+
+
+def has_device(record: Attachment, roots: Roots) -> bool:
+    """Say whether the network device that the record is about exists, in whatever namespace."""
+    now = incarnation(record.pci, roots)
+    return bool(now) and record.incarnation in ((), now)
+
+
+def is_same_function(record: Attachment, roots: Roots) -> bool:
+    """Say whether the VF's PCI device is the record's, or missing, and not one that was made since."""
+    try:
+        now = os.stat(f"{roots.sys}/bus/pci/devices/{record.pci}").st_ino
+    except OSError as error:
+        if is_absent(error):
+            return True
+        raise
+    return not record.incarnation or record.incarnation[0] == now
+
+
+def _socket(path: str, given: int, host_fd: int, log: Logger) -> nl.Socket | None:
+    """Return a socket in the namespace; None where it is gone, is no namespace, or is ours."""
+    try:
+        fd = netns.open_netns(path, given)
+    except NoNamespaceError as error:
+        log.info("no namespace to bring the VF home from", path=path, why=error.msg)
+        return None
+    try:
+        return None if netns.is_here(fd, host_fd) else nl.Socket(fd)
+    finally:
+        os.close(fd)
+
+
+def _in_pod(pod: nl.Socket, record: Attachment) -> VfLocation | None:
+    """Return the VF's place, which has ``pod``; None, with that closed, where the VF is not in there."""
+    link = None
+    try:
+        link = link_in(pod, record)
+    finally:
+        if link is None:
+            pod.close()
+    return VfLocation(link=link, pod=pod) if link else None
+
+
+def link_in(pod: nl.Socket, record: Attachment) -> Link | None:
+    """Look for the VF under its pod name; where that is another device or none, among all."""
+    batch = nl.Batch()
+    batch.get_link(name=record.ifname)
+    found = pod.run(batch, check=False)[0]
+    if not isinstance(found, NetlinkError) and (is_ours(found, record) or _is_unknown(found, record)):
+        link: Link = found
+        return link
+    return next((link for link in pod.links() if is_ours(link, record)), None)
+
+
+def is_ours(link: Link, record: Attachment) -> bool:
+    """Say whether a device is the record's VF: by its PCI address, by its index where it has no parent."""
+    return link.parent == record.pci if link.parent else link.index == record.ifindex
+
+
+def _is_unknown(link: Link, record: Attachment) -> bool:
+    """Say whether neither device nor record has what ``is_ours`` compares: the record is broken.
+
+    The device is the VF then because of the place where it was found: by its name in its pod, or in the
+    VF's directory in sysfs.
+    """
+    return not link.parent and not record.ifindex
+
+
+def _in_host(record: Attachment, pod_netns: PodNetns, roots: Roots) -> VfLocation | None:
+    """Wait until the device is in the host; search for it once, when it does not come at once."""
+    begin = time.monotonic()
+    patience = 0.0 if record.stranded else RETURN_WAIT
+    searched = False
+    while True:
+        link = link_in_host(record, roots)
+        if link:
+            return VfLocation(link=link)
+        if not has_device(record, roots):
+            return None
+        waited = time.monotonic() - begin
+        if not searched and waited >= min(SEARCH_AFTER, patience):
+            location = _searched(record, pod_netns, roots)
+            if location:
+                return location
+            searched = True
+        if waited >= patience:
+            raise _hidden(record)
+        time.sleep(_PAUSE)
+
+
+def _hidden(record: Attachment) -> HiddenError:
+    return HiddenError(
+        f"VF {record.vf} of {record.pf} ({record.pci}): its device is in a namespace that is not found",
+        "it comes back when that namespace ends; see which process or container holds the namespace",
+        interface=record.ifname,
+        vf=record.vf,
+    )
+
+
+def _searched(record: Attachment, pod_netns: PodNetns, roots: Roots) -> VfLocation | None:
+    """Look for the device in the namespaces of all processes."""
+    host = netns.own(pod_netns.host_fd)
+    try:
+        known = {_identity(os.fstat(host))}
+    finally:
+        os.close(host)
+    for pid in filter(str.isdigit, os.listdir(roots.proc)):
+        try:
+            fd = os.open(f"{roots.proc}/{pid}/ns/net", os.O_RDONLY | os.O_CLOEXEC)
+        except OSError:
+            continue  # it has ended, or we may not look: the device stays hidden, it is not gone
+        try:
+            identity = _identity(os.fstat(fd))
+            pod = nl.Socket(fd) if identity not in known else None
+        finally:
+            os.close(fd)
+        known.add(identity)
+        location = _in_strange(pod, record) if pod else None
+        if location:
+            return location
+    return None
+
+
+def _identity(of: os.stat_result) -> tuple[int, int]:
+    return of.st_dev, of.st_ino
+
+
+def _in_strange(pod: nl.Socket, record: Attachment) -> VfLocation | None:
+    """Return the VF's place in a namespace that need not have to do with the record.
+
+    There an index alone says nothing, so a device without a parent must have one of the VF's MACs.
+    """
+    link = None
+    try:
+        macs = (record.mac, record.before_mac)
+        ours = (link for link in pod.links() if is_ours(link, record) and (link.parent or link.mac in macs))
+        link = next(ours, None)
+    finally:
+        if link is None:
+            pod.close()
+    return VfLocation(link=link, pod=pod) if link else None
+
+
+def link_in_host(record: Attachment, roots: Roots) -> Link | None:
+    """Return the VF's device if it is in the host now, whatever its name."""
+    try:
+        names = os.listdir(f"{roots.sys}/bus/pci/devices/{record.pci}/net")
+    except OSError as error:
+        if is_absent(error):
+            return None
+        raise
+    if not names:
+        return None
+    batch = nl.Batch()
+    for name in names:
+        batch.get_link(name=name)
+    with nl.Socket() as host:
+        links = [link for link in map(_found, host.run(batch, check=False)) if link]
+    return next((link for link in links if is_ours(link, record) or _is_unknown(link, record)), None)
+
+
+def _found(answer: Link | NetlinkError) -> Link | None:
+    """Return the device that the kernel answered with, None where there is none."""
+    if not isinstance(answer, NetlinkError):
+        return answer
+    if answer.errno != errno.ENODEV:
+        raise answer
+    return None

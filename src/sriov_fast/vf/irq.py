@@ -1,0 +1,95 @@
+"""Pins a VF's interrupts to cores (Documentation/core-api/irq/irq-affinity.rst)."""
+
+from __future__ import annotations
+
+import errno
+import os
+
+from sriov_fast.common.errors import EXHAUSTED, ConfigError
+from sriov_fast.kernel.backend import irq
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from sriov_fast.common.log import Logger
+    from sriov_fast.common.paths import Roots
+
+# What the kernel answers for an interrupt that it manages itself: EIO, and EPERM on newer ones.
+_MANAGED = (errno.EIO, errno.EPERM)
+
+
+def require_online(cores: Sequence[int], roots: Roots) -> None:
+    """Raise ConfigError (7) that names a core which is not online, before anything is touched."""
+    if not cores:
+        return
+    online = irq.online(roots.sys)
+    missing = [core for core in dict.fromkeys(cores) if core not in online]
+    if missing:
+        raise ConfigError(
+            f"CORES: core {', '.join(map(str, missing))} is not online",
+            f"online are {ranges(online)}; name only these",
+        )
+
+
+def ranges(cores: Sequence[int]) -> str:
+    """Return cores in the kernel's list form, such as "0-3,8"."""
+    parts: list[list[int]] = []
+    for core in sorted(cores):
+        if parts and core == parts[-1][1] + 1:
+            parts[-1][1] = core
+        else:
+            parts.append([core, core])
+    return ",".join(str(a) if a == b else f"{a}-{b}" for a, b in parts)
+
+
+def masks_of(pci: str, roots: Roots) -> dict[int, str]:
+    """Return the mask of every interrupt that the VF has now."""
+    numbers = irq.irqs(pci, roots.sys)
+    return {n: mask for n, mask in zip(numbers, irq.read_masks(numbers, roots.proc), strict=True) if mask}
+
+
+def plan(numbers: Sequence[int], cores: Sequence[int]) -> dict[int, str]:
+    """Interrupt i, in numeric order, goes to core i mod n."""
+    return {number: irq.cpu_mask([cores[i % len(cores)]]) for i, number in enumerate(numbers)}
+
+
+def apply(masks: dict[int, str], roots: Roots, log: Logger) -> dict[int, str]:
+    """Write the masks and return those that the kernel took; a managed interrupt is logged and left.
+
+    Raises OSError where the process or the kernel has no means left to write one.
+    """
+    pairs = list(masks.items())
+    taken = {}
+    for (number, mask), failed in zip(pairs, irq.write_masks(pairs, roots.proc), strict=True):
+        if not failed:
+            taken[number] = mask
+        elif failed in _MANAGED:
+            log.warning("the kernel manages this interrupt itself and keeps its mask", irq=number, mask=mask)
+        elif failed in EXHAUSTED:
+            raise OSError(failed, os.strerror(failed), f"{roots.proc}/irq/{number}/smp_affinity")
+        elif failed != errno.ENOENT:
+            log.error("cannot set the interrupt's mask", irq=number, mask=mask, errno=os.strerror(failed))
+    return taken
+
+
+def differing(masks: dict[int, str], roots: Roots) -> dict[int, str]:
+    """Return the masks of those interrupts that do not have what ``masks`` says."""
+    now = irq.read_masks(list(masks), roots.proc)
+    return {
+        number: found
+        for (number, mask), found in zip(masks.items(), now, strict=True)
+        if not found or irq.parse_mask(found) != irq.parse_mask(mask)
+    }
+
+
+def warn_of_irqbalance(log: Logger, run: str = "/run") -> None:
+    """Name a running irqbalance, which moves interrupts away again: by its socket, not by all processes."""
+    try:
+        names = os.listdir(f"{run}/irqbalance")
+    except OSError:
+        return
+    pids = [name.removeprefix("irqbalance").removesuffix(".sock") for name in names]
+    alive = [pid for pid in pids if pid.isdigit() and os.path.exists(f"/proc/{pid}")]
+    if alive:
+        log.warning("irqbalance runs and may move the interrupts again: ban them there", pid=alive[0])

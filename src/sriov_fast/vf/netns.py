@@ -1,0 +1,97 @@
+"""Opening network namespaces by path."""
+
+from __future__ import annotations
+
+import errno as errnos
+import fcntl
+import os
+import sys
+
+from sriov_fast.common.errors import EnvError, FileError, NoNamespaceError, is_absent
+
+_NS_GET_NSTYPE = 0xB703  # _IO(0xb7, 3), linux/nsfs.h
+_CLONE_NEWNET = 0x40000000  # linux/sched.h
+_SIOCGIFINDEX = 0x8933  # linux/sockios.h
+# What a file that is no namespace answers to a namespace's ioctl.
+_OTHER_FILE = (errnos.ENOTTY, errnos.EINVAL)
+_ADVICE = "it must be a network namespace's file, such as /run/netns/NAME"
+
+
+def open_netns(path: str, given: int = -1) -> int:
+    """Return a descriptor of the network namespace at ``path``.
+
+    Raises NoNamespaceError (4) where there certainly is none, FileError (5) where that could not be found
+    out. ``given`` is a descriptor of that file, opened by the caller, who may see other files than we do.
+    """
+    try:
+        # O_NONBLOCK: a FIFO in its place must not hold us up
+        fd = os.dup(given) if given >= 0 else os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+    except OSError as error:
+        raise _not_opened(path, error) from error
+    try:
+        _require_network(fd, path)
+    except BaseException:
+        os.close(fd)
+        raise
+    return fd
+
+
+def _require_network(fd: int, path: str) -> None:
+    """Raise unless a descriptor is of a network namespace."""
+    try:
+        kind = fcntl.ioctl(fd, _NS_GET_NSTYPE)
+    except OSError as error:
+        if error.errno in _OTHER_FILE:
+            raise NoNamespaceError(
+                f"CNI_NETNS {path!r}: is no namespace", _ADVICE, errno=error.errno or 0
+            ) from error
+        raise _not_opened(path, error) from error
+    if kind != _CLONE_NEWNET:
+        raise NoNamespaceError(f"CNI_NETNS {path!r}: is a namespace of another kind", _ADVICE)
+
+
+def _not_opened(path: str, error: OSError) -> NoNamespaceError | FileError:
+    number, why = error.errno or 0, error.strerror or str(error)
+    if is_absent(error):
+        return NoNamespaceError(f"CNI_NETNS {path!r}: {why}", _ADVICE, errno=number)
+    return FileError(f"CNI_NETNS {path!r} cannot be opened: {why}", "try again", errno=number)
+
+
+def open_pod(path: str, given: int = -1, host_fd: int = -1) -> int:
+    """Return a descriptor of a pod's network namespace; EnvError (4) for the one that we are in ourselves.
+
+    ``host_fd`` here and below is a descriptor of that one, where somebody has it open.
+    """
+    fd = open_netns(path, given)
+    try:
+        if is_here(fd, host_fd):
+            raise EnvError(f"CNI_NETNS {path!r}: is the host's own namespace", _ADVICE)
+    except BaseException:
+        os.close(fd)
+        raise
+    return fd
+
+
+def own(host_fd: int = -1) -> int:
+    """Return a descriptor of the network namespace that we are in."""
+    return (
+        os.dup(host_fd) if host_fd >= 0 else os.open("/proc/thread-self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
+    )
+
+
+def is_here(fd: int, host_fd: int = -1) -> bool:
+    """Say whether a descriptor is of the network namespace that we are in."""
+    here = os.fstat(host_fd) if host_fd >= 0 else os.stat("/proc/thread-self/ns/net")
+    there = os.fstat(fd)
+    return (here.st_dev, here.st_ino) == (there.st_dev, there.st_ino)
+
+
+def index_of(socket_fd: int, name: str) -> int:
+    """Return the index of a device in a socket's namespace (netdevice(7)); OSError where there is none."""
+    request = os.fsencode(name).ljust(40, b"\0")  # struct ifreq: the name has 16 bytes, the index follows
+    try:
+        answer: bytes = fcntl.ioctl(socket_fd, _SIOCGIFINDEX, request)
+    except OSError as error:
+        error.filename = name
+        raise
+    return int.from_bytes(answer[16:20], sys.byteorder)

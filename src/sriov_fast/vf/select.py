@@ -1,0 +1,414 @@
+"""Chooses the VF."""
+
+from __future__ import annotations
+
+import errno
+import os
+from contextlib import ExitStack
+
+from sriov_fast.common.errors import BusyError, ConfigError, SriovError, TryAgainError, is_absent
+from sriov_fast.common.record import Link, Record
+from sriov_fast.kernel.backend import sysfs
+from sriov_fast.vf import candidate, locks
+from sriov_fast.vf.candidate import Device
+from sriov_fast.vf.journal import ATTACHED, BROKEN
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Sequence
+
+    from sriov_fast.common.paths import Roots
+    from sriov_fast.common.record import Vf
+    from sriov_fast.vf.journal import Attachment, Entry, Journal
+
+
+def _leave(_: Attachment) -> None:
+    """Recover nothing."""
+
+
+def _trust(vf: Vf) -> Device:
+    """Take a VF as sysfs shows it."""
+    return Device(link=Link(index=0, name=vf.netdev, mac="", mtu=0, up=False))
+
+
+def _no_other_name(_: str) -> str:
+    """Know no alternative names."""
+    return ""
+
+
+def _say_nothing(_: str) -> None:
+    """Warn of nothing."""
+
+
+class VfRequest(Record):
+    """What is asked of the VF: one of ``masters`` (PFs), index ``vf``, or the very one at PCI ``device_id``.
+
+    With ``cores``, a PF on those cores' NUMA node comes first. ``recover`` is given the record of a VF whose
+    last request was cut short, or is bringing it home; it makes the VF free. ``examine`` returns the device
+    of a VF, None where there is none any more. The VF's lock is held for both. ``real_name`` returns the name
+    of the device with an alternative name, "" for none; ``warn`` is told of each of several masters that is
+    no PF here.
+    """
+
+    masters: tuple[str, ...] = ()
+    vf: int | None = None
+    device_id: str = ""
+    cores: tuple[int, ...] = ()
+    who: str = ""
+    recover: Callable[[Attachment], object] = _leave
+    examine: Callable[[Vf], Device | None] = _trust
+    real_name: Callable[[str], str] = _no_other_name
+    warn: Callable[[str], None] = _say_nothing
+
+
+class ReservedVf(Record):
+    """A VF that is ours to change while its ``lock`` is held. ``link`` is its network device."""
+
+    pf: str
+    vf: Vf
+    link: Link
+    lock: locks.Lock
+
+
+class _Search(Record):
+    """What is looked for, and where."""
+
+    vf_request: VfRequest
+    journal: Journal
+    roots: Roots
+
+
+def usable(vf: Vf) -> bool:
+    """Say whether the VF's network device is here to be given away."""
+    return bool(vf.driver and vf.netdev)
+
+
+def _says_no(error: OSError | ValueError) -> bool:
+    """Say whether an error means that there is no such thing; any other one is no fault of the request."""
+    return isinstance(error, ValueError) or is_absent(error) or error.errno == errno.ENOTSUP
+
+
+def scan(pf: str, roots: Roots, key: str = "master") -> list[Vf]:
+    """Return the VFs of a PF; ConfigError names a PF that is none."""
+    try:
+        return sysfs.scan(pf, roots.sys)
+    except (OSError, ValueError) as error:
+        if not _says_no(error):
+            raise
+        why = (error.strerror if isinstance(error, OSError) else str(error)) or str(error)
+        raise ConfigError(
+            f"{key} {pf!r} is no PF with SR-IOV: {why}",
+            "name the network device of a physical function; `sriov-fast vfs` lists them",
+            interface=pf,
+        ) from error
+
+
+def present(vf_request: VfRequest, roots: Roots) -> list[tuple[str, list[Vf]]]:
+    """Return the PFs among the masters with their VFs; ConfigError where none of the masters is a PF here."""
+    found: list[tuple[str, list[Vf]]] = []
+    missing: list[ConfigError] = []
+    for name in vf_request.masters:
+        try:
+            found.append(_pf(name, vf_request, roots))
+        except ConfigError as error:
+            missing.append(error)
+    if missing and not found:
+        raise missing[0]
+    for fault in missing:
+        vf_request.warn(f"{fault.msg}: skipped, another master is here")
+    return found
+
+
+def _pf(name: str, vf_request: VfRequest, roots: Roots) -> tuple[str, list[Vf]]:
+    """Return the PF with this name or alternative name, with its VFs."""
+    try:
+        return name, scan(name, roots)
+    except ConfigError:
+        real = vf_request.real_name(name)
+        if real in ("", name):
+            raise
+    return real, scan(real, roots)
+
+
+def choose(vf_request: VfRequest, journal: Journal, roots: Roots) -> ReservedVf:
+    """Return a VF with its lock.
+
+    Raises ConfigError for what cannot be, TryAgainError where every VF is in use, and BusyError where the
+    host uses the one that was asked for.
+    """
+    search = _Search(vf_request=vf_request, journal=journal, roots=roots)
+    if vf_request.device_id:
+        return _the_one(search)
+    pfs = _by_preference(search)
+    found = _first_free(search, pfs)
+    if found is None and journal.prune():
+        found = _first_free(search, pfs)
+    if found is None:
+        found = _first_recovered(search, pfs)
+    if found is None:
+        raise _none_free(search, pfs)
+    return found
+
+
+def _by_preference(search: _Search) -> list[tuple[str, list[Vf]]]:
+    """Return the PFs with the VFs that the wish allows, the PF near the cores first."""
+    vf_request = search.vf_request
+    pfs = present(vf_request, search.roots)
+    if vf_request.vf is not None:
+        pfs = _indexed(pfs, vf_request.vf)
+    if vf_request.cores and len(pfs) > 1:
+        near = numa_nodes(vf_request.cores, search.roots)
+        pfs.sort(key=lambda item: not (item[1] and item[1][0].numa in near))
+    return pfs
+
+
+def _indexed(pfs: list[tuple[str, list[Vf]]], index: int) -> list[tuple[str, list[Vf]]]:
+    """Keep the VF that was asked for by index, and the PFs that have such a one."""
+    found = [(pf, [vf for vf in vfs if vf.index == index]) for pf, vfs in pfs]
+    if not any(vfs for _, vfs in found):
+        have = [f"{pf} has {f'0 to {vfs[-1].index}' if vfs else 'none'}" for pf, vfs in pfs]
+        names = ", ".join(pf for pf, _ in pfs)
+        raise ConfigError(
+            f"vf {index}: {names} has no such VF", "; ".join(have), interface=pfs[0][0], vf=index
+        )
+    return [item for item in found if item[1]]
+
+
+def numa_nodes(cores: Sequence[int], roots: Roots) -> set[int]:
+    """Return the NUMA nodes of the cores (the links ``cpuN/nodeM``)."""
+    found: set[int] = set()
+    for core in set(cores):
+        try:
+            names = os.listdir(f"{roots.sys}/devices/system/cpu/cpu{core}")
+        except OSError:
+            continue
+        found.update(int(name[4:]) for name in names if name.startswith("node") and name[4:].isdigit())
+    return found
+
+
+def _first_free(search: _Search, pfs: Sequence[tuple[str, list[Vf]]]) -> ReservedVf | None:
+    """Take the first that nobody has. Who looks at the same time passes over those whose lock is held."""
+    taken = search.journal.taken()
+    for pf, vfs in pfs:
+        for vf in vfs:
+            found = _attempted(search, pf, vf) if usable(vf) and vf.pci not in taken else None
+            if found is not None:
+                return found
+    return None
+
+
+def _attempted(search: _Search, pf: str, vf: Vf) -> ReservedVf | None:
+    """Take a VF, unless somebody is at work on it, has taken it since we looked, or the host uses it."""
+    lock = locks.attempt(search.roots.run, f"vf-{vf.pci}", search.vf_request.who)
+    if lock is None:
+        return None
+    with ExitStack() as undo:
+        undo.callback(lock.release)
+        # its last owner may have finished an ADD between our listing and our lock
+        device = search.vf_request.examine(vf) if vf.pci not in search.journal.taken() else None
+        if device is None or device.use:
+            return None
+        undo.pop_all()
+    return ReservedVf(pf=pf, vf=vf, link=device.link, lock=lock)
+
+
+def _first_recovered(search: _Search, pfs: Sequence[tuple[str, list[Vf]]]) -> ReservedVf | None:
+    """Wait for a VF that is on its way home, or bring home one that somebody left who was killed."""
+    taken = search.journal.entries()
+    for pf, vfs in pfs:
+        theirs = [vf for vf in vfs if vf.pci in taken]
+        for vf in sorted(theirs, key=lambda vf: not taken[vf.pci].returning):
+            found = _recovered(search, pf, vf, taken[vf.pci])
+            if found is not None:
+                return found
+    return None
+
+
+def _recovered(search: _Search, pf: str, vf: Vf, entry: Entry) -> ReservedVf | None:
+    if not entry.returning and not _is_unfinished(search.journal, vf.pci, entry):
+        return None  # without a look at its lock: who uses it may be about to give it back
+    run, who, name = search.roots.run, search.vf_request.who, f"vf-{vf.pci}"
+    lock = locks.acquire(run, name, who) if entry.returning else locks.attempt(run, name, who)
+    if lock is None:
+        return None
+    with ExitStack() as undo:
+        undo.callback(lock.release)
+        free = _freed(search, pf, vf.index)
+        device = search.vf_request.examine(free) if free else None
+        if free is None or device is None or device.use:
+            return None
+        undo.pop_all()
+    return ReservedVf(pf=pf, vf=free, link=device.link, lock=lock)
+
+
+def _is_unfinished(journal: Journal, pci: str, entry: Entry) -> bool:
+    record = journal.read(pci, entry)
+    return record is not None and record.state not in (ATTACHED, BROKEN)
+
+
+def _freed(search: _Search, pf: str, index: int, key: str = "master") -> Vf | None:
+    """Return a VF whose lock we hold, None where it is somebody's; what was cut short is finished first."""
+    vf = _vf_of(search, pf, index, key)
+    entry = search.journal.entries().get(vf.pci) if vf else None
+    if vf is None or entry is None:
+        return vf if vf and usable(vf) else None
+    record = search.journal.read(vf.pci, entry)
+    if record is not None and record.state in (ATTACHED, BROKEN):
+        return None
+    if record is not None:
+        search.vf_request.recover(record)
+    vf = _vf_of(search, pf, index, key)
+    return vf if vf and usable(vf) and vf.pci not in search.journal.taken() else None
+
+
+def _vf_of(search: _Search, pf: str, index: int, key: str = "master") -> Vf | None:
+    return next((vf for vf in scan(pf, search.roots, key) if vf.index == index), None)
+
+
+def _the_one(search: _Search) -> ReservedVf:
+    """Take the VF at the PCI address that was asked for."""
+    vf_request = search.vf_request
+    pf, index = _place_of(vf_request, search.roots)
+    with ExitStack() as undo:
+        lock = locks.acquire(search.roots.run, f"vf-{vf_request.device_id}", vf_request.who)
+        undo.callback(lock.release)
+        vf = _freed(search, pf, index, "deviceID's PF")
+        device = vf_request.examine(vf) if vf else None
+        which = f"deviceID {vf_request.device_id} (VF {index} of {pf})"
+        if vf is None or device is None:
+            raise TryAgainError(
+                f"{which} is not free{_state_of(search, pf, index)}",
+                "try again when its pod has ended",
+                interface=pf,
+                vf=index,
+            )
+        if device.use:
+            raise _used(which, device.use, pf, index)
+        undo.pop_all()
+    return ReservedVf(pf=pf, vf=vf, link=device.link, lock=lock)
+
+
+def _place_of(vf_request: VfRequest, roots: Roots) -> tuple[str, int]:
+    """Return the PF and the index of the VF that was asked for by PCI address."""
+    try:
+        index = sysfs.vf_index(vf_request.device_id, roots.sys)
+    except (OSError, ValueError) as error:
+        if not _says_no(error):
+            raise
+        raise ConfigError(
+            f"deviceID {vf_request.device_id!r} is no VF of a PF here: {error}",
+            "give the PCI address of a VF",
+        ) from error
+    pf = _pf_of(vf_request, f"{roots.sys}/bus/pci/devices/{vf_request.device_id}/physfn")
+    if vf_request.vf is not None and vf_request.vf != index:
+        raise ConfigError(
+            f"deviceID {vf_request.device_id} is VF {index} of {pf}, not vf {vf_request.vf}", "leave vf out"
+        )
+    return pf, index
+
+
+def _pf_of(vf_request: VfRequest, physfn: str) -> str:
+    """Return the PF's network device: the master that was named, else the uplink."""
+    names = candidate.netdevs(physfn)
+    if not names:
+        raise ConfigError(
+            f"deviceID {vf_request.device_id}: its PF shows no network interface here",
+            "bind the PF's driver, and leave its device in the host's namespace",
+        )
+    if not vf_request.masters:
+        return candidate.netdev_of(physfn)
+    for master in vf_request.masters:
+        name = master if master in names else vf_request.real_name(master)
+        if name in names:
+            return name
+    raise ConfigError(
+        f"deviceID {vf_request.device_id} is a VF of {candidate.netdev_of(physfn)}, "
+        f"not of master {', '.join(vf_request.masters)}",
+        "leave master out, or name the right PF",
+    )
+
+
+def _used(which: str, use: str, pf: str, index: int) -> BusyError:
+    return BusyError(
+        f"{which} is used by the host: {use}",
+        "take that away from the VF's device first, or name another VF",
+        interface=pf,
+        vf=index,
+    )
+
+
+def _none_free(search: _Search, pfs: Sequence[tuple[str, list[Vf]]]) -> SriovError:
+    """Return the error that says why no VF can be given."""
+    uses = list(_uses(search, pfs))
+    index = search.vf_request.vf
+    if index is not None and uses:
+        pf, _, use = uses[0]
+        return _used(f"vf {index} of {pf}", use, pf, index)
+    busy = ", ".join(f"{pf} ({len(scan(pf, search.roots))} VFs)" for pf, _ in pfs)
+    which = "no VF" if index is None else f"vf {index} is not"
+    host = "; ".join(f"VF {vf.index} of {pf} is used by the host: {use}" for pf, vf, use in uses)
+    return TryAgainError(
+        f"{which} free on {busy}{_taken_by(search, pfs)}{'; ' if host else ''}{host}",
+        "try again when a pod has ended, or give the PF more VFs (sriov_numvfs)",
+    )
+
+
+def _uses(search: _Search, pfs: Sequence[tuple[str, list[Vf]]]) -> Iterator[tuple[str, Vf, str]]:
+    """Yield the VFs that nobody has but the host, with what uses each."""
+    taken = search.journal.taken()
+    for pf, vfs in pfs:
+        for vf in vfs:
+            device = search.vf_request.examine(vf) if usable(vf) and vf.pci not in taken else None
+            if device and device.use:
+                yield pf, vf, device.use
+
+
+def _state_of(search: _Search, pf: str, index: int) -> str:
+    vf = _vf_of(search, pf, index)
+    return _why(vf, search.journal.owners().get(vf.pci) if vf else None)
+
+
+def _why(vf: Vf | None, owner: tuple[str, str] | None) -> str:
+    if owner:
+        return f": it belongs to container {owner[0]}, {owner[1]}"
+    if vf is None:
+        return ": it is gone"
+    if not vf.driver:
+        return ": it has no driver"
+    return f": driver {vf.driver}, and no network device in this namespace"
+
+
+def _taken_by(search: _Search, pfs: Sequence[tuple[str, list[Vf]]]) -> str:
+    """Say why the one VF that was asked for by index is not free."""
+    if search.vf_request.vf is None or len(pfs) != 1:
+        return ""
+    return _state_of(search, pfs[0][0], search.vf_request.vf)
+
+
+def any_usable(vf_request: VfRequest, journal: Journal, roots: Roots) -> bool:
+    """Say whether a PF has a VF that is free or in use by us; a full node is no broken node.
+
+    Raises the error that an ADD with the same wish would raise.
+    """
+    search = _Search(vf_request=vf_request, journal=journal, roots=roots)
+    owners = journal.owners()
+    return any(
+        vf.pci in owners or (usable(vf) and _is_unused(search, vf))
+        for _, vfs in _allowed(search)
+        for vf in vfs
+    )
+
+
+def _allowed(search: _Search) -> list[tuple[str, list[Vf]]]:
+    """Return the VFs that an ADD may give, by PF."""
+    vf_request = search.vf_request
+    if not vf_request.device_id:
+        return _by_preference(search) if vf_request.masters else []
+    pf, index = _place_of(vf_request, search.roots)
+    vf = _vf_of(search, pf, index, "deviceID's PF")
+    return [(pf, [vf] if vf else [])]
+
+
+def _is_unused(search: _Search, vf: Vf) -> bool:
+    device = search.vf_request.examine(vf)
+    return device is not None and not device.use

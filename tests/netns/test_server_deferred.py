@@ -1,0 +1,296 @@
+"""``--defer-release``: a DEL is answered when the VF is quiet and its address free; its way home follows.
+
+strace holds that way up, just before the kernel is told to move the VF, so that there is time to do harm.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import signal
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+from node import MakeNode, Outcome
+from resident import DeferredNode, Strace, has_strace, wait_for
+
+pytestmark = [
+    pytest.mark.modes("deferred"),
+    pytest.mark.skipif(not has_strace, reason="needs strace"),
+]
+
+GC = {"cniVersion": "1.1.0", "cni.dev/valid-attachments": []}
+HELD = 1.0  # seconds, where the way home is to go on by itself
+FOR_GOOD = 60.0  # where the server is killed before that
+
+
+@pytest.fixture
+def node(make_node: MakeNode) -> DeferredNode:
+    """A node whose only VF was up, with an MTU of its own."""
+    node = make_node(vfs=1)
+    assert isinstance(node, DeferredNode)
+    node.nip("link", "set", "pf0v0", "up", "mtu", "1400")
+    return node
+
+
+def config(node: DeferredNode, **more: Any) -> dict[str, Any]:
+    return node.conf(ipam=node.host_local(delegate=False), mtu=1450, cores=[1], **more)
+
+
+def way_home(node: DeferredNode, conf: dict[str, Any], pod: str) -> int:
+    """Return which of a DEL's ``sendto`` is the first behind the reply: what moves the VF."""
+    node.add(conf, pod)
+    node.settle()
+    with Strace(node.server.ready().pid, node.root / "strace", "-e", "trace=sendto") as trace:
+        node.delete(conf, pod)
+    (calls,) = (calls for calls in trace.calls().values() if any('"SRF1' in call for call in calls))
+    reply = next(number for number, call in enumerate(calls) if '"SRF1' in call)
+    assert "nlmsg" in calls[reply + 1]
+    return reply + 2
+
+
+class Homing:
+    """A VF on its way home from ``pod``: its DEL is answered."""
+
+    def __init__(self, conf: dict[str, Any], pod: str, done: Outcome, holder: Strace) -> None:
+        self.conf, self.pod, self.done, self.holder = conf, pod, done, holder
+
+
+Hold = Callable[..., contextlib.AbstractContextManager[Homing]]
+
+
+@pytest.fixture
+def hold(node: DeferredNode) -> Hold:
+    """What attaches a VF, deletes it, and holds its way home up for so many seconds."""
+    number = way_home(node, config(node), node.pod())
+
+    @contextlib.contextmanager
+    def held(seconds: float = HELD) -> Iterator[Homing]:
+        conf, pod = config(node), node.pod()
+        node.add(conf, pod)
+        node.settle()
+        inject = f"inject=sendto:delay_enter={int(seconds * 1e6)}:when={number}"
+        with Strace(node.server.pid, node.root / "held", "-e", "trace=sendto", "-e", inject) as holder:
+            done = node.run("DEL", conf, pod)
+            assert (done.status, done.stdout) == (0, b""), done
+            assert on_its_way(node, pod)
+            yield Homing(conf, pod, done, holder)
+
+    return held
+
+
+def on_its_way(node: DeferredNode, pod: str) -> bool:
+    return node.returning() == [f"{node.tree.pci(0)}~~{pod}~eth0"] and node.state() == {}
+
+
+def masks(node: DeferredNode) -> set[str]:
+    return {node.tree.mask(irq).read_text().strip() for irq in node.tree.irqs(0)}
+
+
+def test_the_reply_comes_first(node: DeferredNode, hold: Hold) -> None:
+    """The VF is quiet then and the address free; all else follows."""
+    before = node.state()
+    with hold() as returning:
+        assert node.leases() == []
+        assert "UP" not in node.link("eth0", returning.pod)["flags"]
+        assert masks(node) == {"ff"}
+        assert on_its_way(node, returning.pod)
+        node.homed()
+        assert (node.state(), node.records(), node.locks()) == (before, [], [])
+        assert f"msg=released command=DEL containerID={returning.pod}" in node.server.said()
+
+
+def test_the_runtime_deletes_the_namespace_at_once(node: DeferredNode, hold: Hold) -> None:
+    """Whose end would destroy a stand-in, and rename a VF: whoever brings it home keeps the namespace."""
+    before = node.state()
+    with hold() as returning:
+        node.ip("netns", "del", returning.pod)
+        node.pods.remove(returning.pod)
+        assert on_its_way(node, returning.pod)
+        node.homed()
+        assert (node.state(), node.records(), node.leases(), masks(node)) == (before, [], [], {"ff"})
+
+
+@pytest.mark.parametrize(
+    ("asked", "who"), [("any", "the same container"), ("vf", "another"), ("deviceID", "another")]
+)
+def test_the_next_add_waits_for_it(node: DeferredNode, hold: Hold, asked: str, who: str) -> None:
+    more = {"vf": {"vf": 0}, "deviceID": {"master": None, "deviceID": node.tree.pci(0)}}.get(asked, {})
+    before = node.state()
+    with hold() as returning:
+        pod = returning.pod if who == "the same container" else node.pod()
+        process = node.start("ADD", config(node, **more), pod)
+        assert on_its_way(node, returning.pod)
+        node.homed()
+    done = node.finish(process)
+    assert done.status == 0, done
+    assert node.link("eth0", pod)["mtu"] == 1450
+    assert node.addresses("eth0", pod) == [done.json["ips"][0]["address"]]
+    assert node.records() == [f"{node.tree.pci(0)}~{pod}~eth0"]
+    node.delete(config(node, **more), pod)
+    assert (node.state(), node.records(), node.leases(), node.locks()) == (before, [], [], [])
+
+
+def test_209_the_same_interface_is_attached_again_at_once(make_node: MakeNode) -> None:
+    """The ADD took another VF, and failed: the first one still had the interface's name in the pod."""
+    node = make_node(vfs=2)
+    assert isinstance(node, DeferredNode)
+    before, pod = node.state(), node.pod()
+    conf = node.conf(vf=0, ipam=node.host_local(delegate=False))
+    number = way_home(node, conf, pod)
+    node.add(conf, pod)
+    node.settle()
+    inject = f"inject=sendto:delay_enter={int(HELD * 1e6)}:when={number}"
+    with Strace(node.server.pid, node.root / "held", "-e", "trace=sendto", "-e", inject):
+        assert node.run("DEL", conf, pod).status == 0
+        assert node.returning()
+        node.add(conf | {"vf": 1}, pod)
+        assert not node.returning()
+    node.delete(conf | {"vf": 1}, pod)
+    assert (node.records(), node.state()) == ([], before)
+
+
+def test_it_is_deleted_once_more(node: DeferredNode, hold: Hold) -> None:
+    before = node.state()
+    with hold() as returning:
+        for _ in range(2):
+            done = node.run("DEL", returning.conf, returning.pod)
+            assert (done.status, done.stdout, done.stderr) == (0, b"", "")
+        assert on_its_way(node, returning.pod)
+        node.homed()
+    node.delete(returning.conf, returning.pod)
+    assert (node.state(), node.records()) == (before, [])
+
+
+def test_who_looks_meanwhile(node: DeferredNode, hold: Hold) -> None:
+    """The container has nothing any more; the node is well; a GC waits until the VF is home."""
+    before = node.state()
+    with hold() as returning:
+        conf = returning.conf | {"cniVersion": "1.1.0"}
+        assert "has no eth0 of ours" in node.refused(103, "CHECK", conf, returning.pod)
+        assert node.run("STATUS", conf).status == 0
+        assert on_its_way(node, returning.pod)
+        assert node.run("GC", conf | GC).status == 0
+        assert (node.state(), node.records()) == (before, [])
+
+
+def test_a_stop_waits_until_it_is_home(node: DeferredNode, hold: Hold) -> None:
+    before = node.state()
+    with hold() as returning:
+        node.server.process.terminate()
+        wait_for(lambda: not (node.run_dir / "sriov.sock").exists(), "it does not stop")
+        assert on_its_way(node, returning.pod)
+        assert node.server.ended() == 0
+        assert (node.state(), node.records(), node.locks()) == (before, [], [])
+
+
+def test_the_streams_of_the_caller_have_ended(node: DeferredNode, hold: Hold) -> None:
+    """``run`` has read stderr to its end, or there would be no window; what comes later is in the log."""
+    with hold() as returning:
+        assert "msg=released" not in returning.done.stderr
+        node.homed()
+    assert "msg=released" in node.server.said()
+
+
+# --- and the server is killed
+
+
+def abandoned(node: DeferredNode, hold: Hold) -> Homing:
+    """Kill the server with the VF on its way."""
+    with hold(FOR_GOOD) as returning:
+        returning.holder.end_with(node.server)
+    assert on_its_way(node, returning.pod)
+    assert node.held() == []
+    return returning
+
+
+@pytest.mark.modes("deferred", falls_back=True)
+@pytest.mark.parametrize("namespace", ["stays", "has ended"])
+@pytest.mark.parametrize("by", ["start", "GC", "ADD", "ADD vf", "ADD deviceID", "ADD again"])
+def test_it_is_killed_and_the_next_brings_the_vf_home(
+    node: DeferredNode, hold: Hold, by: str, namespace: str
+) -> None:
+    """Whoever comes next. Where the namespace has ended, the VF is in the host already."""
+    before, other = node.state(), node.pod()
+    returning = abandoned(node, hold)
+    conf, pod = returning.conf, returning.pod
+    if namespace == "has ended":
+        # a stand-in's name in sysfs stays as it is told, and an ADD must find it there again
+        name = "dev7" if by in ("start", "GC") else "pf0v0"
+        node.ip("-n", pod, "link", "set", "eth0", "netns", node.host, "name", name)
+        node.tree.remove_netdev(0)
+        node.tree.add_netdev(0, name)
+        node.reindex()
+        node.ip("netns", "del", pod)
+        node.pods.remove(pod)
+    if by == "start":
+        node.serve().ready()
+    elif by == "GC":
+        assert node.run("GC", conf | GC).status == 0
+    else:
+        pod = other if by != "ADD again" or namespace == "has ended" else pod
+        more = {"ADD vf": {"vf": 0}, "ADD deviceID": {"master": None, "deviceID": node.tree.pci(0)}}
+        conf = config(node, **more.get(by, {}))
+        done = node.run("ADD", conf, pod)
+        assert done.status == 0, done
+        assert "cut short" in done.stderr
+        node.delete(conf, pod)
+    assert (node.state(), node.records(), node.leases(), node.held()) == (before, [], [], [])
+    assert masks(node) == {"ff"}
+
+
+# --- IPAM has the last word on a DEL
+
+
+def test_ipam_fails(node: DeferredNode) -> None:
+    """Then nothing is deferred: the VF is home with the error, and the record waits for the next DEL."""
+    node.delegate(
+        "theirs",
+        """[ "$CNI_COMMAND" = ADD ] && echo '{"ips":[{"address":"10.1.0.2/24"}]}'
+        [ "$CNI_COMMAND" = DEL ] && [ ! -e "$ROOT/works" ] && exit 3""",
+    )
+    before, pod, conf = node.state(), node.pod(), node.conf(ipam={"type": "theirs"})
+    node.add(conf, pod)
+    assert "exit status 3" in node.refused(102, "DEL", conf, pod)
+    assert (node.state(), node.locks()) == (before, [])
+    assert node.records() == [f"{node.tree.pci(0)}~{pod}~eth0"]
+    (node.root / "works").touch()
+    node.delete(conf, pod)
+    assert (node.state(), node.records(), node.locks()) == (before, [], [])
+    assert node.calls() == ["ADD", "DEL", "DEL"]
+
+
+def test_the_server_dies_before_ipam_has_answered(node: DeferredNode) -> None:
+    """The record is the container's still, and so DEL is asked for again, in a process."""
+    node.may_fall_back = True
+    wait = 'touch "$ROOT/deleting"; while [ -d "$ROOT" ] && [ ! -e "$ROOT/go" ]; do sleep 0.02; done'
+    node.delegate("host-local", f'[ "$CNI_COMMAND" = DEL ] && {{ {wait}; exit; }}; echo \'{{"ips":[]}}\'')
+    before, pod, conf = node.state(), node.pod(), node.conf(ipam={"type": "host-local", "delegate": True})
+    node.add(conf, pod)
+    process = node.start("DEL", conf, pod)
+    wait_for(lambda: (node.root / "deleting").exists(), "IPAM is not asked")
+    assert node.returning() == []
+    node.server.process.send_signal(signal.SIGKILL)
+    assert node.server.ended() == -signal.SIGKILL
+    (node.root / "go").touch()
+    assert node.finish(process).status == 0
+    assert node.in_process() == ["DEL again"]
+    assert (node.state(), node.records(), node.held()) == (before, [], [])
+
+
+def test_it_does_not_come_home(node: DeferredNode) -> None:
+    """The kernel refuses the move behind the reply: said in the log, tried again by the next who comes."""
+    before, pod, conf = node.state(), node.pod(), config(node)
+    number = way_home(node, conf, node.pod())
+    node.add(conf, pod)
+    node.settle()
+    inject = f"inject=sendto:error=ENOBUFS:when={number}"
+    with Strace(node.server.pid, node.root / "held", "-e", "trace=sendto", "-e", inject):
+        assert node.run("DEL", conf, pod).status == 0
+        wait_for(lambda: not node.held(), "the lock is kept")
+    assert on_its_way(node, pod)
+    assert "No buffer space available" in node.server.said()
+    other = node.pod()
+    node.add(conf, other)
+    node.delete(conf, other)
+    assert (node.state(), node.records(), node.leases(), node.locks()) == (before, [], [], [])

@@ -1,0 +1,99 @@
+"""The value types: frozen, compared by value, refusing what they do not know."""
+
+from __future__ import annotations
+
+import copy
+import pickle
+from collections.abc import Callable
+
+import pytest
+
+from sriov_fast.common.log import quote
+from sriov_fast.common.record import Record, Route, VfSettings
+
+
+class Base(Record):
+    first: int
+    second: str = "two"
+
+
+class Derived(Base):
+    third: tuple[int, ...] = (1,)
+
+
+def test_defaults_and_order() -> None:
+    assert Derived(first=1).as_dict() == {"first": 1, "second": "two", "third": (1,)}
+    assert list(Derived(third=(), first=1).as_dict()) == ["first", "second", "third"]
+
+
+def test_missing_and_unknown_fields() -> None:
+    with pytest.raises(TypeError, match="Derived needs 'first'"):
+        Derived()  # type: ignore[call-arg]
+    with pytest.raises(TypeError, match="Derived has no fourth"):
+        Derived(first=1, fourth=4)  # type: ignore[call-arg]
+    with pytest.raises(TypeError):
+        Base(1)  # type: ignore[call-arg]
+
+
+def test_frozen() -> None:
+    one = Derived(first=1)
+    for change in ("first", "third", "fourth"):
+        with pytest.raises(AttributeError, match="frozen"):
+            setattr(one, change, 2)
+        with pytest.raises(AttributeError, match="frozen"):
+            delattr(one, change)
+    assert one == Derived(first=1)
+
+
+def test_no_dict() -> None:
+    assert not hasattr(Derived(first=1), "__dict__")
+
+
+def test_equality_is_by_type_and_value() -> None:
+    assert Derived(first=1) == Derived(first=1, second="two")
+    assert Derived(first=1) != Derived(first=2)
+    assert Base(first=1) != Derived(first=1)
+    assert Base(first=1) != 1
+
+
+def test_that_it_is_a_tuple_does_not_show() -> None:
+    class Other(Record):
+        first: int
+        second: str
+
+    alike: list[object] = [Other(first=1, second="two"), (1, "two")]
+    for other in alike:
+        assert Base(first=1) != other
+        assert not Base(first=1) == other  # noqa: SIM201 (that operator is what is tried)
+    assert quote(Base(first=1)) == quote(repr(Base(first=1)))
+
+
+def test_hash() -> None:
+    assert len({Derived(first=1), Derived(first=1), Derived(first=2)}) == 2
+    with pytest.raises(TypeError):
+        hash(Base(first=[]))  # type: ignore[arg-type]
+
+
+def test_replace_leaves_the_original() -> None:
+    one = Derived(first=1)
+    assert one.replace(second="x", third=()) == Derived(first=1, second="x", third=())
+    assert one == Derived(first=1)
+    with pytest.raises(TypeError, match="has no nope"):
+        one.replace(nope=1)
+
+
+def test_repr_shows_every_field() -> None:
+    assert repr(Base(first=1)) == "Base(first=1, second='two')"
+    assert eval(repr(Route(dst="::/0", mtu=5))) == Route(dst="::/0", mtu=5)
+
+
+def test_none_asks_for_nothing() -> None:
+    assert set(VfSettings().as_dict().values()) == {None}
+    assert VfSettings(vlan=0) != VfSettings()
+
+
+@pytest.mark.parametrize("work", [copy.copy, copy.deepcopy, lambda one: pickle.loads(pickle.dumps(one))])
+def test_copies_are_equal(work: Callable[[Route], Route]) -> None:
+    one = Route(dst="10.0.0.0/8", gw="10.0.0.1")
+    other = work(one)
+    assert (other, type(other)) == (one, Route)

@@ -1,0 +1,256 @@
+"""The frames on the server's socket: whole requests, and everything that is none."""
+
+from __future__ import annotations
+
+import _socket
+import array
+import contextlib
+import os
+import select
+import socket
+import struct
+import threading
+import time
+from collections.abc import Iterator, Sequence
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from sriov_fast.server import protocol
+from sriov_fast.server.protocol import NETNS, STDERR, Asked, BrokenRequestError, Incoming
+
+HEADER = struct.Struct("=IIII16s")  # as client/sriov.c has it
+MAGIC = int.from_bytes(b"SRF1", "little")
+TOKEN = bytes(range(16))
+Pair = tuple[socket.socket, socket.socket]
+
+
+@pytest.fixture
+def pair() -> Iterator[Pair]:
+    """The client's end and the server's."""
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        yield ours, theirs
+
+
+def open_files() -> int:
+    return len(os.listdir("/proc/self/fd"))
+
+
+def whole(environ: bytes = b"", stdin: bytes = b"", flags: int = 0, magic: int = MAGIC) -> bytes:
+    return HEADER.pack(magic, flags, len(environ), len(stdin), TOKEN) + environ + stdin
+
+
+def send(client: socket.socket, content: bytes, files: Sequence[int] = ()) -> None:
+    rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", files))] if files else []
+    client.sendmsg([content], rights)
+
+
+class Received:
+    """A server's end, read to a whole request; ``with`` closes what came with it, and nothing else."""
+
+    def __init__(self, server: socket.socket) -> None:
+        self._incoming = Incoming(_socket.socket(fileno=os.dup(server.fileno())))
+
+    def __enter__(self) -> Asked:
+        try:
+            while (asked := self._incoming.read(patient=True)) is None:
+                select.select([self._incoming.connection], [], [], 10)
+        except BaseException:
+            self._incoming.close()
+            raise
+        return asked
+
+    def __exit__(self, *_: object) -> None:
+        self._incoming.close()
+
+
+def is_same(left: int, right: int) -> bool:
+    return os.path.samestat(os.fstat(left), os.fstat(right))
+
+
+def test_a_request(pair: Pair) -> None:
+    client, server = pair
+    send(client, whole(b"CNI_COMMAND=ADD\0A=b=c\0EMPTY=\0", b'{"x": "\0"}'))
+    with Received(server) as asked:
+        assert asked.environ == {"CNI_COMMAND": "ADD", "A": "b=c", "EMPTY": ""}
+        assert (asked.stdin, asked.token) == (b'{"x": "\0"}', TOKEN.hex())
+        assert (asked.netns_fd, asked.stderr_fd) == (-1, -1)
+
+
+def test_an_empty_one(pair: Pair) -> None:
+    client, server = pair
+    send(client, whole())
+    with Received(server) as asked:
+        assert (asked.environ, asked.stdin) == ({}, b"")
+
+
+def test_the_environments_bytes_are_kept(pair: Pair) -> None:
+    client, server = pair
+    send(client, whole(b"A=\xff\xc3\xb6\0\xfe=1\0"))
+    with Received(server) as asked:
+        environ = asked.environ
+    assert {os.fsencode(name): os.fsencode(value) for name, value in environ.items()} == {
+        b"A": b"\xff\xc3\xb6",
+        b"\xfe": b"1",
+    }
+
+
+@pytest.mark.parametrize("flags", [0, NETNS, STDERR, NETNS | STDERR])
+def test_descriptors(pair: Pair, flags: int) -> None:
+    client, server = pair
+    with open("/proc/self/ns/net", "rb") as netns, open(os.devnull, "rb") as stderr:
+        given = {NETNS: netns.fileno(), STDERR: stderr.fileno()}
+        before = open_files()
+        send(client, whole(flags=flags), [fd for bit, fd in given.items() if flags & bit])
+        with Received(server) as asked:
+            found = {NETNS: asked.netns_fd, STDERR: asked.stderr_fd}
+            for bit, fd in found.items():
+                assert (fd >= 0) is bool(flags & bit)
+                if fd >= 0:
+                    assert is_same(fd, given[bit])
+                    assert not os.get_inheritable(fd), "a delegate must not get it"
+        assert open_files() == before
+
+
+@pytest.mark.parametrize("number", [-1, 0, 1, 4095])
+def test_the_clients_cpu(pair: Pair, number: int) -> None:
+    client, server = pair
+    send(client, whole(flags=(number + 1) << 16))
+    with Received(server) as asked:
+        assert (asked.cpu, asked.netns_fd, asked.stderr_fd) == (number, -1, -1)
+
+
+def test_in_many_pieces(pair: Pair) -> None:
+    """The descriptors come with the first byte."""
+    client, server = pair
+    content = whole(b"A=b\0" * 3000, b"x" * 70000, flags=STDERR)
+
+    def trickle() -> None:
+        send(client, content[:1], [2])
+        for start in range(1, 40):
+            client.sendall(content[start : start + 1])
+        client.sendall(content[40:])
+
+    sender = threading.Thread(target=trickle)
+    sender.start()
+    with Received(server) as asked:
+        sender.join()
+        assert (asked.environ, asked.stdin) == ({"A": "b"}, b"x" * 70000)
+        assert is_same(asked.stderr_fd, 2)
+
+
+@pytest.mark.parametrize("stdin", [(16 << 20) + (64 << 10)], ids=["16 MiB"])
+def test_the_largest_that_a_client_sends(pair: Pair, stdin: int) -> None:
+    client, server = pair
+    content = whole(b"A=" + b"x" * (2 << 20) + b"\0", b"y" * stdin)
+    sender = threading.Thread(target=client.sendall, args=(content,))
+    sender.start()
+    with Received(server) as asked:
+        sender.join()
+        assert (len(asked.environ["A"]), len(asked.stdin)) == (2 << 20, stdin)
+
+
+BROKEN = {
+    "nothing": b"",
+    "half a header": whole()[:20],
+    "another magic": whole(magic=MAGIC + 1),
+    "the other byte order": whole(magic=int.from_bytes(b"SRF1", "big")),
+    "half an environment": whole(b"A=b\0")[:-2],
+    "half of stdin": whole(b"A=b\0", b"{}")[:-1],
+    "HTTP": b"GET /index.html HTTP/1.1\r\nHost: localhost\r\n\r\n",
+    "too large": HEADER.pack(MAGIC, 0, 1, 20 << 20, TOKEN) + b"x" * 1000,
+    "larger than a number": HEADER.pack(MAGIC, 0, 0xFFFFFFFF, 0xFFFFFFFF, TOKEN),
+    "descriptors announced": whole(flags=NETNS | STDERR),
+}
+
+
+@pytest.mark.parametrize("files", [0, 1, 3, 4])
+@pytest.mark.parametrize("content", BROKEN.values(), ids=list(BROKEN))
+def test_what_is_no_request(pair: Pair, content: bytes, files: int) -> None:
+    """It says so, and keeps none of the descriptors."""
+    client, server = pair
+    before = open_files()
+    if content:
+        send(client, content, [2] * files)
+    client.shutdown(socket.SHUT_WR)
+    with pytest.raises(BrokenRequestError), Received(server):
+        pass
+    assert open_files() == before
+
+
+@pytest.mark.parametrize(
+    ("flags", "files"), [(0, 1), (NETNS, 2), (STDERR, 0), (3, 1), (3, 3), (0, 4), (1, 200)]
+)
+def test_other_descriptors_than_announced(pair: Pair, flags: int, files: int) -> None:
+    client, server = pair
+    before = open_files()
+    send(client, whole(flags=flags), [2] * files)
+    with pytest.raises(BrokenRequestError, match="descriptors"), Received(server):
+        pass
+    assert open_files() == before
+
+
+def test_a_client_that_says_nothing(pair: Pair) -> None:
+    """It is not waited for: what has come is kept, and the thread goes on with something else."""
+    client, server = pair
+    content = whole(b"A=b\0" * 3000)
+    with Incoming(_socket.socket(fileno=os.dup(server.fileno()))) as incoming:
+        begin = time.monotonic()
+        assert incoming.read(patient=True) is None
+        for start in range(0, len(content) - 500, 500):
+            send(client, content[start : start + 500])
+            assert incoming.read(patient=False) is None
+        assert time.monotonic() - begin < 1
+        send(client, content[-(len(content) % 500 or 500) :])
+        asked = incoming.read(patient=False)
+        assert asked
+        assert asked.environ == {"A": "b"}
+
+
+@given(content=st.binary(max_size=200), files=st.integers(0, 3), magic=st.booleans())
+def test_any_bytes(content: bytes, files: int, magic: bool) -> None:
+    """Either a request or a BrokenRequestError; never a descriptor too many."""
+    client, server = socket.socketpair()
+    with client, server:
+        before = open_files()
+        content = b"SRF1" + content if magic else content
+        if content:
+            send(client, content, [2] * files)
+        client.shutdown(socket.SHUT_WR)
+        with contextlib.suppress(BrokenRequestError), Received(server):
+            pass
+        assert open_files() == before
+
+
+def test_who_is_at_the_other_end(pair: Pair) -> None:
+    assert protocol.peer_uid(pair[1]) == os.geteuid()
+
+
+@pytest.mark.parametrize(
+    ("status", "output"), [(0, b""), (1, b"{}"), (0, b"x" * 300000), (protocol.REFUSED, b"")]
+)
+def test_a_reply(pair: Pair, status: int, output: bytes) -> None:
+    client, server = pair
+    sender = threading.Thread(target=protocol.answer, args=(server, status, output))
+    sender.start()
+    with client.makefile("rb") as stream:
+        magic, its_status, size, reserved = struct.unpack("=IiII", stream.read(16))
+        assert stream.read(size) == output
+    sender.join()
+    assert (magic, its_status, reserved) == (MAGIC, status, 0)
+
+
+def test_a_reply_that_nobody_reads(pair: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A reply larger than the socket's buffer holds its thread for a bounded time."""
+    monkeypatch.setattr(protocol, "_TAKEN", 0.2)
+    with pytest.raises(OSError, match="timed out"):
+        protocol.answer(pair[1], 0, b"x" * (8 << 20))
+
+
+def test_a_reply_that_nobody_takes(pair: Pair) -> None:
+    client, server = pair
+    client.close()
+    with pytest.raises(OSError, match=r"pipe|reset"):
+        protocol.answer(server, 0, b"x")

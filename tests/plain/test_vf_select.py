@@ -1,0 +1,376 @@
+"""Choosing a VF: which one, whose it is, and what is said where there is none."""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import pytest
+from sysfs_tree import Tree, build_tree
+
+from sriov_fast.common.errors import ConfigError, TryAgainError
+from sriov_fast.common.paths import Roots
+from sriov_fast.vf import locks, select
+from sriov_fast.vf.journal import ATTACHED, ATTACHING, RETURNING, Attachment, Journal
+from sriov_fast.vf.select import VfRequest
+
+
+class Machine:
+    """A PF with VFs in a made-up sysfs, and a journal."""
+
+    def __init__(self, root: Path, vfs: int = 3) -> None:
+        self.tree: Tree = build_tree(root, pf="eth1", vfs=vfs)
+        self.roots = Roots(sys=str(self.tree.sys), proc=str(self.tree.proc), run=str(root / "run"))
+        boot = root / "proc/sys/kernel/random/boot_id"
+        boot.parent.mkdir(parents=True)
+        boot.write_text("this-boot")
+        self.journal = Journal(self.roots.run, self.roots.proc)
+
+    def take(self, index: int, container: str = "c", boot: str = "") -> Attachment:
+        record = Attachment(
+            container_id=container,
+            ifname="eth0",
+            pci=self.tree.pci(index),
+            boot=boot or self.journal.boot(),
+        )
+        self.journal.write(record)
+        return record
+
+    def choose(self, **wish: Any) -> int:
+        """Choose, release the lock, and return the VF's index."""
+        asked = VfRequest(masters=("eth1",), who="test").replace(**wish)
+        choice = select.choose(asked, self.journal, self.roots)
+        choice.lock.release()
+        return choice.vf.index
+
+
+@pytest.fixture
+def machine(tmp_path: Path) -> Machine:
+    return Machine(tmp_path)
+
+
+def test_the_first_free_one(machine: Machine) -> None:
+    assert machine.choose() == 0
+    machine.take(0)
+    assert machine.choose() == 1
+
+
+def test_the_choice_is_locked(machine: Machine) -> None:
+    choice = select.choose(VfRequest(masters=("eth1",)), machine.journal, machine.roots)
+    with choice.lock:
+        assert (choice.pf, choice.vf.pci) == ("eth1", machine.tree.pci(0))
+        assert locks.attempt(machine.roots.run, f"vf-{machine.tree.pci(0)}", "other") is None
+        assert machine.choose() == 1
+
+
+def test_a_hundred_at_the_same_time(tmp_path: Path) -> None:
+    """Each of as many threads as there are VFs gets one of its own, and no lock is left."""
+    machine = Machine(tmp_path, vfs=100)
+    wish = VfRequest(masters=("eth1",))
+    with ThreadPoolExecutor(16) as pool_of_threads:
+        ask = [
+            pool_of_threads.submit(select.choose, wish, machine.journal, machine.roots) for _ in range(100)
+        ]
+        choices = [each.result() for each in ask]
+    assert sorted(choice.vf.index for choice in choices) == list(range(100))
+    for choice in choices:
+        choice.lock.release()
+    assert os.listdir(f"{machine.roots.run}/locks") == []
+
+
+def test_not_usable(machine: Machine) -> None:
+    machine.tree.unbind(0)
+    machine.tree.remove_netdev(1)
+    assert machine.choose() == 2
+    machine.tree.bind(0, "vfio-pci")
+    assert machine.choose() == 2
+
+
+def test_none_free(machine: Machine) -> None:
+    for index in range(3):
+        machine.take(index)
+    with pytest.raises(TryAgainError) as caught:
+        machine.choose()
+    assert (caught.value.code, caught.value.msg) == (11, "no VF free on eth1 (3 VFs)")
+    assert "sriov_numvfs" in caught.value.details
+
+
+def test_by_index(machine: Machine) -> None:
+    assert machine.choose(vf=2) == 2
+    assert machine.choose(vf=0) == 0
+
+
+@pytest.mark.parametrize(
+    ("prepare", "why"),
+    [
+        (lambda m: m.take(1, "abc"), "it belongs to container abc, eth0"),
+        (lambda m: m.tree.unbind(1), "it has no driver"),
+        (lambda m: m.tree.remove_netdev(1), "driver igbvf, and no network device in this namespace"),
+    ],
+    ids=["taken", "no driver", "no netdev"],
+)
+@pytest.mark.parametrize("by", ["index", "device"])
+def test_the_one_is_not_free(machine: Machine, prepare: object, why: str, by: str) -> None:
+    prepare(machine)  # type: ignore[operator]
+    wish = {"vf": 1} if by == "index" else {"device_id": machine.tree.pci(1)}
+    with pytest.raises(TryAgainError) as caught:
+        machine.choose(**wish)
+    assert why in caught.value.msg
+    assert ("vf 1" if by == "index" else machine.tree.pci(1)) in caught.value.msg
+    with locks.acquire(machine.roots.run, f"vf-{machine.tree.pci(1)}", "other", wait=0):
+        pass
+
+
+def test_an_index_that_the_pf_has_not(machine: Machine) -> None:
+    with pytest.raises(ConfigError) as caught:
+        machine.choose(vf=3)
+    assert (caught.value.code, caught.value.msg) == (7, "vf 3: eth1 has no such VF")
+    assert "0 to 2" in caught.value.details
+
+
+@pytest.mark.parametrize("pf", ["eth9", "lo"])
+def test_no_pf(machine: Machine, pf: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        machine.choose(masters=(pf,))
+    assert f"master '{pf}' is no PF with SR-IOV" in caught.value.msg
+
+
+def test_a_vf_of_the_pf_is_no_pf(machine: Machine) -> None:
+    with pytest.raises(ConfigError):
+        machine.choose(masters=(machine.tree.netdev(0),))
+
+
+def test_by_device(machine: Machine) -> None:
+    device = machine.tree.pci(2)
+    assert machine.choose(device_id=device) == 2
+    assert machine.choose(device_id=device, masters=()) == 2
+    assert machine.choose(device_id=device, vf=2) == 2
+
+
+@pytest.mark.parametrize(
+    ("wish", "words"),
+    [
+        ({"device_id": "0000:09:00.0"}, "0000:09:00.0"),
+        ({"device_id": "0000:01:00.0"}, "not a VF"),
+        ({"device_id": "VF2", "vf": 1}, "is VF 2 of eth1, not vf 1"),
+        ({"device_id": "VF2", "masters": ("eth0",)}, "is a VF of eth1, not of master eth0"),
+    ],
+)
+def test_a_device_that_cannot_be(machine: Machine, wish: dict[str, object], words: str) -> None:
+    if wish["device_id"] == "VF2":
+        wish = wish | {"device_id": machine.tree.pci(2)}
+    with pytest.raises(ConfigError) as caught:
+        machine.choose(**wish)
+    assert words in caught.value.msg
+    assert str(wish["device_id"]) in caught.value.msg
+
+
+@pytest.mark.parametrize("by", ["any", "index", "device"])
+def test_what_an_earlier_boot_left_keeps_no_vf(machine: Machine, by: str) -> None:
+    for index in range(3):
+        machine.take(index, f"c{index}", boot="an earlier one")
+    wishes: dict[str, dict[str, Any]] = {"index": {"vf": 0}, "device": {"device_id": machine.tree.pci(0)}}
+    assert machine.choose(**wishes.get(by, {})) == 0
+
+
+def test_masters_in_order(machine: Machine, tmp_path: Path) -> None:
+    build_tree(tmp_path, pf="eth2", vfs=1, pf_pci="0000:02:00.0", numa=1)
+    wish = VfRequest(masters=("eth2", "eth1"))
+    with select.choose(wish, machine.journal, machine.roots).lock:
+        second = select.choose(wish, machine.journal, machine.roots)
+        second.lock.release()
+    assert second.pf == "eth1"
+
+
+def test_the_pf_near_the_cores_first(machine: Machine, tmp_path: Path) -> None:
+    build_tree(tmp_path, pf="eth2", vfs=1, pf_pci="0000:02:00.0", numa=1)
+    for core, node in ((0, 0), (4, 1), (5, 1)):
+        (machine.tree.sys / f"devices/system/cpu/cpu{core}/node{node}").mkdir(parents=True)
+    for cores, pf in (((), "eth1"), ((0,), "eth1"), ((4, 5), "eth2"), ((0, 4), "eth1"), ((77,), "eth1")):
+        choice = select.choose(
+            VfRequest(masters=("eth1", "eth2"), cores=cores), machine.journal, machine.roots
+        )
+        choice.lock.release()
+        assert choice.pf == pf, cores
+
+
+def test_any_usable(machine: Machine) -> None:
+    def usable(masters: tuple[str, ...] = ("eth1",), device: str = "") -> bool:
+        return select.any_usable(VfRequest(masters=masters, device_id=device), machine.journal, machine.roots)
+
+    assert usable()
+    assert usable((), machine.tree.pci(1))
+    assert not usable(())
+    for index in range(3):
+        machine.tree.remove_netdev(index)
+    assert not usable()
+    machine.take(1)
+    assert usable(), "a VF in a pod will be free again"
+    with pytest.raises(ConfigError, match="eth9"):
+        usable(("eth9",))
+
+
+def test_a_vf_that_was_taken_while_we_looked(machine: Machine) -> None:
+    """Its owner's ADD ended between our look at the journal and our lock."""
+
+    class Late(Journal):
+        looks = 0
+
+        def taken(self) -> set[str]:
+            self.looks += 1
+            return set() if self.looks == 1 else super().taken()
+
+    machine.take(0)
+    machine.journal = Late(machine.roots.run, machine.roots.proc)
+    machine.journal.boot()
+    assert machine.choose() == 1
+    with locks.acquire(machine.roots.run, f"vf-{machine.tree.pci(0)}", "other", wait=0):
+        pass
+
+
+# --- what a request left that was killed, and what is on its way home
+
+
+class Recovery:
+    """Brings VFs home by a word in the journal; knows which, and that their locks were held."""
+
+    def __init__(self, machine: Machine, *, works: bool = True) -> None:
+        self.machine = machine
+        self.works = works
+        self.seen: list[tuple[str, str]] = []
+
+    def __call__(self, record: Attachment) -> None:
+        assert locks.attempt(self.machine.roots.run, f"vf-{record.pci}", "other") is None
+        self.seen.append((record.pci, record.state))
+        if self.works:
+            self.machine.journal.remove(record)
+
+
+def left(machine: Machine, index: int, state: str) -> Attachment:
+    """Leave a record of that state."""
+    record = machine.take(index).replace(state=ATTACHED if state == RETURNING else state)
+    machine.journal.write(record)
+    return machine.journal.release(record) if state == RETURNING else record
+
+
+def wishes(machine: Machine, by: str) -> dict[str, Any]:
+    device = machine.tree.pci(0)
+    found: dict[str, dict[str, Any]] = {
+        "any": {},
+        "index": {"vf": 0},
+        "device": {"device_id": device},
+        "device alone": {"device_id": device, "masters": ()},
+    }
+    return found[by]
+
+
+BY = ["any", "index", "device", "device alone"]
+
+
+@pytest.mark.parametrize("works", [True, False])
+@pytest.mark.parametrize("state", [ATTACHING, RETURNING])
+@pytest.mark.parametrize("by", BY)
+def test_what_was_cut_short_is_finished(tmp_path: Path, by: str, state: str, works: bool) -> None:
+    """Or not given, where that is not possible."""
+    machine = Machine(tmp_path, vfs=1)
+    left(machine, 0, state)
+    recover = Recovery(machine, works=works)
+    if works:
+        assert machine.choose(recover=recover, **wishes(machine, by)) == 0
+    else:
+        with pytest.raises(TryAgainError):
+            machine.choose(recover=recover, **wishes(machine, by))
+    assert recover.seen == [(machine.tree.pci(0), state)]
+    with locks.acquire(machine.roots.run, f"vf-{machine.tree.pci(0)}", "other", wait=0):
+        pass
+
+
+@pytest.mark.parametrize("by", BY)
+def test_what_is_attached_is_left_alone(tmp_path: Path, by: str) -> None:
+    machine = Machine(tmp_path, vfs=1)
+    left(machine, 0, ATTACHED)
+    recover = Recovery(machine)
+    with pytest.raises(TryAgainError):
+        machine.choose(recover=recover, **wishes(machine, by))
+    assert recover.seen == []
+
+
+def test_a_free_one_goes_first(machine: Machine) -> None:
+    left(machine, 0, RETURNING)
+    left(machine, 1, ATTACHING)
+    recover = Recovery(machine)
+    assert (machine.choose(recover=recover), recover.seen) == (2, [])
+
+
+def test_one_on_its_way_home_goes_before_one_that_was_cut_short(machine: Machine) -> None:
+    left(machine, 0, ATTACHING)
+    left(machine, 1, ATTACHED)
+    left(machine, 2, RETURNING)
+    recover = Recovery(machine)
+    assert machine.choose(recover=recover) == 2
+    assert recover.seen == [(machine.tree.pci(2), RETURNING)]
+
+
+def test_who_attaches_is_not_waited_for(machine: Machine) -> None:
+    """Its lock says that it is at work."""
+    for index in range(3):
+        left(machine, index, ATTACHING)
+    recover = Recovery(machine)
+    held = [locks.acquire(machine.roots.run, f"vf-{machine.tree.pci(index)}", "x") for index in range(3)]
+    with pytest.raises(TryAgainError):
+        machine.choose(recover=recover)
+    held[1].release()
+    assert machine.choose(recover=recover) == 1
+    assert recover.seen == [(machine.tree.pci(1), ATTACHING)]
+    for lock in held:
+        lock.release()
+
+
+@pytest.mark.parametrize("by", BY)
+def test_a_way_home_is_waited_for(tmp_path: Path, by: str) -> None:
+    """Who brings the VF home has its lock, and removes the record: nothing is left to recover."""
+    machine = Machine(tmp_path, vfs=1)
+    record = left(machine, 0, RETURNING)
+    lock = locks.acquire(machine.roots.run, f"vf-{record.pci}", "DEL c eth0")
+    chosen: list[int] = []
+    recover = Recovery(machine)
+    wish = wishes(machine, by) | {"recover": recover}
+    thread = threading.Thread(target=lambda: chosen.append(machine.choose(**wish)))
+    thread.start()
+    while locks._gates[f"{machine.roots.run}/locks/vf-{record.pci}"].users < 2:
+        time.sleep(0.001)
+    assert chosen == []
+    machine.journal.remove(record)
+    lock.release()
+    thread.join()
+    assert (chosen, recover.seen) == ([0], [])
+
+
+def test_a_vf_that_came_home_without_a_device(machine: Machine) -> None:
+    """It was unbound meanwhile: it is nobody's any more, and no use."""
+    for index in range(3):
+        left(machine, index, RETURNING)
+
+    def recover(record: Attachment) -> None:
+        if record.pci == machine.tree.pci(0):
+            machine.tree.unbind(0)
+        machine.journal.remove(record)
+
+    assert machine.choose(recover=recover) == 1
+
+
+def test_the_second_pf_where_the_first_has_nothing(tmp_path: Path) -> None:
+    machine = Machine(tmp_path, vfs=1)
+    build_tree(tmp_path, pf="eth2", vfs=1, pf_pci="0000:02:00.0", numa=1)
+    left(machine, 0, ATTACHED)
+    other = Attachment(container_id="d", ifname="eth0", pci="0000:02:10.0", boot=machine.journal.boot())
+    machine.journal.write(other)
+    recover = Recovery(machine)
+    wish = VfRequest(masters=("eth1", "eth2"), who="test", recover=recover)
+    choice = select.choose(wish, machine.journal, machine.roots)
+    choice.lock.release()
+    assert (choice.pf, recover.seen) == ("eth2", [("0000:02:10.0", ATTACHING)])

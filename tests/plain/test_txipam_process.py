@@ -204,7 +204,8 @@ def test_a_result_that_nobody_takes(run: Run, service: Service) -> None:
 def test_imports(run: Run, tmp_path: Path) -> None:
     """Imports are latency in a process of one verb: of the large modules, HTTPS takes these."""
     show = "import os; os._exit = lambda status: print(*sys.modules, file=sys.stderr); main()"
-    allow = f"from sriov_fast.common import files; files.DEFAULTS['ca'] = ({str(tmp_path)!r},); "  # without a file
+    # Without a file.
+    allow = f"from sriov_fast.common import files; files.DEFAULTS['ca'] = ({str(tmp_path)!r},); "
     program = PROGRAM.replace("main()", allow + show)
     for verb in ("ADD", "DEL"):
         done = run(verb, program=program, allowed=False)

@@ -327,7 +327,7 @@ class Client(Mode):
         if server.threads() > _MOST_THREADS:
             found.append(f"server's threads: {server.threads()}, with one request at a time")
         if "Traceback" in said:
-            found.append(f"server's traceback: {last}")
+            found.append(f"server's traceback: {said[said.index('Traceback') :]}")
         return found
 
 

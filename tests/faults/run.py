@@ -25,7 +25,7 @@ from faults.points import Injection
 
 _FORK = multiprocessing.get_context("fork")
 Queue = Any
-_LONGEST = 400  # characters of one fault in a line of the report
+_LONGEST = 2000  # characters of one fault in a line of the report
 
 
 class Result(NamedTuple):

@@ -33,32 +33,13 @@ COMPILED = {"_json", "fcntl"}
 OTHERS = OS | CONTEXTLIB | COMPILED | {"__future__", "errno", "gc"}
 # The modules of ours that every request imports.
 HOT = {
-    "",
-    *(
-        "common",
-        "common.cni_args",
-        "common.errors",
-        "common.executor",
-        "common.ip",
-        "common.json",
-        "common.log",
-    ),
-    *("common.paths", "common.record", "kernel", "kernel.backend"),
+    *("", "common", "common.cni_args", "common.descriptors", "common.errors", "common.executor", "common.ip"),
+    *("common.json", "common.log", "common.paths", "common.record", "kernel", "kernel.backend"),
     *("cni", "cni.config", "cni.fields", "cni.request", "cni.response", "cni.result"),
     *("plugin", "plugin.context", "plugin.process", "plugin.release", "plugin.run"),
     *("ipam", "ipam.kinds"),
-    *(
-        "vf",
-        "vf.attach",
-        "vf.candidate",
-        "vf.detach",
-        "vf.device",
-        "vf.find",
-        "vf.irq",
-        "vf.journal",
-        "vf.locks",
-    ),
-    *("vf.netns", "vf.programs"),
+    *("vf", "vf.attach", "vf.candidate", "vf.detach", "vf.device", "vf.find", "vf.irq", "vf.journal"),
+    *("vf.locks", "vf.netns", "vf.programs"),
 }
 VERBS = {"ADD": {"plugin.add", "plugin.addresses", "plugin.prepare", "vf.select"}, "DEL": set[str]()}
 BACKEND = {"_irq", "_nl", "_sysfs"}

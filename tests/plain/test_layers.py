@@ -15,9 +15,9 @@ PACKAGE = Path(sriov_fast.__file__).parent
 # From the lowest to the highest. A package stands for all of its modules that are not named by themselves.
 ORDER = (
     "__init__",
-    *("common.__init__", "common.errors", "common.record", "common.ip", "common.json", "common.files"),
-    *("common.log", "common.cni_args", "common.cpu", "common.paths", "common.sd_notify", "common.table"),
-    *("common.helpers", "common.executor", "common.trace"),
+    *("common.__init__", "common.errors", "common.record", "common.ip", "common.json"),
+    *("common.descriptors", "common.files", "common.log", "common.cni_args", "common.cpu", "common.paths"),
+    *("common.sd_notify", "common.table", "common.helpers", "common.executor", "common.trace"),
     "ipamd_api",
     *("_nl", "_sysfs", "_irq"),
     *("kernel.__init__", "kernel._nl_py", "kernel._sysfs_py", "kernel._irq_py", "kernel.backend"),

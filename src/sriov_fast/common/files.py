@@ -13,6 +13,7 @@ import fcntl
 import os
 import stat
 
+from sriov_fast.common import descriptors
 from sriov_fast.common.errors import ConfigError, FileError, RefusedError
 from sriov_fast.common.record import Record
 
@@ -85,7 +86,7 @@ def rules() -> Rules:
     try:
         return _loaded(path, fd)
     finally:
-        os.close(fd)
+        descriptors.close(fd)
 
 
 def _loaded(path: str, fd: int) -> Rules:
@@ -223,14 +224,14 @@ class Opened:
             if os.fstat(self.fd).st_size > LARGEST:
                 raise _wrong(where, path, OSError(errno.EFBIG, f"larger than {LARGEST} bytes"))
         except BaseException:
-            os.close(self.fd)
+            descriptors.close(self.fd)
             raise
 
     def __enter__(self) -> int:
         return self.fd
 
     def __exit__(self, *_: object) -> None:
-        os.close(self.fd)
+        descriptors.close(self.fd)
 
 
 def read(where: str, path: str, most: int) -> bytes:
@@ -254,7 +255,7 @@ def directory(where: str, path: str) -> None:
         return  # whoever makes it does so in a directory that was looked at
     except OSError as error:
         raise _wrong(where, path, error) from error
-    os.close(parent)
+    descriptors.close(parent)
 
 
 def _open_below(base: str, rest: str, flags: int) -> int:
@@ -263,7 +264,7 @@ def _open_below(base: str, rest: str, flags: int) -> int:
     try:
         return _open_regular(parent, name, flags)
     finally:
-        os.close(parent)
+        descriptors.close(parent)
 
 
 def _open_regular(parent: int, name: str, flags: int) -> int:
@@ -272,7 +273,7 @@ def _open_regular(parent: int, name: str, flags: int) -> int:
         if not stat.S_ISREG(os.fstat(fd).st_mode):
             raise OSError(errno.EINVAL, _IRREGULAR)
     except BaseException:
-        os.close(fd)
+        descriptors.close(fd)
         raise
     return fd
 
@@ -289,12 +290,12 @@ def _parent(base: str, rest: str) -> tuple[int, str]:
         _demand_closed(base, not os.fstat(fd).st_mode & stat.S_IWOTH)
         for each in between:
             deeper = os.open(each, _DIRECTORY, dir_fd=fd)
-            os.close(fd)
+            descriptors.close(fd)
             fd = deeper
             status = os.fstat(fd)
             _demand_closed(each, status.st_uid in (0, os.geteuid()) and not status.st_mode & 0o022)
     except BaseException:
-        os.close(fd)
+        descriptors.close(fd)
         raise
     return fd, name
 
@@ -344,10 +345,10 @@ def open_log(path: str) -> int:
         for _ in range(_ATTEMPTS):
             if os.fstat(fd).st_size < LARGEST_LOG or not _put_aside(parent, name, fd):
                 break
-            os.close(fd)
+            descriptors.close(fd)
             fd = _open_regular(parent, name, _APPEND)
     finally:
-        os.close(parent)
+        descriptors.close(parent)
     return fd
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import time
 
+from sriov_fast.common import descriptors
 from sriov_fast.common.errors import SriovError
 from sriov_fast.common.record import Record
 
@@ -121,10 +122,7 @@ class _Sink:
     def close(self) -> None:
         fd, self.fd = self.fd, -1
         if fd >= 0:
-            try:
-                os.close(fd)
-            except OSError:
-                pass
+            descriptors.close(fd)
 
 
 def _line(level: str, msg: str, fields: dict[str, object]) -> bytes:

@@ -12,7 +12,7 @@ import select
 import stat
 import time
 
-from sriov_fast.common import cpu, json
+from sriov_fast.common import cpu, descriptors, json
 from sriov_fast.common.errors import ConfigError, DecodeError, EnvError, IpamError, is_absent
 from sriov_fast.common.record import Record
 from sriov_fast.ipam.kinds import may_choose_vf, needs_interface
@@ -109,14 +109,14 @@ class Running:
             try:
                 pid = _spawn(program, (source, its_out, stderr), env)
             except BaseException as error:
-                os.close(out)
+                descriptors.close(out)
                 if isinstance(error, OSError):
                     raise _not_started(program, error) from error
                 raise
             finally:
-                os.close(its_out)
+                descriptors.close(its_out)
         finally:
-            os.close(source)
+            descriptors.close(source)
         return cls(program, command, pid, out)
 
     def finish(self, timeout: float) -> dict[str, Any] | None:
@@ -141,7 +141,7 @@ class Running:
         for name in ("_out", "_pidfd"):
             fd = getattr(self, name)
             if fd >= 0:
-                os.close(fd)
+                descriptors.close(fd)
                 setattr(self, name, -1)
 
     # --- waiting
@@ -310,7 +310,7 @@ def _memory_file(content: bytes) -> int:
             rest = rest[os.write(fd, rest) :]
         os.lseek(fd, 0, os.SEEK_SET)
     except BaseException:
-        os.close(fd)
+        descriptors.close(fd)
         raise
     return fd
 

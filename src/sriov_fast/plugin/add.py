@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import os
 from contextlib import ExitStack
 
 from sriov_fast.cni import config
+from sriov_fast.common import descriptors
 from sriov_fast.common.errors import BusyError, SriovError
 from sriov_fast.common.record import Record
 from sriov_fast.ipam.kinds import may_choose_vf, needs_interface
@@ -46,7 +46,7 @@ def add(call: Call) -> Reply:
     """Give the container a VF (SPEC, "ADD"). If anything fails, everything is undone."""
     with ExitStack() as held, ExitStack() as undo:
         pod_netns = netns.open_pod(call.request.netns, call.context.netns_fd, call.context.host_fd)
-        held.callback(os.close, pod_netns)
+        held.callback(descriptors.close, pod_netns)
         irq.require_online(call.conf.cores, call.roots)
         held.enter_context(call.owner_lock())
         _finish_interrupted(call)
@@ -280,7 +280,7 @@ def _announce(call: Call, record: Attachment) -> None:
     except OSError as error:  # the pod is gone already
         call.log.debug("not announced", why=error)
     finally:
-        os.close(fd)
+        descriptors.close(fd)
 
 
 def _undo_undelivered(call: Call) -> None:

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import os
-
+from sriov_fast.common import descriptors
 from sriov_fast.common.errors import CheckError
 from sriov_fast.common.record import Route
 from sriov_fast.plugin.context import IPAM_WAIT, Reply
@@ -43,7 +42,7 @@ def check(call: Call) -> Reply:
     try:
         attachment.check(expected, fd, call.roots)
     finally:
-        os.close(fd)
+        descriptors.close(fd)
     return Reply()
 
 

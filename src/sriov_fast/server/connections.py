@@ -13,6 +13,7 @@ import os
 import select
 import time
 
+from sriov_fast.common import descriptors
 from sriov_fast.server.protocol import Asked, BrokenRequestError, Incoming, peer_uid
 
 TYPE_CHECKING = False
@@ -132,7 +133,7 @@ class Connections:
         """Close everything; no thread may wait here any more."""
         self.expire(0)
         self._epoll.close()
-        os.close(self._end)
+        descriptors.close(self._end)
         self._listener.close()
 
 
@@ -140,7 +141,7 @@ def _owned(fd: int) -> _socket.socket:
     try:
         return _socket.socket(_socket.AF_UNIX, _socket.SOCK_STREAM, 0, fd)
     except BaseException:
-        os.close(fd)
+        descriptors.close(fd)
         raise
 
 

@@ -15,6 +15,7 @@ import stat
 import struct
 import time
 
+from sriov_fast.common import descriptors
 from sriov_fast.common.record import Record
 
 TYPE_CHECKING = False
@@ -152,7 +153,7 @@ class Incoming:
         for fd in fds:
             if fd in self._fds:
                 self._fds.remove(fd)
-                os.close(fd)
+                descriptors.close(fd)
 
     def close(self) -> None:
         """Close the connection and what came with it; harmless when repeated."""
@@ -160,7 +161,7 @@ class Incoming:
             self.connection.close()
         finally:
             while self._fds:
-                os.close(self._fds.pop())
+                descriptors.close(self._fds.pop())
 
 
 def _some(chunk: bytes) -> bytes:

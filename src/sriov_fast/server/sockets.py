@@ -6,6 +6,7 @@ import fcntl
 import os
 import socket
 
+from sriov_fast.common import descriptors
 from sriov_fast.common.errors import BusyError, FileError
 
 NAME = "sriov.sock"
@@ -56,7 +57,7 @@ def _lock(run: str) -> None:
         fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         who = os.pread(fd, 64, 0).decode(errors="replace")
-        os.close(fd)
+        descriptors.close(fd)
         raise BusyError(f"a server runs already for {run}: pid {who}", "stop that one first") from None
     try:
         os.ftruncate(fd, 0)

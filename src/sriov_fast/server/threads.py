@@ -17,7 +17,7 @@ import traceback
 from contextlib import suppress
 
 from sriov_fast.cni import request, response
-from sriov_fast.common import cpu, log
+from sriov_fast.common import cpu, descriptors, log
 from sriov_fast.common.errors import SriovError
 from sriov_fast.common.record import Record
 from sriov_fast.plugin import recovery, run
@@ -90,7 +90,7 @@ class Server:
             time.sleep(0.005)
         self._keeping.acquire(timeout=_LAST)
         self._connections.close()
-        os.close(self._home)
+        descriptors.close(self._home)
 
     def _first_upkeep(self) -> float:
         """Finish what was cut short, as far as that is done in time; return when the next upkeep is due."""

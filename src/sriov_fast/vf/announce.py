@@ -12,6 +12,7 @@ import os
 import sys
 import time
 
+from sriov_fast.common import descriptors
 from sriov_fast.kernel.backend import nl
 
 TYPE_CHECKING = False
@@ -72,7 +73,7 @@ def send(netns_fd: int, ifname: str, mac: str, addresses: Sequence[str]) -> None
     try:
         packet = _socket.socket(_AF_PACKET, _SOCK_RAW, 0, fd)
     except BaseException:
-        os.close(fd)
+        descriptors.close(fd)
         raise
     try:
         _wait_for_carrier(fd, ifname)

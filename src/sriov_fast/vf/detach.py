@@ -7,9 +7,9 @@ the pod, be on its way back from a namespace that is gone, or not exist any more
 from __future__ import annotations
 
 import errno
-import os
 from contextlib import ExitStack
 
+from sriov_fast.common import descriptors
 from sriov_fast.common.errors import NetlinkError
 from sriov_fast.common.record import VfSettings
 from sriov_fast.kernel.backend import nl
@@ -369,7 +369,7 @@ def _move_home(pod: nl.Socket, index: int, name: str, home: int) -> None:
     try:
         _run(pod, index, netns_fd=here, name=name)
     finally:
-        os.close(here)
+        descriptors.close(here)
 
 
 def _at_home(host: nl.Socket, record: Attachment, name: str, roots: Roots) -> Link | None:

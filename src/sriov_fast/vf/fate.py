@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import time
 
+from sriov_fast.common import descriptors
 from sriov_fast.common.errors import NoNamespaceError, SriovError, is_there
 from sriov_fast.common.record import Record
 from sriov_fast.vf import find, netns
@@ -32,7 +33,7 @@ def of(record: Attachment, roots: Roots) -> Fate:
     if not record.netns:
         return Fate(gone=False, why="its record names no namespace")
     try:
-        os.close(netns.open_netns(record.netns))
+        descriptors.close(netns.open_netns(record.netns))
     except NoNamespaceError:
         return _without_file(record, roots)
     except (OSError, SriovError) as error:

@@ -6,6 +6,7 @@ import errno
 import os
 import time
 
+from sriov_fast.common import descriptors
 from sriov_fast.common.errors import HiddenError, NetlinkError, NoNamespaceError, is_absent
 from sriov_fast.common.record import Record
 from sriov_fast.kernel.backend import nl
@@ -104,7 +105,7 @@ def _socket(path: str, given: int, host_fd: int, log: Logger) -> nl.Socket | Non
     try:
         return None if netns.is_here(fd, host_fd) else nl.Socket(fd)
     finally:
-        os.close(fd)
+        descriptors.close(fd)
 
 
 def _in_pod(pod: nl.Socket, record: Attachment) -> VfLocation | None:
@@ -180,7 +181,7 @@ def _searched(record: Attachment, pod_netns: PodNetns, roots: Roots) -> VfLocati
     try:
         known = {_identity(os.fstat(host))}
     finally:
-        os.close(host)
+        descriptors.close(host)
     for pid in filter(str.isdigit, os.listdir(roots.proc)):
         try:
             fd = os.open(f"{roots.proc}/{pid}/ns/net", os.O_RDONLY | os.O_CLOEXEC)
@@ -190,7 +191,7 @@ def _searched(record: Attachment, pod_netns: PodNetns, roots: Roots) -> VfLocati
             identity = _identity(os.fstat(fd))
             pod = nl.Socket(fd) if identity not in known else None
         finally:
-            os.close(fd)
+            descriptors.close(fd)
         known.add(identity)
         location = _in_strange(pod, record) if pod else None
         if location:

@@ -11,6 +11,7 @@ import fcntl
 import os
 import time
 
+from sriov_fast.common import descriptors
 from sriov_fast.common.errors import FileError, TryAgainError
 from sriov_fast.common.paths import private_directory
 
@@ -84,12 +85,8 @@ class Lock:
             os.unlink(self._path)  # while it is ours, so that it cannot be somebody else's
         except OSError:
             pass  # the file alone holds nobody up
-        try:
-            os.close(fd)
-        except OSError:
-            pass  # close(2) closes and unlocks whatever it returns
-        finally:
-            _leave(self._path, held=True)
+        descriptors.close(fd)  # which unlocks it
+        _leave(self._path, held=True)
 
 
 def _path(run: str, name: str) -> str:
@@ -144,12 +141,12 @@ def _flocked(path: str, who: str) -> Lock | None:
                 _sign(fd, who, ours.st_size)
                 return Lock(fd, path)
         except BlockingIOError:
-            os.close(fd)
+            descriptors.close(fd)
             return None
         except BaseException:
-            os.close(fd)
+            descriptors.close(fd)
             raise
-        os.close(fd)
+        descriptors.close(fd)
 
 
 def _is_current(ours: os.stat_result, path: str) -> bool:

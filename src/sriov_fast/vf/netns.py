@@ -7,6 +7,7 @@ import fcntl
 import os
 import sys
 
+from sriov_fast.common import descriptors
 from sriov_fast.common.errors import EnvError, FileError, NoNamespaceError, is_absent
 
 _NS_GET_NSTYPE = 0xB703  # _IO(0xb7, 3), linux/nsfs.h
@@ -31,7 +32,7 @@ def open_netns(path: str, given: int = -1) -> int:
     try:
         _require_network(fd, path)
     except BaseException:
-        os.close(fd)
+        descriptors.close(fd)
         raise
     return fd
 
@@ -67,7 +68,7 @@ def open_pod(path: str, given: int = -1, host_fd: int = -1) -> int:
         if is_here(fd, host_fd):
             raise EnvError(f"CNI_NETNS {path!r}: is the host's own namespace", _ADVICE)
     except BaseException:
-        os.close(fd)
+        descriptors.close(fd)
         raise
     return fd
 

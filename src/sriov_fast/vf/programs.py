@@ -7,9 +7,9 @@ that refuses a command is taken for one without such programs.
 
 from __future__ import annotations
 
-import os
 import sys
 
+from sriov_fast.common import descriptors
 from sriov_fast.common.errors import EXHAUSTED, NetlinkError
 from sriov_fast.kernel.backend import nl
 
@@ -54,7 +54,7 @@ def detach_xdp_links(index: int) -> None:
         except OSError:
             pass  # gone by itself, or refused: the device is read again afterwards
         finally:
-            os.close(fd)
+            descriptors.close(fd)
 
 
 def _query(index: int, hook: int) -> dict[int, int]:
@@ -88,7 +88,7 @@ def _detach(index: int, hook: int, program: int, link: int) -> None:
     except OSError:
         pass  # gone by itself, or refused: the device is read again afterwards
     finally:
-        os.close(fd)
+        descriptors.close(fd)
 
 
 def _descriptor(command: int, number: int) -> int | None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import os
+import socket
 from pathlib import Path
 
 import pytest
@@ -10,6 +12,7 @@ from sysfs_tree import build_tree
 
 from sriov_fast.common.errors import SriovError
 from sriov_fast.common.paths import Roots
+from sriov_fast.server import protocol
 from sriov_fast.vf import locks, netns, select
 from sriov_fast.vf.journal import Journal
 
@@ -69,3 +72,23 @@ def test_204_a_lock_whose_holder_cannot_be_asked(tmp_path: Path) -> None:
     run = str(tmp_path / "run")
     os.makedirs(f"{run}/locks/vf-x")
     assert locks.holder(run, "vf-x") == "somebody unknown (Is a directory)"
+
+
+def test_204_a_close_that_fails(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A client's stderr on NFS answered close with EIO: a deferred DEL ended there and kept its VF's lock."""
+    real_close, (ours, theirs) = os.close, socket.socketpair()
+    incoming = protocol.Incoming(ours)
+    incoming._fds += [os.dup(ours.fileno()), os.dup(ours.fileno()), os.dup(ours.fileno())]
+    received = list(incoming._fds)
+
+    def close(fd: int) -> None:
+        real_close(fd)
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    monkeypatch.setattr(os, "close", close)
+    with theirs, incoming:
+        incoming.let_go(received[0])
+    monkeypatch.undo()
+    for fd in received:
+        with pytest.raises(OSError, match="Bad file descriptor"):
+            os.fstat(fd)

@@ -12,6 +12,7 @@ import fcntl
 import os
 import time
 
+from sriov_fast.common import descriptors
 from sriov_fast.common.errors import IpamError, is_absent
 from sriov_fast.ipam.keys import parse_ip
 
@@ -43,7 +44,7 @@ class Store:
         try:
             _acquire(self._lock, path, wait)
         except BaseException:
-            os.close(self._lock)
+            descriptors.close(self._lock)
             raise
 
     def __enter__(self) -> Self:
@@ -51,10 +52,7 @@ class Store:
 
     def __exit__(self, *_: object) -> None:
         # The file stays: other processes may wait for the lock on it.
-        try:
-            os.close(self._lock)
-        except OSError:
-            pass  # the kernel has closed it all the same, and the verb has done its work
+        descriptors.close(self._lock)
 
     def names(self) -> set[str]:
         """Return the names of all files: the taken addresses and the store's own files."""

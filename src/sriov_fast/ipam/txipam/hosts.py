@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import os
 
+from sriov_fast.common import descriptors
+
 
 def _directory(state_dir: str, network: str) -> str:
     return f"{state_dir}/hosts/{network}"
@@ -20,7 +22,7 @@ def remember(state_dir: str, network: str, host_ip: str) -> None:
         return
     for directory in (state_dir, f"{state_dir}/hosts", _directory(state_dir, network)):
         os.makedirs(directory, 0o700, exist_ok=True)
-    os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600))
+    descriptors.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600))
 
 
 def remembered(state_dir: str, network: str) -> list[str]:

@@ -18,7 +18,7 @@ import fcntl
 import os
 import time
 
-from sriov_fast.common import json
+from sriov_fast.common import descriptors, json
 from sriov_fast.common.errors import ConfigError, DecodeError, FileError, IpamError, SriovError, is_absent
 from sriov_fast.common.record import Record
 from sriov_fast.ipam.txipam.client import Client, Owner, ServiceError
@@ -204,7 +204,7 @@ class Entry:
         try:
             self._take(deadline)
         except BaseException:
-            os.close(self._fd)
+            descriptors.close(self._fd)
             raise
 
     def _take(self, deadline: float) -> None:
@@ -239,7 +239,7 @@ class Entry:
 
     def __exit__(self, *_: object) -> None:
         if self._fd >= 0:
-            os.close(self._fd)
+            descriptors.close(self._fd)
 
     def send(self, verb: str, timeout: float) -> None:
         """Release the address, and remove the entry.

@@ -1,16 +1,20 @@
-"""Run the test tiers, and fail when one fails or runs nothing.
+"""Run the test tiers concurrently, and fail when one fails or runs nothing.
 
-A tier that skips everything looks well and says nothing, so its count matters as much as its result.
+The guest of the lab boots while the other tiers run. The output of a tier goes to REPORTS/TIER/output.log,
+and the end of a failed tier's output is printed. A tier that skips every test fails: it has shown nothing.
 """
 
 from __future__ import annotations
 
 import argparse
 import os
+import re
 import subprocess
 import sys
 import time
 import xml.etree.ElementTree as ET
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
@@ -18,10 +22,14 @@ TOP = Path(__file__).resolve().parent.parent
 # Two cards, so that there is a choice of PFs; CORES=1,2,3,4 names four cores besides the first.
 LAB = ("--pfs", "2", "--cpus", "5", "--timeout", "2400")
 TIERS = ("plain", "netns", "lab")
+TICK = 0.5  # seconds between two looks at the processes
+PROGRESS = 30.0  # seconds between two lines of progress
+GRACE = 20.0  # seconds for a tier to clean up after SIGINT
+TAIL = 80  # lines of a failed tier's output to print
 
 
 class Count(NamedTuple):
-    """How one tier went."""
+    """The result of one tier."""
 
     tier: str
     passed: int
@@ -32,43 +40,118 @@ class Count(NamedTuple):
 
     @property
     def ran(self) -> int:
-        """Those that were not skipped."""
+        """The number of tests that were not skipped."""
         return self.passed + self.failed
 
     @property
     def well(self) -> bool:
-        """Whether it ran, and ran well."""
+        """Whether tests ran and all of them passed."""
         return self.status == 0 and self.failed == 0 and self.ran > 0
+
+
+class Run:
+    """A tier in progress: a process that writes to a file."""
+
+    def __init__(self, tier: str, reports: Path) -> None:
+        self.tier = tier
+        self.report = reports / tier / "junit.xml"
+        self.output = reports / tier / "output.log"
+        self.report.parent.mkdir(exist_ok=True)
+        self.report.unlink(missing_ok=True)
+        self.count: Count | None = None
+        argv = command(tier, self.report)
+        print(f"{tier}: {' '.join(argv)} > {self.output}", flush=True)
+        self._begin = time.monotonic()
+        with self.output.open("wb") as file:
+            self._process = subprocess.Popen(
+                argv, cwd=TOP, stdin=subprocess.DEVNULL, stdout=file, stderr=file
+            )
+
+    def poll(self) -> bool:
+        """Return whether the tier has ended; its result is in ``count`` then."""
+        status = self._process.poll()
+        if status is not None and self.count is None:
+            self.count = Count(self.tier, *read(self.report), time.monotonic() - self._begin, status)
+        return status is not None
+
+    def progress(self) -> str:
+        """Return the share of its tests that have run, as pytest has printed it."""
+        if self.count:
+            return f"{self.tier} {'passed' if self.count.well else 'FAILED'}"
+        shares = re.findall(r"\[ *(\d+)%\]", self.text())
+        return f"{self.tier} {shares[-1] if shares else 0} %"
+
+    def text(self) -> str:
+        """Return what the tier has printed."""
+        return self.output.read_text(errors="replace")
+
+    def stop(self) -> None:
+        """Wait for the end of the process, which the terminal has interrupted as well; then terminate it."""
+        try:
+            self._process.wait(GRACE)
+        except subprocess.TimeoutExpired:
+            self._process.terminate()
+            self._process.wait()
 
 
 def main() -> int:
     """Run the command line."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--reports", type=Path, default=Path(".reports"), help="directory for JUnit files")
+    parser.add_argument(
+        "--reports", type=Path, default=Path(".reports"), help="directory for reports and output"
+    )
     parser.add_argument("--tier", action="append", choices=TIERS, help="only this one, may be repeated")
     args = parser.parse_args()
     reports = args.reports.resolve()
     reports.mkdir(parents=True, exist_ok=True)
-    counts = [run(tier, reports) for tier in args.tier or TIERS]
+    if as_root():
+        subprocess.run(
+            ["sudo", "-v"], check=True
+        )  # asks for a password once, before the tiers run concurrently
+    with started(args.tier or TIERS, reports) as runs:
+        wait(runs)
+        for run in runs:
+            if run.count and not run.count.well:
+                print(f"\n--- {run.tier}: the end of {run.output}\n" + tail(run.text()), flush=True)
+        counts = [run.count for run in runs if run.count]
     print("\n" + "\n".join(table(counts)), flush=True)
     return 0 if all(count.well for count in counts) else 1
 
 
-def run(tier: str, reports: Path) -> Count:
-    """Run one tier; its output goes where ours goes."""
-    report = reports / tier / "junit.xml"
-    report.parent.mkdir(exist_ok=True)
-    report.unlink(missing_ok=True)
-    argv = command(tier, report)
-    print(f"\n--- {tier}: {' '.join(argv)}", flush=True)
-    begin = time.monotonic()
-    status = subprocess.run(argv, cwd=TOP, stdin=subprocess.DEVNULL, check=False).returncode
-    return Count(tier, *read(report), time.monotonic() - begin, status)
+@contextmanager
+def started(tiers: Sequence[str], reports: Path) -> Iterator[list[Run]]:
+    """Start the tiers; stop those that still run when the block is left."""
+    runs: list[Run] = []
+    try:
+        for tier in tiers:
+            runs.append(Run(tier, reports))
+        yield runs
+    finally:
+        for run in runs:
+            run.stop()
+
+
+def wait(runs: Sequence[Run]) -> None:
+    """Wait for all tiers; print a line of progress now and then, and when a tier has ended."""
+    begin = shown = time.monotonic()
+    ended = 0
+    while ended < len(runs):
+        time.sleep(TICK)
+        now, before = time.monotonic(), ended
+        ended = sum(run.poll() for run in runs)
+        if ended > before or now - shown >= PROGRESS:
+            shown = now
+            print(f"{now - begin:5.0f} s: {', '.join(run.progress() for run in runs)}", flush=True)
+
+
+def tail(text: str) -> str:
+    """Return the last lines of a text."""
+    return "\n".join(text.splitlines()[-TAIL:])
 
 
 def command(tier: str, report: Path) -> list[str]:
     """Return the command that runs a tier and leaves its report."""
-    pytest = [sys.executable, "-m", "pytest", "-q", "--durations=5"]
+    pytest = [sys.executable, "-m", "pytest", "-q", "--durations=25"]
     if tier == "plain":
         return [*pytest, f"--junitxml={report}", "tests/plain", "tests/field/plain"]
     if tier == "netns":
@@ -76,11 +159,11 @@ def command(tier: str, report: Path) -> list[str]:
     if os.environ.get("SRIOV_FAST_PF"):  # a real card of this machine, in place of the lab's
         return [*as_root(), *pytest, f"--junitxml={report}", "tests/lab", "tests/field/lab"]
     lab = [sys.executable, "-m", "lab", "pytest", *LAB, "--output", str(report.parent)]
-    return [*as_root(), *lab, "--", "-q", "--durations=5"]
+    return [*as_root(), *lab, "--", "-q", "--durations=25"]
 
 
 def as_root() -> list[str]:
-    """Return what goes before a command that needs root; sudo's -E keeps our settings."""
+    """Return the prefix of a command that needs root; sudo's -E keeps the environment."""
     return [] if os.geteuid() == 0 else ["sudo", "-E"]
 
 
@@ -97,7 +180,7 @@ def read(report: Path) -> tuple[int, int, int]:
 
 
 def table(counts: list[Count]) -> list[str]:
-    """Return the summary, its last line to be read by machines."""
+    """Return the summary; its last line is for machines."""
     lines = [f"{'tier':<8}{'ran':>6}{'passed':>8}{'failed':>8}{'skipped':>9}{'seconds':>9}"]
     for count in counts:
         numbers = f"{count.ran:>6}{count.passed:>8}{count.failed:>8}{count.skipped:>9}{count.seconds:>9.0f}"
@@ -107,7 +190,7 @@ def table(counts: list[Count]) -> list[str]:
 
 
 def remark(count: Count) -> str:
-    """Say what the numbers do not."""
+    """Return a note on a tier that failed."""
     if count.ran == 0:
         return "  FAILED: ran nothing"
     if count.status and not count.failed:

@@ -39,8 +39,8 @@ def test_packed_as_the_c_library_does(text: str) -> None:
 
 
 @given(st.ip_addresses())
-def test_there_and_back(ip: object) -> None:
-    text = str(ip)
+def test_there_and_back(address: object) -> None:
+    text = str(address)
     assert ip.pack(ip.unpack(ip.pack(text))) == ip.pack(text)
 
 

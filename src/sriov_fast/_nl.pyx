@@ -2,8 +2,8 @@
 """rtnetlink, compiled: encode a batch into one buffer, send it once, check every answer, decode what is used.
 
 A batch is plain bytes in a C buffer until it is sent; Python objects appear only as arguments and as
-results. The wire structs are in ``_nl_wire.pxd``; ``kernel/_nl_py.py`` is the plain twin with the same surface;
-``_nl.pyi`` is the contract of both.
+results. The wire structs are in ``_nl_wire.pxd``; ``kernel/_nl_py.py`` is the plain implementation;
+``_nl.pyi`` is the interface of both.
 
 Namespaces belong to threads. What needs another one (a socket, a file below /proc/sys/net) enters it, does
 that one system call and returns, all in C and without the interpreter lock, so that no Python code ever runs

@@ -9,7 +9,7 @@ IPAM ?= host-local
 REPORTS := .reports
 
 RUN := $(VENV)/bin/python
-CYTHON_SOURCES := $(wildcard src/sriov_fast/*.pyx src/sriov_fast/*.pxd src/sriov_fast/*.h)
+CYTHON_SOURCES := $(wildcard src/sriov_fast/*.pyx src/sriov_fast/*.pxd src/sriov_fast/*.pxi)
 CLIENT_SOURCES := $(wildcard src/sriov_fast/client/*.[ch]) tools/build_client.py
 ENVIRONMENT := $(VENV)/.ready
 EXTENSIONS := $(VENV)/.extensions

@@ -48,7 +48,7 @@ def extension(module: str) -> Extension:
         f"sriov_fast.{module}",
         [str(PACKAGE / f"{module}.pyx")],
         include_dirs=[str(PACKAGE)],
-        depends=[str(header) for header in sorted([*PACKAGE.glob("*.h"), *PACKAGE.glob("client/*.h")])],
+        depends=[str(path) for path in sorted([*PACKAGE.glob("_*.pxd"), *PACKAGE.glob(f"{module}_*.pxi")])],
         extra_compile_args=["-O2", "-g0"],
     )
 

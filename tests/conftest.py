@@ -87,10 +87,15 @@ def compiled_fault(name: str) -> str:
 
 
 def is_stale(module: ModuleType) -> bool:
-    """Whether the source beside a compiled module was changed since."""
+    """Return whether a part of a compiled module's source was changed after it was compiled."""
     built = Path(str(module.__file__))
-    source = built.with_name(built.name.partition(".")[0] + ".pyx")
-    return source.exists() and source.stat().st_mtime > built.stat().st_mtime
+    name = built.name.partition(".")[0]
+    sources = (
+        *built.parent.glob("_*.pxd"),
+        *built.parent.glob(f"{name}_*.pxi"),
+        *built.parent.glob(f"{name}.pyx"),
+    )
+    return any(source.stat().st_mtime > built.stat().st_mtime for source in sources)
 
 
 def pytest_sessionstart() -> None:

@@ -298,7 +298,7 @@ def test_operations_in_words(nl: ModuleType) -> None:
         "get link ifindex 4",
         "get vf 2 of eth0",
         "add address 10.0.0.2/24 to ifindex 4",
-        "add address fd00::2/64 to ifindex 4",
+        "add address FD00:0::2/64 to ifindex 4",
         "add route 0.0.0.0/0 via 10.0.0.1 to ifindex 4",
         "add route ::/0 to ifindex 4",
         "add route 10.1.0.0/16 to ifindex 4",

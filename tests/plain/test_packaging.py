@@ -120,7 +120,7 @@ def test_what_the_wheel_has(wheel: Path) -> None:
     assert {"py.typed", "plugin/process.py", "client/sriov-client"} | {
         f"{name}.pyi" for name in MODULES
     } <= names
-    assert not [name for name in names if name.endswith((".c", ".pyx", ".pxd", ".h"))]
+    assert not [name for name in names if name.endswith((".c", ".pyx", ".pxd", ".pxi", ".h"))]
     assert not [name for name in names if name.startswith(("tests", "benches", "docs", "lab"))]
 
 

@@ -462,7 +462,7 @@ class Batch:
             highest = struct.pack("!I", bits | 0xFFFFFFFF >> prefix)
             message["attrs"].append(("IFA_BROADCAST", socket.inet_ntop(family, highest)))
         flags = NLM_F_REQUEST | NLM_F_ACK | NLM_F_CREATE | NLM_F_EXCL
-        operation = f"add address {_canonical(ip)}/{prefix} to ifindex {index}"
+        operation = f"add address {cidr} to ifindex {index}"
         self._messages.append(_Message(message, RTM_NEWADDR, flags, operation))
 
     def add_route(self, index: int, route: Route) -> None:
@@ -495,9 +495,9 @@ class Batch:
             *([("RTA_TABLE", table)] if table > 255 else []),
             *_given_metrics(metrics),
         ]
-        via = f" via {_canonical(gateway)}" if gateway else ""
+        via = f" via {gateway}" if gateway else ""
         flags = NLM_F_REQUEST | NLM_F_ACK | NLM_F_CREATE
-        operation = f"add route {_route_dst(family, dst, prefix)}{via} to ifindex {index}"
+        operation = f"add route {route.dst}{via} to ifindex {index}"
         self._messages.append(_Message(message, RTM_NEWROUTE, flags, operation))
 
     def _dump_links(self) -> None:
@@ -544,18 +544,6 @@ def _parts(batch: Batch) -> Iterator[list[_Message]]:
 def _given_metrics(metrics: list[tuple[str, int]]) -> list[tuple[str, Any]]:
     given = [(name, value) for name, value in metrics if value]
     return [("RTA_METRICS", {"attrs": given})] if given else []
-
-
-def _canonical(ip: str) -> str:
-    family = _family(ip)
-    return socket.inet_ntop(family, socket.inet_pton(family, ip))
-
-
-def _route_dst(family: int, dst: str, prefix: int) -> str:
-    """Return the destination as a CIDR; the default route has none on the wire."""
-    if dst and prefix:
-        return f"{_canonical(dst)}/{prefix}"
-    return f"0.0.0.0/{prefix}" if family == socket.AF_INET else f"::/{prefix}"
 
 
 # --- decoding -----------------------------------------------------------------------------------------

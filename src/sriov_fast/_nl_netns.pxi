@@ -1,0 +1,103 @@
+# System calls in another network namespace.
+
+from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_GET_SIZE
+from cpython.exc cimport PyErr_SetFromErrno, PyErr_SetFromErrnoWithFilenameObject
+from libc.errno cimport EIO, errno
+from libc.stdlib cimport abort
+
+
+cdef int enter_netns(int netns_fd, int *home) noexcept nogil:
+    # Takes the calling thread into a namespace; ``home`` is for leave_netns. 0, or -1 with errno and unmoved.
+    cdef int error
+    home[0] = -1
+    if netns_fd < 0:
+        return 0
+    home[0] = c_open(b"/proc/thread-self/ns/net", O_RDONLY | O_CLOEXEC)
+    if home[0] < 0:
+        return -1
+    if setns(netns_fd, CLONE_NEWNET) == 0:
+        return 0
+    error = errno
+    close(home[0])
+    set_errno(error)
+    return -1
+
+
+cdef void leave_netns(int home) noexcept nogil:
+    # Takes the calling thread back, or ends the process. setns(2) fails while the kernel has no memory, so
+    # it is repeated for a second. Keeps errno.
+    cdef int error = errno
+    cdef int tries = 1000
+    cdef const char *text = b"sriov-fast: cannot return from a network namespace, giving up\n"
+    if home < 0:
+        return
+    while setns(home, CLONE_NEWNET) != 0:
+        tries -= 1
+        if tries == 0:
+            c_write(2, text, 62)
+            abort()
+        usleep(1000)
+    close(home)
+    set_errno(error)
+
+
+cdef int socket_in(int netns_fd, int family, int kind, int protocol) noexcept nogil:
+    cdef int home, fd
+    if enter_netns(netns_fd, &home) != 0:
+        return -1
+    fd = c_socket(family, kind | SOCK_CLOEXEC, protocol)
+    leave_netns(home)
+    return fd
+
+
+cdef int write_in(int netns_fd, const char *path, const char *text, size_t size) noexcept nogil:
+    # The kernel looks /proc/sys/net up in the namespace of the thread that opens it.
+    cdef int home, fd, error
+    cdef ssize_t written
+    if enter_netns(netns_fd, &home) != 0:
+        return -1
+    fd = c_open(path, O_WRONLY | O_CLOEXEC)
+    leave_netns(home)
+    if fd < 0:
+        return -1
+    written = c_write(fd, text, size)
+    error = errno
+    close(fd)
+    set_errno(EIO if written >= 0 else error)
+    return 0 if written == <ssize_t>size else -1
+
+
+cdef int namespace_fd(object netns_fd) except -2:
+    return <int>number(netns_fd, "netns_fd", 0, INT_MAX) if netns_fd != -1 else -1
+
+
+def raw_socket(netns_fd, int family, int kind, int protocol):
+    """Open ``socket(family, kind | SOCK_CLOEXEC, protocol)`` in a namespace (-1: this one).
+
+    Returns the descriptor. Raises OSError; the thread is back in its own namespace either way.
+    """
+    cdef int fd, where = namespace_fd(netns_fd)
+    with nogil:
+        fd = socket_in(where, family, kind, protocol)
+    if fd < 0:
+        PyErr_SetFromErrno(OSError)
+    return fd
+
+
+def netns_write(netns_fd, str path not None, str text not None):
+    """Write a file below /proc/sys/net of a namespace (-1: this one): ``sysctl -w $path=$text`` in there.
+
+    Raises OSError with the path; the thread is back in its own namespace either way.
+    """
+    cdef bytes name = path.encode("utf-8", "surrogateescape")
+    cdef bytes content = text.encode()
+    cdef const char *at = PyBytes_AS_STRING(name)
+    cdef const char *what = PyBytes_AS_STRING(content)
+    cdef size_t size = PyBytes_GET_SIZE(content)
+    cdef int failed, where = namespace_fd(netns_fd)
+    if not path.startswith("/proc/sys/net/") or "/../" in path or "\0" in path:
+        raise ValueError(f"path {path!r}: not below /proc/sys/net")
+    with nogil:
+        failed = write_in(where, at, what, size)
+    if failed:
+        PyErr_SetFromErrnoWithFilenameObject(OSError, path)

@@ -1,10 +1,12 @@
-"""The network configuration: read, checked and settled before anything is touched (SPEC section 1).
+"""Reading and checking of the network configuration (SPEC section 1), before anything is touched.
 
-A value may come from four places: ``runtimeConfig`` goes before ``CNI_ARGS``, that before ``args.cni``, where
-Multus puts the annotation's ``cni-args``, and that before the configuration itself. What is wrong in any of
-them is an error, whether it would have been used or not. A DEL (and a GC, as far as it can) passes over a
-wrong value instead, with a warning: the configuration may have changed since the ADD, and what was attached
-must come back all the same.
+A value may come from four sources. In order of precedence: ``runtimeConfig``, ``CNI_ARGS``, ``args.cni``
+(Multus fills it from the annotation's ``cni-args``), the configuration itself. A wrong value in any source is
+an error, even if it is overridden. DEL and GC skip a wrong value with a warning: the configuration may have
+changed since the ADD, and the attachment must be released all the same.
+
+Keys match in any case, as with Go's encoding/json; of keys that differ in case only, the last one counts.
+null and "" mean "not given".
 """
 
 from __future__ import annotations
@@ -39,9 +41,16 @@ _OTHERS = (
     "loadOnlyInlinedPlugins",
 )
 
-_MAX_WARNINGS = 20  # about keys that are not ours
-# What a server remembers: the configurations of a node are few, even where each names one VF. What is larger
-# has something of its own for every pod.
+KEYS = (
+    *("name", "type", "master", "deviceID", "pciBusID", "vf", "mac", "vlan", "vlanQoS", "vlanProto"),
+    *("min_tx_rate", "max_tx_rate", "spoofchk", "trust", "link_state", "mtu", "cores", "ipam", "dns"),
+    *("logLevel", "logFile", "prevResult", "args", "runtimeConfig"),
+)
+_ALWAYS_KNOWN = [key.casefold() for key in _OTHERS]
+_SPELLING = {key.casefold(): key for key in (*KEYS, *_OTHERS, *_ATTACHMENTS)}
+
+_MAX_WARNINGS = 20  # about unknown keys
+# Limits of the server's cache: a node has few configurations. A larger one is different for each pod.
 _MOST_KNOWN = 256
 _LARGEST_KNOWN = 1 << 12  # bytes
 
@@ -51,7 +60,7 @@ _LEVELS = fields.one_of("debug", "info", "warning", "error", "panic")
 
 
 class NetConf(Record):
-    """What to do for one call, all sources taken together.
+    """The settings of one call, from all sources.
 
     ``cni_version`` is as configured ("" where absent), ``version`` is what we speak. ``masters`` may be empty
     where ``device_id`` (a VF's PCI address, "" for none) is given. ``raw`` is the configuration as it came,
@@ -90,15 +99,16 @@ def _fail(error: SriovError, faults: list[str] | None) -> None:
 
 
 class _Source:
-    """One object that values are taken from.
+    """One JSON object of the configuration, with its keys in any case.
 
-    ``faults`` None: a wrong value raises ConfigError. Else the default is taken, with a warning there.
+    With ``faults`` None a wrong value raises ConfigError; otherwise the default is used and a warning added.
     """
 
-    __slots__ = ("faults", "known", "obj", "prefix")
+    __slots__ = ("faults", "known", "obj", "prefix", "values")
 
     def __init__(self, obj: dict[str, Any], prefix: str, faults: list[str] | None) -> None:
         self.obj = obj
+        self.values = {key.casefold(): value for key, value in obj.items()}
         self.prefix = prefix
         self.faults = faults
         self.known: set[str] = set()
@@ -106,10 +116,16 @@ class _Source:
     def fail(self, error: SriovError) -> None:
         _fail(error, self.faults)
 
+    def get(self, key: str) -> Any:
+        """Return the key's value, None if it is not given."""
+        folded = key.casefold()
+        self.known.add(folded)
+        value = self.values.get(folded)
+        return None if value == "" else value
+
     def take(self, key: str, check: Callable[[object], _T], default: _T) -> _T:
-        """Return the key's value, checked, or ``default`` where it is absent or null."""
-        self.known.add(key)
-        value = self.obj.get(key)
+        """Return the key's value, checked; ``default`` if it is not given."""
+        value = self.get(key)
         if value is None:
             return default
         try:
@@ -119,28 +135,23 @@ class _Source:
         return default
 
     def need(self, key: str, check: Callable[[object], str]) -> str:
-        """Return the key's value, which must be there."""
-        if self.obj.get(key) is None:
-            self.known.add(key)
-            self.fail(
-                ConfigError(f"{self.prefix}{key} is missing", f'give "{key}" in the network configuration')
-            )
-            return ""
-        return self.take(key, check, "")
+        """Return the value of a required key."""
+        if self.get(key) is not None:
+            return self.take(key, check, "")
+        self.fail(ConfigError(f"{self.prefix}{key} is missing", f'give "{key}" in the network configuration'))
+        return ""
 
     def inner(self, key: str, prefix: str) -> _Source:
-        """Return the object under ``key`` as a source; an empty one where it is absent."""
+        """Return the object under ``key`` as a source; an empty one if it is not given."""
         return _Source(self.take(key, fields.obj, {}), prefix, self.faults)
 
     def unknown(self) -> list[str]:
-        """Return a warning for every key that nobody took."""
-        hints = {key.lower(): key for key in self.known}
-        strangers = [key for key in self.obj if key not in self.known]
-        found = []
-        for key in strangers[:_MAX_WARNINGS]:
-            near = hints.get(key.lower())
-            hint = f"; is {near} meant?" if near else ""
-            found.append(f"unknown key {fields.shown(f'{self.prefix}{key:.60}')} is ignored{hint}")
+        """Return a warning for every key that was not asked for."""
+        strangers = [key for key in self.obj if key.casefold() not in self.known]
+        found = [
+            f"unknown key {fields.shown(f'{self.prefix}{key:.60}')} is ignored"
+            for key in strangers[:_MAX_WARNINGS]
+        ]
         if len(strangers) > _MAX_WARNINGS:
             found.append(f"{len(strangers) - _MAX_WARNINGS} more unknown keys are ignored")
         return found
@@ -150,14 +161,15 @@ class _Source:
 
 
 def decode(stdin: bytes) -> dict[str, Any]:
-    """Return the configuration's JSON object, or raise DecodeError."""
+    """Return the configuration's JSON object with our spelling of its keys, or raise DecodeError."""
     raw = json.loads(stdin, "the network configuration")
     if not isinstance(raw, dict):
         raise DecodeError(
             f"the network configuration is not a JSON object: {fields.shown(raw)}",
             "give the configuration of one plugin: { ... }",
         )
-    return raw
+    given: dict[str, Any] = raw
+    return {_SPELLING.get(key.casefold(), key): value for key, value in given.items()}
 
 
 def declared_version(raw: dict[str, Any]) -> str:
@@ -191,17 +203,12 @@ def _spoken(command: str, declared: str) -> str:
 
 
 def _pod_args(conf: _Source) -> _Source:
-    """Return ``args.cni`` as a source: what is asked for one pod, keys in any case, "" for not given.
-
-    Keys that are not ours are other plugins'.
-    """
-    given = conf.inner("args", "args.").inner("cni", "args.cni.").obj
-    lowered = {key.lower(): value for key, value in given.items() if value != ""}
-    return _Source(lowered, "args.cni.", conf.faults)
+    """Return ``args.cni`` as a source: values for one pod. Unknown keys there belong to other plugins."""
+    return conf.inner("args", "args.").inner("cni", "args.cni.")
 
 
 def _settings(conf: _Source, runtime: _Source, pod: _Source) -> VfSettings:
-    """Return what the PF shall set for the VF, as far as the configuration says."""
+    """Return the settings that the PF shall make for the VF, without CNI_ARGS."""
     mac = pod.take("mac", fields.mac, conf.take("mac", fields.mac, None))
     return VfSettings(
         mac=runtime.take("mac", fields.mac, mac),
@@ -216,12 +223,22 @@ def _settings(conf: _Source, runtime: _Source, pod: _Source) -> VfSettings:
     )
 
 
-def _agree(settings: VfSettings, faults: list[str] | None) -> None:
-    """Check what settings must have in common; ``faults`` as in ``_Source``."""
-    for key, value in (("vlanQoS", settings.qos), ("vlanProto", settings.proto)):
-        if value is not None and settings.vlan is None:
+def _agree(settings: VfSettings, faults: list[str] | None, *, vlan_follows: bool) -> None:
+    """Check settings against each other; ``faults`` as in ``_Source``.
+
+    With ``vlan_follows`` IPAM may still replace a VLAN of 0.
+    """
+    for key, value, default in (("vlanQoS", settings.qos, 0), ("vlanProto", settings.proto, "802.1Q")):
+        if value is None:
+            continue
+        if settings.vlan is None:
             advice = f'give "vlan" as well, or drop "{key}"'
             _fail(ConfigError(f"{key} = {fields.shown(value)}: there is no vlan", advice), faults)
+        elif settings.vlan == 0 and value != default and not vlan_follows:
+            advice = f'give a "vlan" from 1 to 4094, or drop "{key}"'
+            _fail(
+                ConfigError(f"{key} = {fields.shown(value)}: vlan is 0, which means no tag", advice), faults
+            )
     low, high = settings.min_tx_rate, settings.max_tx_rate
     if low and high and low > high:  # 0 is no limit
         advice = "give a min_tx_rate up to max_tx_rate"
@@ -238,8 +255,8 @@ def _device_id(conf: _Source, runtime: _Source) -> str:
 
 
 def _log_level(value: object) -> str:
-    """Accept a level. "panic" is one of the Kubernetes operator's: nothing here is above an error."""
-    level = _LEVELS(value)
+    """Accept a level in any case. "panic" is a level of the Kubernetes operator: here it means "error"."""
+    level = _LEVELS(value.lower() if isinstance(value, str) else value)
     return "error" if level == "panic" else level
 
 
@@ -249,12 +266,12 @@ def _mtu(value: object) -> int:
 
 
 def _ipam(conf: _Source) -> tuple[dict[str, Any] | None, str]:
-    """Return the ``ipam`` object and its type; none, or an empty one, means that there is no IPAM."""
-    ipam: dict[str, Any] = conf.take("ipam", fields.obj, {})
-    if not ipam:
+    """Return the ``ipam`` object and its type; without any value in it there is no IPAM."""
+    ipam = conf.inner("ipam", "ipam.")
+    if all(value in (None, "") for value in ipam.values.values()):
         return None, ""
-    kind = _Source(ipam, "ipam.", conf.faults).need("type", fields.plugin)
-    return (ipam, kind) if kind else (None, "")
+    kind = ipam.need("type", fields.plugin)
+    return (ipam.obj, kind) if kind else (None, "")
 
 
 def _addresses(value: object) -> tuple[str, ...]:
@@ -283,8 +300,7 @@ def _nameservers(value: object) -> list[str]:
 
 
 def _prev_result(conf: _Source, version: str) -> Result | None:
-    conf.known.add("prevResult")
-    value = conf.obj.get("prevResult")
+    value = conf.get("prevResult")
     if value is None:
         return None
     try:
@@ -295,8 +311,8 @@ def _prev_result(conf: _Source, version: str) -> Result | None:
 
 
 def _attachment(value: object) -> tuple[str, str]:
-    item = fields.obj(value)
-    container, name = item.get("containerID"), item.get("ifname")
+    item = {key.casefold(): text for key, text in fields.obj(value).items()}
+    container, name = item.get("containerid"), item.get("ifname")
     if not isinstance(container, str) or not isinstance(name, str) or not container or not name:
         advice = 'list {"containerID": "...", "ifname": "..."}'
         raise fields.FieldError("an attachment lacks containerID or ifname", advice)
@@ -308,10 +324,10 @@ def _attachments(value: object) -> list[tuple[str, str]]:
 
 
 def _valid_attachments(raw: dict[str, Any]) -> tuple[tuple[str, str], ...]:
-    """Return what a GC must spare: both spellings of the key together.
+    """Return the attachments that a GC must keep, from both spellings of the key.
 
-    Strict even though a GC is lenient elsewhere: what is not listed is released. null is how Go writes an
-    empty list.
+    A wrong list is an error even for a GC, because it releases every attachment that is not listed. Go
+    writes an empty list as null.
     """
     if not any(key in raw for key in _ATTACHMENTS):
         raise ConfigError(
@@ -327,14 +343,14 @@ def _valid_attachments(raw: dict[str, Any]) -> tuple[tuple[str, str], ...]:
 
 def _late_device(conf: _Source) -> bool:
     """Whether the runtime names the VF for each pod (capability ``deviceID``), so that STATUS has none."""
-    capabilities = conf.obj.get("capabilities")
+    capabilities = conf.get("capabilities")
     return isinstance(capabilities, dict) and capabilities.get("deviceID") is True
 
 
 def _masters(command: str, conf: _Source, device_id: str) -> tuple[str, ...]:
     """Return the PFs to take a VF from; none are needed where the VF is named, or nothing is attached."""
     optional = device_id or command in ("DEL", "GC") or (command == "STATUS" and _late_device(conf))
-    if not optional and conf.obj.get("master") is None:
+    if not optional and conf.get("master") is None:
         advice = 'name the PF: "master": "eth1", or the VF: "deviceID": "0000:03:10.1"'
         raise ConfigError("master is missing", advice)
     return conf.take("master", fields.altnames, ())
@@ -344,26 +360,26 @@ def _masters(command: str, conf: _Source, device_id: str) -> tuple[str, ...]:
 
 
 class _Configured(Record):
-    """What one verb is asked by stdin alone. ``fixed`` has the keys that CNI_ARGS cannot change any more."""
+    """The settings from stdin alone. ``fixed`` are keys of ``runtimeConfig``: CNI_ARGS cannot change them."""
 
     conf: NetConf
     fixed: frozenset[str]
 
 
-def parse(request: Request) -> NetConf:
-    """Return what the configuration on stdin and CNI_ARGS ask for, or raise.
+def parse(request: Request, chooses_vlan: Callable[[str], bool] = lambda _: False) -> NetConf:
+    """Return the settings from the configuration on stdin and CNI_ARGS, or raise.
 
-    DecodeError: no JSON object. VersionError: a version that we do not speak, or that has no such verb.
-    ConfigError: everything else. A DEL raises only the first two, a GC also ConfigError where its network's
-    name or its list is not right.
+    DecodeError: no JSON object. VersionError: an unsupported version, or one without this verb. ConfigError:
+    everything else. A DEL raises only the first two; a GC also raises ConfigError for a wrong network name or
+    list of attachments. ``chooses_vlan`` says of an IPAM type whether its result may name the VLAN.
 
-    What stdin says is remembered, so the values of two calls may be the same objects.
+    The parsed stdin is cached, so two calls may return the same objects.
     """
     found = _known.get((request.command, request.stdin)) or _learned(request.command, request.stdin)
     warnings = list(request.warnings)
     faults = warnings if _is_lenient(request.command) else None
     conf = _with_args(found, request.args, faults) if request.args else found.conf
-    _agree(conf.settings, faults)
+    _agree(conf.settings, faults, vlan_follows=bool(conf.ipam_type) and chooses_vlan(conf.ipam_type))
     return conf.replace(warnings=(*warnings, *conf.warnings)) if warnings else conf
 
 
@@ -372,7 +388,7 @@ _known: dict[tuple[str, bytes], _Configured] = {}
 
 def _learned(command: str, stdin: bytes) -> _Configured:
     found = _configured(command, stdin)
-    if len(stdin) <= _LARGEST_KNOWN and command != "GC":  # whose list is another one each time
+    if len(stdin) <= _LARGEST_KNOWN and command != "GC":  # each GC has another list
         if len(_known) >= _MOST_KNOWN:
             _known.clear()
         _known[command, stdin] = found
@@ -391,7 +407,7 @@ def _configured(command: str, stdin: bytes) -> _Configured:
     conf = _Source(raw, "", warnings if _is_lenient(command) else None)
     runtime = conf.inner("runtimeConfig", "runtimeConfig.")
     pod = _pod_args(conf)
-    conf.known.update(_OTHERS, (key for key in raw if key.startswith("cni.dev/")))
+    conf.known.update(_ALWAYS_KNOWN, (key for key in raw if key.startswith("cni.dev/")))
     device_id = _device_id(conf, runtime)
     ipam, ipam_type = _ipam(conf)
     found = NetConf(
@@ -416,9 +432,8 @@ def _configured(command: str, stdin: bytes) -> _Configured:
         valid_attachments=_valid_attachments(raw) if command == "GC" else None,
     )
     found = found.replace(warnings=tuple(warnings + conf.unknown() + runtime.unknown()))
-    return _Configured(
-        conf=found, fixed=frozenset(key for key, value in runtime.obj.items() if value is not None)
-    )
+    fixed = frozenset(key for key, value in runtime.values.items() if value not in (None, ""))
+    return _Configured(conf=found, fixed=fixed)
 
 
 def _with_args(found: _Configured, given: dict[str, str], faults: list[str] | None) -> NetConf:
@@ -443,19 +458,17 @@ def _with_args(found: _Configured, given: dict[str, str], faults: list[str] | No
 def _name(command: str, conf: _Source) -> str:
     """Return the network's name; a GC must have it, since it releases by it."""
     source = _Source(conf.obj, "", None) if command == "GC" else conf
-    conf.known.add("name")
+    conf.get("name")
     return source.need("name", fields.name)
 
 
 def with_extra(conf: NetConf, extra: object) -> NetConf:
-    """Return ``conf`` with what IPAM decided: ``extra`` {"vf", "vlan", "mac"} goes before everything else.
+    """Return ``conf`` with the VF, VLAN and MAC of an IPAM result's ``extra``, which override all others.
 
-    None, and an absent key, change nothing. A value that cannot be is an IpamError.
+    None, and an absent key, change nothing. A wrong value is an IpamError.
     """
-    if extra is None:
-        return conf
     try:
-        source = _Source(fields.obj(extra), "extra.", None)
+        source = _Source({} if extra is None else fields.obj(extra), "extra.", None)
         vf = source.take("vf", _vf, conf.vf)
         vlan = source.take("vlan", _vlan, conf.settings.vlan)
         mac = source.take("mac", fields.mac, conf.settings.mac)
@@ -465,4 +478,6 @@ def with_extra(conf: NetConf, extra: object) -> NetConf:
         ) from None
     except ConfigError as error:
         raise IpamError(f"the IPAM result's {error.msg}", error.details) from None
-    return conf.replace(vf=vf, settings=conf.settings.replace(vlan=vlan, mac=mac))
+    settings = conf.settings.replace(vlan=vlan, mac=mac)
+    _agree(settings, None, vlan_follows=False)
+    return conf.replace(vf=vf, settings=settings)

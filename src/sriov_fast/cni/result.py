@@ -56,14 +56,15 @@ class Result(Record):
 
 
 class _Reader:
-    """Reads the keys of one JSON object; the error for a wrong one names its place and its value."""
+    """One JSON object, keys in any case. The error for a wrong value names its place and the value."""
 
     __slots__ = ("error", "obj", "where")
 
     def __init__(self, value: object, where: str, error: type[SriovError]) -> None:
         self.where = where
         self.error = error
-        self.obj = self.checked(fields.obj, value, where)
+        given = self.checked(fields.obj, value, where)
+        self.obj = {key.casefold(): item for key, item in given.items()}
 
     def checked(self, check: Callable[[object], _T], value: object, where: str) -> _T:
         try:
@@ -73,11 +74,11 @@ class _Reader:
 
     def take(self, key: str, check: Callable[[object], _T], default: _T) -> _T:
         """Return the key's value, or ``default`` where it is absent or null."""
-        value = self.obj.get(key)
+        value = self.obj.get(key.casefold())
         return default if value is None else self.checked(check, value, f"{self.where}.{key}")
 
     def need(self, key: str, check: Callable[[object], _T]) -> _T:
-        value = self.obj.get(key)
+        value = self.obj.get(key.casefold())
         if value is None:
             raise self.error(f"{self.where}.{key} is missing", "a CNI result must have it")
         return self.checked(check, value, f"{self.where}.{key}")

@@ -178,7 +178,7 @@ def _route(item: Keys) -> dict[str, Any]:
 def valid_attachments(keys: Keys) -> set[tuple[str, str]]:
     """Return the attachments that a GC must keep; ConfigError if the configuration has no list of them."""
     names = ("cni.dev/valid-attachments", "cni.dev/attachments")
-    if not any(name in keys.obj for name in names):
+    if not any(name in keys for name in names):
         raise ConfigError(f"{names[0]} is missing", "GC needs the list of attachments that are still valid")
     found = set()
     for item in (item for name in names for item in keys.objects(name)):

@@ -74,15 +74,27 @@ def wrong(where: str, value: object, reason: str, advice: str) -> ConfigError:
 
 
 class Keys:
-    """One JSON object of the configuration. Its errors name the place and the value of the wrong key."""
+    """One JSON object of the configuration, keys in any case.
 
-    __slots__ = ("obj", "where")
+    Its errors name the place and the value of the wrong key. Of keys that differ in case only, the last one
+    counts, as with Go's encoding/json.
+    """
+
+    __slots__ = ("_values", "obj", "where")
 
     def __init__(self, value: object, where: str) -> None:
         if not isinstance(value, dict):
             raise wrong(where or "the network configuration", value, "not an object", "give { ... }")
         self.obj: dict[str, Any] = value
+        self._values = {key.casefold(): item for key, item in value.items()}
         self.where = where
+
+    def __contains__(self, key: str) -> bool:
+        return key.casefold() in self._values
+
+    def get(self, key: str) -> Any:
+        """Return the unchecked value of a key; None if it is absent or null."""
+        return self._values.get(key.casefold())
 
     def place(self, key: str) -> str:
         """Return the key with the path of its object."""
@@ -90,12 +102,12 @@ class Keys:
 
     def inner(self, key: str) -> Keys:
         """Return the object under a key; an empty one if it is absent or null."""
-        value = self.obj.get(key)
+        value = self.get(key)
         return Keys({} if value is None else value, self.place(key))
 
     def text(self, key: str) -> str:
         """Return a string; "" if it is absent or null."""
-        value = self.obj.get(key)
+        value = self.get(key)
         if value is None:
             return ""
         if not isinstance(value, str) or "\0" in value:
@@ -104,14 +116,14 @@ class Keys:
 
     def number(self, key: str, high: int = _U32) -> int | None:
         """Return a whole number; None if it is absent or null."""
-        value = self.obj.get(key)
+        value = self.get(key)
         if value is None or (type(value) is int and 0 <= value <= high):
             return value
         raise wrong(self.place(key), value, "not a whole number in range", f"give one from 0 to {high}")
 
     def array(self, key: str) -> Iterator[tuple[str, object]]:
         """Go through a list: the place and the value of each item. It is empty if absent or null."""
-        value = self.obj.get(key)
+        value = self.get(key)
         if value is None:
             return
         if not isinstance(value, list):
@@ -140,7 +152,7 @@ class Keys:
 
     def cidr(self, key: str) -> tuple[Ip, int]:
         """Return an address and its prefix length; both are required."""
-        if self.obj.get(key) is None:
+        if self.get(key) is None:
             raise ConfigError(f"{self.place(key)} is missing", "give one such as 10.0.0.0/24 or fd00::/64")
         return as_cidr(self.text(key), self.place(key))
 

@@ -44,7 +44,7 @@ def builtin(kind: str, ipam: dict[str, Any] | None) -> type[Builtin] | None:
 
 def _is_delegated(ipam: dict[str, Any]) -> bool:
     """Say whether the configuration wants the plugin executed although there is a built-in one."""
-    delegated = ipam.get("delegate")
+    delegated = {key.casefold(): value for key, value in ipam.items()}.get("delegate")
     if delegated is None or isinstance(delegated, bool):
         return bool(delegated)
     from sriov_fast.ipam.keys import wrong

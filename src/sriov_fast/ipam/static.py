@@ -43,7 +43,7 @@ class Static(Builtin):
         for ours, _, wanted in given:
             if ours == ip and wanted and wanted != gateway:
                 raise CheckError(
-                    f"{item.place('gateway')} = {item.obj.get('gateway')!r}: {show_ip(ip)} was given "
+                    f"{item.place('gateway')} = {item.get('gateway')!r}: {show_ip(ip)} was given "
                     f"{show_ip(wanted)}",
                     "the configuration has changed since; delete the pod and start it anew",
                 )

@@ -7,6 +7,7 @@ from contextlib import ExitStack
 from sriov_fast.cni import config, response
 from sriov_fast.common import json, log
 from sriov_fast.common.errors import SriovError
+from sriov_fast.ipam.kinds import may_choose_vf
 from sriov_fast.plugin.context import Call, Context, Reply
 from sriov_fast.vf.journal import Journal
 
@@ -67,12 +68,12 @@ def _verb(call: Call) -> Reply:
 def _configuration(request: Request, journal: Journal) -> NetConf:
     """Return the configuration; if that of a DEL cannot be read, the ADD's."""
     try:
-        return config.parse(request)
+        return config.parse(request, may_choose_vf)
     except SriovError as error:
         record = journal.find(request.container_id, request.ifname) if request.command == "DEL" else None
         if record is None or not record.request:
             raise
-        conf = config.parse(request.replace(stdin=json.dumps(record.request["config"])))
+        conf = config.parse(request.replace(stdin=json.dumps(record.request["config"])), may_choose_vf)
         return conf.replace(warnings=(f"passed over: {error.msg}", *conf.warnings))
 
 

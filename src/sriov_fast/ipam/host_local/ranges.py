@@ -76,7 +76,7 @@ def read(keys: Keys) -> list[RangeSet]:
     """Return the range sets in host-local's order: ``ipRanges`` of the runtime, ``subnet``, ``ranges``."""
     ipam = keys.inner("ipam")
     found = _sets(keys.inner("runtimeConfig"), "ipRanges")
-    if ipam.obj.get("subnet") is not None:
+    if ipam.get("subnet") is not None:
         found.append((_range(ipam),))
     found += _sets(ipam, "ranges")
     if not found:
@@ -134,7 +134,7 @@ def _range(keys: Keys) -> Range:
 def _subnet(keys: Keys) -> tuple[Ip, int]:
     """Return the network's address and its prefix length; host bits are an error."""
     (bits, value), length = keys.cidr("subnet")
-    where, text = keys.place("subnet"), keys.obj["subnet"]
+    where, text = keys.place("subnet"), keys.get("subnet")
     if length > bits - 2:
         raise wrong(where, text, "too small to allocate from", f"give a network up to /{bits - 2}")
     network = value >> (bits - length) << (bits - length)
@@ -150,5 +150,5 @@ def _bound(keys: Keys, key: str, network: Range) -> int | None:
         return None
     if ip not in network:
         advice = "give an address of the network, or leave the key out"
-        raise wrong(keys.place(key), keys.obj[key], f"not in {keys.obj['subnet']}", advice)
+        raise wrong(keys.place(key), keys.get(key), f"not in {keys.get('subnet')}", advice)
     return ip[1]

@@ -90,7 +90,7 @@ class TxIpam(Builtin):
         ]
         if missing:
             raise CheckError(
-                f"prevResult.ips lacks {', '.join(missing)}, which {self.config['ipam']['remote']} gave "
+                f"prevResult.ips lacks {', '.join(missing)}, which {', '.join(settings.remotes)} gave "
                 f"to {owner.ifname} of container {owner.container_id}",
                 "the runtime's memory and the service's differ; delete the pod and start it anew",
             )
@@ -302,7 +302,7 @@ class TxIpam(Builtin):
         try:
             for key in ("network", "container_id", "ifname", "pod_id"):
                 if body.text(key) not in ("", getattr(owner, key)):
-                    raise wrong(body.place(key), body.obj[key], f"asked for {getattr(owner, key)}", "")
+                    raise wrong(body.place(key), body.get(key), f"asked for {getattr(owner, key)}", "")
             found = Allocation(body)
             self.one_each([ip[0] for ip, _, _ in found.ips])
         except ConfigError as error:
@@ -335,7 +335,7 @@ class TxIpam(Builtin):
         level, file = self.config.get("logLevel"), self.config.get("logFile")
         path = file if isinstance(file, str) and file.startswith("/") else ""
         known = {key: value for key, value in context.items() if value}
-        return Logger(str(level or "info"), path, known, self.stderr)
+        return Logger(str(level or "info").lower(), path, known, self.stderr)
 
     def _warn(self, what: str, **facts: object) -> None:
         log = self._log()
@@ -349,7 +349,7 @@ class Allocation:
     def __init__(self, body: Keys) -> None:
         self.ips: list[Given] = [_address(item) for item in body.objects("ips")]
         if not self.ips:
-            raise wrong(body.place("ips"), body.obj.get("ips"), "no address", "")
+            raise wrong(body.place("ips"), body.get("ips"), "no address", "")
         self.lease = read_lease(body)
         self.routes = read_routes(body)
         dns = body.inner("dns")

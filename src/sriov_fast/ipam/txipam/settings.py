@@ -46,7 +46,7 @@ def read_settings(ipam: Keys) -> Settings:
 
 
 def _remotes(ipam: Keys) -> list[tuple[str, str]]:
-    value = ipam.obj.get("remote")
+    value = ipam.get("remote")
     if value is None or value == []:
         raise ConfigError(f"{ipam.place('remote')} is missing", _EXAMPLE)
     items = list(ipam.array("remote")) if isinstance(value, list) else [(ipam.place("remote"), value)]
@@ -96,7 +96,7 @@ def _path(ipam: Keys, key: str) -> str:
 
 
 def _timeout(ipam: Keys) -> float:
-    value = ipam.obj.get("timeout")
+    value = ipam.get("timeout")
     if value is None:
         return _TIMEOUT
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value <= _LONGEST:

@@ -18,7 +18,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sriov_fast.server import protocol
-from sriov_fast.server.protocol import NETNS, STDERR, Asked, BrokenRequestError, Incoming
+from sriov_fast.server.protocol import NETNS, STDERR, BrokenRequestError, Incoming, WireRequest
 
 HEADER = struct.Struct("=IIII16s")  # as client/sriov.c has it
 MAGIC = int.from_bytes(b"SRF1", "little")
@@ -53,9 +53,9 @@ class Received:
     def __init__(self, server: socket.socket) -> None:
         self._incoming = Incoming(_socket.socket(fileno=os.dup(server.fileno())))
 
-    def __enter__(self) -> Asked:
+    def __enter__(self) -> WireRequest:
         try:
-            while (asked := self._incoming.read(patient=True)) is None:
+            while (asked := self._incoming.read(wait=True)) is None:
                 select.select([self._incoming.connection], [], [], 10)
         except BaseException:
             self._incoming.close()
@@ -198,13 +198,13 @@ def test_a_client_that_says_nothing(pair: Pair) -> None:
     content = whole(b"A=b\0" * 3000)
     with Incoming(_socket.socket(fileno=os.dup(server.fileno()))) as incoming:
         begin = time.monotonic()
-        assert incoming.read(patient=True) is None
+        assert incoming.read(wait=True) is None
         for start in range(0, len(content) - 500, 500):
             send(client, content[start : start + 500])
-            assert incoming.read(patient=False) is None
+            assert incoming.read(wait=False) is None
         assert time.monotonic() - begin < 1
         send(client, content[-(len(content) % 500 or 500) :])
-        asked = incoming.read(patient=False)
+        asked = incoming.read(wait=False)
         assert asked
         assert asked.environ == {"A": "b"}
 
@@ -244,7 +244,7 @@ def test_a_reply(pair: Pair, status: int, output: bytes) -> None:
 
 def test_a_reply_that_nobody_reads(pair: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
     """A reply larger than the socket's buffer holds its thread for a bounded time."""
-    monkeypatch.setattr(protocol, "_TAKEN", 0.2)
+    monkeypatch.setattr(protocol, "_SEND_LIMIT", 0.2)
     with pytest.raises(OSError, match="timed out"):
         protocol.answer(pair[1], 0, b"x" * (8 << 20))
 

@@ -65,9 +65,9 @@ def _run(args: argparse.Namespace) -> int:
     where = paths.from_environment()
     notify = os.environ.pop("NOTIFY_SOCKET", "")  # not for the plugins that we execute
     try:
-        listener = sockets.given(os.environ)
+        listener = sockets.from_systemd(os.environ)
         ours = listener is None
-        listener = listener or sockets.own(where.run)
+        listener = listener or sockets.listen(where.run)
     except SriovError as error:
         print(f"sriov-fast serve: {error.msg}; {error.details}", file=sys.stderr)
         return 1

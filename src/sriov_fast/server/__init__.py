@@ -1,1 +1,1 @@
-"""The resident server: what the static client hands over is served by a process that is warm already."""
+"""The resident server: serves the requests of the static client in a process that is already initialized."""

@@ -1,4 +1,4 @@
-"""The server's socket: its own, or one that systemd listens on for it (sd_listen_fds(3))."""
+"""The server's listening socket: made by the server, or passed by systemd (sd_listen_fds(3))."""
 
 from __future__ import annotations
 
@@ -14,20 +14,21 @@ _BACKLOG = 1024
 _FIRST_FD = 3  # SD_LISTEN_FDS_START
 
 
-def given(environ: os._Environ[str]) -> socket.socket | None:
-    """Return the socket that systemd passed us, None where there is none."""
+def from_systemd(environ: os._Environ[str]) -> socket.socket | None:
+    """Return the socket that systemd passed, None if it passed none."""
     if environ.get("LISTEN_PID") != str(os.getpid()) or environ.get("LISTEN_FDS") != "1":
         return None
     for name in ("LISTEN_PID", "LISTEN_FDS", "LISTEN_FDNAMES"):
-        environ.pop(name, None)  # not for the plugins that we execute
+        environ.pop(name, None)  # executed plugins must not see them
     os.set_inheritable(_FIRST_FD, False)
     return socket.socket(fileno=_FIRST_FD)
 
 
-def own(run: str) -> socket.socket:
-    """Listen on ``run/sriov.sock``: the directory 0700, the socket 0600. BusyError: somebody does already.
+def listen(run: str) -> socket.socket:
+    """Listen on ``run/sriov.sock``: the directory 0700, the socket 0600.
 
-    The lock stays for as long as this process does; a socket that a dead server left is replaced.
+    Raises BusyError if another server listens there. The lock is held until this process ends; the socket of
+    a dead server is replaced.
     """
     path = f"{run}/{NAME}"
     try:
@@ -56,18 +57,18 @@ def _lock(run: str) -> None:
     try:
         fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
-        who = os.pread(fd, 64, 0).decode(errors="replace")
+        pid = os.pread(fd, 64, 0).decode(errors="replace")
         descriptors.close(fd)
-        raise BusyError(f"a server runs already for {run}: pid {who}", "stop that one first") from None
+        raise BusyError(f"a server runs already for {run}: pid {pid}", "stop that server first") from None
     try:
         os.ftruncate(fd, 0)
         os.pwrite(fd, str(os.getpid()).encode(), 0)
     except OSError:
-        pass  # the lock is held without that, on a full tmpfs too
+        pass  # the tmpfs may be full; the lock is held without the content
 
 
 def release(run: str) -> None:
-    """Remove our own socket, so that clients need not find out that nobody listens."""
+    """Remove our own socket: clients then need no failing connect(2)."""
     try:
         os.unlink(f"{run}/{NAME}")
     except OSError:

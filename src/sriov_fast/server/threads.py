@@ -1,8 +1,8 @@
-"""The server: threads that wait for connections, and carry out the requests that come in.
+"""The server: threads that wait for connections and serve their requests.
 
-The thread that the kernel wakes serves the request, so no request is handed from thread to thread. What must
-outlive a crash is in the journal and in file locks, as for processes, so server and processes may work at the
-same time.
+The thread that the kernel wakes serves the request: no request is passed between threads. All state that must
+survive a crash is in the journal and in file locks, as in a process of one request, so both may run
+concurrently.
 """
 
 from __future__ import annotations
@@ -36,19 +36,19 @@ if TYPE_CHECKING:
 
 _STDERR = 2
 _SIGNALS = {signal.SIGTERM, signal.SIGINT}
-# A request makes some hundred objects that last to its end, and hardly ever a cycle: collections, which take
-# as long as a step of it, come seldom, and when nobody waits (``_upkeep``).
-_COLLECT = (20_000, 10, 10)
-# For so long (seconds) a thread that returns from the kernel waits for the interpreter; the default is 5 ms.
-_SWITCH = 0.0002
-_TICK = 1.0  # seconds until the main thread looks after threads and connections
+# A request makes some hundred objects and hardly ever a cycle. A garbage collection takes as long as a step
+# of a request, so it runs rarely, and in the upkeep while no request is served.
+_GC_THRESHOLDS = (20_000, 10, 10)
+# Seconds until a thread that returns from the kernel gets the interpreter's lock; the default is 5 ms.
+_SWITCH_INTERVAL = 0.0002
+_TICK = 1.0  # seconds between two checks of threads and connections by the main thread
 _START = 20.0  # seconds that a start waits for the first upkeep, which may wait for an IPAM plugin
-_LAST = 5.0  # seconds that a stop waits for an upkeep; the next start finishes it
-_PAUSE = 0.05  # seconds between two faults of a thread
+_LAST = 5.0  # seconds that a stop waits for an upkeep; the next start finishes the upkeep
+_PAUSE = 0.05  # seconds that a thread sleeps after an unexpected error
 
 
 class Options(Record):
-    """What the operator chooses: at most ``threads`` requests at a time, and when a DEL answers."""
+    """Options of the operator: the largest number of concurrent requests, and whether a DEL is deferred."""
 
     threads: int = 64
     defer_release: bool = False
@@ -56,7 +56,7 @@ class Options(Record):
 
 
 class Server:
-    """Serves a listening socket until a signal ends it."""
+    """Serves a listening socket until SIGTERM or SIGINT."""
 
     def __init__(self, listener: socket.socket, roots: Roots, options: Options) -> None:
         self._connections = Connections(listener)
@@ -64,44 +64,44 @@ class Server:
         self._options = options
         self._log = log.Logger()
         self._counts = _thread.allocate_lock()
-        self._keeping = _thread.allocate_lock()
-        self._home = netns.own()
+        self._upkeep_lock = _thread.allocate_lock()
+        self._host_netns = netns.own()
         self._threads = 0
         self._waiting = 0
-        self._is_short = False
+        self._is_out_of_threads = False
         self._stopping = False
 
     def run(self, ready: Callable[[], None], stopping: Callable[[], None]) -> None:
-        """Serve until SIGTERM or SIGINT; then finish what runs. Must be called in the main thread."""
-        sys.setswitchinterval(_SWITCH)
-        gc.set_threshold(*_COLLECT)
+        """Serve until SIGTERM or SIGINT, then finish the running requests. Call it in the main thread."""
+        sys.setswitchinterval(_SWITCH_INTERVAL)
+        gc.set_threshold(*_GC_THRESHOLDS)
         signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
         due = self._first_upkeep()
         _warm_up(self._roots.state)
         self._grow()
         ready()
         self._log.info("serving", threads=self._options.threads, defer_release=self._options.defer_release)
-        self._look_after(due)
+        self._tick_until_signal(due)
         self._log.info("stopping")
         self._stopping = True
         self._connections.stop()
         self._guarded(stopping)
         while self._threads:
             time.sleep(0.005)
-        self._keeping.acquire(timeout=_LAST)
+        self._upkeep_lock.acquire(timeout=_LAST)
         self._connections.close()
-        descriptors.close(self._home)
+        descriptors.close(self._host_netns)
 
     def _first_upkeep(self) -> float:
-        """Finish what was cut short, as far as that is done in time; return when the next upkeep is due."""
+        """Finish interrupted requests, for a bounded time; return the time of the next upkeep."""
         started = self._upkeep()
-        if self._keeping.acquire(timeout=_START):
-            self._keeping.release()
+        if self._upkeep_lock.acquire(timeout=_START):
+            self._upkeep_lock.release()
         return time.monotonic() + (self._options.upkeep_every if started else 0.0)
 
-    def _look_after(self, due: float) -> None:
-        """Do what is due at intervals, until a signal comes. No fault of it ends the server."""
-        while not _is_told_to_stop():
+    def _tick_until_signal(self, due: float) -> None:
+        """Do the periodic work until a signal comes. No error of the periodic work ends the server."""
+        while not _is_stop_signalled():
             self._guarded(self._tick)
             if time.monotonic() >= due and self._upkeep():
                 due = time.monotonic() + self._options.upkeep_every
@@ -113,21 +113,21 @@ class Server:
             self._log.warning("closed connections that sent no whole request in time", number=number)
 
     def _guarded(self, work: Callable[[], object]) -> None:
-        """Do something whose fault must not end the thread."""
+        """Call a function and log its error: it must not end the thread."""
         try:
             work()
         except BaseException as error:
             self._unexpected(error)
 
     def _unexpected(self, error: BaseException) -> None:
-        with suppress(BaseException):  # there may be no memory to say so
+        with suppress(BaseException):  # there may be no memory for the log line
             trace = "".join(traceback.format_exception(error))
-            self._log.error("an unexpected fault", why=repr(error), trace=trace)
+            self._log.error("unexpected error", why=repr(error), trace=trace)
 
     # --- threads
 
     def _grow(self) -> None:
-        """Start a thread where none waits. If the system refuses, those that there are serve on."""
+        """Start a thread if none waits. If the system refuses one, the others go on."""
         with self._counts:
             if self._waiting or self._threads >= self._options.threads or self._stopping:
                 return
@@ -143,38 +143,38 @@ class Server:
                     self._waiting -= 1
 
     def _started(self, work: Callable[[], None]) -> bool:
-        """Start a thread; say whether that was possible. A pids cgroup (TasksMax=) or memory may be full."""
+        """Start a thread; return whether it started. A pids cgroup (TasksMax=) or memory may be full."""
         try:
             _thread.start_new_thread(work, ())
         except (RuntimeError, MemoryError) as error:
-            if not self._is_short:
+            if not self._is_out_of_threads:
                 self._log.error("cannot start a thread", threads=self._threads, why=error)
-            self._is_short = True
+            self._is_out_of_threads = True
             return False
-        self._is_short = False
+        self._is_out_of_threads = False
         return True
 
     def _work(self) -> None:
-        """Serve one request after the other."""
+        """Serve requests until the server stops."""
         try:
             while not self._stopping:
-                self._turn()
+                self._serve_one()
         finally:
             with self._counts:
                 self._threads -= 1
                 self._waiting -= 1
 
-    def _turn(self) -> None:
-        """Wait for an event; see to the connection that has it."""
+    def _serve_one(self) -> None:
+        """Wait for an event and serve its connection."""
         try:
             event = self._connections.wait()
             if self._is_stopping():
-                return  # a client that is still in the queue does the work itself
+                return  # the clients in the backlog run the plugin in-process
             with self._counts:
                 self._waiting -= 1
             try:
                 self._guarded(self._grow)
-                self._see_to(event)
+                self._serve_event(event)
             finally:
                 with self._counts:
                     self._waiting += 1
@@ -182,165 +182,167 @@ class Server:
             self._unexpected(error)
             time.sleep(_PAUSE)
 
-    def _see_to(self, event: int) -> None:
+    def _serve_event(self, event: int) -> None:
         begin = time.monotonic_ns()
         try:
-            found = self._connections.take(event)
+            received = self._connections.take(event)
         except (protocol.BrokenRequestError, OSError) as error:
             self._log.warning("a connection without a request", why=error)
             return
-        if found:
-            client, asked = found
+        if received:
+            client, wire_request = received
             with client:
-                self._serve(client, asked, begin)
+                self._serve(client, wire_request, begin)
 
     def _is_stopping(self) -> bool:
         return self._stopping
 
     def _is_alone(self) -> bool:
-        """Say whether ours is the only request. Where others are at work, no CPU is quiet (``cpu``)."""
+        """Return whether one request is served. With more than one, pinning does not pay (``cpu``)."""
         return self._threads - self._waiting == 1
 
     def _waits_for_a_move(self, command: str | None) -> bool:
-        """Say whether a device will be moved before the reply."""
+        """Return whether the request moves a device before the reply."""
         return command == "ADD" or (command == "DEL" and not self._options.defer_release)
 
     # --- requests
 
-    def _serve(self, client: protocol.Incoming, asked: protocol.Asked, begin: int) -> None:
-        if not (self._is_alone() and self._waits_for_a_move(asked.environ.get("CNI_COMMAND"))):
-            self._carry_out(client, asked, begin)
+    def _serve(self, client: protocol.Incoming, wire_request: protocol.WireRequest, begin: int) -> None:
+        if not (self._is_alone() and self._waits_for_a_move(wire_request.environ.get("CNI_COMMAND"))):
+            self._handle(client, wire_request, begin)
             return
         try:
-            cpu.stay(asked.cpu)
-            self._carry_out(client, asked, begin)
+            cpu.stay(wire_request.cpu)
+            self._handle(client, wire_request, begin)
         finally:
             cpu.roam()
 
-    def _carry_out(self, client: protocol.Incoming, asked: protocol.Asked, begin: int) -> None:
-        """Answer, and only then do what comes after the reply."""
-        theirs = client.open_log(asked.stderr_fd)
-        streams = [theirs, _STDERR] if theirs >= 0 else [_STDERR]
+    def _handle(self, client: protocol.Incoming, wire_request: protocol.WireRequest, begin: int) -> None:
+        """Run the request, send the reply, then do the work that follows it."""
+        log_fd = client.open_log(wire_request.stderr_fd)
+        streams = [log_fd, _STDERR] if log_fd >= 0 else [_STDERR]
         try:
-            status, output, done = self._answer(asked, streams, begin)
+            status, output, reply = self._answer(wire_request, streams, begin)
         finally:
-            # before the reply: a runtime waits for the end of its plugin's stderr, too
+            # before the reply: a runtime also waits for the end of its plugin's stderr
             streams[:] = [_STDERR]
-            client.let_go(theirs, asked.stderr_fd)
+            client.close_files(log_fd, wire_request.stderr_fd)
         delivered = False
         try:
             delivered = self._delivered(client, status, output)
         finally:
-            self._follow_up(done.let_go)
-            if done.undelivered and not delivered:
-                self._follow_up(done.undelivered)
+            self._follow_up(reply.let_go)
+            if reply.undelivered and not delivered:
+                self._follow_up(reply.undelivered)
             else:
                 client.connection.close()
-                self._follow_up(done.afterwards)
+                self._follow_up(reply.afterwards)
 
     def _delivered(self, client: protocol.Incoming, status: int, output: bytes) -> bool:
-        """Send the reply, and say whether it was taken."""
+        """Send the reply; return whether the client received it."""
         try:
             protocol.answer(client.connection, status, output)
         except OSError as error:
-            self._log.warning("nobody took the reply", why=error)
+            self._log.warning("the client did not read the reply", why=error)
             return False
-        os.sched_yield()  # to the client, which may share our CPU
+        os.sched_yield()  # to the client, which may run on the same CPU
         return True
 
     def _follow_up(self, work: Callable[[], object] | None) -> None:
-        """Do what comes after a reply, if there is anything; a fault is logged."""
+        """Call a function after the reply, if there is one; log its error."""
         try:
             if work:
                 work()
         except (SriovError, OSError) as error:
-            self._log.warning("what follows a reply failed", why=error)
+            self._log.warning("the work after a reply failed", why=error)
         except BaseException as error:
             self._unexpected(error)
 
-    def _answer(self, asked: protocol.Asked, streams: list[int], begin: int) -> tuple[int, bytes, Reply]:
-        """Carry the request out; return exit status, output, and the reply with what comes after it."""
-        steps = _steps(asked.environ, begin)
+    def _answer(
+        self, wire_request: protocol.WireRequest, streams: list[int], begin: int
+    ) -> tuple[int, bytes, Reply]:
+        """Run the request; return exit status, output, and the reply with the work that follows."""
+        steps = _steps(wire_request.environ, begin)
         context = Context(
-            environ=asked.environ,
+            environ=wire_request.environ,
             stderr=streams,
-            plugins_stderr=asked.stderr_fd if asked.stderr_fd >= 0 else _STDERR,
-            netns_fd=asked.netns_fd,
-            host_fd=self._home,
-            token=asked.token,
+            plugins_stderr=wire_request.stderr_fd if wire_request.stderr_fd >= 0 else _STDERR,
+            netns_fd=wire_request.netns_fd,
+            host_fd=self._host_netns,
+            token=wire_request.token,
             threads=True,
             defer_release=self._options.defer_release,
             steps=steps,
         )
         try:
-            wanted = request.read(asked.environ, asked.stdin)
+            parsed = request.read(wire_request.environ, wire_request.stdin)
             if steps:
-                steps.verb = wanted.command
-            done = run.run(wanted, self._roots, context)
+                steps.verb = parsed.command
+            reply = run.run(parsed, self._roots, context)
         except Exception as error:
             if response.is_internal(error):
                 self._unexpected(error)
-            return 1, response.error(error, response.spoken_version(asked.stdin)), Reply()
+            return 1, response.error(error, response.spoken_version(wire_request.stdin)), Reply()
         finally:
             if steps:
                 self._guarded(steps.write)
-        return 0, done.output, done
+        return 0, reply.output, reply
 
-    # --- in between
+    # --- upkeep
 
     def _repair(self) -> None:
-        """Finish what was cut short, whoever did it."""
+        """Finish the interrupted requests of this server and of other processes."""
         try:
-            found = recovery.repair(self._roots, self._log)
+            finished = recovery.repair(self._roots, self._log)
         except (SriovError, OSError) as error:
-            self._log.error("what was cut short could not be finished", why=error)
+            self._log.error("interrupted requests could not be finished", why=error)
             return
-        if found:
-            self._log.info("finished what was cut short", number=found)
+        if finished:
+            self._log.info("finished interrupted requests", number=finished)
 
     def _upkeep(self) -> bool:
-        """Start an upkeep in a thread, since it may wait for a service; return False where none starts."""
-        if not self._keeping.acquire(blocking=False):
-            return True  # the one before it still waits
+        """Start an upkeep in a thread, since it may wait for a service; return False if none starts."""
+        if not self._upkeep_lock.acquire(blocking=False):
+            return True  # the one before it still runs
         started = False
         try:
             started = self._started(self._keep)
         finally:
             if not started:
-                self._keeping.release()
+                self._upkeep_lock.release()
         return started
 
     def _keep(self) -> None:
         try:
-            for work in (self._repair, self._pay, self._collect):
+            for work in (self._repair, self._flush_outbox, self._collect_garbage):
                 self._guarded(work)
         finally:
-            self._keeping.release()
+            self._upkeep_lock.release()
 
-    def _pay(self) -> None:
-        """Give back the addresses that are owed to a service that did not answer."""
+    def _flush_outbox(self) -> None:
+        """Repeat the releases of addresses that an address service did not answer."""
         if not os.path.isdir(f"{self._roots.state}/pending"):
             return
-        from sriov_fast.ipam.txipam import outbox  # late: most nodes never owe any
+        from sriov_fast.ipam.txipam import outbox  # late: most nodes never need it
 
         try:
             outbox.flush(self._roots.state, self._log, time.monotonic() + self._options.upkeep_every / 2)
         except (SriovError, OSError) as error:
-            self._log.error("addresses that are owed could not be given back", why=error)
+            self._log.error("pending releases of addresses failed", why=error)
 
-    def _collect(self) -> None:
+    def _collect_garbage(self) -> None:
         if self._waiting == self._threads:
             gc.collect()
 
 
-def _is_told_to_stop() -> bool:
-    """Wait for a signal, for a tick at most; say whether one came.
+def _is_stop_signalled() -> bool:
+    """Wait for a signal, for a tick at most; return whether one came.
 
-    Where the call is interrupted (a debugger attaches, a cgroup thaws) and the time is over by then, CPython
-    returns a struct with values that nobody set.
+    If the call is interrupted (a debugger attaches, a cgroup thaws) and the time is over by then, CPython
+    returns a struct with undefined values.
     """
-    found = signal.sigtimedwait(_SIGNALS, _TICK)
-    return found is not None and found.si_signo in _SIGNALS
+    info = signal.sigtimedwait(_SIGNALS, _TICK)
+    return info is not None and info.si_signo in _SIGNALS
 
 
 def _steps(environ: dict[str, str], begin: int) -> Steps | None:
@@ -353,9 +355,9 @@ def _steps(environ: dict[str, str], begin: int) -> Steps | None:
 
 
 def _warm_up(state: str) -> None:
-    """Import the modules that requests import late, and exempt all that is loaded from garbage collection.
+    """Import the modules that requests import late, and exempt all loaded objects from garbage collection.
 
-    The modules of txipam are imported if this node has used it: HTTPS takes long to import.
+    The modules of txipam are imported if this node has used it: importing HTTPS takes long.
     """
     import sriov_fast.common.helpers
     import sriov_fast.ipam.exec
@@ -371,7 +373,7 @@ def _warm_up(state: str) -> None:
         from sriov_fast.ipam.txipam import plugin  # noqa: F401
 
     try:
-        import orjson  # noqa: F401 (codec takes it where it is loaded)
+        import orjson  # noqa: F401 (common.json uses it if it is loaded)
     except ImportError:
         pass
     gc.collect()

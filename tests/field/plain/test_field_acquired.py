@@ -87,7 +87,7 @@ def test_204_a_close_that_fails(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(os, "close", close)
     with theirs, incoming:
-        incoming.let_go(received[0])
+        incoming.close_files(received[0])
     monkeypatch.undo()
     for fd in received:
         with pytest.raises(OSError, match="Bad file descriptor"):

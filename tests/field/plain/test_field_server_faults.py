@@ -159,7 +159,7 @@ def test_203_a_failing_upkeep(serve: Serve) -> None:
 def test_203_an_upkeep_that_hangs(serve: Serve) -> None:
     """Neither requests nor SIGTERM wait for it."""
     waits = "lambda *_: os.close(os.open(f'{root}/hangs', os.O_CREAT)) or hang(60)"
-    served = serve(f"server._LAST = 0.2; recovery.repair = {waits}")
+    served = serve(f"threads._LAST = 0.2; recovery.repair = {waits}")
     served.wait_for(lambda: (served.root / "hangs").exists())
     assert b"supportedVersions" in served.ask()
     served.end()
@@ -168,15 +168,15 @@ def test_203_an_upkeep_that_hangs(serve: Serve) -> None:
 PARTS = {
     "the log": "log.Logger.warning = log.Logger.error = fault",
     "peer_uid": "connections.peer_uid = fault",
-    "read": "frames.Incoming.read = fault",
+    "read": "protocol.Incoming.read = fault",
     "run": "run.run = fault",
-    "the reply": "frames.answer = fault",
-    "nobody there, and the log": "frames.answer = lambda *_: os.write(-1, b''); log.Logger.warning = fault",
+    "the reply": "protocol.answer = fault",
+    "nobody there, and the log": "protocol.answer = lambda *_: os.write(-1, b''); log.Logger.warning = fault",
     "behind the reply": "os.sched_yield = fault",
     "let_go": "Reply.let_go = fault",
     "afterwards": "run.run = lambda *_: Reply(output=b'supportedVersions', afterwards=fault)",
     "SystemExit": "run.run = lambda *_: sys.exit(3)",
-    "the trace": "server._steps = fault",
+    "the trace": "threads._steps = fault",
 }
 
 

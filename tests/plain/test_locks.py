@@ -59,7 +59,7 @@ def test_whoever_waits_gets_it(run: str) -> None:
     os.read(reader, 1)
     assert locks.attempt(run, "x", "me") is None
     with locks.acquire(run, "x", "me"):
-        assert locks.holder(run, "x") == f"pid {os.getpid()}, me"
+        assert locks.holder_of(run, "x") == f"pid {os.getpid()}, me"
     os.waitpid(child, 0)
     for fd in (reader, writer):
         os.close(fd)
@@ -73,7 +73,7 @@ def test_the_dead_hold_nothing(run: str) -> None:
     os.waitpid(child, 0)
     assert files(run) == ["x"]
     with locks.acquire(run, "x", "me", wait=0):
-        assert locks.holder(run, "x") == f"pid {os.getpid()}, me"
+        assert locks.holder_of(run, "x") == f"pid {os.getpid()}, me"
     assert files(run) == []
 
 
@@ -153,8 +153,8 @@ def test_a_directory_that_cannot_be_made(tmp_path: Path) -> None:
 
 def test_a_name_of_somebody_strange(run: str) -> None:
     with locks.acquire(run, "x", "ADD c \udcff\n"):
-        assert "ADD c" in locks.holder(run, "x")
-    assert locks.holder(run, "x") == "somebody who has just let go"
+        assert "ADD c" in locks.holder_of(run, "x")
+    assert locks.holder_of(run, "x") == "a process that has just released it"
 
 
 def hammer(run: str, counter: str, rounds: int) -> None:
@@ -207,7 +207,7 @@ def test_one_thread_at_a_time(run: str) -> None:
     for thread in [in_thread(hold) for _ in range(8)]:
         thread.join()
     assert (inside, most) == ([0], [1])
-    assert locks._gates == {}
+    assert locks._thread_locks == {}
 
 
 def test_a_thread_that_waits_is_woken(run: str, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -219,10 +219,10 @@ def test_a_thread_that_waits_is_woken(run: str, monkeypatch: pytest.MonkeyPatch)
 
     def second() -> None:
         with locks.acquire(run, "x", "second"):
-            got.append(locks.holder(run, "x"))
+            got.append(locks.holder_of(run, "x"))
 
     thread = in_thread(second)
-    while locks._gates[f"{run}/locks/x"].users < 2:
+    while locks._thread_locks[f"{run}/locks/x"].users < 2:
         time.sleep(0.001)
     held.release()
     thread.join(30)
@@ -241,10 +241,10 @@ def test_a_thread_waits_for_a_bounded_time(run: str) -> None:
     with locks.acquire(run, "x", "first"):
         assert locks.attempt(run, "x", "nobody") is None
         in_thread(late).join()
-        assert locks._gates[f"{run}/locks/x"].users == 1
+        assert locks._thread_locks[f"{run}/locks/x"].users == 1
     assert [error.code for error in errors] == [11]
     assert f"held by pid {os.getpid()}, first" in errors[0].msg
-    assert locks._gates == {}
+    assert locks._thread_locks == {}
 
 
 def test_another_thread_may_let_go(run: str) -> None:
@@ -253,10 +253,10 @@ def test_another_thread_may_let_go(run: str) -> None:
     in_thread(held.release).join()
     with locks.acquire(run, "x", "second", wait=0):
         pass
-    assert (files(run), locks._gates) == ([], {})
+    assert (files(run), locks._thread_locks) == ([], {})
 
 
-def test_a_lock_that_cannot_be_made_leaves_its_gate_open(tmp_path: Path) -> None:
+def test_a_lock_that_cannot_be_made_leaves_its_thread_lock_free(tmp_path: Path) -> None:
     run = tmp_path / "run"
     run.write_text("a file")
     for _ in range(2):
@@ -264,13 +264,13 @@ def test_a_lock_that_cannot_be_made_leaves_its_gate_open(tmp_path: Path) -> None
             locks.acquire(str(run), "x", "me", wait=0)
         with pytest.raises(FileError):
             locks.attempt(str(run), "x", "me")
-    assert locks._gates == {}
+    assert locks._thread_locks == {}
     run.unlink()
     with locks.acquire(str(run), "x", "me", wait=0):
         pass
 
 
-def test_a_lock_of_another_process_leaves_the_gate_open(run: str) -> None:
+def test_a_lock_of_another_process_leaves_the_thread_lock_free(run: str) -> None:
     reader, writer = os.pipe()
     child = os.fork()
     if child == 0:
@@ -279,12 +279,12 @@ def test_a_lock_of_another_process_leaves_the_gate_open(run: str) -> None:
         os.read(reader, 1)
         os._exit(0)
     os.close(reader)
-    while not (os.path.exists(f"{run}/locks/x") and "child" in locks.holder(run, "x")):
+    while not (os.path.exists(f"{run}/locks/x") and "child" in locks.holder_of(run, "x")):
         time.sleep(0.001)
     assert locks.attempt(run, "x", "me") is None
     with pytest.raises(TryAgainError, match="child"):
         locks.acquire(run, "x", "me", wait=0.01)
-    assert locks._gates == {}
+    assert locks._thread_locks == {}
     os.close(writer)
     with locks.acquire(run, "x", "me"):
         pass
@@ -302,4 +302,4 @@ def test_threads_and_processes(run: str, tmp_path: Path) -> None:
     for each in [*threads, *crowd]:
         each.join()
     assert counter.read_text() == "400"
-    assert (files(run), locks._gates) == ([], {})
+    assert (files(run), locks._thread_locks) == ([], {})

@@ -42,7 +42,7 @@ class Machine:
 
     def choose(self, **wish: Any) -> int:
         """Choose, release the lock, and return the VF's index."""
-        asked = VfRequest(masters=("eth1",), who="test").replace(**wish)
+        asked = VfRequest(masters=("eth1",), holder="test").replace(**wish)
         choice = select.choose(asked, self.journal, self.roots)
         choice.lock.release()
         return choice.vf.index
@@ -341,7 +341,7 @@ def test_a_way_home_is_waited_for(tmp_path: Path, by: str) -> None:
     wish = wishes(machine, by) | {"recover": recover}
     thread = threading.Thread(target=lambda: chosen.append(machine.choose(**wish)))
     thread.start()
-    while locks._gates[f"{machine.roots.run}/locks/vf-{record.pci}"].users < 2:
+    while locks._thread_locks[f"{machine.roots.run}/locks/vf-{record.pci}"].users < 2:
         time.sleep(0.001)
     assert chosen == []
     machine.journal.remove(record)
@@ -370,7 +370,7 @@ def test_the_second_pf_where_the_first_has_nothing(tmp_path: Path) -> None:
     other = Attachment(container_id="d", ifname="eth0", pci="0000:02:10.0", boot=machine.journal.boot())
     machine.journal.write(other)
     recover = Recovery(machine)
-    wish = VfRequest(masters=("eth1", "eth2"), who="test", recover=recover)
+    wish = VfRequest(masters=("eth1", "eth2"), holder="test", recover=recover)
     choice = select.choose(wish, machine.journal, machine.roots)
     choice.lock.release()
     assert (choice.pf, recover.seen) == ("eth2", [("0000:02:10.0", ATTACHING)])

@@ -161,7 +161,7 @@ def vf_request_of(call: Call, host: nl.Socket) -> select.VfRequest:
         vf=conf.vf,
         device_id=conf.device_id,
         cores=conf.cores,
-        who=call.who,
+        holder=call.who,
         recover=lambda record: recover(call, record),
         examine=lambda vf: candidate.examine(host, vf, call.roots),
         real_name=lambda name: candidate.real_name(host, name),

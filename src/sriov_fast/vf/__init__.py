@@ -1,1 +1,1 @@
-"""The domain: VFs of PFs, what was done to them, and the way back."""
+"""The domain: select a VF, attach it to a pod, check it, and return it to the host unchanged."""

@@ -1,7 +1,6 @@
-"""Tells the neighbours: gratuitous ARP (RFC 5227 section 3) and unsolicited NA (RFC 4861 section 7.2.6).
+"""Announces addresses: gratuitous ARP (RFC 5227 section 3) and unsolicited NA (RFC 4861 section 7.2.6).
 
-Done when the runtime has its answer: neither the wait for carrier nor the closing of a packet socket,
-which waits in the kernel, may delay it.
+It runs after the reply, because it waits for carrier, and closing a packet socket waits in the kernel.
 """
 
 from __future__ import annotations
@@ -43,13 +42,13 @@ def _frame(mac: bytes, ip: str) -> bytes:
 
 
 def _arp(mac: bytes, ip: bytes) -> bytes:
-    """Return an ARP request for our own address, of ourselves (struct arphdr, linux/if_arp.h)."""
+    """Return an ARP request for the sender's own address (struct arphdr, linux/if_arp.h)."""
     head = b"\x00\x01\x08\x00\x06\x04\x00\x01"  # Ethernet, IPv4, lengths 6 and 4, request
     return _BROADCAST + mac + b"\x08\x06" + head + mac + ip + bytes(6) + ip
 
 
 def _neighbour(mac: bytes, ip: bytes) -> bytes:
-    """Return a neighbour advertisement to all nodes, override flag set, with our link-layer address."""
+    """Return a neighbour advertisement to all nodes, override flag set, with the link-layer address."""
     all_nodes = bytes.fromhex("ff02" + "00" * 13 + "01")
     body = b"\x20\x00\x00\x00" + ip + b"\x02\x01" + mac
     message = b"\x88\x00" + _checksum(ip, all_nodes, b"\x88\x00\x00\x00" + body) + body
@@ -68,7 +67,7 @@ def _checksum(source: bytes, target: bytes, message: bytes) -> bytes:
 
 
 def send(netns_fd: int, ifname: str, mac: str, addresses: Sequence[str]) -> None:
-    """Wait for carrier, for a bounded time, then send one frame for each address."""
+    """Wait for carrier for a bounded time, then send one frame for each address."""
     fd = nl.raw_socket(netns_fd, _AF_PACKET, _SOCK_RAW, 0)
     try:
         packet = _socket.socket(_AF_PACKET, _SOCK_RAW, 0, fd)
@@ -90,6 +89,6 @@ def _wait_for_carrier(fd: int, ifname: str) -> None:
 
 
 def _flags(fd: int, ifname: str) -> int:
-    """Return the interface's flags by ioctl: cheaper than rtnetlink, and the socket is there already."""
-    asked = os.fsencode(ifname).ljust(_IFREQ_SIZE, b"\0")
-    return int.from_bytes(fcntl.ioctl(fd, _SIOCGIFFLAGS, asked)[16:18], sys.byteorder)
+    """Return the interface's flags by ioctl: cheaper than rtnetlink, and the socket exists already."""
+    request = os.fsencode(ifname).ljust(_IFREQ_SIZE, b"\0")
+    return int.from_bytes(fcntl.ioctl(fd, _SIOCGIFFLAGS, request)[16:18], sys.byteorder)

@@ -1,7 +1,7 @@
-"""Examines a VF before it is given away: which network device it has, and whether the host uses that device.
+"""Examines a VF before it goes to a pod: finds its network device, and whether the host uses that device.
 
-A device's name is a hint only. udev may rename the device at any moment and give its name to another one, so
-a device that was read by name is compared with the PCI address; after that only its index is used.
+A device's name is only a hint. udev may rename the device at any moment and give its name to another one. A
+device that was read by name is therefore compared with the PCI address; after that only its index is used.
 """
 
 from __future__ import annotations
@@ -20,21 +20,21 @@ if TYPE_CHECKING:
     from sriov_fast.common.paths import Roots
     from sriov_fast.common.record import Link, Route, Vf
 
-# A rename takes microseconds; a device whose name changes this often in a row has a fault of another kind.
+# A rename takes microseconds, so a device that is renamed this often in a row is misconfigured.
 RENAMES = 10
 _LINK_LOCAL = ("fe80:", "169.254.")  # RFC 4291 section 2.5.6, RFC 3927
 _IFA_F_PERMANENT = 0x80  # linux/if_addr.h
 
 
 class Device(Record):
-    """The network device of a VF; ``use`` says by what the host uses it, "" where it does not."""
+    """The network device of a VF; ``use`` describes its use by the host, "" if it is unused."""
 
     link: Link
     use: str = ""
 
 
 def examine(host: nl.Socket, vf: Vf, roots: Roots) -> Device | None:
-    """Return the VF's device, None where it has none in this namespace any more."""
+    """Return the VF's device, None if it has none in this namespace any more."""
     function, name = f"{roots.sys}/bus/pci/devices/{vf.pci}", vf.netdev
     for _ in range(RENAMES):
         link = read(host, function, vf.pci, name)
@@ -46,13 +46,13 @@ def examine(host: nl.Socket, vf: Vf, roots: Roots) -> Device | None:
             if not is_absent(error):
                 raise
             name = link.name
-    raise _unsettled(vf.pci, name)
+    raise _renamed_repeatedly(vf.pci, name)
 
 
 def read_pf(host: nl.Socket, pf: str, vf: Vf, roots: Roots, mac: str) -> Link:
-    """Return the PF of a VF with what it holds for the VF, and which other VF has a MAC, if one is given.
+    """Return the PF of a VF with its settings of the VF, and with the other VF that has ``mac``, if any.
 
-    ``pf`` is the name that the PF had.
+    ``pf`` is the last known name of the PF. An empty ``mac`` is not searched for.
     """
     function = f"{roots.sys}/bus/pci/devices/{vf.pci}/physfn"
     link = read(host, function, os.path.basename(os.readlink(function)), pf, {"vf": vf.index, "mac": mac})
@@ -64,24 +64,23 @@ def read_pf(host: nl.Socket, pf: str, vf: Vf, roots: Roots, mac: str) -> Link:
 def read(
     host: nl.Socket, function: str, pci: str, name: str, more: dict[str, Any] | None = None
 ) -> Link | None:
-    """Return the network device of the PCI function at ``pci``, whatever its name is by now.
+    """Return the network device of the PCI function at ``pci``, None if it has none in this namespace.
 
-    ``function`` is its directory in sysfs, ``name`` the device's last known name, ``more`` what else the
-    answer must carry (``nl.Batch.get_link``). None: the function has no device in this namespace. Raises
-    TryAgainError where the device is renamed again and again, OSError or NetlinkError where it cannot be
-    read.
+    ``function`` is its directory in sysfs, ``name`` the device's last known name, ``more`` further arguments
+    of ``nl.Batch.get_link``. Raises TryAgainError if the device is renamed again and again, OSError or
+    NetlinkError if it cannot be read.
     """
     for _ in range(RENAMES):
         link = named(host, name, more)
         if link is not None and belongs(link, pci, function):
             return link
         last, name = name, netdev_of(function)
-        if not name or (link is None and name == last):  # sysfs shows a device a little longer that is moving
+        if not name or (link is None and name == last):  # sysfs still shows a device that is being moved
             return None
-    raise _unsettled(pci, name)
+    raise _renamed_repeatedly(pci, name)
 
 
-def _unsettled(pci: str, name: str) -> TryAgainError:
+def _renamed_repeatedly(pci: str, name: str) -> TryAgainError:
     return TryAgainError(
         f"the network device of {pci} is renamed again and again, to {name} at last",
         "see which rules rename network devices (udev)",
@@ -90,29 +89,29 @@ def _unsettled(pci: str, name: str) -> TryAgainError:
 
 
 def real_name(host: nl.Socket, name: str) -> str:
-    """Return the name of the device that has this name or alternative name, "" where none has it."""
+    """Return the name of the device with this name or alternative name, "" if there is none."""
     link = named(host, name)
     return link.name if link else ""
 
 
 def named(host: nl.Socket, name: str, more: dict[str, Any] | None = None) -> Link | None:
-    """Return the device that has this name now, None where none has it."""
+    """Return the device that has this name now, None if there is none."""
     batch = nl.Batch()
     batch.get_link(name=name, **(more or {}))
-    found = host.run(batch, check=False)[0]
-    if not isinstance(found, NetlinkError):
-        link: Link = found
+    answer = host.run(batch, check=False)[0]
+    if not isinstance(answer, NetlinkError):
+        link: Link = answer
         return link
-    if not is_absent(found):
-        found.interface = name
-        raise found
+    if not is_absent(answer):
+        answer.interface = name
+        raise answer
     return None
 
 
 def belongs(link: Link, pci: str, function: str) -> bool:
-    """Say whether a device is the one of a PCI function, whose directory in sysfs is ``function``.
+    """Return whether a device is that of a PCI function; ``function`` is its directory in sysfs.
 
-    Kernels before 5.14 do not say a device's parent; sysfs has the index of each device of the function.
+    Kernels before 5.14 do not report a device's parent; sysfs has the index of each device of the function.
     """
     if link.parent:
         return link.parent == pci
@@ -126,7 +125,7 @@ def belongs(link: Link, pci: str, function: str) -> bool:
 
 
 def netdev_of(function: str) -> str:
-    """Return the name of a PCI function's network device, "" where it has none in this namespace."""
+    """Return the name of a PCI function's network device, "" if it has none in this namespace."""
     names = netdevs(function)
     if len(names) < 2:
         return names[0] if names else ""
@@ -146,9 +145,10 @@ def netdevs(function: str) -> list[str]:
 
 
 def _use(host: nl.Socket, link: Link, directory: str) -> str:
-    """Say by what the host uses a device. Consequences of merely being up are no use.
+    """Describe the host's use of a device, "" if it is unused.
 
-    These are link-local addresses, and the addresses and routes that come from router advertisements.
+    Not counted are the consequences of being up: link-local addresses, and the addresses and routes from
+    router advertisements.
     """
     # the kernel links to each bond, bridge, VRF, VLAN and macvlan device on top of it
     above = sorted(name.removeprefix("upper_") for name in os.listdir(directory) if name.startswith("upper_"))
@@ -171,17 +171,17 @@ def _advertised(index: int) -> set[str]:
     """
     from _socket import AF_INET6, inet_ntop  # late: most VFs have no IPv6 address but a link-local one
 
-    found = set()
+    advertised = set()
     with open("/proc/thread-self/net/if_inet6", encoding="ascii") as file:
         for line in file:
             digits, its_index, length, _, flags, *_ = line.split()
             if (int(its_index, 16), length) == (index, "40") and not int(flags, 16) & _IFA_F_PERMANENT:
-                found.add(f"{inet_ntop(AF_INET6, bytes.fromhex(digits))}/64")
-    return found
+                advertised.add(f"{inet_ntop(AF_INET6, bytes.fromhex(digits))}/64")
+    return advertised
 
 
 def _is_automatic(route: Route, advertised: set[str]) -> bool:
-    """Say whether a route is to link-local or multicast addresses, or comes from router advertisements."""
+    """Return whether a route is to link-local or multicast addresses, or from router advertisements."""
     if route.dst.startswith((*_LINK_LOCAL, "ff00:")):
         return True
     is_default = route.dst == "::/0" and route.gw.startswith(_LINK_LOCAL)

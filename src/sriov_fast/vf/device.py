@@ -1,7 +1,7 @@
 """The state of a VF's network device that a pod can change, except name, MAC, MTU and up.
 
-The journal's record carries what the device was. ``restore`` compares and sets what differs, nothing else.
-README.md lists what the kernel itself resets on a move and what cannot be restored.
+The journal's record has the original state. ``restore`` compares, and sets only the differences. README.md
+lists the state that the kernel resets on a move, and the state that cannot be restored.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from sriov_fast.common.record import Link
     from sriov_fast.vf.journal import Attachment
 
-XDP_MODES = ("generic", "driver", "offload")  # the places of Link.xdp
+XDP_MODES = ("generic", "driver", "offload")  # the order of Link.xdp
 
 # linux/ethtool.h: the commands that read and write one struct, and its size. The order is that of restoring:
 # private flags may limit all others, channels the rings.
@@ -53,9 +53,9 @@ def ethtool_state(socket_fd: int, index: int) -> dict[str, str]:
 
 
 def _read(socket_fd: int, index: int, kind: str) -> str:
-    """Return the settings of one kind, "" where the driver does not support or does not tell it."""
+    """Return the settings of one kind, "" if the driver does not support or report it."""
     if kind == _FEATURES:
-        request = _words(_GFEATURES, _BLOCKS).ljust(8 + 16 * _BLOCKS, b"\0")
+        request = _u32(_GFEATURES, _BLOCKS).ljust(8 + 16 * _BLOCKS, b"\0")
     else:
         command, _, size = _STRUCTS[kind]
         request = command.to_bytes(4, sys.byteorder) + bytes(size - 4)
@@ -70,11 +70,11 @@ def _read(socket_fd: int, index: int, kind: str) -> str:
 
 def _requested(answer: bytes) -> bytes:
     """Return the features that are requested, of a struct ethtool_gfeatures."""
-    words = memoryview(answer).cast("I")
-    return _words(*words[3 : 2 + 4 * min(words[1], _BLOCKS) : 4])
+    numbers = memoryview(answer).cast("I")
+    return _u32(*numbers[3 : 2 + 4 * min(numbers[1], _BLOCKS) : 4])
 
 
-def _words(*numbers: int) -> bytes:
+def _u32(*numbers: int) -> bytes:
     """Return numbers as the kernel's __u32."""
     return b"".join(number.to_bytes(4, sys.byteorder) for number in numbers)
 
@@ -85,7 +85,8 @@ def _words(*numbers: int) -> bytes:
 def strip(batch: nl.Batch, record: Attachment, link: Link) -> None:
     """Append messages that take the pod's XDP programs and alternative names from the device.
 
-    They go before the move: a program may forbid the old MTU, and a name that the host has forbids the move.
+    Send them before the move: a program may forbid the old MTU, and a name that exists in the host forbids
+    the move.
     """
     for mode in _foreign_programs(record, link):
         batch.drop_xdp(link.index, mode)
@@ -95,9 +96,9 @@ def strip(batch: nl.Batch, record: Attachment, link: Link) -> None:
 
 
 def restore(host: nl.Socket, record: Attachment, link: Link, log: Logger) -> None:
-    """Restore what differs from the record, on a device that is home and down.
+    """Restore the differences from the record, on a device that is in the host and down.
 
-    A refusal of the driver is logged. Raises NetlinkError where the device is gone.
+    A refusal of the driver is logged. Raises NetlinkError if the device is gone.
     """
     differed = _restore_link(host, record, link)
     differed |= programs.restore_tcx(link.index, record.before_tcx)
@@ -136,7 +137,7 @@ def _set_one_by_one(host: nl.Socket, index: int, changed: dict[str, Any]) -> Non
 
 def _foreign_programs(record: Attachment, link: Link) -> list[int]:
     """Return the modes in which the device has an XDP program that it did not have."""
-    pairs = zip(record.before_xdp, link.xdp, strict=False)  # a record without them knows nothing
+    pairs = zip(record.before_xdp, link.xdp, strict=False)  # empty in the record of an older version
     return [mode for mode, (before, now) in enumerate(pairs) if now not in (0, before)]
 
 
@@ -145,19 +146,19 @@ def _missing(names: Iterable[str], known: Iterable[str] | None) -> list[str]:
 
 
 def _differing(before: LinkSettings, now: LinkSettings) -> dict[str, Any]:
-    """Return the old values of the settings that changed, and of those that setting them changes."""
+    """Return the old values of the changed settings, and of those that the kernel sets with them."""
     if before == now:
         return {}
-    was = {key: value for key, value in before.as_dict().items() if value is not None}
-    changed = {key: value for key, value in was.items() if value != getattr(now, key)}
+    known = {key: value for key, value in before.as_dict().items() if value is not None}
+    changed = {key: value for key, value in known.items() if value != getattr(now, key)}
     for size, ipv4 in (("gso_max_size", "gso_ipv4_max_size"), ("gro_max_size", "gro_ipv4_max_size")):
-        if size in changed and ipv4 in was:  # netif_set_gso_max_size() sets both
-            changed[ipv4] = was[ipv4]
+        if size in changed and ipv4 in known:  # netif_set_gso_max_size() sets both
+            changed[ipv4] = known[ipv4]
     return changed
 
 
 def _restore_ethtool(socket_fd: int, record: Attachment, index: int) -> bool:
-    """Restore each kind that differs, read just before; return whether any did."""
+    """Restore each kind that differs; return whether any did."""
     differed = False
     for kind in (*_STRUCTS, _FEATURES):
         before = record.before_ethtool.get(kind, "")
@@ -170,25 +171,25 @@ def _restore_ethtool(socket_fd: int, record: Attachment, index: int) -> bool:
 
 def _write(socket_fd: int, index: int, kind: str, now: bytes, before: bytes) -> None:
     is_struct = kind in _STRUCTS
-    request = _words(_STRUCTS[kind][1]) + before if is_struct else _feature_request(now, before)
+    request = _u32(_STRUCTS[kind][1]) + before if is_struct else _feature_request(now, before)
     try:
         nl.ethtool(socket_fd, index, request)
     except OSError:
-        pass  # ``_report`` reads what became of it
+        pass  # ``_report`` reads the result
 
 
 def _feature_request(now: bytes, before: bytes) -> bytes:
     """Return the struct ethtool_sfeatures that asks for the old features: blocks of (valid, requested)."""
     pairs = zip(memoryview(now).cast("I"), memoryview(before).cast("I"), strict=True)
-    blocks = [_words(is_now ^ was, was) for is_now, was in pairs]
-    return _words(_SFEATURES, len(blocks)) + b"".join(blocks)
+    blocks = [_u32(is_now ^ was, was) for is_now, was in pairs]
+    return _u32(_SFEATURES, len(blocks)) + b"".join(blocks)
 
 
 # --- the result
 
 
 def _report(host: nl.Socket, record: Attachment, index: int, log: Logger) -> None:
-    """Log everything that is still not as it was."""
+    """Log each remaining difference from the record."""
     batch = nl.Batch()
     batch.get_link(index=index)
     link: Link = host.run(batch)[0]
@@ -210,4 +211,4 @@ def _report(host: nl.Socket, record: Attachment, index: int, log: Logger) -> Non
 
 
 def _warn(log: Logger, name: str, what: str, before: object, now: object) -> None:
-    log.warning("the VF's device is not as it was", interface=name, what=what, before=before, now=now)
+    log.warning("the VF's device differs from before", interface=name, what=what, before=before, now=now)

@@ -1,8 +1,8 @@
-"""Says whether the pod of an attachment has ended without a DEL.
+"""Finds out whether the pod of an attachment has ended without a DEL.
 
-Such an attachment keeps its VF: only a GC of its network or an operator can release it. That the file of the
-namespace is missing is no proof, because the caller may not see the node's files, and a process may keep a
-namespace that has no file. When a namespace ends, the kernel returns the VF to the host: that is proof.
+Such an attachment keeps its VF: only a GC of its network or an operator can release it. A missing file of the
+namespace proves nothing: the caller may not see the node's files, and a process may keep a namespace without
+a file. The proof is the VF in the host, since the kernel returns it there when the namespace ends.
 """
 
 from __future__ import annotations
@@ -22,14 +22,14 @@ if TYPE_CHECKING:
 
 
 class Fate(Record):
-    """What became of a pod's namespace: ``gone`` for certain or not; ``why`` in words."""
+    """The state of a pod's namespace: ``gone`` if that is proven; ``why`` describes it."""
 
     gone: bool
     why: str
 
 
 def of(record: Attachment, roots: Roots) -> Fate:
-    """Return what became of the namespace of an attachment; "could not look" is not "gone"."""
+    """Return the state of the namespace of an attachment. After an error it is not ``gone``."""
     if not record.netns:
         return Fate(gone=False, why="its record names no namespace")
     try:
@@ -42,7 +42,7 @@ def of(record: Attachment, roots: Roots) -> Fate:
 
 
 def _without_file(record: Attachment, roots: Roots) -> Fate:
-    """Look for the VF in the host; one without a driver has no network device anywhere."""
+    """Look for the VF in the host. Without a driver it has no network device in any namespace."""
     try:
         driver = is_there(f"{roots.sys}/bus/pci/devices/{record.pci}/driver")
         hidden = driver and find.link_in_host(record, roots) is None
@@ -55,7 +55,7 @@ def _without_file(record: Attachment, roots: Roots) -> Fate:
 
 
 def _since(path: str) -> str:
-    """Say since when at the latest a file is gone, by the last change of its directory."""
+    """Return the latest time at which a file was removed: the last change of its directory."""
     try:
         changed = os.stat(os.path.dirname(path)).st_mtime
     except OSError:

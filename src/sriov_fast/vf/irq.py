@@ -15,12 +15,12 @@ if TYPE_CHECKING:
     from sriov_fast.common.log import Logger
     from sriov_fast.common.paths import Roots
 
-# What the kernel answers for an interrupt that it manages itself: EIO, and EPERM on newer ones.
+# The kernel's errors for an interrupt that it manages itself: EIO, in newer kernels EPERM.
 _MANAGED = (errno.EIO, errno.EPERM)
 
 
 def require_online(cores: Sequence[int], roots: Roots) -> None:
-    """Raise ConfigError (7) that names a core which is not online, before anything is touched."""
+    """Raise ConfigError (7) that names the cores which are not online."""
     if not cores:
         return
     online = irq.online(roots.sys)
@@ -50,14 +50,14 @@ def masks_of(pci: str, roots: Roots) -> dict[int, str]:
 
 
 def plan(numbers: Sequence[int], cores: Sequence[int]) -> dict[int, str]:
-    """Interrupt i, in numeric order, goes to core i mod n."""
+    """Return the masks that pin interrupt i, in numeric order, to core i mod n."""
     return {number: irq.cpu_mask([cores[i % len(cores)]]) for i, number in enumerate(numbers)}
 
 
 def apply(masks: dict[int, str], roots: Roots, log: Logger) -> dict[int, str]:
-    """Write the masks and return those that the kernel took; a managed interrupt is logged and left.
+    """Write the masks and return those that the kernel accepted; a managed interrupt is logged.
 
-    Raises OSError where the process or the kernel has no means left to write one.
+    Raises OSError if memory or descriptors ran out.
     """
     pairs = list(masks.items())
     taken = {}
@@ -74,17 +74,17 @@ def apply(masks: dict[int, str], roots: Roots, log: Logger) -> dict[int, str]:
 
 
 def differing(masks: dict[int, str], roots: Roots) -> dict[int, str]:
-    """Return the masks of those interrupts that do not have what ``masks`` says."""
+    """Return the current masks of the interrupts that differ from ``masks``."""
     now = irq.read_masks(list(masks), roots.proc)
     return {
-        number: found
-        for (number, mask), found in zip(masks.items(), now, strict=True)
-        if not found or irq.parse_mask(found) != irq.parse_mask(mask)
+        number: current
+        for (number, mask), current in zip(masks.items(), now, strict=True)
+        if not current or irq.parse_mask(current) != irq.parse_mask(mask)
     }
 
 
 def warn_of_irqbalance(log: Logger, run: str = "/run") -> None:
-    """Name a running irqbalance, which moves interrupts away again: by its socket, not by all processes."""
+    """Log a running irqbalance, which may move interrupts again. It is found by its socket."""
     try:
         names = os.listdir(f"{run}/irqbalance")
     except OSError:

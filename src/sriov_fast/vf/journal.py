@@ -1,14 +1,14 @@
-"""The journal: one small file for each VF in use, written before the first change.
+"""The journal: one small file for each VF in use, written before the first change of the VF.
 
-The file's name says whose VF it is (``PCI~CONTAINER~IFNAME``), so that one listing of the directory answers
-both questions of the hot path, which VFs are taken and which one is this container's, without opening a file.
-None of the first two parts can contain a ``~``. Files appear whole or not at all (rename). A VF that its
-container has given back, and that is still on its way home, is ``PCI~~CONTAINER~IFNAME``: nobody's, and not
-free.
+The file's name has the VF and its owner, ``PCI~CONTAINER~IFNAME``. One listing of the directory therefore
+answers both questions of the hot path without opening a file: the VFs in use, and the VF of this container.
+The first two parts cannot contain a ``~``. A file is written completely or not at all (rename). The name
+``PCI~~CONTAINER~IFNAME`` is that of a VF that its container has released and that is still moving to the
+host: it has no owner, and is not free.
 
-A record whose content cannot be used (no JSON, a wrong type, another owner) is broken. Its name still keeps
-the VF from being given to anybody. When its owner has given the VF back it is ``PCI~~~CONTAINER~IFNAME``:
-kept aside until an operator removes it, because nobody knows what the VF was before.
+A record with unusable content (no JSON, a wrong type, another owner) is broken. Its name still reserves the
+VF. After the DEL of its owner the name is ``PCI~~~CONTAINER~IFNAME``: an operator must remove the file,
+because the original state of the VF is not known.
 """
 
 from __future__ import annotations
@@ -30,20 +30,19 @@ if TYPE_CHECKING:
 ATTACHING = "attaching"
 ATTACHED = "attached"
 RETURNING = "returning"
-BROKEN = "broken"  # never written: of a record that cannot be used, only its name is known
-UNKNOWN = "unknown"  # a boot: no reason to drop a record
+BROKEN = "broken"  # never written: the state of a record with unusable content
+UNKNOWN = "unknown"  # the boot where the kernel names none; such a record is kept
 
 
 class Attachment(Record):
-    """What was done for one interface of one container, and what was there before.
+    """The record of one interface of one container: the changes, and the VF's original state.
 
-    ``before*`` is the VF's original state: ``before`` what the PF held for it, the others what its device
-    showed; None and empty values of the last five are unknown. ``incarnation`` says which PCI device and
-    which network device are meant (``locate.incarnation``). ``irqs`` are the interrupts' masks before,
-    ``pinned`` those that were set, if any. ``asked`` is what the PF was told. ``request`` is what an IPAM DEL
-    needs later: CNI_ARGS, CNI_PATH, the configuration. ``token`` is the call's that made it, where it came
-    through the resident server's client. ``stranded`` marks a deleted attachment whose VF could not be found:
-    its address is still to be given back.
+    ``before*`` is the original state: ``before`` has the PF's settings of the VF, the others those of its
+    network device; None and empty values of the last five are unknown. ``incarnation`` identifies the PCI
+    device and the network device (``find.incarnation``). ``irqs`` are the interrupts' masks before,
+    ``pinned`` the masks that were set. ``asked`` has the settings made through the PF. ``request`` has
+    CNI_ARGS, CNI_PATH and the configuration, for IPAM's DEL. ``token`` is the token of the client's request.
+    ``stranded`` marks a deleted attachment with a VF that was not found: its address is not released yet.
     """
 
     container_id: str
@@ -66,7 +65,7 @@ class Attachment(Record):
     before_altnames: tuple[str, ...] | None = None
     before_xdp: tuple[int, ...] = ()
     before_tcx: tuple[tuple[int, ...], ...] = ()
-    before_ethtool: dict[str, str] = {}  # noqa: RUF012 (Value takes it out of the class; nobody writes to it)
+    before_ethtool: dict[str, str] = {}  # noqa: RUF012 (Record removes it from the class)
     incarnation: tuple[int, ...] = ()
     irqs: dict[int, str] = {}  # noqa: RUF012
     pinned: dict[int, str] = {}  # noqa: RUF012
@@ -88,7 +87,7 @@ class Attachment(Record):
 
 
 class Entry(Record):
-    """What a record's name says: its owner (container ID, ifname), and what became of the VF.
+    """The content of a record's name: its owner (container ID, ifname) and the state of the VF.
 
     ``returning``: the VF moves to the host. ``aside``: the record is broken, and its owner released it.
     """
@@ -99,7 +98,7 @@ class Entry(Record):
 
 
 class Fault(Record):
-    """A record that cannot be used: its file, the VF that it keeps, whose that is or was, and the reason."""
+    """A record that cannot be used: its file, its VF, the owner and the reason."""
 
     path: str
     pci: str
@@ -107,27 +106,27 @@ class Fault(Record):
     why: str
 
 
-def _plain(found: Attachment) -> dict[str, Any]:
-    return found.as_dict() | {
-        "before": found.before.as_dict(),
-        "before_settings": found.before_settings.as_dict(),
-        "asked": found.asked.as_dict(),
-        "irqs": {str(irq): mask for irq, mask in found.irqs.items()},
-        "pinned": {str(irq): mask for irq, mask in found.pinned.items()},
+def _plain(record: Attachment) -> dict[str, Any]:
+    return record.as_dict() | {
+        "before": record.before.as_dict(),
+        "before_settings": record.before_settings.as_dict(),
+        "asked": record.asked.as_dict(),
+        "irqs": {str(irq): mask for irq, mask in record.irqs.items()},
+        "pinned": {str(irq): mask for irq, mask in record.pinned.items()},
     }
 
 
-# --- reading: every field is of the type that its annotation says, or the record is broken
+# --- reading: a record with a field of another type than annotated is broken
 
 
-def _typed(kind: type[T], plain: object) -> T:
-    """Return a value made of what was read from JSON; ValueError names the field that is wrong.
+def _typed(record_type: type[T], plain: object) -> T:
+    """Return a record from a JSON object. Raises ValueError that names the wrong field.
 
-    Fields of a newer version are ignored, those that an older one did not have are at their defaults.
+    Unknown fields (of a newer version) are ignored, missing ones (of an older version) get their defaults.
     """
     if type(plain) is not dict:
         raise ValueError("is no object")
-    fields, values = kind.__annotations__, {}
+    fields, values = record_type.__annotations__, {}
     for key, value in plain.items():
         if key in fields:
             try:
@@ -135,24 +134,24 @@ def _typed(kind: type[T], plain: object) -> T:
             except (ValueError, TypeError) as error:
                 raise ValueError(f"{key}: {error}") from None
     try:
-        return kind(**values)
+        return record_type(**values)
     except TypeError as error:
         raise ValueError(str(error)) from None
 
 
-def _of(kind: type) -> Callable[[Any], Any]:
-    """Return what reads a value of one of JSON's types, which True is no number of."""
+def _of(json_type: type) -> Callable[[Any], Any]:
+    """Return the reader of one of JSON's types. True is no int."""
 
     def read(value: Any) -> Any:
-        if type(value) is not kind:
-            raise ValueError(f"is no {kind.__name__}")
+        if type(value) is not json_type:
+            raise ValueError(f"is no {json_type.__name__}")
         return value
 
     return read
 
 
 def _number(value: Any) -> int:
-    """Read an index, an MTU or a rate: what fits the kernel's 32 bits, and -1."""
+    """Read an index, an MTU or a rate: a number of 32 bits, or -1."""
     if type(value) is not int or not -1 <= value < 1 << 32:
         raise ValueError("is no number of 32 bits")
     return value
@@ -206,22 +205,22 @@ _READ: dict[str, Callable[[Any], Any]] = {
 
 
 def _require_usable(record: Attachment, pci: str, entry: Entry) -> None:
-    """Raise ValueError unless a record is that of its name, in a state that is one, with a request in it."""
+    """Raise ValueError unless owner, VF and state of a record are valid, and its request is usable."""
     if (record.pci, record.owner) != (pci, entry.owner):
         raise ValueError(f"is that of {record.pci}, {' '.join(record.owner)}")
     if not record.boot or record.state not in (ATTACHING, ATTACHED, RETURNING):
         raise ValueError(f"state {record.state!r}, boot {record.boot!r}")
-    given = record.request
-    _text(given.get("args", ""))
-    _texts(given.get("path", []))
-    ipam = _object(given.get("config", {})).get("ipam")
+    request = record.request
+    _text(request.get("args", ""))
+    _texts(request.get("path", []))
+    ipam = _object(request.get("config", {})).get("ipam")
     if ipam is not None and type(ipam) is not dict:
         raise ValueError("request: its ipam is no object")
     _require_bytes(record)
 
 
 def _require_bytes(record: Attachment) -> None:
-    """Raise ValueError where a MAC or a state of ethtool is no hexadecimal, which no release could set."""
+    """Raise ValueError if a MAC or an ethtool setting is not hexadecimal: a release could not set it."""
     macs = (record.mac, record.before_mac, record.before_perm, record.asked.mac, record.before.mac)
     for text in (*macs, record.before_settings.broadcast, *record.before_ethtool.values()):
         bytes.fromhex((text or "").replace(":", ""))
@@ -230,7 +229,7 @@ def _require_bytes(record: Attachment) -> None:
 # ---
 
 
-_boots: dict[str, str] = {}  # by /proc; it does not change while we live
+_boots: dict[str, str] = {}  # boot identities by proc directory
 
 
 class Journal:
@@ -242,7 +241,7 @@ class Journal:
         self._proc = proc
 
     def boot(self) -> str:
-        """Return the identity of this boot of the machine; ``UNKNOWN`` where the kernel has none."""
+        """Return the identity of this boot of the machine, ``UNKNOWN`` if the kernel has none."""
         if self._proc not in _boots:
             try:
                 with open(f"{self._proc}/sys/kernel/random/boot_id", "rb", buffering=0) as file:
@@ -267,7 +266,7 @@ class Journal:
         return [name for name in self._listed() if name[0] != "." and name.count("~") > 1]
 
     def entries(self) -> dict[str, Entry]:
-        """Return what the directory says, by PCI address."""
+        """Return the content of all records' names, by PCI address."""
         parts = (name.split("~", 2) for name in self._names())
         return {part[0]: _entry(*part) for part in parts}
 
@@ -276,51 +275,50 @@ class Journal:
         return {name.partition("~")[0] for name in self._names()}
 
     def owners(self) -> dict[str, tuple[str, str]]:
-        """Return whose each VF is, or was until it is home: {PCI address: (container ID, ifname)}."""
+        """Return the (last) owner of each VF with a record: {PCI address: (container ID, ifname)}."""
         return {pci: entry.owner for pci, entry in self.entries().items()}
 
     def find(self, container_id: str, ifname: str) -> Attachment | None:
         """Return the record of this container's interface, if there is one of this boot."""
-        whose = f"~{container_id}~{ifname}"
+        suffix = f"~{container_id}~{ifname}"
         for name in self._names():
-            pci = name.removesuffix(whose)
+            pci = name.removesuffix(suffix)
             if pci != name and "~" not in pci:
                 return self.read(pci, Entry(owner=(container_id, ifname)))
         return None
 
     def returning(self, container_id: str, ifname: str) -> list[Attachment]:
-        """Return the records of the VFs that this container has given back and that are not home yet."""
+        """Return the records of this container's released VFs that are not back in the host yet."""
         owner = (container_id, ifname)
         entries = [(pci, entry) for pci, entry in self.entries().items() if entry.returning]
-        found = [self.read(pci, entry) for pci, entry in entries if entry.owner == owner]
-        return [record for record in found if record is not None]
+        records = [self.read(pci, entry) for pci, entry in entries if entry.owner == owner]
+        return [record for record in records if record is not None]
 
     def stranded(self, container_id: str, ifname: str) -> Attachment | None:
-        """Return the record of what this container has given back, where its VF has not been found yet."""
-        found = (record for record in self.returning(container_id, ifname) if record.stranded)
-        return next(found, None)
+        """Return the record of this container's released VF that was not found, None if there is none."""
+        return next((record for record in self.returning(container_id, ifname) if record.stranded), None)
 
     def all(self) -> list[Attachment]:
         """Return every record of this boot."""
-        found = (self.read(pci, entry) for pci, entry in self.entries().items())
-        return [record for record in found if record is not None]
+        records = (self.read(pci, entry) for pci, entry in self.entries().items())
+        return [record for record in records if record is not None]
 
     def prune(self) -> bool:
-        """Remove what an earlier boot left; return whether there was any."""
+        """Remove the records of earlier boots; return whether there was one."""
         return None in [self.read(pci, entry) for pci, entry in self.entries().items()]
 
     def has(self, record: Attachment) -> bool:
-        """Say whether a record is still there: who waited for its VF's lock may find it gone."""
+        """Return whether a record still exists; call it with the VF's lock held."""
         return is_there(self._path_of(record))
 
     def again(self, record: Attachment) -> Attachment | None:
-        """Read a record again: who waited for its VF's lock may find it changed, or gone."""
+        """Read a record again with the VF's lock held: it may be changed or removed by then."""
         return self.read(record.pci, Entry(owner=record.owner, returning=record.state == RETURNING))
 
     def read(self, pci: str, entry: Entry) -> Attachment | None:
-        """Return one record, None where it is gone or of an earlier boot.
+        """Return one record, None if it is removed or of an earlier boot.
 
-        A broken one still says by its name whose VF it is; it comes back ``BROKEN``, with that alone.
+        A broken record is returned in the state ``BROKEN``, with VF and owner only.
         """
         try:
             record = self._load(pci, entry)
@@ -338,7 +336,7 @@ class Journal:
         return record
 
     def _load(self, pci: str, entry: Entry) -> Attachment:
-        """Read one record; DecodeError where it is broken, OSError where it cannot be read."""
+        """Read one record. Raises DecodeError if it is broken, OSError if it cannot be read."""
         path = self._path(pci, entry)
         with open(path, "rb", buffering=0) as file:
             content = file.read()
@@ -348,12 +346,12 @@ class Journal:
         except ValueError as error:
             raise DecodeError(f"{path}: {error}") from None
         if entry.aside:
-            raise DecodeError(f"{path}: was broken when its owner gave the VF back")
+            raise DecodeError(f"{path}: was broken when its owner released the VF")
         return record
 
     def faults(self) -> list[Fault]:
-        """Return the records that are broken or cannot be read, for whoever reports them."""
-        found = []
+        """Return the records that are broken or cannot be read."""
+        faults = []
         for pci, entry in self.entries().items():
             path = self._path(pci, entry)
             try:
@@ -361,19 +359,19 @@ class Journal:
             except FileNotFoundError:
                 continue
             except DecodeError as error:
-                found.append(Fault(path=path, pci=pci, owner=entry.owner, why=error.msg))
+                faults.append(Fault(path=path, pci=pci, owner=entry.owner, why=error.msg))
             except OSError as error:
                 why = f"{path}: {error.strerror}"
-                found.append(Fault(path=path, pci=pci, owner=entry.owner, why=why))
-        return found
+                faults.append(Fault(path=path, pci=pci, owner=entry.owner, why=why))
+        return faults
 
     def write(self, record: Attachment) -> None:
-        """Write the record, whole, in place of an older one; the VF's lock must be held."""
+        """Write the record in place of an older one; the VF's lock must be held."""
         self.draft(record)
         self.publish(record)
 
     def draft(self, record: Attachment) -> None:
-        """Write down what ``publish`` will make the record; until then nobody reads it."""
+        """Write the record's draft, which ``publish`` renames to the record."""
         path, content = self._draft_of(record), json.dumps(_plain(record))
         try:
             try:
@@ -385,7 +383,7 @@ class Journal:
             raise self._unwritten(record, error) from error
 
     def publish(self, record: Attachment) -> None:
-        """Put the record's draft in the place of an older one; a ``write`` since then has used it up."""
+        """Rename the record's draft to the record; if a ``write`` has renamed it since, write it again."""
         draft, path = self._draft_of(record), self._path_of(record)
         try:
             try:
@@ -397,39 +395,39 @@ class Journal:
             raise self._unwritten(record, error) from error
 
     def drop(self, record: Attachment) -> None:
-        """Remove the record's draft; harmless when there is none."""
+        """Remove the record's draft; harmless if there is none."""
         try:
             os.unlink(self._draft_of(record))
         except OSError:
-            pass  # whatever it is, what is wrong has been said already
+            pass  # the caller reports the first error
 
     def _unwritten(self, record: Attachment, error: OSError) -> FileError:
         self.drop(record)
         return FileError(
             f"the journal {self._path_of(record)} cannot be written: {error.strerror}",
-            f"see that {self._run} can be written to and has room",
+            f"see that {self._run} can be written to and has free space",
             errno=error.errno or 0,
         )
 
     def _draft_of(self, record: Attachment) -> str:
-        return f"{self._dir}/.{record.pci}"  # one name for each VF: what a crash leaves is written over
+        return f"{self._dir}/.{record.pci}"  # one name for each VF, so the draft of a crash is overwritten
 
     def release(self, record: Attachment) -> Attachment:
-        """Say of a VF that it is its container's no more, and on its way home; return the record."""
+        """Mark a VF as released and still moving to the host; return the new record."""
         returning = record.replace(state=RETURNING)
         os.rename(self._path_of(record), self._path_of(returning))
         return returning
 
     def strand(self, record: Attachment) -> None:
-        """Say of a VF that it is its container's no more, and that nobody knows where it is."""
+        """Mark a VF as released and not found."""
         stranded = record.replace(stranded=True)
         self.write(stranded)
         self.release(stranded)
 
     def remove(self, record: Attachment) -> None:
-        """Remove the record; harmless when it is gone. A broken one is kept aside, and so is its VF."""
+        """Remove the record; harmless if it is gone. A broken record is renamed and still reserves its VF."""
         if record.state != BROKEN:
-            _forget(self._path_of(record))
+            _unlink(self._path_of(record))
             return
         try:
             os.rename(self._path_of(record), self._path(record.pci, Entry(owner=record.owner, aside=True)))
@@ -437,12 +435,12 @@ class Journal:
             pass
 
     def drafts(self) -> list[str]:
-        """Return the PCI addresses of the VFs that have a draft; one whose VF's lock is free is left over."""
+        """Return the PCI addresses of the VFs with a draft; if the VF's lock is free, it is of a crash."""
         return [name[1:] for name in self._listed() if name[0] == "." and name.count(":") == 2]
 
     def drop_draft(self, pci: str) -> None:
-        """Remove the draft of a VF, whose lock must be held; harmless when there is none."""
-        _forget(f"{self._dir}/.{pci}")
+        """Remove the draft of a VF, with the VF's lock held; harmless if there is none."""
+        _unlink(f"{self._dir}/.{pci}")
 
     def _path_of(self, record: Attachment) -> str:
         return self._path(record.pci, Entry(owner=record.owner, returning=record.state == RETURNING))
@@ -456,19 +454,19 @@ def _entry(_: str, container_id: str, rest: str) -> Entry:
     if container_id:
         return Entry(owner=(container_id, rest))
     aside = rest.startswith("~")
-    before, _, ifname = rest.removeprefix("~").partition("~")
-    return Entry(owner=(before, ifname), returning=not aside, aside=aside)
+    container_id, _, ifname = rest.removeprefix("~").partition("~")
+    return Entry(owner=(container_id, ifname), returning=not aside, aside=aside)
 
 
 def _put(path: str, content: bytes) -> None:
     fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
     with open(fd, "wb", buffering=0) as file:
-        rest = memoryview(content)
-        while rest:
-            rest = rest[file.write(rest) :]
+        unwritten = memoryview(content)
+        while unwritten:
+            unwritten = unwritten[file.write(unwritten) :]
 
 
-def _forget(path: str) -> None:
+def _unlink(path: str) -> None:
     try:
         os.unlink(path)
     except FileNotFoundError:

@@ -1,7 +1,8 @@
-"""File locks that wait for a bounded time and can say who holds them.
+"""File locks with a bounded wait; the file names the holder.
 
-``flock`` belongs to the open file, so the kernel lets go of it when a process dies, however it dies. Threads
-of one process meet at a gate before it, where the next is woken at once; between processes there is polling.
+``flock`` belongs to the open file, so the kernel releases it when a process dies. Between processes a waiter
+polls. The threads of one process first take an in-process lock for the path, where the next one is woken at
+once.
 """
 
 from __future__ import annotations
@@ -19,13 +20,13 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Self
 
-WAIT = 20.0  # seconds; a runtime gives up on its own after minutes
+WAIT = 20.0  # seconds; a runtime waits for minutes
 _PAUSE = 0.0005
 _LONGEST_PAUSE = 0.002
 
 
-class _Gate:
-    """What the threads of this process wait at for one path; ``users`` hold it or wait."""
+class _ThreadLock:
+    """The in-process lock of one path; ``users`` counts the holder and the waiters."""
 
     __slots__ = ("lock", "users")
 
@@ -34,37 +35,37 @@ class _Gate:
         self.users = 0
 
 
-_gates: dict[str, _Gate] = {}
-_gates_lock = _thread.allocate_lock()
+_thread_locks: dict[str, _ThreadLock] = {}
+_table_lock = _thread.allocate_lock()
 
 
-def _pass(path: str, wait: float) -> bool:
-    """Go through the gate of a path, waiting at most ``wait`` seconds; say whether that was possible."""
-    with _gates_lock:
-        gate = _gates.setdefault(path, _Gate())
-        gate.users += 1
-    passed = False
+def _acquire_thread_lock(path: str, wait: float) -> bool:
+    """Take the in-process lock of a path within ``wait`` seconds; return whether it was free."""
+    with _table_lock:
+        entry = _thread_locks.setdefault(path, _ThreadLock())
+        entry.users += 1
+    acquired = False
     try:
-        passed = gate.lock.acquire(timeout=wait) if wait > 0 else gate.lock.acquire(blocking=False)
+        acquired = entry.lock.acquire(timeout=wait) if wait > 0 else entry.lock.acquire(blocking=False)
     finally:
-        if not passed:
-            _leave(path)
-    return passed
+        if not acquired:
+            _leave_thread_lock(path)
+    return acquired
 
 
-def _leave(path: str, *, held: bool = False) -> None:
-    """Forget a gate that nobody is at, so that their number stays that of the locks in use."""
-    with _gates_lock:
-        gate = _gates[path]
+def _leave_thread_lock(path: str, *, held: bool = False) -> None:
+    """Release the in-process lock if ``held``; drop it without users, so that the table does not grow."""
+    with _table_lock:
+        entry = _thread_locks[path]
         if held:
-            gate.lock.release()
-        gate.users -= 1
-        if not gate.users:
-            del _gates[path]
+            entry.lock.release()
+        entry.users -= 1
+        if not entry.users:
+            del _thread_locks[path]
 
 
 class Lock:
-    """One held lock; leaving the ``with`` block lets go of it and leaves no file behind."""
+    """A held lock. Leaving the ``with`` block releases it and removes its file."""
 
     def __init__(self, fd: int, path: str) -> None:
         self._fd = fd
@@ -77,16 +78,16 @@ class Lock:
         self.release()
 
     def release(self) -> None:
-        """Let go; harmless when repeated."""
+        """Release the lock; harmless if repeated."""
         if self._fd < 0:
             return
         fd, self._fd = self._fd, -1
         try:
-            os.unlink(self._path)  # while it is ours, so that it cannot be somebody else's
+            os.unlink(self._path)  # before the unlock, so that it is not the file of the next holder
         except OSError:
-            pass  # the file alone holds nobody up
-        descriptors.close(fd)  # which unlocks it
-        _leave(self._path, held=True)
+            pass  # an unlocked file does not block others
+        descriptors.close(fd)  # releases the flock
+        _leave_thread_lock(self._path, held=True)
 
 
 def _path(run: str, name: str) -> str:
@@ -110,35 +111,35 @@ def _open(path: str) -> int:
         ) from error
 
 
-def attempt(run: str, name: str, who: str) -> Lock | None:
-    """Take the lock ``name`` if it is free now; ``who`` is what others are told. None: it is held."""
+def attempt(run: str, name: str, holder: str) -> Lock | None:
+    """Take the lock ``name`` if it is free, else return None. Errors of waiters name ``holder``."""
     path = _path(run, name)
-    return _locked_inside(path, who) if _pass(path, 0) else None
+    return _acquire_file_lock(path, holder) if _acquire_thread_lock(path, 0) else None
 
 
-def _locked_inside(path: str, who: str, wait: float = 0) -> Lock | None:
-    """Take the file's lock, the gate being passed; the gate is left again where that fails."""
+def _acquire_file_lock(path: str, holder: str, wait: float = 0) -> Lock | None:
+    """Take the file lock within ``wait`` seconds; if that fails, release the in-process lock."""
     lock = None
     try:
         deadline = time.monotonic() + wait
         pause = _PAUSE
-        while (lock := _flocked(path, who)) is None and time.monotonic() < deadline:
+        while (lock := _try_file_lock(path, holder)) is None and time.monotonic() < deadline:
             time.sleep(pause)
             pause = min(pause * 2, _LONGEST_PAUSE)
     finally:
         if lock is None:
-            _leave(path, held=True)
+            _leave_thread_lock(path, held=True)
     return lock
 
 
-def _flocked(path: str, who: str) -> Lock | None:
+def _try_file_lock(path: str, holder: str) -> Lock | None:
     while True:
         fd = _open(path)
         try:
             fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            ours = os.fstat(fd)
-            if _is_current(ours, path):
-                _sign(fd, who, ours.st_size)
+            status = os.fstat(fd)
+            if _is_current(status, path):
+                _write_holder(fd, holder, status.st_size)
                 return Lock(fd, path)
         except BlockingIOError:
             descriptors.close(fd)
@@ -149,48 +150,48 @@ def _flocked(path: str, who: str) -> Lock | None:
         descriptors.close(fd)
 
 
-def _is_current(ours: os.stat_result, path: str) -> bool:
-    """Say whether the file that we locked still is the one of that name: its last holder removed it."""
+def _is_current(locked: os.stat_result, path: str) -> bool:
+    """Return whether the locked file still has this path: its last holder may have removed it."""
     try:
-        there = os.stat(path)
+        current = os.stat(path)
     except FileNotFoundError:
         return False
-    return (there.st_dev, there.st_ino) == (ours.st_dev, ours.st_ino)
+    return (current.st_dev, current.st_ino) == (locked.st_dev, locked.st_ino)
 
 
-def _sign(fd: int, who: str, size: int) -> None:
-    """Say whose the lock is. It is ours without that, too: a DEL must be possible where the tmpfs is full.
+def _write_holder(fd: int, holder: str, old_size: int) -> None:
+    """Name the holder in the file. ``old_size`` is the size of the text of a holder that was killed.
 
-    ``size`` is that of what a holder left that was killed.
+    An error is ignored: a DEL must be possible on a full tmpfs.
     """
     try:
-        if size:
+        if old_size:
             os.ftruncate(fd, 0)
-        os.pwrite(fd, f"pid {os.getpid()}, {who}".encode("utf-8", "surrogateescape"), 0)
+        os.pwrite(fd, f"pid {os.getpid()}, {holder}".encode("utf-8", "surrogateescape"), 0)
     except OSError:
         pass
 
 
-def holder(run: str, name: str) -> str:
-    """Return what the holder of a lock said of itself; for an error message, so it raises none."""
+def holder_of(run: str, name: str) -> str:
+    """Return the text of a lock's file, for an error message; never raises OSError."""
     try:
         with open(_path(run, name), "rb", buffering=0) as file:
-            return file.read(512).decode("utf-8", "replace") or "somebody unknown"
+            return file.read(512).decode("utf-8", "replace") or "an unknown process"
     except FileNotFoundError:
-        return "somebody who has just let go"
+        return "a process that has just released it"
     except OSError as error:
-        return f"somebody unknown ({error.strerror})"
+        return f"an unknown process ({error.strerror})"
 
 
-def acquire(run: str, name: str, who: str, wait: float = WAIT) -> Lock:
-    """Take the lock ``name``, waiting at most ``wait`` seconds; TryAgainError (11) names the holder."""
+def acquire(run: str, name: str, holder: str, wait: float = WAIT) -> Lock:
+    """Take the lock ``name`` within ``wait`` seconds. Raises TryAgainError (11) that names its holder."""
     deadline = time.monotonic() + wait
     path, lock = _path(run, name), None
-    if _pass(path, wait):
-        lock = _locked_inside(path, who, deadline - time.monotonic())
+    if _acquire_thread_lock(path, wait):
+        lock = _acquire_file_lock(path, holder, deadline - time.monotonic())
     if lock is None:
         raise TryAgainError(
-            f"the lock of {name} was not free within {wait:g} s: held by {holder(run, name)}",
+            f"the lock of {name} was not free within {wait:g} s: held by {holder_of(run, name)}",
             "try again; if that process hangs, see what it waits for",
         )
     return lock

@@ -1,4 +1,4 @@
-"""Opening network namespaces by path."""
+"""Network namespaces: open them by path, and compare them."""
 
 from __future__ import annotations
 
@@ -13,20 +13,24 @@ from sriov_fast.common.errors import EnvError, FileError, NoNamespaceError, is_a
 _NS_GET_NSTYPE = 0xB703  # _IO(0xb7, 3), linux/nsfs.h
 _CLONE_NEWNET = 0x40000000  # linux/sched.h
 _SIOCGIFINDEX = 0x8933  # linux/sockios.h
-# What a file that is no namespace answers to a namespace's ioctl.
+# The errors of the ioctl on a file that is no namespace.
 _OTHER_FILE = (errnos.ENOTTY, errnos.EINVAL)
+_FLAGS = os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK  # opening a FIFO must not wait
 _ADVICE = "it must be a network namespace's file, such as /run/netns/NAME"
 
 
-def open_netns(path: str, given: int = -1) -> int:
+def open_netns(path: str, passed_fd: int = -1) -> int:
     """Return a descriptor of the network namespace at ``path``.
 
-    Raises NoNamespaceError (4) where there certainly is none, FileError (5) where that could not be found
-    out. ``given`` is a descriptor of that file, opened by the caller, who may see other files than we do.
+    Raises NoNamespaceError (4) if it certainly does not exist, FileError (5) if it cannot be opened for
+    another reason. ``passed_fd`` is a descriptor of that file, -1 for none: the client may have opened it in
+    another mount namespace.
     """
     try:
-        # O_NONBLOCK: a FIFO in its place must not hold us up
-        fd = os.dup(given) if given >= 0 else os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+        # O_NONBLOCK: opening a FIFO must not wait
+        fd = (
+            os.dup(passed_fd) if passed_fd >= 0 else os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+        )
     except OSError as error:
         raise _not_opened(path, error) from error
     try:
@@ -38,16 +42,16 @@ def open_netns(path: str, given: int = -1) -> int:
 
 
 def _require_network(fd: int, path: str) -> None:
-    """Raise unless a descriptor is of a network namespace."""
+    """Raise an error unless a descriptor is of a network namespace."""
     try:
-        kind = fcntl.ioctl(fd, _NS_GET_NSTYPE)
+        namespace_type = fcntl.ioctl(fd, _NS_GET_NSTYPE)
     except OSError as error:
         if error.errno in _OTHER_FILE:
             raise NoNamespaceError(
                 f"CNI_NETNS {path!r}: is no namespace", _ADVICE, errno=error.errno or 0
             ) from error
         raise _not_opened(path, error) from error
-    if kind != _CLONE_NEWNET:
+    if namespace_type != _CLONE_NEWNET:
         raise NoNamespaceError(f"CNI_NETNS {path!r}: is a namespace of another kind", _ADVICE)
 
 
@@ -58,12 +62,12 @@ def _not_opened(path: str, error: OSError) -> NoNamespaceError | FileError:
     return FileError(f"CNI_NETNS {path!r} cannot be opened: {why}", "try again", errno=number)
 
 
-def open_pod(path: str, given: int = -1, host_fd: int = -1) -> int:
-    """Return a descriptor of a pod's network namespace; EnvError (4) for the one that we are in ourselves.
+def open_pod(path: str, passed_fd: int = -1, host_fd: int = -1) -> int:
+    """Return a descriptor of a pod's network namespace. Raises EnvError (4) for the host's own.
 
-    ``host_fd`` here and below is a descriptor of that one, where somebody has it open.
+    ``host_fd`` here and below is an open descriptor of the host namespace, -1 for none.
     """
-    fd = open_netns(path, given)
+    fd = open_netns(path, passed_fd)
     try:
         if is_here(fd, host_fd):
             raise EnvError(f"CNI_NETNS {path!r}: is the host's own namespace", _ADVICE)
@@ -74,21 +78,21 @@ def open_pod(path: str, given: int = -1, host_fd: int = -1) -> int:
 
 
 def own(host_fd: int = -1) -> int:
-    """Return a descriptor of the network namespace that we are in."""
+    """Return a descriptor of the network namespace of this thread."""
     return (
         os.dup(host_fd) if host_fd >= 0 else os.open("/proc/thread-self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
     )
 
 
 def is_here(fd: int, host_fd: int = -1) -> bool:
-    """Say whether a descriptor is of the network namespace that we are in."""
+    """Return whether a descriptor is of the network namespace of this thread."""
     here = os.fstat(host_fd) if host_fd >= 0 else os.stat("/proc/thread-self/ns/net")
     there = os.fstat(fd)
     return (here.st_dev, here.st_ino) == (there.st_dev, there.st_ino)
 
 
 def index_of(socket_fd: int, name: str) -> int:
-    """Return the index of a device in a socket's namespace (netdevice(7)); OSError where there is none."""
+    """Return the index of a device in a socket's namespace (netdevice(7)). Raises OSError without one."""
     request = os.fsencode(name).ljust(40, b"\0")  # struct ifreq: the name has 16 bytes, the index follows
     try:
         answer: bytes = fcntl.ioctl(socket_fd, _SIOCGIFINDEX, request)

@@ -1,4 +1,4 @@
-"""Chooses the VF."""
+"""Selects the VF for a pod and locks it."""
 
 from __future__ import annotations
 
@@ -22,47 +22,47 @@ if TYPE_CHECKING:
     from sriov_fast.vf.journal import Attachment, Entry, Journal
 
 
-def _leave(_: Attachment) -> None:
+def _no_recovery(_: Attachment) -> None:
     """Recover nothing."""
 
 
-def _trust(vf: Vf) -> Device:
-    """Take a VF as sysfs shows it."""
+def _from_sysfs(vf: Vf) -> Device:
+    """Return a VF's device as sysfs shows it."""
     return Device(link=Link(index=0, name=vf.netdev, mac="", mtu=0, up=False))
 
 
-def _no_other_name(_: str) -> str:
-    """Know no alternative names."""
+def _no_altname(_: str) -> str:
+    """Return no device."""
     return ""
 
 
-def _say_nothing(_: str) -> None:
-    """Warn of nothing."""
+def _no_warning(_: str) -> None:
+    """Log nothing."""
 
 
 class VfRequest(Record):
-    """What is asked of the VF: one of ``masters`` (PFs), index ``vf``, or the very one at PCI ``device_id``.
+    """A request for a VF: of one of ``masters`` (PFs), with index ``vf``, or the one at PCI ``device_id``.
 
-    With ``cores``, a PF on those cores' NUMA node comes first. ``recover`` is given the record of a VF whose
-    last request was cut short, or is bringing it home; it makes the VF free. ``examine`` returns the device
-    of a VF, None where there is none any more. The VF's lock is held for both. ``real_name`` returns the name
-    of the device with an alternative name, "" for none; ``warn`` is told of each of several masters that is
-    no PF here.
+    With ``cores``, a PF on those cores' NUMA node comes first. ``holder`` is the name of this request in the
+    errors of others that wait for its lock. ``recover`` frees the VF of a record of an interrupted or a
+    deferred request. ``examine`` returns the device of a VF, None if it has none any more. Both are called
+    with the VF's lock held. ``real_name`` returns the name of the device with an alternative name, "" for
+    none. ``warn`` logs that one of several masters is no PF here.
     """
 
     masters: tuple[str, ...] = ()
     vf: int | None = None
     device_id: str = ""
     cores: tuple[int, ...] = ()
-    who: str = ""
-    recover: Callable[[Attachment], object] = _leave
-    examine: Callable[[Vf], Device | None] = _trust
-    real_name: Callable[[str], str] = _no_other_name
-    warn: Callable[[str], None] = _say_nothing
+    holder: str = ""
+    recover: Callable[[Attachment], object] = _no_recovery
+    examine: Callable[[Vf], Device | None] = _from_sysfs
+    real_name: Callable[[str], str] = _no_altname
+    warn: Callable[[str], None] = _no_warning
 
 
 class ReservedVf(Record):
-    """A VF that is ours to change while its ``lock`` is held. ``link`` is its network device."""
+    """A VF that this request may change while it holds ``lock``. ``link`` is its network device."""
 
     pf: str
     vf: Vf
@@ -71,7 +71,7 @@ class ReservedVf(Record):
 
 
 class _Search(Record):
-    """What is looked for, and where."""
+    """A request with the state to search."""
 
     vf_request: VfRequest
     journal: Journal
@@ -79,21 +79,21 @@ class _Search(Record):
 
 
 def usable(vf: Vf) -> bool:
-    """Say whether the VF's network device is here to be given away."""
+    """Return whether the VF has a driver and a network device in this namespace."""
     return bool(vf.driver and vf.netdev)
 
 
-def _says_no(error: OSError | ValueError) -> bool:
-    """Say whether an error means that there is no such thing; any other one is no fault of the request."""
+def _is_no_device(error: OSError | ValueError) -> bool:
+    """Return whether an error means that the device does not exist; others are not the request's fault."""
     return isinstance(error, ValueError) or is_absent(error) or error.errno == errno.ENOTSUP
 
 
 def scan(pf: str, roots: Roots, key: str = "master") -> list[Vf]:
-    """Return the VFs of a PF; ConfigError names a PF that is none."""
+    """Return the VFs of a PF. Raises ConfigError that names the device if it is no PF."""
     try:
         return sysfs.scan(pf, roots.sys)
     except (OSError, ValueError) as error:
-        if not _says_no(error):
+        if not _is_no_device(error):
             raise
         why = (error.strerror if isinstance(error, OSError) else str(error)) or str(error)
         raise ConfigError(
@@ -104,19 +104,19 @@ def scan(pf: str, roots: Roots, key: str = "master") -> list[Vf]:
 
 
 def present(vf_request: VfRequest, roots: Roots) -> list[tuple[str, list[Vf]]]:
-    """Return the PFs among the masters with their VFs; ConfigError where none of the masters is a PF here."""
-    found: list[tuple[str, list[Vf]]] = []
+    """Return the PFs among the masters with their VFs. Raises ConfigError if none of them is a PF here."""
+    pfs: list[tuple[str, list[Vf]]] = []
     missing: list[ConfigError] = []
     for name in vf_request.masters:
         try:
-            found.append(_pf(name, vf_request, roots))
+            pfs.append(_pf(name, vf_request, roots))
         except ConfigError as error:
             missing.append(error)
-    if missing and not found:
+    if missing and not pfs:
         raise missing[0]
-    for fault in missing:
-        vf_request.warn(f"{fault.msg}: skipped, another master is here")
-    return found
+    for absent in missing:
+        vf_request.warn(f"{absent.msg}: skipped, another master is here")
+    return pfs
 
 
 def _pf(name: str, vf_request: VfRequest, roots: Roots) -> tuple[str, list[Vf]]:
@@ -133,25 +133,25 @@ def _pf(name: str, vf_request: VfRequest, roots: Roots) -> tuple[str, list[Vf]]:
 def choose(vf_request: VfRequest, journal: Journal, roots: Roots) -> ReservedVf:
     """Return a VF with its lock.
 
-    Raises ConfigError for what cannot be, TryAgainError where every VF is in use, and BusyError where the
-    host uses the one that was asked for.
+    Raises ConfigError if no such VF exists, TryAgainError if every VF is in use, and BusyError if the host
+    uses the requested VF.
     """
     search = _Search(vf_request=vf_request, journal=journal, roots=roots)
     if vf_request.device_id:
-        return _the_one(search)
+        return _by_address(search)
     pfs = _by_preference(search)
-    found = _first_free(search, pfs)
-    if found is None and journal.prune():
-        found = _first_free(search, pfs)
-    if found is None:
-        found = _first_recovered(search, pfs)
-    if found is None:
+    reserved = _first_free(search, pfs)
+    if reserved is None and journal.prune():
+        reserved = _first_free(search, pfs)
+    if reserved is None:
+        reserved = _first_recovered(search, pfs)
+    if reserved is None:
         raise _none_free(search, pfs)
-    return found
+    return reserved
 
 
 def _by_preference(search: _Search) -> list[tuple[str, list[Vf]]]:
-    """Return the PFs with the VFs that the wish allows, the PF near the cores first."""
+    """Return the PFs with the VFs that the request allows, the PF near the cores first."""
     vf_request = search.vf_request
     pfs = present(vf_request, search.roots)
     if vf_request.vf is not None:
@@ -163,48 +163,48 @@ def _by_preference(search: _Search) -> list[tuple[str, list[Vf]]]:
 
 
 def _indexed(pfs: list[tuple[str, list[Vf]]], index: int) -> list[tuple[str, list[Vf]]]:
-    """Keep the VF that was asked for by index, and the PFs that have such a one."""
-    found = [(pf, [vf for vf in vfs if vf.index == index]) for pf, vfs in pfs]
-    if not any(vfs for _, vfs in found):
+    """Return the PFs that have a VF of this index, each with that VF only."""
+    matching = [(pf, [vf for vf in vfs if vf.index == index]) for pf, vfs in pfs]
+    if not any(vfs for _, vfs in matching):
         have = [f"{pf} has {f'0 to {vfs[-1].index}' if vfs else 'none'}" for pf, vfs in pfs]
         names = ", ".join(pf for pf, _ in pfs)
         raise ConfigError(
             f"vf {index}: {names} has no such VF", "; ".join(have), interface=pfs[0][0], vf=index
         )
-    return [item for item in found if item[1]]
+    return [item for item in matching if item[1]]
 
 
 def numa_nodes(cores: Sequence[int], roots: Roots) -> set[int]:
     """Return the NUMA nodes of the cores (the links ``cpuN/nodeM``)."""
-    found: set[int] = set()
+    nodes: set[int] = set()
     for core in set(cores):
         try:
             names = os.listdir(f"{roots.sys}/devices/system/cpu/cpu{core}")
         except OSError:
             continue
-        found.update(int(name[4:]) for name in names if name.startswith("node") and name[4:].isdigit())
-    return found
+        nodes.update(int(name[4:]) for name in names if name.startswith("node") and name[4:].isdigit())
+    return nodes
 
 
 def _first_free(search: _Search, pfs: Sequence[tuple[str, list[Vf]]]) -> ReservedVf | None:
-    """Take the first that nobody has. Who looks at the same time passes over those whose lock is held."""
+    """Reserve the first VF without a record. A VF with a held lock is skipped: another ADD examines it."""
     taken = search.journal.taken()
     for pf, vfs in pfs:
         for vf in vfs:
-            found = _attempted(search, pf, vf) if usable(vf) and vf.pci not in taken else None
-            if found is not None:
-                return found
+            reserved = _attempt(search, pf, vf) if usable(vf) and vf.pci not in taken else None
+            if reserved is not None:
+                return reserved
     return None
 
 
-def _attempted(search: _Search, pf: str, vf: Vf) -> ReservedVf | None:
-    """Take a VF, unless somebody is at work on it, has taken it since we looked, or the host uses it."""
-    lock = locks.attempt(search.roots.run, f"vf-{vf.pci}", search.vf_request.who)
+def _attempt(search: _Search, pf: str, vf: Vf) -> ReservedVf | None:
+    """Reserve a VF, unless it is locked, was taken meanwhile, or is used by the host."""
+    lock = locks.attempt(search.roots.run, f"vf-{vf.pci}", search.vf_request.holder)
     if lock is None:
         return None
     with ExitStack() as undo:
         undo.callback(lock.release)
-        # its last owner may have finished an ADD between our listing and our lock
+        # another ADD may have taken and unlocked it between the listing and the lock
         device = search.vf_request.examine(vf) if vf.pci not in search.journal.taken() else None
         if device is None or device.use:
             return None
@@ -213,27 +213,27 @@ def _attempted(search: _Search, pf: str, vf: Vf) -> ReservedVf | None:
 
 
 def _first_recovered(search: _Search, pfs: Sequence[tuple[str, list[Vf]]]) -> ReservedVf | None:
-    """Wait for a VF that is on its way home, or bring home one that somebody left who was killed."""
-    taken = search.journal.entries()
+    """Reserve a VF that is moving to the host, or one of a request that was killed."""
+    entries = search.journal.entries()
     for pf, vfs in pfs:
-        theirs = [vf for vf in vfs if vf.pci in taken]
-        for vf in sorted(theirs, key=lambda vf: not taken[vf.pci].returning):
-            found = _recovered(search, pf, vf, taken[vf.pci])
-            if found is not None:
-                return found
+        taken = [vf for vf in vfs if vf.pci in entries]
+        for vf in sorted(taken, key=lambda vf: not entries[vf.pci].returning):
+            reserved = _recover(search, pf, vf, entries[vf.pci])
+            if reserved is not None:
+                return reserved
     return None
 
 
-def _recovered(search: _Search, pf: str, vf: Vf, entry: Entry) -> ReservedVf | None:
+def _recover(search: _Search, pf: str, vf: Vf, entry: Entry) -> ReservedVf | None:
     if not entry.returning and not _is_unfinished(search.journal, vf.pci, entry):
-        return None  # without a look at its lock: who uses it may be about to give it back
-    run, who, name = search.roots.run, search.vf_request.who, f"vf-{vf.pci}"
-    lock = locks.acquire(run, name, who) if entry.returning else locks.attempt(run, name, who)
+        return None  # attached: its lock is not tried, since its DEL may need the lock now
+    run, holder, name = search.roots.run, search.vf_request.holder, f"vf-{vf.pci}"
+    lock = locks.acquire(run, name, holder) if entry.returning else locks.attempt(run, name, holder)
     if lock is None:
         return None
     with ExitStack() as undo:
         undo.callback(lock.release)
-        free = _freed(search, pf, vf.index)
+        free = _free(search, pf, vf.index)
         device = search.vf_request.examine(free) if free else None
         if free is None or device is None or device.use:
             return None
@@ -246,8 +246,8 @@ def _is_unfinished(journal: Journal, pci: str, entry: Entry) -> bool:
     return record is not None and record.state not in (ATTACHED, BROKEN)
 
 
-def _freed(search: _Search, pf: str, index: int, key: str = "master") -> Vf | None:
-    """Return a VF whose lock we hold, None where it is somebody's; what was cut short is finished first."""
+def _free(search: _Search, pf: str, index: int, key: str = "master") -> Vf | None:
+    """Return a locked VF if it is free, else None; an interrupted request for it is finished first."""
     vf = _vf_of(search, pf, index, key)
     entry = search.journal.entries().get(vf.pci) if vf else None
     if vf is None or entry is None:
@@ -265,14 +265,14 @@ def _vf_of(search: _Search, pf: str, index: int, key: str = "master") -> Vf | No
     return next((vf for vf in scan(pf, search.roots, key) if vf.index == index), None)
 
 
-def _the_one(search: _Search) -> ReservedVf:
-    """Take the VF at the PCI address that was asked for."""
+def _by_address(search: _Search) -> ReservedVf:
+    """Reserve the VF at the requested PCI address."""
     vf_request = search.vf_request
-    pf, index = _place_of(vf_request, search.roots)
+    pf, index = _pf_and_index(vf_request, search.roots)
     with ExitStack() as undo:
-        lock = locks.acquire(search.roots.run, f"vf-{vf_request.device_id}", vf_request.who)
+        lock = locks.acquire(search.roots.run, f"vf-{vf_request.device_id}", vf_request.holder)
         undo.callback(lock.release)
-        vf = _freed(search, pf, index, "deviceID's PF")
+        vf = _free(search, pf, index, "deviceID's PF")
         device = vf_request.examine(vf) if vf else None
         which = f"deviceID {vf_request.device_id} (VF {index} of {pf})"
         if vf is None or device is None:
@@ -283,17 +283,17 @@ def _the_one(search: _Search) -> ReservedVf:
                 vf=index,
             )
         if device.use:
-            raise _used(which, device.use, pf, index)
+            raise _in_use_by_host(which, device.use, pf, index)
         undo.pop_all()
     return ReservedVf(pf=pf, vf=vf, link=device.link, lock=lock)
 
 
-def _place_of(vf_request: VfRequest, roots: Roots) -> tuple[str, int]:
-    """Return the PF and the index of the VF that was asked for by PCI address."""
+def _pf_and_index(vf_request: VfRequest, roots: Roots) -> tuple[str, int]:
+    """Return the PF and the index of the VF at the requested PCI address."""
     try:
         index = sysfs.vf_index(vf_request.device_id, roots.sys)
     except (OSError, ValueError) as error:
-        if not _says_no(error):
+        if not _is_no_device(error):
             raise
         raise ConfigError(
             f"deviceID {vf_request.device_id!r} is no VF of a PF here: {error}",
@@ -308,7 +308,7 @@ def _place_of(vf_request: VfRequest, roots: Roots) -> tuple[str, int]:
 
 
 def _pf_of(vf_request: VfRequest, physfn: str) -> str:
-    """Return the PF's network device: the master that was named, else the uplink."""
+    """Return the PF's network device: the requested master, else the uplink."""
     names = candidate.netdevs(physfn)
     if not names:
         raise ConfigError(
@@ -328,7 +328,7 @@ def _pf_of(vf_request: VfRequest, physfn: str) -> str:
     )
 
 
-def _used(which: str, use: str, pf: str, index: int) -> BusyError:
+def _in_use_by_host(which: str, use: str, pf: str, index: int) -> BusyError:
     return BusyError(
         f"{which} is used by the host: {use}",
         "take that away from the VF's device first, or name another VF",
@@ -338,12 +338,12 @@ def _used(which: str, use: str, pf: str, index: int) -> BusyError:
 
 
 def _none_free(search: _Search, pfs: Sequence[tuple[str, list[Vf]]]) -> SriovError:
-    """Return the error that says why no VF can be given."""
+    """Return the error that tells why no VF is free."""
     uses = list(_uses(search, pfs))
     index = search.vf_request.vf
     if index is not None and uses:
         pf, _, use = uses[0]
-        return _used(f"vf {index} of {pf}", use, pf, index)
+        return _in_use_by_host(f"vf {index} of {pf}", use, pf, index)
     busy = ", ".join(f"{pf} ({len(scan(pf, search.roots))} VFs)" for pf, _ in pfs)
     which = "no VF" if index is None else f"vf {index} is not"
     host = "; ".join(f"VF {vf.index} of {pf} is used by the host: {use}" for pf, vf, use in uses)
@@ -354,7 +354,7 @@ def _none_free(search: _Search, pfs: Sequence[tuple[str, list[Vf]]]) -> SriovErr
 
 
 def _uses(search: _Search, pfs: Sequence[tuple[str, list[Vf]]]) -> Iterator[tuple[str, Vf, str]]:
-    """Yield the VFs that nobody has but the host, with what uses each."""
+    """Yield the VFs that the host uses, each with its PF and a description of the use."""
     taken = search.journal.taken()
     for pf, vfs in pfs:
         for vf in vfs:
@@ -379,16 +379,16 @@ def _why(vf: Vf | None, owner: tuple[str, str] | None) -> str:
 
 
 def _taken_by(search: _Search, pfs: Sequence[tuple[str, list[Vf]]]) -> str:
-    """Say why the one VF that was asked for by index is not free."""
+    """Return why the VF of the requested index is not free, "" without one."""
     if search.vf_request.vf is None or len(pfs) != 1:
         return ""
     return _state_of(search, pfs[0][0], search.vf_request.vf)
 
 
 def any_usable(vf_request: VfRequest, journal: Journal, roots: Roots) -> bool:
-    """Say whether a PF has a VF that is free or in use by us; a full node is no broken node.
+    """Return whether a PF has a VF that is free or in a pod: a node with all VFs in pods is healthy.
 
-    Raises the error that an ADD with the same wish would raise.
+    Raises the error that an ADD with the same request would raise.
     """
     search = _Search(vf_request=vf_request, journal=journal, roots=roots)
     owners = journal.owners()
@@ -400,11 +400,11 @@ def any_usable(vf_request: VfRequest, journal: Journal, roots: Roots) -> bool:
 
 
 def _allowed(search: _Search) -> list[tuple[str, list[Vf]]]:
-    """Return the VFs that an ADD may give, by PF."""
+    """Return the VFs that an ADD may use, by PF."""
     vf_request = search.vf_request
     if not vf_request.device_id:
         return _by_preference(search) if vf_request.masters else []
-    pf, index = _place_of(vf_request, search.roots)
+    pf, index = _pf_and_index(vf_request, search.roots)
     vf = _vf_of(search, pf, index, "deviceID's PF")
     return [(pf, [vf] if vf else [])]
 

@@ -1,4 +1,4 @@
-"""Tells which of several network devices of one PCI function is the function's own.
+"""Finds the uplink among several network devices of one PCI function.
 
 With an embedded switch (switchdev mode) a PF also shows the representors of its VFs and subfunctions. Their
 ``phys_port_name`` is such as "pf0vf3", "pf0sf88" or "c1pf0vf3"; the uplink's is "p0", or it has none
@@ -16,7 +16,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-_SAYS_NOTHING = (errno.EOPNOTSUPP, errno.EINVAL)  # the driver has no such name; the device is about to go
+_NO_VALUE = (errno.EOPNOTSUPP, errno.EINVAL)  # the driver has no such name; the device is being removed
 
 
 def of(net: str, names: Sequence[str]) -> str:
@@ -25,9 +25,9 @@ def of(net: str, names: Sequence[str]) -> str:
 
 
 def is_representor(device: str) -> bool:
-    """Say whether a network device, by its directory in sysfs, stands for another function's port."""
-    _, found, number = _read(f"{device}/phys_port_name").partition("pf")
-    return bool(found) and number[:1].isdigit()
+    """Return whether a network device, by its directory in sysfs, represents another function's port."""
+    _, prefix, number = _read(f"{device}/phys_port_name").partition("pf")
+    return bool(prefix) and number[:1].isdigit()
 
 
 def _port(device: str) -> int:
@@ -40,6 +40,6 @@ def _read(path: str) -> str:
         with open(path, "rb", buffering=0) as file:
             return os.fsdecode(file.read(64)).strip()
     except OSError as error:
-        if is_absent(error) or error.errno in _SAYS_NOTHING:
+        if is_absent(error) or error.errno in _NO_VALUE:
             return ""
         raise

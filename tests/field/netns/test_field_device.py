@@ -160,7 +160,7 @@ def test_408_an_xdp_program_that_a_link_holds(either: Node) -> None:
     node.homed()
     os.close(held)
     assert node.state() == before
-    assert "not as it was" not in done.stderr
+    assert "differs from before" not in done.stderr
 
 
 def test_409_queue_disciplines_go_with_the_move(node: Node) -> None:
@@ -207,4 +207,4 @@ def test_401_nothing_is_set_where_nothing_differs(node: Node) -> None:
     assert record["before_ethtool"]["features"]
     done = node.delete(node.conf(), pod)
     node.homed()
-    assert "not as it was" not in done.stderr
+    assert "differs from before" not in done.stderr

@@ -41,7 +41,7 @@ def test_204_the_journals_listing_fails_once(tmp_path: Path, nth: int, named: bo
     roots = Roots(sys=str(tree.sys), proc=str(tree.proc), run=str(tmp_path / "run"))
     journal = FailingJournal(roots.run, roots.proc)
     journal.nth = nth
-    wish = select.VfRequest(masters=("eth1",), device_id=tree.pci(0) if named else "", who="test")
+    wish = select.VfRequest(masters=("eth1",), device_id=tree.pci(0) if named else "", holder="test")
     before = descriptors()
     try:
         select.choose(wish, journal, roots).lock.release()
@@ -71,7 +71,7 @@ def test_204_a_lock_whose_holder_cannot_be_asked(tmp_path: Path) -> None:
     """The error names the lock also where the name of its holder cannot be read."""
     run = str(tmp_path / "run")
     os.makedirs(f"{run}/locks/vf-x")
-    assert locks.holder(run, "vf-x") == "somebody unknown (Is a directory)"
+    assert locks.holder_of(run, "vf-x") == "an unknown process (Is a directory)"
 
 
 def test_204_a_close_that_fails(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -20,7 +20,15 @@ ORDER = (
     *("common.sd_notify", "common.table", "common.helpers", "common.executor", "common.trace"),
     "ipamd_api",
     *("_nl", "_sysfs", "_irq"),
-    *("kernel.__init__", "kernel._nl_py", "kernel._sysfs_py", "kernel._irq_py", "kernel.backend"),
+    *("kernel.__init__", "kernel.netlink.__init__", "kernel.netlink.constants", "kernel.netlink.arguments"),
+    *(
+        "kernel.netlink.attributes",
+        "kernel.netlink.links",
+        "kernel.netlink.routes",
+        "kernel.netlink.messages",
+    ),
+    *("kernel.netlink.replies", "kernel.netlink.calls"),
+    *("kernel._nl_py", "kernel._sysfs_py", "kernel._irq_py", "kernel.backend"),
     *("vf", "cni", "ipam"),
     *("plugin.__init__", "plugin.context", "plugin.addresses", "plugin.prepare", "plugin.release"),
     *("plugin.recovery", "plugin.add", "plugin.check", "plugin.status", "plugin.gc", "plugin.run"),
@@ -133,7 +141,8 @@ def test_only_the_operators_command_knows_these(high: str) -> None:
 
 @pytest.mark.parametrize("module", BACKENDS)
 def test_backends_know_errors_and_values(module: str) -> None:
-    assert imports(module) - {"common.errors", "common.record", *BACKENDS} == set()
+    others = {name for name in imports(module) if not name.startswith("kernel.netlink.")}
+    assert others - {"common.errors", "common.record", *BACKENDS} == set()
 
 
 def test_pyroute2_stays_in_the_plain_backend() -> None:

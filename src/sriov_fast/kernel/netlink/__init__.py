@@ -1,0 +1,1 @@
+"""The plain implementation of rtnetlink, by topic; ``kernel/_nl_py.py`` has its interface."""

@@ -1,0 +1,176 @@
+"""Decoding of RTM_NEWLINK."""
+
+from __future__ import annotations
+
+import socket
+import struct
+
+from sriov_fast.common.record import Link, LinkSettings, VfSettings
+from sriov_fast.kernel.netlink import constants as c
+from sriov_fast.kernel.netlink.attributes import (
+    aligned,
+    attributes,
+    hardware_address,
+    inner,
+    inner_u32,
+    payloads,
+    text,
+    u32,
+)
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from typing import Any
+
+_BODY = c.BODY_SIZES[c.RTM_NEWLINK]  # struct ifinfomsg
+_ATTR = c.ATTR.size
+_VLAN_PROTO_NAMES = {number: name for name, number in c.VLAN_PROTOS.items()}
+
+
+def decode_link(data: bytes, vf: int, mac: str = "") -> Link:
+    """Return a device; of the list of VFs the entry of ``vf``, and another VF that has ``mac``."""
+    index, flags = struct.unpack_from("=iI", data, c.HEADER.size + 4)
+    attrs: dict[int, bytes] = {}
+    settings: dict[str, Any] = {"flags": flags & c.SETTABLE_FLAGS, "alias": ""}
+    info, holder = None, -1
+    for kind, start, end in _link_attributes(data):
+        attrs[kind] = data[start + _ATTR : end]
+        settings |= _link_setting(kind, attrs[kind])
+        if kind == c.IFLA_VFINFO_LIST:
+            num_vf = u32(attrs.get(c.IFLA_NUM_VF, b""))
+            info, _ = _find_vf(data, start, num_vf, vf)
+            if mac and holder < 0:
+                holder = _holder(data, start, num_vf, vf, mac)
+    altnames = payloads(attrs.get(c.IFLA_PROP_LIST, b""))
+    xdp = attrs.get(c.IFLA_XDP, b"")
+    return Link(
+        index=index,
+        name=text(attrs.get(c.IFLA_IFNAME, b"")),
+        mac=hardware_address(attrs.get(c.IFLA_ADDRESS, b"")),
+        mtu=u32(attrs.get(c.IFLA_MTU, b"")),
+        up=bool(flags & c.IFF_UP),
+        carrier=bool(flags & c.IFF_LOWER_UP),
+        parent=text(attrs.get(c.IFLA_PARENT_DEV_NAME, b"")),
+        perm=hardware_address(attrs.get(c.IFLA_PERM_ADDRESS, b"")),
+        lower=0 if c.IFLA_LINK_NETNSID in attrs else u32(attrs.get(c.IFLA_LINK, b"")),
+        master=u32(attrs.get(c.IFLA_MASTER, b"")),
+        altnames=tuple(text(payload) for kind, payload in altnames if kind == c.IFLA_ALT_IFNAME),
+        num_vf=u32(attrs.get(c.IFLA_NUM_VF, b"")),
+        vf=None if info is None else _vf_settings(info),
+        settings=LinkSettings(**settings),
+        xdp=tuple(inner_u32(xdp, wanted) for wanted in c.XDP_PROG_IDS),
+        holder=holder,
+    )
+
+
+def _link_attributes(data: bytes) -> Iterator[tuple[int, int, int]]:
+    """Yield the attributes of the message as ``attributes`` does; none from inside the list of VFs."""
+    at, num_vf = c.HEADER.size + _BODY, 0
+    while attr := next(attributes(data, at, len(data)), None):
+        kind, start, end = attr
+        at = start + aligned(end - start)
+        if kind == c.IFLA_NUM_VF:
+            num_vf = u32(data[start + _ATTR : end])
+        elif kind == c.IFLA_VFINFO_LIST and num_vf:
+            _, at = _find_vf(data, start, num_vf, -1)
+        yield attr
+
+
+def _link_setting(kind: int, payload: bytes) -> dict[str, Any]:
+    """Return the field of ``LinkSettings`` that one attribute has."""
+    if kind in c.NUMBERS:
+        form, name = c.NUMBERS[kind]
+        size = struct.calcsize(form)
+        return {name: struct.unpack_from(form, payload)[0] if len(payload) >= size else 0}
+    if kind == c.IFLA_BROADCAST and len(payload) == 6:
+        return {"broadcast": payload.hex(":")}
+    if kind == c.IFLA_IFALIAS:
+        return {"alias": text(payload)}
+    if kind == c.IFLA_AF_SPEC:
+        mode = inner(inner(payload, socket.AF_INET6) or b"", c.IFLA_INET6_ADDR_GEN_MODE)
+        return {} if mode is None else {"addrgenmode": mode[0] if mode else 0}
+    return {}
+
+
+# --- the list of VFs
+
+
+def _vf_number(data: bytes, start: int, end: int) -> int:
+    """Return the VF of an IFLA_VF_INFO, which begins with a MAC that has its number; -1 for anything else."""
+    kind, at, stop = next(attributes(data, start + _ATTR, end), (0, 0, 0))
+    return u32(data[at + _ATTR : stop]) if kind == c.IFLA_VF_MAC else -1
+
+
+def _vf_infos(data: bytes, at: int, num_vf: int) -> Iterator[tuple[int, int, int]]:
+    """Yield index, start and end of each IFLA_VF_INFO of the list at ``at``.
+
+    The 16 bits of its length overflow with some 300 VFs while its entries are all there, so they are counted.
+    """
+    for kind, start, stop in attributes(data, at + _ATTR, len(data)):
+        vf = _vf_number(data, start, stop) if kind == c.IFLA_VF_INFO else -1
+        if not num_vf or vf < 0:
+            return
+        num_vf -= 1
+        yield vf, start, stop
+
+
+def _find_vf(data: bytes, at: int, num_vf: int, vf: int) -> tuple[bytes | None, int]:
+    """Return the payload of one VF's IFLA_VF_INFO, None if it is missing, and the list's end."""
+    found, end = None, at + _ATTR
+    for index, start, stop in _vf_infos(data, at, num_vf):
+        end = start + aligned(stop - start)
+        if index == vf:
+            found = data[start + _ATTR : stop]
+    return found, end
+
+
+def _holder(data: bytes, at: int, num_vf: int, vf: int, mac: str) -> int:
+    """Return the index of another VF than ``vf`` that has a MAC, -1 without one."""
+    for index, start, stop in _vf_infos(data, at, num_vf):
+        _, held = payloads(data[start + _ATTR : stop])[0]
+        if index != vf and _vf_setting(c.IFLA_VF_MAC, held).get("mac") == mac:
+            return index
+    return -1
+
+
+def _vf_settings(info: bytes) -> VfSettings:
+    found: dict[str, Any] = {}
+    for kind, payload in payloads(info):
+        found |= _vf_setting(kind, payload)
+    return VfSettings(**found)
+
+
+def _vf_setting(kind: int, payload: bytes) -> dict[str, Any]:
+    """Return the fields of ``VfSettings`` that one attribute of an IFLA_VF_INFO has."""
+    if kind == c.IFLA_VF_MAC and len(payload) >= 36:
+        return {"mac": payload[4:10].hex(":")}
+    if kind == c.IFLA_VF_VLAN and len(payload) >= 12:
+        return dict(zip(("vlan", "qos"), struct.unpack_from("=II", payload, 4), strict=True))
+    if kind == c.IFLA_VF_VLAN_LIST:
+        return _vf_vlan_list(payload)
+    if kind == c.IFLA_VF_RATE and len(payload) >= 12:
+        rates = struct.unpack_from("=II", payload, 4)
+        return dict(zip(("min_tx_rate", "max_tx_rate"), rates, strict=True))
+    if kind == c.IFLA_VF_LINK_STATE:
+        state = u32(payload[4:8]) if len(payload) >= 8 else -1
+        return {"link_state": c.LINK_STATES[state] if 0 <= state < len(c.LINK_STATES) else None}
+    name = {c.IFLA_VF_SPOOFCHK: "spoofchk", c.IFLA_VF_TRUST: "trust"}.get(kind)
+    return {name: _yes_no(payload)} if name else {}
+
+
+def _vf_vlan_list(payload: bytes) -> dict[str, Any]:
+    """Return the settings of the list's one entry (struct ifla_vf_vlan_info, linux/if_link.h)."""
+    _, info = next(iter(payloads(payload)), (0, b""))
+    if len(info) < 14:
+        return {}
+    vlan, qos = struct.unpack_from("=II", info, 4)
+    (proto,) = struct.unpack_from("!H", info, 12)
+    found = {"vlan": vlan, "qos": qos}
+    return found | ({"proto": _VLAN_PROTO_NAMES[proto]} if proto in _VLAN_PROTO_NAMES else {})
+
+
+def _yes_no(payload: bytes) -> bool | None:
+    """Return the value of a switch; the kernel presets -1 for drivers that do not know the switch."""
+    value = u32(payload[4:8]) if len(payload) >= 8 else 0xFFFFFFFF
+    return None if value == 0xFFFFFFFF else value != 0

@@ -16,6 +16,7 @@ _Add = Callable[["argparse._SubParsersAction[argparse.ArgumentParser]"], None]
 COMMANDS = {
     "vfs": "sriov_fast.cli.vfs",
     "doctor": "sriov_fast.cli.doctor",
+    "check": "sriov_fast.cli.check",
     "release": "sriov_fast.cli.release",
     "install": "sriov_fast.cli.install",
     "uninstall": "sriov_fast.cli.uninstall",

@@ -91,22 +91,27 @@ class NetConf(Record):
     warnings: tuple[str, ...] = ()
 
 
-def _fail(error: SriovError, faults: list[str] | None) -> None:
-    """Raise, or where faults are passed over, note a warning among them."""
+def _fail(error: SriovError, faults: list[SriovError] | None) -> None:
+    """Raise an error, or append it to ``faults`` if that is a list."""
     if faults is None:
         raise error
-    faults.append(f"passed over: {error.msg}")
+    faults.append(error)
+
+
+def _skipped(faults: list[SriovError] | None) -> list[str]:
+    """Return the warnings for faults that a DEL or GC skips."""
+    return [f"passed over: {error.msg}" for error in faults or ()]
 
 
 class _Source:
     """One JSON object of the configuration, with its keys in any case.
 
-    With ``faults`` None a wrong value raises ConfigError; otherwise the default is used and a warning added.
+    With ``faults`` None a wrong value raises ConfigError; otherwise the error is appended there.
     """
 
     __slots__ = ("faults", "known", "obj", "prefix", "values")
 
-    def __init__(self, obj: dict[str, Any], prefix: str, faults: list[str] | None) -> None:
+    def __init__(self, obj: dict[str, Any], prefix: str, faults: list[SriovError] | None) -> None:
         self.obj = obj
         self.values = {key.casefold(): value for key, value in obj.items()}
         self.prefix = prefix
@@ -223,7 +228,7 @@ def _settings(conf: _Source, runtime: _Source, pod: _Source) -> VfSettings:
     )
 
 
-def _agree(settings: VfSettings, faults: list[str] | None, *, vlan_follows: bool) -> None:
+def _agree(settings: VfSettings, faults: list[SriovError] | None, *, vlan_follows: bool) -> None:
     """Check settings against each other; ``faults`` as in ``_Source``.
 
     With ``vlan_follows`` IPAM may still replace a VLAN of 0.
@@ -352,7 +357,7 @@ def _masters(command: str, conf: _Source, device_id: str) -> tuple[str, ...]:
     optional = device_id or command in ("DEL", "GC") or (command == "STATUS" and _late_device(conf))
     if not optional and conf.get("master") is None:
         advice = 'name the PF: "master": "eth1", or the VF: "deviceID": "0000:03:10.1"'
-        raise ConfigError("master is missing", advice)
+        conf.fail(ConfigError("master is missing", advice))
     return conf.take("master", fields.altnames, ())
 
 
@@ -376,18 +381,35 @@ def parse(request: Request, chooses_vlan: Callable[[str], bool] = lambda _: Fals
     The parsed stdin is cached, so two calls may return the same objects.
     """
     found = _known.get((request.command, request.stdin)) or _learned(request.command, request.stdin)
-    warnings = list(request.warnings)
-    faults = warnings if _is_lenient(request.command) else None
+    faults: list[SriovError] | None = [] if _is_lenient(request.command) else None
     conf = _with_args(found, request.args, faults) if request.args else found.conf
     _agree(conf.settings, faults, vlan_follows=bool(conf.ipam_type) and chooses_vlan(conf.ipam_type))
+    warnings = (*request.warnings, *_skipped(faults))
     return conf.replace(warnings=(*warnings, *conf.warnings)) if warnings else conf
+
+
+def examine(
+    stdin: bytes, chooses_vlan: Callable[[str], bool] = lambda _: False
+) -> tuple[NetConf, list[SriovError]]:
+    """Return the settings of an ADD, and every fault in place of the first.
+
+    Raises DecodeError and VersionError. ``chooses_vlan`` is as in ``parse``.
+    """
+    faults: list[SriovError] = []
+    conf = _configured("ADD", stdin, faults).conf
+    _agree(conf.settings, faults, vlan_follows=bool(conf.ipam_type) and chooses_vlan(conf.ipam_type))
+    return conf, faults
 
 
 _known: dict[tuple[str, bytes], _Configured] = {}
 
 
 def _learned(command: str, stdin: bytes) -> _Configured:
-    found = _configured(command, stdin)
+    faults: list[SriovError] | None = [] if _is_lenient(command) else None
+    found = _configured(command, stdin, faults)
+    if faults:
+        warnings = (*_skipped(faults), *found.conf.warnings)
+        found = found.replace(conf=found.conf.replace(warnings=warnings))
     if len(stdin) <= _LARGEST_KNOWN and command != "GC":  # each GC has another list
         if len(_known) >= _MOST_KNOWN:
             _known.clear()
@@ -399,12 +421,12 @@ def _is_lenient(command: str) -> bool:
     return command in ("DEL", "GC")
 
 
-def _configured(command: str, stdin: bytes) -> _Configured:
+def _configured(command: str, stdin: bytes, faults: list[SriovError] | None) -> _Configured:
     raw = decode(stdin)
     declared = declared_version(raw)
     version = _spoken(command, declared)
     warnings: list[str] = []
-    conf = _Source(raw, "", warnings if _is_lenient(command) else None)
+    conf = _Source(raw, "", faults)
     runtime = conf.inner("runtimeConfig", "runtimeConfig.")
     pod = _pod_args(conf)
     conf.known.update(_ALWAYS_KNOWN, (key for key in raw if key.startswith("cni.dev/")))
@@ -436,7 +458,7 @@ def _configured(command: str, stdin: bytes) -> _Configured:
     return _Configured(conf=found, fixed=fixed)
 
 
-def _with_args(found: _Configured, given: dict[str, str], faults: list[str] | None) -> NetConf:
+def _with_args(found: _Configured, given: dict[str, str], faults: list[SriovError] | None) -> NetConf:
     """Let CNI_ARGS go before the configuration, and ``runtimeConfig`` before CNI_ARGS."""
     args = _Source({key: given.get(key.upper()) for key in cni_args.KNOWN}, "CNI_ARGS ", faults)
     conf, settings = found.conf, found.conf.settings

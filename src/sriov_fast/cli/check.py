@@ -1,0 +1,300 @@
+"""``sriov-fast check``: read network configurations offline and report the effect of each key."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from sriov_fast.cni import config
+from sriov_fast.cni.config import NetConf
+from sriov_fast.common import json
+from sriov_fast.common.errors import ConfigError, DecodeError, RefusedError, SriovError
+from sriov_fast.ipam.keys import Keys
+from sriov_fast.ipam.kinds import builtin, may_choose_vf
+
+TYPE = "sriov"
+# The annotation with the device plugin's resource: Multus then adds "deviceID" for each pod.
+RESOURCE = "k8s.v1.cni.cncf.io/resourceName"
+OK, WARN, FAIL = "OK", "WARN", "FAIL"
+
+
+class Line(NamedTuple):
+    """One line of the report."""
+
+    level: str
+    key: str
+    text: str
+
+
+class Network(NamedTuple):
+    """One configuration for the plugin, and where it comes from.
+
+    ``names_device`` is True if the runtime adds the VF's PCI address for each pod.
+    """
+
+    where: str
+    conf: dict[str, Any]
+    names_device: bool = False
+
+
+def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """Register ``check``."""
+    summary = "read network configurations without touching anything; exit status 1 if one is wrong"
+    kinds = (
+        "A file has a configuration, a list of plugins or NetworkAttachmentDefinitions; JSON, or YAML with "
+        "any number of documents. The report says for each key what the plugin will do."
+    )
+    parser = subparsers.add_parser("check", help=summary, description=f"{summary}. {kinds}")
+    parser.add_argument("file", nargs="+", metavar="FILE", help='a file, or "-" for stdin')
+    parser.set_defaults(run=_run)
+
+
+def _run(args: argparse.Namespace) -> int:
+    status = 0
+    for name in args.file:
+        for line in check_file(name):
+            print(f"{line.level:<4}  {line.key}: {line.text}" if line.level else f"{line.key}")
+            status |= line.level == FAIL
+    return status
+
+
+def check_file(name: str) -> Iterator[Line]:
+    """Report on every configuration in a file. A line without a level is a heading."""
+    try:
+        data = sys.stdin.buffer.read() if name == "-" else Path(name).read_bytes()
+        found = list(networks(documents(data, name), name))
+    except OSError as error:
+        yield Line(FAIL, name, error.strerror or str(error))
+        return
+    except SriovError as error:
+        yield Line(FAIL, name, f"{error.msg}: {error.details}")
+        return
+    if not found:
+        yield Line(FAIL, name, f'no network of type "{TYPE}" in it')
+    for network in found:
+        yield Line("", network.where, "")
+        yield from examine(network)
+
+
+# --- from a file to configurations
+
+
+def documents(data: bytes, name: str) -> list[object]:
+    """Return the documents of a file: one of JSON, or any number of YAML."""
+    try:
+        return [json.loads(data, name)]
+    except DecodeError as not_json:
+        if data.lstrip()[:1] in (b"{", b"[", b""):
+            raise
+        try:
+            import yaml
+        except ImportError:
+            advice = "YAML needs PyYAML: pip install 'sriov-fast[check]'"
+            raise DecodeError(f"{name} is no JSON: {not_json.msg}", advice) from None
+    try:
+        return list(yaml.safe_load_all(data))
+    except yaml.YAMLError as error:
+        words = " ".join(str(error).split())
+        raise DecodeError(f"{name} cannot be decoded: {words}", "give JSON or YAML") from None
+
+
+def networks(found: Iterable[object], name: str) -> Iterator[Network]:
+    """Yield the configurations of our type in documents; other kinds of objects are left out."""
+    for document in found:
+        if not isinstance(document, dict):
+            continue
+        kind = document.get("kind")
+        if kind == "NetworkAttachmentDefinition":
+            yield from _of_definition(document, name)
+        elif isinstance(document.get("items"), list):  # kubectl get -o yaml
+            yield from networks(document["items"], name)
+        elif kind is None:
+            yield from _of_configuration(document, name)
+
+
+def _of_definition(document: dict[str, Any], name: str) -> Iterator[Network]:
+    """Yield the configurations in a NetworkAttachmentDefinition, completed as Multus does."""
+    metadata = _object(document.get("metadata"))
+    title = "/".join(str(metadata[key]) for key in ("namespace", "name") if metadata.get(key))
+    where = f"{name}: NetworkAttachmentDefinition {title}"
+    text = _object(document.get("spec")).get("config")
+    if not isinstance(text, str) or not text.strip():
+        advice = "Multus then reads a file of the node: check that file"
+        raise ConfigError(f"{where} has no spec.config", advice)
+    inner = json.loads(text.encode(), f"{where}, spec.config,")
+    if not isinstance(inner, dict):
+        raise DecodeError(f"{where}: spec.config is no JSON object", "give the configuration as a string")
+    names_device = bool(_object(metadata.get("annotations")).get(RESOURCE))
+    named = {"name": metadata.get("name")} | {key: value for key, value in inner.items() if value != ""}
+    for network in _of_configuration(named, where):
+        yield network._replace(names_device=names_device)
+
+
+def _object(value: object) -> dict[str, Any]:
+    return value if isinstance(value, dict) else {}
+
+
+def _of_configuration(document: dict[str, Any], where: str) -> Iterator[Network]:
+    """Yield the configurations in a list of plugins, or in the configuration of one."""
+    given = {str(key).casefold(): value for key, value in document.items()}
+    plugins = given.get("plugins")
+    if not isinstance(plugins, list):
+        if given.get("type") == TYPE:
+            yield Network(where, document)
+        return
+    head = {key: given[key.casefold()] for key in ("cniVersion", "name") if key.casefold() in given}
+    for number, plugin in enumerate(plugins):
+        if _object({key.casefold(): value for key, value in _object(plugin).items()}).get("type") == TYPE:
+            yield Network(f"{where}: plugins[{number}]", plugin | head)
+
+
+# --- from a configuration to the report
+
+
+def examine(network: Network) -> Iterator[Line]:
+    """Report the effect of each key, and every fault."""
+    try:
+        conf, faults = config.examine(json.dumps(network.conf), may_choose_vf)
+    except SriovError as error:
+        yield _fault(error)
+        return
+    if network.names_device or _has_capability(conf, "deviceID"):
+        faults = [error for error in faults if error.msg != "master is missing"]
+        yield Line(OK, "deviceID", "the VF that the device plugin allocates for the pod")
+    wrong = {error.msg.split(" ", 1)[0] for error in faults}
+    for key in conf.raw:
+        if key in EFFECTS and key not in wrong and (text := EFFECTS[key](conf)):
+            yield Line(OK, key, text)
+    yield from (Line(WARN, *_parted(text)) for text in conf.warnings)
+    yield from (_fault(error) for error in [*faults, *_ipam_faults(conf)])
+
+
+def _parted(warning: str) -> tuple[str, str]:
+    """Return the key and the rest of a warning: ``unknown key "x" is ignored``."""
+    _, _, rest = warning.partition('"')
+    key, quote, words = rest.partition('"')
+    return (key, f"unknown key,{words}") if quote else ("keys", warning)
+
+
+def _fault(error: SriovError) -> Line:
+    return Line(FAIL, error.msg, error.details)
+
+
+def _has_capability(conf: NetConf, key: str) -> bool:
+    return _object(conf.raw.get("capabilities")).get(key) is True
+
+
+def _ipam_faults(conf: NetConf) -> Iterator[SriovError]:
+    """Yield the fault of a built-in IPAM plugin's keys. Files and services are not looked at."""
+    try:
+        serve = builtin(conf.ipam_type, conf.ipam)
+        if serve is None:
+            return
+        ipam = Keys(conf.ipam, "ipam")
+        if conf.ipam_type == "txipam":
+            from sriov_fast.ipam.txipam.settings import read_settings
+
+            read_settings(ipam)
+        elif conf.ipam_type == "static":
+            serve(config=conf.raw, container_id="", ifname="").status()
+        elif not _has_capability(conf, "ipRanges"):
+            from sriov_fast.ipam.host_local.ranges import read
+
+            read(Keys(conf.raw, ""))
+    except RefusedError:
+        return  # what root allows is the node's
+    except SriovError as error:
+        yield error
+
+
+# --- the words for each key
+
+
+def _switch(on: str, off: str) -> Callable[[bool | None], str]:
+    return lambda value: "" if value is None else on if value else off
+
+
+_spoofchk = _switch("the PF drops frames with another source MAC", "the PF lets any source MAC through")
+_trust = _switch("the VF is trusted", "the VF is not trusted")
+_LINK_STATE = {
+    "auto": "the VF's link follows the PF's",
+    "enable": "the VF's link is up, whatever the PF's is",
+    "disable": "the VF has no link: nothing is sent or received",
+}
+
+
+def _vlan(conf: NetConf) -> str:
+    vlan = conf.settings.vlan
+    if vlan is None:
+        return ""
+    return (
+        f"the PF tags the VF's traffic with VLAN {vlan}" if vlan else "the VF's traffic has no tag of the PF"
+    )
+
+
+def _vf(conf: NetConf) -> str:
+    return "" if conf.vf is None else f"VF {conf.vf} and no other"
+
+
+def _rate(value: int | None, what: str) -> str:
+    return "" if value is None else f"{what} {value} Mbit/s" if value else f"no {what}"
+
+
+def _cores(conf: NetConf) -> str:
+    shown = ", ".join(str(core) for core in conf.cores)
+    return f"the VF's interrupts go to the cores {shown} in turn" if shown else ""
+
+
+def _ipam(conf: NetConf) -> str:
+    if not conf.ipam_type:
+        return "no addresses"
+    try:
+        how = "built in" if builtin(conf.ipam_type, conf.ipam) else "executed from CNI_PATH"
+    except SriovError as error:
+        return error.msg
+    more = "; it may choose VF, VLAN and MAC" if may_choose_vf(conf.ipam_type) else ""
+    return f"addresses from {conf.ipam_type}, {how}{more}"
+
+
+def _capabilities(conf: NetConf) -> str:
+    asked = [key for key in ("mac", "deviceID", "ips") if _has_capability(conf, key)]
+    return f"the runtime may set {', '.join(asked)} for each pod" if asked else "none that is used"
+
+
+def _master(conf: NetConf) -> str:
+    first, *more = conf.masters or ("",)
+    return f"a VF of {first}" + "".join(f", else of {name}" for name in more) if first else ""
+
+
+EFFECTS: dict[str, Callable[[NetConf], str]] = {
+    "cniVersion": lambda conf: f"results are in version {conf.version}",
+    "name": lambda conf: f"the network {conf.name}",
+    "type": lambda conf: f"the plugin {conf.type}",
+    "master": _master,
+    "deviceID": lambda conf: conf.device_id and f"the VF at {conf.device_id}",
+    "pciBusID": lambda conf: conf.device_id and f"the VF at {conf.device_id}",
+    "vf": _vf,
+    "mac": lambda conf: f"the MAC {conf.settings.mac}" if conf.settings.mac else "",
+    "mtu": lambda conf: f"an MTU of {conf.mtu}" if conf.mtu else "the MTU stays",
+    "vlan": _vlan,
+    "vlanQoS": lambda conf: "" if conf.settings.qos is None else f"tags have priority {conf.settings.qos}",
+    "vlanProto": lambda conf: f"tags are {conf.settings.proto}" if conf.settings.proto else "",
+    "min_tx_rate": lambda conf: _rate(conf.settings.min_tx_rate, "guaranteed rate"),
+    "max_tx_rate": lambda conf: _rate(conf.settings.max_tx_rate, "rate limit"),
+    "spoofchk": lambda conf: _spoofchk(conf.settings.spoofchk),
+    "trust": lambda conf: _trust(conf.settings.trust),
+    "link_state": lambda conf: _LINK_STATE.get(conf.settings.link_state or "", ""),
+    "cores": _cores,
+    "ipam": _ipam,
+    "dns": lambda conf: "passed on in the result" if conf.dns else "",
+    "capabilities": _capabilities,
+    "logLevel": lambda conf: f"lines at level {conf.log_level} and above",
+    "logFile": lambda conf: (
+        f"lines go to {conf.log_file} as well, if root allows it" if conf.log_file else ""
+    ),
+    "runtimeConfig": lambda _: "overrides the keys of the configuration",
+    "args": lambda _: "args.cni overrides the keys of the configuration",
+}

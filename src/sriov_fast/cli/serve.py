@@ -9,6 +9,10 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     import argparse
 
+    from sriov_fast.common.paths import Roots
+    from sriov_fast.server.exposition import Endpoint
+    from sriov_fast.server.threads import Server
+
 
 _MOST_FILES = 65536
 
@@ -24,6 +28,18 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     )
     parser.add_argument(
         "--threads", type=_positive, default=64, metavar="N", help="requests at a time, at most (64)"
+    )
+    parser.add_argument(
+        "--metrics",
+        default="",
+        metavar="WHERE",
+        help="serve Prometheus metrics at unix:/PATH or ADDRESS:PORT (off; needs the extra: metrics)",
+    )
+    parser.add_argument(
+        "--also-listen",
+        default="",
+        metavar="PATH",
+        help="a second socket, for clients that cannot see the first",
     )
     parser.set_defaults(run=_run)
 
@@ -64,19 +80,47 @@ def _run(args: argparse.Namespace) -> int:
     _prepare()
     where = paths.from_environment()
     notify = os.environ.pop("NOTIFY_SOCKET", "")  # not for the plugins that we execute
+    options = Options(threads=args.threads, defer_release=args.defer_release)
+    ours: list[str] = []
     try:
-        listener = sockets.from_systemd(os.environ)
-        ours = listener is None
-        listener = listener or sockets.listen(where.run)
+        listeners = sockets.from_systemd(os.environ)
+        if not listeners:
+            listeners = [sockets.listen(where.run)]
+            ours.append(f"{where.run}/{sockets.NAME}")
+        if args.also_listen:
+            listeners.append(sockets.listen_at(args.also_listen))
+            ours.append(args.also_listen)
+        server = Server(listeners, where, options)
+        endpoint = _endpoint(server, where, args.metrics) if args.metrics else None
     except SriovError as error:
         print(f"sriov-fast serve: {error.msg}; {error.details}", file=sys.stderr)
         return 1
 
+    def ready() -> None:
+        if endpoint:
+            endpoint.start()
+        sd_notify.notify(notify, "READY=1")
+
     def stopping() -> None:
         sd_notify.notify(notify, "STOPPING=1")
-        if ours:
-            sockets.release(where.run)
+        for path in ours:
+            sockets.remove(path)
+        if endpoint:
+            endpoint.close()
 
-    options = Options(threads=args.threads, defer_release=args.defer_release)
-    Server(listener, where, options).run(lambda: sd_notify.notify(notify, "READY=1"), stopping)
+    server.run(ready, stopping)
     return 0
+
+
+def _endpoint(server: Server, where: Roots, address: str) -> Endpoint:
+    """Let the server count, and listen for scrapes."""
+    try:
+        from sriov_fast.server.exposition import Endpoint
+        from sriov_fast.server.metrics import Metrics
+    except ModuleNotFoundError as error:
+        from sriov_fast.common.errors import ConfigError
+
+        advice = "pip install 'sriov-fast[metrics]', or Debian's python3-prometheus-client"
+        raise ConfigError(f"--metrics needs the module {error.name}", advice) from error
+    server.metrics = Metrics(where, server.running)
+    return Endpoint(address, server.metrics)

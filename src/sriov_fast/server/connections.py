@@ -1,8 +1,8 @@
-"""The listening socket, and the connections with incomplete requests.
+"""The listening sockets, and the connections with incomplete requests.
 
-All threads of the server wait for both (epoll(7)). Each descriptor is armed for one event (EPOLLONESHOT), so
-an event wakes one thread, and only that thread uses the connection. A client that does not send occupies no
-thread: its connection is kept here until the next byte arrives or its time limit is over.
+All threads of the server wait for all of them (epoll(7)). Each descriptor is armed for one event
+(EPOLLONESHOT), so an event wakes one thread, and only that thread uses the connection. A client that does not
+send occupies no thread: its connection is kept here until the next byte arrives or its time limit is over.
 """
 
 from __future__ import annotations
@@ -31,16 +31,16 @@ _ONCE = select.EPOLLIN | select.EPOLLONESHOT
 class Connections:
     """Connections from accept(2) until their request is complete."""
 
-    def __init__(self, listener: socket.socket) -> None:
-        listener.setblocking(False)
-        self._listener = listener
-        self._listener_fd = listener.fileno()
+    def __init__(self, *listeners: socket.socket) -> None:
+        self._listeners = {listener.fileno(): listener for listener in listeners}
         self._incomplete: dict[int, Incoming] = {}
         self._lock = _thread.allocate_lock()
         self._epoll = select.epoll()
         self._end = os.eventfd(0)
         self._epoll.register(self._end, select.EPOLLIN)  # not one-shot: its event wakes every thread
-        self._epoll.register(self._listener_fd, _ONCE)
+        for fd, listener in self._listeners.items():
+            listener.setblocking(False)
+            self._epoll.register(fd, _ONCE)
 
     def wait(self) -> int:
         """Wait for an event; return its descriptor."""
@@ -53,8 +53,8 @@ class Connections:
         """
         if event == self._end:
             return None
-        is_new = event == self._listener_fd
-        incoming = self._accepted() if is_new else self._claimed(event)
+        is_new = event in self._listeners
+        incoming = self._accepted(event) if is_new else self._claimed(event)
         if incoming is None:
             return None
         try:
@@ -69,11 +69,11 @@ class Connections:
             raise
         return None
 
-    def _accepted(self) -> Incoming | None:
+    def _accepted(self, listener_fd: int) -> Incoming | None:
         """Accept a connection. Raises OSError if no descriptor is free: the client stays in the backlog."""
         try:
             # not accept(): the enums and the socket object of socket.py take a tenth of the time of a VERSION
-            fd = self._listener._accept()[0]  # type: ignore[attr-defined]
+            fd = self._listeners[listener_fd]._accept()[0]  # type: ignore[attr-defined]
             return Incoming(_owned(fd))
         except (BlockingIOError, ConnectionAbortedError):
             return None
@@ -82,11 +82,12 @@ class Connections:
             time.sleep(_PAUSE)
             raise
         finally:
-            self.listen()
+            self._epoll.modify(listener_fd, _ONCE)
 
     def listen(self) -> None:
-        """Arm the listening socket for its next connection; harmless when repeated."""
-        self._epoll.modify(self._listener_fd, _ONCE)
+        """Arm the listening sockets for their next connections; harmless when repeated."""
+        for fd in self._listeners:
+            self._epoll.modify(fd, _ONCE)
 
     def _claimed(self, fd: int) -> Incoming | None:
         with self._lock:
@@ -134,7 +135,8 @@ class Connections:
         self.expire(0)
         self._epoll.close()
         descriptors.close(self._end)
-        self._listener.close()
+        for listener in self._listeners.values():
+            listener.close()
 
 
 def _owned(fd: int) -> _socket.socket:

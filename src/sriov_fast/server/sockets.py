@@ -14,14 +14,17 @@ _BACKLOG = 1024
 _FIRST_FD = 3  # SD_LISTEN_FDS_START
 
 
-def from_systemd(environ: os._Environ[str]) -> socket.socket | None:
-    """Return the socket that systemd passed, None if it passed none."""
-    if environ.get("LISTEN_PID") != str(os.getpid()) or environ.get("LISTEN_FDS") != "1":
-        return None
+def from_systemd(environ: os._Environ[str]) -> list[socket.socket]:
+    """Return the sockets that systemd passed."""
+    number = environ.get("LISTEN_FDS", "")
+    if environ.get("LISTEN_PID") != str(os.getpid()) or not (number.isascii() and number.isdecimal()):
+        return []
     for name in ("LISTEN_PID", "LISTEN_FDS", "LISTEN_FDNAMES"):
         environ.pop(name, None)  # executed plugins must not see them
-    os.set_inheritable(_FIRST_FD, False)
-    return socket.socket(fileno=_FIRST_FD)
+    fds = range(_FIRST_FD, _FIRST_FD + int(number))
+    for fd in fds:
+        os.set_inheritable(fd, False)
+    return [socket.socket(fileno=fd) for fd in fds]
 
 
 def listen(run: str) -> socket.socket:
@@ -30,14 +33,25 @@ def listen(run: str) -> socket.socket:
     Raises BusyError if another server listens there. The lock is held until this process ends; the socket of
     a dead server is replaced.
     """
-    path = f"{run}/{NAME}"
     try:
         os.makedirs(run, 0o700, exist_ok=True)
         os.chmod(run, 0o700)
         _lock(run)
+    except OSError as error:
+        raise _cannot_listen(f"{run}/{NAME}", error) from error
+    return listen_at(f"{run}/{NAME}")
+
+
+def listen_at(path: str) -> socket.socket:
+    """Listen on a socket of mode 0600; the socket of a dead server is replaced.
+
+    The caller must be the only server: it called ``listen`` before, or has a socket of systemd.
+    """
+    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    try:
+        os.makedirs(os.path.dirname(path), 0o700, exist_ok=True)
         if os.path.lexists(path):
             os.unlink(path)
-        listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         before = os.umask(0o177)
         try:
             listener.bind(path)
@@ -45,11 +59,14 @@ def listen(run: str) -> socket.socket:
             os.umask(before)
         listener.listen(_BACKLOG)
     except OSError as error:
-        advice = f"see that {run} can be written to"
-        raise FileError(
-            f"cannot listen on {path}: {error.strerror}", advice, errno=error.errno or 0
-        ) from error
+        listener.close()
+        raise _cannot_listen(path, error) from error
     return listener
+
+
+def _cannot_listen(path: str, error: OSError) -> FileError:
+    advice = f"see that {os.path.dirname(path)} can be written to"
+    return FileError(f"cannot listen on {path}: {error.strerror}", advice, errno=error.errno or 0)
 
 
 def _lock(run: str) -> None:
@@ -67,9 +84,9 @@ def _lock(run: str) -> None:
         pass  # the tmpfs may be full; the lock is held without the content
 
 
-def release(run: str) -> None:
-    """Remove our own socket: clients then need no failing connect(2)."""
+def remove(path: str) -> None:
+    """Remove a socket of ours: clients then need no failing connect(2)."""
     try:
-        os.unlink(f"{run}/{NAME}")
+        os.unlink(path)
     except OSError:
         pass

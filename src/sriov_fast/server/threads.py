@@ -29,10 +29,11 @@ from sriov_fast.vf import netns
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     import socket
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
     from sriov_fast.common.paths import Roots
     from sriov_fast.common.trace import Steps
+    from sriov_fast.server.metrics import Metrics
 
 _STDERR = 2
 _SIGNALS = {signal.SIGTERM, signal.SIGINT}
@@ -56,10 +57,10 @@ class Options(Record):
 
 
 class Server:
-    """Serves a listening socket until SIGTERM or SIGINT."""
+    """Serves listening sockets until SIGTERM or SIGINT."""
 
-    def __init__(self, listener: socket.socket, roots: Roots, options: Options) -> None:
-        self._connections = Connections(listener)
+    def __init__(self, listeners: Sequence[socket.socket], roots: Roots, options: Options) -> None:
+        self._connections = Connections(*listeners)
         self._roots = roots
         self._options = options
         self._log = log.Logger()
@@ -70,6 +71,7 @@ class Server:
         self._waiting = 0
         self._is_out_of_threads = False
         self._stopping = False
+        self.metrics: Metrics | None = None
 
     def run(self, ready: Callable[[], None], stopping: Callable[[], None]) -> None:
         """Serve until SIGTERM or SIGINT, then finish the running requests. Call it in the main thread."""
@@ -197,9 +199,13 @@ class Server:
     def _is_stopping(self) -> bool:
         return self._stopping
 
+    def running(self) -> int:
+        """Return the number of requests that are being served."""
+        return self._threads - self._waiting
+
     def _is_alone(self) -> bool:
         """Return whether one request is served. With more than one, pinning does not pay (``cpu``)."""
-        return self._threads - self._waiting == 1
+        return self.running() == 1
 
     def _waits_for_a_move(self, command: str | None) -> bool:
         """Return whether the request moves a device before the reply."""
@@ -221,8 +227,9 @@ class Server:
         """Run the request, send the reply, then do the work that follows it."""
         log_fd = client.open_log(wire_request.stderr_fd)
         streams = [log_fd, _STDERR] if log_fd >= 0 else [_STDERR]
+        steps = _steps(wire_request.environ, begin, measured=self.metrics is not None)
         try:
-            status, output, reply = self._answer(wire_request, streams, begin)
+            status, output, reply = self._answer(wire_request, streams, steps)
         finally:
             # before the reply: a runtime also waits for the end of its plugin's stderr
             streams[:] = [_STDERR]
@@ -232,11 +239,18 @@ class Server:
             delivered = self._delivered(client, status, output)
         finally:
             self._follow_up(reply.let_go)
+            if self.metrics and steps:
+                self._guarded(lambda: self._count(wire_request, status, output, steps))
             if reply.undelivered and not delivered:
                 self._follow_up(reply.undelivered)
             else:
                 client.connection.close()
                 self._follow_up(reply.afterwards)
+
+    def _count(self, wire_request: protocol.WireRequest, status: int, output: bytes, steps: Steps) -> None:
+        """Count a request after its reply."""
+        if self.metrics:
+            self.metrics.served(wire_request.environ.get("CNI_COMMAND", ""), status, output, steps)
 
     def _delivered(self, client: protocol.Incoming, status: int, output: bytes) -> bool:
         """Send the reply; return whether the client received it."""
@@ -259,10 +273,9 @@ class Server:
             self._unexpected(error)
 
     def _answer(
-        self, wire_request: protocol.WireRequest, streams: list[int], begin: int
+        self, wire_request: protocol.WireRequest, streams: list[int], steps: Steps | None
     ) -> tuple[int, bytes, Reply]:
         """Run the request; return exit status, output, and the reply with the work that follows."""
-        steps = _steps(wire_request.environ, begin)
         context = Context(
             environ=wire_request.environ,
             stderr=streams,
@@ -345,9 +358,9 @@ def _is_stop_signalled() -> bool:
     return info is not None and info.si_signo in _SIGNALS
 
 
-def _steps(environ: dict[str, str], begin: int) -> Steps | None:
-    path = environ.get("SRIOV_FAST_TRACE")
-    if not path:
+def _steps(environ: dict[str, str], begin: int, *, measured: bool) -> Steps | None:
+    path = environ.get("SRIOV_FAST_TRACE", "")
+    if not (path or measured):
         return None
     from sriov_fast.common.trace import Steps
 

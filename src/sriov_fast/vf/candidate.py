@@ -150,18 +150,27 @@ def _use(host: nl.Socket, link: Link, directory: str) -> str:
     Not counted are the consequences of being up: link-local addresses, and the addresses and routes from
     router advertisements.
     """
-    # the kernel links to each bond, bridge, VRF, VLAN and macvlan device on top of it
-    above = sorted(name.removeprefix("upper_") for name in os.listdir(directory) if name.startswith("upper_"))
-    if above:
-        return f"{', '.join(above)} on top of it"
-    addresses = [cidr for cidr in host.addresses(link.index) if not cidr.startswith(_LINK_LOCAL)]
-    advertised = _advertised(link.index) if any(":" in cidr for cidr in addresses) else set()
-    addresses = [cidr for cidr in addresses if cidr not in advertised]
+    upper = devices_above(directory)
+    if upper:
+        return f"{', '.join(upper)} on top of it"
+    addresses, advertised = configured_addresses(host, link.index)
     if addresses:
         return f"address {', '.join(addresses)}"
     routes = host.routes(link.index) if link.up else []
     routes = [route for route in routes if not _is_automatic(route, advertised)]
     return f"route {routes[0].dst}" if routes else ""
+
+
+def devices_above(directory: str) -> list[str]:
+    """Return the bond, bridge, VRF, VLAN and macvlan devices on top of a device; the kernel links to each."""
+    return sorted(name.removeprefix("upper_") for name in os.listdir(directory) if name.startswith("upper_"))
+
+
+def configured_addresses(host: nl.Socket, index: int) -> tuple[list[str], set[str]]:
+    """Return the addresses that somebody gave a device, and those from router advertisements."""
+    addresses = [cidr for cidr in host.addresses(index) if not cidr.startswith(_LINK_LOCAL)]
+    advertised = _advertised(index) if any(":" in cidr for cidr in addresses) else set()
+    return [cidr for cidr in addresses if cidr not in advertised], advertised
 
 
 def _advertised(index: int) -> set[str]:

@@ -337,7 +337,7 @@ class Journal:
 
     def _load(self, pci: str, entry: Entry) -> Attachment:
         """Read one record. Raises DecodeError if it is broken, OSError if it cannot be read."""
-        path = self._path(pci, entry)
+        path = self.path_of(pci, entry)
         with open(path, "rb", buffering=0) as file:
             content = file.read()
         try:
@@ -353,7 +353,7 @@ class Journal:
         """Return the records that are broken or cannot be read."""
         faults = []
         for pci, entry in self.entries().items():
-            path = self._path(pci, entry)
+            path = self.path_of(pci, entry)
             try:
                 self._load(pci, entry)
             except FileNotFoundError:
@@ -430,7 +430,7 @@ class Journal:
             _unlink(self._path_of(record))
             return
         try:
-            os.rename(self._path_of(record), self._path(record.pci, Entry(owner=record.owner, aside=True)))
+            os.rename(self._path_of(record), self.path_of(record.pci, Entry(owner=record.owner, aside=True)))
         except FileNotFoundError:
             pass
 
@@ -443,9 +443,10 @@ class Journal:
         _unlink(f"{self._dir}/.{pci}")
 
     def _path_of(self, record: Attachment) -> str:
-        return self._path(record.pci, Entry(owner=record.owner, returning=record.state == RETURNING))
+        return self.path_of(record.pci, Entry(owner=record.owner, returning=record.state == RETURNING))
 
-    def _path(self, pci: str, entry: Entry) -> str:
+    def path_of(self, pci: str, entry: Entry) -> str:
+        """Return the file of a record."""
         mark = "~~" if entry.aside else "~" if entry.returning else ""
         return f"{self._dir}/{pci}~{mark}{entry.owner[0]}~{entry.owner[1]}"
 

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 WAIT = 20.0  # seconds; a runtime waits for minutes
 _PAUSE = 0.0005
 _LONGEST_PAUSE = 0.002
+_AT_ONCE = 0.0005  # seconds; taking a free lock is faster
 
 
 class _ThreadLock:
@@ -35,6 +36,27 @@ class _ThreadLock:
         self.users = 0
 
 
+class Waits:
+    """Number and seconds of this process's waits for locks, and how many of them were in vain."""
+
+    __slots__ = ("number", "seconds", "timeouts")
+
+    def __init__(self) -> None:
+        self.number = 0
+        self.seconds = 0.0
+        self.timeouts = 0
+
+    def count(self, seconds: float, *, taken: bool) -> None:
+        """Count a wait; a lock that was free at once is none."""
+        if taken and seconds < _AT_ONCE:
+            return
+        with _table_lock:
+            self.number += 1
+            self.seconds += seconds
+            self.timeouts += not taken
+
+
+waits = Waits()
 _thread_locks: dict[str, _ThreadLock] = {}
 _table_lock = _thread.allocate_lock()
 
@@ -185,10 +207,11 @@ def holder_of(run: str, name: str) -> str:
 
 def acquire(run: str, name: str, holder: str, wait: float = WAIT) -> Lock:
     """Take the lock ``name`` within ``wait`` seconds. Raises TryAgainError (11) that names its holder."""
-    deadline = time.monotonic() + wait
+    begin = time.monotonic()
     path, lock = _path(run, name), None
     if _acquire_thread_lock(path, wait):
-        lock = _acquire_file_lock(path, holder, deadline - time.monotonic())
+        lock = _acquire_file_lock(path, holder, begin + wait - time.monotonic())
+    waits.count(time.monotonic() - begin, taken=lock is not None)
     if lock is None:
         raise TryAgainError(
             f"the lock of {name} was not free within {wait:g} s: held by {holder_of(run, name)}",

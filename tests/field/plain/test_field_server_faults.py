@@ -50,7 +50,7 @@ def break_it():
     open(f"{root}/ready", "w").close()
 
 BEFORE
-made = threads.Server(listener, Roots(run=root, state=root), threads.Options(upkeep_every=0.02))
+made = threads.Server([listener], Roots(run=root, state=root), threads.Options(upkeep_every=0.02))
 made.run(break_it, lambda: None)
 """
 

@@ -18,6 +18,15 @@ _PAUSE = 0.1  # seconds before the second try, twice as many before each one aft
 _LONGEST_PAUSE = 2.0
 
 
+class Repeated:
+    """The number of requests that this process has sent again; it may miss some of concurrent ones."""
+
+    number = 0
+
+
+repeated = Repeated()
+
+
 class Remotes:
     """The remotes of a service, for one verb.
 
@@ -43,6 +52,7 @@ class Remotes:
         for again in range(self.retries + 1):
             if again and not self._pause(again):
                 break
+            repeated.number += again > 0
             for remote in tuple(left):
                 last = again == self.retries and remote is left[-1]
                 try:

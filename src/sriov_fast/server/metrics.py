@@ -1,0 +1,260 @@
+"""Prometheus metrics of the resident server; imported only with ``serve --metrics``.
+
+The threads of the server count requests here after the reply. Everything about VFs, records and locks is read
+by the scrape itself, so the metrics cost nothing while nobody asks for them.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+import time
+from collections import Counter as Tally
+from collections.abc import Callable, Iterator
+from typing import NamedTuple
+
+from prometheus_client import (
+    CollectorRegistry,
+    Counter,
+    Histogram,
+    Info,
+    ProcessCollector,
+    disable_created_metrics,
+)
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
+from prometheus_client.registry import Collector
+
+from sriov_fast import __version__
+from sriov_fast.common import json
+from sriov_fast.common.errors import SriovError, is_absent
+from sriov_fast.common.paths import Roots
+from sriov_fast.common.record import Vf
+from sriov_fast.common.trace import Steps
+from sriov_fast.kernel.backend import nl, sysfs
+from sriov_fast.vf import candidate, locks, uplink
+from sriov_fast.vf.journal import ATTACHING, BROKEN, RETURNING, Journal
+
+CONTENT_TYPE = CONTENT_TYPE_LATEST
+VERBS = frozenset(("ADD", "DEL", "CHECK", "GC", "STATUS", "VERSION"))
+FREE, ATTACHED, USED = "free", "attached", "used"
+VF_STATES = (FREE, ATTACHED, RETURNING, USED, BROKEN)
+RECORD_STATES = (ATTACHING, ATTACHED, RETURNING, BROKEN)
+_SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
+_NO_CODE = 999  # of an error that is not CNI's JSON
+
+
+class Metrics:
+    """All metrics of one server, in their own registry.
+
+    ``running`` returns the number of requests that are carried out now.
+    """
+
+    def __init__(self, roots: Roots, running: Callable[[], int]) -> None:
+        disable_created_metrics()  # type: ignore[no-untyped-call] # a second series for each counter
+        registry = self._registry = CollectorRegistry()
+        ProcessCollector(registry=registry)
+        info = Info("sriov_fast_build", "Version of the server", registry=registry)
+        info.info({"version": __version__, "python": platform.python_version()})
+        self._requests = Counter(
+            "sriov_fast_requests",
+            "Requests answered; code is CNI's error code, 0 for success",
+            ("verb", "code"),
+            registry=registry,
+        )
+        self._seconds = _histogram(
+            registry, "request", "Time from the first byte of a request to its reply", "verb"
+        )
+        self._steps = _histogram(registry, "step", "Time of each step of a request", "verb", "step")
+        registry.register(_Process(running))
+        registry.register(_Node(roots))
+
+    def served(self, verb: str, status: int, output: bytes, steps: Steps) -> None:
+        """Count a request that was just replied to."""
+        seconds = (time.monotonic_ns() - steps.begin) / 1e9
+        verb = verb if verb in VERBS else "other"
+        self._requests.labels(verb, str(_code(output) if status else 0)).inc()
+        self._seconds.labels(verb).observe(seconds)
+        for name, _, start, end in steps.spans:
+            self._steps.labels(verb, name).observe((end - start) / 1e9)
+
+    def render(self) -> bytes:
+        """Return all metrics in Prometheus' text format."""
+        return generate_latest(self._registry)
+
+
+def _histogram(registry: CollectorRegistry, what: str, text: str, *labels: str) -> Histogram:
+    return Histogram(f"sriov_fast_{what}_seconds", text, labels, buckets=_SECONDS, registry=registry)
+
+
+def _code(output: bytes) -> int:
+    """Return the code of a CNI error."""
+    try:
+        return int(json.loads(output)["code"])
+    except (SriovError, TypeError, KeyError, ValueError):
+        return _NO_CODE
+
+
+class _Process(Collector):
+    """Requests at work, waits for locks, and repeated requests to the address service, in this process."""
+
+    def __init__(self, running: Callable[[], int]) -> None:
+        self._running = running
+
+    def collect(self) -> Iterator[Metric]:
+        """Return the counts as they are now."""
+        yield GaugeMetricFamily(
+            "sriov_fast_requests_running", "Requests being carried out", value=self._running()
+        )
+        waits = locks.waits
+        yield CounterMetricFamily(
+            "sriov_fast_lock_waits", "Locks that were not free at once", value=waits.number
+        )
+        yield CounterMetricFamily(
+            "sriov_fast_lock_wait_seconds", "Time spent waiting for locks", value=waits.seconds
+        )
+        yield CounterMetricFamily(
+            "sriov_fast_lock_timeouts", "Locks that were not free in time", value=waits.timeouts
+        )
+        yield CounterMetricFamily(
+            "sriov_fast_ipam_retries",
+            "Requests to the address service sent again",
+            value=_retries(),
+        )
+
+
+def _retries() -> int:
+    """Return how often txipam asked again; a node that has not used it does not load it."""
+    import sys
+
+    retry = sys.modules.get("sriov_fast.ipam.txipam.retry")
+    return retry.repeated.number if retry else 0
+
+
+class _Known(NamedTuple):
+    """The state of a record, as it was read when its file was last changed."""
+
+    changed: int
+    state: str
+
+
+class _Node(Collector):
+    """VFs by PF and state, and the journal. What cannot be read has no sample, and is counted as an error."""
+
+    def __init__(self, roots: Roots) -> None:
+        self._roots = roots
+        self._known: dict[str, _Known] = {}
+        self._errors: Tally[str] = Tally(dict.fromkeys(("journal", "pf"), 0))
+
+    def collect(self) -> Iterator[Metric]:
+        """Read the journal and sysfs once each, and the addresses of free VFs; never the VF list of a PF."""
+        records: dict[str, _Known] | None = None
+        try:
+            records = self._records()
+        except (OSError, SriovError):
+            self._errors["journal"] += 1
+        if records is not None:
+            yield from _journal(records)
+            yield self._vfs({pci: known.state for pci, known in records.items()})
+        failed = CounterMetricFamily(
+            "sriov_fast_scrape_errors", "What a scrape could not read", labels=("what",)
+        )
+        for what, number in self._errors.items():
+            failed.add_metric((what,), number)
+        yield failed
+
+    def _records(self) -> dict[str, _Known]:
+        """Return the records by PCI address; only those that have changed are read again."""
+        journal = Journal(self._roots.run, self._roots.proc)
+        found: dict[str, _Known] = {}
+        for pci, entry in journal.entries().items():
+            try:
+                changed = os.stat(journal.path_of(pci, entry)).st_mtime_ns
+            except FileNotFoundError:
+                continue  # released since
+            state = RETURNING if entry.returning else BROKEN if entry.aside else ""
+            known = self._known.get(pci)
+            if not state and known and known.changed == changed:
+                state = known.state
+            elif not state:
+                record = journal.read(pci, entry)
+                if record is None:
+                    continue
+                state = record.state
+            found[pci] = _Known(changed, state)
+        self._known = found
+        return found
+
+    def _vfs(self, taken: dict[str, str]) -> Metric:
+        """Return the number of VFs by PF and state."""
+        family = GaugeMetricFamily("sriov_fast_vfs", "VFs by PF and state", labels=("pf", "state"))
+        try:
+            names = _pf_names(self._roots)
+            with nl.Socket() as host:
+                for pf in names:
+                    self._count(family, pf, taken, host)
+        except (OSError, SriovError):
+            self._errors["pf"] += 1
+        return family
+
+    def _count(self, family: GaugeMetricFamily, pf: str, taken: dict[str, str], host: nl.Socket) -> None:
+        try:
+            vfs = sysfs.scan(pf, self._roots.sys)
+            states = Tally(_state(vf, taken, host, self._roots) for vf in vfs)
+        except (OSError, SriovError):
+            self._errors["pf"] += 1
+            return
+        for state in VF_STATES:
+            family.add_metric((pf, state), states[state])
+
+
+def _pf_names(roots: Roots) -> list[str]:
+    """Return the network devices here that have VFs."""
+    here = f"{roots.sys}/class/net"
+    names = (name for name in os.listdir(here) if os.path.exists(f"{here}/{name}/device/virtfn0"))
+    return sorted(name for name in names if not uplink.is_representor(f"{here}/{name}"))
+
+
+def _state(vf: Vf, taken: dict[str, str], host: nl.Socket, roots: Roots) -> str:
+    """Return the state of a VF. A VF without a driver is broken; one of a userspace driver is used."""
+    recorded = taken.get(vf.pci)
+    if recorded:
+        return ATTACHED if recorded == ATTACHING else recorded
+    if not vf.driver:
+        return BROKEN
+    if not vf.netdev:
+        return USED
+    try:
+        return USED if _is_used(f"{roots.sys}/bus/pci/devices/{vf.pci}/net/{vf.netdev}", host) else FREE
+    except OSError as error:
+        if is_absent(error):
+            return USED  # it is being moved or renamed
+        raise
+
+
+def _is_used(directory: str, host: nl.Socket) -> bool:
+    """Say whether the host uses a device; a mere route is not seen, since a list of routes takes too long."""
+    if candidate.devices_above(directory):
+        return True
+    with open(f"{directory}/ifindex", "rb", buffering=0) as file:
+        index = int(file.read(31))
+    return bool(candidate.configured_addresses(host, index)[0])
+
+
+def _journal(records: dict[str, _Known]) -> Iterator[Metric]:
+    """Return the number of records by state, and the age of the oldest."""
+    number = GaugeMetricFamily(
+        "sriov_fast_journal_records", "Records of the journal by state", labels=("state",)
+    )
+    oldest = GaugeMetricFamily(
+        "sriov_fast_journal_oldest_seconds",
+        "Time since the oldest record of a state was written",
+        labels=("state",),
+    )
+    now = time.time()
+    for state in RECORD_STATES:
+        times = [known.changed / 1e9 for known in records.values() if known.state == state]
+        number.add_metric((state,), len(times))
+        oldest.add_metric((state,), max(0.0, now - min(times)) if times else 0.0)
+    yield number
+    yield oldest

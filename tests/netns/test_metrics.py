@@ -1,0 +1,113 @@
+"""The metrics of the resident server, as a scrape of its socket shows them."""
+
+from __future__ import annotations
+
+import os
+import socket
+from pathlib import Path
+
+import pytest
+from node import MakeNode
+from prometheus_client.parser import text_string_to_metric_families
+from resident import ResidentNode, wait_for
+
+pytestmark = pytest.mark.modes("resident")
+
+Samples = dict[str, float]
+
+
+def scrape(node: ResidentNode) -> Samples:
+    """Return the samples by name and labels, such as ``sriov_fast_vfs{pf=pf0,state=free}``."""
+    with socket.socket(socket.AF_UNIX) as client:
+        client.connect(str(node.run_dir / "metrics.sock"))
+        client.sendall(b"GET /metrics HTTP/1.0\r\n\r\n")
+        with client.makefile("rb") as file:
+            answer = file.read()
+    head, _, body = answer.partition(b"\r\n\r\n")
+    assert head.startswith(b"HTTP/1.0 200 "), head
+    found: Samples = {}
+    for family in text_string_to_metric_families(body.decode()):
+        for sample in family.samples:
+            labels = ",".join(f"{key}={value}" for key, value in sample.labels.items())
+            found[f"{sample.name}{{{labels}}}"] = sample.value
+    return found
+
+
+def states(samples: Samples) -> dict[str, int]:
+    prefix = "sriov_fast_vfs{pf=pf0,state="
+    return {key.removeprefix(prefix)[:-1]: int(value) for key, value in samples.items() if prefix in key}
+
+
+def counted(node: ResidentNode, verb: str, number: int) -> Samples:
+    """Scrape until a number of requests is counted, which happens after their replies."""
+    found: Samples = {}
+
+    def is_counted() -> bool:
+        found.update(scrape(node))
+        return found.get(f"sriov_fast_request_seconds_count{{verb={verb}}}") == number
+
+    wait_for(is_counted, f"{number} {verb} are not counted")
+    return found
+
+
+def test_a_scrape_shows_requests_and_vfs(node: ResidentNode) -> None:
+    node.again("--metrics", f"unix:{node.run_dir}/metrics.sock")
+    assert (node.run_dir / "metrics.sock").stat().st_mode & 0o777 == 0o600
+    pod, conf = node.pod(), node.conf(ipam=node.host_local())
+    before = scrape(node)
+    assert states(before) == {"free": 2, "attached": 0, "returning": 0, "used": 0, "broken": 0}
+    node.nip("addr", "add", "192.0.2.1/24", "dev", node.tree.netdev(1))
+    node.add(conf, pod)
+    assert node.run("ADD", conf, pod).json["code"] == 101
+    after = counted(node, "ADD", 2)
+    assert states(after) == {"free": 0, "attached": 1, "returning": 0, "used": 1, "broken": 0}
+    assert after["sriov_fast_requests_total{code=0,verb=ADD}"] == 1
+    assert after["sriov_fast_requests_total{code=101,verb=ADD}"] == 1
+    assert after["sriov_fast_request_seconds_count{verb=ADD}"] == 2
+    assert after["sriov_fast_step_seconds_count{step=move,verb=ADD}"] == 1
+    assert 0 < after["sriov_fast_step_seconds_sum{step=move,verb=ADD}"] < 60
+    assert after["sriov_fast_journal_records{state=attached}"] == 1
+    assert 0 < after["sriov_fast_journal_oldest_seconds{state=attached}"] < 600
+    assert after["sriov_fast_scrape_errors_total{what=pf}"] == 0
+    node.delete(conf, pod)
+    last = counted(node, "DEL", 1)
+    assert states(last)["attached"] == 0
+    assert last["sriov_fast_requests_total{code=0,verb=DEL}"] == 1
+    node.nip("addr", "del", "192.0.2.1/24", "dev", node.tree.netdev(1))
+    node.server.stop()
+    assert not (node.run_dir / "metrics.sock").exists()
+
+
+def test_a_record_that_cannot_be_used_is_broken(node: ResidentNode) -> None:
+    node.again("--metrics", f"unix:{node.run_dir}/metrics.sock")
+    path = node.run_dir / "vfs" / f"{node.tree.pci(0)}~other~eth0"
+    path.parent.mkdir(exist_ok=True)
+    path.write_text("no JSON")
+    assert states(scrape(node))["broken"] == 1
+    path.unlink()
+
+
+def test_a_missing_directory_of_records_is_no_error(node: ResidentNode) -> None:
+    node.again("--metrics", f"unix:{node.run_dir}/metrics.sock")
+    assert states(scrape(node))["free"] == 2
+
+
+def cpu_seconds(pid: int) -> float:
+    """The processor time of a process so far (proc_pid_stat(5), utime and stime)."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+def test_a_scrape_of_256_vfs(make_node: MakeNode) -> None:
+    """A scrape with 256 VFs, half of them up, is to take 20 ms; a busy machine may double that."""
+    node = make_node(vfs=256)
+    assert isinstance(node, ResidentNode)
+    node.again("--metrics", f"unix:{node.run_dir}/metrics.sock")
+    lines = [f"link set {node.tree.netdev(index)} up" for index in range(128)]
+    node.nip("-batch", "-", stdin="\n".join(lines))
+    scrape(node)
+    begin, number = cpu_seconds(node.server.pid), 20
+    for _ in range(number):
+        assert states(scrape(node))["free"] == 256
+    spent = (cpu_seconds(node.server.pid) - begin) / number
+    assert spent < 0.04, f"{spent * 1000:.1f} ms"

@@ -91,7 +91,8 @@ def test_a_second_server_is_refused(node: ResidentNode) -> None:
     first = node.server.ready()
     second = node.serve()
     assert second.ended() == 1
-    assert f"a server runs already for {node.run_dir}: pid {first.pid}; stop that server first" in second.said()
+    why = f"a server runs already for {node.run_dir}: pid {first.pid}; stop that server first"
+    assert why in second.said()
     node.servers.remove(second)
     assert node.run("VERSION", {}).status == 0
     assert second.notices == []

@@ -54,7 +54,7 @@ def stage() -> Iterator[Stage]:
 
 
 def size(server: Server) -> Size:
-    return Size(server.status("VmRSS"), server.files(), server.status("Threads"))
+    return Size(server.resident_kib(), len(server.files()), server.threads())
 
 
 @pytest.fixture(scope="module")

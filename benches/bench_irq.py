@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -11,15 +10,10 @@ from typing import Any
 
 import pytest
 
+from harness.sysfs_tree import Tree, build_tree
+from paired import figures, paired
 from sriov_fast import _irq
 from sriov_fast.kernel import _irq_py
-
-HERE = Path(__file__).resolve().parent
-sys.path[:0] = [str(HERE), str(HERE.parent / "tests" / "plain")]
-
-from sysfs_tree import Tree, build_tree  # noqa: E402
-
-from paired import figures, paired  # noqa: E402
 
 IRQS = 64  # of one VF, on a large machine
 CORES = "1-4,8,65-127"

@@ -6,7 +6,6 @@ import ctypes
 import os
 import shutil
 import subprocess
-import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -18,11 +17,8 @@ from sriov_fast import _sysfs
 from sriov_fast.kernel import _sysfs_py
 
 HERE = Path(__file__).resolve().parent
-sys.path[:0] = [str(HERE), str(HERE.parent / "tests" / "plain")]
-
-from sysfs_tree import Tree, build_tree  # noqa: E402
-
-from paired import figures, paired  # noqa: E402
+from harness.sysfs_tree import Tree, build_tree
+from paired import figures, paired
 
 SIZES = (8, 64, 256)
 OTHERS = 200  # netdevs of ordinary pods

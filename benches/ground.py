@@ -6,19 +6,14 @@ the one that ``SRIOV_FAST_PF`` names.
 
 from __future__ import annotations
 
-import ctypes
-import json
 import os
 import shutil
-import subprocess
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Protocol
 
-import node
+from harness import card, veth
+from harness import pod as netns
 
-CLONE_NEWNET = 0x40000000  # linux/sched.h
 ON_CARD = bool(os.environ.get("SRIOV_FAST_PF"))
 DELEGATES = next((path for path in ("/usr/lib/cni", "/opt/cni/bin") if os.access(path, os.X_OK)), "")
 # As far as possible where a node's /run is: in memory.
@@ -59,7 +54,7 @@ class Veth:
 
     def __init__(self, root: Path, vfs: int, pods: int) -> None:
         self.root = root
-        self._node = node.Node(root / "node", vfs=vfs)
+        self._node = veth.Node(root / "node", vfs=vfs)
         self._node.search = f"{root}/bin:{DELEGATES}"
         self._node.allow(dataDir=[root])
         self.pods = [self._node.pod() for _ in range(pods)]
@@ -75,7 +70,7 @@ class Veth:
         return self._node.tree.pf
 
     def environment(self, verb: str, pod: str) -> dict[str, str]:
-        return self._node.environment(verb, pod, "eth0", "", "")
+        return self._node.environment(verb, pod)
 
     def state(self) -> Any:
         return self._node.state()
@@ -90,21 +85,19 @@ class Igb:
     namespace = ""
 
     def __init__(self, root: Path, vfs: int, pods: int) -> None:
-        import card  # tests/lab
-
         self.root = root
         self._etc = root / "etc"
         self._etc.mkdir()
         (self._etc / "plugin.toml").write_text(f'[allow]\ndataDir = ["{root}"]\n')
         self._cards = [card.Card(name) for name in os.environ["SRIOV_FAST_PF"].replace(",", " ").split()]
         for each in self._cards:
-            card.ip("link", "set", each.pf, "up")
+            netns.ip("link", "set", each.pf, "up")
             each.warm_up()
         self._vfs = [vf for each in self._cards for vf in each.vfs() if vf.netdev]
         assert len(self._vfs) >= vfs, f"{vfs} VFs are needed, {len(self._vfs)} are there: name more PFs"
         self.pods = [f"bench-{os.getpid()}-{number}" for number in range(pods)]
         for pod in self.pods:
-            card.ip("netns", "add", pod)
+            netns.ip("netns", "add", pod)
 
     def netdev(self, index: int) -> str:
         return self._vfs[index].netdev
@@ -132,7 +125,7 @@ class Igb:
 
     def close(self) -> None:
         for pod in self.pods:
-            subprocess.run(["ip", "netns", "del", pod], check=False, capture_output=True)
+            netns.try_ip("netns", "del", pod)
         shutil.rmtree(self.root, ignore_errors=True)
 
 
@@ -141,34 +134,13 @@ def make(root: Path, vfs: int, pods: int) -> Ground:
     return Igb(root, vfs, pods) if ON_CARD else Veth(root, vfs, pods)
 
 
-@contextmanager
-def inside(namespace: str) -> Iterator[None]:
-    """Run in a network namespace, so that no nsenter is part of what is measured."""
-    if not namespace:
-        yield
-        return
-    libc = ctypes.CDLL(None, use_errno=True)
-    fds = [os.open(path, os.O_RDONLY | os.O_CLOEXEC) for path in ("/proc/thread-self/ns/net", namespace)]
-    try:
-        assert libc.setns(fds[1], CLONE_NEWNET) == 0, os.strerror(ctypes.get_errno())
-        yield
-    finally:
-        assert libc.setns(fds[0], CLONE_NEWNET) == 0, os.strerror(ctypes.get_errno())
-        for fd in fds:
-            os.close(fd)
-
-
 def pod_state(pod: str) -> dict[str, Any]:
     """Return what the verbs leave in a pod, without what differs from one time to the next."""
 
-    def shown(*words: str) -> Any:
-        done = subprocess.run(["ip", "-j", "-n", pod, *words], check=True, capture_output=True)
-        return json.loads(done.stdout)
-
-    link = shown("addr", "show", "dev", "eth0")[0]
+    link = netns.link("eth0", pod)
     keys = ("prefixlen", "broadcast", "scope")  # whoever gives the address chooses it
     inet = [item for item in link["addr_info"] if item["family"] == "inet"]
     addresses = [{key: item[key] for key in keys} for item in inet]
     kept = ("dst", "gateway", "dev", "protocol", "scope")
-    routes = [{key: route.get(key) for key in kept} for route in shown("route")]
+    routes = [{key: route.get(key) for key in kept} for route in netns.shown(pod, "route")]
     return {"up": "UP" in link["flags"], "mtu": link["mtu"], "addresses": addresses, "routes": routes}

@@ -18,6 +18,8 @@ from typing import Any, NamedTuple
 import pytest
 
 import ground
+from harness import pod as netns
+from harness.server import Server as _Server
 from sriov_fast import client
 from sriov_fast.cli import install
 
@@ -58,40 +60,18 @@ class Sample(NamedTuple):
     begin: int = 0  # nanoseconds of CLOCK_MONOTONIC
 
 
-class Server:
-    """``sriov-fast serve``, as a process of its own."""
+class Server(_Server):
+    """``sriov-fast serve`` with a directory of its own."""
 
     def __init__(self, command: list[str], environ: dict[str, str], log: Path) -> None:
+        super().__init__(command, environ, log)
         self.run = Path(environ["SRIOV_FAST_RUN"])
-        with log.open("ab") as out:
-            self._process = subprocess.Popen(command, env=environ, stdout=out, stderr=out)
-        self.pid = self._process.pid
-        deadline = time.monotonic() + 60
-        while not (self.run / "sriov.sock").exists():
-            assert self._process.poll() is None, log.read_text()
-            assert time.monotonic() < deadline, log.read_text()
-            time.sleep(0.01)
-
-    def cpu(self) -> float:
-        """Return the seconds that all its threads have used, those that ended, too (CPUCLOCK_SCHED)."""
-        return time.clock_gettime((~self.pid << 3) | 2)
-
-    def status(self, name: str) -> int:
-        """Return a number of /proc/PID/status: VmRSS in kB, Threads."""
-        lines = Path(f"/proc/{self.pid}/status").read_text().splitlines()
-        return next(int(line.split()[1]) for line in lines if line.startswith(f"{name}:"))
-
-    def files(self) -> int:
-        return len(os.listdir(f"/proc/{self.pid}/fd"))
+        self.ready()
 
     def records(self) -> list[str]:
         """Return the attachments that its journal has."""
         path = self.run / "vfs"
         return [name for name in os.listdir(path) if name[0] != "."] if path.exists() else []
-
-    def stop(self) -> None:
-        self._process.terminate()
-        assert self._process.wait(30) == 0
 
 
 class Stage:
@@ -279,7 +259,7 @@ def standing(vfs: int, pods: int, peer: str = "") -> Iterator[Stage]:
     with tempfile.TemporaryDirectory(dir=ground.MEMORY, prefix="sriov-fast-bench-") as name:
         host = ground.make(Path(name), vfs, pods)
         try:
-            with ground.inside(host.namespace):
+            with netns.inside(host.namespace):
                 stage = Stage(Path(name), host, peer)
                 try:
                     yield stage

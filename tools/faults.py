@@ -13,5 +13,5 @@ from pathlib import Path
 TESTS = Path(__file__).resolve().parent.parent / "tests"
 
 if __name__ == "__main__":
-    sys.path[:0] = [str(TESTS), str(TESTS / "netns"), str(TESTS / "plain"), str(TESTS.parent / "src")]
+    sys.path[:0] = [str(TESTS), str(TESTS.parent / "src")]
     runpy.run_module("faults", run_name="__main__")

@@ -6,10 +6,9 @@ import json
 import os
 from typing import Any, NamedTuple
 
-from node import Outcome
-
 from faults.modes import Mode, Run
 from faults.tracer import KILL, Fault
+from harness.runtime import Outcome
 
 VERBS = ("ADD", "DEL", "CHECK", "GC")
 _TRIES = 3  # of a DEL, as a runtime repeats it

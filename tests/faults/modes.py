@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import importlib
 import json
 import os
@@ -16,11 +15,11 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from node import Node, Outcome
-from resident import DeferredNode, ResidentNode
-
 from faults import ptrace
 from faults.tracer import Fault, Seen, Tracer
+from harness import pod as netns
+from harness.runtime import Outcome
+from harness.veth import DeferredNode, Node, ResidentNode
 
 HANG = 40.0  # seconds; longer than any lock is waited for
 # The main thread, those that wait for connections and those that run something while the kernel works. Idle
@@ -126,7 +125,7 @@ def _outcome(process: subprocess.Popen[bytes] | Forked, status: int) -> Outcome:
     """Read what a process said whose end the tracer was told of."""
     process.returncode = status
     out, err = process.communicate(timeout=10)
-    return Outcome(subprocess.CompletedProcess(process.args, status, out, err))
+    return Outcome(status, out, err)
 
 
 class Forked:
@@ -151,8 +150,7 @@ class Forked:
             os.environ.update(environment)
             for fd, (reader, writer) in enumerate(self._ends):
                 os.dup2(writer if fd else reader, fd)
-            host = os.open(f"/run/netns/{node.host}", os.O_RDONLY)
-            ctypes.CDLL(None).setns(host, 0)
+            netns.enter(node.host)
             os.closerange(3, 1 << 10)
             if traced:
                 ptrace.request(ptrace.TRACEME, 0)

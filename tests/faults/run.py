@@ -16,12 +16,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from node import Node
-
 from faults import points, ptrace
 from faults.cycle import VERBS, Bench, Verdict
 from faults.modes import MODES
 from faults.points import Injection
+from harness.veth import Node
 
 _FORK = multiprocessing.get_context("fork")
 Queue = Any

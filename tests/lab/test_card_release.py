@@ -8,12 +8,15 @@ import signal
 from typing import Any
 
 import pytest
-from card import Card, Node, await_, differences, ip, link, links
+
+from harness.card import Card, Node, differences
+from harness.pod import ip, link, links
+from harness.waiting import wait_for
 
 MAC = "02:5f:00:00:00:01"
 VF = 1
 ASKED: dict[str, Any] = {"vf": VF, "mac": MAC, "vlan": 100, "mtu": 1400, "cores": "0"}
-PARALLEL = 32
+PARALLEL = 16
 HANGING = """#!/bin/sh
 [ "$CNI_COMMAND" = ADD ] || exit 0
 echo $$ >"${0%/*}/pid"
@@ -92,6 +95,7 @@ def test_a_strangers_del_touches_nothing(node: Node, card: Card) -> None:
 # --- ADDs that are cut short
 
 
+@pytest.mark.modes("process")
 @pytest.mark.parametrize(("when", "how"), [(4, "DEL"), (5, "GC"), (6, "ADD"), (7, "DEL")])
 def test_a_killed_add(node: Node, card: Card, when: int, how: str) -> None:
     """Killed as it is about to ask the kernel for the n-th time; the first three only read."""
@@ -106,7 +110,7 @@ def test_a_killed_add(node: Node, card: Card, when: int, how: str) -> None:
     killed = node.run("ADD", conf, pod, wrap=strace, env={"SRIOV_FAST_BACKEND": "cython"})
     assert killed.status == -9, killed
     assert killed.stdout == b""
-    assert pod in node.records()
+    assert pod in node.attached()
     if how == "GC":
         node.collect()
     if how == "ADD":
@@ -119,6 +123,7 @@ def test_a_killed_add(node: Node, card: Card, when: int, how: str) -> None:
     assert not differences(before, card.state())
 
 
+@pytest.mark.modes("process")
 def test_an_add_killed_while_ipam_hangs(node: Node, card: Card) -> None:
     """The VF is in the pod by then, which ends as well; nobody has its DEL but GC."""
     (node.root / "bin").mkdir()
@@ -127,8 +132,8 @@ def test_an_add_killed_while_ipam_hangs(node: Node, card: Card) -> None:
     hanging.chmod(0o755)
     pod = node.pod()
     before = card.state()
-    process = node.start("ADD", node.conf(**ASKED, ipam=node.host_local()), pod)
-    await_("the VF in the pod", lambda: "eth0" in devices(pod))
+    process = node.start("ADD", node.conf(**ASKED, ipam=node.host_local(delegate=True)), pod)
+    wait_for(lambda: "eth0" in devices(pod), "the VF in the pod")
     process.kill()
     process.wait()
     os.kill(int((node.root / "bin/pid").read_text()), signal.SIGKILL)  # a runtime ends the whole group
@@ -141,6 +146,7 @@ def test_an_add_killed_while_ipam_hangs(node: Node, card: Card) -> None:
 # --- many at once
 
 
+@pytest.mark.modes("process")
 def test_parallel(node: Node, card: Card) -> None:
     """No VF twice; those beyond the last are told to try again; with a second PF in the list, it serves."""
     free = [vf for vf in card.vfs() if vf.netdev]
@@ -158,7 +164,7 @@ def test_parallel(node: Node, card: Card) -> None:
     assert {outcome.json["code"] for outcome in refused} == {11}, refused
     assert all(card.pf in outcome.json["msg"] for outcome in refused)
     assert len(node.leases()) == len(free)
-    assert set(node.records()) == set(lucky)
+    assert node.attached() == set(lucky)
 
     status = node.run("STATUS", node.conf(cniVersion="1.1.0"))
     assert status.status == 0, status  # a full card is no broken card
@@ -167,7 +173,7 @@ def test_parallel(node: Node, card: Card) -> None:
         node.add(node.conf(master=[one.pf for one in node.cards]), pod)
         assert node.owned(pod).pf == node.cards[1].pf
 
-    leaving = {pod: node.start("DEL", conf, pod) for pod in node.records()}
+    leaving = {pod: node.start("DEL", conf, pod) for pod in node.attached()}
     for pod, process in leaving.items():
         outcome = node.finish(process)
         assert outcome.status == 0, (pod, outcome)

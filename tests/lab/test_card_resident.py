@@ -3,63 +3,42 @@
 from __future__ import annotations
 
 import os
-import signal
-import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-from card import RECORDS, Card, Node, await_, differences, ip, link
 
+from harness.card import RECORDS, SOCKET, Card, Node, differences, start_server
+from harness.pod import ip, link
+from harness.server import Server
+from harness.waiting import wait_for
 from lab import demo_card
 
-SOCKET = Path("/run/sriov-fast/sriov.sock")
 MAC = "02:5f:00:00:00:01"
 RETURNING = "~~"
 
-Serve = Callable[..., "Server"]
+pytestmark = pytest.mark.modes("own")
 
-
-class Server:
-    """``sriov-fast serve``, in its ordinary place."""
-
-    def __init__(self, *options: str) -> None:
-        argv = [sys.executable, "-m", "sriov_fast.cli", "serve", *options]
-        self.process = subprocess.Popen(argv, stdin=subprocess.DEVNULL, stderr=subprocess.PIPE)
-        assert self.process.stderr
-        for line in self.process.stderr:
-            if b"msg=serving" in line:
-                return
-        raise AssertionError(f"the server ended with status {self.process.wait()}")
-
-    def stop(self) -> None:
-        if self.process.poll() is None:
-            self.process.send_signal(signal.SIGTERM)
-            assert self.process.wait(60) == 0
-        assert not SOCKET.exists()
-
-    def kill(self) -> None:
-        self.process.kill()
-        self.process.wait()
+Serve = Callable[..., Server]
 
 
 @pytest.fixture
-def serve() -> Iterator[Serve]:
+def serve(tmp_path: Path) -> Iterator[Serve]:
     running: list[Server] = []
 
     def start(*options: str) -> Server:
-        running.append(Server(*options))
+        running.append(start_server(tmp_path / "server.log", *options))
         return running[-1]
 
     yield start
     running[-1].stop()
+    assert not SOCKET.exists()
 
 
 def settled() -> None:
     """Wait until every VF is home."""
-    await_("all VFs home", lambda: not any(RETURNING in name for name in os.listdir(RECORDS)))
+    wait_for(lambda: not any(RETURNING in name for name in os.listdir(RECORDS)), "all VFs home")
 
 
 def cores_of(card: Card, index: int) -> list[set[int]]:
@@ -130,7 +109,7 @@ def test_a_server_that_is_killed(node: Node, card: Card, serve: Serve, command: 
     if command == "DEL":
         node.add(conf, pod)
     process = node.start(command, conf, pod)
-    await_("a record", lambda: node.records() or process.poll() is not None)
+    wait_for(lambda: node.records() or process.poll() is not None, "a record")
     server.kill()
     done = node.finish(process)
     assert done.status == 0, done

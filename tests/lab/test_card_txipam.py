@@ -19,8 +19,10 @@ from typing import Any
 
 import httpx
 import pytest
-from card import IN_LAB, RECORDS, Card, Node, await_, differences, executable, ip, link, links, try_ip
 
+from harness.card import IN_LAB, RECORDS, Card, Node, differences, executable
+from harness.pod import ip, link, links, try_ip
+from harness.waiting import wait_for
 from lab import demo_card
 
 URL = "https://127.0.0.1:10000"
@@ -122,7 +124,7 @@ class Service:
         with (directory / "log").open("wb") as log:
             argv = [sys.executable, "-m", "sriov_fast.cli", "ipam", "serve", "--config", str(config)]
             self.process = subprocess.Popen(argv, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
-        await_("the address service", self._is_ready, PATIENCE)
+        wait_for(self._is_ready, "the address service", PATIENCE)
 
     def _run(self, *words: str) -> None:
         subprocess.run([sys.executable, "-m", "sriov_fast.cli", "ipam", *words], check=True, timeout=PATIENCE)
@@ -230,7 +232,7 @@ def test_the_readme_word_for_word(card: Card, service: Service, readme: Path, et
         ("10.55.206.46", 26, "global")
     ]
     assert inet[0]["valid_life_time"] == 0xFFFFFFFF  # forever
-    await_("eth1's carrier", lambda: link("eth1", "1234")["operstate"] == "UP")
+    wait_for(lambda: link("eth1", "1234")["operstate"] == "UP", "eth1's carrier")
 
     index = owned(eth1)
     directory = Path(f"/sys/class/net/eth1/device/virtfn{index}/msi_irqs")

@@ -11,8 +11,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from card import IN_LAB, Card, Node, differences, ip, link
 
+from harness.card import IN_LAB, Card, Node, differences
+from harness.pod import ip, link
 from lab import demo_card
 
 MAC, OTHER = "02:5f:00:00:00:01", "02:5f:00:00:00:02"
@@ -56,15 +57,14 @@ def test_check_names_what_was_changed(node: Node, card: Card) -> None:
     assert node.run("CHECK", conf, pod).status == 0
     for words, change, back in changes(card, pod, result["ips"][0]["address"]):
         change()
-        error = node.refused("CHECK", conf, pod)
-        assert error["code"] == 103, words
-        assert words in error["msg"]
-        assert ";" not in error["msg"], f"more than was changed: {error['msg']}"
+        error = node.refused(103, "CHECK", conf, pod)
+        assert words in error
+        assert ";" not in error.partition("\n")[0], f"more than was changed: {error}"
         back()
     done = node.run("CHECK", conf, pod)
     assert done.status == 0, done
     node.delete(conf, pod)
-    assert node.refused("CHECK", conf, pod)["code"] == 103
+    node.refused(103, "CHECK", conf, pod)
 
 
 def test_check_of_a_mac_that_the_pf_holds(node: Node, card: Card) -> None:
@@ -73,8 +73,8 @@ def test_check_of_a_mac_that_the_pf_holds(node: Node, card: Card) -> None:
     conf["prevResult"] = node.add(conf, pod)
     assert node.run("CHECK", conf, pod).status == 0
     card.set(VF, "mac", OTHER)
-    error = node.refused("CHECK", conf, pod)
-    assert f"mac {OTHER}" in error["msg"]
+    error = node.refused(103, "CHECK", conf, pod)
+    assert f"mac {OTHER}" in error
     node.delete(conf, pod)
 
 
@@ -105,9 +105,8 @@ def test_status(node: Node, card: Card, bare: Card) -> None:
     done = status("no-such-pf")
     assert done.json["code"] == 50
     assert "no-such-pf" in done.json["msg"]
-    error = node.refused("ADD", node.conf(master=bare.pf, ipam=node.host_local()), node.pod())
-    assert error["code"] == 11
-    assert bare.pf in error["msg"]
+    error = node.refused(11, "ADD", node.conf(master=bare.pf, ipam=node.host_local()), node.pod())
+    assert bare.pf in error
     assert node.leases() == []
     pod = node.pod()
     node.add(node.conf(master=[bare.pf, card.pf]), pod)
@@ -122,18 +121,18 @@ def test_gc_releases_vf_and_address(node: Node, card: Card) -> None:
     """Of this network, and not what is valid. The delegates of today speak 1.0.0, GC is of 1.1.0."""
     before = card.state()
     staying, leaving, other = node.pod(), node.pod(), node.pod()
-    conf = node.conf(vlan=100, ipam=node.host_local())
-    elsewhere = node.conf(name=f"{node.name}-2", ipam=node.host_local("10.78.0.0/24"))
+    conf = node.conf(vlan=100, ipam=node.host_local(delegate=True))
+    elsewhere = node.conf(name=f"{node.name}-2", ipam=node.host_local("10.78.0.0/24", delegate=True))
     node.add(conf, staying)
     node.add(conf, leaving)
     node.add(elsewhere, other)
     freed = node.owned(leaving)
-    node.collect(valid=[(staying, "eth0")])
-    assert set(node.records()) == {staying, other}
+    node.collect(staying)
+    assert node.attached() == {staying, other}
     assert len(node.leases()) == 1
     assert len(node.leases(f"{node.name}-2")) == 1
     assert card.vf(freed.number).netdev == before[freed.pci]["device"]["ifname"]
-    node.collect(name=f"{node.name}-2")
+    node.collect(network=f"{node.name}-2")
     assert node.leases(f"{node.name}-2") == []
     node.collect()
     assert not node.records()

@@ -6,8 +6,8 @@ import shutil
 from collections.abc import Iterator
 
 import pytest
-from card import IN_LAB, RECORDS, Card, Node, differences
 
+from harness.card import IN_LAB, RECORDS, Card, Node, differences
 from lab import containerd
 from lab.containerd import Containerd
 
@@ -27,7 +27,7 @@ def test_a_container_with_a_vf(node: Node, card: Card, runtime: Containerd) -> N
     vf = card.vf(2)
     mac = "02:5f:00:00:00:01"
     plugin = {"type": "sriov", "master": card.pf, "vf": vf.number, "vlan": 100, "mac": mac}
-    plugin["ipam"] = node.host_local("10.79.0.0/24")
+    plugin["ipam"] = node.host_local("10.79.0.0/24", delegate=True)
     containerd.network({"cniVersion": "1.0.0", "name": node.name, "plugins": [plugin]})
     runtime.start("guest")
     try:

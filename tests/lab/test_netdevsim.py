@@ -12,8 +12,10 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from card import IN_LAB, await_, link
 
+from harness.card import IN_LAB
+from harness.pod import link
+from harness.waiting import wait_for
 from sriov_fast.common.errors import NetlinkError
 from sriov_fast.common.record import Link, VfSettings
 
@@ -49,7 +51,7 @@ def pf() -> Iterator[str]:
         device = BUS / f"devices/netdevsim{NUMBER}"
         (DEBUG / f"netdevsim{NUMBER}/max_vfs").write_text(str(VFS))
         (device / "sriov_numvfs").write_text(str(VFS))
-        names = await_("netdevsim's device", lambda: [path.name for path in (device / "net").iterdir()])
+        names = wait_for(lambda: [path.name for path in (device / "net").iterdir()], "netdevsim's device")
         yield names[0]
     finally:
         (BUS / "del_device").write_text(str(NUMBER))

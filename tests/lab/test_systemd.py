@@ -12,14 +12,16 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from card import IN_LAB, RECORDS, Card, Node, await_, differences
 
+from harness.card import IN_LAB, RECORDS, SOCKET, Card, Node, differences
+from harness.waiting import wait_for
 from sriov_fast.cli import units
+
+pytestmark = pytest.mark.modes("own")
 
 SYSTEMD = Path("/usr/lib/systemd/systemd")
 UNITS = Path("/run/systemd/system")
 GROUP = Path("/sys/fs/cgroup/systemd-of-the-test")
-SOCKET = Path("/run/sriov-fast/sriov.sock")
 # It would rename the cards' devices, and ends with the test.
 UDEV = ("udevd.service", "udevd-control.socket", "udevd-kernel.socket", "udev-trigger.service")
 # The guest has a process 1 of its own, so systemd gets namespaces in which it is that.
@@ -34,7 +36,9 @@ exec env -i container=lab PATH="$PATH" {SYSTEMD} --system --unit=idle.target --s
 class Systemd:
     """A systemd that has started nothing but itself."""
 
-    def __init__(self, log: Path) -> None:
+    def __init__(self, top: Path) -> None:
+        self.bin = top / "bin"
+        log = top / "log"
         GROUP.mkdir(exist_ok=True)
         UNITS.mkdir(parents=True, exist_ok=True)
         for name in UDEV:
@@ -44,7 +48,7 @@ class Systemd:
             self._boot = subprocess.Popen(
                 ["sh", "-c", BOOT], stdin=subprocess.DEVNULL, stdout=out, stderr=out
             )
-        await_("systemd", lambda: self._is_up(log))
+        wait_for(lambda: self._is_up(log), "systemd")
 
     def _is_up(self, log: Path) -> bool:
         assert self._boot.poll() is None, log.read_text()
@@ -71,20 +75,20 @@ class Systemd:
     def close(self) -> None:
         self._boot.kill()  # and with it, by --kill-child, all of its namespace
         self._boot.wait()
-        await_("an empty control group", lambda: "populated 0" in (GROUP / "cgroup.events").read_text())
+        wait_for(lambda: "populated 0" in (GROUP / "cgroup.events").read_text(), "an empty control group")
         shutil.rmtree("/run/systemd", ignore_errors=True)
 
 
-@pytest.fixture
-def systemd(node: Node) -> Iterator[Systemd]:
+@pytest.fixture(scope="module")
+def systemd(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Systemd]:
     if not IN_LAB:
         pytest.skip("starts a systemd: only in the lab")
     if not SYSTEMD.exists():
         pytest.skip("needs systemd")
-    words = ["install", "--bin-dir", str(node.root / "bin"), "--unit-dir", str(UNITS)]
+    top = tmp_path_factory.mktemp("systemd")
+    words = ["install", "--bin-dir", str(top / "bin"), "--unit-dir", str(UNITS)]
     subprocess.run([sys.executable, "-m", "sriov_fast.cli", *words], check=True)
-    node.plugin = node.root / "bin/sriov"
-    running = Systemd(node.root / "systemd.log")
+    running = Systemd(top)
     try:
         yield running
     finally:
@@ -102,6 +106,7 @@ def served_by(node: Node, command: str, conf: dict[str, object], pod: str) -> st
 
 def test_the_units(node: Node, card: Card, systemd: Systemd) -> None:
     before, pod = card.state(), node.pod()
+    node.plugin = systemd.bin / "sriov"
     conf = node.conf(vf=0, vlan=100, ipam=None)
 
     # the socket alone: the first call starts the service
@@ -136,21 +141,22 @@ def test_install_starts_the_server_and_uninstall_removes_it(node: Node, card: Ca
     for name in (units.SERVICE, units.SOCKET):
         (UNITS / name).unlink()  # of the fixture; install writes its own
     before, pod = card.state(), node.pod()
+    node.plugin = systemd.bin / "sriov"
     conf = node.conf(vf=0, ipam=None)
     command = [sys.executable, "-m", "sriov_fast.cli"]
     try:
-        systemd.run(*command, "install", "--bin-dir", str(node.root / "bin"))
+        systemd.run(*command, "install", "--bin-dir", str(systemd.bin))
         assert systemd.ctl("is-enabled", units.SOCKET, units.SERVICE).split() == ["enabled", "enabled"]
         assert systemd.show("SubState") == "running"
         first = systemd.show("MainPID")
         assert served_by(node, "ADD", conf, pod) == "resident"
-        systemd.run(*command, "install", "--bin-dir", str(node.root / "bin"))
+        systemd.run(*command, "install", "--bin-dir", str(systemd.bin))
         assert systemd.show("MainPID") not in (first, "0")  # a new version serves at once
         assert served_by(node, "DEL", conf, pod) == "resident"
     finally:
-        systemd.run(*command, "uninstall", "--bin-dir", str(node.root / "bin"))
+        systemd.run(*command, "uninstall", "--bin-dir", str(systemd.bin))
     assert systemd.show("LoadState") == "not-found"
     assert not SOCKET.exists()
-    assert not (node.root / "bin/sriov").exists()
+    assert not (node.plugin).exists()
     assert not [name for name in (units.SERVICE, units.SOCKET) if (units.DIRECTORY / name).exists()]
     assert not differences(before, card.state())

@@ -9,7 +9,10 @@ import time
 from pathlib import Path
 
 import pytest
-from card import Card, Node, await_, delegate, differences, ip, link
+
+from harness.card import Card, Node, delegate, differences
+from harness.pod import ip, link
+from harness.waiting import wait_for
 
 ETH_IPV6 = b"\x86\xdd"
 ALL_NODES = bytes.fromhex("333300000001")
@@ -103,7 +106,7 @@ def dhcp_server(node: Node, card: Card) -> Path:
     node.await_carrier(pod)
     leases = node.root / "leases"
     node.background(pod, "dnsmasq", *DNSMASQ, f"--dhcp-leasefile={leases}")
-    await_("dnsmasq", lambda: leases.exists())
+    wait_for(lambda: leases.exists(), "dnsmasq")
     return leases
 
 
@@ -115,7 +118,7 @@ def dhcp_daemon(node: Node) -> Path:
         pytest.skip("needs the plugin dhcp")
     path = node.root / "dhcp.sock"
     node.background("", str(program), "daemon", "-socketpath", str(path))
-    await_("the dhcp daemon", path.exists)
+    wait_for(path.exists, "the dhcp daemon")
     return path
 
 
@@ -136,9 +139,9 @@ def test_dhcp(node: Node, card: Card, dhcp_server: Path, dhcp_daemon: Path) -> N
     done = node.run("CHECK", conf | {"prevResult": result}, pod)
     assert done.status == 0, done
     node.delete(conf, pod)
-    await_("the lease's end", lambda: "02:5f:00:00:00:01" not in dhcp_server.read_text())
+    wait_for(lambda: "02:5f:00:00:00:01" not in dhcp_server.read_text(), "the lease's end")
     assert not differences(before, card.state())
-    node.collect(name=f"{node.name}-server")
+    node.collect(network=f"{node.name}-server")
 
 
 def test_dhcp_without_an_answer_is_undone(node: Node, card: Card) -> None:
@@ -146,7 +149,7 @@ def test_dhcp_without_an_answer_is_undone(node: Node, card: Card) -> None:
     pod = node.pod()
     before = card.state()
     ipam = {"type": "dhcp", "daemonSocketPath": str(node.root / "nobody")}
-    error = node.refused("ADD", node.conf(vf=1, vlan=100, ipam=ipam), pod)
-    assert "nobody" in json.dumps(error)
+    error = node.refused(100, "ADD", node.conf(vf=1, vlan=100, ipam=ipam), pod)
+    assert "nobody" in error
     assert [item["ifname"] for item in json.loads(ip("-j", "-n", pod, "link"))] == ["lo"]
     assert not differences(before, card.state())

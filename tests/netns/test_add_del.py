@@ -6,7 +6,8 @@ import json
 from typing import Any
 
 import pytest
-from node import MakeNode, Node
+
+from harness.veth import MakeNode, Node
 
 pytestmark = pytest.mark.modes("process", "resident")
 
@@ -303,7 +304,7 @@ def test_a_name_that_both_sides_know(node: Node) -> None:
 
 def test_masters_in_order(make_node: MakeNode) -> None:
     """The first PF with a free VF gives it."""
-    from sysfs_tree import build_tree
+    from harness.sysfs_tree import build_tree
 
     node = make_node(vfs=1)
     build_tree(node.root / "tree", pf="pf1", vfs=1, pf_pci="0000:02:00.0", numa=0)
@@ -317,7 +318,7 @@ def test_masters_in_order(make_node: MakeNode) -> None:
 
 
 def test_the_pf_near_the_cores_comes_first(make_node: MakeNode) -> None:
-    from sysfs_tree import build_tree
+    from harness.sysfs_tree import build_tree
 
     node = make_node(vfs=1)
     build_tree(node.root / "tree", pf="pf1", vfs=1, pf_pci="0000:02:00.0", numa=1)

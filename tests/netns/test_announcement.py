@@ -8,8 +8,8 @@ import socket
 import time
 
 import pytest
-from node import Node
 
+from harness.veth import Node
 from sriov_fast import _nl
 
 pytestmark = pytest.mark.modes("process", "resident")

@@ -8,8 +8,8 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from node import MakeNode, Node
-from resident import KINDS
+
+from harness.veth import KINDS, MakeNode, Node
 
 pytestmark = pytest.mark.modes("process", "resident")
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from node import Node
+
+from harness.veth import Node
 
 pytestmark = pytest.mark.modes("process", "resident")
 

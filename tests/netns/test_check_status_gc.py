@@ -7,7 +7,8 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from node import MakeNode, Node
+
+from harness.veth import MakeNode, Node
 
 pytestmark = pytest.mark.modes("process", "resident")
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 import shutil
 
 import pytest
-from node import MakeNode, Node
-from sysfs_tree import build_tree
+
+from harness.sysfs_tree import build_tree
+from harness.veth import MakeNode, Node
 
 pytestmark = pytest.mark.modes("process", "resident")
 

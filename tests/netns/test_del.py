@@ -8,7 +8,8 @@ import subprocess
 from typing import Any
 
 import pytest
-from node import Node
+
+from harness.veth import Node
 
 pytestmark = pytest.mark.modes("process", "resident", "deferred")
 

@@ -13,7 +13,8 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from node import Node
+
+from harness.veth import Node
 
 HEAVY = {
     *("argparse", "asyncio", "dataclasses", "datetime", "enum", "heapq", "inspect", "ipaddress", "json"),

@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from node import MakeNode, Node
+
+from harness.veth import MakeNode, Node
 
 pytestmark = pytest.mark.skipif(shutil.which("strace") is None, reason="needs strace")
 

@@ -8,7 +8,9 @@ from collections.abc import Sequence
 from typing import Any
 
 import pytest
-from node import MakeNode, Node, Outcome
+
+from harness.runtime import Outcome
+from harness.veth import MakeNode, Node
 
 pytestmark = pytest.mark.modes("process", "resident", "deferred")
 

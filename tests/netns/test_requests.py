@@ -3,33 +3,18 @@
 from __future__ import annotations
 
 import shutil
-import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-HERE = Path(__file__).resolve().parent
-sys.path[:0] = [str(HERE), str(HERE.parent), str(HERE.parent / "plain")]
+from harness.netlink_sends import Sends, count, wrap
+from harness.veth import Node
 
-from node import Node  # noqa: E402
-
-from netlink_sends import Sends, count, wrap  # noqa: E402
-
-pytestmark = [
-    pytest.mark.netns,
-    pytest.mark.skipif(shutil.which("strace") is None, reason="needs strace"),
-]
+pytestmark = pytest.mark.skipif(shutil.which("strace") is None, reason="needs strace")
 
 MOST = 5
-
-
-@pytest.fixture
-def node(tmp_path: Path) -> Iterator[Node]:
-    one = Node(tmp_path, vfs=2, backend="cython")
-    yield one
-    one.close()
 
 
 @pytest.fixture
@@ -71,7 +56,7 @@ def test_many_addresses_are_one_request(node: Node, traced: Callable[..., list[S
 
 
 def test_the_plain_backend_is_seen_too(node: Node, traced: Callable[..., list[Sends]]) -> None:
-    """What counts here must be able to count: the twin sends, too."""
+    """What counts here must be able to count: the plain backend sends as well."""
     pod = node.pod()
     sends = traced("ADD", node.conf(), pod, env={"SRIOV_FAST_BACKEND": "python"})
     assert sum(process.requests for process in sends) > 0

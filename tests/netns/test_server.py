@@ -17,8 +17,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from node import MakeNode, Node, Outcome
-from resident import ResidentNode, Strace, has_strace, held_up, let_go, wait_for, waits
+
+from harness.runtime import Outcome
+from harness.server import Strace, has_strace
+from harness.veth import MakeNode, Node, ResidentNode, held_up, let_go, waits
+from harness.waiting import wait_for
 
 pytestmark = pytest.mark.modes("resident")
 

@@ -11,8 +11,11 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
-from node import MakeNode, Outcome
-from resident import DeferredNode, Strace, has_strace, wait_for
+
+from harness.runtime import Outcome
+from harness.server import Strace, has_strace
+from harness.veth import DeferredNode, MakeNode
+from harness.waiting import wait_for
 
 pytestmark = [
     pytest.mark.modes("deferred"),

@@ -14,7 +14,8 @@ from typing import Any
 from xml.etree import ElementTree
 
 import pytest
-from node import Node
+
+from harness.veth import Node
 
 pytestmark = [pytest.mark.netns, pytest.mark.modes("process", "resident", "deferred")]
 

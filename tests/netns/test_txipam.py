@@ -9,8 +9,9 @@ from typing import Any
 
 import pytest
 import trustme
-from node import Node
 from txipam_service import Reply, Service, problem
+
+from harness.veth import Node
 
 pytestmark = pytest.mark.modes("process", "resident")
 

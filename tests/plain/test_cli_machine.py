@@ -6,8 +6,8 @@ import json
 from pathlib import Path
 
 import pytest
-from sysfs_tree import build_tree
 
+from harness.sysfs_tree import build_tree
 from sriov_fast.cli import doctor, main
 from sriov_fast.common.paths import Roots
 from sriov_fast.vf.journal import Attachment, Journal

@@ -15,8 +15,8 @@ from typing import Any
 
 import pytest
 from ipamd_kit import free_port
-from sysfs_tree import build_tree
 
+from harness.sysfs_tree import build_tree
 from lab import demo, demo_addresses, demo_card, demo_ipam
 from lab.demo_addresses import HostLocal, add_args, release_args
 from lab.demo_card import UNUSED, Card, Difference

@@ -13,7 +13,8 @@ from types import ModuleType
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from sysfs_tree import Tree, build_tree
+
+from harness.sysfs_tree import Tree, build_tree
 
 NAMES = ("sriov_fast._irq", "sriov_fast.kernel._irq_py")
 FUNCTIONS = ("cpu_mask", "irqs", "online", "parse_cpus", "parse_mask", "read_masks", "write_masks")

@@ -13,8 +13,8 @@ from types import ModuleType
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from sysfs_tree import Tree, build_tree
 
+from harness.sysfs_tree import Tree, build_tree
 from sriov_fast.common.record import Vf
 
 NAMES = ("sriov_fast._sysfs", "sriov_fast.kernel._sysfs_py")

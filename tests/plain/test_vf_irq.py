@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from sysfs_tree import Tree, build_tree
 
+from harness.sysfs_tree import Tree, build_tree
 from sriov_fast.common.errors import ConfigError
 from sriov_fast.common.log import Logger
 from sriov_fast.common.paths import Roots

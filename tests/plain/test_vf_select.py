@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from sysfs_tree import Tree, build_tree
 
+from harness.sysfs_tree import Tree, build_tree
 from sriov_fast.common.errors import ConfigError, TryAgainError
 from sriov_fast.common.paths import Roots
 from sriov_fast.vf import locks, select

@@ -1,17 +1,4 @@
-"""The fixtures of the field reports that need a real card."""
+"""The fixtures of tests on a real card."""
 
-from __future__ import annotations
-
-import sys
-from pathlib import Path
-
-sys.path.insert(0, str(Path(__file__).parents[2] / "lab"))
-
-from lab_fixtures import (  # noqa: F401 (pytest finds them here)
-    _as_it_was,
-    card,
-    cards,
-    igb,
-    node,
-    second,
-)
+from harness.lab_fixtures import *  # noqa: F403 (pytest finds them here)
+from harness.lab_fixtures import _as_it_was  # noqa: F401

@@ -7,9 +7,10 @@ import time
 from collections.abc import Callable
 
 import pytest
-from card import Card, Node, differences, ip
 
-import devices
+from harness import devices
+from harness.card import Card, Node, differences
+from harness.pod import ip
 
 GRINGPARAM, SRINGPARAM, GCOALESCE, SCOALESCE, GMSGLVL, SMSGLVL = 0x10, 0x11, 0x0E, 0x0F, 0x07, 0x08
 SGSO, STSO, STXCSUM = 0x24, 0x1F, 0x17

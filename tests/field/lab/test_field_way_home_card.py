@@ -7,7 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from card import Card, Node, await_, differences, ip, link, links
+
+from harness.card import Card, Node, differences
+from harness.pod import ip, link, links
+from harness.waiting import wait_for
 
 VF = 1
 OTHER = 2
@@ -57,7 +60,7 @@ def test_403_devices_on_top_and_404_an_altname(node: Node, card: Card) -> None:
 def holder(node: Node, pod: str) -> subprocess.Popen[bytes]:
     """Start a process in a pod's namespace, and delete the namespace's name."""
     process = node.background(pod, "sleep", "600")
-    await_("the process", lambda: Path(f"/proc/{process.pid}/comm").read_text() == "sleep\n")
+    wait_for(lambda: Path(f"/proc/{process.pid}/comm").read_text() == "sleep\n", "the process")
     ip("netns", "del", pod)
     return process
 
@@ -69,7 +72,7 @@ def test_405_a_process_holds_the_namespace(node: Node, card: Card) -> None:
     holder(node, pod)
     node.delete(conf, pod)
     assert not differences(before, card.state())
-    assert (node.leases(), node.records()) == ([], {})
+    assert (node.leases(), node.records()) == ([], [])
 
 
 def test_405_the_namespace_is_not_found(node: Node, card: Card) -> None:
@@ -84,7 +87,7 @@ def test_405_the_namespace_is_not_found(node: Node, card: Card) -> None:
         assert card.vlan(VF) == 100
         assert len(node.leases()) == 1
         assert [path.name.count("~") for path in Path("/run/sriov-fast/vfs").iterdir()] == [3]
-    await_("the VF in the host", lambda: card.vf(VF).netdev)
+    wait_for(lambda: card.vf(VF).netdev, "the VF in the host")
     node.collect()
     assert not differences(before, card.state())
     assert node.leases() == []
@@ -104,7 +107,7 @@ def test_406_the_vfs_were_made_anew(node: Node, card: Card) -> None:
     node.delete(conf, pod)
     try:
         assert not differences(before, card.state())
-        assert (node.leases(), node.records()) == ([], {})
+        assert (node.leases(), node.records()) == ([], [])
     finally:
         card.make_vfs(number)
 
@@ -117,7 +120,7 @@ def test_406_the_driver_was_bound_anew(node: Node, card: Card) -> None:
     driver = Path(f"/sys/bus/pci/devices/{pci}/driver").resolve()
     (driver / "unbind").write_text(pci)
     (driver / "bind").write_text(pci)
-    await_("the device", lambda: card.vf(VF).netdev)
+    wait_for(lambda: card.vf(VF).netdev, "the device")
     ip("link", "set", card.vf(VF).netdev, "mtu", "1300")
     node.delete(conf, pod)
     try:

@@ -8,8 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from node import Node
-from resident import ResidentNode, has_strace, wait_for
+
+from harness.server import has_strace
+from harness.veth import Node, ResidentNode
+from harness.waiting import wait_for
 
 CONTENTS = {
     "empty": lambda _: b"",

@@ -8,7 +8,8 @@ import subprocess
 from typing import Any
 
 import pytest
-from node import DELEGATES, MakeNode, Node
+
+from harness.veth import DELEGATES, MakeNode, Node
 
 pytestmark = pytest.mark.modes("process", "resident")
 

@@ -7,7 +7,8 @@ import re
 from typing import Any
 
 import pytest
-from node import MakeNode, Node
+
+from harness.veth import MakeNode, Node
 
 pytestmark = pytest.mark.modes("process", "resident", "deferred")
 

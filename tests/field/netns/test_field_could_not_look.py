@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from node import Node
-from resident import ResidentNode
+
+from harness.veth import Node, ResidentNode
 
 needs_strace = pytest.mark.skipif(shutil.which("strace") is None, reason="needs strace")
 ERRORS = ("EMFILE", "ENFILE", "ENOMEM", "EIO", "EACCES", "ESTALE")

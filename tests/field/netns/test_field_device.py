@@ -6,9 +6,9 @@ import json
 import os
 
 import pytest
-from node import Node
 
-import devices
+from harness import devices
+from harness.veth import Node
 
 pytestmark = pytest.mark.modes("process", "resident", "deferred")
 

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from node import Node
 
+from harness.veth import Node
 from sriov_fast.common import files
 
 RULES = "others than root may write to it"

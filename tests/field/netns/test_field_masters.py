@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import pytest
-from node import Node
+
+from harness.veth import Node
 
 pytestmark = pytest.mark.modes("process", "resident")
 

@@ -11,7 +11,8 @@ from __future__ import annotations
 import json
 
 import pytest
-from node import Node
+
+from harness.veth import Node
 
 pytestmark = pytest.mark.modes("process", "resident")
 

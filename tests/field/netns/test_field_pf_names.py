@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import pytest
-from node import Node
+
+from harness.veth import Node
 
 LONG = "enp129s0f1np1-of-the-second-card"
 

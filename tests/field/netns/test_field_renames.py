@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import pytest
-from node import Node
+
+from harness.veth import Node
 
 # What happens between two calls of the plugin's own; ``moment`` is called once.
 PRELUDE = """\

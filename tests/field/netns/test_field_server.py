@@ -13,8 +13,10 @@ from collections import Counter
 from collections.abc import Iterator
 
 import pytest
-from node import Node
-from resident import ResidentNode, Strace, has_strace, wait_for
+
+from harness.server import Strace, has_strace
+from harness.veth import Node, ResidentNode
+from harness.waiting import wait_for
 
 pytestmark = pytest.mark.modes("resident")
 

@@ -8,7 +8,8 @@ import sys
 from pathlib import Path
 
 import pytest
-from node import Node
+
+from harness.veth import Node
 
 
 def operate(node: Node, *words: str) -> subprocess.CompletedProcess[str]:

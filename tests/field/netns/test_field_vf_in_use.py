@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import pytest
-from node import Node
+
+from harness.veth import Node
 
 USES = {
     "address": ["address add 192.0.2.5/24 dev pf0v0"],

@@ -10,8 +10,9 @@ from contextlib import contextmanager
 from typing import Any
 
 import pytest
-from node import Node
-from resident import ResidentNode, wait_for
+
+from harness.veth import Node, ResidentNode
+from harness.waiting import wait_for
 
 pytestmark = pytest.mark.modes("process", "resident", "deferred")
 

@@ -8,8 +8,8 @@ import socket
 from pathlib import Path
 
 import pytest
-from sysfs_tree import build_tree
 
+from harness.sysfs_tree import build_tree
 from sriov_fast.common.errors import SriovError
 from sriov_fast.common.paths import Roots
 from sriov_fast.server import protocol

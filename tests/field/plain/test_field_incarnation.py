@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from sysfs_tree import build_tree
 
+from harness.sysfs_tree import build_tree
 from sriov_fast.common.errors import NetlinkError
 from sriov_fast.common.paths import Roots
 from sriov_fast.common.record import Link, VfSettings

@@ -15,7 +15,7 @@ from array import array
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
-from sriov_fast.kernel.backend import nl
+from harness.pod import inside
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -28,19 +28,13 @@ _SYS_BPF = 321  # x86-64
 _BPF_PROG_LOAD, _BPF_PROG_ATTACH, _BPF_LINK_CREATE = 5, 8, 28
 _ATTACHED = {"ingress": 46, "egress": 47, "xdp": 37}  # BPF_TCX_INGRESS, BPF_TCX_EGRESS, BPF_XDP
 _SCHED_CLS, _XDP = 3, 6
-_CLONE_NEWNET = 0x40000000  # linux/sched.h
 _PASS = struct.pack("<BBhi", 0xB7, 0, 0, 2) + struct.pack("<BBhi", 0x95, 0, 0, 0)  # return 2: XDP_PASS
 
 
 @contextmanager
 def _opened(netns: str, family: int, kind: int, protocol: int = 0) -> Iterator[socket.socket]:
-    fd = os.open(f"/run/netns/{netns}", os.O_RDONLY) if netns else -1
-    try:
-        with socket.socket(fileno=nl.raw_socket(fd, family, kind, protocol)) as opened:
-            yield opened
-    finally:
-        if fd >= 0:
-            os.close(fd)
+    with inside(netns), socket.socket(family, kind, protocol) as opened:
+        yield opened
 
 
 def ethtool(netns: str, name: str, *words: int, size: int = 0) -> list[int]:
@@ -96,36 +90,24 @@ def _program(kind: int) -> Iterator[int]:
         os.close(fd)
 
 
-@contextmanager
-def _inside(netns: str) -> Iterator[None]:
-    """Run in a namespace: bpf(2) acts in the one that the thread is in."""
-    libc = ctypes.CDLL(None, use_errno=True)
-    with open("/proc/thread-self/ns/net", "rb") as home, open(f"/run/netns/{netns}", "rb") as there:
-        assert libc.setns(there.fileno(), _CLONE_NEWNET) == 0
-        try:
-            yield
-        finally:
-            assert libc.setns(home.fileno(), _CLONE_NEWNET) == 0
-
-
 def attach_tcx(netns: str, name: str, hook: str) -> None:
     """Attach a program of tcx, at "ingress" or "egress"; OSError (EINVAL) on kernels before 6.6."""
     index = index_of(netns, name)
-    with _program(_SCHED_CLS) as program, _inside(netns):
+    with _program(_SCHED_CLS) as program, inside(netns):
         _bpf(_BPF_PROG_ATTACH, struct.pack("<IIII", index, program, _ATTACHED[hook], 0))
 
 
 def hold(netns: str, name: str, hook: str) -> int:
     """Attach a program by a bpf_link, at "xdp", "ingress" or "egress"; return the link's descriptor."""
     index = index_of(netns, name)
-    with _program(_XDP if hook == "xdp" else _SCHED_CLS) as program, _inside(netns):
+    with _program(_XDP if hook == "xdp" else _SCHED_CLS) as program, inside(netns):
         return _bpf(_BPF_LINK_CREATE, struct.pack("<IIII", program, index, _ATTACHED[hook], 0))
 
 
 def tcx(netns: str, name: str) -> list[int]:
     """Return how many programs of tcx there are at ingress and at egress; [] on kernels before 6.6."""
     index, found = index_of(netns, name), []
-    with _inside(netns):
+    with inside(netns):
         for hook in ("ingress", "egress"):
             attributes = ctypes.create_string_buffer(struct.pack("<II", index, _ATTACHED[hook]), 64)
             if ctypes.CDLL(None).syscall(_SYS_BPF, 16, attributes, 64) == 0:  # BPF_PROG_QUERY

@@ -13,12 +13,8 @@ from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
-from node import MakeNode, Node
-from resident import KINDS, ResidentNode
 
-
-def pytest_configure(config: pytest.Config) -> None:
-    config.addinivalue_line("markers", "modes(*names, falls_back=False): how the plugin is to be executed")
+from harness.veth import KINDS, MakeNode, Node, ResidentNode
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:

@@ -7,7 +7,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from card import IN_LAB, LOCKS, Card, Node, differences, ip, link
+
+from harness.card import IN_LAB, LOCKS, SOCKET, Card, Node, State, differences, start_server
+from harness.pod import ip, link
+from harness.server import Server
 
 
 def _names() -> list[str]:
@@ -31,16 +34,25 @@ def cards() -> Iterator[list[Card]]:
         ip("link", "set", pf, "down")
 
 
+@pytest.fixture(scope="session")
+def known() -> dict[str, tuple[int, State]]:
+    """The generation and state of each card as the last test has left it."""
+    return {}
+
+
 @pytest.fixture(autouse=True)
-def _as_it_was(cards: list[Card]) -> Iterator[None]:
+def _as_it_was(cards: list[Card], known: dict[str, tuple[int, State]]) -> Iterator[None]:
     """Compare every VF of every card before and after each test; VFs that were made anew are just counted."""
-    before = [(card, card.generation, card.state()) for card in cards]
+    before = {card.pf: known.pop(card.pf, None) or (card.generation, card.state()) for card in cards}
     yield
     faults = []
-    for card, generation, state in before:
-        same = card.generation == generation
-        found = differences(state, card.state()) if same else recount(card, len(state))
-        if found and IN_LAB:  # the operator's own VFs are not ours to make anew
+    for card in cards:
+        generation, state = before[card.pf]
+        now = card.state()
+        found = differences(state, now) if card.generation == generation else recount(card, len(state))
+        if not found:
+            known[card.pf] = card.generation, now
+        elif IN_LAB:  # the operator's own VFs are not ours to make anew
             card.make_vfs(len(state))
         faults += [f"{card.pf}: {fault}" for fault in found]
     locks = sorted(path.name for path in LOCKS.glob("*")) if IN_LAB else []
@@ -53,10 +65,52 @@ def recount(card: Card, number: int) -> list[str]:
     return [] if here == number else [f"{here} VFs with a device, not {number}"]
 
 
+class Resident:
+    """The server that the tests share; the operator's own one serves where it runs already."""
+
+    def __init__(self, log: Path) -> None:
+        self._log = log
+        self._server: Server | None = None
+
+    def start(self) -> None:
+        """Start the server if none runs."""
+        if not SOCKET.exists():
+            self._server = start_server(self._log)
+
+    def stop(self) -> None:
+        """Stop the server."""
+        if self._server:
+            self._server.stop()
+            self._server = None
+        elif SOCKET.exists():
+            pytest.skip("a server of this machine runs: this test has one of its own")
+
+
+@pytest.fixture(scope="session")
+def resident(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Resident]:
+    one = Resident(tmp_path_factory.mktemp("resident") / "log")
+    yield one
+    if one._server:
+        one.stop()
+
+
 @pytest.fixture
-def node(cards: list[Card], tmp_path: Path) -> Iterator[Node]:
+def node(
+    request: pytest.FixtureRequest, cards: list[Card], tmp_path: Path, resident: Resident
+) -> Iterator[Node]:
+    """The machine's runtime. Its plugin asks the shared server, unless ``modes`` says otherwise.
+
+    "process" is without a server; with "own", the test starts one itself.
+    """
+    mark = request.node.get_closest_marker("modes")
     one = Node(tmp_path / "node", cards)
     one.root.mkdir()
+    if mark is None:
+        resident.start()
+    elif mark.args == ("own",):
+        resident.stop()
+    else:
+        one.socket = "none"
     yield one
     one.close()
 

@@ -1,0 +1,291 @@
+"""A node with a real card: PFs with their VFs, pods (network namespaces), and the installed executable.
+
+Nothing here supposes the lab's virtual machine: an operator may run the tier on a card of a real machine,
+named in ``SRIOV_FAST_PF``. It uses the journal in its ordinary place, so VFs of running pods are left alone.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import socket
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from harness import devices
+from harness import pod as netns
+from harness.pod import ip, link, links
+from harness.runtime import Runtime
+from harness.server import Server
+from harness.waiting import PATIENCE, wait_for
+from lab import demo, demo_addresses, demo_card
+
+RUN = Path("/run/sriov-fast")
+RECORDS = RUN / "vfs"
+LOCKS = RUN / "locks"
+SOCKET = RUN / "sriov.sock"
+IN_LAB = os.environ.get("SRIOV_FAST_LAB") == "1"
+ZERO_MAC = "00:00:00:00:00:00"
+# A queue discipline stays behind when a device is moved; the next use brings the default one.
+_VOLATILE = ("operstate", "flags", "link_netnsid", "qdisc")
+_SETTABLE_FLAGS = {"UP", "BROADCAST", "MULTICAST", "PROMISC", "ALLMULTI", "NOARP"}
+
+State = dict[str, dict[str, Any]]
+
+
+class Vf(NamedTuple):
+    """A VF: its PF, its index on that, its PCI address, and its network device in the host."""
+
+    pf: str
+    number: int
+    pci: str
+    netdev: str
+
+
+def executable() -> Path:
+    """Return the plugin: the checkout's, else where runtimes look."""
+    found = next((path for path in demo.candidates() if demo.is_ours(path)), None)
+    assert found, "no sriov of this project: run `make build`, or `sriov-fast install`"
+    return found
+
+
+def delegate(name: str) -> Path | None:
+    """Return an IPAM plugin's executable."""
+    return next((path for part in demo_addresses.DELEGATES if (path := Path(part, name)).is_file()), None)
+
+
+def start_server(log: Path, *options: str) -> Server:
+    """Start a server in its ordinary place; return it when it serves."""
+    words = [sys.executable, "-m", "sriov_fast.cli", "serve", *options]
+    return Server(words, dict(os.environ), log).ready()
+
+
+# --- the card
+
+
+class Card:
+    """One PF and its VFs."""
+
+    def __init__(self, pf: str) -> None:
+        self.pf = pf
+        self.generation = 0  # counts how often the VFs were made anew
+        self._card = demo_card.Card(pf)
+
+    @property
+    def driver(self) -> str:
+        return self._card.driver
+
+    @property
+    def directory(self) -> Path:
+        return self._card.device
+
+    def vfs(self) -> list[Vf]:
+        return [Vf(self.pf, vf.number, vf.pci, vf.netdev) for vf in self._card.vfs()]
+
+    def vf(self, index: int) -> Vf:
+        return next(vf for vf in self.vfs() if vf.number == index)
+
+    def masks(self, index: int) -> dict[int, str]:
+        return self._card.masks(index)
+
+    def on_pf(self, index: int) -> dict[str, Any]:
+        """What the PF holds for a VF, in ip(8)'s words."""
+        listed = link(self.pf)["vfinfo_list"]
+        found: dict[str, Any] = next(item for item in listed if item["vf"] == index)
+        return found
+
+    def vlan(self, index: int) -> int:
+        """The VLAN that the PF tags a VF with, 0 for none."""
+        return int(next((item["vlan"] for item in self.on_pf(index)["vlan_list"] if "vlan" in item), 0))
+
+    def set(self, index: int, *words: str) -> None:
+        """Set something for a VF as the operator does."""
+        ip("link", "set", self.pf, "vf", str(index), *words)
+
+    def warm_up(self) -> None:
+        """Use every VF once: an interrupt shows a mask only then."""
+        up = {item["ifname"] for item in links() if "UP" in item["flags"]}
+        for vf in self.vfs():
+            if vf.netdev and vf.netdev not in up:
+                ip("link", "set", vf.netdev, "up")
+                ip("link", "set", vf.netdev, "down")
+
+    def state(self) -> State:
+        """Return all that is known of every VF, by PCI address: device, the PF's words, interrupts."""
+        everything = links()
+        pf = next(item for item in everything if item["ifname"] == self.pf)
+        devices = {item["parentdev"]: item for item in everything if "parentdev" in item}
+        on_pf = {item["vf"]: item for item in pf["vfinfo_list"]}
+        return {
+            vf.pci: {
+                "index": vf.number,
+                "device": _device(devices.get(vf.pci)),
+                "pf": on_pf.get(vf.number),
+                "masks": self.masks(vf.number),
+            }
+            for vf in self.vfs()
+        }
+
+    def restore_mac(self, index: int, mac: str) -> None:
+        """Take the PF's MAC away again, and give the VF its own back, as its reset makes it."""
+        name = self.vf(index).netdev
+        was_up = "UP" in link(name)["flags"]
+        ip("link", "set", name, "down")
+        self.set(index, "mac", ZERO_MAC)
+        ip("link", "set", name, "address", mac)
+        ip("link", "set", name, "up")
+        if not was_up:
+            ip("link", "set", name, "down")
+
+    def make_vfs(self, number: int) -> None:
+        """Remove all VFs and make ``number`` anew, ready for use."""
+        self.generation += 1
+        (self.directory / "sriov_numvfs").write_text("0")
+        if not number:
+            return
+        (self.directory / "sriov_numvfs").write_text(str(number))
+        wait_for(lambda: self._ready(number), f"{number} VFs of {self.pf} with a device")
+        self.warm_up()
+
+    def _ready(self, number: int) -> bool:
+        return len([vf for vf in self.vfs() if vf.netdev]) == number
+
+
+def _device(shown: dict[str, Any] | None) -> dict[str, Any] | None:
+    if shown is None:
+        return None
+    kept = {key: value for key, value in shown.items() if key not in _VOLATILE and key != "addr_info"}
+    # a link-local IPv6 address comes with the carrier, some time after the device is up
+    addresses = [item["local"] for item in shown["addr_info"] if item["scope"] != "link"]
+    flags, names = sorted(_SETTABLE_FLAGS & set(shown["flags"])), sorted(shown.get("altnames", ()))
+    found = kept | {"flags": flags, "altnames": names, "addresses": addresses}
+    return found | devices.settings("", shown["ifname"])
+
+
+def differences(before: State, after: State) -> list[str]:
+    """Say in words what is not as it was."""
+    return [
+        f"{pci} {part}: {left} -> {right}"
+        for pci in sorted(before.keys() | after.keys())
+        for part, left, right in _parts(before.get(pci, {}), after.get(pci, {}))
+    ]
+
+
+def _parts(before: dict[str, Any], after: dict[str, Any]) -> list[tuple[str, Any, Any]]:
+    flat = [
+        (part, before.get(part), after.get(part))
+        for part in ("index", "device", "pf", "masks")
+        if before.get(part) != after.get(part)
+    ]
+    found: list[tuple[str, Any, Any]] = []
+    for part, left, right in flat:
+        if isinstance(left, dict) and isinstance(right, dict):
+            keys = [key for key in {**left, **right} if left.get(key) != right.get(key)]
+            found += [(f"{part} {key}", left.get(key), right.get(key)) for key in keys]
+        else:
+            found.append((part, left, right))
+    return found
+
+
+# --- the node
+
+
+class Node(Runtime):
+    """The machine as a runtime sees it."""
+
+    time_limit = 180.0
+    run_dir = RUN
+    socket = ""  # of the server; "none" to do without
+
+    def __init__(self, root: Path, cards: Sequence[Card]) -> None:
+        super().__init__(root)
+        self.cards = list(cards)
+        self.card = self.cards[0]
+        self.master = self.card.pf
+        self.network = self.name = f"lab-{self.id}"
+        self.plugin = executable()
+        self.processes: list[subprocess.Popen[bytes]] = []
+
+    def command(self) -> list[str]:
+        return [str(self.plugin)]
+
+    def settings(self) -> dict[str, str]:
+        path = [str(self.root / "bin"), str(self.plugin.parent), *demo_addresses.DELEGATES]
+        return {
+            "CNI_PATH": ":".join(dict.fromkeys(path)),
+            "SRIOV_FAST_ETC": os.environ.get("SRIOV_FAST_ETC", ""),
+            "SRIOV_FAST_SOCKET": self.socket,
+        }
+
+    def host_local(self, subnet: str = "10.77.0.0/24", **more: Any) -> dict[str, Any]:
+        """Return an ``ipam`` object; the built-in plugin serves it: executed ones are slow where emulated."""
+        return super().host_local(subnet, **({"delegate": False} | more))
+
+    # --- pods
+
+    def inside(self, pod: str, *words: str, check: bool = True) -> subprocess.CompletedProcess[str]:
+        """Run a program in a pod's namespace."""
+        command = ["ip", "netns", "exec", pod, *words]
+        done = subprocess.run(command, check=False, capture_output=True, text=True, timeout=120)
+        assert not check or done.returncode == 0, f"{' '.join(words)}: {done.stdout}{done.stderr}"
+        return done
+
+    def background(self, pod: str, *words: str) -> subprocess.Popen[bytes]:
+        """Start a program, in a pod's namespace where one is named; it ends with the node."""
+        with (self.root / f"{Path(words[0]).name}.log").open("ab") as log:
+            enter = ["ip", "netns", "exec", pod] if pod else []
+            process = subprocess.Popen([*enter, *words], stdin=subprocess.DEVNULL, stdout=log, stderr=log)
+        self.processes.append(process)
+        return process
+
+    def addresses(self, pod: str, name: str = "eth0") -> set[str]:
+        """Return the addresses of a pod's device without its link-local ones."""
+        return set(netns.addresses(name, pod))
+
+    def await_carrier(self, pod: str, name: str = "eth0") -> None:
+        wait_for(lambda: "LOWER_UP" in link(name, pod)["flags"], f"carrier of {name} in {pod}")
+
+    def pings(self, pod: str, address: str, seconds: int = int(PATIENCE)) -> bool:
+        """Return whether one answer comes in time."""
+        return self.inside(pod, "ping", "-c1", f"-w{seconds}", address, check=False).returncode == 0
+
+    def sniffer(self, pod: str, name: str = "eth0") -> socket.socket:
+        """Return a packet socket that receives every frame of a pod."""
+        with netns.inside(pod):
+            found = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, 0)
+        found.bind((name, 3))  # ETH_P_ALL
+        found.settimeout(PATIENCE)
+        return found
+
+    # --- the journal
+
+    def records(self) -> list[str]:
+        """Return the names of the records of this node's pods."""
+        return [name for name in super().records() if name.split("~")[1].startswith(f"pod-{self.id}-")]
+
+    def attached(self) -> set[str]:
+        """Return the pods that have a VF."""
+        return {name.split("~")[1] for name in self.records()}
+
+    def owned(self, pod: str) -> Vf:
+        """Return the VF that a pod has, as the journal says."""
+        pci = next(name.partition("~")[0] for name in super().records() if name.split("~")[1] == pod)
+        return next(vf for card in self.cards for vf in card.vfs() if vf.pci == pci)
+
+    def collect(self, *valid: str, network: str = "") -> None:  # type: ignore[override]
+        """GC of a network; the pods in ``valid`` keep their interface eth0."""
+        super().collect(self.conf(name=network or self.network), *valid)
+
+    def close(self) -> None:
+        """Detach what a test has left attached."""
+        for process in self.processes:
+            process.terminate()
+        for process in self.processes:
+            process.wait()
+        if self.records():
+            self.collect()
+        super().close()
+        shutil.rmtree(self.root, ignore_errors=True)

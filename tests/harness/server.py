@@ -1,0 +1,149 @@
+"""Resident servers as processes, and strace to interfere with them."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import time
+import uuid
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Self
+
+from harness.waiting import PATIENCE, wait_for
+
+
+class Server:
+    """A ``sriov-fast serve``; ``notices`` are its messages to systemd (sd_notify(3))."""
+
+    def __init__(
+        self, words: Sequence[str], env: Mapping[str, str], log: Path, files: Sequence[int] = ()
+    ) -> None:
+        self.log = log
+        self.notices: list[str] = []
+        self._notify = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+        path = str(log.with_name(f"notify-{uuid.uuid4().hex[:8]}"))
+        self._notify.bind(path)
+        with log.open("ab") as out:
+            self.process = subprocess.Popen(
+                words,
+                env={"PATH": os.environ["PATH"], "NOTIFY_SOCKET": path, **env},
+                stdin=subprocess.DEVNULL,
+                stdout=out,
+                stderr=out,
+                pass_fds=files,
+            )
+        self.pid = self.process.pid
+
+    def said(self) -> str:
+        """Return its log."""
+        return self.log.read_text()
+
+    def _listen(self, wait: float) -> None:
+        self._notify.settimeout(wait)
+        try:
+            self.notices.append(self._notify.recv(256).decode())
+        except (TimeoutError, BlockingIOError):
+            pass
+
+    def ready(self) -> Self:
+        """Wait until it serves."""
+        deadline = time.monotonic() + PATIENCE
+        while "READY=1" not in self.notices:
+            assert time.monotonic() < deadline, self.said()
+            assert self.process.poll() is None, self.said()
+            self._listen(0.05)
+        return self
+
+    def stop(self) -> None:
+        """Stop it as systemd does; harmless when it was killed."""
+        if self.process.returncode is None:
+            self.ready()
+            self.process.terminate()
+            assert self.ended() == 0, self.said()
+
+    def ended(self) -> int:
+        """Wait for its end; return its exit status."""
+        status = self.process.wait(PATIENCE)
+        self._listen(0)
+        self._listen(0)
+        self._notify.close()
+        return status
+
+    def kill(self) -> None:
+        """Kill it."""
+        self.process.kill()
+        assert self.ended() == -signal.SIGKILL
+
+    def files(self) -> list[str]:
+        """Return what its descriptors refer to."""
+        directory, found = f"/proc/{self.pid}/fd", []
+        for fd in os.listdir(directory):
+            with suppress(FileNotFoundError):
+                found.append(os.readlink(f"{directory}/{fd}"))
+        return sorted(found)
+
+    def idle(self) -> list[str]:
+        """Wait until it has no connection and no pipe; return what it has open then."""
+
+        def waiting() -> bool:
+            kinds = Counter(name.partition(":")[0] for name in self.files())
+            return (kinds["socket"], kinds["pipe"]) == (1, 0)  # the one that it listens on
+
+        wait_for(waiting, "it does not come to rest")
+        return self.files()
+
+    def threads(self) -> int:
+        """Return the number of its threads."""
+        return len(os.listdir(f"/proc/{self.pid}/task"))
+
+    def resident_kib(self) -> int:
+        """Return its VmRSS (proc_pid_status(5))."""
+        text = Path(f"/proc/{self.pid}/status").read_text()
+        return int(text.partition("VmRSS:")[2].split()[0])
+
+    def cpu(self) -> float:
+        """Return the seconds that all its threads have used, ended ones included (CPUCLOCK_SCHED)."""
+        return time.clock_gettime((~self.pid << 3) | 2)
+
+
+class Strace:
+    """strace, attached to a process and all its threads; counts of ``inject`` begin here."""
+
+    def __init__(self, pid: int, output: Path, *words: str) -> None:
+        self.output = output
+        command = ["strace", "-f", "-o", str(output), *words, "-p", str(pid)]
+        self._process = subprocess.Popen(command, stderr=subprocess.PIPE)
+        assert self._process.stderr
+        line = self._process.stderr.readline()
+        assert b"attached" in line, line
+
+    def __enter__(self) -> Self:
+        return self
+
+    def end_with(self, server: Server) -> None:
+        """Kill the server that it holds up, and which takes not even that signal while it has a tracer."""
+        server.process.kill()
+        self._process.kill()
+        assert server.ended() == -signal.SIGKILL
+
+    def __exit__(self, *_: object) -> None:
+        self._process.terminate()
+        self._process.communicate(timeout=PATIENCE)
+
+    def calls(self) -> dict[int, list[str]]:
+        """What each thread called, in order, whole lines; to be read when the tracing is over."""
+        found: dict[int, list[str]] = {}
+        for line in self.output.read_text().splitlines():
+            thread, call = line.split(maxsplit=1)
+            if call[:1].isalpha():
+                found.setdefault(int(thread), []).append(call)
+        return found
+
+
+has_strace = shutil.which("strace") is not None

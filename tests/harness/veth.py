@@ -1,0 +1,385 @@
+"""A node without a card: a namespace plays the host, veth pairs its VFs, and a sysfs tree describes them.
+
+The plugin is the real executable and the kernel's answers are real. The ``lab`` tier has a card,
+for settings through the PF and interrupts.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from harness import devices
+from harness import pod as netns
+from harness.runtime import Outcome, Runtime
+from harness.server import Server
+from harness.sysfs_tree import Tree, build_tree
+from harness.waiting import wait_for
+from sriov_fast import client
+from sriov_fast.cli import install
+from sriov_fast.common import files
+
+DELEGATES = "/usr/lib/cni"
+# Replaces the interpreter that the client executes where no server answers; it writes down each execution.
+IN_PROCESS = """\
+#!/bin/sh
+echo "$CNI_COMMAND${SRIOV_FAST_TOKEN:+ again}" >> ROOT/in-process
+exec PYTHON "$@"
+"""
+LAUNCHER = (
+    "import sys; sys.path[:0] = {path!r}; {prelude}; from sriov_fast.plugin.process import main; main()"
+)
+
+State = dict[str, dict[str, Any]]
+# What the kernel changes with the state of a device, or with a move.
+_VOLATILE = ("ifindex", "operstate", "link_index", "link", "link_netnsid", "qdisc", "flags")
+_SETTABLE_FLAGS = {"UP", "MULTICAST", "PROMISC", "ALLMULTI", "NOARP"}
+
+
+class Node(Runtime):
+    """A namespace that plays the host, with ``vfs`` stand-ins, and the pods made on it.
+
+    The plugin is the installed executable; with ``options`` for the interpreter, or a ``prelude`` to run
+    before the plugin, that interpreter.
+    """
+
+    master = "pf0"
+    executable = ""
+    socket = "none"  # of the resident server
+
+    @classmethod
+    def install(cls, directory: Path) -> None:
+        """Write the executable, once for all nodes."""
+        path = directory / "sriov"
+        install.write_executable(path, install.executable(install.PROGRAMS["sriov"], "client"))
+        cls.executable = str(path)
+
+    def __init__(self, root: Path, vfs: int = 4, backend: str = "cython") -> None:
+        super().__init__(root)
+        self.host = f"node-{self.id}"
+        self.backend = backend
+        self.options: tuple[str, ...] = ()
+        self.prelude = "pass"
+        self.tree: Tree = build_tree(root / "tree", pf="pf0", vfs=vfs, numa=0)
+        self.run_dir = root / "run"
+        self.allow()
+        self.search = f"{root}/bin:{DELEGATES}"
+        self.ip("netns", "add", self.host)
+        lines = ["link set lo up", "link add pf0 type veth peer name pf0-peer"]
+        for index in range(vfs):
+            lines.append(f"link add {self.tree.netdev(index)} type veth peer name peer{index}")
+            lines.append(f"link set peer{index} up")
+        self.nip("-batch", "-", stdin="\n".join(lines))
+
+    def allow(self, tokens: str = "", **lists: Sequence[str | Path]) -> None:
+        """Write root's rules: the node's own directory for every key that names a file, but for ``lists``."""
+        whole = {key: [self.root] for key in files.DEFAULTS} | lists
+        lines = [f"{key} = {json.dumps([str(each) for each in paths])}" for key, paths in whole.items()]
+        path = self.root / "etc" / files.NAME
+        path.parent.mkdir(mode=0o755, exist_ok=True)
+        path.write_text("\n".join(["[allow]", *lines, "[tokens]", tokens]))
+        path.chmod(0o644)
+
+    ip = staticmethod(netns.ip)
+
+    def nip(self, *words: str, stdin: str = "") -> str:
+        """Run ip(8) in the host's namespace."""
+        said = self.ip("-n", self.host, *words, stdin=stdin)
+        if stdin or "add" in words:
+            self.reindex()
+        return said
+
+    def link(self, name: str, pod: str = "") -> dict[str, Any]:
+        return netns.link(name, pod or self.host)
+
+    def addresses(self, name: str, pod: str = "") -> list[str]:
+        """Return the addresses of a device without its link-local ones."""
+        return netns.addresses(name, pod or self.host)
+
+    def addresses_of(self, pod: str) -> str:
+        """Return the IPv4 addresses of all devices in a namespace as ip(8) shows them; "" without any."""
+        return self.ip("-o", "-4", "-n", pod, "address")
+
+    def routes(self, pod: str, *words: str, family: str = "-4") -> list[dict[str, Any]]:
+        found: list[dict[str, Any]] = json.loads(
+            self.ip("-j", "-d", family, "-n", pod, "route", "show", *words)
+        )
+        return found
+
+    def reindex(self) -> None:
+        """Write the devices' indices to the tree: the plugin tells by them whether a name is a VF's."""
+        for item in json.loads(self.nip("-j", "link", "show")):
+            path = self.tree.sys / "class/net" / item["ifname"] / "ifindex"
+            if path.exists():
+                path.write_text(f"{item['ifindex']}\n")
+
+    def links(self) -> set[str]:
+        return {item["ifname"] for item in json.loads(self.nip("-j", "link", "show"))}
+
+    def delegate(self, name: str, script: str) -> Path:
+        """Install an IPAM plugin: a shell script that can use $ROOT; each call is a line in ``calls()``."""
+        path = self.root / "bin" / name
+        path.parent.mkdir(exist_ok=True)
+        log = f'echo "$CNI_COMMAND $CNI_CONTAINERID $CNI_IFNAME $CNI_ARGS" >> {self.root}/calls'
+        path.write_text(f"#!/bin/sh\nROOT={self.root}\n{log}\n{script}\nexit 0\n")
+        path.chmod(0o755)
+        return path
+
+    def calls(self) -> list[str]:
+        """Return the verbs that ``delegate``'s plugins were called with, in order."""
+        path = self.root / "calls"
+        return [line.split()[0] for line in path.read_text().splitlines()] if path.exists() else []
+
+    def settings(self) -> dict[str, str]:
+        return {
+            "CNI_PATH": self.search,
+            "PATH": os.environ["PATH"],
+            "SRIOV_FAST_BACKEND": self.backend,
+            "SRIOV_FAST_SYS": str(self.tree.sys),
+            "SRIOV_FAST_PROC": str(self.tree.proc),
+            "SRIOV_FAST_RUN": str(self.run_dir),
+            "SRIOV_FAST_STATE": str(self.root / "state"),
+            "SRIOV_FAST_SOCKET": self.socket,
+            "SRIOV_FAST_ETC": str(self.root / "etc"),
+        }
+
+    def enter(self) -> list[str]:
+        """Return the words that execute a program in the host's namespace."""
+        return ["nsenter", f"--net=/run/netns/{self.host}", "--"]
+
+    def command(self) -> list[str]:
+        """Return the words that execute the plugin in the host's namespace."""
+        paths = [str(Path(__file__).parents[2] / "src"), *(p for p in sys.path if p.endswith("-packages"))]
+        if not self.options and self.prelude == "pass":
+            return [*self.enter(), self.executable]
+        program = LAUNCHER.format(path=paths, prelude=self.prelude)
+        return [*self.enter(), sys.executable, *self.options, "-IS", "-c", program]
+
+    def settle(self) -> None:
+        """Wait until nothing of the plugin's is at work any more: what it started may live longer than it."""
+        wait_for(lambda: not self._has_processes(), "the plugin's processes do not end")
+
+    def homed(self) -> None:
+        """Wait until every VF that was given back is home: it is, when a plugin of its own has ended."""
+
+    def _has_processes(self) -> bool:
+        return bool(self._processes())
+
+    def _processes(self) -> list[int]:
+        """Return the processes that this node's plugin is, or has started."""
+        mark = f"SRIOV_FAST_RUN={self.run_dir}\0".encode()
+        found = []
+        for entry in os.listdir("/proc"):
+            try:
+                if entry.isdigit() and mark in Path(f"/proc/{entry}/environ").read_bytes():
+                    found.append(int(entry))
+            except OSError:
+                continue
+        return found
+
+    def announcing(self, pod: str) -> bool:
+        """Say whether somebody has a packet socket in the pod (packet(7)); one that is gone has none."""
+        words = ["nsenter", f"--net=/run/netns/{pod}", "cat", "/proc/net/packet"]
+        done = subprocess.run(words, check=False, capture_output=True)
+        return len(done.stdout.splitlines()) > 1
+
+    # --- what is there
+
+    def state(self) -> State:
+        """Return every stand-in in the host by name, with what ip(8) and ethtool(8) show of it."""
+        shown = json.loads(self.nip("-j", "-d", "link", "show", "type", "veth"))
+        mine = {self.tree.netdev(index) for index in range(self.tree.vfs)}
+        return {item["ifname"]: self._device(item) for item in shown if item["ifname"] in mine}
+
+    def _device(self, shown: dict[str, Any]) -> dict[str, Any]:
+        kept = {key: value for key, value in shown.items() if key not in _VOLATILE}
+        flags = sorted(_SETTABLE_FLAGS & set(shown["flags"]))
+        names = sorted(shown.get("altnames", ()))
+        return kept | {"flags": flags, "altnames": names} | devices.settings(self.host, shown["ifname"])
+
+    def snapshot(self) -> dict[str, Any]:
+        """Return all that a failed ADD, or an ADD and its DEL, must leave as it was."""
+        pods = {pod: self.ip("-o", "-n", pod, "address") + self.ip("-n", pod, "route") for pod in self.pods}
+        pods = {pod: text.replace(" tentative", "") for pod, text in pods.items()}  # it passes by itself
+        masks = [self.tree.mask(irq) for index in range(self.tree.vfs) for irq in self.tree.irqs(index)]
+        return {
+            "vfs": self.state(),
+            "records": self.records(),
+            "drafts": self.drafts(),
+            "locks": self.locks(),
+            "leases": self.leases(),
+            "pods": pods,
+            "masks": {str(path): path.read_text() for path in masks if path.exists()},
+        }
+
+    def kept(self) -> dict[str, Any]:
+        """Return what a failed DEL must leave: ``snapshot`` without IPv6 addresses (DAD takes a while)."""
+        return self.snapshot() | {"pods": {pod: self.addresses_of(pod) for pod in self.pods}}
+
+    def close(self) -> None:
+        super().close()
+        netns.try_ip("netns", "del", self.host)
+        shutil.rmtree(self.root, ignore_errors=True)
+
+
+class ResidentNode(Node):
+    """A node with the client and a server; ``options`` are the server's.
+
+    ``servers`` are all that there were, ``server`` is the last.
+    """
+
+    socket = ""  # where SRIOV_FAST_RUN says
+    options_of_server: tuple[str, ...] = ()
+    may_fall_back = False
+
+    def __init__(self, root: Path, vfs: int = 4, backend: str = "cython") -> None:
+        super().__init__(root, vfs, backend)
+        self.servers: list[Server] = []
+        self._install()
+        self.serve()
+
+    def _install(self) -> None:
+        """Write what ``sriov-fast install`` writes, and have it told where that falls back."""
+        program = install.executable(install.PROGRAMS["sriov-fast"])
+        binary = client.binary()
+        assert binary, "the client in C is not built: run `make build`"
+        shell = IN_PROCESS.replace("ROOT", str(self.root)).replace("PYTHON", sys.executable)
+        trailer = install.trailer(
+            install.PROGRAMS["sriov"], str(self.root / "interpreter"), install.search_path()
+        )
+        written = {
+            "sriov-fast": program,
+            "interpreter": shell.encode(),
+            "sriov": binary.read_bytes() + trailer,
+        }
+        for name, content in written.items():
+            (self.root / name).write_bytes(content)
+            (self.root / name).chmod(0o755)
+
+    @property
+    def server(self) -> Server:
+        return self.servers[-1]
+
+    def serve(
+        self,
+        *options: str,
+        enter: Sequence[str] = (),
+        env: dict[str, str] | None = None,
+        files: Sequence[int] = (),
+    ) -> Server:
+        """Start another server, with the node's options if none are given; see that it is ``ready``.
+
+        ``enter`` are words in front of its command, ``env`` is added to its environment.
+        """
+        program = str(self.root / "sriov-fast")
+        words = [*self.enter(), *enter, program, "serve", *(options or self.options_of_server)]
+        environment = {key: value for key, value in self.settings().items() if value} | (env or {})
+        del environment["CNI_PATH"]
+        self.servers.append(Server(words, environment, self.root / "server.log", files))
+        return self.server
+
+    def again(self, *options: str) -> Server:
+        """Replace the server by another one; return that when it serves."""
+        self.server.stop()
+        return self.serve(*options).ready()
+
+    def command(self) -> list[str]:
+        assert (self.options, self.prelude) == ((), "pass"), "there is no interpreter to tell"
+        if self.server.process.poll() is None:
+            self.server.ready()
+        return [*self.enter(), str(self.root / "sriov")]
+
+    def in_process(self) -> list[str]:
+        """Return the verbs that no server served; "again" stands behind one that a server had got."""
+        path = self.root / "in-process"
+        return path.read_text().splitlines() if path.exists() else []
+
+    def delete(self, conf: dict[str, Any], pod: str, **more: Any) -> Outcome:
+        done = super().delete(conf, pod, **more)
+        self.homed()
+        return done
+
+    def returning(self) -> list[str]:
+        """Return the records of VFs that are their containers' no more and still on their way."""
+        return [name for name in self.records() if "~~" in name and "~~~" not in name]
+
+    def homed(self) -> None:
+        """Wait until no VF is on its way home any more, and none is held that is nobody's."""
+        wait_for(lambda: not self.returning() and not self._held_free(), "a VF does not come home")
+
+    def _held_free(self) -> set[str]:
+        return {name[3:] for name in self.held("vf-")} - {name.partition("~")[0] for name in self.records()}
+
+    def held(self, prefix: str = "") -> list[str]:
+        """Return the locks that somebody has (/proc/locks); a file alone may be a dead one's."""
+        inodes = {line.split()[5].rpartition(":")[2] for line in Path("/proc/locks").read_text().splitlines()}
+        return [name for name in self.locks() if name.startswith(prefix) and self._inode(name) in inodes]
+
+    def _inode(self, lock: str) -> str:
+        try:
+            return str((self.run_dir / "locks" / lock).stat().st_ino)
+        except FileNotFoundError:
+            return ""
+
+    def settle(self) -> None:
+        super().settle()
+        self.homed()
+        wait_for(lambda: not any(map(self.announcing, self.pods)), "an announcement does not end")
+
+    def _has_processes(self) -> bool:
+        return bool(set(self._processes()) - {server.pid for server in self.servers})
+
+    def touched(self) -> list[str]:
+        return [name for name in super().touched() if name not in ("server.lock", "sriov.sock")]
+
+    def close(self) -> None:
+        """Stop the server and look whether all went well; the server had no fault of its own."""
+        try:
+            for server in self.servers:
+                server.stop()
+            assert "Traceback" not in self.server.said(), self.server.said()
+            assert self.may_fall_back or not self.in_process(), self.in_process()
+        finally:
+            for server in self.servers:
+                if server.process.poll() is None:
+                    server.process.kill()
+                    server.process.wait()
+            super().close()
+
+
+class DeferredNode(ResidentNode):
+    """Its server answers a DEL before the VF is home."""
+
+    options_of_server = ("--defer-release",)
+
+
+def held_up(node: Node, kind: str = "host-local", give: str = '{"ips":[{"address":"10.1.0.2/24"}]}') -> None:
+    """Install a delegate whose ADD waits until ``let_go``, and then answers with ``give``."""
+    say = 'echo $$ > "$ROOT/waits-$CNI_CONTAINERID"'
+    wait = 'while [ -d "$ROOT" ] && [ ! -e "$ROOT/go" ]; do sleep 0.02; done'
+    node.delegate(kind, f"[ \"$CNI_COMMAND\" = ADD ] || exit 0\n{say}\n{wait}\necho '{give}'")
+
+
+def waits(node: Node, container: str) -> int:
+    """Wait until the delegate of a container's ADD does; return its process."""
+    path = node.root / f"waits-{container}"
+    wait_for(lambda: path.exists() and path.read_text().strip(), "the delegate was not started")
+    return int(path.read_text())
+
+
+def let_go(node: Node) -> None:
+    (node.root / "go").touch()
+
+
+KINDS: dict[str, type[Node]] = {
+    "process": Node,
+    "resident": ResidentNode,
+    "deferred": DeferredNode,
+}
+MakeNode = Callable[..., Node]

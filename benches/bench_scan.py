@@ -13,13 +13,12 @@ from typing import Any
 
 import pytest
 
+from harness.sysfs_tree import Tree, build_tree
+from paired import figures, paired
 from sriov_fast import _sysfs
 from sriov_fast.kernel import _sysfs_py
 
 HERE = Path(__file__).resolve().parent
-from harness.sysfs_tree import Tree, build_tree
-from paired import figures, paired
-
 SIZES = (8, 64, 256)
 OTHERS = 200  # netdevs of ordinary pods
 

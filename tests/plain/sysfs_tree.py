@@ -1,0 +1,1 @@
+from harness.sysfs_tree import *  # noqa: F403

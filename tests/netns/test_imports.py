@@ -35,7 +35,15 @@ OTHERS = OS | CONTEXTLIB | COMPILED | {"__future__", "errno", "gc"}
 # The modules of ours that every request imports.
 HOT = {
     *("", "common", "common.cni_args", "common.descriptors", "common.errors", "common.executor", "common.ip"),
-    *("common.json", "common.log", "common.paths", "common.record", "kernel", "kernel.backend"),
+    *(
+        "common.json",
+        "common.json_object",
+        "common.log",
+        "common.paths",
+        "common.record",
+        "kernel",
+        "kernel.backend",
+    ),
     *("cni", "cni.config", "cni.fields", "cni.request", "cni.response", "cni.result"),
     *("plugin", "plugin.context", "plugin.process", "plugin.release", "plugin.run"),
     *("ipam", "ipam.kinds"),

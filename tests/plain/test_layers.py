@@ -16,6 +16,7 @@ PACKAGE = Path(sriov_fast.__file__).parent
 ORDER = (
     "__init__",
     *("common.__init__", "common.errors", "common.record", "common.ip", "common.json"),
+    "common.json_object",
     *("common.descriptors", "common.files", "common.log", "common.cni_args", "common.cpu", "common.paths"),
     *("common.sd_notify", "common.table", "common.helpers", "common.executor", "common.trace"),
     "ipamd_api",

@@ -14,6 +14,7 @@ from __future__ import annotations
 from sriov_fast.cni import fields, result
 from sriov_fast.common import cni_args, json
 from sriov_fast.common.errors import ConfigError, DecodeError, IpamError, VersionError
+from sriov_fast.common.json_object import FieldError, array, obj, shown, string, strings, whole
 from sriov_fast.common.record import Record, VfSettings
 
 TYPE_CHECKING = False
@@ -54,8 +55,8 @@ _MAX_WARNINGS = 20  # about unknown keys
 _MOST_KNOWN = 256
 _LARGEST_KNOWN = 1 << 12  # bytes
 
-_vf = fields.whole(0, 65535)
-_vlan = fields.whole(0, 4094)
+_vf = whole(0, 65535)
+_vlan = whole(0, 4094)
 _LEVELS = fields.one_of("debug", "info", "warning", "error", "panic")
 
 
@@ -135,8 +136,8 @@ class _Source:
             return default
         try:
             return check(value)
-        except fields.FieldError as bad:
-            self.fail(ConfigError(f"{self.prefix}{key} = {fields.shown(value)}: {bad.reason}", bad.advice))
+        except FieldError as bad:
+            self.fail(ConfigError(f"{self.prefix}{key} = {shown(value)}: {bad.reason}", bad.advice))
         return default
 
     def need(self, key: str, check: Callable[[object], str]) -> str:
@@ -148,14 +149,13 @@ class _Source:
 
     def inner(self, key: str, prefix: str) -> _Source:
         """Return the object under ``key`` as a source; an empty one if it is not given."""
-        return _Source(self.take(key, fields.obj, {}), prefix, self.faults)
+        return _Source(self.take(key, obj, {}), prefix, self.faults)
 
     def unknown(self) -> list[str]:
         """Return a warning for every key that was not asked for."""
         strangers = [key for key in self.obj if key.casefold() not in self.known]
         found = [
-            f"unknown key {fields.shown(f'{self.prefix}{key:.60}')} is ignored"
-            for key in strangers[:_MAX_WARNINGS]
+            f"unknown key {shown(f'{self.prefix}{key:.60}')} is ignored" for key in strangers[:_MAX_WARNINGS]
         ]
         if len(strangers) > _MAX_WARNINGS:
             found.append(f"{len(strangers) - _MAX_WARNINGS} more unknown keys are ignored")
@@ -170,7 +170,7 @@ def decode(stdin: bytes) -> dict[str, Any]:
     raw = json.loads(stdin, "the network configuration")
     if not isinstance(raw, dict):
         raise DecodeError(
-            f"the network configuration is not a JSON object: {fields.shown(raw)}",
+            f"the network configuration is not a JSON object: {shown(raw)}",
             "give the configuration of one plugin: { ... }",
         )
     given: dict[str, Any] = raw
@@ -183,9 +183,7 @@ def declared_version(raw: dict[str, Any]) -> str:
     if version is None:
         return ""
     if not isinstance(version, str):
-        raise DecodeError(
-            f"cniVersion = {fields.shown(version)}: not a string", 'give a version such as "1.1.0"'
-        )
+        raise DecodeError(f"cniVersion = {shown(version)}: not a string", 'give a version such as "1.1.0"')
     return version
 
 
@@ -194,11 +192,11 @@ def _spoken(command: str, declared: str) -> str:
     supported = f"supported: {', '.join(VERSIONS)}"
     version = declared or "0.1.0"  # no version is 0.1.0, as before there were any
     if version not in VERSIONS:
-        raise VersionError(f"cniVersion = {fields.shown(version)}: not supported", supported)
+        raise VersionError(f"cniVersion = {shown(version)}: not supported", supported)
     since = _SINCE.get(command, VERSIONS[0])
     if VERSIONS.index(version) < VERSIONS.index(since):
         raise VersionError(
-            f"cniVersion = {fields.shown(version)}: {command} is not in it, only from {since} on",
+            f"cniVersion = {shown(version)}: {command} is not in it, only from {since} on",
             f"raise cniVersion in the configuration; {supported}",
         )
     return version
@@ -218,7 +216,7 @@ def _settings(conf: _Source, runtime: _Source, pod: _Source) -> VfSettings:
     return VfSettings(
         mac=runtime.take("mac", fields.mac, mac),
         vlan=pod.take("vlan", fields.number_or_digits(0, 4094), conf.take("vlan", _vlan, None)),
-        qos=conf.take("vlanQoS", fields.whole(0, 7), None),
+        qos=conf.take("vlanQoS", whole(0, 7), None),
         proto=conf.take("vlanProto", fields.vlan_proto, None),
         min_tx_rate=conf.take("min_tx_rate", fields.u32, None),
         max_tx_rate=conf.take("max_tx_rate", fields.u32, None),
@@ -238,12 +236,10 @@ def _agree(settings: VfSettings, faults: list[SriovError] | None, *, vlan_follow
             continue
         if settings.vlan is None:
             advice = f'give "vlan" as well, or drop "{key}"'
-            _fail(ConfigError(f"{key} = {fields.shown(value)}: there is no vlan", advice), faults)
+            _fail(ConfigError(f"{key} = {shown(value)}: there is no vlan", advice), faults)
         elif settings.vlan == 0 and value != default and not vlan_follows:
             advice = f'give a "vlan" from 1 to 4094, or drop "{key}"'
-            _fail(
-                ConfigError(f"{key} = {fields.shown(value)}: vlan is 0, which means no tag", advice), faults
-            )
+            _fail(ConfigError(f"{key} = {shown(value)}: vlan is 0, which means no tag", advice), faults)
     low, high = settings.min_tx_rate, settings.max_tx_rate
     if low and high and low > high:  # 0 is no limit
         advice = "give a min_tx_rate up to max_tx_rate"
@@ -254,7 +250,7 @@ def _device_id(conf: _Source, runtime: _Source) -> str:
     own = conf.take("deviceID", fields.pci, "")
     alias = conf.take("pciBusID", fields.pci, "")
     if own and alias and own != alias:
-        msg = f"deviceID = {fields.shown(own)}: pciBusID = {fields.shown(alias)} names another VF"
+        msg = f"deviceID = {shown(own)}: pciBusID = {shown(alias)} names another VF"
         conf.fail(ConfigError(msg, "they are two names for one key: give one"))
     return runtime.take("deviceID", fields.pci, "") or own or alias
 
@@ -267,7 +263,7 @@ def _log_level(value: object) -> str:
 
 def _mtu(value: object) -> int:
     """Accept an IPv4 link's MTU (RFC 791: 68 at least); 0 asks for none."""
-    return 0 if value == 0 and type(value) is int else fields.whole(68, 65535)(value)
+    return 0 if value == 0 and type(value) is int else whole(68, 65535)(value)
 
 
 def _ipam(conf: _Source) -> tuple[dict[str, Any] | None, str]:
@@ -280,11 +276,11 @@ def _ipam(conf: _Source) -> tuple[dict[str, Any] | None, str]:
 
 
 def _addresses(value: object) -> tuple[str, ...]:
-    return tuple(fields.ip_or_cidr(item) for item in fields.array(value))
+    return tuple(fields.ip_or_cidr(item) for item in array(value))
 
 
 def _address_text(value: object) -> tuple[str, ...]:
-    return tuple(fields.ip_or_cidr(item.strip()) for item in fields.string(value).split(","))
+    return tuple(fields.ip_or_cidr(item.strip()) for item in string(value).split(","))
 
 
 def _dns(conf: _Source, warnings: list[str]) -> dict[str, Any]:
@@ -292,16 +288,16 @@ def _dns(conf: _Source, warnings: list[str]) -> dict[str, Any]:
     dns = conf.inner("dns", "dns.")
     found = {
         "nameservers": dns.take("nameservers", _nameservers, None),
-        "domain": dns.take("domain", fields.string, None),
-        "search": dns.take("search", fields.strings, None),
-        "options": dns.take("options", fields.strings, None),
+        "domain": dns.take("domain", string, None),
+        "search": dns.take("search", strings, None),
+        "options": dns.take("options", strings, None),
     }
     warnings += dns.unknown()
     return {key: value for key, value in found.items() if value}
 
 
 def _nameservers(value: object) -> list[str]:
-    return [fields.ip(item) for item in fields.array(value)]
+    return [fields.ip(item) for item in array(value)]
 
 
 def _prev_result(conf: _Source, version: str) -> Result | None:
@@ -316,16 +312,16 @@ def _prev_result(conf: _Source, version: str) -> Result | None:
 
 
 def _attachment(value: object) -> tuple[str, str]:
-    item = {key.casefold(): text for key, text in fields.obj(value).items()}
+    item = {key.casefold(): text for key, text in obj(value).items()}
     container, name = item.get("containerid"), item.get("ifname")
     if not isinstance(container, str) or not isinstance(name, str) or not container or not name:
         advice = 'list {"containerID": "...", "ifname": "..."}'
-        raise fields.FieldError("an attachment lacks containerID or ifname", advice)
+        raise FieldError("an attachment lacks containerID or ifname", advice)
     return container, name
 
 
 def _attachments(value: object) -> list[tuple[str, str]]:
-    return [_attachment(item) for item in fields.array(value)]
+    return [_attachment(item) for item in array(value)]
 
 
 def _valid_attachments(raw: dict[str, Any]) -> tuple[tuple[str, str], ...]:
@@ -490,14 +486,12 @@ def with_extra(conf: NetConf, extra: object) -> NetConf:
     None, and an absent key, change nothing. A wrong value is an IpamError.
     """
     try:
-        source = _Source({} if extra is None else fields.obj(extra), "extra.", None)
+        source = _Source({} if extra is None else obj(extra), "extra.", None)
         vf = source.take("vf", _vf, conf.vf)
         vlan = source.take("vlan", _vlan, conf.settings.vlan)
         mac = source.take("mac", fields.mac, conf.settings.mac)
-    except fields.FieldError as bad:
-        raise IpamError(
-            f"the IPAM result's extra = {fields.shown(extra)}: {bad.reason}", bad.advice
-        ) from None
+    except FieldError as bad:
+        raise IpamError(f"the IPAM result's extra = {shown(extra)}: {bad.reason}", bad.advice) from None
     except ConfigError as error:
         raise IpamError(f"the IPAM result's {error.msg}", error.details) from None
     settings = conf.settings.replace(vlan=vlan, mac=mac)

@@ -5,13 +5,12 @@ A function raises ``FieldError`` with the reason and the remedy; the caller know
 
 from __future__ import annotations
 
-from sriov_fast.common import json
 from sriov_fast.common.ip import pack, unpack
+from sriov_fast.common.json_object import FieldError, string, whole, within
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from typing import Any
 
 _DIGITS = frozenset("0123456789")
 _HEX = frozenset("0123456789abcdef")
@@ -22,64 +21,6 @@ _U32 = (1 << 32) - 1
 MAX_CPUS = 8192
 
 
-class FieldError(Exception):
-    """A value is not acceptable: ``reason``, and what to do in ``advice``."""
-
-    def __init__(self, reason: str, advice: str) -> None:
-        super().__init__(reason)
-        self.reason = reason
-        self.advice = advice
-
-
-def shown(value: object) -> str:
-    """Return a value as an error message shows it: JSON, cut where it is long."""
-    try:
-        text = json.text(value)
-    except (TypeError, ValueError, RecursionError):
-        text = repr(value)
-    return text if len(text) <= 120 else f"{text[:117]}..."
-
-
-def string(value: object) -> str:
-    """Accept a string without NUL."""
-    if not isinstance(value, str):
-        raise FieldError("not a string", "put the value in double quotes")
-    if "\0" in value:
-        raise FieldError("holds a NUL character", "remove it")
-    return value
-
-
-def obj(value: object) -> dict[str, Any]:
-    """Accept a JSON object."""
-    if not isinstance(value, dict):
-        raise FieldError("not an object", "give a JSON object: { ... }")
-    return value
-
-
-def array(value: object) -> list[Any]:
-    """Accept a JSON array."""
-    if not isinstance(value, list):
-        raise FieldError("not a list", "give a JSON list: [ ... ]")
-    return value
-
-
-def strings(value: object) -> list[str]:
-    """Accept a list of strings."""
-    return [string(item) for item in array(value)]
-
-
-def whole(low: int, high: int) -> Callable[[object], int]:
-    """Return a check for a JSON integer in a range. True and "5" are no integers."""
-
-    def check(value: object) -> int:
-        if type(value) is not int:
-            hint = ", without quotes" if isinstance(value, str) else ""
-            raise FieldError("not a whole number", f"give a whole number from {low} to {high}{hint}")
-        return _within(value, low, high)
-
-    return check
-
-
 def digits(low: int, high: int) -> Callable[[object], int]:
     """Return a check for a decimal number in a string, as CNI_ARGS carries it."""
 
@@ -87,7 +28,7 @@ def digits(low: int, high: int) -> Callable[[object], int]:
         text = string(value)
         if not text or len(text) > 10 or not _DIGITS.issuperset(text):
             raise FieldError("not a whole number", f"give a whole number from {low} to {high}")
-        return _within(int(text), low, high)
+        return within(int(text), low, high)
 
     return check
 
@@ -96,12 +37,6 @@ def number_or_digits(low: int, high: int) -> Callable[[object], int]:
     """Return a check for a whole number, as JSON has it or as a string: annotations are written by hand."""
     from_string, from_number = digits(low, high), whole(low, high)
     return lambda value: from_string(value) if isinstance(value, str) else from_number(value)
-
-
-def _within(number: int, low: int, high: int) -> int:
-    if not low <= number <= high:
-        raise FieldError(f"not from {low} to {high}", f"give a whole number from {low} to {high}")
-    return number
 
 
 u32 = whole(0, _U32)

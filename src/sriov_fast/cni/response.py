@@ -5,9 +5,10 @@ from __future__ import annotations
 import errno as errnos
 import os
 
-from sriov_fast.cni import config, fields, result
+from sriov_fast.cni import config, result
 from sriov_fast.common import json
 from sriov_fast.common.errors import DecodeError, FileError, SriovError, TryAgainError
+from sriov_fast.common.json_object import shown
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -133,7 +134,7 @@ def _version_info(stdin: bytes) -> bytes:
         raw = json.loads(stdin, "the VERSION request")
         if not isinstance(raw, dict):
             raise DecodeError(
-                f"the VERSION request is not a JSON object: {fields.shown(raw)}",
+                f"the VERSION request is not a JSON object: {shown(raw)}",
                 'give {"cniVersion": "1.1.0"}',
             )
         declared = config.declared_version(raw)

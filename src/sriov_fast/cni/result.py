@@ -4,23 +4,21 @@ from __future__ import annotations
 
 from sriov_fast.cni import fields
 from sriov_fast.common.errors import DecodeError, SriovError
+from sriov_fast.common.json_object import JsonObject, shown, string, strings, whole
 from sriov_fast.common.record import Record, Route
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable
-    from typing import Any, TypeVar
-
-    _T = TypeVar("_T")
+    from typing import Any
 
 VERSIONS = ("0.1.0", "0.2.0", "0.3.0", "0.3.1", "0.4.0", "1.0.0", "1.1.0")
 LEGACY = ("0.1.0", "0.2.0")  # one address a family: ip4, ip6
 _TAGGED = ("0.3.0", "0.3.1", "0.4.0")  # each address says its IP version
 _DNS = {
-    "nameservers": fields.strings,
-    "domain": fields.string,
-    "search": fields.strings,
-    "options": fields.strings,
+    "nameservers": strings,
+    "domain": string,
+    "search": strings,
+    "options": strings,
 }
 
 
@@ -55,149 +53,111 @@ class Result(Record):
 # --- in ---------------------------------------------------------------------------------------------------
 
 
-class _Reader:
-    """One JSON object, keys in any case. The error for a wrong value names its place and the value."""
-
-    __slots__ = ("error", "obj", "where")
-
-    def __init__(self, value: object, where: str, error: type[SriovError]) -> None:
-        self.where = where
-        self.error = error
-        given = self.checked(fields.obj, value, where)
-        self.obj = {key.casefold(): item for key, item in given.items()}
-
-    def checked(self, check: Callable[[object], _T], value: object, where: str) -> _T:
-        try:
-            return check(value)
-        except fields.FieldError as bad:
-            raise self.error(f"{where} = {fields.shown(value)}: {bad.reason}", bad.advice) from None
-
-    def take(self, key: str, check: Callable[[object], _T], default: _T) -> _T:
-        """Return the key's value, or ``default`` where it is absent or null."""
-        value = self.obj.get(key.casefold())
-        return default if value is None else self.checked(check, value, f"{self.where}.{key}")
-
-    def need(self, key: str, check: Callable[[object], _T]) -> _T:
-        value = self.obj.get(key.casefold())
-        if value is None:
-            raise self.error(f"{self.where}.{key} is missing", "a CNI result must have it")
-        return self.checked(check, value, f"{self.where}.{key}")
-
-    def each(self, key: str) -> list[_Reader]:
-        items: list[Any] = self.take(key, fields.array, [])
-        return [_Reader(item, f"{self.where}.{key}[{at}]", self.error) for at, item in enumerate(items)]
+_ADVICE = "a CNI result must have it"
 
 
 def from_json(
-    obj: object, version: str, *, error: type[SriovError] = DecodeError, where: str = "prevResult"
+    value: object, version: str, *, error: type[SriovError] = DecodeError, where: str = "prevResult"
 ) -> Result:
-    """Read a result of any version, as a ``prevResult`` or as what a delegated plugin printed.
+    """Read a result of any version: a ``prevResult``, or the output of a delegated plugin.
 
-    ``version`` is the configuration's; what the result itself declares comes before it. ``error`` is raised
-    for what is wrong, and names it by ``where``.
+    ``version`` is the configuration's; a version that the result declares overrides it. A wrong value raises
+    ``error``, which names it by ``where``.
     """
-    reader = _Reader(obj, where, error)
-    declared = reader.take("cniVersion", fields.string, "") or version
+    found = JsonObject(value, f"{where}.", error=error)
+    declared = found.take("cniVersion", string, "") or version
     if declared not in VERSIONS:
         raise error(
-            f"{where}.cniVersion = {fields.shown(declared)}: not supported",
-            f"supported: {', '.join(VERSIONS)}",
+            f"{where}.cniVersion = {shown(declared)}: not supported", f"supported: {', '.join(VERSIONS)}"
         )
-    # The form shows itself; the version decides only where both are there.
-    legacy = declared in LEGACY if "ips" in reader.obj else True
-    if legacy and ("ip4" in reader.obj or "ip6" in reader.obj):
-        return _from_legacy(reader)
-    interfaces = tuple(_interface(item) for item in reader.each("interfaces"))
+    # The keys show the form; the version decides only if the keys of both forms are there.
+    legacy = declared in LEGACY if "ips" in found else True
+    if legacy and ("ip4" in found or "ip6" in found):
+        return _from_legacy(found)
+    interfaces = tuple(_interface(item) for item in found.objects("interfaces"))
     return Result(
         interfaces=interfaces,
-        ips=tuple(_ip(item, len(interfaces)) for item in reader.each("ips")),
-        routes=tuple(_route(item) for item in reader.each("routes")),
-        dns=_dns(reader),
+        ips=tuple(_ip(item, len(interfaces)) for item in found.objects("ips")),
+        routes=tuple(_route(item) for item in found.objects("routes")),
+        dns=_dns(found),
     )
 
 
-def _from_legacy(reader: _Reader) -> Result:
-    """Read {ip4, ip6, dns}; routes stand inside the families there."""
+def _from_legacy(found: JsonObject) -> Result:
+    """Read {ip4, ip6, dns}, where each family has its routes."""
     ips: list[IpConfig] = []
     routes: list[Route] = []
     for key in ("ip4", "ip6"):
-        if reader.obj.get(key) is None:
+        if found.get(key) is None:
             continue
-        family = _Reader(reader.obj[key], f"{reader.where}.{key}", reader.error)
-        address = family.need("ip", fields.cidr)
+        family = found.inner(key)
+        address = family.need("ip", fields.cidr, _ADVICE, "")
         if (":" in address) != (key == "ip6"):
-            raise reader.error(
-                f"{family.where}.ip = {fields.shown(address)}: of the other IP version", f"not in {key}"
+            raise found.error(
+                f"{family.place('ip')} = {shown(address)}: of the other IP version", f"not in {key}"
             )
         ips.append(IpConfig(address=address, gateway=_gateway(family, address)))
-        routes += [_route(item) for item in family.each("routes")]
-    return Result(ips=tuple(ips), routes=tuple(routes), dns=_dns(reader))
+        routes += [_route(item) for item in family.objects("routes")]
+    return Result(ips=tuple(ips), routes=tuple(routes), dns=_dns(found))
 
 
-def _interface(reader: _Reader) -> Interface:
+def _interface(item: JsonObject) -> Interface:
     return Interface(
-        name=reader.need("name", fields.string),
-        mac=reader.take("mac", fields.string, ""),
-        mtu=reader.take("mtu", fields.u32, 0),
-        sandbox=reader.take("sandbox", fields.string, ""),
-        pci_id=reader.take("pciID", fields.string, ""),
-        socket_path=reader.take("socketPath", fields.string, ""),
+        name=item.need("name", string, _ADVICE, ""),
+        mac=item.take("mac", string, ""),
+        mtu=item.take("mtu", fields.u32, 0),
+        sandbox=item.take("sandbox", string, ""),
+        pci_id=item.take("pciID", string, ""),
+        socket_path=item.take("socketPath", string, ""),
     )
 
 
-def _gateway(reader: _Reader, address: str) -> str:
-    gateway = reader.take("gateway", fields.string, "")
-    if not gateway:
-        return ""
-    gateway = reader.checked(fields.ip, gateway, f"{reader.where}.gateway")
-    if (":" in gateway) != (":" in address):
-        raise reader.error(
-            f"{reader.where}.gateway = {fields.shown(gateway)}: of another IP version than {address}",
+def _gateway(item: JsonObject, address: str) -> str:
+    gateway = item.take("gateway", fields.ip, "")
+    if gateway and (":" in gateway) != (":" in address):
+        raise item.error(
+            f"{item.place('gateway')} = {shown(gateway)}: of another IP version than {address}",
             "give a gateway of the same",
         )
     return gateway
 
 
-def _ip(reader: _Reader, interfaces: int) -> IpConfig:
-    address = reader.need("address", fields.cidr)
-    tag = reader.take("version", fields.one_of("4", "6"), "")
+def _ip(item: JsonObject, interfaces: int) -> IpConfig:
+    address = item.need("address", fields.cidr, _ADVICE, "")
+    tag = item.take("version", fields.one_of("4", "6"), "")
     if tag and (tag == "6") != (":" in address):
-        raise reader.error(
-            f"{reader.where}.version = {fields.shown(tag)}: the address is {address}", "let them agree"
+        raise item.error(
+            f"{item.place('version')} = {shown(tag)}: the address is {address}", "let them agree"
         )
-    index = reader.take("interface", fields.u32, -1)
+    index = item.take("interface", fields.u32, -1)
     if interfaces and index >= interfaces:
-        raise reader.error(
-            f"{reader.where}.interface = {index}: there are {interfaces} interfaces",
+        raise item.error(
+            f"{item.place('interface')} = {index}: there are {interfaces} interfaces",
             "give an index counted from 0",
         )
-    # Where no interface is listed (IPAM), an index points at nothing.
+    # Without a list of interfaces (IPAM) an index refers to nothing.
     return IpConfig(
         address=address,
-        gateway=_gateway(reader, address),
+        gateway=_gateway(item, address),
         interface=index if interfaces and index >= 0 else None,
     )
 
 
-def _route(reader: _Reader) -> Route:
-    dst = reader.need("dst", fields.cidr)
-    gateway = reader.take("gw", fields.string, "")
-    scope = reader.take("scope", fields.whole(0, 255), -1)
+def _route(item: JsonObject) -> Route:
     return Route(
-        dst=dst,
-        gw=reader.checked(fields.ip, gateway, f"{reader.where}.gw") if gateway else "",
-        mtu=reader.take("mtu", fields.u32, 0),
-        advmss=reader.take("advmss", fields.u32, 0),
-        priority=reader.take("priority", fields.u32, 0),
-        table=reader.take("table", fields.u32, 0),
-        scope=None if scope < 0 else scope,
+        dst=item.need("dst", fields.cidr, _ADVICE, ""),
+        gw=item.take("gw", fields.ip, ""),
+        mtu=item.take("mtu", fields.u32, 0),
+        advmss=item.take("advmss", fields.u32, 0),
+        priority=item.take("priority", fields.u32, 0),
+        table=item.take("table", fields.u32, 0),
+        scope=item.take("scope", whole(0, 255), None),
     )
 
 
-def _dns(reader: _Reader) -> dict[str, Any]:
-    raw: dict[str, Any] = reader.take("dns", fields.obj, {})
-    inner = _Reader(raw, f"{reader.where}.dns", reader.error)
-    given = {key: inner.take(key, check, None) for key, check in _DNS.items()}
+def _dns(found: JsonObject) -> dict[str, Any]:
+    dns = found.inner("dns")
+    given = {key: dns.take(key, check, None) for key, check in _DNS.items()}
     return {key: value for key, value in given.items() if value}
 
 

@@ -106,7 +106,7 @@ class Builtin(Record):
     @property
     def keys(self) -> Keys:
         """The network configuration."""
-        return Keys(self.config, "")
+        return Keys(self.config)
 
     @property
     def version(self) -> str:
@@ -115,8 +115,8 @@ class Builtin(Record):
 
     def requested(self) -> list[tuple[str, object]]:
         """Return the place and the value of each address that ``args`` and ``runtimeConfig`` ask for."""
-        in_args = self.keys.inner("args").inner("cni").array("ips")
-        return [*in_args, *self.keys.inner("runtimeConfig").array("ips")]
+        in_args = self.keys.inner("args").inner("cni").items("ips")
+        return [*in_args, *self.keys.inner("runtimeConfig").items("ips")]
 
     def one_each(self, bits: list[int]) -> None:
         """Raise ConfigError for two addresses of one family, which the oldest CNI versions cannot express."""

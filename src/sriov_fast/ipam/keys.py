@@ -6,14 +6,14 @@ host-local of containernetworking looks for files with these names.
 
 from __future__ import annotations
 
-from sriov_fast.common import json
 from sriov_fast.common.errors import ConfigError
 from sriov_fast.common.ip import pack, unpack
+from sriov_fast.common.json_object import FieldError, JsonObject, shown, string, whole
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
-    from typing import Any, TypeVar
+    from collections.abc import Callable
+    from typing import TypeVar
 
     _T = TypeVar("_T")
     Ip = tuple[int, int]
@@ -62,125 +62,65 @@ def show_cidr(ip: Ip, length: int) -> str:
 # --- keys
 
 
-def shown(value: object) -> str:
-    """Return a value as an error message shows it: JSON, cut to 120 characters."""
-    text = json.text(value)
-    return text if len(text) <= 120 else f"{text[:117]}..."
-
-
 def wrong(where: str, value: object, reason: str, advice: str) -> ConfigError:
     """Return the error for a wrong value: its place, the value, the reason and an advice."""
     return ConfigError(f"{where} = {shown(value)}: {reason}", advice)
 
 
-class Keys:
-    """One JSON object of the configuration, keys in any case.
+class Keys(JsonObject):
+    """One JSON object of the configuration, whose addresses are whole numbers."""
 
-    Its errors name the place and the value of the wrong key. Of keys that differ in case only, the last one
-    counts, as with Go's encoding/json.
-    """
-
-    __slots__ = ("_values", "obj", "where")
-
-    def __init__(self, value: object, where: str) -> None:
-        if not isinstance(value, dict):
-            raise wrong(where or "the network configuration", value, "not an object", "give { ... }")
-        self.obj: dict[str, Any] = value
-        self._values = {key.casefold(): item for key, item in value.items()}
-        self.where = where
-
-    def __contains__(self, key: str) -> bool:
-        return key.casefold() in self._values
-
-    def get(self, key: str) -> Any:
-        """Return the unchecked value of a key; None if it is absent or null."""
-        return self._values.get(key.casefold())
-
-    def place(self, key: str) -> str:
-        """Return the key with the path of its object."""
-        return f"{self.where}.{key}" if self.where else key
-
-    def inner(self, key: str) -> Keys:
-        """Return the object under a key; an empty one if it is absent or null."""
-        value = self.get(key)
-        return Keys({} if value is None else value, self.place(key))
+    __slots__ = ()
 
     def text(self, key: str) -> str:
-        """Return a string; "" if it is absent or null."""
-        value = self.get(key)
-        if value is None:
-            return ""
-        if not isinstance(value, str) or "\0" in value:
-            raise wrong(self.place(key), value, "not a string", "put the value in double quotes")
-        return value
+        """Return a string; "" if it is not given."""
+        return self.take(key, string, "")
 
     def number(self, key: str, high: int = _U32) -> int | None:
-        """Return a whole number; None if it is absent or null."""
-        value = self.get(key)
-        if value is None or (type(value) is int and 0 <= value <= high):
-            return value
-        raise wrong(self.place(key), value, "not a whole number in range", f"give one from 0 to {high}")
-
-    def array(self, key: str) -> Iterator[tuple[str, object]]:
-        """Go through a list: the place and the value of each item. It is empty if absent or null."""
-        value = self.get(key)
-        if value is None:
-            return
-        if not isinstance(value, list):
-            raise wrong(self.place(key), value, "not a list", "give a JSON list: [ ... ]")
-        for at, item in enumerate(value):
-            yield f"{self.place(key)}[{at}]", item
-
-    def objects(self, key: str) -> Iterator[Keys]:
-        """Go through a list of objects."""
-        for where, item in self.array(key):
-            yield Keys(item, where)
+        """Return a whole number; None if it is not given."""
+        return self.take(key, whole(0, high), None)
 
     def texts(self, key: str) -> list[str]:
         """Return a list of strings."""
-        found = []
-        for where, item in self.array(key):
-            if not isinstance(item, str):
-                raise wrong(where, item, "not a string", "put the value in double quotes")
-            found.append(item)
-        return found
+        return [as_value(string, item, place) for place, item in self.items(key)]
 
     def ip(self, key: str) -> Ip | None:
-        """Return an address; None if it is absent or ""."""
-        text = self.text(key)
-        return as_ip(text, self.place(key)) if text else None
+        """Return an address; None if it is not given."""
+        return self.take(key, check_ip, None)
 
     def cidr(self, key: str) -> tuple[Ip, int]:
         """Return an address and its prefix length; both are required."""
-        if self.get(key) is None:
-            raise ConfigError(f"{self.place(key)} is missing", "give one such as 10.0.0.0/24 or fd00::/64")
-        return as_cidr(self.text(key), self.place(key))
+        return self.need(key, check_cidr, "give one such as 10.0.0.0/24 or fd00::/64", ((0, 0), 0))
 
 
-def _as(parse: Callable[[str], _T], value: object, where: str, what: str) -> _T:
+def check_ip(value: object) -> Ip:
+    """Accept an IP address."""
     try:
-        if isinstance(value, str):
-            return parse(value)
+        return parse_ip(string(value))
     except ValueError:
-        pass
-    raise wrong(where, value, f"not an {what.partition(',')[0]}", f"give an {what}")
+        raise FieldError("not an IP address", "give an IP address, such as 10.0.0.1 or fd00::1") from None
 
 
-def as_ip(value: object, where: str) -> Ip:
-    """Return the address that a value of the configuration has; ConfigError for anything else."""
-    return _as(parse_ip, value, where, "IP address, such as 10.0.0.1 or fd00::1")
+def check_cidr(value: object) -> tuple[Ip, int]:
+    """Accept an address with a prefix length."""
+    try:
+        return parse_cidr(string(value))
+    except ValueError:
+        advice = "give an address with a prefix length, such as 10.0.0.2/24 or fd00::2/64"
+        raise FieldError("not an address with a prefix length", advice) from None
 
 
-def as_cidr(value: object, where: str) -> tuple[Ip, int]:
-    """Return the address and the prefix length of a value; ConfigError for anything else."""
-    return _as(parse_cidr, value, where, "address with a prefix length, such as 10.0.0.2/24 or fd00::2/64")
+def check_ip_or_cidr(value: object) -> Ip:
+    """Accept an address with or without prefix length: the capability "ips" allows both."""
+    return check_cidr(value)[0] if "/" in string(value) else check_ip(value)
 
 
-def as_ip_or_cidr(value: object, where: str) -> Ip:
-    """Return the address of a value with or without prefix length: the capability "ips" allows both."""
-    if isinstance(value, str) and "/" in value:
-        return as_cidr(value, where)[0]
-    return as_ip(value, where)
+def as_value(check: Callable[[object], _T], value: object, where: str) -> _T:
+    """Return a checked value, or raise ConfigError."""
+    try:
+        return check(value)
+    except FieldError as bad:
+        raise wrong(where, value, bad.reason, bad.advice) from None
 
 
 def same_family(gateway: Ip | None, ip: Ip, where: str) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from sriov_fast.common import cni_args
 from sriov_fast.common.errors import CheckError, ConfigError
 from sriov_fast.ipam.builtin import Builtin, read_routes
-from sriov_fast.ipam.keys import Keys, as_cidr, as_ip, same_family, show_ip
+from sriov_fast.ipam.keys import Keys, as_value, check_cidr, check_ip, same_family, show_ip
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -52,7 +52,7 @@ class Static(Builtin):
         """Return the addresses; those of ``args`` or ``runtimeConfig`` replace those of the configuration."""
         found = [*_configured(self.keys.inner("ipam")), *self._from_args()]
         for source in (self.keys.inner("args").inner("cni"), self.keys.inner("runtimeConfig")):
-            asked = [as_cidr(value, where) for where, value in source.array("ips")]
+            asked = [as_value(check_cidr, value, where) for where, value in source.items("ips")]
             found = [(ip, length, None) for ip, length in asked] or found
         self.one_each([ip[0] for ip, _, _ in found])
         return found
@@ -60,8 +60,8 @@ class Static(Builtin):
     def _from_args(self) -> list[Given]:
         """Return the addresses of CNI_ARGS, which are added to the configured ones."""
         given = cni_args.readable(self.args)
-        pairs = [as_cidr(text, "CNI_ARGS IP") for text in _words(given.get("IP", ""))]
-        gateways = [as_ip(text, "CNI_ARGS GATEWAY") for text in _words(given.get("GATEWAY", ""))]
+        pairs = [as_value(check_cidr, text, "CNI_ARGS IP") for text in _words(given.get("IP", ""))]
+        gateways = [as_value(check_ip, text, "CNI_ARGS GATEWAY") for text in _words(given.get("GATEWAY", ""))]
         return [(ip, length, _gateway(ip, length, gateways)) for ip, length in pairs]
 
 

@@ -13,7 +13,7 @@ from sriov_fast.common.errors import BusyError, CheckError, ConfigError, IpamErr
 from sriov_fast.ipam.builtin import Builtin, read_routes, valid_attachments
 from sriov_fast.ipam.host_local import ranges
 from sriov_fast.ipam.host_local.store import Store
-from sriov_fast.ipam.keys import as_ip_or_cidr, parse_ip, show_ip
+from sriov_fast.ipam.keys import as_value, check_ip_or_cidr, parse_ip, show_ip
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -118,7 +118,7 @@ class HostLocal(Builtin):
         """Return the addresses that CNI_ARGS and the configuration ask for, by their texts."""
         asked = cni_args.readable(self.args).get("IP", "")
         found = [("CNI_ARGS IP", text) for text in asked.split(",") if asked]
-        ips = [as_ip_or_cidr(value, where) for where, value in [*found, *self.requested()]]
+        ips = [as_value(check_ip_or_cidr, value, where) for where, value in [*found, *self.requested()]]
         return {show_ip(ip): ip for ip in ips}
 
     def _take(self, store: Store, sets: list[RangeSet], wishes: list[Ip | None]) -> list[ReservedVf]:

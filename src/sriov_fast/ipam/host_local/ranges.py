@@ -89,13 +89,13 @@ def read(keys: Keys) -> list[RangeSet]:
 
 
 def _sets(keys: Keys, key: str) -> list[RangeSet]:
-    return [_set(value, where) for where, value in keys.array(key)]
+    return [_set(value, where) for where, value in keys.items(key)]
 
 
 def _set(value: object, where: str) -> RangeSet:
     if not isinstance(value, list) or not value:
         raise wrong(where, value, "not a list of ranges", 'give a list such as [{"subnet": "10.0.0.0/24"}]')
-    found = tuple(_range(Keys(item, f"{where}[{at}]")) for at, item in enumerate(value))
+    found = tuple(_range(Keys(item, f"{where}[{at}].")) for at, item in enumerate(value))
     if len({item.bits for item in found}) > 1:
         raise wrong(where, value, "IPv4 and IPv6 in one set", "give each its own set: [[{v4}], [{v6}]]")
     return found

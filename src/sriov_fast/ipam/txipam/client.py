@@ -240,7 +240,7 @@ class Answer:
         if kind != ipamd_api.JSON:
             raise self.unexpected(f"answered with {kind or 'no'} content where JSON belongs")
         try:
-            return Keys(json.loads(self._reply.body, "its answer"), "its answer")
+            return Keys(json.loads(self._reply.body, "its answer"), "its answer.")
         except (DecodeError, ConfigError) as error:
             raise self.unexpected(f"cannot be understood: {error.msg}") from error
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from sriov_fast.common import files
 from sriov_fast.common.errors import ConfigError, RefusedError
 from sriov_fast.common.record import Record
-from sriov_fast.ipam.keys import Keys, as_ip, wrong
+from sriov_fast.ipam.keys import Keys, parse_ip, wrong
 from sriov_fast.ipam.txipam.connection import Remote
 from sriov_fast.ipam.txipam.tls import Trust
 
@@ -49,7 +49,7 @@ def _remotes(ipam: Keys) -> list[tuple[str, str]]:
     value = ipam.get("remote")
     if value is None or value == []:
         raise ConfigError(f"{ipam.place('remote')} is missing", _EXAMPLE)
-    items = list(ipam.array("remote")) if isinstance(value, list) else [(ipam.place("remote"), value)]
+    items = list(ipam.items("remote")) if isinstance(value, list) else [(ipam.place("remote"), value)]
     for where, item in items:
         if not isinstance(item, str):
             raise wrong(where, item, "not a string", _EXAMPLE)
@@ -70,8 +70,8 @@ def parse_remote(text: str, where: str = "ipam.remote") -> Remote:
     bare = host[1:-1] if host.startswith("[") and host.endswith("]") else ""
     if bare:
         try:
-            as_ip(bare if ":" in bare else None, where)
-        except ConfigError:
+            parse_ip(bare if ":" in bare else "")
+        except ValueError:
             raise wrong(where, text, "no IPv6 address in brackets", _EXAMPLE) from None
     elif not host or not set(host) <= _HOST:
         raise wrong(where, text, "no host's name or address", _EXAMPLE)

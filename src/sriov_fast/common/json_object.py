@@ -1,0 +1,178 @@
+"""Reading one JSON object key by key, with an error that names the wrong key and its value."""
+
+from __future__ import annotations
+
+from sriov_fast.common import json
+from sriov_fast.common.errors import ConfigError
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from typing import Any, Self, TypeVar
+
+    from sriov_fast.common.errors import SriovError
+
+    _T = TypeVar("_T")
+
+
+class FieldError(Exception):
+    """A value is not acceptable: ``reason``, and the remedy in ``advice``."""
+
+    def __init__(self, reason: str, advice: str) -> None:
+        super().__init__(reason)
+        self.reason = reason
+        self.advice = advice
+
+
+def shown(value: object) -> str:
+    """Return a value as an error message shows it: JSON, at most 120 characters."""
+    try:
+        text = json.text(value)
+    except (TypeError, ValueError, RecursionError):
+        text = repr(value)
+    return text if len(text) <= 120 else f"{text[:117]}..."
+
+
+# --- checks of single values: each returns the value, or raises FieldError
+
+
+def string(value: object) -> str:
+    """Accept a string without NUL."""
+    if not isinstance(value, str):
+        raise FieldError("not a string", "put the value in double quotes")
+    if "\0" in value:
+        raise FieldError("holds a NUL character", "remove it")
+    return value
+
+
+def obj(value: object) -> dict[str, Any]:
+    """Accept a JSON object."""
+    if not isinstance(value, dict):
+        raise FieldError("not an object", "give a JSON object: { ... }")
+    return value
+
+
+def array(value: object) -> list[Any]:
+    """Accept a JSON array."""
+    if not isinstance(value, list):
+        raise FieldError("not a list", "give a JSON list: [ ... ]")
+    return value
+
+
+def strings(value: object) -> list[str]:
+    """Accept a list of strings."""
+    return [string(item) for item in array(value)]
+
+
+def whole(low: int, high: int) -> Callable[[object], int]:
+    """Return a check for a JSON integer in a range; true and "5" are no integers."""
+
+    def check(value: object) -> int:
+        if type(value) is not int:
+            hint = ", without quotes" if isinstance(value, str) else ""
+            raise FieldError("not a whole number", f"give a whole number from {low} to {high}{hint}")
+        return within(value, low, high)
+
+    return check
+
+
+def within(number: int, low: int, high: int) -> int:
+    """Accept a number in a range."""
+    if not low <= number <= high:
+        raise FieldError(f"not from {low} to {high}", f"give a whole number from {low} to {high}")
+    return number
+
+
+# --- the object
+
+
+class JsonObject:
+    """One JSON object. null and "" mean "not given".
+
+    Keys match in any case; of keys that differ in case only, the last one counts, as with Go's encoding/json.
+    A wrong value raises ``error``. With a list of ``faults`` the error is appended there, and the default is
+    used. ``prefix`` precedes every key in messages, such as "ipam.".
+    """
+
+    __slots__ = ("asked", "error", "faults", "obj", "prefix", "values")
+
+    def __init__(
+        self,
+        value: object,
+        prefix: str = "",
+        *,
+        error: type[SriovError] = ConfigError,
+        faults: list[SriovError] | None = None,
+    ) -> None:
+        self.prefix = prefix
+        self.error = error
+        self.faults = faults
+        self.obj: dict[str, Any] = self.checked(obj, value, self.where, {})
+        self.values = {key.casefold(): item for key, item in self.obj.items()}
+        self.asked: set[str] = set()
+
+    @property
+    def where(self) -> str:
+        """The object's own place."""
+        return self.prefix.rstrip(". ") or "the network configuration"
+
+    def place(self, key: str) -> str:
+        """Return the key with the path of its object."""
+        return f"{self.prefix}{key}"
+
+    def __contains__(self, key: str) -> bool:
+        return key.casefold() in self.values
+
+    def get(self, key: str) -> Any:
+        """Return the unchecked value of a key, None if it is not given."""
+        folded = key.casefold()
+        self.asked.add(folded)
+        value = self.values.get(folded)
+        return None if value == "" else value
+
+    def take(self, key: str, check: Callable[[object], _T], default: _T) -> _T:
+        """Return the checked value of a key; ``default`` if it is not given."""
+        value = self.get(key)
+        return default if value is None else self.checked(check, value, self.place(key), default)
+
+    def need(self, key: str, check: Callable[[object], _T], advice: str, default: _T) -> _T:
+        """Return the checked value of a required key; ``default`` goes with a fault."""
+        if self.get(key) is None:
+            self.fail(self.error(f"{self.place(key)} is missing", advice))
+            return default
+        return self.take(key, check, default)
+
+    def inner(self, key: str) -> Self:
+        """Return the object under a key; an empty one if it is not given."""
+        value: dict[str, Any] = self.take(key, obj, {})
+        return type(self)(value, f"{self.place(key)}.", error=self.error, faults=self.faults)
+
+    def items(self, key: str) -> list[tuple[str, Any]]:
+        """Return place and unchecked value of each item of a list; none if it is not given."""
+        values: list[Any] = self.take(key, array, [])
+        return [(f"{self.place(key)}[{at}]", item) for at, item in enumerate(values)]
+
+    def objects(self, key: str) -> list[Self]:
+        """Return the objects of a list; none if it is not given."""
+        return [
+            type(self)(item, f"{place}.", error=self.error, faults=self.faults)
+            for place, item in self.items(key)
+        ]
+
+    def checked(self, check: Callable[[object], _T], value: object, place: str, default: _T) -> _T:
+        """Return a checked value; ``default`` goes with a fault."""
+        try:
+            return check(value)
+        except FieldError as bad:
+            self.fail(self.error(f"{place} = {shown(value)}: {bad.reason}", bad.advice))
+        return default
+
+    def fail(self, error: SriovError) -> None:
+        """Raise an error, or add it to the faults."""
+        if self.faults is None:
+            raise error from None
+        self.faults.append(error)
+
+    def unasked(self) -> list[str]:
+        """Return the keys that were not asked for, as they are written."""
+        return [key for key in self.obj if key.casefold() not in self.asked]

@@ -60,12 +60,10 @@ def test_the_seed() -> None:
         cores=(1, 2, 3, 4),
         ipam=conf["ipam"],
         ipam_type="txipam",
-        pod_id="1234",
-        host_ip="10.55.206.20",
         raw=conf,
     )
     got = parse(asked(conf, "DEL", "PodID=1234;HostIP=10.55.206.20"))
-    assert (got.pod_id, got.version, got.cni_version, got.warnings) == ("1234", "0.1.0", "", ())
+    assert (got.version, got.cni_version, got.warnings) == ("0.1.0", "", ())
 
 
 def test_every_key() -> None:
@@ -192,14 +190,9 @@ def test_sources_go_one_before_the_other() -> None:
     args = "vf=0;VLAN=0;mac=02:00:00:00:00:02;CORES=2;IP=10.0.0.2/24,fd00::2"
     got = parsed(args=args, **own)
     assert (got.settings.mac, got.settings.vlan, got.vf, got.cores) == ("02:00:00:00:00:02", 0, 0, (2,))
-    assert got.ips == ("10.0.0.2/24", "fd00::2")
     runtime = {"mac": "02:00:00:00:00:03", "ips": ["10.0.0.3/24"], "deviceID": "0000:03:10.1"}
     got = parsed(args=args, runtimeConfig=runtime, deviceID="0000:03:10.7", **own)
-    assert (got.settings.mac, got.ips, got.device_id) == (
-        "02:00:00:00:00:03",
-        ("10.0.0.3/24",),
-        "0000:03:10.1",
-    )
+    assert (got.settings.mac, got.device_id) == ("02:00:00:00:00:03", "0000:03:10.1")
     assert (got.settings.vlan, got.vf) == (0, 0)
 
 
@@ -664,10 +657,10 @@ def test_one_pods_arguments_are_not_the_next_ones() -> None:
     own = {"vf": 1, "vlan": 5, "cores": [1], "mac": "02:00:00:00:00:05"}
     plain = parsed(**own)
     changed = parsed(args=with_all, **own)
-    assert (changed.vf, changed.settings.vlan, changed.cores, changed.pod_id) == (3, 7, (2,), "a")
-    assert (changed.settings.mac, changed.ips) == ("02:00:00:00:00:07", ("10.0.0.7",))
+    assert (changed.vf, changed.settings.vlan, changed.cores) == (3, 7, (2,))
+    assert changed.settings.mac == "02:00:00:00:00:07"
     assert parsed(**own) == plain
-    assert (plain.vf, plain.settings.vlan, plain.cores, plain.pod_id) == (1, 5, (1,), "")
+    assert (plain.vf, plain.settings.vlan, plain.cores) == (1, 5, (1,))
 
 
 def test_a_verb_is_not_told_what_another_was() -> None:

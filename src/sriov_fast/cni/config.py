@@ -14,7 +14,7 @@ from __future__ import annotations
 from sriov_fast.cni import fields, result
 from sriov_fast.common import cni_args, json
 from sriov_fast.common.errors import ConfigError, DecodeError, IpamError, VersionError
-from sriov_fast.common.json_object import FieldError, array, obj, shown, string, strings, whole
+from sriov_fast.common.json_object import FieldError, JsonObject, array, obj, shown, string, strings, whole
 from sriov_fast.common.record import Record, VfSettings
 
 TYPE_CHECKING = False
@@ -82,9 +82,6 @@ class NetConf(Record):
     ipam_type: str = ""
     dns: dict[str, Any] = {}  # noqa: RUF012 (Value takes it out of the class; nobody writes to it)
     prev_result: Result | None = None
-    ips: tuple[str, ...] = ()
-    pod_id: str = ""
-    host_ip: str = ""
     log_level: str = "info"
     log_file: str = ""
     raw: dict[str, Any] = {}  # noqa: RUF012 (as above)
@@ -104,62 +101,17 @@ def _skipped(faults: list[SriovError] | None) -> list[str]:
     return [f"passed over: {error.msg}" for error in faults or ()]
 
 
-class _Source:
-    """One JSON object of the configuration, with its keys in any case.
+def _need(conf: JsonObject, key: str, check: Callable[[object], str]) -> str:
+    return conf.need(key, check, f'give "{key}" in the network configuration', "")
 
-    With ``faults`` None a wrong value raises ConfigError; otherwise the error is appended there.
-    """
 
-    __slots__ = ("faults", "known", "obj", "prefix", "values")
-
-    def __init__(self, obj: dict[str, Any], prefix: str, faults: list[SriovError] | None) -> None:
-        self.obj = obj
-        self.values = {key.casefold(): value for key, value in obj.items()}
-        self.prefix = prefix
-        self.faults = faults
-        self.known: set[str] = set()
-
-    def fail(self, error: SriovError) -> None:
-        _fail(error, self.faults)
-
-    def get(self, key: str) -> Any:
-        """Return the key's value, None if it is not given."""
-        folded = key.casefold()
-        self.known.add(folded)
-        value = self.values.get(folded)
-        return None if value == "" else value
-
-    def take(self, key: str, check: Callable[[object], _T], default: _T) -> _T:
-        """Return the key's value, checked; ``default`` if it is not given."""
-        value = self.get(key)
-        if value is None:
-            return default
-        try:
-            return check(value)
-        except FieldError as bad:
-            self.fail(ConfigError(f"{self.prefix}{key} = {shown(value)}: {bad.reason}", bad.advice))
-        return default
-
-    def need(self, key: str, check: Callable[[object], str]) -> str:
-        """Return the value of a required key."""
-        if self.get(key) is not None:
-            return self.take(key, check, "")
-        self.fail(ConfigError(f"{self.prefix}{key} is missing", f'give "{key}" in the network configuration'))
-        return ""
-
-    def inner(self, key: str, prefix: str) -> _Source:
-        """Return the object under ``key`` as a source; an empty one if it is not given."""
-        return _Source(self.take(key, obj, {}), prefix, self.faults)
-
-    def unknown(self) -> list[str]:
-        """Return a warning for every key that was not asked for."""
-        strangers = [key for key in self.obj if key.casefold() not in self.known]
-        found = [
-            f"unknown key {shown(f'{self.prefix}{key:.60}')} is ignored" for key in strangers[:_MAX_WARNINGS]
-        ]
-        if len(strangers) > _MAX_WARNINGS:
-            found.append(f"{len(strangers) - _MAX_WARNINGS} more unknown keys are ignored")
-        return found
+def _unknown(conf: JsonObject) -> list[str]:
+    """Return a warning for every key that was not asked for."""
+    strangers = [shown(conf.place(f"{key:.60}")) for key in conf.unasked()]
+    found = [f"unknown key {key} is ignored" for key in strangers[:_MAX_WARNINGS]]
+    if len(strangers) > _MAX_WARNINGS:
+        found.append(f"{len(strangers) - _MAX_WARNINGS} more unknown keys are ignored")
+    return found
 
 
 # --- the version ------------------------------------------------------------------------------------------
@@ -205,12 +157,12 @@ def _spoken(command: str, declared: str) -> str:
 # --- single parts -----------------------------------------------------------------------------------------
 
 
-def _pod_args(conf: _Source) -> _Source:
+def _pod_args(conf: JsonObject) -> JsonObject:
     """Return ``args.cni`` as a source: values for one pod. Unknown keys there belong to other plugins."""
-    return conf.inner("args", "args.").inner("cni", "args.cni.")
+    return conf.inner("args").inner("cni")
 
 
-def _settings(conf: _Source, runtime: _Source, pod: _Source) -> VfSettings:
+def _settings(conf: JsonObject, runtime: JsonObject, pod: JsonObject) -> VfSettings:
     """Return the settings that the PF shall make for the VF, without CNI_ARGS."""
     mac = pod.take("mac", fields.mac, conf.take("mac", fields.mac, None))
     return VfSettings(
@@ -227,7 +179,7 @@ def _settings(conf: _Source, runtime: _Source, pod: _Source) -> VfSettings:
 
 
 def _agree(settings: VfSettings, faults: list[SriovError] | None, *, vlan_follows: bool) -> None:
-    """Check settings against each other; ``faults`` as in ``_Source``.
+    """Check settings against each other; ``faults`` as in ``JsonObject``.
 
     With ``vlan_follows`` IPAM may still replace a VLAN of 0.
     """
@@ -246,7 +198,7 @@ def _agree(settings: VfSettings, faults: list[SriovError] | None, *, vlan_follow
         _fail(ConfigError(f"min_tx_rate = {low}: above max_tx_rate = {high}", advice), faults)
 
 
-def _device_id(conf: _Source, runtime: _Source) -> str:
+def _device_id(conf: JsonObject, runtime: JsonObject) -> str:
     own = conf.take("deviceID", fields.pci, "")
     alias = conf.take("pciBusID", fields.pci, "")
     if own and alias and own != alias:
@@ -266,12 +218,12 @@ def _mtu(value: object) -> int:
     return 0 if value == 0 and type(value) is int else whole(68, 65535)(value)
 
 
-def _ipam(conf: _Source) -> tuple[dict[str, Any] | None, str]:
+def _ipam(conf: JsonObject) -> tuple[dict[str, Any] | None, str]:
     """Return the ``ipam`` object and its type; without any value in it there is no IPAM."""
-    ipam = conf.inner("ipam", "ipam.")
+    ipam = conf.inner("ipam")
     if all(value in (None, "") for value in ipam.values.values()):
         return None, ""
-    kind = ipam.need("type", fields.plugin)
+    kind = _need(ipam, "type", fields.plugin)
     return (ipam.obj, kind) if kind else (None, "")
 
 
@@ -283,16 +235,24 @@ def _address_text(value: object) -> tuple[str, ...]:
     return tuple(fields.ip_or_cidr(item.strip()) for item in string(value).split(","))
 
 
-def _dns(conf: _Source, warnings: list[str]) -> dict[str, Any]:
+# CNI_ARGS that IPAM reads; they are checked before anything is touched.
+_OF_IPAM: dict[str, Callable[[object], object]] = {
+    "IP": _address_text,
+    "PodID": fields.label,
+    "HostIP": fields.ip,
+}
+
+
+def _dns(conf: JsonObject, warnings: list[str]) -> dict[str, Any]:
     """Return the well-known key ``dns``, checked."""
-    dns = conf.inner("dns", "dns.")
+    dns = conf.inner("dns")
     found = {
         "nameservers": dns.take("nameservers", _nameservers, None),
         "domain": dns.take("domain", string, None),
         "search": dns.take("search", strings, None),
         "options": dns.take("options", strings, None),
     }
-    warnings += dns.unknown()
+    warnings += _unknown(dns)
     return {key: value for key, value in found.items() if value}
 
 
@@ -300,7 +260,7 @@ def _nameservers(value: object) -> list[str]:
     return [fields.ip(item) for item in array(value)]
 
 
-def _prev_result(conf: _Source, version: str) -> Result | None:
+def _prev_result(conf: JsonObject, version: str) -> Result | None:
     value = conf.get("prevResult")
     if value is None:
         return None
@@ -334,7 +294,7 @@ def _valid_attachments(raw: dict[str, Any]) -> tuple[tuple[str, str], ...]:
         raise ConfigError(
             f"{_ATTACHMENTS[0]} is missing", "GC needs the list of attachments that are still valid"
         )
-    source = _Source(raw, "", None)
+    source = JsonObject(raw)
     found: dict[tuple[str, str], None] = {}
     for key in _ATTACHMENTS:
         listed: list[tuple[str, str]] = source.take(key, _attachments, [])
@@ -342,13 +302,13 @@ def _valid_attachments(raw: dict[str, Any]) -> tuple[tuple[str, str], ...]:
     return tuple(found)
 
 
-def _late_device(conf: _Source) -> bool:
+def _late_device(conf: JsonObject) -> bool:
     """Whether the runtime names the VF for each pod (capability ``deviceID``), so that STATUS has none."""
     capabilities = conf.get("capabilities")
     return isinstance(capabilities, dict) and capabilities.get("deviceID") is True
 
 
-def _masters(command: str, conf: _Source, device_id: str) -> tuple[str, ...]:
+def _masters(command: str, conf: JsonObject, device_id: str) -> tuple[str, ...]:
     """Return the PFs to take a VF from; none are needed where the VF is named, or nothing is attached."""
     optional = device_id or command in ("DEL", "GC") or (command == "STATUS" and _late_device(conf))
     if not optional and conf.get("master") is None:
@@ -422,15 +382,16 @@ def _configured(command: str, stdin: bytes, faults: list[SriovError] | None) -> 
     declared = declared_version(raw)
     version = _spoken(command, declared)
     warnings: list[str] = []
-    conf = _Source(raw, "", faults)
-    runtime = conf.inner("runtimeConfig", "runtimeConfig.")
+    conf = JsonObject(raw, faults=faults)
+    runtime = conf.inner("runtimeConfig")
     pod = _pod_args(conf)
-    conf.known.update(_ALWAYS_KNOWN, (key for key in raw if key.startswith("cni.dev/")))
+    conf.asked.update(_ALWAYS_KNOWN, (key for key in raw if key.startswith("cni.dev/")))
     device_id = _device_id(conf, runtime)
     ipam, ipam_type = _ipam(conf)
+    runtime.take("ips", _addresses, None)  # IPAM's, checked before anything is touched
     found = NetConf(
         name=_name(command, conf),
-        type=conf.need("type", fields.plugin),
+        type=_need(conf, "type", fields.plugin),
         cni_version=declared,
         version=version,
         masters=_masters(command, conf, device_id),
@@ -443,23 +404,23 @@ def _configured(command: str, stdin: bytes, faults: list[SriovError] | None) -> 
         ipam_type=ipam_type,
         dns=_dns(conf, warnings),
         prev_result=_prev_result(conf, version),
-        ips=runtime.take("ips", _addresses, ()),
         log_level=conf.take("logLevel", _log_level, "info"),
         log_file=conf.take("logFile", fields.path, ""),
         raw=raw,
         valid_attachments=_valid_attachments(raw) if command == "GC" else None,
     )
-    found = found.replace(warnings=tuple(warnings + conf.unknown() + runtime.unknown()))
+    found = found.replace(warnings=tuple(warnings + _unknown(conf) + _unknown(runtime)))
     fixed = frozenset(key for key, value in runtime.values.items() if value not in (None, ""))
     return _Configured(conf=found, fixed=fixed)
 
 
 def _with_args(found: _Configured, given: dict[str, str], faults: list[SriovError] | None) -> NetConf:
     """Let CNI_ARGS go before the configuration, and ``runtimeConfig`` before CNI_ARGS."""
-    args = _Source({key: given.get(key.upper()) for key in cni_args.KNOWN}, "CNI_ARGS ", faults)
+    args = JsonObject({key: given.get(key.upper()) for key in cni_args.KNOWN}, "CNI_ARGS ", faults=faults)
     conf, settings = found.conf, found.conf.settings
     mac = args.take("MAC", fields.mac, settings.mac)
-    ips = args.take("IP", _address_text, conf.ips)
+    for key, check in _OF_IPAM.items():
+        args.take(key, check, None)
     return conf.replace(
         vf=args.take("VF", fields.digits(0, 65535), conf.vf),
         settings=settings.replace(
@@ -467,17 +428,14 @@ def _with_args(found: _Configured, given: dict[str, str], faults: list[SriovErro
             vlan=args.take("VLAN", fields.digits(0, 4094), settings.vlan),
         ),
         cores=args.take("CORES", fields.cpu_list, conf.cores),
-        ips=conf.ips if "ips" in found.fixed else ips,
-        pod_id=args.take("PodID", fields.label, ""),
-        host_ip=args.take("HostIP", fields.ip, ""),
     )
 
 
-def _name(command: str, conf: _Source) -> str:
+def _name(command: str, conf: JsonObject) -> str:
     """Return the network's name; a GC must have it, since it releases by it."""
-    source = _Source(conf.obj, "", None) if command == "GC" else conf
+    source = JsonObject(conf.obj) if command == "GC" else conf
     conf.get("name")
-    return source.need("name", fields.name)
+    return _need(source, "name", fields.name)
 
 
 def with_extra(conf: NetConf, extra: object) -> NetConf:
@@ -486,12 +444,10 @@ def with_extra(conf: NetConf, extra: object) -> NetConf:
     None, and an absent key, change nothing. A wrong value is an IpamError.
     """
     try:
-        source = _Source({} if extra is None else obj(extra), "extra.", None)
+        source = JsonObject({} if extra is None else extra, "extra.")
         vf = source.take("vf", _vf, conf.vf)
         vlan = source.take("vlan", _vlan, conf.settings.vlan)
         mac = source.take("mac", fields.mac, conf.settings.mac)
-    except FieldError as bad:
-        raise IpamError(f"the IPAM result's extra = {shown(extra)}: {bad.reason}", bad.advice) from None
     except ConfigError as error:
         raise IpamError(f"the IPAM result's {error.msg}", error.details) from None
     settings = conf.settings.replace(vlan=vlan, mac=mac)

@@ -178,13 +178,6 @@ class Link(Record):
     holder: int = -1
 
 
-class Address(Record):
-    """One address of an interface: ``cidr`` such as "10.0.0.2/24" or "fd00::2/64"."""
-
-    cidr: str
-    gateway: str = ""
-
-
 class Route(Record):
     """One route. ``dst`` is a CIDR; ``gw`` "" means on link; 0 and None mean "not given".
 

@@ -68,7 +68,7 @@ def wrong(where: str, value: object, reason: str, advice: str) -> ConfigError:
 
 
 class Keys(JsonObject):
-    """One JSON object of the configuration, whose addresses are whole numbers."""
+    """One JSON object of the configuration; its addresses are whole numbers."""
 
     __slots__ = ()
 

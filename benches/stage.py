@@ -108,8 +108,7 @@ class Stage:
 
     def serve(self, name: str, *options: str) -> Server:
         """Start the server that the cases of program ``name`` ask; each has a journal of its own."""
-        given = self._environ(name, "", self.ground.pods[0])
-        environ = {key: value for key, value in given.items() if not key.startswith("CNI_")}
+        environ = self.environ(name)
         command = [str(self.bin / "sriov-fast"), "serve", *options]
         self.servers[name] = Server(command, environ, self.root / f"{name}.log")
         return self.servers[name]
@@ -136,7 +135,7 @@ class Stage:
         name = self.ground.pods[pod]
         device = pod if vf is None else vf
         argv = self._argv(case, name, self.ground.netdev(device))
-        return Job(argv, self._environ(case.program, case.verb, name), str(self._conf(case, vf, device)))
+        return Job(argv, self.environ(case.program, case.verb, name), str(self._conf(case, vf, device)))
 
     def _argv(self, case: Case, pod: str, netdev: str) -> list[str]:
         if case.program == "c" and case.verb == "VERSION":
@@ -150,14 +149,14 @@ class Stage:
         names = {"resident": "client", "deferred": "client", "peer": self.peer, "bare": "bare"}
         return [str(self.bin / names.get(case.program, "sriov"))]
 
-    def _environ(self, program: str, verb: str, pod: str) -> dict[str, str]:
+    def environ(self, program: str, verb: str = "", pod: str = "") -> dict[str, str]:
+        """Return a plugin's environment; without a verb, that of the program that executes plugins."""
         given = self.ground.environment(verb, pod)
         given["SRIOV_FAST_BACKEND"] = "python" if program == "plain" else "cython"
         given["SRIOV_FAST_RUN"] = str(self.root / ("deferred" if program == "deferred" else "run"))
         given["SRIOV_FAST_STATE"] = str(self.root / "state")
-        if program in ("compiled", "plain"):
-            given["SRIOV_FAST_SOCKET"] = "none"
-        return given
+        given["SRIOV_FAST_SOCKET"] = "none" if program in ("compiled", "plain") else ""
+        return given if verb else {key: value for key, value in given.items() if key[:4] != "CNI_"}
 
     def _conf(self, case: Case, vf: int | None, device: int) -> Path:
         """Return the file with the configuration; who has a journal of its own has a store, too."""

@@ -1,12 +1,14 @@
 """containerd inside the guest, for tests that want a real runtime to execute the plugin.
 
 Everything lives below one directory on tmpfs, and no registry is asked for anything. ``ctr run --cni`` takes
-the network from the first configuration in ``/etc/cni/net.d`` and plugins from ``/opt/cni/bin``.
+the network from the first configuration in ``/etc/cni/net.d`` and plugins from ``/opt/cni/bin``. A sandbox of
+the CRI (``Cri``, ``cri.py``) has the network of its runtime handler.
 """
 
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import subprocess
 import time
@@ -19,12 +21,22 @@ from lab import image
 from lab.errors import LabError
 
 IMAGE = "lab.local/busybox:1"
+PAUSE_IMAGE = "lab.local/pause:1"
 NETWORKS = Path("/etc/cni/net.d")
 TOP = Path("/run/lab-containerd")
 SECONDS_TO_START = 60.0
 
 # The plugins that ask for devices, registries or time that the lab does not have.
-_DISABLED = ("grpc.v1.cri", "snapshotter.v1.btrfs", "snapshotter.v1.zfs", "snapshotter.v1.devmapper")
+_DISABLED = ("snapshotter.v1.btrfs", "snapshotter.v1.zfs", "snapshotter.v1.devmapper")
+_CRI = "io.containerd.grpc.v1.cri"
+
+
+@dataclass(frozen=True, slots=True)
+class Cri:
+    """What the CRI needs: a network for each runtime handler, and the directory of plugins."""
+
+    networks: Mapping[str, Mapping[str, object]]
+    plugins: Path = Path("/opt/cni/bin")
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,20 +96,30 @@ class Containerd:
 
 
 _RUN = ("run", "--cni", "--snapshotter", "native")
+_IMPORT = ("images", "import", "--snapshotter", "native")
 
 
-def start(top: Path = TOP) -> Containerd:
-    """Start containerd with the image in it."""
+def start(top: Path = TOP, cri: Cri | None = None, env: Mapping[str, str] | None = None) -> Containerd:
+    """Start containerd with the images in it; ``env`` is added to the environment of the CNI plugins."""
     top.mkdir(parents=True, exist_ok=True)
-    (top / "config.toml").write_text(config(top))
+    for name, conf in (cri.networks if cri else {}).items():
+        network(conf, _network_directory(top, name))
+    (top / "config.toml").write_text(config(top, cri))
     with (top / "containerd.log").open("wb") as log:
         command = ["containerd", "--config", str(top / "config.toml")]
-        process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
+        process = subprocess.Popen(
+            command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=os.environ | dict(env or {})
+        )
     running = Containerd(process, top)
     try:
         _await(running)
-        image.write(top / "image.tar", IMAGE)
-        running.ctr("images", "import", "--snapshotter", "native", str(top / "image.tar"))
+        if cri:
+            image.build_pause(top / "pause")
+            image.write(top / "image.tar", PAUSE_IMAGE, top / "pause", links=(), argv=("/bin/pause",))
+            running.ctr("-n", "k8s.io", *_IMPORT, str(top / "image.tar"))
+        else:
+            image.write(top / "image.tar", IMAGE)
+            running.ctr(*_IMPORT, str(top / "image.tar"))
     except BaseException:
         running.stop()
         raise
@@ -105,9 +127,11 @@ def start(top: Path = TOP) -> Containerd:
 
 
 @contextmanager
-def running(top: Path = TOP) -> Iterator[Containerd]:
+def running(
+    top: Path = TOP, cri: Cri | None = None, env: Mapping[str, str] | None = None
+) -> Iterator[Containerd]:
     """Run containerd for the length of a ``with`` block."""
-    process = start(top)
+    process = start(top, cri, env)
     try:
         yield process
     finally:
@@ -115,20 +139,40 @@ def running(top: Path = TOP) -> Iterator[Containerd]:
         shutil.rmtree(top, ignore_errors=True)
 
 
-def config(top: Path) -> str:
-    """Return containerd's configuration."""
-    disabled = [f"io.containerd.{name}" for name in _DISABLED]
-    return "\n".join(
-        (
-            "version = 2",
-            f'root = "{top}/root"',
-            f'state = "{top}/state"',
-            f"disabled_plugins = {json.dumps(disabled)}",
-            "[grpc]",
-            f'address = "{top}/containerd.sock"',
-            "",
-        )
-    )
+def config(top: Path, cri: Cri | None = None) -> str:
+    """Return containerd's configuration; without ``cri`` it serves ``ctr`` alone."""
+    disabled = [f"io.containerd.{name}" for name in _DISABLED] + ([] if cri else [_CRI])
+    lines = [
+        "version = 2",
+        f'root = "{top}/root"',
+        f'state = "{top}/state"',
+        f"disabled_plugins = {json.dumps(disabled)}",
+        "[grpc]",
+        f'address = "{top}/containerd.sock"',
+    ]
+    return "\n".join([*lines, *(_cri_config(top, cri) if cri else ()), ""])
+
+
+def _cri_config(top: Path, cri: Cri) -> Iterator[str]:
+    section = f'plugins."{_CRI}"'
+    yield f"[{section}]"
+    yield f'sandbox_image = "{PAUSE_IMAGE}"'
+    yield "disable_apparmor = true"
+    yield "restrict_oom_score_adj = true"
+    yield f"[{section}.cni]"
+    yield f'bin_dir = "{cri.plugins}"'
+    yield f'conf_dir = "{_network_directory(top, next(iter(cri.networks)))}"'
+    yield f"[{section}.containerd]"
+    yield 'snapshotter = "native"'
+    yield f'default_runtime_name = "{next(iter(cri.networks))}"'
+    for name in cri.networks:
+        yield f"[{section}.containerd.runtimes.{name}]"
+        yield 'runtime_type = "io.containerd.runc.v2"'
+        yield f'cni_conf_dir = "{_network_directory(top, name)}"'
+
+
+def _network_directory(top: Path, handler: str) -> Path:
+    return top / "net.d" / handler
 
 
 def network(conf: Mapping[str, object], directory: Path = NETWORKS) -> Path:

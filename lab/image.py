@@ -5,24 +5,39 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import shutil
+import subprocess
 import tarfile
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
+from lab.errors import LabError
+
 BUSYBOX = Path("/usr/bin/busybox")
 APPLETS = ("cat", "echo", "ip", "ls", "ping", "sh", "sleep", "true")
+PAUSE = Path(__file__).with_name("pause.c")
 _DIRECTORIES = ("bin", "dev", "etc", "proc", "run", "sys", "tmp")
 _VENDOR = "application/vnd.oci.image"
 
 
-def write(path: Path, name: str, busybox: Path = BUSYBOX, applets: Sequence[str] = APPLETS) -> None:
-    """Write an OCI archive with the image ``name`` to ``path``."""
-    layer = _layer(busybox.read_bytes(), applets)
+def write(
+    path: Path,
+    name: str,
+    program: Path = BUSYBOX,
+    links: Sequence[str] = APPLETS,
+    argv: Sequence[str] = ("/bin/sh",),
+) -> None:
+    """Write an OCI archive with the image ``name`` to ``path``.
+
+    ``program`` is copied to ``/bin``, ``links`` are further names of it there; ``argv`` is what a container
+    runs by default.
+    """
+    layer = _layer(program, links)
     config = _json(
         {
             "architecture": "amd64",
             "os": "linux",
-            "config": {"Env": ["PATH=/bin"], "Cmd": ["/bin/sh"]},
+            "config": {"Env": ["PATH=/bin"], "Cmd": list(argv)},
             "rootfs": {"type": "layers", "diff_ids": [_digest(layer)]},
         }
     )
@@ -42,16 +57,24 @@ def write(path: Path, name: str, busybox: Path = BUSYBOX, applets: Sequence[str]
     path.write_bytes(_tar([("oci-layout", layout), ("index.json", index), *blobs]))
 
 
-def _layer(busybox: bytes, applets: Sequence[str]) -> bytes:
-    stream = io.BytesIO()
+def build_pause(path: Path) -> None:
+    """Compile the pause program, static: an image has no libraries."""
+    compiler = "musl-gcc" if shutil.which("musl-gcc") else "cc"
+    command = [compiler, "-static", "-O2", "-o", str(path), str(PAUSE)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise LabError(f"{' '.join(command)} failed:\n{done.stderr}")
+
+
+def _layer(program: Path, links: Sequence[str]) -> bytes:
+    stream, content = io.BytesIO(), program.read_bytes()
     with tarfile.open(fileobj=stream, mode="w") as tar:
         for name in _DIRECTORIES:
             tar.addfile(_entry(name, tarfile.DIRTYPE))
-        program = _entry("bin/busybox", tarfile.REGTYPE, len(busybox))
-        tar.addfile(program, io.BytesIO(busybox))
-        for applet in applets:
-            link = _entry(f"bin/{applet}", tarfile.SYMTYPE)
-            link.linkname = "busybox"
+        tar.addfile(_entry(f"bin/{program.name}", tarfile.REGTYPE, len(content)), io.BytesIO(content))
+        for name in links:
+            link = _entry(f"bin/{name}", tarfile.SYMTYPE)
+            link.linkname = program.name
             tar.addfile(link)
     return stream.getvalue()
 

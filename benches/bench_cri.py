@@ -1,0 +1,173 @@
+"""Pod sandboxes through containerd's CRI, one at a time: the time that a user waits for a pod's network.
+
+The figure is what a sandbox with a network takes above one in the host's network, by rounds that had both.
+Ours, the reference plugins ``bridge`` and ``macvlan`` (mode passthru, on a VF of its own), and the host's
+network take turns in an order chosen by chance. All use host-local, ours the built-in one.
+
+``SRIOV_FAST_BENCH_SANDBOXES`` sets the rounds (60, in the lab 3); after ``SRIOV_FAST_BENCH_SECONDS`` (120)
+no new one begins. Needs containerd, runc and the reference plugins (Debian: containerd, runc,
+containernetworking-plugins), and grpcio-tools.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import shutil
+import subprocess
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from statistics import median
+from typing import Any, NamedTuple
+
+import pytest
+
+import ground
+import report
+from lab import containerd
+from stage import Stage, amount, pause, standing
+
+pytest.importorskip("grpc_tools", reason="needs grpcio-tools")
+
+from lab import cri
+
+ROUNDS = amount("SANDBOXES", 60, 3)
+SECONDS = amount("SECONDS", 120, 120)
+HOST = "host"
+REFERENCES = ("bridge", "macvlan-cni")
+OURS = ("move",)
+BRIDGE = "bench0"
+LABELS = {
+    HOST: "no network of its own (host's)",
+    "bridge": "reference bridge",
+    "macvlan-cni": "reference macvlan, passthru",
+    "move": "sriov, resident",
+}
+report.LABELS.update(LABELS)
+
+
+class Sandbox(NamedTuple):
+    """Seconds that the runtime took to start one, and to stop it."""
+
+    start: float
+    stop: float
+
+
+Samples = dict[str, dict[int, Sandbox]]
+
+
+@pytest.fixture(scope="module")
+def stage() -> Iterator[Stage]:
+    for program in ("containerd", "runc"):
+        if not shutil.which(program):
+            pytest.skip(f"needs {program}")
+    if not all(os.access(f"{ground.DELEGATES}/{name}", os.X_OK) for name in ("bridge", "macvlan")):
+        pytest.skip("needs the plugins bridge and macvlan (containernetworking-plugins)")
+    with standing(vfs=1 + len(OURS), pods=1) as stage:
+        stage.serve("resident")
+        yield stage
+
+
+@pytest.fixture(scope="module")
+def samples(stage: Stage) -> Samples:
+    """All of them, measured together before the first is reported."""
+    before = stage.ground.state()
+    given = containerd.Cri(networks(stage), plugins(stage))
+    environ = stage.environ("resident")
+    found: Samples = {}
+    subprocess.run(["ip", "link", "set", stage.ground.netdev(0), "up"], check=True)
+    try:
+        with (
+            containerd.running(stage.root / "containerd", given, environ) as runtime,
+            cri.Sandboxes(runtime.socket) as sandboxes,
+        ):
+            one_round(sandboxes, 0, {})  # warm
+            measure(sandboxes, found)
+    finally:
+        subprocess.run(["ip", "link", "set", stage.ground.netdev(0), "down"], check=True)
+        subprocess.run(["ip", "link", "del", BRIDGE], check=False, capture_output=True)
+    assert stage.ground.state() == before
+    return found
+
+
+def plugins(stage: Stage) -> Path:
+    """Return a directory with the reference plugins and ours."""
+    directory = stage.root / "plugins"
+    directory.mkdir()
+    for path in Path(ground.DELEGATES).iterdir():
+        (directory / path.name).symlink_to(path)
+    (directory / "sriov").unlink(missing_ok=True)
+    (directory / "sriov").symlink_to(stage.bin / "client")
+    return directory
+
+
+def networks(stage: Stage) -> dict[str, dict[str, Any]]:
+    """Return each runtime handler's network; VF 0 is for the reference macvlan."""
+    bridge = {"type": "bridge", "bridge": BRIDGE}
+    macvlan = {"type": "macvlan", "mode": "passthru", "master": stage.ground.netdev(0)}
+    plugins = {
+        name: conf | {"ipam": ipam(stage, name)}
+        for name, conf in zip(REFERENCES, (bridge, macvlan), strict=True)
+    }
+    plugins |= {name: stage.document("host-local", vf=1 + number) for number, name in enumerate(OURS)}
+    return {name: {"cniVersion": "1.0.0", "name": name, "plugins": [conf]} for name, conf in plugins.items()}
+
+
+def ipam(stage: Stage, network: str) -> dict[str, Any]:
+    return {"type": "host-local", "subnet": ground.SUBNET, "dataDir": str(stage.root / "ipam" / network)}
+
+
+def measure(sandboxes: cri.Sandboxes, found: Samples) -> None:
+    end = time.monotonic() + SECONDS
+    for number in range(max(ROUNDS, 1)):
+        if number and time.monotonic() > end:
+            return
+        one_round(sandboxes, number, found)
+
+
+def one_round(sandboxes: cri.Sandboxes, number: int, found: Samples) -> None:
+    names = [HOST, *REFERENCES, *OURS]
+    for name in random.sample(names, len(names)):
+        pause()
+        found.setdefault(name, {})[number] = one_sandbox(sandboxes, name, number)
+
+
+def one_sandbox(sandboxes: cri.Sandboxes, name: str, number: int) -> Sandbox:
+    begin = time.monotonic()
+    if name == HOST:
+        sandbox = sandboxes.run(f"{name}-{number}", OURS[0], host_network=True)
+    else:
+        sandbox = sandboxes.run(f"{name}-{number}", name)
+    started = time.monotonic()
+    assert bool(sandboxes.address(sandbox)) == (name != HOST)
+    stopping = time.monotonic()
+    sandboxes.stop(sandbox)
+    stopped = time.monotonic()
+    sandboxes.remove(sandbox)
+    return Sandbox(started - begin, stopped - stopping)
+
+
+# --- what is reported
+
+
+def above_host(samples: Samples, name: str, field: str) -> float:
+    """Return the median of what this network takes above the host's, in seconds."""
+    mine, host = samples[name], samples[HOST]
+    return median(getattr(mine[number], field) - getattr(host[number], field) for number in mine)
+
+
+@report.mark
+@pytest.mark.parametrize("name", [HOST, *REFERENCES, *OURS])
+@pytest.mark.parametrize("field", ["start", "stop"])
+def test_sandbox(benchmark: Any, samples: Samples, field: str, name: str) -> None:
+    durations = [getattr(sample, field) for sample in samples[name].values()]
+    above = above_host(samples, name, field)
+    figures = {"above_host_ms": report.milliseconds(above)} | report.spread(durations)
+    line = f"{field} of a pod sandbox through containerd's CRI", name
+    report.tell(benchmark, line, durations, **figures, rounds=len(durations))
+    if name in OURS and field == "start":
+        least = min(above_host(samples, other, field) for other in REFERENCES)
+        report.goal(
+            benchmark, "above the host's network, ms; less than the references", above * 1e3, least * 1e3
+        )

@@ -1,0 +1,17 @@
+/* The first process of a pod's sandbox: it waits for a signal that ends it. */
+#include <signal.h>
+#include <unistd.h>
+
+static void end(int unused)
+{
+	(void)unused;
+	_exit(0);
+}
+
+int main(void)
+{
+	signal(SIGTERM, end);
+	signal(SIGINT, end);
+	for (;;)
+		pause();
+}

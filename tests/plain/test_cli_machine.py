@@ -51,6 +51,7 @@ def test_json(here: Roots, capsys: pytest.CaptureFixture[str]) -> None:
         "numa": 1,
         "owner": None,
         "stray": None,
+        "warm": False,
     }
 
 

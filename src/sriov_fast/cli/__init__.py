@@ -17,6 +17,7 @@ COMMANDS = {
     "vfs": "sriov_fast.cli.vfs",
     "doctor": "sriov_fast.cli.doctor",
     "check": "sriov_fast.cli.check",
+    "warm": "sriov_fast.cli.warm",
     "release": "sriov_fast.cli.release",
     "install": "sriov_fast.cli.install",
     "uninstall": "sriov_fast.cli.uninstall",

@@ -13,8 +13,9 @@ from itertools import chain
 from pathlib import Path
 from typing import NamedTuple
 
-from sriov_fast.cli import machine, release
+from sriov_fast.cli import machine, release, unmanaged
 from sriov_fast.cli.install import PLUGIN_DIRECTORY
+from sriov_fast.cli.warm import Warmth
 from sriov_fast.common import json, log, paths
 from sriov_fast.common.errors import DecodeError, SriovError
 from sriov_fast.common.paths import Roots
@@ -84,6 +85,7 @@ def examine(here: Roots, path: list[Path]) -> _Findings:
     yield from _kernel(platform.release())
     yield from _user()
     yield from _cards(here)
+    yield from _warm(here)
     yield from _strays(here)
     yield from _state(Path(here.run))
     yield from _records(here)
@@ -146,6 +148,33 @@ def _card(pf: machine.Pf, owned: machine.Owners, directory: Path) -> _Findings:
         yield Finding(WARN, f"PF {pf.name}", f"no driver on VF {', '.join(unbound)}: {advice}")
     if _text(directory / "operstate") == "down":
         yield Finding(WARN, f"PF {pf.name}", f"is down: ip link set {pf.name} up")
+
+
+def _warm(here: Roots) -> _Findings:
+    """Count the warm VFs, and name those that something else has changed since."""
+    warmth = Warmth(here)
+    marked = warmth.marked()
+    if not marked:
+        return
+    faults, pfs = [], []
+    with backend.nl.Socket() as host:
+        for name in machine.pf_names(here):
+            vfs = [vf for vf in machine.pf(name, here).vfs if vf.pci in marked]
+            faults += [(name, vf.pci, why) for vf in vfs if (why := warmth.fault(host, vf))]
+            pfs += [name] if vfs else []
+    yield Finding(OK, "warm VFs", f"{len(marked) - len(faults)} of {len(marked)} are up and quiet")
+    for pf, pci, why in faults:
+        yield Finding(WARN, f"VF {pci}", f"is not warm any more: {why}: sriov-fast warm {pf}")
+    yield from _managed(pfs, Path("/"))
+
+
+def _managed(pfs: list[str], root: Path) -> _Findings:
+    """Name the PFs with warm VFs that a network manager may configure."""
+    running = unmanaged.managers(root)
+    left = sorted(set(pfs) - unmanaged.covered(root)) if running else []
+    if left:
+        text = f"{' and '.join(running)} may configure its warm VFs: sriov-fast install --unmanaged"
+        yield from (Finding(WARN, f"PF {pf}", f"{text} {pf}") for pf in left)
 
 
 def _strays(here: Roots) -> _Findings:

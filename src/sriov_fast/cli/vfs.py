@@ -8,6 +8,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from sriov_fast.cli import machine
+from sriov_fast.cli.warm import Warmth
 from sriov_fast.common import paths, table
 from sriov_fast.common.record import Vf
 
@@ -27,6 +28,7 @@ def _run(args: argparse.Namespace) -> int:
     here = paths.from_environment()
     owned = machine.owners(here)
     strays = {record.pci: why for record, why in machine.strays(here)}
+    warm = Warmth(here).marked()
     pfs = []
     status = 0
     for name in args.pf or machine.pf_names(here):
@@ -37,16 +39,16 @@ def _run(args: argparse.Namespace) -> int:
             print(f"sriov-fast vfs: {name} is no PF with SR-IOV: {why}", file=sys.stderr)
             status = 1
     if args.json:
-        _print_json(pfs, owned, strays)
+        _print_json(pfs, owned, strays, warm)
     elif pfs:
-        print("\n".join(table.lines([_HEADER, *_rows(pfs, owned, strays)])))
+        print("\n".join(table.lines([_HEADER, *_rows(pfs, owned, strays, warm)])))
     elif not status:
         print("no network card here can have VFs (SR-IOV)", file=sys.stderr)
     return status
 
 
 def _rows(
-    pfs: Iterable[machine.Pf], owned: machine.Owners, strays: dict[str, str]
+    pfs: Iterable[machine.Pf], owned: machine.Owners, strays: dict[str, str], warm: set[str]
 ) -> Iterable[Sequence[str]]:
     for pf in pfs:
         if not pf.vfs:
@@ -56,14 +58,23 @@ def _rows(
             owner = "/".join(owned.get(vf.pci, ())) or "-"
             if vf.pci in strays:
                 owner += f" ({strays[vf.pci]})"
+            if vf.pci in warm:
+                owner += " (warm)"
             yield (pf.name, str(vf.index), vf.pci, vf.driver or "-", vf.netdev or "-", numa, owner)
 
 
-def _print_json(pfs: Iterable[machine.Pf], owned: machine.Owners, strays: dict[str, str]) -> None:
+def _print_json(
+    pfs: Iterable[machine.Pf], owned: machine.Owners, strays: dict[str, str], warm: set[str]
+) -> None:
     import orjson
 
     document = [
-        {"pf": pf.name, "total": pf.total, "vfs": [_plain(vf, owned, strays) for vf in pf.vfs]} for pf in pfs
+        {
+            "pf": pf.name,
+            "total": pf.total,
+            "vfs": [_plain(vf, owned, strays) | {"warm": vf.pci in warm} for vf in pf.vfs],
+        }
+        for pf in pfs
     ]
     sys.stdout.write(orjson.dumps(document, option=orjson.OPT_INDENT_2).decode() + "\n")
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import errno
 
 from sriov_fast.common.errors import BusyError, ConfigError, KernelError, NetlinkError
-from sriov_fast.common.record import Record, VfSettings
+from sriov_fast.common.record import LinkSettings, Record, VfSettings
 from sriov_fast.kernel.backend import nl
 from sriov_fast.vf import candidate, device, programs
 from sriov_fast.vf.journal import Attachment
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from sriov_fast.vf.select import ReservedVf
 
 NOTHING = VfSettings()
+IFF_NOARP = 0x80  # linux/if.h
 
 
 def observe(host: nl.Socket, reserved: ReservedVf, record: Attachment, roots: Roots) -> Attachment:
@@ -101,9 +102,16 @@ def adopt_mac(host: nl.Socket, ifindex: int, mac: str) -> None:
 
 
 def move(host: nl.Socket, record: Attachment, netns_fd: int) -> None:
-    """Move, rename, set the MTU and bring up in one message, under one hold of the kernel's lock."""
+    """Move, rename, set the MTU and bring up in one message, under one hold of the kernel's lock.
+
+    A VF that is kept quiet in the host (``arp off``) must answer ARP in the pod.
+    """
+    flags = record.before_settings.flags or 0
+    answering = LinkSettings(flags=flags & ~IFF_NOARP) if flags & IFF_NOARP else None
     batch = nl.Batch()
-    batch.set_link(record.ifindex, netns_fd=netns_fd, name=record.ifname, mtu=record.mtu, up=True)
+    batch.set_link(
+        record.ifindex, netns_fd=netns_fd, name=record.ifname, mtu=record.mtu, up=True, settings=answering
+    )
     try:
         host.run(batch)
     except NetlinkError as error:

@@ -1,0 +1,265 @@
+"""``sriov-fast warm``: keep the free VFs of a PF up and quiet: their link is there before the pod.
+
+A VF that is brought up has no link for 10 ms to some seconds. A warm VF is up, has no address and no
+IPv6, and does not answer ARP. Attachments leave it so.
+
+The state before is first written to ``warm/PCI`` under ``/run/sriov-fast``, and ``--off`` restores it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from sriov_fast.cli import machine
+from sriov_fast.common import json, paths, table
+from sriov_fast.common.errors import DecodeError, FileError, SriovError, is_absent
+from sriov_fast.common.paths import Roots
+from sriov_fast.common.record import Link, LinkSettings, Vf
+from sriov_fast.kernel.backend import nl
+from sriov_fast.vf import candidate, find, locks
+from sriov_fast.vf.journal import Journal
+
+_DIRECTORY = "warm"
+_IFF_NOARP = 0x80  # linux/if.h
+_NO_ADDRESSES = 1  # IN6_ADDR_GEN_MODE_NONE, linux/if_link.h
+_HEADER = ("PF", "VF", "PCI", "NETDEV", "WARM", "")
+_DISABLE_IPV6 = "/proc/sys/net/ipv6/conf/{}/disable_ipv6"
+_ADVICE = "see that the VF is as it should be, then delete the file"
+
+
+class Before(NamedTuple):
+    """The state of a VF before it was made warm; ``None`` where the kernel has no IPv6."""
+
+    boot: str
+    incarnation: list[int]
+    up: bool
+    noarp: bool
+    addrgenmode: int | None
+    disable_ipv6: str | None
+
+
+class State(NamedTuple):
+    """Whether a VF is warm, and why not."""
+
+    pf: str
+    vf: Vf
+    warm: bool
+    why: str = ""
+
+
+def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """Register ``warm``."""
+    summary = "keep free VFs up and quiet, so that a pod's link is there at once (attach: macvlan)"
+    parser = subparsers.add_parser("warm", help=summary, description=summary)
+    parser.add_argument("pf", nargs="+", metavar="PF", help="network device of a PF")
+    parser.add_argument("--off", action="store_true", help="restore what was there before")
+    parser.add_argument("--json", action="store_true", help="print JSON")
+    parser.set_defaults(run=_run)
+
+
+def _run(args: argparse.Namespace) -> int:
+    here = paths.from_environment()
+    try:
+        states = [state for name in args.pf for state in _changed(name, here, off=args.off)]
+    except (SriovError, OSError, ValueError) as error:
+        print(f"sriov-fast warm: {error}", file=sys.stderr)
+        return 1
+    if args.json:
+        _print_json(states)
+    elif states:
+        print("\n".join(table.lines([_HEADER, *map(_row, states)])))
+    return int(args.off and any(state.warm for state in states))
+
+
+def _changed(name: str, here: Roots, *, off: bool) -> Iterator[State]:
+    """Warm or cool every VF of a PF that can be; yield the state of each."""
+    pf = machine.pf(name, here)
+    warmth = Warmth(here)
+    with nl.Socket() as host:
+        for vf in pf.vfs:
+            why = warmth.cool(host, vf) if off else warmth.warm(host, vf)
+            yield State(pf.name, vf, warmth.is_marked(vf.pci) and (off or not why), why)
+
+
+class Warmth:
+    """The warm VFs of a node, and the state that each had before."""
+
+    def __init__(self, here: Roots) -> None:
+        self._here = here
+        self._directory = Path(here.run, _DIRECTORY)
+        self._journal = Journal(here.run, here.proc)
+
+    # --- looking
+
+    def marked(self) -> set[str]:
+        """Return the PCI addresses of the VFs that were made warm; none where we may not look."""
+        try:
+            return {name for name in os.listdir(self._directory) if name[0] != "."}
+        except (FileNotFoundError, PermissionError):
+            return set()
+
+    def is_marked(self, pci: str) -> bool:
+        """Return whether a VF was made warm and not cooled since."""
+        return pci in self.marked()
+
+    def fault(self, host: nl.Socket, vf: Vf) -> str:
+        """Say what is no longer warm about a VF that was made warm, "" where nothing is or a pod has it."""
+        if vf.pci in self._journal.taken():
+            return ""
+        device = candidate.examine(host, vf, self._here)
+        if device is None:
+            return "it has no network device"
+        return device.use or _not_quiet(device.link)
+
+    # --- changing
+
+    def warm(self, host: nl.Socket, vf: Vf) -> str:
+        """Make a free VF warm; return why not, "" where it is."""
+        lock = locks.attempt(self._here.run, f"vf-{vf.pci}", "sriov-fast warm")
+        if lock is None:
+            return "a request is using it"
+        with lock:
+            return self._warm(host, vf)
+
+    def _warm(self, host: nl.Socket, vf: Vf) -> str:
+        if owner := self._journal.owners().get(vf.pci):
+            return f"in use by {'/'.join(owner)}"
+        device = candidate.examine(host, vf, self._here)
+        if device is None:
+            return "it has no network device"
+        if device.use:
+            return f"the host uses it: {device.use}"
+        if self._before(vf.pci) is None:
+            self._write(vf.pci, self._state_of(vf.pci, device.link))
+        _quieten(host, device.link)
+        return ""
+
+    def cool(self, host: nl.Socket, vf: Vf) -> str:
+        """Restore the state from before ``warm``; return why not, "" where that is done."""
+        if not self.is_marked(vf.pci):
+            return ""
+        lock = locks.attempt(self._here.run, f"vf-{vf.pci}", "sriov-fast warm --off")
+        if lock is None:
+            return "a request is using it; run this again"
+        with lock:
+            if owner := self._journal.owners().get(vf.pci):
+                return f"in use by {'/'.join(owner)}; run this again when it is free"
+            before = self._before(vf.pci)
+            device = candidate.examine(host, vf, self._here) if before else None
+            if before and device:
+                _restore(host, device.link, before)
+            Path(self._directory, vf.pci).unlink(missing_ok=True)
+            return ""
+
+    # --- what was there before
+
+    def _state_of(self, pci: str, link: Link) -> Before:
+        return Before(
+            boot=self._journal.boot(),
+            incarnation=list(find.incarnation(pci, self._here)),
+            up=link.up,
+            noarp=bool((link.settings.flags or 0) & _IFF_NOARP),
+            addrgenmode=link.settings.addrgenmode,
+            disable_ipv6=_sysctl(link.name),
+        )
+
+    def _before(self, pci: str) -> Before | None:
+        """Return the state from before, None where there is none of this boot and of this device."""
+        path = self._directory / pci
+        try:
+            before = Before(**json.loads(path.read_bytes(), str(path), own=True))
+        except FileNotFoundError:
+            return None
+        except (DecodeError, TypeError) as error:
+            raise FileError(f"{path} is not as we write it: {error}", _ADVICE) from error
+        now = list(find.incarnation(pci, self._here))
+        return before if (before.boot, before.incarnation) == (self._journal.boot(), now) else None
+
+    def _write(self, pci: str, before: Before) -> None:
+        paths.private_directory(self._here.run, _DIRECTORY)
+        temporary = self._directory / f".{pci}"
+        temporary.write_bytes(json.dumps(before._asdict()))
+        temporary.replace(self._directory / pci)
+
+
+def _quieten(host: nl.Socket, link: Link) -> None:
+    """Bring a device up that can neither have an address of its own nor answer ARP."""
+    _set_sysctl(link.name, "1")
+    _set(host, link, up=True, noarp=True, addrgenmode=_NO_ADDRESSES)
+
+
+def _restore(host: nl.Socket, link: Link, before: Before) -> None:
+    """Restore the state from before. IPv6 comes last: the kernel then makes its address as it was."""
+    _set(host, link, up=before.up, noarp=before.noarp, addrgenmode=before.addrgenmode)
+    if before.disable_ipv6 is not None:
+        _set_sysctl(link.name, before.disable_ipv6)
+
+
+def _set(host: nl.Socket, link: Link, *, up: bool, noarp: bool, addrgenmode: int | None) -> None:
+    flags = (link.settings.flags or 0) & ~_IFF_NOARP | (_IFF_NOARP if noarp else 0)
+    mode = None if link.settings.addrgenmode is None else addrgenmode
+    batch = nl.Batch()
+    batch.set_link(link.index, settings=LinkSettings(flags=flags, addrgenmode=mode))
+    batch.set_link(link.index, up=up)
+    host.run(batch)
+
+
+def _not_quiet(link: Link) -> str:
+    if not link.up:
+        return "it is down"
+    if not (link.settings.flags or 0) & _IFF_NOARP:
+        return "it answers ARP"
+    if _sysctl(link.name) == "0":
+        return "it has IPv6"
+    return ""
+
+
+def _sysctl(name: str) -> str | None:
+    """Return a device's ``disable_ipv6``, None on a kernel without IPv6."""
+    try:
+        return Path(_DISABLE_IPV6.format(name)).read_text().strip()
+    except OSError as error:
+        if is_absent(error):
+            return None
+        raise
+
+
+def _set_sysctl(name: str, value: str) -> None:
+    try:
+        descriptor = os.open(_DISABLE_IPV6.format(name), os.O_WRONLY | os.O_CLOEXEC)
+    except OSError as error:
+        if is_absent(error):
+            return
+        raise
+    with open(descriptor, "w") as file:
+        file.write(value)
+
+
+# --- showing
+
+
+def _row(state: State) -> tuple[str, ...]:
+    vf = state.vf
+    return (state.pf, str(vf.index), vf.pci, vf.netdev or "-", "yes" if state.warm else "no", state.why)
+
+
+def _print_json(states: list[State]) -> None:
+    import orjson
+
+    document: list[dict[str, Any]] = [
+        {
+            "pf": state.pf,
+            "vf": state.vf.index,
+            "pci": state.vf.pci,
+            "netdev": state.vf.netdev,
+            "warm": state.warm,
+            "why": state.why or None,
+        }
+        for state in states
+    ]
+    sys.stdout.write(orjson.dumps(document, option=orjson.OPT_INDENT_2).decode() + "\n")

@@ -1,0 +1,105 @@
+"""``sriov-fast warm``: VFs that are kept up and quiet, and made what they were."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from harness.veth import MakeNode, Node
+
+pytestmark = pytest.mark.netns
+
+
+def cli(node: Node, *words: str, status: int = 0) -> str:
+    enter = ["nsenter", f"--net=/run/netns/{node.host}", "--"]
+    environ = node.environment("", "") | {"PYTHONPATH": os.pathsep.join(sys.path)}
+    line = [*enter, sys.executable, "-m", "sriov_fast.cli", *words]
+    done = subprocess.run(line, env=environ, capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == status, (words, done.stdout, done.stderr)
+    return done.stdout + done.stderr
+
+
+def warm(node: Node, *words: str, status: int = 0) -> dict[str, dict[str, Any]]:
+    found = json.loads(cli(node, "warm", "pf0", "--json", *words, status=status))
+    return {item["netdev"]: item for item in found}
+
+
+def ipv6(node: Node, name: str) -> str:
+    enter = ["nsenter", f"--net=/run/netns/{node.host}", "--"]
+    path = f"/proc/sys/net/ipv6/conf/{name}/disable_ipv6"
+    return subprocess.run([*enter, "cat", path], check=True, capture_output=True, text=True).stdout.strip()
+
+
+def is_quiet(node: Node, name: str) -> bool:
+    link = node.link(name)
+    return "NOARP" in link["flags"] and "LOWER_UP" in link["flags"] and not link["addr_info"]
+
+
+@pytest.fixture
+def node(make_node: MakeNode) -> Node:
+    return make_node(vfs=4)
+
+
+@pytest.fixture
+def mixed(node: Node) -> Node:
+    """VF 1 is up and has a link-local address, VF 2 is the host's, the others are down."""
+    node.nip("link", "set", node.tree.netdev(1), "up")
+    node.nip("addr", "add", "192.0.2.1/24", "dev", node.tree.netdev(2))
+    return node
+
+
+def test_free_vfs_are_up_and_quiet_and_made_what_they_were(mixed: Node) -> None:
+    before = mixed.state()
+    disabled = [ipv6(mixed, mixed.tree.netdev(index)) for index in range(4)]
+    for _ in range(2):  # the second time must not take the first for what was there before
+        found = warm(mixed)
+        assert [found[mixed.tree.netdev(index)]["warm"] for index in range(4)] == [True, True, False, True]
+        assert "192.0.2.1" in found[mixed.tree.netdev(2)]["why"]
+        assert [is_quiet(mixed, mixed.tree.netdev(index)) for index in range(4)] == [True, True, False, True]
+    assert {item["warm"] for item in warm(mixed, "--off").values()} == {False}
+    assert mixed.state() == before
+    assert [ipv6(mixed, mixed.tree.netdev(index)) for index in range(4)] == disabled
+    assert [item["scope"] for item in mixed.link(mixed.tree.netdev(1))["addr_info"]] == ["link"]
+    assert not list(Path(mixed.run_dir, "warm").iterdir())
+
+
+def test_vfs_and_doctor_show_it(node: Node) -> None:
+    node.nip("addr", "add", "192.0.2.1/24", "dev", node.tree.netdev(2))
+    warm(node)
+    shown = {vf["netdev"]: vf["warm"] for vf in json.loads(cli(node, "vfs", "--json"))[0]["vfs"]}
+    assert shown == {node.tree.netdev(index): index != 2 for index in range(4)}
+    assert cli(node, "vfs").count("(warm)") == 3
+    assert "3 of 3 are up and quiet" in cli(node, "doctor")
+    node.nip("link", "set", node.tree.netdev(0), "down")
+    said = cli(node, "doctor")
+    assert "2 of 3 are up and quiet" in said
+    assert f"VF {node.tree.pci(0)}: is not warm any more: it is down: sriov-fast warm pf0" in said
+    warm(node)
+    assert "3 of 3 are up and quiet" in cli(node, "doctor")
+
+
+def test_a_vf_in_a_pod_is_left_alone(node: Node) -> None:
+    """A moved VF answers ARP in the pod, and is warm again when it is home."""
+    warm(node)
+    pod = node.pod()
+    conf = node.conf(vf=0, ipam=node.host_local())
+    before = node.state()
+    node.add(conf, pod)
+    assert "NOARP" not in node.link("eth0", pod)["flags"]
+    found = cli(node, "warm", "pf0", "--off", "--json", status=1)
+    assert "in use by" in found
+    node.delete(conf, pod)
+    after = node.state()
+    assert after[node.tree.netdev(0)] == before[node.tree.netdev(0)]
+    assert is_quiet(node, node.tree.netdev(0))
+    assert {item["warm"] for item in warm(node, "--off").values()} == {False}
+
+
+def test_no_such_pf(node: Node) -> None:
+    assert "pf9" in cli(node, "warm", "pf9", status=1)

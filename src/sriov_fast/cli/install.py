@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from sriov_fast import client
-from sriov_fast.cli import units
+from sriov_fast.cli import units, unmanaged
 
 PLUGIN_DIRECTORY = "/opt/cni/bin"
 # The kernel reads 256 bytes of the first line since Linux 5.1, 128 before, the newline included.
@@ -99,10 +99,18 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         metavar="DIR",
         help=f"write the server's units to DIR and start nothing (without it: {units.DIRECTORY}, started)",
     )
+    parser.add_argument(
+        "--unmanaged",
+        nargs="+",
+        metavar="PF",
+        help="write only the files that keep NetworkManager and systemd-networkd away from these PFs' VFs",
+    )
     parser.set_defaults(run=_run)
 
 
 def _run(args: argparse.Namespace) -> int:
+    if args.unmanaged:
+        return _leave_unmanaged(args.unmanaged)
     if args.launcher == "client" and not client.binary():
         print("sriov-fast install: this package was built without the client: no compiler", file=sys.stderr)
         return 1
@@ -120,6 +128,18 @@ def _run(args: argparse.Namespace) -> int:
         return 1
     except subprocess.CalledProcessError as error:
         print(f"sriov-fast install: {shlex.join(error.cmd)} failed; see journalctl -xe", file=sys.stderr)
+        return 1
+    return 0
+
+
+def _leave_unmanaged(pfs: list[str]) -> int:
+    try:
+        unmanaged.write(pfs)
+    except OSError as error:
+        print(f"sriov-fast install: {error.filename}: {error.strerror}", file=sys.stderr)
+        return 1
+    except ValueError as error:
+        print(f"sriov-fast install: --unmanaged: {error}", file=sys.stderr)
         return 1
     return 0
 

@@ -8,7 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from sriov_fast.cli import install, units
+from sriov_fast.cli import install, units, unmanaged
 from sriov_fast.common import paths
 from sriov_fast.vf.journal import Journal
 
@@ -51,6 +51,7 @@ def _run(args: argparse.Namespace) -> int:
         units.remove(args.unit_dir)
         for name in install.PROGRAMS:
             _remove(args.bin_dir / name)
+        unmanaged.remove()
     except OSError as error:
         print(f"sriov-fast uninstall: {error.filename}: {error.strerror}", file=sys.stderr)
         return 1

@@ -13,13 +13,14 @@ CYTHON_SOURCES := $(wildcard src/sriov_fast/*.pyx src/sriov_fast/*.pxd src/sriov
 CLIENT_SOURCES := $(wildcard src/sriov_fast/client/*.[ch]) tools/build_client.py
 ENVIRONMENT := $(VENV)/.ready
 EXTENSIONS := $(VENV)/.extensions
+RELEASE := $(VENV)/.release
 # QEMU, mounts and network namespaces want root; the environment (pip's settings, SRIOV_FAST_*) goes along.
 ROOT := $(shell [ "$$(id -u)" = 0 ] || echo sudo -E)
 # A missing compiled module must not go unnoticed here, as it may on a user's machine.
 export SRIOV_FAST_REQUIRE_EXT := 1
 export SEED
 
-.PHONY: help host build demo test fuzz faults faults-sample bench lint dist clean
+.PHONY: help host build demo test fuzz faults faults-sample bench lint dist wheels test-wheels clean
 .DELETE_ON_ERROR:
 
 help:
@@ -31,6 +32,8 @@ help:
 	@echo "make faults           an error and SIGKILL at every system call of every verb; about an hour"
 	@echo "make faults-sample    three minutes of it, other ones each time"
 	@echo "make build            compile; leaves bin/sriov, bin/txipam and bin/sriov-fast"
+	@echo "make wheels           the release: sdist, and wheels for x86-64 and aarch64, glibc and musl, in dist/"
+	@echo "make test-wheels      install what make wheels built into clean environments, and use it"
 	@echo "make lint bench dist clean"
 
 host:
@@ -86,9 +89,20 @@ lint: $(ENVIRONMENT)
 	$(RUN) -m mypy tools/*.py
 	PATH="$(CURDIR)/$(VENV)/bin:$$PATH" cython-lint src
 
-# The wheel is made from the sdist, as an installer would.
+# A wheel for this machine only, made from the sdist as an installer would.
 dist: $(ENVIRONMENT)
 	$(RUN) -m build --no-isolation --outdir dist
+
+$(RELEASE): $(ENVIRONMENT) tools/release.txt
+	@echo "installing what builds and checks wheels (about 100 MB)"
+	$(RUN) -m pip install -qq --disable-pip-version-check -r tools/release.txt </dev/null
+	@touch $@
+
+wheels: $(RELEASE)
+	$(RUN) -m tools.wheels dist
+
+test-wheels: $(RELEASE)
+	$(ROOT) $(RUN) -m pytest -q tests/wheels
 
 clean:
 	rm -rf $(VENV) bin build dist $(REPORTS) .benchmarks src/*.egg-info

@@ -2,6 +2,8 @@
 
 Everything else about the package stands in pyproject.toml. ``SRIOV_FAST_REQUIRE_EXT=1`` makes what cannot be
 compiled an error: the Makefile and CI set it, because a missing one would hide a fault there.
+``SRIOV_FAST_STABLE_ABI=1`` builds a wheel for every CPython from 3.11 on, as the released wheels are
+(docs/releasing.md).
 """
 
 from __future__ import annotations
@@ -19,6 +21,14 @@ MODULES = ("_nl", "_sysfs", "_irq")
 PACKAGE = Path("src", "sriov_fast")
 CLIENT = "sriov_fast.client.sriov-client"
 REQUIRED = os.environ.get("SRIOV_FAST_REQUIRE_EXT", "") not in ("", "0")
+STABLE_ABI = os.environ.get("SRIOV_FAST_STABLE_ABI", "") not in ("", "0")
+# Python 3.11 is the first whose stable ABI has the buffer protocol. It has these macros as functions only.
+STABLE_MACROS = (
+    ("Py_LIMITED_API", "0x030B0000"),
+    ("PyBytes_AS_STRING", "PyBytes_AsString"),
+    ("PyBytes_GET_SIZE", "PyBytes_Size"),
+    ("PyByteArray_AS_STRING", "PyByteArray_AsString"),
+)
 
 
 class Build(build_ext):
@@ -50,6 +60,8 @@ def extension(module: str) -> Extension:
         include_dirs=[str(PACKAGE)],
         depends=[str(path) for path in sorted([*PACKAGE.glob("_*.pxd"), *PACKAGE.glob(f"{module}_*.pxi")])],
         extra_compile_args=["-O2", "-g0"],
+        py_limited_api=STABLE_ABI,
+        define_macros=[*STABLE_MACROS] if STABLE_ABI else [],
     )
 
 
@@ -78,4 +90,8 @@ def optional(built: list[Extension]) -> list[Extension]:
 
 
 client = Extension(CLIENT, [str(PACKAGE / "client" / "sriov.c")])
-setup(ext_modules=optional([*extensions(), client]), cmdclass={"build_ext": Build})
+setup(
+    ext_modules=optional([*extensions(), client]),
+    cmdclass={"build_ext": Build},
+    options={"bdist_wheel": {"py_limited_api": "cp311"}} if STABLE_ABI else {},
+)

@@ -55,6 +55,7 @@ class Veth:
     def __init__(self, root: Path, vfs: int, pods: int) -> None:
         self.root = root
         self._node = veth.Node(root / "node", vfs=vfs)
+        self._node.socket = ""  # the server that SRIOV_FAST_RUN leads to
         self._node.search = f"{root}/bin:{DELEGATES}"
         self._node.allow(dataDir=[root])
         self.pods = [self._node.pod() for _ in range(pods)]

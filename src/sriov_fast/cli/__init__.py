@@ -25,6 +25,7 @@ COMMANDS = {
     "trace": "sriov_fast.cli.trace",
     "tune": "sriov_fast.cli.tune",
     "ipam": "sriov_fast.cli.ipam",
+    "demo": "sriov_fast.cli.demo",
 }
 
 
@@ -49,7 +50,7 @@ def _parser(words: Sequence[str]) -> argparse.ArgumentParser:
         prog="sriov-fast",
         description="Operate the sriov CNI plugin: see VFs, check the machine, install, try.",
     )
-    parser.add_argument("--version", action=_Version, help="show the version, the active backend, and exit")
+    parser.add_argument("--version", action=_Version, help="show version, backend and wheel, and exit")
     subparsers = parser.add_subparsers(required=True, metavar="COMMAND")
     for name in _needed(words):
         add_parser: _Add = importlib.import_module(COMMANDS[name]).add_parser
@@ -75,5 +76,17 @@ class _Version(argparse.Action):
         from sriov_fast.kernel import backend
 
         python = f"{sys.implementation.name} {sys.version.split()[0]}, {sys.executable}"
-        print(f"sriov-fast {__version__} (backend {backend.name}; {python})")
+        print(f"sriov-fast {__version__} (backend {backend.name}; {_wheel()}; {python})")
         parser.exit()
+
+
+def _wheel() -> str:
+    """Return the tag of the installed wheel (PEP 427), or "no wheel" for a package without one."""
+    from importlib import metadata
+
+    try:
+        installed = metadata.distribution("sriov-fast").read_text("WHEEL") or ""
+    except metadata.PackageNotFoundError:
+        installed = ""
+    tags = [line.split()[1] for line in installed.splitlines() if line.startswith("Tag: ")]
+    return f"wheel {tags[0]}" if tags else "no wheel"

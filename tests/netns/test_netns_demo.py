@@ -1,0 +1,54 @@
+"""``sriov-fast demo --netns``: it works on any machine with root, and leaves nothing."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+COMMAND = [sys.executable, "-m", "sriov_fast.cli", "demo", "--netns"]
+
+
+def environment(tmp_path: Path) -> dict[str, str]:
+    return {"TMPDIR": str(tmp_path), "PATH": os.environ["PATH"]}
+
+
+def left(pid: int, tmp_path: Path) -> list[str]:
+    """Return what a demo has made that is still there."""
+    namespaces = Path("/run/netns").glob(f"sriov-fast-demo-{pid}-*")
+    return [str(path) for path in (*namespaces, *tmp_path.iterdir())]
+
+
+def test_an_add_and_a_del_are_shown_and_leave_nothing(tmp_path: Path) -> None:
+    demo = subprocess.Popen(
+        COMMAND, env=environment(tmp_path), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    output, errors = demo.communicate(timeout=60)
+    assert (demo.returncode, errors) == (0, "")
+    result = json.loads(output[output.index("\n{\n") : output.index("\n}\n") + 2])
+    assert result["ips"][0]["address"] == "10.99.0.2/24"
+    assert "CNI_COMMAND=DEL" in output
+    assert left(demo.pid, tmp_path) == []
+
+
+def test_a_demo_that_is_stopped_leaves_nothing(tmp_path: Path) -> None:
+    demo = subprocess.Popen(COMMAND, env=environment(tmp_path), stdout=subprocess.DEVNULL)
+    deadline = time.monotonic() + 30
+    while not left(demo.pid, tmp_path):
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    demo.send_signal(signal.SIGTERM)
+    assert demo.wait(30) in (130, 0)
+    assert left(demo.pid, tmp_path) == []
+
+
+def test_without_root_it_says_so() -> None:
+    done = subprocess.run(
+        ["setpriv", "--reuid=65534", "--clear-groups", *COMMAND], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 1
+    assert "needs root" in done.stderr

@@ -128,8 +128,7 @@ def test_any_text(msg: str, details: str) -> None:
 def test_success() -> None:
     found = result.Result(ips=(result.IpConfig(address="10.55.206.46/26", gateway="10.55.206.1"),))
     assert response.success(found, config.NetConf()) == (
-        b'{\n    "ip4": {\n        "ip": "10.55.206.46/26",\n        "gateway": "10.55.206.1"\n    },\n'
-        b'    "dns": {}\n}\n'
+        b'{\n  "ip4": {\n    "ip": "10.55.206.46/26",\n    "gateway": "10.55.206.1"\n  },\n  "dns": {}\n}\n'
     )
     declared = json.loads(response.success(found, config.NetConf(cni_version="0.1.0")))
     assert declared["cniVersion"] == "0.1.0"

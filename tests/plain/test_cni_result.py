@@ -135,9 +135,8 @@ def test_forms(version: str) -> None:
 
 def test_the_legacy_result_without_a_version() -> None:
     found = Result(ips=(IpConfig(address="10.55.206.46/26", gateway="10.55.206.1", interface=0),))
-    assert codec.dumps(result.to_json(found, "0.1.0", declared=False), indent=4).decode() == (
-        '{\n    "ip4": {\n        "ip": "10.55.206.46/26",\n        "gateway": "10.55.206.1"\n    },\n'
-        '    "dns": {}\n}'
+    assert codec.dumps(result.to_json(found, "0.1.0", declared=False), indented=True).decode() == (
+        '{\n  "ip4": {\n    "ip": "10.55.206.46/26",\n    "gateway": "10.55.206.1"\n  },\n  "dns": {}\n}'
     )
 
 

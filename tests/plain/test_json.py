@@ -176,9 +176,9 @@ def test_agrees_with_json(data: bytes) -> None:
 
 
 @relaxed
-@given(documents, st.sampled_from([None, 0, 2, 4]))
-def test_round_trip(value: object, indent: int | None) -> None:
-    data = codec.dumps(value, indent=indent)
+@given(documents, st.booleans())
+def test_round_trip(value: object, indented: bool) -> None:
+    data = codec.dumps(value, indented=indented)
     assert codec.loads(data) == value
     assert json.loads(data) == value
 
@@ -188,12 +188,15 @@ def _indentation(text: str) -> list[int]:
 
 
 @relaxed
-@given(documents, st.sampled_from([1, 2, 4]))
-@example({"\x7f": False}, 1)  # json escapes this character, orjson leaves it: both are JSON
-def test_indents_like_json(value: object, indent: int) -> None:
-    written = codec.dumps(value, indent=indent).decode()
+@given(documents)
+@example({"\x7f": False})  # json escapes this character, orjson does not: both are JSON
+def test_indents_like_json(value: object) -> None:
+    written = codec.dumps(value, indented=True).decode()
     assert json.loads(written) == value
-    assert _indentation(written) == _indentation(json.dumps(value, indent=indent))
+    assert _indentation(written) == _indentation(json.dumps(value, indent=2))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.delitem(sys.modules, "orjson", raising=False)
+        assert codec.dumps(value, indented=True).decode() == json.dumps(value, indent=2)
 
 
 def test_compact_without_orjson(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -208,15 +211,16 @@ def test_orjson_serves_where_it_is_loaded() -> None:
 
 
 @pytest.mark.parametrize("value", [{1, 2}, b"bytes", object()])
-@pytest.mark.parametrize("indent", [None, 4])
-def test_what_is_no_json(value: object, indent: int | None) -> None:
+@pytest.mark.parametrize("indented", [False, True])
+def test_what_is_no_json(value: object, indented: bool) -> None:
     with pytest.raises(TypeError):
-        codec.dumps({"a": value}, indent=indent)
+        codec.dumps({"a": value}, indented=indented)
 
 
-def test_nan_is_not_written_indented() -> None:
+def test_nan_is_not_written(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delitem(sys.modules, "orjson", raising=False)
     with pytest.raises(ValueError, match="not JSON compliant"):
-        codec.dumps([math.nan], indent=4)
+        codec.dumps([math.nan], indented=True)
 
 
 def test_text_keeps_letters() -> None:

@@ -23,7 +23,7 @@ _REPORT = "this is a fault of sriov-fast; please report it with the log"
 
 
 def _document(obj: object) -> bytes:
-    return json.dumps(obj, indent=4) + b"\n"
+    return json.dumps(obj, indented=True) + b"\n"
 
 
 def _clean(text: str) -> str:

@@ -1,7 +1,7 @@
-"""JSON in and out: strict where it reads, cheap to import.
+"""A strict JSON reader and a writer that are cheap to import.
 
 The ``json`` package imports ``re`` and ``enum``, which takes longer than a whole ADD's work in Python. Its C
-half, ``_json``, is all that is needed as long as nothing is wrong; ``json`` comes in to explain a fault.
+part, ``_json``, is enough for valid input; ``json`` is imported to explain a fault.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ _ADVICE = "give one JSON object (RFC 8259), UTF-8 without a byte order mark"
 
 
 class _RefusedError(ValueError):
-    """Found by one of our hooks while the scanner runs."""
+    """A fault that one of the hooks below found during a scan."""
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -55,7 +55,7 @@ def _finite(digits: str) -> float:
 
 
 def _integer(digits: str) -> int:
-    # CPython refuses to read more than some 4300 digits, with advice that is no use here.
+    # CPython refuses to read more than some 4300 digits, with an advice that does not help here.
     if len(digits) > 40:
         raise _RefusedError(f"the number {digits[:40]}... is too large")
     return int(digits)
@@ -66,7 +66,7 @@ def _constant(name: str) -> float:
 
 
 class _Context:
-    """The settings that ``make_scanner`` reads off its argument."""
+    """The settings of ``make_scanner``, which reads them as attributes."""
 
     strict = True
     object_hook = None
@@ -78,7 +78,7 @@ class _Context:
 
 
 class _OwnContext(_Context):
-    """The settings for what we wrote ourselves: no step of ours for each object and number."""
+    """The settings for documents of our own: without the hooks for each object and number."""
 
     object_pairs_hook = None  # type: ignore[assignment]
     parse_float = float  # type: ignore[assignment]
@@ -94,8 +94,8 @@ def _slow_scanner() -> _Scanner:
     return decoder.scan_once  # type: ignore[no-any-return]
 
 
-# Without ``json`` in sys.modules the C scanner reports some faults by returning nothing, which a debug build
-# of CPython answers with abort().
+# Without ``json`` in sys.modules the C scanner returns NULL for some faults without an exception; a debug
+# build of CPython then calls abort().
 _debug_build = hasattr(sys, "gettotalrefcount")
 _quick = c_make_scanner if c_make_scanner and not _debug_build else None
 _scan: _Scanner | None = _quick(_Context) if _quick else None
@@ -112,7 +112,7 @@ def _place(document: str, at: int) -> str:
 
 
 def _find_constant(document: str) -> int:
-    """Return where the first NaN or Infinity outside a string stands."""
+    """Return the position of the first NaN or Infinity outside a string."""
     at = 0
     while at < len(document):
         if document[at] == '"':
@@ -126,7 +126,7 @@ def _find_constant(document: str) -> int:
 
 
 def _reason(document: str) -> str:
-    """Say what is wrong with text that the fast scanner refused."""
+    """Return the fault of a text that the fast scanner refused."""
     start = _skip_blank(document, 0)
     if start == len(document):
         return "it is empty"
@@ -142,7 +142,7 @@ def _reason(document: str) -> str:
     except RecursionError:
         return f"it is nested deeper than {MAX_DEPTH} levels"
     except ValueError as error:  # JSONDecodeError
-        words = str(getattr(error, "msg", error)).removesuffix(" at")  # some end so, some do not
+        words = str(getattr(error, "msg", error)).removesuffix(" at")  # in some messages only
         return f"{words} at {_place(document, getattr(error, 'pos', 0))}"
     return "it is not JSON"
 
@@ -171,7 +171,7 @@ def _lone_surrogate(value: object) -> bool:
 
 
 def _scanned(document: str, fail: Callable[[str], DecodeError], quick: _Scanner | None) -> Any:
-    """Scan one value and what follows it; whatever the C scanner raises, the slow way words it."""
+    """Scan one value, which must be the only one. The slow scanner explains a failure of the C scanner."""
     start = _skip_blank(document, 0)
     scan = quick or _slow_scanner()
     try:
@@ -187,9 +187,9 @@ def _scanned(document: str, fail: Callable[[str], DecodeError], quick: _Scanner 
 def loads(data: bytes, what: str = "the input", *, own: bool = False) -> Any:
     """Read one JSON value, strictly; ``what`` names the document in the error.
 
-    Refused with DecodeError: no UTF-8, a byte order mark, anything after the value, a key twice in one
-    object, NaN and numbers that no double or 40 digits hold, lone surrogates, more than MAX_DEPTH levels,
-    more than MAX_BYTES. Of what is our ``own`` neither keys, numbers nor the size are looked at.
+    Refused with DecodeError: invalid UTF-8, a byte order mark, anything after the value, a key twice in one
+    object, NaN, numbers beyond a double or 40 digits, lone surrogates, more than MAX_DEPTH levels, more than
+    MAX_BYTES. With ``own``, for documents that we wrote, keys, numbers and size are not checked.
     """
 
     def fail(reason: str) -> DecodeError:
@@ -204,7 +204,7 @@ def loads(data: bytes, what: str = "the input", *, own: bool = False) -> Any:
     except UnicodeDecodeError as error:
         raise fail(f"byte {error.start} is not UTF-8 ({error.reason})") from None
     value = _scanned(document, fail, _scan_own if own else _scan)
-    # Both checks walk the value, so they run only where the text could need them.
+    # Both checks visit every value, so they run only if the text could need them.
     if document.count("[") + document.count("{") > MAX_DEPTH and _too_deep(value):
         raise fail(f"it is nested deeper than {MAX_DEPTH} levels")
     if "\\u" in document and _lone_surrogate(value):
@@ -229,44 +229,32 @@ def _encoder(ascii_only: bool) -> Callable[[object], str]:
 
 
 def text(obj: object) -> str:
-    """Return ``obj`` as one line of JSON with its own letters, as an error message shows it."""
+    """Return ``obj`` as one line of JSON without escapes of letters, for error messages."""
     return _encoder(ascii_only=False)(obj)
 
 
-def _indented(obj: object, indent: int, level: int, encode: Callable[[object], str]) -> str:
+def _indented(obj: object, level: int, encode: Callable[[object], str]) -> str:
     if not obj or not isinstance(obj, (dict, list, tuple)):
         return encode(obj)
     brackets = "{}" if isinstance(obj, dict) else "[]"
     if isinstance(obj, dict):
-        items = [f"{encode(str(k))}: {_indented(v, indent, level + 1, encode)}" for k, v in obj.items()]
+        items = [f"{encode(str(key))}: {_indented(item, level + 1, encode)}" for key, item in obj.items()]
     else:
-        items = [_indented(item, indent, level + 1, encode) for item in obj]
-    inner = "\n" + " " * (indent * (level + 1))
-    return f"{brackets[0]}{inner}{(',' + inner).join(items)}\n{' ' * (indent * level)}{brackets[1]}"
+        items = [_indented(item, level + 1, encode) for item in obj]
+    inner = "\n" + "  " * (level + 1)
+    return f"{brackets[0]}{inner}{(',' + inner).join(items)}\n{'  ' * level}{brackets[1]}"
 
 
-def dumps(obj: object, indent: int | None = None) -> bytes:
-    """Write JSON: compact, or indented by so many spaces a level. NaN and what is no JSON raise."""
-    # orjson takes 25 ms to import, so it serves only where somebody else has paid for it.
+def dumps(obj: object, *, indented: bool = False) -> bytes:
+    """Write JSON, compact or indented by two spaces a level. NaN and values of other types raise.
+
+    orjson takes 25 ms to import, so it is used only if it is loaded already, as in the server.
+    """
     orjson = sys.modules.get("orjson")
     if orjson is not None:
         try:
-            quick: bytes = orjson.dumps(obj, option=0 if indent is None else orjson.OPT_INDENT_2)
+            return bytes(orjson.dumps(obj, option=orjson.OPT_INDENT_2 if indented else 0))
         except TypeError:
-            pass  # stricter than we are: wide integers, surrogates; the plain way decides
-        else:
-            if indent is None:
-                return quick
-            # as the plain way writes it, which escapes other letters and refuses NaN
-            if quick.isascii() and b"null" not in quick:
-                return _reindented(quick, indent)
+            pass  # integers of more than 64 bits and lone surrogates
     encode = _encoder(ascii_only=True)
-    return (encode(obj) if indent is None else _indented(obj, indent, 0, encode)).encode("ascii")
-
-
-def _reindented(document: bytes, indent: int) -> bytes:
-    """Indent by ``indent`` a level what has two spaces a level; in a string, breaks and tabs are escaped."""
-    document = document.replace(b"\n  ", b"\n\t")
-    while b"\t  " in document:
-        document = document.replace(b"\t  ", b"\t\t")
-    return document.replace(b"\t", b" " * indent)
+    return (_indented(obj, 0, encode) if indented else encode(obj)).encode("ascii")

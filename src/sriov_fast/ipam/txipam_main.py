@@ -72,7 +72,7 @@ def _document(answer: dict[str, Any] | None, config: dict[str, Any]) -> bytes:
     if answer is None:
         return b""
     shown = {key: value for key, value in answer.items() if key != "cniVersion" or config.get(key)}
-    return json.dumps(shown, indent=4) + b"\n"
+    return json.dumps(shown, indented=True) + b"\n"
 
 
 def _take_back(ipam: TxIpam) -> None:

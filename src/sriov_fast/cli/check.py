@@ -289,6 +289,7 @@ EFFECTS: dict[str, Callable[[NetConf], str]] = {
     "link_state": lambda conf: _LINK_STATE.get(conf.settings.link_state or "", ""),
     "cores": _cores,
     "ipam": _ipam,
+    "timeout": lambda conf: f"a request ends within {conf.timeout:g} s" if conf.timeout else "",
     "dns": lambda conf: "passed on in the result" if conf.dns else "",
     "capabilities": _capabilities,
     "logLevel": lambda conf: f"lines at level {conf.log_level} and above",

@@ -41,6 +41,13 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         metavar="PATH",
         help="a second socket, for clients that cannot see the first",
     )
+    parser.add_argument(
+        "--timeout",
+        type=_seconds,
+        default=0.0,
+        metavar="S",
+        help="seconds for a request without a `timeout` of its own, which then fails with code 11 (no limit)",
+    )
     parser.set_defaults(run=_run)
 
 
@@ -50,6 +57,18 @@ def _positive(text: str) -> int:
     if not (text.isascii() and text.isdecimal() and int(text) > 0):
         raise argparse.ArgumentTypeError(f"{text!r} is no number from 1 on")
     return int(text)
+
+
+def _seconds(text: str) -> float:
+    import argparse
+
+    try:
+        found = float(text)
+    except ValueError:
+        found = -1.0
+    if not 0 <= found <= 3600:
+        raise argparse.ArgumentTypeError(f"{text!r} is not from 0 to 3600")
+    return found
 
 
 def _prepare() -> None:
@@ -80,7 +99,7 @@ def _run(args: argparse.Namespace) -> int:
     _prepare()
     where = paths.from_environment()
     notify = os.environ.pop("NOTIFY_SOCKET", "")  # not for the plugins that we execute
-    options = Options(threads=args.threads, defer_release=args.defer_release)
+    options = Options(threads=args.threads, defer_release=args.defer_release, timeout=args.timeout)
     ours: list[str] = []
     try:
         listeners = sockets.from_systemd(os.environ)

@@ -45,6 +45,7 @@ _OTHERS = (
 KEYS = (
     *("name", "type", "master", "deviceID", "pciBusID", "vf", "mac", "vlan", "vlanQoS", "vlanProto"),
     *("min_tx_rate", "max_tx_rate", "spoofchk", "trust", "link_state", "mtu", "cores", "ipam", "dns"),
+    "timeout",
     *("logLevel", "logFile", "prevResult", "args", "runtimeConfig"),
 )
 _ALWAYS_KNOWN = [key.casefold() for key in _OTHERS]
@@ -64,8 +65,9 @@ class NetConf(Record):
     """The settings of one call, from all sources.
 
     ``cni_version`` is as configured ("" where absent), ``version`` is what we speak. ``masters`` may be empty
-    where ``device_id`` (a VF's PCI address, "" for none) is given. ``raw`` is the configuration as it came,
-    for IPAM. ``valid_attachments`` (container ID, ifname) is None but for a GC. ``warnings`` is for the log.
+    where ``device_id`` (a VF's PCI address, "" for none) is given. ``timeout`` is in seconds, 0 for none.
+    ``raw`` is the configuration as it came, for IPAM. ``valid_attachments`` (container ID, ifname) is None
+    but for a GC. ``warnings`` is for the log.
     """
 
     name: str = ""
@@ -80,6 +82,7 @@ class NetConf(Record):
     cores: tuple[int, ...] = ()
     ipam: dict[str, Any] | None = None
     ipam_type: str = ""
+    timeout: float | None = None
     dns: dict[str, Any] = {}  # noqa: RUF012 (Value takes it out of the class; nobody writes to it)
     prev_result: Result | None = None
     log_level: str = "info"
@@ -402,6 +405,7 @@ def _configured(command: str, stdin: bytes, faults: list[SriovError] | None) -> 
         cores=pod.take("cores", fields.pod_cores, conf.take("cores", fields.cores, ())),
         ipam=ipam,
         ipam_type=ipam_type,
+        timeout=conf.take("timeout", fields.seconds, None),
         dns=_dns(conf, warnings),
         prev_result=_prev_result(conf, version),
         log_level=conf.take("logLevel", _log_level, "info"),

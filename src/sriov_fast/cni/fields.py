@@ -19,6 +19,7 @@ _NAME = _ALNUM | frozenset("_.-")
 _U32 = (1 << 32) - 1
 # As many processors as a Linux kernel can be built for (CONFIG_NR_CPUS), and more IRQs than a VF has.
 MAX_CPUS = 8192
+MAX_SECONDS = 3600
 
 
 def digits(low: int, high: int) -> Callable[[object], int]:
@@ -40,6 +41,13 @@ def number_or_digits(low: int, high: int) -> Callable[[object], int]:
 
 
 u32 = whole(0, _U32)
+
+
+def seconds(value: object) -> float:
+    """Accept a time in seconds, with or without a fraction; 0 is no limit."""
+    if type(value) not in (int, float) or not 0 <= float(str(value)) <= MAX_SECONDS:
+        raise FieldError(f"not from 0 to {MAX_SECONDS}", f"give seconds from 0 to {MAX_SECONDS}, such as 1.5")
+    return float(str(value))
 
 
 def one_of(*choices: str) -> Callable[[object], str]:

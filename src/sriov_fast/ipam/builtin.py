@@ -6,6 +6,8 @@ carries out the whole verb: it returns when that is done, or raises.
 
 from __future__ import annotations
 
+import time
+
 from sriov_fast.common.errors import ConfigError, EnvError, FileError, IpamError
 from sriov_fast.common.record import Record
 from sriov_fast.ipam.keys import Keys, same_family, show_cidr, show_ip, wrong
@@ -44,6 +46,7 @@ class Builtin(Record):
     addresses in the attachment's record, with prefix lengths; it is empty if there is no record. ``networks``
     is the directory of the stores without ``dataDir``. ``runtime_dir`` is our own directory on tmpfs,
     ``state_dir`` the one that outlives a reboot. ``stderr`` has descriptors for warnings.
+    ``ends`` is the deadline of the request (time.monotonic).
     """
 
     config: dict[str, Any]
@@ -55,6 +58,7 @@ class Builtin(Record):
     runtime_dir: str = "/run/sriov-fast"
     state_dir: str = "/var/lib/sriov-fast"
     stderr: Sequence[int] = (2,)
+    ends: float = float("inf")
 
     kind = ""
     waits = False  # for another process or for the network
@@ -102,6 +106,10 @@ class Builtin(Record):
 
     def collect(self) -> dict[str, Any] | None:
         """Free the addresses that no valid attachment has."""
+
+    def wait(self, longest: float) -> float:
+        """Return the seconds to wait: ``longest``, or the rest of the request's time if that is less."""
+        return max(0.0, min(longest, self.ends - time.monotonic()))
 
     @property
     def keys(self) -> Keys:

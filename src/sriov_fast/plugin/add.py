@@ -14,7 +14,7 @@ from sriov_fast.plugin.addresses import Addresses
 from sriov_fast.plugin.context import Reply
 from sriov_fast.plugin.prepare import prepare
 from sriov_fast.plugin.release import recover, release
-from sriov_fast.vf import attach, candidate, detach, find, irq, netns, select
+from sriov_fast.vf import attach, candidate, detach, find, irq, locks, netns, select
 from sriov_fast.vf.journal import ATTACHED, BROKEN, Attachment
 
 TYPE_CHECKING = False
@@ -61,6 +61,7 @@ def add(call: Call) -> Reply:
         reserved = select.choose(vf_request_of(call, host), call.journal, call.roots)
         held.enter_context(reserved.lock)
         call.step("choose the VF")
+        call.demand_time()
         record = _journaled(call, reserved, host)
         undo.callback(_bring_back, call, record, addresses)
         undo.callback(call.journal.drop, record)
@@ -91,12 +92,14 @@ def _attach(call: Call, record: Attachment, access: Access, addresses: Addresses
     pinning = _start_pinning(call, record, tasks)
     attach.configure(access.host, record)
     call.step("configure", "kernel")
+    call.demand_time()
     attach.move(access.host, record, access.pod_netns)
     call.step("move", "kernel")
     prepared, pod = planning.result() if planning else plan()
     call.step("wait for IPAM", "ipam")
     link = _set_addresses(prepared, access, pod)
     call.step("addresses and routes", "kernel")
+    call.demand_time()
     pinned = _pinned(call, record, pinning)
     call.step("pin the interrupts")
     if not prepared.holds(pinned, link):
@@ -162,6 +165,7 @@ def vf_request_of(call: Call, host: nl.Socket) -> select.VfRequest:
         device_id=conf.device_id,
         cores=conf.cores,
         holder=call.who,
+        wait=lambda: call.wait(locks.WAIT),
         recover=lambda record: recover(call, record),
         examine=lambda vf: candidate.examine(host, vf, call.roots),
         real_name=lambda name: candidate.real_name(host, name),
@@ -286,6 +290,7 @@ def _announce(call: Call, record: Attachment) -> None:
 def _undo_undelivered(call: Call) -> None:
     """Undo an ADD after its reply was not delivered. The attachment of a later ADD stays."""
     asked = call.request
+    call = call.unlimited()
     with call.owner_lock():
         record = call.journal.find(asked.container_id, asked.ifname)
         if record is not None and record.token == call.context.token:

@@ -29,6 +29,7 @@ class Addresses:
     """The addresses that IPAM gives in one ADD."""
 
     def __init__(self, call: Call) -> None:
+        self._call = call
         self._conf = call.conf
         self._log = call.log
         self._ipam = call.ipam()
@@ -50,6 +51,8 @@ class Addresses:
     def _run(self) -> dict[str, Any] | None:
         if self._ipam is None:
             return None
+        self._call.demand_time()
+        self._limit = min(self._limit, self._call.wait(IPAM_WAIT))
         self._running = self._ipam.start("ADD")
         return self._running.finish(self._limit)
 
@@ -65,12 +68,13 @@ class Addresses:
 
     def give_back(self) -> None:
         """Run IPAM's DEL if its ADD was started; an error is logged."""
-        if self._ipam is None or self._running is None:
+        ipam = self._call.unlimited().ipam()
+        if ipam is None or self._running is None:
             return
         try:
-            self._ipam.run("DEL", IPAM_WAIT)
+            ipam.run("DEL", IPAM_WAIT)
         except (SriovError, OSError) as error:
-            self._log.error("IPAM could not be undone", plugin=self._ipam.kind, why=error)
+            self._log.error("IPAM could not be undone", plugin=ipam.kind, why=error)
 
     def keep(self) -> None:
         """Have ``give_back`` do nothing."""

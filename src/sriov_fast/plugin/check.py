@@ -37,7 +37,7 @@ def check(call: Call) -> Reply:
     expected = _expected(call, record)
     ipam = call.as_added(record).ipam()
     if ipam is not None:
-        ipam.run("CHECK", IPAM_WAIT)
+        ipam.run("CHECK", call.wait(IPAM_WAIT))
     fd = netns.open_netns(asked.netns, call.context.netns_fd)
     try:
         attachment.check(expected, fd, call.roots)

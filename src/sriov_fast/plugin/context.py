@@ -7,8 +7,10 @@ difference between the two.
 from __future__ import annotations
 
 import os
+import time
 
 from sriov_fast.common import executor, json
+from sriov_fast.common.errors import TryAgainError
 from sriov_fast.common.record import Record
 from sriov_fast.ipam.kinds import builtin
 from sriov_fast.vf import locks
@@ -60,7 +62,8 @@ class Context(Record):
     ``plugins_stderr`` is the stderr of the plugins that are executed. ``netns_fd`` is the pod's namespace if
     the sender opened it, ``host_fd`` the host's if it is open; -1 otherwise. ``token`` marks the attachment
     that this request makes. With ``threads`` tasks run in helper threads. With ``defer_release`` a DEL
-    replies before the VF is home. ``steps`` measures.
+    replies before the VF is home. ``timeout`` is the limit of a verb in seconds if the configuration has
+    none; 0 is no limit. ``steps`` measures.
     """
 
     environ: Mapping[str, str] = os.environ
@@ -71,11 +74,12 @@ class Context(Record):
     token: str = ""
     threads: bool = False
     defer_release: bool = False
+    timeout: float = 0.0
     steps: Steps | None = None
 
 
 class Call(Record):
-    """One request and its surroundings."""
+    """One request and its surroundings. ``ends`` is its deadline (time.monotonic)."""
 
     request: Request
     conf: NetConf
@@ -84,6 +88,7 @@ class Call(Record):
     log: log.Logger
     context: Context
     recorded: tuple[str, ...] = ()  # addresses in the attachment's record
+    ends: float = float("inf")
 
     @property
     def who(self) -> str:
@@ -98,11 +103,27 @@ class Call(Record):
     def owner_lock(self) -> locks.Lock:
         """Lock this interface of this container against other requests."""
         asked = self.request
-        return locks.acquire(self.roots.run, f"owner-{asked.container_id}~{asked.ifname}", self.who)
+        name = f"owner-{asked.container_id}~{asked.ifname}"
+        return locks.acquire(self.roots.run, name, self.who, self.wait(locks.WAIT))
 
     def vf_lock(self, pci: str) -> locks.Lock:
         """Lock a VF against other requests."""
-        return locks.acquire(self.roots.run, f"vf-{pci}", self.who)
+        return locks.acquire(self.roots.run, f"vf-{pci}", self.who, self.wait(locks.WAIT))
+
+    def wait(self, longest: float) -> float:
+        """Return the seconds to wait for one thing: ``longest``, or the rest of the time if that is less."""
+        return max(0.0, min(longest, self.ends - time.monotonic()))
+
+    def demand_time(self) -> None:
+        """Raise TryAgainError if the request's time is over."""
+        if time.monotonic() >= self.ends:
+            limit = self.context.timeout if self.conf.timeout is None else self.conf.timeout
+            msg = f"timeout = {limit:g}: {self.request.command} has not ended in that time"
+            raise TryAgainError(msg, "the kernel, the PF's driver or IPAM was slow; try again")
+
+    def unlimited(self) -> Call:
+        """Return this call without a deadline: an undo is not cut."""
+        return self.replace(ends=float("inf"))
 
     def tasks(self) -> executor.Scope:
         """Return a scope for tasks, all of which have ended when the scope is left."""
@@ -161,6 +182,7 @@ class Call(Record):
                 ifname=asked.ifname,
                 args=asked.args_text,
                 recorded=self.recorded,
+                ends=self.ends,
                 runtime_dir=self.roots.run,
                 state_dir=self.roots.state,
                 stderr=self.context.stderr,

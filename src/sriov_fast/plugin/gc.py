@@ -37,7 +37,7 @@ def collect(call: Call) -> Reply:
             kept.append(entry.owner)
     ipam = _sparing(call, [*kept, *_stranded(call)]).ipam()
     if ipam is not None:
-        ipam.run("GC", IPAM_WAIT, call.log.debug)
+        ipam.run("GC", call.wait(IPAM_WAIT), call.log.debug)
     if faults:
         raise faults[0]
     return Reply()

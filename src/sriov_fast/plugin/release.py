@@ -58,7 +58,7 @@ def _release_addresses_alone(call: Call) -> None:
     try:
         ipam = call.ipam()
         if ipam is not None:
-            ipam.run("DEL", IPAM_WAIT)
+            ipam.run("DEL", call.wait(IPAM_WAIT))
     except RefusedError as error:
         call.log.warning("nothing was attached with this configuration, which is refused", why=error)
 
@@ -119,7 +119,7 @@ def _release_addresses(call: Call, tasks: Scope) -> Task:
     ipam = call.ipam()
     if ipam is None:
         return executor.completed()
-    return tasks.submit(lambda: ipam.run("DEL", IPAM_WAIT), waits=ipam.waits)
+    return tasks.submit(lambda: ipam.run("DEL", call.wait(IPAM_WAIT)), waits=ipam.waits)
 
 
 def _bring_home_deferred(call: Call, record: Attachment, vf: detach.Release, held: ExitStack) -> None:

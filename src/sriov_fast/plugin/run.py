@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from contextlib import ExitStack
 
 from sriov_fast.cni import config, response
@@ -24,6 +25,7 @@ def run(request: Request, roots: Roots, context: Context | None = None) -> Reply
     """Carry out one verb; raises SriovError or OSError."""
     if request.command == "VERSION":
         return Reply(output=response.version_info(request.stdin))
+    began = time.monotonic()
     context = context or Context()
     journal = Journal(roots.run, roots.proc)
     conf = _configuration(request, journal)
@@ -33,6 +35,9 @@ def run(request: Request, roots: Roots, context: Context | None = None) -> Reply
         for warning in conf.warnings:
             logger.warning(warning)
         call = Call(request=request, conf=conf, roots=roots, journal=journal, log=logger, context=context)
+        limit = context.timeout if conf.timeout is None else conf.timeout
+        if limit:
+            call = call.replace(ends=began + limit)
         call.step("read the request")
         done = _verb(call)
     if done.afterwards is None:

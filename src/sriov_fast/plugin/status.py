@@ -31,5 +31,5 @@ def status(call: Call) -> Reply:
         )
     ipam = call.ipam()
     if ipam is not None:
-        ipam.run("STATUS", IPAM_WAIT, call.log.debug)
+        ipam.run("STATUS", call.wait(IPAM_WAIT), call.log.debug)
     return Reply()

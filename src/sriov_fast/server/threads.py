@@ -53,6 +53,7 @@ class Options(Record):
 
     threads: int = 64
     defer_release: bool = False
+    timeout: float = 0.0  # seconds for a verb whose configuration has no limit; 0 is no limit
     upkeep_every: float = 30.0  # seconds
 
 
@@ -285,6 +286,7 @@ class Server:
             token=wire_request.token,
             threads=True,
             defer_release=self._options.defer_release,
+            timeout=self._options.timeout,
             steps=steps,
         )
         try:

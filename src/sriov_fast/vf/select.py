@@ -40,14 +40,19 @@ def _no_warning(_: str) -> None:
     """Log nothing."""
 
 
+def _wait_for_lock() -> float:
+    """Return the default limit."""
+    return locks.WAIT
+
+
 class VfRequest(Record):
     """A request for a VF: of one of ``masters`` (PFs), with index ``vf``, or the one at PCI ``device_id``.
 
     With ``cores``, a PF on those cores' NUMA node comes first. ``holder`` is the name of this request in the
-    errors of others that wait for its lock. ``recover`` frees the VF of a record of an interrupted or a
-    deferred request. ``examine`` returns the device of a VF, None if it has none any more. Both are called
-    with the VF's lock held. ``real_name`` returns the name of the device with an alternative name, "" for
-    none. ``warn`` logs that one of several masters is no PF here.
+    errors of others that wait for its lock; ``wait`` returns the seconds to wait for a lock. ``recover``
+    frees the VF of a record of an interrupted or a deferred request. ``examine`` returns the device of a VF,
+    None if it has none any more. Both are called with the VF's lock held. ``real_name`` returns the name of
+    the device with an alternative name, "" for none. ``warn`` logs that one of several masters is no PF here.
     """
 
     masters: tuple[str, ...] = ()
@@ -55,6 +60,7 @@ class VfRequest(Record):
     device_id: str = ""
     cores: tuple[int, ...] = ()
     holder: str = ""
+    wait: Callable[[], float] = _wait_for_lock
     recover: Callable[[Attachment], object] = _no_recovery
     examine: Callable[[Vf], Device | None] = _from_sysfs
     real_name: Callable[[str], str] = _no_altname
@@ -228,7 +234,10 @@ def _recover(search: _Search, pf: str, vf: Vf, entry: Entry) -> ReservedVf | Non
     if not entry.returning and not _is_unfinished(search.journal, vf.pci, entry):
         return None  # attached: its lock is not tried, since its DEL may need the lock now
     run, holder, name = search.roots.run, search.vf_request.holder, f"vf-{vf.pci}"
-    lock = locks.acquire(run, name, holder) if entry.returning else locks.attempt(run, name, holder)
+    if entry.returning:
+        lock: locks.Lock | None = locks.acquire(run, name, holder, search.vf_request.wait())
+    else:
+        lock = locks.attempt(run, name, holder)
     if lock is None:
         return None
     with ExitStack() as undo:
@@ -270,7 +279,9 @@ def _by_address(search: _Search) -> ReservedVf:
     vf_request = search.vf_request
     pf, index = _pf_and_index(vf_request, search.roots)
     with ExitStack() as undo:
-        lock = locks.acquire(search.roots.run, f"vf-{vf_request.device_id}", vf_request.holder)
+        lock = locks.acquire(
+            search.roots.run, f"vf-{vf_request.device_id}", vf_request.holder, vf_request.wait()
+        )
         undo.callback(lock.release)
         vf = _free(search, pf, index, "deviceID's PF")
         device = vf_request.examine(vf) if vf else None

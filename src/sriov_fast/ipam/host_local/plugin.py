@@ -12,7 +12,7 @@ from sriov_fast.common import cni_args
 from sriov_fast.common.errors import BusyError, CheckError, ConfigError, IpamError, UnavailableError, is_there
 from sriov_fast.ipam.builtin import Builtin, read_routes, valid_attachments
 from sriov_fast.ipam.host_local import ranges
-from sriov_fast.ipam.host_local.store import Store
+from sriov_fast.ipam.host_local.store import WAIT, Store
 from sriov_fast.ipam.keys import as_value, check_ip_or_cidr, parse_ip, show_ip
 
 TYPE_CHECKING = False
@@ -49,7 +49,7 @@ class HostLocal(Builtin):
         ipam = self.keys.inner("ipam")
         routes = read_routes(ipam)
         dns = resolver(ipam.text("resolvConf"))
-        with Store(self._path()) as store:
+        with Store(self._path(), self.wait(WAIT)) as store:
             given = self._take(store, sets, wishes)
         return self.result([(ip, item.length, (ip[0], item.gateway)) for ip, item in given], routes, dns)
 
@@ -57,14 +57,14 @@ class HostLocal(Builtin):
         """Free the addresses of the container's interface."""
         path = self._path()
         if is_there(path):
-            with Store(path) as store:
+            with Store(path, self.wait(WAIT)) as store:
                 store.release(self.owner, self._recorded())
 
     def check(self) -> None:
         """Raise CheckError if the container's interface has no address."""
         path = self._path()
         if is_there(path):
-            with Store(path) as store:
+            with Store(path, self.wait(WAIT)) as store:
                 if store.find(self.owner, self._recorded()):
                     return
         raise CheckError(
@@ -92,7 +92,7 @@ class HostLocal(Builtin):
         valid = valid_attachments(self.keys)
         path = self._path()
         if is_there(path):
-            with Store(path) as store:
+            with Store(path, self.wait(WAIT)) as store:
                 store.keep_only(valid)
 
     def _path(self) -> str:

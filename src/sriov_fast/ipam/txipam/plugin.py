@@ -137,7 +137,8 @@ class TxIpam(Builtin):
     # --- the request
 
     def _settings(self) -> Settings:
-        return read_settings(self.keys.inner("ipam"))
+        settings = read_settings(self.keys.inner("ipam"))
+        return settings.replace(timeout=self.wait(settings.timeout))
 
     def _network(self) -> str:
         name = self.keys.text("name")

@@ -1,9 +1,9 @@
-"""Nodes to test on, taken away after each test, whatever came of it.
+"""Nodes to test on; a node that a test has left as it was serves the next one.
 
 ``modes`` says how a module or a test is to be run: in a process for each call ("process", the default without
 the mark), through the resident server ("resident"), or through one that answers a DEL before the VF is in the
-host ("deferred"). With
-``falls_back=True`` the client in C may do without its server.
+host ("deferred"). With ``falls_back=True`` the client in C may do without its server. The mark ``fresh``
+asks for a node that no earlier test has used.
 """
 
 from __future__ import annotations
@@ -34,20 +34,66 @@ def mode(request: pytest.FixtureRequest) -> str:
     return getattr(request, "param", "process")
 
 
+class Pool:
+    """Nodes that a test has left as they were at first; a server takes a quarter of a second to start."""
+
+    def __init__(self, top: Path) -> None:
+        self._top = top
+        self._made = 0
+        self._free: dict[tuple[str, int, str], Node] = {}
+
+    def take(self, mode: str, vfs: int, backend: str) -> Node:
+        """Return a node as new."""
+        return self._free.pop((mode, vfs, backend), None) or self.make(mode, vfs, backend)
+
+    def make(self, mode: str, vfs: int, backend: str) -> Node:
+        """Make a node."""
+        self._made += 1
+        root = self._top / f"n{self._made}"
+        root.mkdir()
+        return KINDS[mode](root, vfs, backend)
+
+    def give(self, mode: str, node: Node) -> None:
+        """Keep a node for the next test if nothing of this one is left in it."""
+        key = mode, node.tree.vfs, node.backend
+        if key in self._free or not node.renew():
+            node.close()
+        else:
+            self._free[key] = node
+
+    def close(self) -> None:
+        """Remove all free nodes."""
+        with ExitStack() as closing:
+            for node in self._free.values():
+                closing.callback(node.close)
+
+
+@pytest.fixture(scope="session")
+def pool(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pool]:
+    made = Pool(tmp_path_factory.mktemp("nodes"))
+    yield made
+    made.close()
+
+
 @pytest.fixture
-def make_node(request: pytest.FixtureRequest, tmp_path: Path, mode: str) -> Iterator[MakeNode]:
+def make_node(request: pytest.FixtureRequest, mode: str, pool: Pool) -> Iterator[MakeNode]:
     mark = request.node.get_closest_marker("modes")
+    falls_back = mark.kwargs.get("falls_back", False) if mark else False
+    fresh = request.node.get_closest_marker("fresh") is not None
+    failed = request.session.testsfailed
     with ExitStack() as closing:
-        made: list[Node] = []
+
+        def give(node: Node) -> None:
+            if fresh or request.session.testsfailed != failed:
+                node.close()
+            else:
+                pool.give(mode, node)
 
         def make(vfs: int = 4, backend: str = "cython") -> Node:
-            root = tmp_path / f"n{len(made)}"
-            root.mkdir()
-            node = KINDS[mode](root, vfs, backend)
-            made.append(node)
-            closing.callback(node.close)
-            if isinstance(node, ResidentNode) and mark:
-                node.may_fall_back = mark.kwargs.get("falls_back", False)
+            node = (pool.make if fresh else pool.take)(mode, vfs, backend)
+            closing.callback(give, node)
+            if isinstance(node, ResidentNode):
+                node.may_fall_back = falls_back
             return node
 
         yield make

@@ -43,6 +43,7 @@ class Runtime:
         self.root = root
         self.id = uuid.uuid4().hex[:8]
         self.pods: list[str] = []
+        self._used = 0  # numbers of pods of earlier tests
 
     def command(self) -> list[str]:
         """Return the words that execute the plugin."""
@@ -74,7 +75,7 @@ class Runtime:
 
     def pod(self) -> str:
         """Make a pod's namespace; return its name, which is the container's ID as well."""
-        name = f"pod-{self.id}-{len(self.pods)}"
+        name = f"pod-{self.id}-{self._used + len(self.pods)}"
         pods.ip("netns", "add", name)
         self.pods.append(name)
         return name

@@ -88,14 +88,15 @@ class Server:
                 found.append(os.readlink(f"{directory}/{fd}"))
         return sorted(found)
 
+    def is_idle(self) -> bool:
+        """Return whether it serves and has no connection and no pipe."""
+        self.ready()
+        kinds = Counter(name.partition(":")[0] for name in self.files())
+        return (kinds["socket"], kinds["pipe"]) == (1, 0)  # the one that it listens on
+
     def idle(self) -> list[str]:
-        """Wait until it has no connection and no pipe; return what it has open then."""
-
-        def waiting() -> bool:
-            kinds = Counter(name.partition(":")[0] for name in self.files())
-            return (kinds["socket"], kinds["pipe"]) == (1, 0)  # the one that it listens on
-
-        wait_for(waiting, "it does not come to rest")
+        """Wait until it is idle; return what it has open then."""
+        wait_for(self.is_idle, "it does not come to rest")
         return self.files()
 
     def threads(self) -> int:

@@ -52,6 +52,8 @@ class Node(Runtime):
     master = "pf0"
     executable = ""
     socket = "none"  # of the resident server
+    _own: tuple[str, ...] = ("run", "etc")  # files of the node itself
+    _running: tuple[str, ...] = ()  # files of a server that runs
 
     @classmethod
     def install(cls, directory: Path) -> None:
@@ -76,6 +78,42 @@ class Node(Runtime):
             lines.append(f"link add {self.tree.netdev(index)} type veth peer name peer{index}")
             lines.append(f"link set peer{index} up")
         self.nip("-batch", "-", stdin="\n".join(lines))
+        self._first = self._picture()
+        self._settings = dict(vars(self))
+
+    def _picture(self) -> tuple[Any, ...]:
+        """Return what a test may change of the host's namespace and of root's rules."""
+        batch = "link\naddress\nroute\nrule\n"
+        shown = self.ip("-o", "-4", "-n", self.host, "-batch", "-", stdin=batch)
+        names = {line.split(": ")[1] for line in shown.splitlines() if ": <" in line}
+        other = [line for line in shown.splitlines() if ": <" not in line]
+        return names, other, self.state(), (self.root / "etc" / files.NAME).read_text()
+
+    def renew(self) -> bool:
+        """Make the node as it was at first, for another test; return whether that was possible."""
+        pods, used = self.pods, self._used
+        if self.records() or self.drafts() or self.locks() or self._has_processes():
+            return False
+        for name in pods:
+            netns.try_ip("netns", "del", name)
+        vars(self).update(self._settings | {"pods": [], "_used": used + len(pods)})
+        if self._picture() != self._first:
+            return False
+        self._tidy()
+        build_tree(self.root / "tree", pf="pf0", vfs=self.tree.vfs, numa=0)
+        self.reindex()
+        return True
+
+    def _tidy(self) -> None:
+        """Remove the files that a test has left."""
+        for top, kept in ((self.root, self._own), (self.run_dir, self._running)):
+            for path in top.iterdir() if top.exists() else ():
+                if path.name in kept:
+                    continue
+                if path.is_dir() and not path.is_symlink():
+                    shutil.rmtree(path)
+                else:
+                    path.unlink()
 
     def allow(self, tokens: str = "", **lists: Sequence[str | Path]) -> None:
         """Write root's rules: the node's own directory for every key that names a file, but for ``lists``."""
@@ -237,12 +275,15 @@ class ResidentNode(Node):
     socket = ""  # where SRIOV_FAST_RUN says
     options_of_server: tuple[str, ...] = ()
     may_fall_back = False
+    _own = ("run", "etc", "sriov-fast", "interpreter", "sriov", "server.log")
+    _running = ("server.lock", "sriov.sock")
 
     def __init__(self, root: Path, vfs: int = 4, backend: str = "cython") -> None:
         super().__init__(root, vfs, backend)
         self.servers: list[Server] = []
         self._install()
         self.serve()
+        self._settings = dict(vars(self))
 
     def _install(self) -> None:
         """Write what ``sriov-fast install`` writes, and have it told where that falls back."""
@@ -336,15 +377,29 @@ class ResidentNode(Node):
         return bool(set(self._processes()) - {server.pid for server in self.servers})
 
     def touched(self) -> list[str]:
-        return [name for name in super().touched() if name not in ("server.lock", "sriov.sock")]
+        return [name for name in super().touched() if name not in self._running]
+
+    def renew(self) -> bool:
+        if len(self.servers) > 1 or self.server.process.poll() is not None or not self.server.is_idle():
+            return False
+        self._see_that_all_went_well()
+        if self.records():
+            self.run("GC", self.conf(cniVersion="1.1.0") | {"cni.dev/valid-attachments": []})
+        if not super().renew():
+            return False
+        self.server.log.write_text("")
+        return True
+
+    def _see_that_all_went_well(self) -> None:
+        assert "Traceback" not in self.server.said(), self.server.said()
+        assert self.may_fall_back or not self.in_process(), self.in_process()
 
     def close(self) -> None:
         """Stop the server and look whether all went well; the server had no fault of its own."""
         try:
             for server in self.servers:
                 server.stop()
-            assert "Traceback" not in self.server.said(), self.server.said()
-            assert self.may_fall_back or not self.in_process(), self.in_process()
+            self._see_that_all_went_well()
         finally:
             for server in self.servers:
                 if server.process.poll() is None:

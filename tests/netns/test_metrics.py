@@ -11,7 +11,7 @@ from node import MakeNode
 from prometheus_client.parser import text_string_to_metric_families
 from resident import ResidentNode, wait_for
 
-pytestmark = pytest.mark.modes("resident")
+pytestmark = [pytest.mark.modes("resident"), pytest.mark.fresh]
 
 Samples = dict[str, float]
 

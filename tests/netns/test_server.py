@@ -23,7 +23,7 @@ from harness.server import Strace, has_strace
 from harness.veth import MakeNode, Node, ResidentNode, held_up, let_go, waits
 from harness.waiting import wait_for
 
-pytestmark = pytest.mark.modes("resident")
+pytestmark = [pytest.mark.modes("resident"), pytest.mark.fresh]
 
 MOST_MEMORY = 40 << 10  # KiB
 LATE = {"type": "host-local", "delegate": True}  # what ``held_up`` installs

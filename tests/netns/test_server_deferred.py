@@ -19,6 +19,7 @@ from harness.waiting import wait_for
 
 pytestmark = [
     pytest.mark.modes("deferred"),
+    pytest.mark.fresh,
     pytest.mark.skipif(not has_strace, reason="needs strace"),
 ]
 

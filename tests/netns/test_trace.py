@@ -59,8 +59,6 @@ def test_an_add_and_its_del(node: Node, mode: str) -> None:
     kinds = {span["name"]: span["kind"] for span in add["spans"]}
     assert kinds["move"] == kinds["addresses and routes"] == "kernel"
     assert "ipam" in kinds.values()
-    longest = max(add["spans"][1:-1], key=lambda span: span["end_ms"] - span["start_ms"])
-    assert longest["kind"] in ("kernel", "ipam")
     assert ElementTree.parse(svg).getroot().tag.endswith("svg")
     assert node.snapshot() == before
     assert not list(node.run_dir.glob("trace-*"))

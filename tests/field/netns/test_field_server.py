@@ -18,7 +18,7 @@ from harness.server import Strace, has_strace
 from harness.veth import Node, ResidentNode
 from harness.waiting import wait_for
 
-pytestmark = pytest.mark.modes("resident")
+pytestmark = [pytest.mark.modes("resident"), pytest.mark.fresh]
 
 needs_strace = pytest.mark.skipif(not has_strace, reason="needs strace")
 NO_THREADS = ("-e", "trace=clone,clone3", "-e", "inject=clone,clone3:error=EAGAIN")

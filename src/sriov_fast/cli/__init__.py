@@ -9,10 +9,12 @@ import sys
 from collections.abc import Callable, Sequence
 
 from sriov_fast import __version__
+from sriov_fast.cli import output
+from sriov_fast.common.errors import SriovError
 
-_Add = Callable[["argparse._SubParsersAction[argparse.ArgumentParser]"], None]
+_AddParser = Callable[["argparse._SubParsersAction[argparse.ArgumentParser]"], None]
 
-# In the order of --help. Each module has add_parser(subparsers), which sets ``run`` to what the command does.
+# In the order of --help. ``add_parser(subparsers)`` of each module sets ``run`` to the command's function.
 COMMANDS = {
     "vfs": "sriov_fast.cli.vfs",
     "doctor": "sriov_fast.cli.doctor",
@@ -31,8 +33,8 @@ COMMANDS = {
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line and return the exit status."""
-    words = list(sys.argv[1:] if argv is None else argv)
-    args = _parser(words).parse_args(words)
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    args = _parser(arguments).parse_args(arguments)
     try:
         status = int(args.run(args) or 0)
         sys.stdout.flush()
@@ -40,34 +42,37 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         return 130
     except BrokenPipeError:
-        # Whoever read us has what it wanted; the interpreter's own flush at its end must not complain.
+        # The reader of stdout has ended, which is no error; the interpreter's final flush must not fail.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
+    except (SriovError, OSError) as error:
+        print(f"sriov-fast {args.command}: {output.explain(error)}", file=sys.stderr)
+        return 1
 
 
-def _parser(words: Sequence[str]) -> argparse.ArgumentParser:
+def _parser(arguments: Sequence[str]) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="sriov-fast",
         description="Operate the sriov CNI plugin: see VFs, check the machine, install, try.",
     )
     parser.add_argument("--version", action=_Version, help="show version, backend and wheel, and exit")
-    subparsers = parser.add_subparsers(required=True, metavar="COMMAND")
-    for name in _needed(words):
-        add_parser: _Add = importlib.import_module(COMMANDS[name]).add_parser
+    subparsers = parser.add_subparsers(required=True, dest="command", metavar="COMMAND")
+    for name in _needed(arguments):
+        add_parser: _AddParser = importlib.import_module(COMMANDS[name]).add_parser
         add_parser(subparsers)
     return parser
 
 
-def _needed(words: Sequence[str]) -> Sequence[str]:
-    """Name the commands whose parsers this call needs: the one that was given, or all for a help text."""
-    if words[:1] == ["--version"]:
+def _needed(arguments: Sequence[str]) -> Sequence[str]:
+    """Return the commands to import: the given one, or all for a help text."""
+    if arguments[:1] == ["--version"]:
         return []
-    first = next((word for word in words if not word.startswith("-")), "")
+    first = next((argument for argument in arguments if not argument.startswith("-")), "")
     return [first] if first in COMMANDS else list(COMMANDS)
 
 
 class _Version(argparse.Action):
-    """Prints the version; the backend is only then selected."""
+    """Prints the version. It selects the backend only then."""
 
     def __init__(self, option_strings: Sequence[str], dest: str, help: str = "") -> None:  # noqa: A002
         super().__init__(option_strings, argparse.SUPPRESS, nargs=0, help=help)

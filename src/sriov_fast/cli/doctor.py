@@ -1,4 +1,4 @@
-"""``sriov-fast doctor``: what on this machine stands in the way of an ADD, and what to do about it."""
+"""``sriov-fast doctor``: find the faults of this machine that prevent an ADD, and show how to mend them."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from sriov_fast.vf.journal import Journal
 
 # pidfd_open; older kernels work, with a slower wait for IPAM plugins.
 _KERNEL = (5, 3)
-# Where containerd looks by default, and where Debian puts its plugins.
+# The defaults of containerd and of Debian's package of plugins.
 _CNI_PATH = f"{PLUGIN_DIRECTORY}:/usr/lib/cni"
 _IPAM = ("host-local", "static", "dhcp")
 
@@ -46,70 +46,69 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     """Register ``doctor``."""
     summary = "check that this machine can attach VFs; exit status 1 when it cannot"
     parser = subparsers.add_parser("doctor", help=summary, description=summary)
-    repair = "first release what pods left that ended without a DEL, and finish what was cut short"
+    repair = "first release the attachments of pods that ended without a DEL, and finish interrupted requests"
     parser.add_argument("--repair", action="store_true", help=repair)
     parser.set_defaults(run=_run)
 
 
 def _run(args: argparse.Namespace) -> int:
-    here = paths.from_environment()
+    roots = paths.from_environment()
     status = 0
-    for finding in chain(_repaired(here) if args.repair else (), examine(here, cni_path())):
+    for finding in chain(_repaired(roots) if args.repair else (), examine(roots, cni_path())):
         print(f"{finding.level:<4}  {finding.what}: {finding.text}")
         status |= finding.level == FAIL
     return status
 
 
-def _repaired(here: Roots) -> _Findings:
-    """Release every stray attachment; the fault of one does not keep the others."""
-    found = recovery.repair(here, log.Logger("warning"))
-    if found:
-        yield Finding(OK, "repair", f"finished {found} requests that were cut short")
-    for record, why in machine.strays(here):
+def _repaired(roots: Roots) -> _Findings:
+    """Release every stray attachment; an error of one does not prevent the release of the others."""
+    finished = recovery.repair(roots, log.Logger("warning"))
+    if finished:
+        yield Finding(OK, "repair", f"finished {finished} interrupted requests")
+    for record, why in machine.strays(roots):
         which = f"VF {record.pci} of {'/'.join(record.owner)}"
         try:
-            release.release(record, here)
+            release.release(record, roots)
             yield Finding(OK, "repair", f"{which} is released: {why}")
         except (OSError, SriovError) as error:
             yield Finding(FAIL, "repair", f"{which}: {error}")
 
 
 def cni_path() -> list[Path]:
-    """Return the directories of plugins: CNI_PATH, or where they usually are."""
+    """Return the directories of plugins: CNI_PATH, or the usual ones."""
     return [Path(part) for part in os.environ.get("CNI_PATH", _CNI_PATH).split(":") if part]
 
 
-def examine(here: Roots, path: list[Path]) -> _Findings:
+def examine(roots: Roots, path: list[Path]) -> _Findings:
     """Run every check."""
     yield from _interpreter()
     yield from _kernel(platform.release())
     yield from _user()
-    yield from _cards(here)
-    yield from _warm(here)
-    yield from _strays(here)
-    yield from _state(Path(here.run))
-    yield from _records(here)
-    yield from _irqbalance(Path(here.proc))
+    yield from _cards(roots)
+    yield from _warm(roots)
+    yield from _strays(roots)
+    yield from _state(Path(roots.run))
+    yield from _records(roots)
+    yield from _irqbalance(Path(roots.proc))
     yield from _plugin(path)
     yield from _delegates(path)
 
 
 def _interpreter() -> _Findings:
-    where = f"Python {platform.python_version()}, {sys.executable}"
+    python = f"Python {platform.python_version()}, {sys.executable}"
     if backend.name == "cython":
-        yield Finding(OK, "backend", f"compiled; {where}")
+        yield Finding(OK, "backend", f"compiled; {python}")
     else:
-        advice = "reinstall where a C compiler and Python's headers are"
-        yield Finding(WARN, "backend", f"plain Python, slower than compiled ({advice}); {where}")
+        advice = "reinstall with a C compiler and Python's headers"
+        yield Finding(WARN, "backend", f"plain Python, slower than compiled ({advice}); {python}")
 
 
-def _kernel(release: str) -> _Findings:
-    numbers = release.split("-", maxsplit=1)[0].split(".")[:2]
-    version = tuple(int(number) for number in numbers if number.isdigit())
-    if version >= _KERNEL:
-        yield Finding(OK, "kernel", release)
+def _kernel(version: str) -> _Findings:
+    numbers = version.split("-", maxsplit=1)[0].split(".")[:2]
+    if tuple(int(number) for number in numbers if number.isdigit()) >= _KERNEL:
+        yield Finding(OK, "kernel", version)
     else:
-        yield Finding(WARN, "kernel", f"{release} is older than 5.3, and untried")
+        yield Finding(WARN, "kernel", f"{version} is older than 5.3, and untested")
 
 
 def _user() -> _Findings:
@@ -119,47 +118,47 @@ def _user() -> _Findings:
         yield Finding(WARN, "user", "not root: owners of VFs are not shown; the plugin itself needs root")
 
 
-def _cards(here: Roots) -> _Findings:
-    """Check the PFs. VFs stay with their network driver, so whether there is an IOMMU does not matter."""
-    names = machine.pf_names(here)
+def _cards(roots: Roots) -> _Findings:
+    """Check the PFs. VFs stay with their network driver, so an IOMMU does not matter."""
+    names = machine.pf_names(roots)
     if not names:
         yield Finding(FAIL, "PF", "no network card with SR-IOV (a checkout has a virtual one: make demo)")
         return
-    owned = machine.owners(here)
-    pfs = [machine.pf(name, here) for name in names]
+    owned = machine.owners(roots)
+    pfs = [machine.pf(name, roots) for name in names]
     for pf in pfs:
-        yield from _card(pf, owned, Path(here.sys, "class/net", pf.name))
+        yield from _card(pf, owned, Path(roots.sys, "class/net", pf.name))
     if not any(machine.usable(vf, owned) for pf in pfs for vf in pf.vfs):
         yield Finding(FAIL, "VF", "no VF that a pod could get")
 
 
 def _card(pf: machine.Pf, owned: machine.Owners, directory: Path) -> _Findings:
+    what = f"PF {pf.name}"
     if not pf.vfs:
         advice = f"echo {pf.total} > {directory}/device/sriov_numvfs"
-        yield Finding(WARN, f"PF {pf.name}", f"has no VFs yet: {advice}")
+        yield Finding(WARN, what, f"has no VFs yet: {advice}")
         return
     taken = sum(vf.pci in owned for vf in pf.vfs)
     driver = (directory / "device/driver").resolve().name
-    count = f"{len(pf.vfs)} of {pf.total} VFs, {taken} in pods"
-    yield Finding(OK, f"PF {pf.name}", f"driver {driver}, {count}")
+    yield Finding(OK, what, f"driver {driver}, {len(pf.vfs)} of {pf.total} VFs, {taken} in pods")
     unbound = [str(vf.index) for vf in pf.vfs if not vf.driver and vf.pci not in owned]
     if unbound:
         advice = "load the VF's driver, or see device/sriov_drivers_autoprobe"
-        yield Finding(WARN, f"PF {pf.name}", f"no driver on VF {', '.join(unbound)}: {advice}")
-    if _text(directory / "operstate") == "down":
-        yield Finding(WARN, f"PF {pf.name}", f"is down: ip link set {pf.name} up")
+        yield Finding(WARN, what, f"no driver on VF {', '.join(unbound)}: {advice}")
+    if read_text(directory / "operstate") == "down":
+        yield Finding(WARN, what, f"is down: ip link set {pf.name} up")
 
 
-def _warm(here: Roots) -> _Findings:
-    """Count the warm VFs, and name those that something else has changed since."""
-    warmth = Warmth(here)
+def _warm(roots: Roots) -> _Findings:
+    """Count the warm VFs, and report those that something else has changed."""
+    warmth = Warmth(roots)
     marked = warmth.marked()
     if not marked:
         return
     faults, pfs = [], []
     with backend.nl.Socket() as host:
-        for name in machine.pf_names(here):
-            vfs = [vf for vf in machine.pf(name, here).vfs if vf.pci in marked]
+        for name in machine.pf_names(roots):
+            vfs = [vf for vf in machine.pf(name, roots).vfs if vf.pci in marked]
             faults += [(name, vf.pci, why) for vf in vfs if (why := warmth.fault(host, vf))]
             pfs += [name] if vfs else []
     yield Finding(OK, "warm VFs", f"{len(marked) - len(faults)} of {len(marked)} are up and quiet")
@@ -169,7 +168,7 @@ def _warm(here: Roots) -> _Findings:
 
 
 def _managed(pfs: list[str], root: Path) -> _Findings:
-    """Name the PFs with warm VFs that a network manager may configure."""
+    """Report the PFs with warm VFs that a network manager may configure."""
     running = unmanaged.managers(root)
     left = sorted(set(pfs) - unmanaged.covered(root)) if running else []
     if left:
@@ -177,17 +176,18 @@ def _managed(pfs: list[str], root: Path) -> _Findings:
         yield from (Finding(WARN, f"PF {pf}", f"{text} {pf}") for pf in left)
 
 
-def _strays(here: Roots) -> _Findings:
-    """Name the VFs of pods that ended without a DEL."""
-    for record, why in machine.strays(here):
+def _strays(roots: Roots) -> _Findings:
+    """Report the VFs of pods that ended without a DEL."""
+    for record, why in machine.strays(roots):
         advice = f"sriov-fast release {record.container_id} {record.ifname}, or sriov-fast doctor --repair"
         yield Finding(WARN, f"VF {record.pci}", f"belongs to {'/'.join(record.owner)}: {why}: {advice}")
 
 
-def _text(path: Path) -> str:
+def read_text(path: Path) -> str:
+    """Return the content of a file without blanks around it, "" if it cannot be read."""
     try:
         return path.read_text().strip()
-    except OSError:
+    except (OSError, UnicodeDecodeError):
         return ""
 
 
@@ -203,44 +203,37 @@ def _state(directory: Path) -> _Findings:
         yield Finding(level, "state", f"{directory}, mode {mode:04o}{remark}")
 
 
-def _records(here: Roots) -> _Findings:
-    """Name the records that keep a VF and cannot be used."""
+def _records(roots: Roots) -> _Findings:
+    """Report the records that reserve a VF and cannot be used."""
     try:
-        faults = Journal(here.run, here.proc).faults()
+        faults = Journal(roots.run, roots.proc).faults()
     except OSError as error:
         yield Finding(WARN, "records", f"cannot be read: {error.filename}: {error.strerror}")
         return
     for fault in faults:
         owner = "/".join(fault.owner)
-        advice = f"once that pod is gone, see that the VF is as it should be, and remove {fault.path}"
-        yield Finding(WARN, "records", f"VF {fault.pci} of {owner} is kept aside: {fault.why} ({advice})")
+        advice = f"after the end of that pod, restore the VF's settings, then remove {fault.path}"
+        yield Finding(WARN, "records", f"VF {fault.pci} of {owner} is reserved: {fault.why} ({advice})")
 
 
 def _irqbalance(proc: Path) -> _Findings:
-    if any(_text(comm) == "irqbalance" for comm in proc.glob("[0-9]*/comm")):
-        advice = "keep it away from the VFs' interrupts (--banirq, a policy script) where cores are asked for"
+    if any(read_text(comm) == "irqbalance" for comm in proc.glob("[0-9]*/comm")):
+        advice = "exclude the VFs' interrupts (--banirq, a policy script) if pods ask for cores"
         yield Finding(WARN, "irqbalance", f"is running and may undo CORES: {advice}")
 
 
-def _program(path: list[Path]) -> Path | None:
-    return next((part / "sriov" for part in path if (part / "sriov").is_file()), None)
-
-
 def _plugin(path: list[Path]) -> _Findings:
-    program = _program(path)
+    program = next((part / "sriov" for part in path if (part / "sriov").is_file()), None)
     if program is None:
         yield Finding(WARN, "plugin", f"no sriov in {_shown(path)}: sriov-fast install --bin-dir {path[0]}")
-        return
-    fault = _version_fault(program)
-    yield (
-        Finding(FAIL, "plugin", f"{program}: {fault}")
-        if fault
-        else Finding(OK, "plugin", f"{program} answers")
-    )
+    elif fault := _version_fault(program):
+        yield Finding(FAIL, "plugin", f"{program}: {fault}")
+    else:
+        yield Finding(OK, "plugin", f"{program} answers")
 
 
 def _version_fault(program: Path) -> str:
-    """Run the plugin's VERSION, and say what is wrong with the answer."""
+    """Run the plugin's VERSION; return the fault of the answer, "" for none."""
     try:
         done = subprocess.run(
             [program],
@@ -262,9 +255,9 @@ def _version_fault(program: Path) -> str:
 
 
 def _delegates(path: list[Path]) -> _Findings:
-    found = [name for name in _IPAM if any((part / name).is_file() for part in path)]
-    if found:
-        yield Finding(OK, "IPAM", f"{', '.join(found)} in {_shown(path)}")
+    present = [name for name in _IPAM if any((part / name).is_file() for part in path)]
+    if present:
+        yield Finding(OK, "IPAM", f"{', '.join(present)} in {_shown(path)}")
     else:
         yield Finding(WARN, "IPAM", f"none of {', '.join(_IPAM)} in {_shown(path)}")
 

@@ -1,11 +1,11 @@
 """``sriov-fast install``: write the executables that container runtimes run.
 
-An executable knows everything by absolute path: the interpreter that wrote it and the directories of this
-package and of what it needs. So neither PATH, PYTHONPATH, PYTHONHOME, the locale nor the current directory
-can change what a runtime starts, and nobody waits for ``site``.
+An executable has absolute paths only: of the interpreter that wrote it, and of the directories of this
+package and of its dependencies. PATH, PYTHONPATH, PYTHONHOME, the locale and the current directory have no
+influence, and ``site`` is not imported.
 
-It is a script of a few lines of Python; or, where the package has it, the client in C, which asks the
-resident server first. What that executes without a server is written behind the program, in the same file.
+It is a script of a few lines of Python, or, if the package was built with it, the client in C, which asks the
+resident server first. The client executes the arguments at the end of its own file if no server runs.
 """
 
 from __future__ import annotations
@@ -14,16 +14,15 @@ import argparse
 import compileall
 import importlib.util
 import os
-import shlex
 import struct
-import subprocess
 import sys
 import sysconfig
 from pathlib import Path
 from typing import NamedTuple
 
 from sriov_fast import client
-from sriov_fast.cli import units, unmanaged
+from sriov_fast.cli import output, units, unmanaged
+from sriov_fast.common.errors import ConfigError, EnvError
 
 PLUGIN_DIRECTORY = "/opt/cni/bin"
 # The kernel reads 256 bytes of the first line since Linux 5.1, 128 before, the newline included.
@@ -31,10 +30,10 @@ MAX_SHEBANG = 127
 
 
 class Program(NamedTuple):
-    """What one executable starts: a module's ``main``, and the interpreter's flags.
+    """An executable: the module with its ``main``, and the interpreter's flags.
 
-    ``resident``: the server does its work too, so that it may be the client in C. ``is_plugin``: a runtime
-    starts it, and reads CNI's JSON from its stdout.
+    ``resident``: the server serves its requests as well, so it may be the client in C. ``is_plugin``: a
+    runtime starts it and reads CNI's JSON from its stdout.
     """
 
     module: str
@@ -44,7 +43,7 @@ class Program(NamedTuple):
 
 
 # -I: no PYTHON* variables, no user site, no current directory; -S: no site; -X utf8: no locale.
-# What the operator starts may use site: there a virtual environment must be whole.
+# The operator's command imports site: it may use packages of a virtual environment that includes others.
 PROGRAMS = {
     "sriov": Program("sriov_fast.plugin.process", "-ISXutf8", resident=True),
     "txipam": Program("sriov_fast.ipam.txipam_main", "-ISXutf8"),
@@ -54,7 +53,7 @@ DEFAULT = ("sriov", "txipam")
 LAUNCHERS = ("client", "script")
 _NEEDED = ("sriov_fast", "orjson", "pyroute2")
 _TRAILER_MAGIC = b"SRFARGV1"
-# A plugin whose files cannot be read has no module to word that with: code 5 is CNI's for a failure to read.
+# If the package cannot be read, this code writes the CNI error itself. Code 5 is a failure to read.
 _IMPORTING_PLUGIN = """\
 try:
     from {} import main
@@ -71,13 +70,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     """Register ``install``."""
     summary = "put the plugin where container runtimes look for it"
     parser = subparsers.add_parser("install", help=summary, description=summary)
-    parser.add_argument(
-        "--bin-dir",
-        type=Path,
-        default=Path(PLUGIN_DIRECTORY),
-        metavar="DIR",
-        help=f"directory of the CNI plugins ({PLUGIN_DIRECTORY})",
-    )
+    add_bin_dir(parser)
     parser.add_argument(
         "--name",
         action="append",
@@ -87,8 +80,8 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     parser.add_argument(
         "--launcher",
         choices=LAUNCHERS,
-        help="what sriov is: the client of the resident server, which does without one too, or a script that "
-        "knows no server (client, where the package has it compiled)",
+        help="what sriov is: the client of the resident server, which also works without one, or a script "
+        "that uses no server (default: client, if the package was built with it)",
     )
     parser.add_argument(
         "--no-server", action="store_true", help="write no systemd units and start no resident server"
@@ -108,44 +101,42 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     parser.set_defaults(run=_run)
 
 
-def _run(args: argparse.Namespace) -> int:
+def add_bin_dir(parser: argparse.ArgumentParser) -> None:
+    """Add the option ``--bin-dir``."""
+    parser.add_argument(
+        "--bin-dir",
+        type=Path,
+        default=Path(PLUGIN_DIRECTORY),
+        metavar="DIR",
+        help=f"directory of the CNI plugins ({PLUGIN_DIRECTORY})",
+    )
+
+
+def _run(args: argparse.Namespace) -> None:
     if args.unmanaged:
-        return _leave_unmanaged(args.unmanaged)
+        _leave_unmanaged(args.unmanaged)
+        return
     if args.launcher == "client" and not client.binary():
-        print("sriov-fast install: this package was built without the client: no compiler", file=sys.stderr)
-        return 1
-    try:
-        args.bin_dir.mkdir(parents=True, exist_ok=True)
-        for name in args.name or DEFAULT:
-            path = args.bin_dir / name
-            write_executable(path, executable(PROGRAMS[name], args.launcher))
-            print(f"wrote {path} (runs {sys.executable})")
-        compile_package()
-        if not args.no_server and "sriov" in (args.name or DEFAULT):
-            _set_up_server(args.unit_dir)
-    except OSError as error:
-        print(f"sriov-fast install: {error.filename}: {error.strerror}", file=sys.stderr)
-        return 1
-    except subprocess.CalledProcessError as error:
-        print(f"sriov-fast install: {shlex.join(error.cmd)} failed; see journalctl -xe", file=sys.stderr)
-        return 1
-    return 0
+        raise EnvError("this package was built without the client: no compiler")
+    args.bin_dir.mkdir(parents=True, exist_ok=True)
+    for name in args.name or DEFAULT:
+        path = args.bin_dir / name
+        write_executable(path, executable(PROGRAMS[name], args.launcher))
+        print(f"wrote {path} (runs {sys.executable})")
+    compile_package()
+    if not args.no_server and "sriov" in (args.name or DEFAULT):
+        _set_up_server(args.unit_dir)
 
 
-def _leave_unmanaged(pfs: list[str]) -> int:
+def _leave_unmanaged(pfs: list[str]) -> None:
     try:
         unmanaged.write(pfs)
-    except OSError as error:
-        print(f"sriov-fast install: {error.filename}: {error.strerror}", file=sys.stderr)
-        return 1
     except ValueError as error:
-        print(f"sriov-fast install: --unmanaged: {error}", file=sys.stderr)
-        return 1
-    return 0
+        raise ConfigError(f"--unmanaged: {error}") from error
 
 
 def _set_up_server(unit_dir: Path | None) -> None:
-    """Write the server's units and start it where systemd runs; elsewhere say how to run it."""
+    """Write the server's units and start it if systemd runs; else print how to run it."""
     if unit_dir:
         units.write(unit_dir)
     elif units.is_systemd_running():
@@ -158,7 +149,7 @@ def _set_up_server(unit_dir: Path | None) -> None:
 
 
 def executable(program: Program, launcher: str | None = None) -> bytes:
-    """Return the content of one executable: the client where that can be and no script is asked for."""
+    """Return the content of one executable: the client, unless a script is requested or it is not built."""
     binary = client.binary() if program.resident and launcher != "script" else None
     if binary:
         return binary.read_bytes() + trailer(program, sys.executable, search_path())
@@ -166,60 +157,49 @@ def executable(program: Program, launcher: str | None = None) -> bytes:
 
 
 def search_path() -> list[str]:
-    """Return the directories that hold this package and what it needs, as they are now."""
-    found = [_parent_of(module) for module in _NEEDED]
-    found += [sysconfig.get_path("purelib"), sysconfig.get_path("platlib")]
-    return list(dict.fromkeys(os.path.abspath(directory) for directory in found if directory))
+    """Return the directories of this package and of its dependencies."""
+    directories = [_parent_of(module) for module in _NEEDED]
+    directories += [sysconfig.get_path("purelib"), sysconfig.get_path("platlib")]
+    return list(dict.fromkeys(os.path.abspath(directory) for directory in directories if directory))
 
 
 def _parent_of(module: str) -> str:
     spec = importlib.util.find_spec(module)
-    places = list(spec.submodule_search_locations or ()) if spec else []
-    return os.path.dirname(places[0]) if places else ""
+    locations = list(spec.submodule_search_locations or ()) if spec else []
+    return os.path.dirname(locations[0]) if locations else ""
 
 
 def code(program: Program, directories: list[str]) -> str:
-    """Return what the interpreter is to do."""
-    return "".join(
-        (
-            "import sys\n",
-            f"sys.path += {directories!a}\n",
-            (_IMPORTING_PLUGIN if program.is_plugin else _IMPORTING).format(program.module),
-            "sys.exit(main())\n",
-        )
-    )
+    """Return the Python code of an executable."""
+    importing = (_IMPORTING_PLUGIN if program.is_plugin else _IMPORTING).format(program.module)
+    return f"import sys\nsys.path += {directories!a}\n{importing}sys.exit(main())\n"
 
 
 def script(program: Program, interpreter: str, directories: list[str]) -> str:
     """Return the text of an executable script."""
-    return "".join(
-        (
-            _first_lines(interpreter, program.flags),
-            f'"""{_WRITTEN}; run that again instead of changing this."""\n',
-            code(program, directories),
-        )
-    )
+    docstring = f'"""{_WRITTEN}; run that again instead of changing this."""\n'
+    return f"{_first_lines(interpreter, program.flags)}{docstring}{code(program, directories)}"
 
 
 def trailer(program: Program, interpreter: str, directories: list[str]) -> bytes:
-    """Return what goes behind the client: what to execute without a server (``struct trailer`` there)."""
-    # The client's own words follow these, and the code finds them in sys.argv as a script would.
-    words = (interpreter, program.flags, "-c", f"import sys\ndel sys.argv[0]\n{code(program, directories)}")
-    strings = b"".join(os.fsencode(word) + b"\0" for word in words)
+    """Return the end of the client's file: the arguments to execute without a server (``struct trailer``)."""
+    # The client appends its own arguments; the code finds them in sys.argv as a script does.
+    argv = (interpreter, program.flags, "-c", f"import sys\ndel sys.argv[0]\n{code(program, directories)}")
+    strings = b"".join(os.fsencode(argument) + b"\0" for argument in argv)
     return strings + struct.pack("=I", len(strings)) + _TRAILER_MAGIC
 
 
 def is_ours(path: Path) -> bool:
-    """Return whether ``install`` wrote this executable; another plugin of that name is not ours."""
+    """Return whether ``install`` wrote this executable, and not another plugin of that name."""
     content = path.read_bytes() if path.is_file() else b""
     return content.endswith(_TRAILER_MAGIC) or _WRITTEN.encode() in content[:4096]
 
 
 def _first_lines(interpreter: str, flags: str) -> str:
-    """Return what makes the kernel start ``interpreter``.
+    """Return the lines that make the kernel start ``interpreter``.
 
-    The kernel's ``#!`` can hold neither a long path nor one with blanks. Then sh is started, and execs it;
-    the line that tells sh so is to Python just a few strings side by side, the docstring.
+    The kernel's ``#!`` cannot hold a long path or one with blanks. Then sh is started and executes the
+    interpreter; Python reads that line as adjacent string literals.
     """
     line = f"#!{interpreter} {flags}\n"
     if len(os.fsencode(line)) <= MAX_SHEBANG and not any(char.isspace() for char in interpreter):
@@ -228,35 +208,20 @@ def _first_lines(interpreter: str, flags: str) -> str:
 
 
 def _quoted(text: str) -> str:
-    """Quote so that sh reads exactly ``text``, and Python a well-formed string."""
+    """Quote ``text`` for sh, as a valid string literal of Python."""
     if "\n" in text:
         raise ValueError(f"the interpreter's path has a line break: {text!r}")
-    # Single quotes hide all from sh but themselves; a backslash in them would still be an escape to Python.
+    # In single quotes sh takes everything but a single quote literally; Python still reads backslashes.
     return "'" + text.replace("'", "'\"'\"'").replace("\\", "'\"\\\\\"'") + "'"
 
 
 def write_executable(path: Path, content: str | bytes) -> None:
-    """Replace ``path`` in one step, so that a runtime finds the old file or the new one, whole."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o700)
-    try:
-        with open(descriptor, "wb") as file:
-            file.write(content if isinstance(content, bytes) else os.fsencode(content))
-            file.flush()
-            os.fchmod(descriptor, 0o755)  # whatever the umask
-            os.fsync(descriptor)
-        os.replace(temporary, path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
+    """Replace an executable in one step."""
+    output.replace_file(path, content if isinstance(content, bytes) else os.fsencode(content), 0o755)
 
 
 def compile_package() -> None:
-    """Compile the package to bytecode now, where it may be written, so that the first ADD need not."""
-    package = _package_directory()
+    """Compile the package to bytecode, if it is writable, so that the first ADD need not."""
+    package = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
     if os.access(package, os.W_OK):
         compileall.compile_dir(package, quiet=2)
-
-
-def _package_directory() -> str:
-    return os.path.dirname(os.path.dirname(os.path.abspath(__file__)))

@@ -1,4 +1,4 @@
-"""What this machine has, as the operator's commands ask for it: PFs, their VFs, and whose these are."""
+"""The state of this machine for the operator's commands: PFs, their VFs, and the owners of these."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ Owners = dict[str, tuple[str, str]]
 
 
 class Pf(NamedTuple):
-    """A physical function: its network device, what it could have, and what it has."""
+    """A physical function: its network device, the largest number of VFs, and its VFs."""
 
     name: str
     total: int
@@ -24,14 +24,14 @@ class Pf(NamedTuple):
 
 
 def pf_names(roots: Roots) -> list[str]:
-    """Name the network devices here whose card can have VFs; the representors of its ports are no PFs."""
-    here = Path(roots.sys, "class/net")
-    names = [path.parts[-3] for path in here.glob("*/device/sriov_totalvfs")]
-    return sorted(name for name in names if not uplink.is_representor(f"{here}/{name}"))
+    """Return the network devices of cards with SR-IOV, without the representors of their ports."""
+    net = Path(roots.sys, "class/net")
+    names = [path.parts[-3] for path in net.glob("*/device/sriov_totalvfs")]
+    return sorted(name for name in names if not uplink.is_representor(f"{net}/{name}"))
 
 
 def pf(name: str, roots: Roots) -> Pf:
-    """Return a PF, by its name or an alternative one, with its VFs; OSError or ValueError for no PF."""
+    """Return a PF by its name or an alternative name. Raises OSError or ValueError if it is no PF."""
     if not is_there(f"{roots.sys}/class/net/{name}"):
         with nl.Socket() as host:
             name = candidate.real_name(host, name) or name
@@ -40,7 +40,7 @@ def pf(name: str, roots: Roots) -> Pf:
 
 
 def owners(roots: Roots) -> Owners:
-    """Return {PCI address: (container ID, interface)} of VFs in pods; empty where we may not look."""
+    """Return {PCI address: (container ID, interface)} of VFs in pods; empty without permission to read it."""
     try:
         return Journal(roots.run, roots.proc).owners()
     except PermissionError:
@@ -48,15 +48,15 @@ def owners(roots: Roots) -> Owners:
 
 
 def strays(roots: Roots) -> list[tuple[Attachment, str]]:
-    """Return the attachments whose pod ended without a DEL, with what is known of that."""
+    """Return the attachments of pods that ended without a DEL, each with the proof."""
     try:
         records = Journal(roots.run, roots.proc).all()
     except PermissionError:
         return []
     fates = ((record, fate.of(record, roots)) for record in records)
-    return [(record, found.why) for record, found in fates if found.gone]
+    return [(record, state.why) for record, state in fates if state.gone]
 
 
 def usable(vf: Vf, owned: Owners) -> bool:
-    """Say whether a pod has this VF or could get it."""
+    """Return whether a pod has this VF or could get it."""
     return vf.pci in owned or bool(vf.driver and vf.netdev)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import sys
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -24,15 +23,15 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     parser.add_argument(
         "--defer-release",
         action="store_true",
-        help="answer a DEL when the VF is quiet and its address released; its way home follows",
+        help="answer a DEL when the VF is quiet and its address released, and return the VF afterwards",
     )
     parser.add_argument(
-        "--threads", type=_positive, default=64, metavar="N", help="requests at a time, at most (64)"
+        "--threads", type=positive, default=64, metavar="N", help="largest number of concurrent requests (64)"
     )
     parser.add_argument(
         "--metrics",
         default="",
-        metavar="WHERE",
+        metavar="ADDRESS",
         help="serve Prometheus metrics at unix:/PATH or ADDRESS:PORT (off; needs the extra: metrics)",
     )
     parser.add_argument(
@@ -51,7 +50,8 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     parser.set_defaults(run=_run)
 
 
-def _positive(text: str) -> int:
+def positive(text: str) -> int:
+    """Return a positive number of the command line."""
     import argparse
 
     if not (text.isascii() and text.isdecimal() and int(text) > 0):
@@ -63,18 +63,18 @@ def _seconds(text: str) -> float:
     import argparse
 
     try:
-        found = float(text)
+        seconds = float(text)
     except ValueError:
-        found = -1.0
-    if not 0 <= found <= 3600:
+        seconds = -1.0
+    if not 0 <= seconds <= 3600:
         raise argparse.ArgumentTypeError(f"{text!r} is not from 0 to 3600")
-    return found
+    return seconds
 
 
 def _prepare() -> None:
-    """Take as many descriptors as there may be, and let no reader of the log hold up the server.
+    """Raise the limit of descriptors, and make stderr non-blocking if it is a pipe or a socket.
 
-    A pipe or a socket that is full loses lines then.
+    A slow reader of the log then loses lines and does not block the server.
     """
     import resource
     import stat
@@ -90,30 +90,25 @@ def _prepare() -> None:
         pass  # stderr is closed
 
 
-def _run(args: argparse.Namespace) -> int:
+def _run(args: argparse.Namespace) -> None:
     from sriov_fast.common import paths, sd_notify
-    from sriov_fast.common.errors import SriovError
     from sriov_fast.server import sockets
     from sriov_fast.server.threads import Options, Server
 
     _prepare()
-    where = paths.from_environment()
-    notify = os.environ.pop("NOTIFY_SOCKET", "")  # not for the plugins that we execute
+    roots = paths.from_environment()
+    notify = os.environ.pop("NOTIFY_SOCKET", "")  # executed plugins must not see it
     options = Options(threads=args.threads, defer_release=args.defer_release, timeout=args.timeout)
-    ours: list[str] = []
-    try:
-        listeners = sockets.from_systemd(os.environ)
-        if not listeners:
-            listeners = [sockets.listen(where.run)]
-            ours.append(f"{where.run}/{sockets.NAME}")
-        if args.also_listen:
-            listeners.append(sockets.listen_at(args.also_listen))
-            ours.append(args.also_listen)
-        server = Server(listeners, where, options)
-        endpoint = _endpoint(server, where, args.metrics) if args.metrics else None
-    except SriovError as error:
-        print(f"sriov-fast serve: {error.msg}; {error.details}", file=sys.stderr)
-        return 1
+    own_paths: list[str] = []
+    listeners = sockets.from_systemd(os.environ)
+    if not listeners:
+        listeners = [sockets.listen(roots.run)]
+        own_paths.append(f"{roots.run}/{sockets.NAME}")
+    if args.also_listen:
+        listeners.append(sockets.listen_at(args.also_listen))
+        own_paths.append(args.also_listen)
+    server = Server(listeners, roots, options)
+    endpoint = _endpoint(server, roots, args.metrics) if args.metrics else None
 
     def ready() -> None:
         if endpoint:
@@ -122,16 +117,15 @@ def _run(args: argparse.Namespace) -> int:
 
     def stopping() -> None:
         sd_notify.notify(notify, "STOPPING=1")
-        for path in ours:
+        for path in own_paths:
             sockets.remove(path)
         if endpoint:
             endpoint.close()
 
     server.run(ready, stopping)
-    return 0
 
 
-def _endpoint(server: Server, where: Roots, address: str) -> Endpoint:
+def _endpoint(server: Server, roots: Roots, address: str) -> Endpoint:
     """Let the server count, and listen for scrapes."""
     try:
         from sriov_fast.server.exposition import Endpoint
@@ -141,5 +135,5 @@ def _endpoint(server: Server, where: Roots, address: str) -> Endpoint:
 
         advice = "pip install 'sriov-fast[metrics]', or Debian's python3-prometheus-client"
         raise ConfigError(f"--metrics needs the module {error.name}", advice) from error
-    server.metrics = Metrics(where, server.running)
+    server.metrics = Metrics(roots, server.running)
     return Endpoint(address, server.metrics)

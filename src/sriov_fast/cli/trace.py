@@ -1,6 +1,6 @@
-"""``sriov-fast trace``: execute the plugin for real, as a runtime does, and show where the time goes.
+"""``sriov-fast trace``: execute the plugin as a runtime does, and show the time of each step.
 
-Each ADD is followed by its DEL, whatever comes in between, so that nothing stays.
+A DEL follows each ADD, also after an error or a signal, so that nothing remains attached.
 """
 
 from __future__ import annotations
@@ -19,79 +19,53 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from sriov_fast.cli import waterfall
+from sriov_fast.cli import output, waterfall
 from sriov_fast.cli.doctor import cni_path
 from sriov_fast.cli.install import PLUGIN_DIRECTORY
+from sriov_fast.cli.serve import positive
 from sriov_fast.cli.waterfall import Waterfall
 from sriov_fast.common import json, paths
 from sriov_fast.common.errors import ConfigError, DecodeError, EnvError, FileError, SriovError, TryAgainError
 
-_NETNS = "/var/run/netns"  # as ip(8) has it
-_PATIENCE = 120.0  # seconds for one verb; the plugin waits for locks and IPAM for less
-_GRACE = 1.0  # seconds that an ADD still has when we are to end
-_LOOK = 0.05  # seconds between two looks whether we are to end
+_NETNS = "/var/run/netns"  # the directory of ip(8)
+_PATIENCE = 120.0  # seconds for one verb; longer than the plugin waits for locks and IPAM
+_GRACE = 1.0  # seconds for an ADD after a signal
+_LOOK = 0.05  # seconds between two looks for a signal
 _ENDING = frozenset((signal.SIGINT, signal.SIGTERM, signal.SIGHUP))
 _VERBS = {"ADD": ("ADD",), "DEL": ("DEL",), "both": ("ADD", "DEL")}
 
 
 def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     """Register ``trace``."""
-    summary = "execute the plugin once, for real, and show what an ADD spends its time on"
+    summary = "execute the plugin once, for real, and show the time of each step of an ADD"
     parser = subparsers.add_parser(
-        "trace", help=summary, description=f"{summary}. The VF is given back by a DEL at once."
+        "trace", help=summary, description=f"{summary}. A DEL releases the VF at once."
     )
-    parser.add_argument(
-        "--conf", required=True, metavar="FILE", help="network configuration or list of them (- for stdin)"
-    )
-    parser.add_argument("--netns", metavar="NAME|PATH", help="the pod's namespace (default: a temporary one)")
-    parser.add_argument("--ifname", default="eth0", help="the interface's name in the pod (eth0)")
-    parser.add_argument(
-        "--args", default="", metavar="CNI_ARGS", help="such as MAC=02:00:00:00:00:01;VLAN=100"
-    )
-    parser.add_argument("--cni-path", metavar="PATH", help="where IPAM plugins are (default: CNI_PATH)")
-    parser.add_argument(
-        "--plugin", default=f"{PLUGIN_DIRECTORY}/sriov", metavar="FILE", help="what to execute"
-    )
-    parser.add_argument("--verb", choices=list(_VERBS), default="ADD", help="what to show (ADD)")
-    parser.add_argument(
-        "--repeat", type=_positive, default=1, metavar="N", help="execute N times, show the median one"
-    )
-    parser.add_argument("--svg", metavar="FILE", help="write a picture, too (- for stdout)")
-    parser.add_argument("--json", metavar="FILE", help="write the figures, too (- for stdout)")
+    add = parser.add_argument
+    add("--conf", required=True, metavar="FILE", help="network configuration or list of them (- for stdin)")
+    add("--netns", metavar="NAME|PATH", help="the pod's namespace (default: a temporary one)")
+    add("--ifname", default="eth0", help="the interface's name in the pod (eth0)")
+    add("--args", default="", metavar="CNI_ARGS", help="such as MAC=02:00:00:00:00:01;VLAN=100")
+    add("--cni-path", metavar="PATH", help="directories of IPAM plugins (default: CNI_PATH)")
+    add("--plugin", default=f"{PLUGIN_DIRECTORY}/sriov", metavar="FILE", help="the executable")
+    add("--verb", choices=list(_VERBS), default="ADD", help="the verb to show (ADD)")
+    add("--repeat", type=positive, default=1, metavar="N", help="execute N times, show the median one")
+    add("--svg", metavar="FILE", help="write a picture (- for stdout)")
+    add("--json", metavar="FILE", help="write the figures (- for stdout)")
     parser.set_defaults(run=_run)
 
 
-def _positive(text: str) -> int:
-    number = int(text)
-    if number < 1:
-        raise ValueError(text)
-    return number
+def _run(args: argparse.Namespace) -> None:
+    with _ending_as_interrupt():
+        measured = measure(_job(args), args.repeat)
+    _show([measured[verb] for verb in _VERBS[args.verb]], args.svg, args.json)
 
 
-def _run(args: argparse.Namespace) -> int:
-    try:
-        with _terminated_like_interrupted():
-            found = measure(_job(args), args.repeat)
-        shown = [found[verb] for verb in _VERBS[args.verb]]
-        _put_out(shown, args.svg, args.json)
-    except SriovError as error:
-        print(f"sriov-fast trace: {_worded(error)}", file=sys.stderr)
-        return 1
-    except OSError as error:
-        print(f"sriov-fast trace: {error.filename or 'the plugin'}: {error.strerror}", file=sys.stderr)
-        return 1
-    return 0
-
-
-def _worded(error: SriovError) -> str:
-    return f"{error.msg}; {error.details}" if error.details else error.msg
-
-
-# --- what is to be executed
+# --- the arguments
 
 
 class Job(NamedTuple):
-    """One attachment: the plugin, its configuration, and what a runtime tells it in the environment."""
+    """One attachment: the plugin, its configuration and its environment."""
 
     plugin: str
     conf: dict[str, Any]
@@ -100,7 +74,9 @@ class Job(NamedTuple):
 
 
 def _job(args: argparse.Namespace) -> Job:
-    """Settle everything that can be wrong before anything is executed."""
+    """Check the arguments before anything is executed."""
+    if args.svg == args.json == "-":
+        raise ConfigError("--svg - --json -: stdout is one", "give one of them a file")
     if not os.access(args.plugin, os.X_OK):
         advice = "write it with sriov-fast install, or name it with --plugin"
         raise EnvError(f"--plugin {args.plugin}: there is no such executable", advice)
@@ -109,43 +85,42 @@ def _job(args: argparse.Namespace) -> Job:
         netns = f"{_NETNS}/{netns}"
     if netns and not os.path.exists(netns):
         raise EnvError(f"--netns {args.netns}: there is no {netns}", "see ip netns, or leave it out")
-    own = os.path.dirname(os.path.abspath(args.plugin))
+    plugin = os.path.abspath(args.plugin)
+    path = ":".join([os.path.dirname(plugin), *map(str, cni_path())])
     environment = {key: value for key, value in os.environ.items() if key.startswith("SRIOV_FAST_")}
     environment |= {
         "PATH": os.environ.get("PATH", os.defpath),
         "CNI_IFNAME": args.ifname,
         "CNI_ARGS": args.args,
-        "CNI_PATH": args.cni_path or os.environ.get("CNI_PATH") or ":".join([own, *map(str, cni_path())]),
+        "CNI_PATH": args.cni_path or os.environ.get("CNI_PATH") or path,
     }
-    return Job(os.path.abspath(args.plugin), configuration(args.conf), netns, environment)
+    return Job(plugin, configuration(args.conf), netns, environment)
 
 
 def configuration(file: str) -> dict[str, Any]:
-    """Return the plugin's configuration; of a list that of sriov, as a runtime takes it out of there."""
+    """Return the plugin's configuration; of a list that of sriov, completed as a runtime does."""
+    option = f"--conf {file}"
     try:
         data = sys.stdin.buffer.read() if file == "-" else Path(file).read_bytes()
     except OSError as error:
-        raise FileError(
-            f"--conf {file}: {error.strerror}", "name a file such as /etc/cni/net.d/*.conf"
-        ) from error
-    document = json.loads(data, f"--conf {file}")
+        raise FileError(f"{option}: {error.strerror}", "name a file such as /etc/cni/net.d/*.conf") from error
+    document = json.loads(data, option)
     if not isinstance(document, dict):
-        raise ConfigError(f"--conf {file}: not a JSON object", "give a network configuration")
-    plugins = document.get("plugins")
-    if plugins is None:
+        raise ConfigError(f"{option}: not a JSON object", "give a network configuration")
+    if document.get("plugins") is None:
         return document
-    found = [item for item in plugins if isinstance(item, dict)] if isinstance(plugins, list) else []
-    ours = next((item for item in found if item.get("type") == "sriov"), None)
-    if ours is None:
-        raise ConfigError(f"--conf {file}: no plugin of the list is of the type sriov", "give one with it")
-    return ours | {key: document[key] for key in ("cniVersion", "name") if key in document}
+    plugins = document["plugins"] if isinstance(document["plugins"], list) else []
+    for plugin in plugins:
+        if isinstance(plugin, dict) and plugin.get("type") == "sriov":
+            return plugin | {key: document[key] for key in ("cniVersion", "name") if key in document}
+    raise ConfigError(f"{option}: no plugin of the list is of the type sriov", "give one with it")
 
 
 # --- executing
 
 
 def measure(job: Job, repeat: int) -> dict[str, Waterfall]:
-    """Execute ADD and DEL so many times; return for each verb the one of median length."""
+    """Execute ADD and DEL ``repeat`` times; return the execution of median length for each verb."""
     with ExitStack() as closing:
         if not job.netns:
             job = job._replace(netns=closing.enter_context(temporary_netns()))
@@ -155,60 +130,56 @@ def measure(job: Job, repeat: int) -> dict[str, Waterfall]:
 
 
 def attach_and_release(job: Job, directory: str) -> dict[str, Waterfall]:
-    """Execute ADD, and DEL after it in any case. What would end us is put off until then."""
+    """Execute ADD, and DEL after it in any case. Signals that end this process are deferred."""
     container = f"trace-{uuid.uuid4().hex}"
-    with _undisturbed():
+    with _signals_deferred():
         try:
-            added, answer = _execute(job, "ADD", container, directory)
+            added, result = _execute(job, "ADD", container, directory)
         except BaseException:
             _clean_up(job, container, directory)
             raise
-        if answer is not None:
-            job = job._replace(conf=job.conf | {"prevResult": answer})
+        if result is not None:
+            job = job._replace(conf=job.conf | {"prevResult": result})
         deleted, _ = _execute(job, "DEL", container, directory)
     return {"ADD": added, "DEL": deleted}
 
 
 def _clean_up(job: Job, container: str, directory: str) -> None:
-    """DEL after an ADD that failed or was interrupted; its own error must not hide that one's."""
+    """Execute DEL after a failed or interrupted ADD, and only print its error."""
     try:
         _execute(job, "DEL", container, directory)
     except (SriovError, OSError) as error:
-        words = _worded(error) if isinstance(error, SriovError) else str(error)
-        print(f"sriov-fast trace: the DEL after it failed, too: {words}", file=sys.stderr)
+        print(f"sriov-fast trace: the DEL after it failed, too: {output.explain(error)}", file=sys.stderr)
 
 
 def _execute(job: Job, verb: str, container: str, directory: str) -> tuple[Waterfall, Any]:
     """Execute one verb; return its waterfall and its result."""
-    trace = f"{directory}/{verb}.json"
-    Path(trace).unlink(missing_ok=True)
+    trace = Path(directory, f"{verb}.json")
+    trace.unlink(missing_ok=True)
     call = {"CNI_COMMAND": verb, "CNI_CONTAINERID": container, "CNI_NETNS": job.netns}
-    environment = job.environment | call | {"SRIOV_FAST_TRACE": trace}
+    environment = job.environment | call | {"SRIOV_FAST_TRACE": str(trace)}
     with ExitStack() as closing:
         streams = [closing.enter_context(tempfile.TemporaryFile(dir=directory)) for _ in range(3)]
         streams[0].write(json.dumps(job.conf))
         streams[0].seek(0)
-        begin, end, status = _ran(job.plugin, environment, [stream.fileno() for stream in streams])
-        stdout, stderr = (_content(stream.fileno()) for stream in streams[1:])
+        fds = [stream.fileno() for stream in streams]
+        begin, end, status = _ran(job.plugin, environment, fds)
+        stdout, stderr = (os.pread(fd, os.fstat(fd).st_size, 0) for fd in fds[1:])
     if status:
         sys.stderr.write(stderr.decode("utf-8", "replace"))
         raise _failure(verb, status, stdout)
     result = json.loads(stdout, f"the plugin's answer to {verb}") if stdout.strip() else None
-    return waterfall.assemble(_written(trace), verb, begin, end), result
-
-
-def _content(fd: int) -> bytes:
-    return os.pread(fd, os.fstat(fd).st_size, 0)
+    steps = json.loads(trace.read_bytes(), "the trace") if trace.exists() else None
+    return waterfall.assemble(steps, verb, begin, end), result
 
 
 def _ran(program: str, environment: dict[str, str], streams: list[int]) -> tuple[int, int, int]:
-    """Run the program; return when that began and when it had ended, in nanoseconds, and its exit status.
+    """Run the program; return its start and end in nanoseconds, and its exit status.
 
-    Not by ``subprocess``, whose own time would be in the figures. The program has a process group of its own,
-    so that a Ctrl-C is ours to deal with, and none of our signal mask.
+    ``subprocess`` is not used: its own time would be in the figures. The program has a process group of its
+    own, so that a Ctrl-C does not reach it, and no signal mask of this process.
     """
     actions = [(os.POSIX_SPAWN_DUP2, fd, number) for number, fd in enumerate(streams)]
-    is_add = environment["CNI_COMMAND"] == "ADD"
     begin = time.monotonic_ns()
     pid = os.posix_spawn(
         program,
@@ -221,7 +192,7 @@ def _ran(program: str, environment: dict[str, str], streams: list[int]) -> tuple
     )
     pidfd = os.pidfd_open(pid)
     try:
-        ended = _wait(pidfd, may_be_cut_short=is_add)
+        ended = _wait(pidfd, may_be_cut_short=environment["CNI_COMMAND"] == "ADD")
         end = time.monotonic_ns()
         if not ended:
             os.killpg(pid, signal.SIGKILL)
@@ -234,7 +205,7 @@ def _ran(program: str, environment: dict[str, str], streams: list[int]) -> tuple
 
 
 def _wait(pidfd: int, *, may_be_cut_short: bool) -> bool:
-    """Wait for the end of a process and say whether it came; if we are to end, it soon must."""
+    """Wait for the end of a process; return whether it ended. After a signal it has a second more."""
     deadline = time.monotonic() + _PATIENCE
     while (left := deadline - time.monotonic()) > 0:
         if select.select([pidfd], [], [], min(left, _LOOK))[0]:
@@ -246,40 +217,32 @@ def _wait(pidfd: int, *, may_be_cut_short: bool) -> bool:
 
 
 def _failure(verb: str, status: int, stdout: bytes) -> SriovError:
-    """Return the plugin's error; what it said last on stderr stands above already."""
+    """Return the plugin's error; its stderr is printed already."""
     try:
-        said = json.loads(stdout, "the error")
+        error = json.loads(stdout, "the error")
     except DecodeError:
-        said = None
-    if not isinstance(said, dict) or "msg" not in said:
+        error = None
+    if not isinstance(error, dict) or "msg" not in error:
         return FileError(
             f"{verb} failed: exit status {status}, and no CNI error on stdout", "see stderr above"
         )
-    details = said.get("details")
-    return FileError(f"{verb} failed: code {said.get('code')}: {said['msg']}", str(details or ""))
+    details = str(error.get("details") or "")
+    return FileError(f"{verb} failed: code {error.get('code')}: {error['msg']}", details)
 
 
-def _written(trace: str) -> object:
-    """Return what the plugin wrote of its steps, None where it is one that does not."""
-    try:
-        return json.loads(Path(trace).read_bytes(), "the trace")
-    except FileNotFoundError:
-        return None
-
-
-# --- what is made for it, and taken away
+# --- temporary objects and signals
 
 
 @contextmanager
 def temporary_netns() -> Iterator[str]:
-    """Make a network namespace, for the time of the block."""
+    """Make a network namespace for the time of the block."""
     from pyroute2 import netns
 
     name = f"sriov-fast-trace-{os.getpid()}"
     path = f"{_NETNS}/{name}"
     try:
         try:
-            with _undisturbed():
+            with _signals_deferred():
                 netns.create(name)
         except OSError as error:
             raise EnvError(
@@ -287,14 +250,14 @@ def temporary_netns() -> Iterator[str]:
             ) from error
         yield path
     finally:
-        with _undisturbed():
+        with _signals_deferred():
             if os.path.exists(path):
                 netns.remove(name)
 
 
 @contextmanager
 def _directory() -> Iterator[str]:
-    """Make a directory that a resident server sees, too: its /tmp may be another."""
+    """Make a directory that the resident server sees as well: its /tmp may be another one."""
     path = paths.private_directory(paths.from_environment().run, f"trace-{os.getpid()}")
     try:
         yield path
@@ -303,8 +266,8 @@ def _directory() -> Iterator[str]:
 
 
 @contextmanager
-def _terminated_like_interrupted() -> Iterator[None]:
-    """Take SIGTERM and SIGHUP for a Ctrl-C, so that what was made is taken away."""
+def _ending_as_interrupt() -> Iterator[None]:
+    """Raise KeyboardInterrupt on SIGTERM and SIGHUP, so that the temporary objects are removed."""
     before = {number: signal.signal(number, signal.default_int_handler) for number in _ENDING}
     try:
         yield
@@ -314,8 +277,8 @@ def _terminated_like_interrupted() -> Iterator[None]:
 
 
 @contextmanager
-def _undisturbed() -> Iterator[None]:
-    """Put off what would end us, for things that are bounded in time and must be done."""
+def _signals_deferred() -> Iterator[None]:
+    """Block the signals that end this process during work of bounded time."""
     before = signal.pthread_sigmask(signal.SIG_BLOCK, _ENDING)
     try:
         yield
@@ -326,33 +289,21 @@ def _undisturbed() -> Iterator[None]:
 # --- showing
 
 
-def _put_out(shown: list[Waterfall], picture: str | None, figures: str | None) -> None:
-    if picture == figures == "-":
-        raise ConfigError("--svg - --json -: stdout is one", "give one of them a file")
+def _show(items: list[Waterfall], picture: str | None, figures: str | None) -> None:
     if "-" not in (picture, figures):
-        print("\n\n".join(_text(item) for item in shown))
+        width, colours = (
+            shutil.get_terminal_size().columns,
+            sys.stdout.isatty() and not os.environ.get("NO_COLOR"),
+        )
+        print("\n\n".join(waterfall.text(item, width, colours=colours) for item in items))
     if picture:
-        _write(picture, waterfall.svg(shown))
+        _write(picture, waterfall.svg(items))
     if figures:
-        import orjson
-
-        document = {"waterfalls": [waterfall.plain(item) for item in shown]}
-        _write(figures, orjson.dumps(document, option=orjson.OPT_INDENT_2).decode() + "\n")
+        _write(figures, output.json_text({"waterfalls": [waterfall.plain(item) for item in items]}))
 
 
-def _text(item: Waterfall) -> str:
-    out = sys.stdout
-    try:
-        "█▓▒░▚".encode(out.encoding or "ascii")
-        blocks = True
-    except UnicodeEncodeError:
-        blocks = False
-    colours = out.isatty() and not os.environ.get("NO_COLOR")
-    return waterfall.text(item, shutil.get_terminal_size().columns, colours=colours, blocks=blocks)
-
-
-def _write(file: str, text: str) -> None:
+def _write(file: str, content: str) -> None:
     if file == "-":
-        sys.stdout.write(text)
+        sys.stdout.write(content)
     else:
-        Path(file).write_text(text, encoding="utf-8")
+        Path(file).write_text(content, encoding="utf-8")

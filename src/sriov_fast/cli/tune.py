@@ -1,8 +1,7 @@
-"""``sriov-fast tune``: kernel settings that a move between namespaces waits for; shown, set, and put back.
+"""``sriov-fast tune``: show, set and restore the kernel settings that a move between namespaces depends on.
 
-Nothing is set unless asked for. What was there before is written down first, in ``tuned.json`` under
-``/run/sriov-fast``; like the settings themselves that does not outlive a reboot. What each setting was
-measured to do is in docs/tuning.md.
+Nothing is set unless requested. The old values are first written to ``tuned.json`` under ``/run/sriov-fast``;
+like the settings themselves they do not survive a reboot. docs/tuning.md has the measured effects.
 """
 
 from __future__ import annotations
@@ -12,22 +11,23 @@ import os
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
+from sriov_fast.cli import output
+from sriov_fast.cli.doctor import read_text
 from sriov_fast.common import json, paths
-from sriov_fast.common.errors import ConfigError, DecodeError, FileError, SriovError
+from sriov_fast.common.errors import ConfigError, DecodeError, FileError
 from sriov_fast.common.paths import Roots
 from sriov_fast.vf import locks
 
 _STATE = "tuned.json"
-_FORGET = "delete it to forget what was there before"
+_FORGET = "delete it to forget the old values"
 
 
 class Setting(NamedTuple):
-    """One value of the kernel: its file below /sys, what we would set, and what that does.
+    """A value of the kernel: its file below /sys, the recommended value and its effect.
 
-    ``matters`` where any other value makes an ADD slower; ``default`` where we set it without being asked for
-    it by name, since it costs little.
+    ``matters``: any other value makes an ADD slower. ``default``: ``--apply`` without names sets it.
     """
 
     name: str
@@ -43,48 +43,64 @@ SETTINGS = (
         "rcu-first-fqs",
         "module/rcutree/parameters/jiffies_till_first_fqs",
         "0",
-        True,
-        True,
-        "the kernel looks for the end of an RCU grace period at once, not a tick later",
+        matters=True,
+        default=True,
+        effect="the kernel checks for the end of an RCU grace period at once, not a tick later",
     ),
     Setting(
         "rcu-next-fqs",
         "module/rcutree/parameters/jiffies_till_next_fqs",
         "1",
-        True,
-        True,
-        "... and again every tick (of use where HZ is above 250)",
+        matters=True,
+        default=True,
+        effect="... and again every tick (useful with HZ above 250)",
     ),
     Setting(
         "rcu-normal",
         "kernel/rcu_normal",
         "0",
-        True,
-        False,
-        "1 forbids expedited grace periods, which makes a move three times as long",
+        matters=True,
+        default=False,
+        effect="1 forbids expedited grace periods, which makes a move three times as long",
     ),
     Setting(
         "rcu-expedited",
         "kernel/rcu_expedited",
         "1",
-        False,
-        False,
-        "expedites every wait for RCU; a move does not gain by it, and CPUs are interrupted",
+        matters=False,
+        default=False,
+        effect="expedites every wait for RCU; a move does not gain by it, and CPUs are interrupted",
     ),
 )
 _BY_NAME = {setting.name: setting for setting in SETTINGS}
 
 
 class State(NamedTuple):
-    """A setting as it is here: ``now`` None where this kernel has none; ``before`` None where we set none."""
+    """A setting on this machine: its current value, None without such a file; the old value if we set it."""
 
     setting: Setting
     now: str | None
     before: str | None
 
+    def level(self) -> str:
+        """Return the mark of the line: set by ``--apply``, good, or slow."""
+        if self.before is not None:
+            return "SET"
+        if self.now is None or not self.setting.matters:
+            return ""
+        return "OK" if self.now == self.setting.value else "SLOW"
+
+    def shown(self) -> str:
+        """Return the value as the terminal shows it."""
+        if self.now is None:
+            return "not in this kernel"
+        if self.before is not None:
+            return f"{self.now} (was {self.before})"
+        return self.now if self.now == self.setting.value else f"{self.now}, not {self.setting.value}"
+
 
 class Advice(NamedTuple):
-    """What is shown and never set."""
+    """A value that is shown and never set."""
 
     name: str
     now: str
@@ -96,70 +112,77 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     summary = "show kernel settings that an ADD waits for; set them and put them back when asked to"
     parser = subparsers.add_parser("tune", help=summary, description=summary)
     default = ", ".join(setting.name for setting in SETTINGS if setting.default)
-    what = parser.add_mutually_exclusive_group()
-    what.add_argument("--apply", nargs="*", metavar="NAME", help=f"set these (default: {default})")
-    what.add_argument("--restore", action="store_true", help="put back what was there before --apply")
+    action = parser.add_mutually_exclusive_group()
+    action.add_argument("--apply", nargs="*", metavar="NAME", help=f"set these (default: {default})")
+    action.add_argument("--restore", action="store_true", help="restore the values before --apply")
     parser.add_argument("--json", action="store_true", help="print JSON")
     parser.set_defaults(run=_run)
 
 
 def _run(args: argparse.Namespace) -> int:
-    here = Tuning(paths.from_environment())
+    tuning = Tuning(paths.from_environment())
     faults: list[str] = []
-    try:
-        if args.apply is not None:
-            faults = here.apply(args.apply)
-        elif args.restore:
-            faults = here.restore()
-        states, advice = here.states(), list(here.advice())
-    except SriovError as error:
-        print(f"sriov-fast tune: {error.msg}; {error.details}", file=sys.stderr)
-        return 1
+    if args.apply is not None:
+        faults = tuning.apply(args.apply)
+    elif args.restore:
+        faults = tuning.restore()
+    states, advice = tuning.states(), list(tuning.advice())
     for text in faults:
         print(f"sriov-fast tune: {text}", file=sys.stderr)
     if args.json:
-        _print_json(states, advice)
+        settings = [state.setting._asdict() | {"now": state.now, "before": state.before} for state in states]
+        output.print_json({"settings": settings, "advice": [item._asdict() for item in advice]})
     else:
         print("\n".join(_lines(states, advice)))
     return int(bool(faults))
 
 
+def _lines(states: list[State], advice: list[Advice]) -> Iterator[str]:
+    width = max(len(name) for name in (*_BY_NAME, *(item.name for item in advice)))
+    for state in states:
+        yield f"{state.level():<4}  {state.setting.name:<{width}}  {state.shown()}: {state.setting.effect}"
+    for item in advice:
+        yield f"      {item.name:<{width}}  {item.now}: {item.text}"
+    slow = [state.setting.name for state in states if state.level() == "SLOW"]
+    if slow:
+        yield f"to set the marked ones, see docs/tuning.md, then: sriov-fast tune --apply {' '.join(slow)}"
+
+
 class Tuning:
     """The settings of one machine."""
 
-    def __init__(self, where: Roots, dev: str = "/dev") -> None:
-        self.sys = Path(where.sys)
-        self.proc = Path(where.proc)
+    def __init__(self, roots: Roots, dev: str = "/dev") -> None:
+        self.sys = Path(roots.sys)
+        self.proc = Path(roots.proc)
         self.dev = Path(dev)
-        self.run = Path(where.run)
+        self.run = roots.run
+        self._state = Path(roots.run, _STATE)
 
-    # --- looking
+    # --- reading
 
     def states(self) -> list[State]:
-        """Return every setting as it is."""
+        """Return every setting with its values."""
         before = self._recorded()
         return [State(item, self._read(item), before.get(item.name)) for item in SETTINGS]
 
     def advice(self) -> Iterator[Advice]:
-        """Return what else has a say. What is not here is left out."""
+        """Return the other values that an ADD depends on, without those that do not exist here."""
         paths = self.sys.glob("devices/system/cpu/cpu*/cpufreq/scaling_governor")
-        governors = {_text(path) for path in paths}
+        governors = ", ".join(sorted(filter(None, set(map(read_text, paths)))))
         if governors:
-            found = ", ".join(sorted(filter(None, governors)))
-            yield Advice("cpufreq governor", found, "performance: no wait for the clock to rise")
-        idle = _text(self.sys / "devices/system/cpu/cpuidle/current_governor")
+            yield Advice("cpufreq governor", governors, "performance: no wait for the clock to rise")
+        idle = read_text(self.sys / "devices/system/cpu/cpuidle/current_governor")
         if idle:
             yield Advice("cpuidle governor", idle, "deep sleep states make each wake-up of an ADD longer")
         latency = _latency(self.dev / "cpu_dma_latency")
         if latency is not None:
             text = "the longest wake-up allowed; a process that holds this file open lowers it"
             yield Advice("cpu_dma_latency", f"{latency} us", text)
-        offloaded = _offloaded(_text(self.proc / "cmdline"))
         text = "rcu_nocbs=all at the boot: a move then does not wait for the tick (docs/tuning.md)"
-        yield Advice("RCU callbacks", offloaded, text)
-        dad = _text(self.proc / "sys/net/ipv6/conf/default/accept_dad")
+        yield Advice("RCU callbacks", _offloaded(read_text(self.proc / "cmdline")), text)
+        dad = read_text(self.proc / "sys/net/ipv6/conf/default/accept_dad")
         if dad:
-            text = "for link-local addresses alone: those of IPAM need no duplicate address detection"
+            text = "only for link-local addresses: those of IPAM need no duplicate address detection"
             yield Advice("IPv6 accept_dad", dad, text)
 
     def _read(self, setting: Setting) -> str | None:
@@ -174,11 +197,15 @@ class Tuning:
     # --- changing
 
     def apply(self, names: Sequence[str]) -> list[str]:
-        """Set these, or the default ones; return what went wrong."""
-        chosen = _chosen(names)
+        """Set these settings, or the default ones; return the faults."""
+        unknown = [name for name in names if name not in _BY_NAME]
+        if unknown:
+            raise ConfigError(f"no setting named {', '.join(unknown)}", f"there are {', '.join(_BY_NAME)}")
         faults = []
         with self._locked():
-            for setting in chosen:
+            for setting in SETTINGS:
+                if not (setting.name in names if names else setting.default):
+                    continue
                 now = self._read(setting)
                 if now is not None:
                     faults += self._change(setting, now)
@@ -187,7 +214,7 @@ class Tuning:
         return faults
 
     def _change(self, setting: Setting, now: str) -> list[str]:
-        """Set one that is ``now`` something else; what was there before us is written down first."""
+        """Record the value ``now`` unless an older one is recorded, then set the recommended one."""
         if now == setting.value:
             return []
         known = self._recorded()
@@ -198,7 +225,7 @@ class Tuning:
         return faults
 
     def restore(self) -> list[str]:
-        """Put back everything that was set; return what went wrong."""
+        """Restore every recorded value; return the faults."""
         faults: list[str] = []
         with self._locked():
             left = self._recorded()
@@ -213,7 +240,7 @@ class Tuning:
     def _set(self, setting: Setting, value: str) -> list[str]:
         path = self.sys / setting.file
         try:
-            # No creation: on a wrong tree a file would be made that means nothing.
+            # without O_CREAT: in a wrong tree no file must appear
             descriptor = os.open(path, os.O_WRONLY | os.O_TRUNC | os.O_CLOEXEC)
             try:
                 os.write(descriptor, value.encode())
@@ -226,66 +253,45 @@ class Tuning:
         kept = self._read(setting)
         return [] if kept == value else [f"{setting.name}: the kernel made {kept} of {value}"]
 
-    # --- what was there before
-
-    @property
-    def _state(self) -> Path:
-        return self.run / _STATE
+    # --- the old values
 
     def _boot(self) -> str:
-        return _text(self.proc / "sys/kernel/random/boot_id")
+        return read_text(self.proc / "sys/kernel/random/boot_id")
 
     def _recorded(self) -> dict[str, str]:
-        """Return the values before, by name; of another boot none, for the kernel has forgotten ours, too."""
+        """Return the old values by name; those of an earlier boot are dropped, as the kernel did."""
         try:
             document = json.loads(self._state.read_bytes())
-        except FileNotFoundError:
-            return {}
-        except PermissionError:
-            return {}  # only root may look there; the values themselves are for everybody
+        except (FileNotFoundError, PermissionError):
+            return {}  # only root may read it; the settings themselves are readable by everybody
         except (OSError, DecodeError) as error:
             raise FileError(f"{self._state} cannot be read: {error}", _FORGET) from error
         values = document.get("before") if isinstance(document, dict) else None
         if not isinstance(values, dict) or not all(isinstance(value, str) for value in values.values()):
-            raise FileError(f"{self._state} is not as we write it", _FORGET)
+            raise FileError(f"{self._state} has an unknown format", _FORGET)
         if document.get("boot") != self._boot():
             return {}
         return {name: value for name, value in values.items() if name in _BY_NAME}
 
     def _record(self, before: dict[str, str]) -> None:
         try:
-            if not before:
+            if before:
+                document = json.text({"boot": self._boot(), "before": before})
+                output.replace_file(self._state, document.encode(), 0o600)
+            else:
                 self._state.unlink(missing_ok=True)
-                return
-            temporary = self._state.with_suffix(".new")
-            temporary.write_text(json.text({"boot": self._boot(), "before": before}))
-            temporary.replace(self._state)
         except OSError as error:
             raise FileError(f"{error.filename}: {error.strerror}", "nothing more was set") from error
 
     def _locked(self) -> locks.Lock:
-        """Keep others that tune away."""
-        return locks.acquire(str(self.run), "tune", "sriov-fast tune")
-
-
-def _chosen(names: Sequence[str]) -> list[Setting]:
-    wrong = [name for name in names if name not in _BY_NAME]
-    if wrong:
-        raise ConfigError(f"no setting named {', '.join(wrong)}", f"there are {', '.join(_BY_NAME)}")
-    return [item for item in SETTINGS if (item.name in names if names else item.default)]
-
-
-def _text(path: Path) -> str:
-    try:
-        return path.read_text().strip()
-    except (OSError, UnicodeDecodeError):
-        return ""
+        """Lock the settings against another ``tune``."""
+        return locks.acquire(self.run, "tune", "sriov-fast tune")
 
 
 def _offloaded(command_line: str) -> str:
-    """Say which CPUs have RCU callbacks run by threads (kernel-parameters.txt; nohz_full= implies it)."""
-    words = {name: value for name, _, value in (word.partition("=") for word in command_line.split())}
-    named = [f"{name}={words[name]}" for name in ("rcu_nocbs", "nohz_full") if name in words]
+    """Return the options that offload RCU callbacks (kernel-parameters.txt; nohz_full= implies it)."""
+    options = dict(word.partition("=")[::2] for word in command_line.split())
+    named = [f"{name}={options[name]}" for name in ("rcu_nocbs", "nohz_full") if name in options]
     return ", ".join(named) or "at the tick"
 
 
@@ -297,46 +303,3 @@ def _latency(path: Path) -> int | None:
     except OSError:
         return None
     return int.from_bytes(data, sys.byteorder, signed=True) if len(data) == 4 else None
-
-
-# --- showing
-
-
-def _lines(states: list[State], advice: list[Advice]) -> Iterator[str]:
-    width = max(len(name) for name in (*_BY_NAME, *(item.name for item in advice)))
-    for state in states:
-        yield f"{_level(state):<4}  {state.setting.name:<{width}}  {_value(state)}: {state.setting.effect}"
-    for item in advice:
-        yield f"      {item.name:<{width}}  {item.now}: {item.text}"
-    slow = [state.setting.name for state in states if _level(state) == "SLOW"]
-    if slow:
-        yield f"to set what is marked, see docs/tuning.md, then: sriov-fast tune --apply {' '.join(slow)}"
-
-
-def _level(state: State) -> str:
-    """Mark what we have set, and what makes an ADD slower."""
-    if state.before is not None:
-        return "SET"
-    if state.now is None or not state.setting.matters:
-        return ""
-    return "OK" if state.now == state.setting.value else "SLOW"
-
-
-def _value(state: State) -> str:
-    if state.now is None:
-        return "not in this kernel"
-    if state.before is not None:
-        return f"{state.now} (was {state.before})"
-    return state.now if state.now == state.setting.value else f"{state.now}, not {state.setting.value}"
-
-
-def _print_json(states: list[State], advice: list[Advice]) -> None:
-    import orjson
-
-    document: dict[str, Any] = {
-        "settings": [
-            state.setting._asdict() | {"now": state.now, "before": state.before} for state in states
-        ],
-        "advice": [item._asdict() for item in advice],
-    }
-    sys.stdout.write(orjson.dumps(document, option=orjson.OPT_INDENT_2).decode() + "\n")

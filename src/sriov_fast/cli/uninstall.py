@@ -1,15 +1,13 @@
-"""``sriov-fast uninstall``: take back everything that ``sriov-fast install`` set up on this machine."""
+"""``sriov-fast uninstall``: remove everything that ``sriov-fast install`` set up on this machine."""
 
 from __future__ import annotations
 
 import argparse
-import shlex
-import subprocess
-import sys
 from pathlib import Path
 
 from sriov_fast.cli import install, units, unmanaged
 from sriov_fast.common import paths
+from sriov_fast.common.errors import BusyError
 from sriov_fast.vf.journal import Journal
 
 
@@ -17,13 +15,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     """Register ``uninstall``."""
     summary = "stop the resident server, remove its units and the plugin's executables"
     parser = subparsers.add_parser("uninstall", help=summary, description=summary)
-    parser.add_argument(
-        "--bin-dir",
-        type=Path,
-        default=Path(install.PLUGIN_DIRECTORY),
-        metavar="DIR",
-        help=f"directory of the CNI plugins ({install.PLUGIN_DIRECTORY})",
-    )
+    install.add_bin_dir(parser)
     parser.add_argument(
         "--unit-dir",
         type=Path,
@@ -37,28 +29,18 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     parser.set_defaults(run=_run)
 
 
-def _run(args: argparse.Namespace) -> int:
-    here = paths.from_environment()
-    attached = len(Journal(here.run, here.proc).taken())
+def _run(args: argparse.Namespace) -> None:
+    roots = paths.from_environment()
+    attached = len(Journal(roots.run, roots.proc).taken())
     if attached and not args.force:
-        print(
-            f"sriov-fast uninstall: {attached} VFs are attached to pods, and their DEL needs the plugin: "
+        raise BusyError(
+            f"{attached} VFs are attached to pods, and their DEL needs the plugin",
             "drain the node first, or use --force",
-            file=sys.stderr,
         )
-        return 1
-    try:
-        units.remove(args.unit_dir)
-        for name in install.PROGRAMS:
-            _remove(args.bin_dir / name)
-        unmanaged.remove()
-    except OSError as error:
-        print(f"sriov-fast uninstall: {error.filename}: {error.strerror}", file=sys.stderr)
-        return 1
-    except subprocess.CalledProcessError as error:
-        print(f"sriov-fast uninstall: {shlex.join(error.cmd)} failed; see journalctl -xe", file=sys.stderr)
-        return 1
-    return 0
+    units.remove(args.unit_dir)
+    for name in install.PROGRAMS:
+        _remove(args.bin_dir / name)
+    unmanaged.remove()
 
 
 def _remove(program: Path) -> None:

@@ -1,15 +1,19 @@
 """The systemd units of the resident server: write, start, stop and remove them.
 
-systemd makes the socket and hands it over (sd_listen_fds), so calls wait there while the server starts or
+systemd makes the socket and passes it (sd_listen_fds), so calls wait in the socket while the server starts or
 restarts. The server notifies systemd when it is ready and when it stops (sd_notify).
 """
 
 from __future__ import annotations
 
 import os
+import shlex
 import subprocess
 import sys
 from pathlib import Path
+
+from sriov_fast.cli import output
+from sriov_fast.common.errors import SriovError
 
 DIRECTORY = Path("/etc/systemd/system")
 _RUNNING = Path("/run/systemd/system")  # sd_booted(3)
@@ -17,8 +21,7 @@ _MARK = "# Written by sriov-fast install"
 SOCKET = "sriov-fast.socket"
 SERVICE = "sriov-fast.service"
 
-# No RuntimeDirectory= in the service: with it systemd would empty /run/sriov-fast at each stop, which has the
-# journal.
+# No RuntimeDirectory= in the service: at a stop systemd would empty /run/sriov-fast, which has the journal.
 _SOCKET_UNIT = """\
 # Written by sriov-fast install.
 [Unit]
@@ -35,8 +38,8 @@ RemoveOnStop=yes
 WantedBy=sockets.target
 """
 
-# IPAM plugins are children of the server, and it enters network namespaces: so no namespaces of its own, no
-# read-only file systems, and no capabilities withheld but those that have nothing to do with networks.
+# IPAM plugins are children of the server, and the server enters network namespaces. Hence it has no
+# namespaces of its own, no read-only file systems, and all capabilities that may concern networks.
 _SERVICE_UNIT = """\
 # Written by sriov-fast install.
 [Unit]
@@ -49,7 +52,7 @@ Type=notify
 NotifyAccess=main
 ExecStart={command} serve
 Restart=on-failure
-# At a stop the server first ends the calls that it has begun, and they wait for locks and for IPAM.
+# At a stop the server finishes the running calls, which may wait for locks and for IPAM.
 KillMode=mixed
 TimeoutStopSec=90
 LimitNOFILE=65536
@@ -75,14 +78,14 @@ def write(directory: Path) -> None:
     """Write the socket's and the service's unit."""
     directory.mkdir(parents=True, exist_ok=True)
     for name, text in ((SOCKET, _SOCKET_UNIT), (SERVICE, service())):
-        _replace(directory / name, text)
+        output.replace_file(directory / name, os.fsencode(text), 0o644)
         print(f"wrote {directory / name}")
 
 
 def start() -> None:
     """Enable both units and start the server of this installation, in place of an older one.
 
-    Calls wait in the socket meanwhile. Raises subprocess.CalledProcessError where systemctl fails.
+    Calls wait in the socket meanwhile. Raises SriovError if systemctl fails.
     """
     _systemctl("daemon-reload")
     _systemctl("enable", "--now", SOCKET)
@@ -92,7 +95,7 @@ def start() -> None:
 
 
 def remove(directory: Path) -> None:
-    """Stop and disable the units of ours in ``directory``, and remove their files."""
+    """Stop and disable the units that ``install`` wrote to ``directory``, and remove their files."""
     ours = [name for name in (SERVICE, SOCKET) if is_ours(directory / name)]
     if not ours:
         return
@@ -106,12 +109,14 @@ def remove(directory: Path) -> None:
 
 
 def is_ours(unit: Path) -> bool:
-    """Return whether ``install`` wrote this unit; an administrator's own file of that name is not ours."""
+    """Return whether ``install`` wrote this unit, and not an administrator."""
     return unit.is_file() and unit.read_text(errors="replace").startswith(_MARK)
 
 
-def _systemctl(*words: str) -> None:
-    subprocess.run(["systemctl", "--quiet", *words], check=True, stdin=subprocess.DEVNULL)
+def _systemctl(*arguments: str) -> None:
+    argv = ["systemctl", "--quiet", *arguments]
+    if subprocess.run(argv, check=False, stdin=subprocess.DEVNULL).returncode:
+        raise SriovError(f"{shlex.join(argv)} failed", "see journalctl -xe")
 
 
 def service() -> str:
@@ -120,21 +125,14 @@ def service() -> str:
 
 
 def _command() -> list[str]:
-    """Return the words that start ``sriov-fast`` of this environment."""
-    beside = Path(sys.executable).with_name("sriov-fast")
-    return [str(beside)] if beside.exists() else [sys.executable, "-IXutf8", "-m", "sriov_fast.cli"]
+    """Return the argv of ``sriov-fast`` in this environment."""
+    script = Path(sys.executable).with_name("sriov-fast")
+    return [str(script)] if script.exists() else [sys.executable, "-IXutf8", "-m", "sriov_fast.cli"]
 
 
-def _quoted(word: str) -> str:
-    """Quote a word of ExecStart= (systemd.service(5), "Command lines")."""
-    if "\n" in word:
-        raise ValueError(f"a path has a line break: {word!r}")
-    plain = word.replace("\\", "\\\\").replace('"', '\\"').replace("%", "%%").replace("$", "$$")
-    return f'"{plain}"' if plain != word or any(char in word for char in " \t';") else word
-
-
-def _replace(path: Path, text: str) -> None:
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    temporary.write_bytes(os.fsencode(text))
-    temporary.chmod(0o644)  # whatever the umask
-    temporary.replace(path)
+def _quoted(argument: str) -> str:
+    """Quote an argument of ExecStart= (systemd.service(5), "Command lines")."""
+    if "\n" in argument:
+        raise ValueError(f"a path has a line break: {argument!r}")
+    escaped = argument.replace("\\", "\\\\").replace('"', '\\"').replace("%", "%%").replace("$", "$$")
+    return f'"{escaped}"' if escaped != argument or any(char in argument for char in " \t';") else argument

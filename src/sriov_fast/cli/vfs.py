@@ -1,4 +1,4 @@
-"""``sriov-fast vfs``: which VFs there are, and whose they are."""
+"""``sriov-fast vfs``: show the VFs and their owners."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import sys
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from sriov_fast.cli import machine
+from sriov_fast.cli import machine, output
 from sriov_fast.cli.warm import Warmth
 from sriov_fast.common import paths, table
 from sriov_fast.common.record import Vf
@@ -25,21 +25,21 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
 
 
 def _run(args: argparse.Namespace) -> int:
-    here = paths.from_environment()
-    owned = machine.owners(here)
-    strays = {record.pci: why for record, why in machine.strays(here)}
-    warm = Warmth(here).marked()
+    roots = paths.from_environment()
+    owned = machine.owners(roots)
+    strays = {record.pci: why for record, why in machine.strays(roots)}
+    warm = Warmth(roots).marked()
     pfs = []
     status = 0
-    for name in args.pf or machine.pf_names(here):
+    for name in args.pf or machine.pf_names(roots):
         try:
-            pfs.append(machine.pf(name, here))
+            pfs.append(machine.pf(name, roots))
         except (OSError, ValueError) as error:
             why = (error.strerror if isinstance(error, OSError) else None) or error
             print(f"sriov-fast vfs: {name} is no PF with SR-IOV: {why}", file=sys.stderr)
             status = 1
     if args.json:
-        _print_json(pfs, owned, strays, warm)
+        output.print_json([_plain(pf, owned, strays, warm) for pf in pfs])
     elif pfs:
         print("\n".join(table.lines([_HEADER, *_rows(pfs, owned, strays, warm)])))
     elif not status:
@@ -63,25 +63,17 @@ def _rows(
             yield (pf.name, str(vf.index), vf.pci, vf.driver or "-", vf.netdev or "-", numa, owner)
 
 
-def _print_json(
-    pfs: Iterable[machine.Pf], owned: machine.Owners, strays: dict[str, str], warm: set[str]
-) -> None:
-    import orjson
-
-    document = [
-        {
-            "pf": pf.name,
-            "total": pf.total,
-            "vfs": [_plain(vf, owned, strays) | {"warm": vf.pci in warm} for vf in pf.vfs],
-        }
-        for pf in pfs
-    ]
-    sys.stdout.write(orjson.dumps(document, option=orjson.OPT_INDENT_2).decode() + "\n")
+def _plain(pf: machine.Pf, owned: machine.Owners, strays: dict[str, str], warm: set[str]) -> dict[str, Any]:
+    return {
+        "pf": pf.name,
+        "total": pf.total,
+        "vfs": [_plain_vf(vf, owned, strays) | {"warm": vf.pci in warm} for vf in pf.vfs],
+    }
 
 
-def _plain(vf: Vf, owned: machine.Owners, strays: dict[str, str]) -> dict[str, Any]:
-    plain = vf.as_dict()
+def _plain_vf(vf: Vf, owned: machine.Owners, strays: dict[str, str]) -> dict[str, Any]:
     owner = owned.get(vf.pci)
-    plain["owner"] = {"containerID": owner[0], "ifname": owner[1]} if owner else None
-    plain["stray"] = strays.get(vf.pci)  # why it waits for `sriov-fast release`
-    return plain
+    return vf.as_dict() | {
+        "owner": {"containerID": owner[0], "ifname": owner[1]} if owner else None,
+        "stray": strays.get(vf.pci),  # the reason to run `sriov-fast release`
+    }

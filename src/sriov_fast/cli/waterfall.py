@@ -1,7 +1,7 @@
-"""What one execution of the plugin spent its time on, as text, SVG and JSON.
+"""The steps of one execution of the plugin, as text, SVG and JSON.
 
-The model is ``Waterfall``: spans of CLOCK_MONOTONIC between the start of the executable and its end. What the
-plugin itself measured comes from the document that it writes where ``SRIOV_FAST_TRACE`` says.
+The model is ``Waterfall``: spans of CLOCK_MONOTONIC between the start and the end of the executable. The
+plugin itself measures its steps and writes them to the file that ``SRIOV_FAST_TRACE`` names.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import math
 from collections.abc import Iterator, Sequence
 from itertools import pairwise
 from typing import Any, NamedTuple
-from xml.etree import ElementTree
+from xml.sax.saxutils import escape, quoteattr
 
 from sriov_fast.common.errors import DecodeError
 
@@ -21,23 +21,22 @@ OURS, OTHER = "ours", "other"
 
 
 class Look(NamedTuple):
-    """How one kind of span is drawn, and what the legend says of it."""
+    """The colours and the block of one kind of span, and its name in the legend."""
 
     colour: str
     ansi: int
     block: str
-    ascii: str
     text: str
 
 
-# In the order in which a moment counts where spans overlap: what makes us wait first. The colours are told
-# apart by colour-blind people, too (Okabe and Ito), the blocks by anybody without colours.
+# If spans overlap, a moment counts for the first kind in this order. The colours differ for colour-blind
+# readers as well (Okabe and Ito), the blocks without colours.
 LOOKS = {
-    "kernel": Look("#d55e00", 31, "█", "#", "kernel"),
-    OURS: Look("#0072b2", 34, "▓", "=", "plugin"),
-    "ipam": Look("#009e73", 32, "▒", "+", "IPAM"),
-    "process": Look("#8c8c8c", 90, "░", "-", "process start and end"),
-    OTHER: Look("#cc79a7", 35, "▚", "*", "other"),
+    "kernel": Look("#d55e00", 31, "█", "kernel"),
+    OURS: Look("#0072b2", 34, "▓", "plugin"),
+    "ipam": Look("#009e73", 32, "▒", "IPAM"),
+    "process": Look("#8c8c8c", 90, "░", "process start and end"),
+    OTHER: Look("#cc79a7", 35, "▚", "other"),
 }
 
 
@@ -51,14 +50,19 @@ class Span(NamedTuple):
 
     @property
     def look(self) -> Look:
-        """How it is drawn."""
+        """The look of its kind."""
         return LOOKS.get(self.kind, LOOKS[OTHER])
+
+    @property
+    def spent(self) -> str:
+        """Its length in milliseconds."""
+        return milliseconds(self.end - self.start)
 
 
 class Waterfall(NamedTuple):
-    """One execution: its spans in the order in which they began, between ``begin`` and ``end``.
+    """One execution between ``begin`` and ``end``: its spans in the order of their start.
 
-    ``totals`` has how long it and those took that it stands for, the shortest first.
+    ``totals`` has the lengths of all repetitions, the shortest first.
     """
 
     verb: str
@@ -70,41 +74,62 @@ class Waterfall(NamedTuple):
 
     @property
     def total(self) -> int:
-        """How long it took, in nanoseconds."""
+        """Its length in nanoseconds."""
         return self.end - self.begin
 
-    def shares(self) -> dict[str, int]:
-        """Return the nanoseconds of each kind, the whole in all.
+    @property
+    def heading(self) -> str:
+        """Verb, mode and length; of several repetitions the range."""
+        mode = f", {self.mode}" if self.mode else ""
+        spread = ""
+        if len(self.totals) > 1:
+            least, most = milliseconds(self.totals[0]), milliseconds(self.totals[-1])
+            spread = f" (median of {len(self.totals)}: {least} to {most})"
+        return f"{self.verb}{mode}: {milliseconds(self.total)} ms{spread}"
 
-        A moment counts once, for the first kind in the order of LOOKS; one that no span has is the plugin's.
+    def shares(self) -> dict[str, int]:
+        """Return the nanoseconds of each kind; their sum is the total.
+
+        A moment counts once, for the first kind in the order of LOOKS; a moment without a span is the
+        plugin's.
         """
         edges = sorted({self.begin, self.end, *(edge for span in self.spans for edge in span[2:])})
-        found = dict.fromkeys(LOOKS, 0)
+        shares = dict.fromkeys(LOOKS, 0)
         for start, end in pairwise(edges):
             if self.begin <= start < self.end:
-                kinds = {_kind(span) for span in self.spans if span.start <= start < span.end}
-                found[next((kind for kind in LOOKS if kind in kinds), OURS)] += end - start
-        return {kind: spent for kind, spent in found.items() if spent}
+                kinds = {
+                    span.kind if span.kind in LOOKS else OTHER
+                    for span in self.spans
+                    if span.start <= start < span.end
+                }
+                shares[next((kind for kind in LOOKS if kind in kinds), OURS)] += end - start
+        return {kind: spent for kind, spent in shares.items() if spent}
+
+    def legend(self) -> Iterator[tuple[Look, str]]:
+        """Yield look and text of each kind's share."""
+        for kind, spent in self.shares().items():
+            percent = round(100 * spent / self.total) if self.total else 0
+            yield LOOKS[kind], f"{LOOKS[kind].text} {milliseconds(spent)} ms ({percent} %)"
 
 
 def median(items: Sequence[Waterfall]) -> Waterfall:
-    """Return the one of median length (of two in the middle the shorter), standing for all."""
+    """Return the one of median length (of two in the middle the shorter), with the lengths of all."""
     by_length = sorted(items, key=lambda item: item.total)
-    totals = tuple(item.total for item in by_length)
-    return by_length[(len(items) - 1) // 2]._replace(totals=totals)
+    return by_length[(len(items) - 1) // 2]._replace(totals=tuple(item.total for item in by_length))
 
 
-def _kind(span: Span) -> str:
-    return span.kind if span.kind in LOOKS else OTHER
+def milliseconds(spent: int) -> str:
+    """Return nanoseconds as milliseconds for the reader."""
+    return f"{spent / _MS:.2f}"
 
 
-# --- from what the plugin wrote
+# --- the plugin's document
 
 
 def assemble(document: object, verb: str, begin: int, end: int) -> Waterfall:
-    """Put the plugin's spans between the start and the end of its process; DecodeError where they are none.
+    """Put the plugin's spans between the start and the end of its process. Raises DecodeError.
 
-    ``document`` is None where the plugin wrote nothing: then there is one span, the process.
+    ``document`` is None if the plugin wrote none: then one span is the whole process.
     """
     if document is None:
         return Waterfall(verb, "", begin, end, (Span("the whole process", "process", begin, end),))
@@ -118,7 +143,7 @@ def assemble(document: object, verb: str, begin: int, end: int) -> Waterfall:
 
 
 def _clipped(span: Span, begin: int, end: int) -> Span:
-    """Cut off what the caller did not wait for."""
+    """Return the part of a span that the caller waited for."""
     start = min(max(span.start, begin), end)
     return span._replace(start=start, end=min(max(span.end, start), end))
 
@@ -134,33 +159,21 @@ def _read(document: object) -> tuple[list[Span], str]:
     return [_span(item, f"spans[{at}]") for at, item in enumerate(spans)], str(document.get("mode") or "")
 
 
-def _span(item: object, where: str) -> Span:
-    if isinstance(item, dict):
-        name, kind = item.get("name"), item.get("kind")
-        start, end = item.get("start_ns"), item.get("end_ns")
-        if (
-            isinstance(name, str)
-            and isinstance(kind, str)
-            and isinstance(start, int)
-            and isinstance(end, int)
-        ):
+def _span(item: object, key: str) -> Span:
+    match item:
+        case {"name": str(name), "kind": str(kind), "start_ns": int(start), "end_ns": int(end)}:
             if start <= end:
-                return Span(_clean(name), _clean(kind), start, end)
-            raise DecodeError(f"the trace: {where} ends before it starts", _ADVICE)
-    raise DecodeError(f"the trace: {where} lacks name, kind, start_ns or end_ns", _ADVICE)
+                return Span(_printable(name), _printable(kind), start, end)
+            raise DecodeError(f"the trace: {key} ends before it starts", _ADVICE)
+    raise DecodeError(f"the trace: {key} lacks name, kind, start_ns or end_ns", _ADVICE)
 
 
-def _clean(words: str) -> str:
-    """Take out what a terminal would obey, or XML cannot hold."""
-    return "".join(char if char.isprintable() else "?" for char in words)
+def _printable(name: str) -> str:
+    """Replace the characters that control a terminal or are not allowed in XML."""
+    return "".join(char if char.isprintable() else "?" for char in name)
 
 
-# --- what the renderers share
-
-
-def milliseconds(spent: int) -> str:
-    """Return a time as it is shown."""
-    return f"{spent / _MS:.2f}"
+# --- for both renderers
 
 
 def ticks(most: int, count: int) -> list[int]:
@@ -173,19 +186,8 @@ def ticks(most: int, count: int) -> list[int]:
     return list(range(0, most + 1, max(1, round(step))))  # a nanosecond is not divided
 
 
-def _heading(item: Waterfall) -> str:
-    mode = f", {item.mode}" if item.mode else ""
-    spread = ""
-    if len(item.totals) > 1:
-        least, most = milliseconds(item.totals[0]), milliseconds(item.totals[-1])
-        spread = f" (median of {len(item.totals)}: {least} to {most})"
-    return f"{item.verb}{mode}: {milliseconds(item.total)} ms{spread}"
-
-
-def _shown_shares(item: Waterfall) -> Iterator[tuple[Look, str]]:
-    for kind, spent in item.shares().items():
-        percent = round(100 * spent / item.total) if item.total else 0
-        yield LOOKS[kind], f"{LOOKS[kind].text} {milliseconds(spent)} ms ({percent} %)"
+def _cut(name: str, length: int) -> str:
+    return name if len(name) <= length else f"{name[: length - 1]}~"
 
 
 # --- text
@@ -193,34 +195,28 @@ def _shown_shares(item: Waterfall) -> Iterator[tuple[Look, str]]:
 _LEAST_BAR = 10  # columns
 
 
-def text(item: Waterfall, width: int, *, colours: bool = False, blocks: bool = True) -> str:
-    """Return lines of at most ``width`` columns (some 40 are needed); ``blocks`` False: ASCII alone."""
-    times = [milliseconds(span.end - span.start) for span in item.spans]
-    right = max(map(len, times), default=0)
+def text(item: Waterfall, width: int, *, colours: bool = False) -> str:
+    """Return lines of at most ``width`` columns; about 40 are needed."""
+    right = max((len(span.spent) for span in item.spans), default=0)
     names = max((len(span.name) for span in item.spans), default=0)
     left = max(4, min(names, width - right - 2 - _LEAST_BAR, max(12, width // 3)))
     bar = max(1, width - left - right - 2)
-    lines = [_heading(item)]
-    for span, time in zip(item.spans, times, strict=True):
+    lines = [item.heading]
+    for span in item.spans:
         first, length = _columns(span, item, bar)
-        mark = (span.look.block if blocks else span.look.ascii) * length
-        drawn = " " * first + _coloured(mark, span.look, colours) + " " * (bar - first - length)
-        lines.append(f"{_cut(span.name, left):<{left}} {drawn} {time:>{right}}")
+        mark = _coloured(span.look.block * length, span.look, colours)
+        drawn = " " * first + mark + " " * (bar - first - length)
+        lines.append(f"{_cut(span.name, left):<{left}} {drawn} {span.spent:>{right}}")
     lines.append(f"{'':<{left}} {_axis(item.total, bar)} {'ms':>{right}}")
-    lines += _legend(item, width, colours, blocks)
+    lines += _legend(item, width, colours)
     return "\n".join(line.rstrip() for line in lines)
 
 
 def _columns(span: Span, item: Waterfall, bar: int) -> tuple[int, int]:
-    """Return the first column of a bar and its length, which is one at least."""
+    """Return the first column of a bar and its length, which is at least 1."""
     scale = bar / max(1, item.total)
     first = min(bar - 1, int((span.start - item.begin) * scale))
-    end = round((span.end - item.begin) * scale)
-    return first, max(1, end - first)
-
-
-def _cut(name: str, length: int) -> str:
-    return name if len(name) <= length else f"{name[: length - 1]}~"
+    return first, max(1, round((span.end - item.begin) * scale) - first)
 
 
 def _coloured(mark: str, look: Look, colours: bool) -> str:
@@ -228,7 +224,7 @@ def _coloured(mark: str, look: Look, colours: bool) -> str:
 
 
 def _axis(total: int, bar: int) -> str:
-    """Return the numbers below the bars, each beginning at its place."""
+    """Return the line of numbers below the bars; each number begins at its column."""
     line = ""
     for tick in ticks(total, max(1, bar // 10)):
         at = int(tick * bar / max(1, total))
@@ -238,113 +234,93 @@ def _axis(total: int, bar: int) -> str:
     return line.rstrip().ljust(bar)
 
 
-def _legend(item: Waterfall, width: int, colours: bool, blocks: bool) -> list[str]:
-    lines: list[list[tuple[Look, str]]] = [[]]
-    for look, words in _shown_shares(item):
-        if lines[-1] and sum(len(other) + 4 for _, other in lines[-1]) + len(words) + 2 > width:
-            lines.append([])
-        lines[-1].append((look, words))
-    return [
-        "  ".join(
-            f"{_coloured(look.block if blocks else look.ascii, look, colours)} {words}"
-            for look, words in line
-        )
-        for line in lines
-    ]
+def _legend(item: Waterfall, width: int, colours: bool) -> list[str]:
+    lines, used = [""], 0
+    for look, label in item.legend():
+        if used and used + len(label) + 2 > width:
+            lines.append("")
+            used = 0
+        lines[-1] += f"{'  ' if used else ''}{_coloured(look.block, look, colours)} {label}"
+        used += len(label) + 4
+    return lines
 
 
 # --- SVG
 
-_WIDTH = 860  # pixels, as wide as what GitHub shows without making it smaller
+_WIDTH = 860  # pixels; GitHub shows this width without scaling
 _LEFT, _RIGHT, _ROW, _BAR, _MARGIN = 190, 64, 22, 14, 16
-_CHARACTER = 6.6  # pixels of a letter of 12 pixels, about
+_CHARACTER = 6.6  # pixels, the mean width of a letter of 12 pixels
 _FONT = "system-ui, -apple-system, 'Segoe UI', Helvetica, Arial, sans-serif"
 _INK, _PALE, _PAPER = "#24292f", "#d8dee4", "#ffffff"
 
 
 def svg(items: Sequence[Waterfall]) -> str:
-    """Return a document that needs nothing else, with all of them below each other on one scale."""
-    root = ElementTree.Element("svg", xmlns="http://www.w3.org/2000/svg", role="img", fill=_INK)
-    root.attrib |= {"font-family": _FONT, "font-size": "12"}
-    _add(root, "title", text="; ".join(map(_heading, items)))
-    _add(root, "rect", width="100%", height="100%", fill=_PAPER)
+    """Return a self-contained document with all waterfalls below each other, on one scale."""
     scale = (_WIDTH - _LEFT - _RIGHT - _MARGIN) / max(1, *(item.total for item in items))
-    top = _MARGIN
+    top, body = _MARGIN, []
     for item in items:
-        top = _draw(root, item, scale, top)
-    root.attrib |= {"width": str(_WIDTH), "height": str(top), "viewBox": f"0 0 {_WIDTH} {top}"}
-    ElementTree.indent(root)
-    return ElementTree.tostring(root, encoding="unicode") + "\n"
+        rows = top + 28
+        bottom = rows + _ROW * len(item.spans)
+        body.append(_label(_MARGIN, top + 14, item.heading, 'font-size="15" font-weight="600"'))
+        body += _drawn_axis(item.total, scale, rows, bottom)
+        for number, span in enumerate(item.spans):
+            body += _drawn_span(span, rows + _ROW * number, (span.start - item.begin) * scale, scale)
+        legend, top = _drawn_legend(item, bottom + 30)
+        body += legend
+        top += _MARGIN
+    head = (
+        f'<svg xmlns="http://www.w3.org/2000/svg" role="img" fill="{_INK}" font-family="{_FONT}" '
+        f'font-size="12" width="{_WIDTH}" height="{top}" viewBox="0 0 {_WIDTH} {top}">'
+    )
+    title = f"<title>{escape('; '.join(item.heading for item in items))}</title>"
+    ground = f'<rect width="100%" height="100%" fill="{_PAPER}"/>'
+    return "\n  ".join([head, title, ground, *body]) + "\n</svg>\n"
 
 
-def _add(
-    parent: ElementTree.Element, tag: str, /, *, text: str = "", **attributes: object
-) -> ElementTree.Element:
-    """Add an element; in the names of attributes a low line stands for a hyphen."""
-    found = ElementTree.SubElement(parent, tag)
-    for name, value in attributes.items():
-        found.set(name.replace("_", "-"), f"{value:.2f}" if isinstance(value, float) else str(value))
-    found.text = text or None
-    return found
+def _label(x: float, y: float, content: str, attributes: str = "") -> str:
+    return f'<text x="{x:.2f}" y="{y}" {attributes}>{escape(content)}</text>'
 
 
-def _draw(root: ElementTree.Element, item: Waterfall, scale: float, top: int) -> int:
-    """Draw one waterfall, ``scale`` pixels for a nanosecond; return where the next may begin."""
-    _add(root, "text", x=_MARGIN, y=top + 14, font_size=15, font_weight=600, text=_heading(item))
-    rows = top + 28
-    bottom = rows + _ROW * len(item.spans)
-    _draw_axis(root, item.total, scale, (rows, bottom))
-    for number, span in enumerate(item.spans):
-        x = _LEFT + (span.start - item.begin) * scale
-        _draw_span(root, span, rows + _ROW * number, (x, (span.end - span.start) * scale))
-    return _draw_legend(root, item, bottom + 30) + _MARGIN
-
-
-def _draw_axis(root: ElementTree.Element, total: int, scale: float, rows: tuple[int, int]) -> None:
-    top, bottom = rows
+def _drawn_axis(total: int, scale: float, top: int, bottom: int) -> Iterator[str]:
     for tick in ticks(total, max(1, int(total * scale / 70))):
         x = _LEFT + tick * scale
-        _add(root, "line", x1=x, y1=top, x2=x, y2=bottom, stroke=_PALE)
-        label = f"{tick / _MS:g} ms"
-        _add(root, "text", x=x, y=bottom + 15, text_anchor="middle", font_size=11, text=label)
+        yield f'<line x1="{x:.2f}" y1="{top}" x2="{x:.2f}" y2="{bottom}" stroke="{_PALE}"/>'
+        yield _label(x, bottom + 15, f"{tick / _MS:g} ms", 'text-anchor="middle" font-size="11"')
 
 
-def _draw_span(root: ElementTree.Element, span: Span, top: int, bar: tuple[float, float]) -> None:
-    """Draw one row, with its ``bar`` as x and width."""
-    x, width = bar[0], max(1.0, bar[1])  # what takes no time is to be seen, too
-    time = f"{milliseconds(span.end - span.start)} ms"
-    name = _cut(span.name, int((_LEFT - _MARGIN - 8) / _CHARACTER))
+def _drawn_span(span: Span, top: int, offset: float, scale: float) -> Iterator[str]:
+    """Yield one row; ``offset`` is the start of its bar. A bar has at least one pixel."""
+    x, width = _LEFT + offset, max(1.0, (span.end - span.start) * scale)
     middle = top + _ROW // 2 + 4
-    _add(root, "text", x=_LEFT - 8, y=middle, text_anchor="end", text=name)
-    y = top + (_ROW - _BAR) // 2
-    rect = _add(root, "rect", x=x, y=y, width=width, height=_BAR, rx=1, fill=span.look.colour)
-    rect.attrib |= {"data-kind": span.kind, "data-name": span.name}
-    _add(rect, "title", text=f"{span.name}: {time}, {span.look.text}")
-    _add(root, "text", x=x + width + 5, y=middle, font_size=11, text=time)
+    yield _label(
+        _LEFT - 8, middle, _cut(span.name, int((_LEFT - _MARGIN - 8) / _CHARACTER)), 'text-anchor="end"'
+    )
+    yield (
+        f'<rect x="{x:.2f}" y="{top + (_ROW - _BAR) // 2}" width="{width:.2f}" height="{_BAR}" rx="1" '
+        f'fill="{span.look.colour}" data-kind={quoteattr(span.kind)} data-name={quoteattr(span.name)}>'
+        f"<title>{escape(span.name)}: {span.spent} ms, {span.look.text}</title></rect>"
+    )
+    yield _label(x + width + 5, middle, f"{span.spent} ms", 'font-size="11"')
 
 
-def _draw_legend(root: ElementTree.Element, item: Waterfall, top: int) -> int:
-    """Draw the kinds with their shares; return where that ends."""
-    x, y = float(_MARGIN), top
-    for look, words in _shown_shares(item):
-        width = 18 + len(words) * _CHARACTER + 18
+def _drawn_legend(item: Waterfall, top: int) -> tuple[list[str], int]:
+    """Return the kinds with their shares, and the end of the legend."""
+    x, y, lines = float(_MARGIN), top, []
+    for look, label in item.legend():
+        width = 18 + len(label) * _CHARACTER + 18
         if x + width > _WIDTH and x > _MARGIN:
             x, y = float(_MARGIN), y + _ROW
-        _add(root, "rect", x=x, y=y, width=12, height=12, fill=look.colour)
-        _add(root, "text", x=x + 18, y=y + 10, text=words)
+        lines.append(f'<rect x="{x:.2f}" y="{y}" width="12" height="12" fill="{look.colour}"/>')
+        lines.append(_label(x + 18, y + 10, label))
         x += width
-    return y + _ROW
+    return lines, y + _ROW
 
 
 # --- JSON
 
 
 def plain(item: Waterfall) -> dict[str, Any]:
-    """Return what is written as JSON: milliseconds since the executable was started."""
-
-    def since(moment: int) -> float:
-        return (moment - item.begin) / _MS
-
+    """Return the figures for JSON, in milliseconds since the start of the executable."""
     return {
         "verb": item.verb,
         "mode": item.mode,
@@ -352,7 +328,12 @@ def plain(item: Waterfall) -> dict[str, Any]:
         "totals_ms": [total / _MS for total in item.totals or (item.total,)],
         "shares_ms": {kind: spent / _MS for kind, spent in item.shares().items()},
         "spans": [
-            {"name": span.name, "kind": span.kind, "start_ms": since(span.start), "end_ms": since(span.end)}
+            {
+                "name": span.name,
+                "kind": span.kind,
+                "start_ms": (span.start - item.begin) / _MS,
+                "end_ms": (span.end - item.begin) / _MS,
+            }
             for span in item.spans
         ],
     }

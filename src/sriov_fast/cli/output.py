@@ -1,0 +1,45 @@
+"""The output that several commands share: errors, JSON, and files that are replaced in one step."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+
+from sriov_fast.common.errors import SriovError
+
+
+def explain(error: SriovError | OSError) -> str:
+    """Return an error in one line, with the advice that it carries."""
+    if isinstance(error, SriovError):
+        return f"{error.msg}; {error.details}" if error.details else error.msg
+    why = error.strerror or str(error)
+    return f"{error.filename}: {why}" if error.filename else why
+
+
+def print_json(document: object) -> None:
+    """Print a document as indented JSON."""
+    sys.stdout.write(json_text(document))
+
+
+def json_text(document: object) -> str:
+    """Return a document as indented JSON with a final newline."""
+    import orjson
+
+    return orjson.dumps(document, option=orjson.OPT_INDENT_2 | orjson.OPT_APPEND_NEWLINE).decode()
+
+
+def replace_file(path: Path, content: bytes, mode: int) -> None:
+    """Replace a file in one step, so that a reader finds the old content or the new one."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600)
+    try:
+        with open(descriptor, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fchmod(descriptor, mode)  # independent of the umask
+            os.fsync(descriptor)
+        os.replace(temporary, path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise

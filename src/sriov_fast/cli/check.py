@@ -205,7 +205,7 @@ def _ipam_faults(conf: NetConf) -> Iterator[SriovError]:
 
             read(Keys(conf.raw, ""))
     except RefusedError:
-        return  # what root allows is the node's
+        return  # the rules of root belong to the node
     except SriovError as error:
         yield error
 

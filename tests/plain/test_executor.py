@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import threading
 import time
+from collections.abc import Callable
 
 import pytest
 
@@ -82,3 +83,53 @@ def test_threads_are_used_again() -> None:
 def test_a_completed_task() -> None:
     task = executor.completed()
     assert (task.done(), task.result()) == (True, None)
+
+
+def in_threads(*works: Callable[[], object]) -> list[threading.Thread]:
+    threads = [threading.Thread(target=work, daemon=True) for work in works]
+    for thread in threads:
+        thread.start()
+    return threads
+
+
+def test_background_work_lets_urgent_work_go_first() -> None:
+    turns = executor.Turns(patience=60)
+    done: list[str] = []
+    with turns:
+        (thread,) = in_threads(lambda: turns.background(lambda: done.append("background")))
+        with turns:  # urgent work is not serialised
+            done.append("urgent")
+        thread.join(0.05)
+        assert done == ["urgent"]
+    thread.join(10)
+    assert done == ["urgent", "background"]
+
+
+def test_background_work_is_done_one_at_a_time() -> None:
+    turns = executor.Turns(patience=60)
+    inside: list[int] = []
+    most: list[int] = []
+
+    def work() -> None:
+        inside.append(1)
+        time.sleep(0.01)
+        most.append(len(inside))
+        inside.pop()
+
+    for thread in in_threads(*[lambda: turns.background(work)] * 4):
+        thread.join(10)
+    assert most == [1, 1, 1, 1]
+
+
+def test_background_work_does_not_wait_for_ever_and_frees_its_turn_when_it_fails() -> None:
+    turns = executor.Turns(patience=0.01)
+    with turns:
+        with pytest.raises(OSError, match="refused"):
+            turns.background(lambda: refuse(OSError("refused")))
+        done: list[int] = []
+        turns.background(lambda: done.append(1))
+        assert done == [1]
+
+
+def refuse(error: OSError) -> None:
+    raise error

@@ -104,6 +104,40 @@ class Scope:
         return task
 
 
+class Turns:
+    """The order of work that a lock of the kernel serialises: ``urgent`` work goes first.
+
+    The kernel serves in the order of arrival. So ``background`` work goes there one at a time, and each waits
+    until no urgent work is there, for ``patience`` seconds at most.
+    """
+
+    def __init__(self, patience: float) -> None:
+        self._patience = patience
+        self._count = _thread.allocate_lock()
+        self._urgent = 0
+        self._quiet = _thread.allocate_lock()  # held while there is urgent work
+        self._background = _thread.allocate_lock()
+
+    def __enter__(self) -> None:
+        with self._count:
+            self._urgent += 1
+            if self._urgent == 1:
+                self._quiet.acquire()
+
+    def __exit__(self, *_: object) -> None:
+        with self._count:
+            self._urgent -= 1
+            if not self._urgent:
+                self._quiet.release()
+
+    def background(self, work: Callable[[], None]) -> None:
+        """Do background work when it is its turn."""
+        with self._background:
+            if self._quiet.acquire(timeout=self._patience):
+                self._quiet.release()
+            work()
+
+
 def completed() -> Task:
     """Return a task that has ended; its result is None."""
     task = Task(_nothing)

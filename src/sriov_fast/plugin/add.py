@@ -11,7 +11,7 @@ from sriov_fast.common.record import Record
 from sriov_fast.ipam.kinds import may_choose_vf, needs_interface
 from sriov_fast.kernel.backend import nl
 from sriov_fast.plugin.addresses import Addresses
-from sriov_fast.plugin.context import Reply
+from sriov_fast.plugin.context import MOVES, Reply
 from sriov_fast.plugin.prepare import prepare
 from sriov_fast.plugin.release import recover, release
 from sriov_fast.vf import attach, candidate, detach, find, irq, locks, netns, select
@@ -93,7 +93,8 @@ def _attach(call: Call, record: Attachment, access: Access, addresses: Addresses
     attach.configure(access.host, record)
     call.step("configure", "kernel")
     call.demand_time()
-    attach.move(access.host, record, access.pod_netns)
+    with MOVES:
+        attach.move(access.host, record, access.pod_netns)
     call.step("move", "kernel")
     prepared, pod = planning.result() if planning else plan()
     call.step("wait for IPAM", "ipam")

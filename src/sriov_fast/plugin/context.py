@@ -32,6 +32,8 @@ if TYPE_CHECKING:
     from sriov_fast.vf.journal import Attachment, Journal
 
 IPAM_WAIT = 60.0  # seconds; the dhcp plugin itself waits for up to 45
+# Moves between namespaces, which the kernel's RTNL lock serialises: the ADDs' go before deferred ones.
+MOVES = executor.Turns(patience=0.1)
 IPAM_GRACE = 10.0  # seconds; for the ADD of a delegate when the attach has failed
 _STDERR = 2
 

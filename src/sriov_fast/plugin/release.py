@@ -7,7 +7,7 @@ from contextlib import ExitStack
 from sriov_fast.common import executor
 from sriov_fast.common.errors import HiddenError, RefusedError, SriovError
 from sriov_fast.ipam.kinds import needs_interface
-from sriov_fast.plugin.context import IPAM_WAIT, Reply
+from sriov_fast.plugin.context import IPAM_WAIT, MOVES, Reply
 from sriov_fast.vf import detach
 from sriov_fast.vf.journal import BROKEN, RETURNING
 
@@ -126,7 +126,7 @@ def _bring_home_deferred(call: Call, record: Attachment, vf: detach.Release, hel
     """Bring a quiet VF home after the reply; its lock is released then. An error is logged."""
     with held:
         try:
-            vf.bring_home()
+            MOVES.background(vf.bring_home)
             _forget(call, record)
         except (SriovError, OSError) as error:
             call.log.error("the VF could not be brought home", pci=record.pci, pf=record.pf, why=error)

@@ -1,11 +1,11 @@
 /*
- * sriov, as container runtimes execute it: hand the call to the resident server, pass its answer on. Where there
- * is no server, or it does not answer with a whole reply, become the plugin: this process executes the interpreter
- * with the same stdin and environment, and the caller sees no difference.
+ * sriov, as container runtimes execute it: pass the call to the resident server, and its reply to the caller. Without
+ * a server, or without a complete reply, this process executes the interpreter with the same stdin and environment,
+ * and the caller sees no difference.
  *
- * Whoever waits for a CNI call waits for this process too, so it is one static file without stdio or locale. What to
- * execute stands at the end of the file itself (struct trailer), so that program and settings are replaced in one
- * step. README.md beside this file has the protocol.
+ * Its run time is part of each CNI call, so it is one static file without stdio or locale. The arguments to execute are
+ * at the end of the file itself (struct trailer), so that program and settings are replaced in one step. README.md in
+ * this directory has the protocol.
  */
 #define _GNU_SOURCE
 #include <errno.h>
@@ -38,7 +38,7 @@
 #define RUN_DIRECTORY "/run/sriov-fast"
 #define SOCKET_NAME "/sriov.sock"
 #define WAIT "120" /* seconds */
-/* More than any configuration; the plugin says what is too much. */
+/* More than the plugin accepts: the plugin reports the error. */
 #define MOST_STDIN ((16u << 20) + (64u << 10))
 #define MOST_REPLY (64u << 20)
 /* CNI's codes (SPEC, "Error"). */
@@ -85,19 +85,19 @@ struct call {
     struct request *request;
     char *in;
     size_t size;
-    int has_stdin; /* it was read, so the plugin needs it again */
+    int has_stdin; /* stdin was read, so the plugin needs it again */
     int was_sent;  /* at least in part: the server may have begun */
     const char *wait;
     int64_t deadline; /* milliseconds of CLOCK_MONOTONIC */
-    int log;          /* what the server writes to stderr comes out here; -1 for nothing */
-    struct cpus ours; /* those that we may run on, if we keep to one of them now */
+    int log;          /* the read end of the server's stderr, -1 for none */
+    struct cpus ours; /* the CPUs to run on again, if the process is pinned to one */
     struct sigaction pipe_action;
 };
 
 /* BROKEN: the server may be at work, and its reply cannot be read; errno says why. */
 enum outcome { ANSWERED, NO_ANSWER, TOO_LATE, BROKEN };
 
-/* --- words for people */
+/* --- messages */
 
 struct text {
     size_t size;
@@ -110,13 +110,13 @@ static void append(struct text *text, const char *words)
         text->bytes[text->size++] = *words++;
 }
 
-/* Append what comes from outside as part of a JSON string; what would need escapes is not worth having them. */
+/* Append an external text to a JSON string; characters that would need escapes become question marks. */
 static void append_plain(struct text *text, const char *words)
 {
     char one[2] = "";
-    size_t room = 512;
+    size_t left = 512;
 
-    for (; *words && room; words++, room--) {
+    for (; *words && left; words++, left--) {
         one[0] = *words < ' ' || *words > '~' || *words == '"' || *words == '\\' ? '?' : *words;
         append(text, one);
     }
@@ -134,20 +134,20 @@ static void append_number(struct text *text, unsigned number)
     append(text, at);
 }
 
-/* Sleep a moment in place of a poll(2) that fails (no memory), so that trying again does not take all of a CPU. */
+/* Sleep a millisecond after a poll(2) that failed (no memory), so that retrying does not use a whole CPU. */
 static void pause_briefly(void)
 {
     nanosleep(&(struct timespec){ .tv_nsec = 1000000 }, NULL);
 }
 
-/* Wait until a file that is non-blocking can be used. */
+/* Wait until a non-blocking file is ready. */
 static void wait_for(int fd, short events)
 {
     if (poll(&(struct pollfd){ .fd = fd, .events = events }, 1, -1) < 0 && errno != EINTR)
         pause_briefly();
 }
 
-/* Write everything, also to what is non-blocking; return 0, or -1 with errno. */
+/* Write all bytes, also to a non-blocking file; return 0, or -1 with errno. */
 static int put(int fd, const char *bytes, size_t size)
 {
     while (size) {
@@ -177,10 +177,10 @@ static void say(const char *what, int number)
     put(STDERR_FILENO, line.bytes, line.size);
 }
 
-/* --- the version to word an error in */
+/* --- the version of an error */
 
 static const char *const versions[] = { "0.1.0", "0.2.0", "0.3.0", "0.3.1", "0.4.0", "1.0.0", "1.1.0" };
-#define OLDEST versions[0] /* what is spoken where no version is named */
+#define OLDEST versions[0] /* the version of a configuration that names none */
 #define NEWEST versions[sizeof versions / sizeof *versions - 1]
 
 static const char *skip_blank(const char *at, const char *end)
@@ -190,7 +190,7 @@ static const char *skip_blank(const char *at, const char *end)
     return at;
 }
 
-/* Return where the string whose opening quote is at `at` has its closing quote, or `end`. */
+/* Return the closing quote of the string with its opening quote at `at`, or `end`. */
 static const char *closing_quote(const char *at, const char *end)
 {
     for (at++; at < end && *at != '"'; at++)
@@ -216,7 +216,7 @@ static const char *known_version(const char *at, const char *end)
     return NEWEST;
 }
 
-/* Find the configuration's "cniVersion". No JSON at all, or a version that is not known, is answered in the newest. */
+/* Return the configuration's "cniVersion"; the newest one for an unknown version or invalid JSON. */
 static const char *spoken_version(const char *at, size_t size)
 {
     static const char key[] = "\"cniVersion\"";
@@ -245,7 +245,7 @@ static const char *spoken_version(const char *at, size_t size)
     return NEWEST;
 }
 
-/* Answer with a CNI error and end. */
+/* Print a CNI error and exit. */
 static _Noreturn void fail(const struct call *call, unsigned code, const struct text *msg, const char *details)
 {
     struct text json = { 0 };
@@ -277,14 +277,14 @@ static _Noreturn void fail_errno(const struct call *call, const char *what, cons
 
 /* --- memory and time */
 
-/* Reserve address space; what is not touched costs nothing. NULL where that is refused. */
+/* Reserve address space; untouched pages cost nothing. NULL on error. */
 static void *reserve(size_t size)
 {
     void *start = mmap(NULL, size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
 
     if (start == MAP_FAILED)
         return NULL;
-    madvise(start, size, MADV_NOHUGEPAGE); /* else the first touch may clear 2 MiB */
+    madvise(start, size, MADV_NOHUGEPAGE); /* a huge page would be cleared at the first touch */
     return start;
 }
 
@@ -296,7 +296,7 @@ static int64_t now(void)
     return (int64_t)time.tv_sec * 1000 + time.tv_nsec / 1000000;
 }
 
-/* Return the milliseconds in a number of seconds such as "0.25"; 0 where it is none. At most a day. */
+/* Return the milliseconds of a number of seconds such as "0.25", 0 if it is no number. At most a day. */
 static int64_t milliseconds(const char *seconds)
 {
     int64_t whole = 0, part = 0, unit = 1000;
@@ -312,7 +312,7 @@ static int64_t milliseconds(const char *seconds)
     return whole < 86400 ? whole * 1000 + part : 86400 * 1000;
 }
 
-/* Return whether a read would not wait: our own end for writing is open, so there is no end of file. */
+/* Return whether a read would return data. This process has the write end open, so there is no end of file. */
 static int has_log(const struct call *call)
 {
     struct pollfd file = { .fd = call->log, .events = POLLIN };
@@ -320,7 +320,7 @@ static int has_log(const struct call *call)
     return call->log >= 0 && poll(&file, 1, 0) > 0;
 }
 
-/* Pass on to stderr what the server has written so far. */
+/* Copy the server's log to stderr, as far as it has come. */
 static void relay_log(struct call *call)
 {
     char bytes[4096];
@@ -335,7 +335,7 @@ static void relay_log(struct call *call)
     }
 }
 
-/* Wait until the socket can be used; return 0 when the time is over. */
+/* Wait until the socket is ready; return 0 after the deadline. */
 static int ready(int fd, short events, struct call *call)
 {
     for (;;) {
@@ -358,7 +358,7 @@ static int ready(int fd, short events, struct call *call)
     }
 }
 
-/* --- what is given */
+/* --- environment and files */
 
 static const char *setting(const char *name, const char *otherwise)
 {
@@ -372,7 +372,7 @@ static int is_verb(const char *verb)
     return !strcmp(setting("CNI_COMMAND", ""), verb);
 }
 
-/* Return whether the three standard files are open. The plugin knows what to do where they are not. */
+/* Return whether the three standard files are open. The plugin handles closed ones. */
 static int has_standard_files(void)
 {
     return fcntl(STDIN_FILENO, F_GETFD) >= 0 && fcntl(STDOUT_FILENO, F_GETFD) >= 0 &&
@@ -381,7 +381,7 @@ static int has_standard_files(void)
 
 /* --- the CPU */
 
-/* Return one more than the number of the CPU that we are on, 0 where that is not known. */
+/* Return the number of the current CPU plus one, 0 if it is unknown. */
 static uint32_t this_cpu(void)
 {
     unsigned int number;
@@ -390,8 +390,8 @@ static uint32_t this_cpu(void)
 }
 
 /*
- * Keep to the CPU that we are on while a device is moved. When the reply came, we would else go on wherever it is idle,
- * and leave something to free there, too: the next move soon after would wait for two CPUs in place of one.
+ * Pin this process to its CPU while a device is moved. Otherwise it would continue on an idle CPU after the reply and
+ * queue RCU callbacks there, and the next move would wait for two CPUs.
  */
 static uint32_t stay(struct cpus *ours)
 {
@@ -407,7 +407,7 @@ static uint32_t stay(struct cpus *ours)
     return number;
 }
 
-/* Run on any of our CPUs again. */
+/* Unpin the process. */
 static void roam(struct cpus *ours)
 {
     if (ours->size)
@@ -415,9 +415,9 @@ static void roam(struct cpus *ours)
     ours->size = 0;
 }
 
-/* --- in this process */
+/* --- without a server */
 
-/* What to execute stands at the end of this executable: strings, each with its NUL. */
+/* The arguments at the end of this executable, each with its NUL. */
 struct words {
     char *at;
     size_t size;
@@ -427,11 +427,11 @@ static int open_self(void)
 {
     int fd = open("/proc/self/exe", O_RDONLY | O_CLOEXEC);
 
-    /* no /proc: by the path that was executed */
+    /* without /proc, by the path of the execve(2) */
     return fd < 0 ? open((const char *)getauxval(AT_EXECFN), O_RDONLY | O_CLOEXEC) : fd;
 }
 
-/* Read them; return 0, or -1 with errno. */
+/* Read the arguments; return 0, or -1 with errno. */
 static int read_words(struct words *words)
 {
     struct trailer trailer;
@@ -454,7 +454,7 @@ static int read_words(struct words *words)
     return words->at[words->size - 1] ? -1 : 0;
 }
 
-/* Return the words as argv, with the caller's own behind; NULL with errno. */
+/* Return them as argv, followed by the caller's; NULL with errno. */
 static char **plugin_argv(const struct words *words, const struct call *call)
 {
     char **argv, *at = words->at;
@@ -478,7 +478,7 @@ static int is_variable(const char *entry, const char *name)
     return !strncmp(entry, name, size) && entry[size] == '=';
 }
 
-/* Take a variable out, wherever it is. */
+/* Remove a variable from the environment. */
 static void unset(char **env, const char *name)
 {
     char **kept = env;
@@ -489,7 +489,7 @@ static void unset(char **env, const char *name)
     *kept = NULL;
 }
 
-/* Return the environment with one entry more. */
+/* Return the environment with one more entry. */
 static char **extended(char **env, char *entry)
 {
     size_t count = 0;
@@ -505,7 +505,7 @@ static char **extended(char **env, char *entry)
     return longer;
 }
 
-/* Make what was read from stdin readable there again; return 0, or -1 with errno. */
+/* Make stdin readable again from its first byte; return 0, or -1 with errno. */
 static int restore_stdin(const struct call *call)
 {
     size_t done = 0, size = call->request->stdin_len;
@@ -526,7 +526,7 @@ static int restore_stdin(const struct call *call)
     return dup2(fd, STDIN_FILENO) < 0 ? -1 : 0;
 }
 
-/* Name the call that the server got, so that the plugin knows an attachment that it made for nobody. */
+/* Put the token of the call into the environment: the plugin then recognizes an attachment of the lost reply. */
 static void name_the_call(struct call *call)
 {
     static char entry[] = "SRIOV_FAST_TOKEN=0123456789abcdef0123456789abcdef";
@@ -541,7 +541,7 @@ static void name_the_call(struct call *call)
         fail_errno(call, "no memory", "", "");
 }
 
-/* Become the plugin. */
+/* Execute the plugin in place of this process. */
 static _Noreturn void in_process(struct call *call)
 {
     struct words words;
@@ -563,7 +563,7 @@ static _Noreturn void in_process(struct call *call)
 
 /* --- the request */
 
-/* Return 1 with the server's address, or 0 where there is none to look for. */
+/* Return 1 with the server's address, or 0 if there is no socket. */
 static int find_server(struct sockaddr_un *address)
 {
     const char *path = setting("SRIOV_FAST_SOCKET", NULL);
@@ -582,14 +582,14 @@ static int find_server(struct sockaddr_un *address)
 }
 
 /*
- * Read stdin to its end behind the environment. Return 0, or -1 where nothing can be read: the plugin sees that for
- * itself. It could not where some has been read, so that is an error.
+ * Read stdin to its end, behind the environment. Return 0, or -1 if nothing can be read: the plugin then reports it. An
+ * error after the first bytes is reported here, since the plugin could not read them again.
  */
 static int read_stdin(struct call *call)
 {
     int by_hand = is_verb("") || is_verb("VERSION");
 
-    if (by_hand && isatty(STDIN_FILENO)) /* somebody is trying it */
+    if (by_hand && isatty(STDIN_FILENO)) /* a user at a terminal */
         return 0;
     call->has_stdin = 1;
     while (call->request->stdin_len < MOST_STDIN) {
@@ -612,7 +612,7 @@ static int read_stdin(struct call *call)
     return 0;
 }
 
-/* Put the request together; return 0, or -1 where that cannot be. */
+/* Build the request; return 0, or -1 on error. */
 static int compose(struct call *call)
 {
     size_t env_len = 0;
@@ -637,11 +637,11 @@ static int compose(struct call *call)
 
 /* --- the server */
 
-/* Connect; a full backlog is waited for. Return the socket, or -1 with errno (EAGAIN: too late). */
+/* Connect, waiting while the backlog is full. Return the socket, or -1 with errno (EAGAIN: after the deadline). */
 static int connected(const struct sockaddr_un *address, const struct call *call)
 {
     int64_t at = now(), left = call->deadline > at ? call->deadline - at : 0;
-    struct timeval limit = { .tv_sec = left / 1000, .tv_usec = left % 1000 * 1000 + 1 }; /* 0 is no limit */
+    struct timeval limit = { .tv_sec = left / 1000, .tv_usec = left % 1000 * 1000 + 1 }; /* 0 would be no limit */
     int fd = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0);
 
     if (fd < 0 || setsockopt(fd, SOL_SOCKET, SO_SNDTIMEO, &limit, sizeof limit))
@@ -653,8 +653,8 @@ static int connected(const struct sockaddr_un *address, const struct call *call)
 }
 
 /*
- * Return what the server is to write to as stderr, -1 for nothing. It is a pipe of ours: a server that hangs would
- * keep stderr itself open after our end, and many a caller waits for that.
+ * Return the write end of a pipe for the server's log, -1 on error. The caller's stderr is not sent: a hanging server
+ * would keep it open after the end of this process, and many callers wait until it is closed.
  */
 static int open_log(struct call *call)
 {
@@ -666,7 +666,7 @@ static int open_log(struct call *call)
     return ends[1];
 }
 
-/* Put the descriptors that go along into the message; the flags say which. */
+/* Put the descriptors into the message, and announce them in the flags. */
 static void attach_files(struct msghdr *message, struct call *call)
 {
     int files[2], count = 0;
@@ -754,7 +754,7 @@ static int is_wrong(const struct reply *reply)
            reply->length > MOST_REPLY;
 }
 
-/* Ask the server; leave the reply and its text. */
+/* Send the request and receive the reply with its output. */
 static enum outcome ask(const struct sockaddr_un *address, struct call *call, struct reply *reply, char **output)
 {
     enum outcome got;
@@ -767,11 +767,11 @@ static enum outcome ask(const struct sockaddr_un *address, struct call *call, st
     got = send_request(fd, call);
     if (got == TOO_LATE || !call->was_sent)
         return got;
-    /* A server may answer without having read everything. */
+    /* A server may reply before it has read everything. */
     got = receive(fd, reply, sizeof *reply, call);
     if (got != ANSWERED)
         return got;
-    if (is_wrong(reply)) /* or a refusal, status -1: the server is stopping */
+    if (is_wrong(reply)) /* or refused with status -1: the server is stopping */
         return NO_ANSWER;
     *output = reserve((size_t)reply->length + 1);
     return *output ? receive(fd, *output, reply->length, call) : NO_ANSWER;
@@ -798,7 +798,7 @@ static _Noreturn void too_late(const struct call *call, const struct sockaddr_un
     fail(call, TRY_AGAIN, &msg, "try again; the server undoes what it did for this call (SRIOV_FAST_WAIT is the limit)");
 }
 
-/* Nobody will hear of the attachment: delete it. */
+/* Delete an attachment that cannot be reported to the caller. */
 static void undo(struct call *call)
 {
     pid_t child = fork();
@@ -816,7 +816,7 @@ static void undo(struct call *call)
         in_process(call);
     }
     if (child < 0)
-        say("the attachment that nobody knows of cannot be deleted", errno);
+        say("the unreported attachment cannot be deleted", errno);
     while (child > 0 && waitpid(child, NULL, 0) < 0 && errno == EINTR)
         ;
 }
@@ -844,7 +844,7 @@ int main(int argc, char **argv, char **env)
     if (outcome == TOO_LATE)
         too_late(&call, &address);
     if (outcome == BROKEN) {
-        if (is_verb("ADD")) /* to the server the reply is delivered once the socket has it */
+        if (is_verb("ADD")) /* for the server, a reply in the socket's buffer is delivered */
             undo(&call);
         unreadable(&call, fault);
     }

@@ -14,9 +14,10 @@ from harness.sysfs_tree import Tree, build_tree
 from paired import figures, paired
 from sriov_fast import _irq
 from sriov_fast.kernel import _irq_py
+from sriov_fast.vf.irq import plan
 
 IRQS = 64  # of one VF, on a large machine
-CORES = "1-4,8,65-127"
+CORES = (*range(1, 5), 8, *range(65, 128))
 
 
 @pytest.fixture(scope="session")
@@ -35,8 +36,7 @@ def compare(benchmark: Any, call: Callable[[ModuleType], object]) -> None:
 
 def test_write_masks(benchmark: Any, tree: Tree) -> None:
     benchmark.group = "IRQ masks"
-    cpus = _irq.parse_cpus(CORES)
-    masks = [(irq, _irq.cpu_mask([cpus[i % len(cpus)]])) for i, irq in enumerate(tree.irqs(0))]
+    masks = list(plan(tree.irqs(0), CORES).items())
     compare(benchmark, lambda module: module.write_masks(masks, str(tree.proc)))
 
 
@@ -50,33 +50,14 @@ def test_irqs(benchmark: Any, tree: Tree) -> None:
     compare(benchmark, lambda module: module.irqs(tree.pci(0), str(tree.sys)))
 
 
-def test_cpu_mask(benchmark: Any) -> None:
-    benchmark.group = "CPU lists"
-    cpus = _irq.parse_cpus(CORES)
-    compare(benchmark, lambda module: module.cpu_mask(cpus))
-
-
-def test_parse_cpus(benchmark: Any) -> None:
-    benchmark.group = "CPU lists"
-    compare(benchmark, lambda module: module.parse_cpus(CORES))
-
-
-def test_parse_mask(benchmark: Any) -> None:
-    benchmark.group = "CPU lists"
-    mask = _irq.cpu_mask(_irq.parse_cpus(CORES))
-    compare(benchmark, lambda module: module.parse_mask(mask))
-
-
 def test_pin_a_vf(benchmark: Any, tree: Tree) -> None:
     """What an ADD does: list the IRQs, keep their masks, write new ones."""
     benchmark.group = "IRQ masks"
     root, proc = str(tree.sys), str(tree.proc)
 
     def pin(module: ModuleType) -> object:
-        cpus = module.parse_cpus(CORES)
         irqs = module.irqs(tree.pci(0), root)
         module.read_masks(irqs, proc)
-        masks = [(irq, module.cpu_mask([cpus[i % len(cpus)]])) for i, irq in enumerate(irqs)]
-        return module.write_masks(masks, proc)
+        return module.write_masks(list(plan(irqs, CORES).items()), proc)
 
     compare(benchmark, pin)

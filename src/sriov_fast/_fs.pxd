@@ -1,8 +1,8 @@
 # cython: language_level=3
-"""What ``_sysfs.pyx`` and ``_irq.pyx`` share: reading directories and links without Python objects.
+"""Reading of directories and links without Python objects, for ``_sysfs.pyx`` and ``_irq.pyx``.
 
-Only inline functions, compiled into both modules: nothing is imported from here at run time. Functions marked
-``nogil`` return 0 (or a count) and ``-errno``; they raise nothing and touch no Python object.
+All functions are inline and compiled into both modules; nothing is imported from here at run time. Functions
+marked ``nogil`` return 0 (or a count) or ``-errno``, raise nothing and use no Python object.
 """
 
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_GET_SIZE
@@ -71,14 +71,14 @@ cdef enum:
 
 
 cdef struct Numbers:
-    # A growing list; whoever declares it zeroes it and frees ``at``.
+    # A growing list. Its owner zeroes it first and frees ``at`` at the end.
     int *at
     size_t used
     size_t room
 
 
 cdef inline bytes path_bytes(str path):
-    """Return ``path`` as the kernel wants it. Raises ValueError for an embedded NUL."""
+    """Return ``path`` in bytes. Raises ValueError for an embedded NUL."""
     cdef bytes raw = PyUnicode_EncodeFSDefault(path)
     if strlen(PyBytes_AS_STRING(raw)) != <size_t>PyBytes_GET_SIZE(raw):
         raise ValueError("embedded null byte")
@@ -98,12 +98,12 @@ cdef inline object os_error(int err, str path, str why=""):
 
 
 cdef inline bint is_absent(int negative) noexcept nogil:
-    """Tell whether ``-errno`` says that a thing is not there, or no longer there."""
+    """Return whether ``-errno`` means that the file does not exist, or no longer exists."""
     return negative == -ENOENT or negative == -ENODEV or negative == -ENOTDIR
 
 
 cdef inline int decimal(const char *text) noexcept nogil:
-    """Return the number that ``text`` is, or -1: no sign, no leading zero, at most 9 digits."""
+    """Return the number in ``text``: no sign, no leading zero, at most 9 digits; otherwise -1."""
     cdef int value = 0
     cdef size_t i = 0
     if text[0] == c"0" and text[1] != 0:
@@ -211,7 +211,7 @@ cdef inline ssize_t read_at(int fd, const char *path, char *buffer, size_t room)
         if got <= 0:
             break
         used += got
-        if buffer[used - 1] == c"\n":  # one line is all that such a file holds: no second read to see its end
+        if buffer[used - 1] == c"\n":  # such a file has one line, so its end needs no second read
             break
     if got < 0:
         used = 0

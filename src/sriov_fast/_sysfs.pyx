@@ -1,9 +1,8 @@
 # cython: language_level=3, boundscheck=False, wraparound=False
-"""VFs as sysfs shows them: one pass of openat, getdents64 and readlinkat without the GIL.
+"""The VFs in sysfs, read in one pass of openat, getdents64 and readlinkat without the GIL.
 
-The kernel's side is described in Documentation/ABI/testing/sysfs-bus-pci (``virtfnN``, ``physfn``,
-``sriov_totalvfs``, ``numa_node``) and sysfs-class-net (``device``). ``_sysfs_py.py`` does the same in plain
-Python.
+See the kernel's Documentation/ABI/testing/sysfs-bus-pci (``virtfnN``, ``physfn``, ``sriov_totalvfs``,
+``numa_node``) and sysfs-class-net (``device``). ``kernel/_sysfs_py.py`` is the plain implementation.
 """
 
 from cpython.bytes cimport PyBytes_AS_STRING
@@ -51,9 +50,9 @@ cdef extern from "<errno.h>" nogil:
 
 
 cdef enum:
-    PATH_ROOM = 64  # "virtfn<9 digits>/driver" and to spare
+    PATH_ROOM = 64  # "virtfn<9 digits>/driver" needs less
     NODE_ROOM = 32
-    TEXT_ROOM = 32768  # for a start
+    TEXT_ROOM = 32768  # bytes of all texts, at first
     MAX_LISTINGS = 4  # of drivers' directories
     MAX_BOUND = 65536  # VFs of one driver
     DIRENT_ROOM = 40  # with a name of 15 characters, as netdevs have at most
@@ -68,7 +67,7 @@ cdef struct Row:
 
 
 cdef struct Table:
-    # What a scan found: a row for each VF, and all texts in one piece that begins with the empty one.
+    # The result of a scan: a row for each VF, and all texts in one buffer that begins with the empty text.
     Row *rows
     size_t used
     int numa
@@ -77,18 +76,18 @@ cdef struct Table:
     size_t room
     int *slots  # rows by the hash of their PCI address, -1 where free
     size_t mask  # number of slots, a power of two, less one
-    char failed[PATH_ROOM + 1]  # what an error was about, below the PF's device
+    char failed[PATH_ROOM + 1]  # the path that an error is about, below the PF's device
 
 
-cdef object _new = tuple.__new__  # Value's own takes as long as reading the VF
+cdef object _new = tuple.__new__  # Record.__new__ takes as long as reading the VF
 
 
 def scan(str pf not None, str root not None="/sys"):
-    """List the VFs of a PF in the order of their indices; what vanishes meanwhile is left out.
+    """List the VFs of a PF in the order of their indices, without those that disappear during the scan.
 
-    ``pf`` is the netdev's name. The NUMA node is the PF's: its VFs sit on the same card. Raises OSError with
-    errno and filename: ENOENT (no such netdev), ENOTSUP (not the netdev of an SR-IOV PF), or what the kernel
-    said; ValueError for a ``pf`` that cannot be a name.
+    ``pf`` is the netdev's name. The NUMA node is that of the PF, whose card has the VFs. Raises OSError with
+    errno and filename: ENOENT (no such netdev), ENOTSUP (not the netdev of an SR-IOV PF), or the kernel's
+    error; ValueError for a ``pf`` that cannot be a name.
     """
     cdef Table table
     cdef int fd, err = 0
@@ -124,8 +123,8 @@ def scan(str pf not None, str root not None="/sys"):
 def vf_index(str pci not None, str root not None="/sys"):
     """Return the index of the VF at a PCI address on its PF.
 
-    Raises OSError with errno and filename: ENOENT (no such device), ENODEV (not a VF), or what the kernel
-    said; ValueError for a ``pci`` that cannot be an address.
+    Raises OSError with errno and filename: ENOENT (no such device), ENODEV (not a VF), or the kernel's error;
+    ValueError for a ``pci`` that cannot be an address.
     """
     cdef int fd, index = 0
     check_part(pci, "PCI address")
@@ -152,7 +151,7 @@ def vf_index(str pci not None, str root not None="/sys"):
 
 
 cdef int _need(str path) except -1:
-    """Raise the OSError that tells why ``path`` is not there, if it is not."""
+    """Raise OSError if ``path`` does not exist."""
     cdef bytes raw = path_bytes(path)
     if faccessat(AT_FDCWD, PyBytes_AS_STRING(raw), F_OK, 0) < 0:
         raise os_error(errno, path)
@@ -173,7 +172,7 @@ cdef list _values(Table *table):
         if row.pci == 0:
             continue
         text = table.text + row.driver
-        if seen == NULL or strcmp(seen, text) != 0:  # mostly one driver for all
+        if seen == NULL or strcmp(seen, text) != 0:  # usually one driver for all
             driver = PyUnicode_DecodeFSDefault(text)
             seen = text
         found.append(_value(row, table.text, driver, numa))
@@ -241,9 +240,9 @@ cdef int _read_vf(int fd, int index, Table *table) noexcept nogil:
 
 
 cdef int _add_drivers(int fd, Table *table) noexcept nogil:
-    """Find the driver of each VF, and those that are gone. Returns 0 or -errno.
+    """Find the driver of each VF, and the VFs that are gone. Returns 0 or -errno.
 
-    A driver's directory names all devices that it is bound to: one listing spares the other VFs' links.
+    A driver's directory names all devices that it is bound to: one listing replaces the other VFs' links.
     """
     cdef char path[PATH_ROOM]
     cdef Row *row
@@ -269,7 +268,7 @@ cdef int _add_drivers(int fd, Table *table) noexcept nogil:
 
 
 cdef int _check_alive(int fd, Row *row, Table *table) noexcept nogil:
-    """Mark a VF without a driver as gone if only the link to it is left. Returns 0 or -errno."""
+    """Mark a VF without a driver as gone if only the link to it exists. Returns 0 or -errno."""
     cdef char path[PATH_ROOM]
     snprintf(path, PATH_ROOM, "virtfn%d", row.index)
     if faccessat(fd, path, F_OK, 0) < 0:
@@ -280,7 +279,7 @@ cdef int _check_alive(int fd, Row *row, Table *table) noexcept nogil:
 
 
 cdef void _share_driver(int fd, const char *path, size_t driver, Table *table) noexcept nogil:
-    """Give the driver to all VFs that its directory names. What fails here is left to each VF's own link."""
+    """Give the driver to all VFs that its directory names. After a failure, each VF's own link is read."""
     cdef size_t begin = table.filled
     cdef size_t at = begin
     cdef size_t length
@@ -299,14 +298,14 @@ cdef void _share_driver(int fd, const char *path, size_t driver, Table *table) n
 
 
 cdef int _failed(Table *table, const char *path, int err) noexcept nogil:
-    """Note what the error is about. Returns ``err``."""
+    """Store the path that an error is about. Returns ``err``."""
     table.failed[0] = c"/"
     strcpy(table.failed + 1, path)
     return err
 
 
 cdef int _reserve(Table *table, size_t size) noexcept nogil:
-    """Make room for more text. Returns 0 or -ENOMEM."""
+    """Make space for more text. Returns 0 or -ENOMEM."""
     cdef size_t room
     cdef char *moved
     if table.room - table.filled >= size:
@@ -337,10 +336,10 @@ cdef size_t _slot(Table *table, const char *pci, size_t length) noexcept nogil:
 
 
 cdef int _add_netdevs(int fd, const char *net_path, Table *table) noexcept nogil:
-    """Find the netdev of each VF by the way that takes fewer system calls. Returns 0 or -errno.
+    """Find the netdev of each VF with the fewest system calls. Returns 0 or -errno.
 
-    ``/sys/class/net`` has a link for every netdev in sight, and its target names the device: with many VFs
-    that is one call each, where listing their ``net/`` takes four.
+    ``/sys/class/net`` has a link for every netdev of the namespace, and the link's target names the device:
+    that is one call for each netdev, whereas listing the ``net/`` of a VF takes four.
     """
     cdef size_t names = table.filled
     cdef ssize_t count
@@ -358,9 +357,9 @@ cdef int _add_netdevs(int fd, const char *net_path, Table *table) noexcept nogil
 
 
 cdef ssize_t _list(int fd, ssize_t most, Table *table) noexcept nogil:
-    """Add the names of the links in the open directory to the texts, and give up beyond ``most``.
+    """Add the names of the links in the open directory to the texts; stop beyond ``most``.
 
-    Returns their number (more than ``most``: there are others) or -errno.
+    Returns their number (more than ``most`` if there are others) or -errno.
     """
     cdef char buffer[DIRENTS]
     cdef size_t room = min(DIRENTS, (most + 4) * DIRENT_ROOM)
@@ -387,7 +386,7 @@ cdef ssize_t _list(int fd, ssize_t most, Table *table) noexcept nogil:
 
 
 cdef bint _match_netdevs(int net, size_t names, Table *table) noexcept nogil:
-    """Give the listed netdevs to the VFs that their links point into; tell whether all held still."""
+    """Give the listed netdevs to the VFs that their links point to; return False if one has disappeared."""
     cdef char target[PATH_MAX]
     cdef ssize_t length
     cdef size_t at = names
@@ -404,7 +403,7 @@ cdef bint _match_netdevs(int net, size_t names, Table *table) noexcept nogil:
 
 
 cdef size_t _owner(Table *table, const char *target, ssize_t length) noexcept nogil:
-    """Return the row of the VF that a target such as ".../0000:01:10.0/net/eth2" is in, or SIZE_MAX."""
+    """Return the row of the VF in a target such as ".../0000:01:10.0/net/eth2", or SIZE_MAX."""
     cdef const char *name = <const char *>memrchr(target, c"/", length)
     cdef const char *pci
     cdef int row
@@ -418,7 +417,7 @@ cdef size_t _owner(Table *table, const char *target, ssize_t length) noexcept no
 
 
 cdef void _take_name(Table *table, Row *row, size_t name) noexcept nogil:
-    """Give a VF this netdev, unless it has one whose name comes first."""
+    """Give a VF this netdev, unless it has one with a smaller name."""
     if row.netdev == 0 or strcmp(table.text + name, table.text + row.netdev) < 0:
         row.netdev = name
 
@@ -491,7 +490,7 @@ cdef int _netdev(int fd, const char *path, char *name) noexcept nogil:
 
 
 cdef int _numa(int fd, Table *table) noexcept nogil:
-    """Read the PF's node, -1 where it has none. Returns 0 or -errno."""
+    """Read the PF's NUMA node, -1 without one. Returns 0 or -errno."""
     cdef char text[NODE_ROOM]
     cdef char *end
     cdef ssize_t length = read_at(fd, "numa_node", text, NODE_ROOM)
@@ -523,7 +522,7 @@ cdef int _index_of(int fd, const char *pci) noexcept nogil:
 
 
 cdef int _links_to(int fd, int index, const char *pci) noexcept nogil:
-    """Tell whether ``virtfn<index>`` is the VF at ``pci``: 1, 0 or -errno."""
+    """Return 1 if ``virtfn<index>`` is the VF at ``pci``, otherwise 0 or -errno."""
     cdef char path[PATH_ROOM]
     cdef char name[PATH_MAX]
     cdef int length

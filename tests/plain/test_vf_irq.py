@@ -63,6 +63,21 @@ def test_plan() -> None:
     assert irq.plan([5, 6, 7], [3, 1]) == {5: "00000008", 6: "00000002", 7: "00000008"}
     assert irq.plan([], [1]) == {}
     assert irq.plan([5], [64]) == {5: "00000001,00000000,00000000"}
+    assert irq.plan([5], [31]) == {5: "80000000"}
+    assert irq.plan([5], [8191]) == {5: ",".join(["80000000", *["00000000"] * 255])}
+
+
+@pytest.mark.parametrize(
+    ("text", "cores"),
+    [("0-7\n", [*range(8)]), ("0", [0]), ("0,2-3\n", [0, 2, 3]), ("0-127\n", [*range(128)])],
+)
+def test_online_cores(tree: Tree, text: str, cores: list[int]) -> None:
+    (tree.sys / "devices/system/cpu/online").write_text(text)
+    assert irq.read_online(str(tree.sys)) == cores
+
+
+def test_online_on_this_machine() -> None:
+    assert set(os.sched_getaffinity(0)) <= set(irq.read_online())
 
 
 def test_masks_of(tree: Tree, roots: Roots) -> None:

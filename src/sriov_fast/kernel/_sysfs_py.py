@@ -1,7 +1,7 @@
-"""VFs as sysfs shows them: the plain twin of ``_sysfs.pyx``, and the rule that both follow.
+"""The VFs in sysfs, plain: the same interface as ``_sysfs.pyx``.
 
-What the files mean is in the kernel's Documentation/ABI/testing/sysfs-bus-pci (``virtfnN``, ``physfn``,
-``sriov_totalvfs``, ``numa_node``) and sysfs-class-net (``device``).
+See the kernel's Documentation/ABI/testing/sysfs-bus-pci (``virtfnN``, ``physfn``, ``sriov_totalvfs``,
+``numa_node``) and sysfs-class-net (``device``).
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ def check_part(text: str, what: str) -> None:
 
 
 def decimal(text: str) -> int:
-    """Return the number that ``text`` is, or -1: no sign, no leading zero, at most 9 digits."""
+    """Return the number in ``text``: no sign, no leading zero, at most 9 digits; otherwise -1."""
     if (
         not (text.isascii() and text.isdigit())
         or len(text) > _NUMBER_DIGITS
@@ -38,11 +38,11 @@ def os_error(err: int, path: str, why: str = "") -> OSError:
 
 
 def scan(pf: str, root: str = "/sys") -> list[Vf]:
-    """List the VFs of a PF in the order of their indices; what vanishes meanwhile is left out.
+    """List the VFs of a PF in the order of their indices, without those that disappear during the scan.
 
-    ``pf`` is the netdev's name. The NUMA node is the PF's: its VFs sit on the same card. Raises OSError with
-    errno and filename: ENOENT (no such netdev), ENOTSUP (not the netdev of an SR-IOV PF), or what the kernel
-    said; ValueError for a ``pf`` that cannot be a name.
+    ``pf`` is the netdev's name. The NUMA node is that of the PF, whose card has the VFs. Raises OSError with
+    errno and filename: ENOENT (no such netdev), ENOTSUP (not the netdev of an SR-IOV PF), or the kernel's
+    error; ValueError for a ``pf`` that cannot be a name.
     """
     check_part(pf, "PF")
     device = f"{root}/class/net/{pf}/device"
@@ -63,8 +63,8 @@ def scan(pf: str, root: str = "/sys") -> list[Vf]:
 def vf_index(pci: str, root: str = "/sys") -> int:
     """Return the index of the VF at a PCI address on its PF.
 
-    Raises OSError with errno and filename: ENOENT (no such device), ENODEV (not a VF), or what the kernel
-    said; ValueError for a ``pci`` that cannot be an address.
+    Raises OSError with errno and filename: ENOENT (no such device), ENODEV (not a VF), or the kernel's error;
+    ValueError for a ``pci`` that cannot be an address.
     """
     check_part(pci, "PCI address")
     device = f"{root}/bus/pci/devices/{pci}"
@@ -91,7 +91,7 @@ def _vf(device: str, index: int, numa: int) -> Vf | None:
     path = f"{device}/virtfn{index}"
     pci = _link_name(path)
     driver = _link_name(f"{path}/driver")
-    # Without a driver: it has none, or only the link to the VF is left.
+    # Without a driver, either the VF has none or only the link to the VF exists.
     if not pci or not (driver or is_there(path)):
         return None
     return Vf(index=index, pci=pci, driver=driver, netdev=_netdev(path), numa=numa)

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 EXPORTS = {
     "nl": ("Batch", "Socket", "bpf", "ethtool", "netns_write", "raw_socket"),
     "sysfs": ("scan", "vf_index"),
-    "irq": ("cpu_mask", "irqs", "online", "parse_cpus", "parse_mask", "read_masks", "write_masks"),
+    "irq": ("irqs", "read_masks", "write_masks"),
 }
 
 

@@ -23,13 +23,20 @@ def require_online(cores: Sequence[int], roots: Roots) -> None:
     """Raise ConfigError (7) that names the cores which are not online."""
     if not cores:
         return
-    online = irq.online(roots.sys)
+    online = read_online(roots.sys)
     missing = [core for core in dict.fromkeys(cores) if core not in online]
     if missing:
         raise ConfigError(
             f"CORES: core {', '.join(map(str, missing))} is not online",
             f"online are {ranges(online)}; name only these",
         )
+
+
+def read_online(root: str = "/sys") -> list[int]:
+    """Return the cores that are online, ascending. Raises OSError."""
+    with open(f"{root}/devices/system/cpu/online", "rb") as file:
+        parts = [part.partition(b"-") for part in file.readline().split(b",")]
+    return [core for low, _, high in parts for core in range(int(low), int(high or low) + 1)]
 
 
 def ranges(cores: Sequence[int]) -> str:
@@ -51,7 +58,17 @@ def masks_of(pci: str, roots: Roots) -> dict[int, str]:
 
 def plan(numbers: Sequence[int], cores: Sequence[int]) -> dict[int, str]:
     """Return the masks that pin interrupt i, in numeric order, to core i mod n."""
-    return {number: irq.cpu_mask([cores[i % len(cores)]]) for i, number in enumerate(numbers)}
+    return {number: mask_of(cores[i % len(cores)]) for i, number in enumerate(numbers)}
+
+
+def mask_of(core: int) -> str:
+    """Return the mask of one core as the kernel writes it: groups of eight hexadecimal digits."""
+    digits = f"{1 << core:0{(core // 32 + 1) * 8}x}"
+    return ",".join(digits[at : at + 8] for at in range(0, len(digits), 8))
+
+
+def _bits(mask: str) -> int:
+    return int(mask.replace(",", ""), 16)
 
 
 def apply(masks: dict[int, str], roots: Roots, log: Logger) -> dict[int, str]:
@@ -79,7 +96,7 @@ def differing(masks: dict[int, str], roots: Roots) -> dict[int, str]:
     return {
         number: current
         for (number, mask), current in zip(masks.items(), now, strict=True)
-        if not current or irq.parse_mask(current) != irq.parse_mask(mask)
+        if not current or _bits(current) != _bits(mask)
     }
 
 

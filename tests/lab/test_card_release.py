@@ -16,7 +16,7 @@ from harness.waiting import wait_for
 MAC = "02:5f:00:00:00:01"
 VF = 1
 ASKED: dict[str, Any] = {"vf": VF, "mac": MAC, "vlan": 100, "mtu": 1400, "cores": "0"}
-PARALLEL = 16
+PARALLEL = 10
 HANGING = """#!/bin/sh
 [ "$CNI_COMMAND" = ADD ] || exit 0
 echo $$ >"${0%/*}/pid"

@@ -13,7 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from harness.card import IN_LAB, RECORDS, SOCKET, Card, Node, differences
+from harness.card import IN_LAB, RECORDS, SOCKET, Node
+from harness.lab_fixtures import Resident
 from harness.waiting import wait_for
 from sriov_fast.cli import units
 
@@ -68,6 +69,10 @@ class Systemd:
         """Run ``systemctl`` where systemd is init; return its output."""
         return self.run("systemctl", *words, check=check)
 
+    def command(self, name: str) -> None:
+        """Run ``sriov-fast install`` or ``uninstall``."""
+        self.run(sys.executable, "-m", "sriov_fast.cli", name, "--bin-dir", str(self.bin))
+
     def show(self, name: str) -> str:
         """Return a property of the service."""
         return self.ctl("show", units.SERVICE, "--property", name, "--value")
@@ -80,19 +85,25 @@ class Systemd:
 
 
 @pytest.fixture(scope="module")
-def systemd(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Systemd]:
+def systemd(tmp_path_factory: pytest.TempPathFactory, resident: Resident) -> Iterator[Systemd]:
+    """A systemd in which the plugin is installed."""
     if not IN_LAB:
         pytest.skip("starts a systemd: only in the lab")
     if not SYSTEMD.exists():
         pytest.skip("needs systemd")
-    top = tmp_path_factory.mktemp("systemd")
-    words = ["install", "--bin-dir", str(top / "bin"), "--unit-dir", str(UNITS)]
-    subprocess.run([sys.executable, "-m", "sriov_fast.cli", *words], check=True)
-    running = Systemd(top)
+    resident.stop()
+    running = Systemd(tmp_path_factory.mktemp("systemd"))
     try:
+        running.command("install")
         yield running
     finally:
         running.close()
+
+
+@pytest.fixture
+def node(node: Node, systemd: Systemd) -> Node:
+    node.plugin = systemd.bin / "sriov"
+    return node
 
 
 def served_by(node: Node, command: str, conf: dict[str, object], pod: str) -> str:
@@ -104,13 +115,23 @@ def served_by(node: Node, command: str, conf: dict[str, object], pod: str) -> st
     return mode
 
 
-def test_the_units(node: Node, card: Card, systemd: Systemd) -> None:
-    before, pod = card.state(), node.pod()
-    node.plugin = systemd.bin / "sriov"
-    conf = node.conf(vf=0, vlan=100, ipam=None)
+def test_install_starts_the_server(node: Node, systemd: Systemd) -> None:
+    conf, pod = node.conf(vf=0, ipam=None), node.pod()
+    assert systemd.ctl("is-enabled", units.SOCKET, units.SERVICE).split() == ["enabled", "enabled"]
+    assert systemd.show("SubState") == "running"
+    first = systemd.show("MainPID")
+    assert served_by(node, "ADD", conf, pod) == "resident"
+    systemd.command("install")
+    assert systemd.show("MainPID") not in (first, "0")  # a new version serves at once
+    assert served_by(node, "DEL", conf, pod) == "resident"
+
+
+def test_the_units(node: Node, systemd: Systemd) -> None:
+    conf, pod = node.conf(vf=0, vlan=100, ipam=None), node.pod()
 
     # the socket alone: the first call starts the service
-    systemd.ctl("start", units.SOCKET)
+    systemd.ctl("stop", units.SERVICE)
+    assert (systemd.show("Result"), systemd.show("ExecMainStatus")) == ("success", "0")
     assert (SOCKET.stat().st_mode & 0o777, SOCKET.parent.stat().st_mode & 0o777) == (0o600, 0o700)
     assert systemd.show("ActiveState") == "inactive"
     assert served_by(node, "ADD", conf, pod) == "resident"
@@ -125,7 +146,6 @@ def test_the_units(node: Node, card: Card, systemd: Systemd) -> None:
 
     # `systemctl start` returns when the server has said that it is ready, not before
     systemd.ctl("stop", units.SERVICE)
-    assert (systemd.show("Result"), systemd.show("ExecMainStatus")) == ("success", "0")
     systemd.ctl("start", units.SERVICE)
     assert (systemd.show("SubState"), systemd.show("NotifyAccess")) == ("running", "main")
 
@@ -134,29 +154,11 @@ def test_the_units(node: Node, card: Card, systemd: Systemd) -> None:
     assert not SOCKET.exists()
     assert [name for name in os.listdir(RECORDS) if pod in name]
     assert served_by(node, "DEL", conf, pod) == "in-process"
-    assert not differences(before, card.state())
 
 
-def test_install_starts_the_server_and_uninstall_removes_it(node: Node, card: Card, systemd: Systemd) -> None:
-    for name in (units.SERVICE, units.SOCKET):
-        (UNITS / name).unlink()  # of the fixture; install writes its own
-    before, pod = card.state(), node.pod()
-    node.plugin = systemd.bin / "sriov"
-    conf = node.conf(vf=0, ipam=None)
-    command = [sys.executable, "-m", "sriov_fast.cli"]
-    try:
-        systemd.run(*command, "install", "--bin-dir", str(systemd.bin))
-        assert systemd.ctl("is-enabled", units.SOCKET, units.SERVICE).split() == ["enabled", "enabled"]
-        assert systemd.show("SubState") == "running"
-        first = systemd.show("MainPID")
-        assert served_by(node, "ADD", conf, pod) == "resident"
-        systemd.run(*command, "install", "--bin-dir", str(systemd.bin))
-        assert systemd.show("MainPID") not in (first, "0")  # a new version serves at once
-        assert served_by(node, "DEL", conf, pod) == "resident"
-    finally:
-        systemd.run(*command, "uninstall", "--bin-dir", str(systemd.bin))
+def test_uninstall_removes_all(systemd: Systemd) -> None:
+    systemd.command("uninstall")
     assert systemd.show("LoadState") == "not-found"
     assert not SOCKET.exists()
-    assert not (node.plugin).exists()
+    assert not (systemd.bin / "sriov").exists()
     assert not [name for name in (units.SERVICE, units.SOCKET) if (units.DIRECTORY / name).exists()]
-    assert not differences(before, card.state())

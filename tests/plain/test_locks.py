@@ -8,13 +8,21 @@ import shutil
 import signal
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from functools import partial
 from pathlib import Path
 
 import pytest
 
 from sriov_fast.common.errors import FileError, TryAgainError
 from sriov_fast.vf import locks
+
+
+def in_thread(work: Callable[[], object]) -> threading.Thread:
+    thread = threading.Thread(target=work)
+    thread.start()
+    return thread
 
 
 @pytest.fixture
@@ -36,33 +44,70 @@ def test_one_holder(run: str) -> None:
         pass
 
 
-def test_a_bounded_wait_names_the_holder(run: str) -> None:
-    with locks.acquire(run, "vf-1", "ADD c1 eth0"), pytest.raises(TryAgainError) as caught:
-        locks.acquire(run, "vf-1", "ADD c2 eth0", wait=0.05)
-    assert caught.value.code == 11
-    assert caught.value.msg == (
-        f"the lock of vf-1 was not free within 0.05 s: held by pid {os.getpid()}, ADD c1 eth0"
-    )
-    assert caught.value.details
+@contextmanager
+def held_by_a_process(run: str) -> Iterator[int]:
+    """Let another process hold the lock x; yield its pid."""
+    ready, end = os.pipe(), os.pipe()
+    child = os.fork()
+    if child == 0:
+        os.close(end[1])
+        held = locks.acquire(run, "x", "child")
+        os.write(ready[1], b"!")
+        os.read(end[0], 1)
+        held.release()
+        os._exit(0)
+    os.read(ready[0], 1)
+    try:
+        yield child
+    finally:
+        os.close(end[1])
+        os.waitpid(child, 0)
+        for fd in (*ready, end[0]):
+            os.close(fd)
+
+
+@contextmanager
+def held_by_a_thread(run: str) -> Iterator[int]:
+    """Let this process hold the lock x, and another thread release it; yield the pid."""
+    held = locks.acquire(run, "x", "child")
+    yield os.getpid()
+    in_thread(held.release).join()
+
+
+HOLDERS = pytest.mark.parametrize("hold", [held_by_a_process, held_by_a_thread])
+Hold = Callable[[str], AbstractContextManager[int]]
+
+
+@HOLDERS
+def test_a_bounded_wait_names_the_holder(run: str, hold: Hold) -> None:
+    with hold(run) as pid:
+        assert locks.attempt(run, "x", "me") is None
+        for wait in (0.0, 0.05):
+            with pytest.raises(TryAgainError) as caught:
+                locks.acquire(run, "x", "me", wait=wait)
+            assert caught.value.code == 11
+            words = f"the lock of x was not free within {wait:g} s: held by pid {pid}, child"
+            assert caught.value.msg == words
+            assert caught.value.details
+    with locks.acquire(run, "x", "me", wait=0):
+        assert locks.holder_of(run, "x") == f"pid {os.getpid()}, me"
     assert files(run) == []
 
 
-def test_whoever_waits_gets_it(run: str) -> None:
-    reader, writer = os.pipe()
-    child = os.fork()
-    if child == 0:
-        held = locks.acquire(run, "x", "child")
-        os.write(writer, b"!")
-        signal.sigtimedwait([], 0.1)
-        held.release()
-        os._exit(0)
-    os.read(reader, 1)
-    assert locks.attempt(run, "x", "me") is None
-    with locks.acquire(run, "x", "me"):
-        assert locks.holder_of(run, "x") == f"pid {os.getpid()}, me"
-    os.waitpid(child, 0)
-    for fd in (reader, writer):
-        os.close(fd)
+@HOLDERS
+def test_whoever_waits_gets_it(run: str, hold: Hold) -> None:
+    got: list[str] = []
+
+    def wait() -> None:
+        with locks.acquire(run, "x", "waiting"):
+            got.append(locks.holder_of(run, "x"))
+
+    with hold(run):
+        thread = in_thread(wait)
+        thread.join(0.05)
+        assert (thread.is_alive(), got) == (True, [])
+    thread.join(30)
+    assert got == [f"pid {os.getpid()}, waiting"]
 
 
 def test_the_dead_hold_nothing(run: str) -> None:
@@ -144,11 +189,16 @@ def test_a_symbolic_link_is_not_followed(run: str, tmp_path: Path) -> None:
 
 
 def test_a_directory_that_cannot_be_made(tmp_path: Path) -> None:
-    (tmp_path / "run").write_text("a file")
-    with pytest.raises(FileError) as caught:
-        locks.acquire(str(tmp_path / "run"), "x", "me")
-    assert f"{tmp_path}/run/locks/x" in caught.value.msg
-    assert caught.value.code == 5
+    run = tmp_path / "run"
+    run.write_text("a file")
+    for take in (locks.acquire, locks.attempt):
+        with pytest.raises(FileError) as caught:
+            take(str(run), "x", "me")
+        assert f"{run}/locks/x" in caught.value.msg
+        assert caught.value.code == 5
+    run.unlink()
+    with locks.acquire(str(run), "x", "me", wait=0):
+        pass
 
 
 def test_a_name_of_somebody_strange(run: str) -> None:
@@ -157,149 +207,30 @@ def test_a_name_of_somebody_strange(run: str) -> None:
     assert locks.holder_of(run, "x") == "a process that has just released it"
 
 
-def hammer(run: str, counter: str, rounds: int) -> None:
-    for _ in range(rounds):
+def hammer(run: str, counter: str, rounds: int, *, clear: bool) -> None:
+    for number in range(rounds):
         with locks.acquire(run, "x", f"hammer {os.getpid()}"):
             value = int(Path(counter).read_text())
-            if value % 7 == 0:
-                os.sched_yield()
+            if clear and number % 10 == 0:
+                shutil.rmtree(run)
+            time.sleep(0)
             Path(counter).write_text(str(value + 1))
 
 
-def test_many_processes(run: str, tmp_path: Path) -> None:
-    """Every release unlinks the file while others have it open: a lock on a dead file counts for nothing."""
+@pytest.mark.parametrize(("processes", "threads"), [(3, 5), (0, 8)])
+def test_one_at_a_time(run: str, tmp_path: Path, processes: int, threads: int) -> None:
+    """Every release unlinks the file while others have it open: a lock on a dead file counts for nothing.
+
+    The threads of one process exclude each other even where somebody clears the directory.
+    """
     counter = tmp_path / "counter"
     counter.write_text("0")
+    work = partial(hammer, run, str(counter), 50, clear=not processes)
     context = multiprocessing.get_context("fork")
-    crowd = [context.Process(target=hammer, args=(run, str(counter), 150)) for _ in range(8)]
+    crowd = [context.Process(target=work) for _ in range(processes)]
     for one in crowd:
         one.start()
-    for one in crowd:
-        one.join()
-    assert [one.exitcode for one in crowd] == [0] * 8
-    assert counter.read_text() == "1200"
-    assert files(run) == []
-
-
-# --- threads of one process
-
-
-def in_thread(work: Callable[[], object]) -> threading.Thread:
-    thread = threading.Thread(target=work)
-    thread.start()
-    return thread
-
-
-def test_one_thread_at_a_time(run: str) -> None:
-    """Also where nobody can see it by the file: somebody has cleared the directory."""
-    inside, most = [0], [0]
-
-    def hold() -> None:
-        for number in range(50):
-            with locks.acquire(run, "x", "thread"):
-                inside[0] += 1
-                most[0] = max(most[0], inside[0])
-                if number % 10 == 0:
-                    shutil.rmtree(run)
-                time.sleep(0)
-                inside[0] -= 1
-
-    for thread in [in_thread(hold) for _ in range(8)]:
-        thread.join()
-    assert (inside, most) == ([0], [1])
-    assert locks._thread_locks == {}
-
-
-def test_a_thread_that_waits_is_woken(run: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """At once, by who lets go: the pause between two looks at the file is far longer here."""
-    monkeypatch.setattr(locks, "_PAUSE", 60.0)
-    monkeypatch.setattr(locks, "_LONGEST_PAUSE", 60.0)
-    held = locks.acquire(run, "x", "first")
-    got: list[str] = []
-
-    def second() -> None:
-        with locks.acquire(run, "x", "second"):
-            got.append(locks.holder_of(run, "x"))
-
-    thread = in_thread(second)
-    while locks._thread_locks[f"{run}/locks/x"].users < 2:
-        time.sleep(0.001)
-    held.release()
-    thread.join(30)
-    assert got == [f"pid {os.getpid()}, second"]
-
-
-def test_a_thread_waits_for_a_bounded_time(run: str) -> None:
-    errors: list[TryAgainError] = []
-
-    def late() -> None:
-        try:
-            locks.acquire(run, "x", "second", wait=0.05)
-        except TryAgainError as error:
-            errors.append(error)
-
-    with locks.acquire(run, "x", "first"):
-        assert locks.attempt(run, "x", "nobody") is None
-        in_thread(late).join()
-        assert locks._thread_locks[f"{run}/locks/x"].users == 1
-    assert [error.code for error in errors] == [11]
-    assert f"held by pid {os.getpid()}, first" in errors[0].msg
-    assert locks._thread_locks == {}
-
-
-def test_another_thread_may_let_go(run: str) -> None:
-    """As one does that brings a VF home behind the reply of another."""
-    held = locks.acquire(run, "x", "first")
-    in_thread(held.release).join()
-    with locks.acquire(run, "x", "second", wait=0):
-        pass
-    assert (files(run), locks._thread_locks) == ([], {})
-
-
-def test_a_lock_that_cannot_be_made_leaves_its_thread_lock_free(tmp_path: Path) -> None:
-    run = tmp_path / "run"
-    run.write_text("a file")
-    for _ in range(2):
-        with pytest.raises(FileError):
-            locks.acquire(str(run), "x", "me", wait=0)
-        with pytest.raises(FileError):
-            locks.attempt(str(run), "x", "me")
-    assert locks._thread_locks == {}
-    run.unlink()
-    with locks.acquire(str(run), "x", "me", wait=0):
-        pass
-
-
-def test_a_lock_of_another_process_leaves_the_thread_lock_free(run: str) -> None:
-    reader, writer = os.pipe()
-    child = os.fork()
-    if child == 0:
-        os.close(writer)
-        locks.acquire(run, "x", "child")
-        os.read(reader, 1)
-        os._exit(0)
-    os.close(reader)
-    while not (os.path.exists(f"{run}/locks/x") and "child" in locks.holder_of(run, "x")):
-        time.sleep(0.001)
-    assert locks.attempt(run, "x", "me") is None
-    with pytest.raises(TryAgainError, match="child"):
-        locks.acquire(run, "x", "me", wait=0.01)
-    assert locks._thread_locks == {}
-    os.close(writer)
-    with locks.acquire(run, "x", "me"):
-        pass
-    os.waitpid(child, 0)
-
-
-def test_threads_and_processes(run: str, tmp_path: Path) -> None:
-    counter = tmp_path / "counter"
-    counter.write_text("0")
-    context = multiprocessing.get_context("fork")
-    crowd = [context.Process(target=hammer, args=(run, str(counter), 50)) for _ in range(3)]
-    for one in crowd:
-        one.start()
-    threads = [in_thread(lambda: hammer(run, str(counter), 50)) for _ in range(5)]
-    for each in [*threads, *crowd]:
+    for each in [*[in_thread(work) for _ in range(threads)], *crowd]:
         each.join()
     assert counter.read_text() == "400"
-    assert (files(run), locks._thread_locks) == ([], {})
+    assert files(run) == []

@@ -96,6 +96,22 @@ cdef class Batch(Buffer):
             raise ValueError(f"set_link of index {index}: asks for nothing")
         self.finish(f"set link of ifindex {index}" if info.ifi_index else f"set link of {name}")
 
+    def new_macvlan(self, index, netns_fd, name, *, up=True):
+        """Append ``RTM_NEWLINK`` of a macvlan in another namespace, on top of a device in the socket's.
+
+        ``ip link add link $if netns $ns name $name up type macvlan mode passthru nopromisc``. Kernels before
+        6.15 answer EEXIST if the socket's namespace has a device of that name as well.
+        """
+        cdef ifinfomsg info
+        memset(&info, 0, sizeof(info))
+        set_flags(&info, up or None, None)
+        self.start(RTM_NEWLINK, NLM_F_REQUEST | NLM_F_ACK | NLM_F_CREATE | NLM_F_EXCL, &info, sizeof(info))
+        self.put_u32(IFLA_NET_NS_FD, number(netns_fd, "netns_fd", 0, INT_MAX))
+        self.put_text(IFLA_IFNAME, interface_name(name))
+        self.put_u32(IFLA_LINK, number(index, "index", 1, INT_MAX))
+        put_macvlan(self)
+        self.finish(f"add macvlan {name} to ifindex {index}")
+
     def del_link(self, index):
         """Append ``RTM_DELLINK``: ``ip link delete dev $if``; EOPNOTSUPP for what cannot be deleted."""
         self.start_link(RTM_DELLINK, 0, index)

@@ -1,7 +1,7 @@
 # Devices: the settings of a RTM_SETLINK, and RTM_NEWLINK as a ``Link``.
 
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_GET_SIZE
-from libc.stdint cimport uint8_t, uint16_t, uint32_t
+from libc.stdint cimport int32_t, uint8_t, uint16_t, uint32_t
 
 from sriov_fast.common.record import Link, LinkSettings
 
@@ -94,13 +94,36 @@ cdef int read_setting(const nlattr *attr, dict found) except -1:
     return 0
 
 
+cdef object is_ipv6_disabled(const nlattr *families):
+    # The device's sysctl disable_ipv6, None where the kernel does not report it.
+    cdef const nlattr *conf = inner(inner(families, AF_INET6), IFLA_INET6_CONF)
+    cdef const uint8_t *values = payload(conf, 4 * (DEVCONF_DISABLE_IPV6 + 1)) if conf != NULL else NULL
+    return None if values == NULL else (<const int32_t *>values)[DEVCONF_DISABLE_IPV6] != 0
+
+
+cdef int put_macvlan(Buffer out) except -1:
+    # The attributes of a macvlan: mode passthru, without promiscuous mode of the device under it.
+    cdef uint16_t flags = MACVLAN_FLAG_NOPROMISC
+    cdef size_t info, data
+    info = out.open_nest(IFLA_LINKINFO)
+    out.put_text(IFLA_INFO_KIND, b"macvlan")
+    data = out.open_nest(IFLA_INFO_DATA)
+    out.put_u32(IFLA_MACVLAN_MODE, MACVLAN_MODE_PASSTHRU)
+    out.put(IFLA_MACVLAN_FLAGS, &flags, sizeof(flags))
+    out.close_nest(data)
+    out.close_nest(info)
+    return 0
+
+
 cdef object decode_link(const uint8_t *body, size_t size, const Item *asked):
     cdef const ifinfomsg *info = <const ifinfomsg *>body
     cdef Span span
     cdef const nlattr *attr
     cdef const nlattr *vf_info = NULL
     cdef const nlattr *xdp = NULL
-    cdef str name = "", mac = "", parent = "", perm = ""
+    cdef const nlattr *families = NULL
+    cdef const nlattr *info_kind
+    cdef str name = "", mac = "", parent = "", perm = "", driver = ""
     cdef tuple altnames = ()
     cdef dict found = {"flags": info.ifi_flags & SETTABLE_FLAGS, "alias": ""}
     cdef uint32_t mtu = 0, num_vf = 0, lower = 0, master = 0
@@ -135,7 +158,11 @@ cdef object decode_link(const uint8_t *body, size_t size, const Item *asked):
             parent = text_of(attr)
         elif kind == IFLA_XDP:
             xdp = attr
+        elif kind == IFLA_LINKINFO:
+            info_kind = inner(attr, IFLA_INFO_KIND)
+            driver = text_of(info_kind) if info_kind != NULL else ""
         else:
+            families = attr if kind == IFLA_AF_SPEC else families
             read_setting(attr, found)
         attr = next_attr(&span)
     return Link(
@@ -148,6 +175,7 @@ cdef object decode_link(const uint8_t *body, size_t size, const Item *asked):
         parent=parent,
         perm=perm,
         lower=lower if is_lower_here else 0,
+        outer_lower=0 if is_lower_here else lower,
         master=master,
         altnames=altnames,
         num_vf=num_vf,
@@ -159,4 +187,6 @@ cdef object decode_link(const uint8_t *body, size_t size, const Item *asked):
             inner_u32(xdp, IFLA_XDP_HW_PROG_ID),
         ),
         holder=holder,
+        kind=driver,
+        disable_ipv6=is_ipv6_disabled(families),
     )

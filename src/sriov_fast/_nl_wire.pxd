@@ -188,6 +188,7 @@ cdef enum:
     IFLA_MASTER = 10
     IFLA_TXQLEN = 13
     IFLA_LINKMODE = 17        # __u8
+    IFLA_LINKINFO = 18
     IFLA_IFALIAS = 20
     IFLA_NUM_VF = 21
     IFLA_VFINFO_LIST = 22
@@ -207,6 +208,16 @@ cdef enum:
     IFLA_GSO_IPV4_MAX_SIZE = 63
     IFLA_GRO_IPV4_MAX_SIZE = 64
 
+    IFLA_INFO_KIND = 1
+    IFLA_INFO_DATA = 2
+
+    IFLA_MACVLAN_MODE = 1
+    IFLA_MACVLAN_FLAGS = 2    # __u16
+    MACVLAN_MODE_PASSTHRU = 8
+    MACVLAN_FLAG_NOPROMISC = 1
+
+    IFLA_INET6_CONF = 2           # __s32 for each DEVCONF_*
+    DEVCONF_DISABLE_IPV6 = 26     # linux/ipv6.h
     IFLA_INET6_ADDR_GEN_MODE = 8  # __u8
 
     IFLA_XDP_FD = 1           # __s32, -1 detaches

@@ -260,6 +260,24 @@ def test_del_link_has_the_same_bytes_and_says_what_was_meant(index: int) -> None
     assert decoded(ifinfmsg, data)["index"] == index
 
 
+@given(indexes, st.integers(0, 2**31 - 1), names, st.booleans())
+def test_new_macvlan_has_the_same_bytes_and_says_what_was_meant(
+    index: int, netns_fd: int, name: str, up: bool
+) -> None:
+    data = same(lambda batch: batch.new_macvlan(index, netns_fd, name, up=up))
+    assert header(data) == (16, 0x605, 1, 0)  # RTM_NEWLINK, REQUEST | ACK | CREATE | EXCL
+    message = ifinfmsg(data)
+    message.decode()
+    assert (message["flags"], message["change"]) == ((1, 1) if up else (0, 0))
+    assert message.get_attr("IFLA_LINK") == index
+    assert message.get_attr("IFLA_NET_NS_FD") == netns_fd
+    assert message.get_attr("IFLA_IFNAME") == name
+    info = message.get_attr("IFLA_LINKINFO")
+    assert info.get_attr("IFLA_INFO_KIND") == "macvlan"
+    assert info.get_attr("IFLA_INFO_DATA").get_attr("IFLA_MACVLAN_MODE") == "passthru"
+    assert info.get_attr("IFLA_INFO_DATA").get_attr("IFLA_MACVLAN_FLAGS") == "nopromisc"
+
+
 def test_several_altnames_are_one_message() -> None:
     data = same(lambda batch: batch.del_altname(7, "one", "two"))
     listed = decoded(ifinfmsg, data).get_attr("IFLA_PROP_LIST").get_attrs("IFLA_ALT_IFNAME")
@@ -410,6 +428,9 @@ WRONG: list[tuple[str, Callable[[Any], None]]] = [
     ("index 0, name ''", lambda b: b.get_link()),
     ("master -2", lambda b: b.set_link(1, master=-2)),
     ("index 0", lambda b: b.del_link(0)),
+    ("index 0", lambda b: b.new_macvlan(0, 3, "eth0")),
+    ("netns_fd -1", lambda b: b.new_macvlan(1, -1, "eth0")),
+    ("interface name 'a/b'", lambda b: b.new_macvlan(1, 3, "a/b")),
     ("alternative name ''", lambda b: b.add_altname(1, "")),
     ("alternative name 'a\\x00b'", lambda b: b.del_altname(1, "a\0b")),
     (f"alternative name '{'a' * 128}'", lambda b: b.add_altname(1, "a" * 128)),

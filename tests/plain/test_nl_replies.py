@@ -127,7 +127,19 @@ def test_a_link_with_others_around_it(nl: ModuleType) -> None:
     link = the_link(nl, body)
     assert (link.lower, link.master, link.altnames) == (9, 7, ("enp3s16v1", "\udcff"))
     elsewhere = the_link(nl, link_body(4, "eth0", attr(37, u32(0)), attr(5, u32(9))))
-    assert elsewhere.lower == 0
+    assert (elsewhere.lower, elsewhere.outer_lower) == (0, 9)
+
+
+def test_a_macvlan(nl: ModuleType) -> None:
+    kind = attr(0x8000 | 18, attr(1, b"macvlan\0") + attr(0x8000 | 2, attr(1, u32(8))))
+    assert the_link(nl, link_body(4, "eth0", kind)).kind == "macvlan"
+
+
+@pytest.mark.parametrize(("values", "meant"), [([0] * 27, False), ([0] * 26 + [1], True), ([1] * 26, None)])
+def test_disable_ipv6(nl: ModuleType, values: list[int], meant: bool | None) -> None:
+    conf = b"".join(map(u32, values))
+    link = the_link(nl, link_body(4, "eth0", attr(26, attr(10, attr(2, conf)))))
+    assert link.disable_ipv6 is meant
 
 
 def test_the_settings_of_a_link(nl: ModuleType) -> None:

@@ -153,7 +153,9 @@ class Link(Record):
     ``parent`` is the bus address (IFLA_PARENT_DEV_NAME: a PCI address for a VF), "" where there is none;
     ``perm`` is the MAC of the device's last reset (IFLA_PERM_ADDRESS), "" where none is known.
     ``lower`` is the index of the device under this one (IFLA_LINK), 0 where there is none or where it is in
-    another namespace; ``master`` is the index of the bond or bridge that has it, 0 for none.
+    another namespace; ``outer_lower`` is its index in that other namespace, 0 otherwise. ``kind`` is the type
+    of a virtual device (IFLA_INFO_KIND, such as "macvlan"), "" for others. ``master`` is the index of the
+    bond or bridge that has it, 0 for none. ``disable_ipv6`` is the device's sysctl, None where not reported.
     ``num_vf`` and ``vf`` (what the PF holds for the one VF that was asked for) are set on a PF read with
     ``vf=``. ``holder`` is the index of another VF that has the MAC which was asked about, -1 for none.
     ``altnames`` are the alternative names; ``xdp`` the IDs of the XDP programs in the modes generic, driver
@@ -176,6 +178,9 @@ class Link(Record):
     settings: LinkSettings = LinkSettings()
     xdp: tuple[int, ...] = (0, 0, 0)
     holder: int = -1
+    outer_lower: int = 0
+    kind: str = ""
+    disable_ipv6: bool | None = None
 
 
 class Route(Record):

@@ -54,6 +54,7 @@ def decode_link(data: bytes, vf: int, mac: str = "") -> Link:
         parent=text(attrs.get(c.IFLA_PARENT_DEV_NAME, b"")),
         perm=hardware_address(attrs.get(c.IFLA_PERM_ADDRESS, b"")),
         lower=0 if c.IFLA_LINK_NETNSID in attrs else u32(attrs.get(c.IFLA_LINK, b"")),
+        outer_lower=u32(attrs.get(c.IFLA_LINK, b"")) if c.IFLA_LINK_NETNSID in attrs else 0,
         master=u32(attrs.get(c.IFLA_MASTER, b"")),
         altnames=tuple(text(payload) for kind, payload in altnames if kind == c.IFLA_ALT_IFNAME),
         num_vf=u32(attrs.get(c.IFLA_NUM_VF, b"")),
@@ -61,6 +62,8 @@ def decode_link(data: bytes, vf: int, mac: str = "") -> Link:
         settings=LinkSettings(**settings),
         xdp=tuple(inner_u32(xdp, wanted) for wanted in c.XDP_PROG_IDS),
         holder=holder,
+        kind=text(inner(attrs.get(c.IFLA_LINKINFO, b""), c.IFLA_INFO_KIND) or b""),
+        disable_ipv6=_is_ipv6_disabled(attrs.get(c.IFLA_AF_SPEC, b"")),
     )
 
 
@@ -91,6 +94,13 @@ def _link_setting(kind: int, payload: bytes) -> dict[str, Any]:
         mode = inner(inner(payload, socket.AF_INET6) or b"", c.IFLA_INET6_ADDR_GEN_MODE)
         return {} if mode is None else {"addrgenmode": mode[0] if mode else 0}
     return {}
+
+
+def _is_ipv6_disabled(families: bytes) -> bool | None:
+    """Return the device's sysctl disable_ipv6, None if the kernel does not report it."""
+    conf = inner(inner(families, socket.AF_INET6) or b"", c.IFLA_INET6_CONF) or b""
+    at = 4 * c.DEVCONF_DISABLE_IPV6
+    return u32(conf[at:]) != 0 if len(conf) >= at + 4 else None
 
 
 # --- the list of VFs

@@ -208,6 +208,22 @@ class Batch:
         operation = f"set link of ifindex {index}" if index else f"set link of {name}"
         self._add(message, c.RTM_SETLINK, _SET, operation)
 
+    def new_macvlan(self, index: int, netns_fd: int, name: str, *, up: bool = True) -> None:
+        """Append ``RTM_NEWLINK``: ``ip link add link $if netns $ns name $name up type macvlan ...``."""
+        message = _LinkMessage()
+        message["attrs"] = []
+        _put_flags(message, up or None, None)
+        message.put_u32(c.IFLA_NET_NS_FD, args.number(netns_fd, "netns_fd", 0, c.INT_MAX))
+        message.put(c.IFLA_IFNAME, args.interface_name(name) + b"\0")
+        message.put_u32(c.IFLA_LINK, args.number(index, "index", 1, c.INT_MAX))
+        mode = _attr(c.IFLA_MACVLAN_MODE, struct.pack("=I", c.MACVLAN_MODE_PASSTHRU))
+        data = mode + _attr(c.IFLA_MACVLAN_FLAGS, struct.pack("=H", c.MACVLAN_FLAG_NOPROMISC))
+        message.put(
+            c.IFLA_LINKINFO, _attr(c.IFLA_INFO_KIND, b"macvlan\0") + _attr(c.IFLA_INFO_DATA, data)
+        )
+        flags = _SET | c.NLM_F_CREATE | c.NLM_F_EXCL
+        self._add(message, c.RTM_NEWLINK, flags, f"add macvlan {name} to ifindex {index}")
+
     def del_link(self, index: int) -> None:
         """Append ``RTM_DELLINK``: ``ip link delete dev $if``."""
         self._add(_about(_LinkMessage(), index), c.RTM_DELLINK, _SET, f"delete link of ifindex {index}")

@@ -48,7 +48,7 @@ HOT = {
     *("plugin", "plugin.context", "plugin.process", "plugin.release", "plugin.run"),
     *("ipam", "ipam.kinds"),
     *("vf", "vf.attach", "vf.candidate", "vf.detach", "vf.device", "vf.find", "vf.irq", "vf.journal"),
-    *("vf.locks", "vf.netns", "vf.programs"),
+    *("vf.locks", "vf.modes", "vf.move", "vf.netns", "vf.programs"),
 }
 VERBS = {"ADD": {"plugin.add", "plugin.addresses", "plugin.prepare", "vf.select"}, "DEL": set[str]()}
 BACKEND = {"_irq", "_nl", "_sysfs"}

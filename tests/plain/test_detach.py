@@ -25,7 +25,7 @@ def test_a_device_that_will_not_come_up_is_a_warning(
 
     monkeypatch.setattr(detach, "_run", run)
     home = Link(index=7, name="eth7", mac="", mtu=0, up=False)
-    detach._bring_up(object(), home, Logger())  # type: ignore[arg-type]
+    detach.bring_up(object(), home, Logger())  # type: ignore[arg-type]
     assert asked == [{"index": 7, "up": True}]
     said = capfd.readouterr().err
     assert "level=warning" in said

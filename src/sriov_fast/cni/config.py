@@ -59,6 +59,7 @@ _LARGEST_KNOWN = 1 << 12  # bytes
 _vf = whole(0, 65535)
 _vlan = whole(0, 4094)
 _LEVELS = fields.one_of("debug", "info", "warning", "error", "panic")
+_ATTACH = fields.one_of("move", "macvlan")
 
 
 class NetConf(Record):
@@ -77,6 +78,7 @@ class NetConf(Record):
     masters: tuple[str, ...] = ()
     device_id: str = ""
     vf: int | None = None
+    attach: str = "move"
     settings: VfSettings = VfSettings()
     mtu: int = 0
     cores: tuple[int, ...] = ()
@@ -400,6 +402,7 @@ def _configured(command: str, stdin: bytes, faults: list[SriovError] | None) -> 
         masters=_masters(command, conf, device_id),
         device_id=device_id,
         vf=pod.take("vf", fields.number_or_digits(0, 65535), conf.take("vf", _vf, None)),
+        attach=pod.take("attach", _ATTACH, conf.take("attach", _ATTACH, "move")),
         settings=_settings(conf, runtime, pod),
         mtu=conf.take("mtu", _mtu, 0),
         cores=pod.take("cores", fields.pod_cores, conf.take("cores", fields.cores, ())),
@@ -427,6 +430,7 @@ def _with_args(found: _Configured, given: dict[str, str], faults: list[SriovErro
         args.take(key, check, None)
     return conf.replace(
         vf=args.take("VF", fields.digits(0, 65535), conf.vf),
+        attach=args.take("ATTACH", _ATTACH, conf.attach),
         settings=settings.replace(
             mac=settings.mac if "mac" in found.fixed else mac,
             vlan=args.take("VLAN", fields.digits(0, 4094), settings.vlan),

@@ -10,7 +10,7 @@ from __future__ import annotations
 from sriov_fast.common.errors import EnvError
 
 # As they are usually written; they are compared in upper case.
-OURS = ("VF", "VLAN", "MAC", "CORES", "PodID", "HostIP", "IP", "GATEWAY")
+OURS = ("VF", "VLAN", "MAC", "CORES", "ATTACH", "PodID", "HostIP", "IP", "GATEWAY")
 KNOWN = (
     *OURS,
     "IgnoreUnknown",

@@ -138,6 +138,15 @@ class Turns:
             work()
 
 
+def detach(work: Callable[[], Any]) -> Task:
+    """Run a function that may outlive the request in a helper thread, at once; return its Task."""
+    from sriov_fast.common import helpers
+
+    task = Task(work)
+    helpers.run(task.run, lambda _: None)
+    return task
+
+
 def completed() -> Task:
     """Return a task that has ended; its result is None."""
     task = Task(_nothing)

@@ -14,8 +14,8 @@ from sriov_fast.plugin.addresses import Addresses
 from sriov_fast.plugin.context import MOVES, Reply
 from sriov_fast.plugin.prepare import prepare
 from sriov_fast.plugin.release import recover, release
-from sriov_fast.vf import attach, candidate, detach, find, irq, locks, netns, select
-from sriov_fast.vf.journal import ATTACHED, BROKEN, Attachment
+from sriov_fast.vf import attach, candidate, find, irq, locks, modes, netns, select
+from sriov_fast.vf.journal import ATTACHED, BROKEN, MACVLAN, Attachment
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -78,7 +78,8 @@ def add(call: Call) -> Reply:
 
 
 def _attach(call: Call, record: Attachment, access: Access, addresses: Addresses, tasks: Scope) -> Prepared:
-    """Move the VF into the pod, meanwhile run IPAM and prepare the reply; then set the addresses."""
+    """Give the pod its interface, run IPAM and prepare the reply meanwhile; then set the addresses."""
+    mode = modes.of(record)
 
     def plan() -> tuple[Prepared, nl.Socket]:
         answer = addresses.obtain()
@@ -86,16 +87,16 @@ def _attach(call: Call, record: Attachment, access: Access, addresses: Addresses
         return prepare(call, record, answer.result), pod
 
     planning: Task | None = None
-    if not needs_interface(call.conf.ipam_type):
+    if not needs_interface(call.conf.ipam_type) and (mode.WAITS or addresses.wait):
         planning = tasks.submit(plan, waits=addresses.wait, hurry=addresses.hurry)
     call.step("start IPAM", "ipam")
     pinning = _start_pinning(call, record, tasks)
-    attach.configure(access.host, record)
+    mode.configure(access.host, record)
     call.step("configure", "kernel")
     call.demand_time()
     with MOVES:
-        attach.move(access.host, record, access.pod_netns)
-    call.step("move", "kernel")
+        mode.enter(access.host, record, access.pod_netns)
+    call.step(mode.ENTER, "kernel")
     prepared, pod = planning.result() if planning else plan()
     call.step("wait for IPAM", "ipam")
     link = _set_addresses(prepared, access, pod)
@@ -177,25 +178,22 @@ def vf_request_of(call: Call, host: nl.Socket) -> select.VfRequest:
 def _journaled(call: Call, reserved: ReservedVf, host: nl.Socket) -> Attachment:
     """Write the VF's present state and the request to the journal; return the record."""
     asked, conf = call.request, call.conf
-    record = attach.observe(
-        host,
-        reserved,
-        Attachment(
-            container_id=asked.container_id,
-            ifname=asked.ifname,
-            pci=reserved.vf.pci,
-            network=conf.name,
-            netns=asked.netns,
-            asked=conf.settings,
-            mtu=conf.mtu,
-            ipam=conf.ipam_type,
-            request={"args": asked.args_text, "path": list(asked.path), "config": conf.raw},
-            incarnation=find.incarnation(reserved.vf.pci, call.roots),
-            boot=call.journal.boot(),
-            token=call.context.token,
-        ),
-        call.roots,
+    record = Attachment(
+        container_id=asked.container_id,
+        ifname=asked.ifname,
+        pci=reserved.vf.pci,
+        network=conf.name,
+        netns=asked.netns,
+        asked=conf.settings,
+        mtu=conf.mtu,
+        attach=conf.attach,
+        ipam=conf.ipam_type,
+        request={"args": asked.args_text, "path": list(asked.path), "config": conf.raw},
+        incarnation=find.incarnation(reserved.vf.pci, call.roots),
+        boot=call.journal.boot(),
+        token=call.context.token,
     )
+    record = modes.of(record).observe(host, reserved, record, call.roots)
     call.step("read the VF's state", "kernel")
     if conf.cores:  # without cores the interrupts stay as they are
         masks = irq.masks_of(record.pci, call.roots)
@@ -215,7 +213,7 @@ def _set_addresses(prepared: Prepared, access: Access, pod: nl.Socket) -> Link:
         _enable_ipv6(access.pod_netns, record.ifname)
     link = attach.address(pod, record, _addressing(prepared, pod))
     attach.verify(access.host, record, link)
-    return link
+    return link.replace(index=record.ifindex) if record.attach == MACVLAN else link
 
 
 def _addressing(prepared: Prepared, pod: nl.Socket) -> Addressing:
@@ -268,7 +266,7 @@ def _bring_back(call: Call, record: Attachment, addresses: Addresses) -> None:
     """Undo an attach. If that fails, record and addresses stay, so that DEL or GC can try again."""
     try:
         latest = call.journal.again(record) or record
-        detach.release(latest, call.pod_netns, call.roots, call.log)
+        modes.release(latest, call.pod_netns, call.roots, call.log)
         call.journal.remove(latest)
     except (SriovError, OSError) as error:
         addresses.keep()  # the VF may still answer for them

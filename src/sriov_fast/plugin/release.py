@@ -8,7 +8,7 @@ from sriov_fast.common import executor
 from sriov_fast.common.errors import HiddenError, RefusedError, SriovError
 from sriov_fast.ipam.kinds import needs_interface
 from sriov_fast.plugin.context import IPAM_WAIT, MOVES, Reply
-from sriov_fast.vf import detach
+from sriov_fast.vf import detach, modes
 from sriov_fast.vf.journal import BROKEN, RETURNING
 
 TYPE_CHECKING = False
@@ -72,9 +72,9 @@ def release(call: Call, record: Attachment, *, defer: bool = False) -> Reply:
         held.enter_context(call.vf_lock(record.pci))
         if not call.journal.has(record):
             return Reply()  # another request finished it meanwhile
-        vf = held.enter_context(detach.Release(record, call.pod_netns, call.roots, call.log))
+        vf = held.enter_context(_release_of(call, record))
         try:
-            _release_both(call, vf, defer=defer)
+            _release_both(call, vf, modes.of(record).RESTORE, defer=defer)
         except HiddenError as error:
             if record.state == BROKEN:
                 raise  # the record has not enough to finish this later
@@ -89,8 +89,12 @@ def release(call: Call, record: Attachment, *, defer: bool = False) -> Reply:
     return Reply(afterwards=lambda: _bring_home_deferred(call, returning, vf, later))
 
 
-def _release_both(call: Call, vf: detach.Release, *, defer: bool = False) -> None:
-    """Make the VF quiet, then give the addresses back while the VF is brought home.
+def _release_of(call: Call, record: Attachment) -> modes.Release:
+    return modes.of(record).Release(record, call.pod_netns, call.roots, call.log)
+
+
+def _release_both(call: Call, vf: modes.Release, leave: str, *, defer: bool = False) -> None:
+    """Make the VF quiet, then give the addresses back while the VF is brought home, a step named ``leave``.
 
     With ``defer`` only wait for IPAM; if IPAM fails, bring the VF home nevertheless. The caller has the VF's
     lock. An error of IPAM is raised last.
@@ -109,7 +113,7 @@ def _release_both(call: Call, vf: detach.Release, *, defer: bool = False) -> Non
             call.step("start IPAM", "ipam")
         if not (defer and freeing.succeeded()):
             vf.bring_home()
-            call.step("move home", "kernel")
+            call.step(leave, "kernel")
         freeing.result()
         call.step("wait for IPAM", "ipam")
 
@@ -122,7 +126,7 @@ def _release_addresses(call: Call, tasks: Scope) -> Task:
     return tasks.submit(lambda: ipam.run("DEL", call.wait(IPAM_WAIT)), waits=ipam.waits)
 
 
-def _bring_home_deferred(call: Call, record: Attachment, vf: detach.Release, held: ExitStack) -> None:
+def _bring_home_deferred(call: Call, record: Attachment, vf: modes.Release, held: ExitStack) -> None:
     """Bring a quiet VF home after the reply; its lock is released then. An error is logged."""
     with held:
         try:
@@ -147,7 +151,7 @@ def _strand(call: Call, record: Attachment, why: HiddenError) -> None:
     call.log.error("its VF and its address are kept until the VF is found", pci=record.pci, why=why)
     silent = record.replace(asked=record.asked.replace(link_state=detach.LINK_OFF.link_state))
     call.journal.write(silent)
-    call.journal.strand(silent if detach.silence(record, call.log) else record)
+    call.journal.strand(silent if modes.of(record).silence(record, call.log) else record)
 
 
 def recover(call: Call, record: Attachment) -> bool:
@@ -162,10 +166,10 @@ def recover(call: Call, record: Attachment) -> bool:
     theirs = call.of(record)
     try:
         if record.state == RETURNING and not record.stranded:  # its addresses are given back already
-            detach.release(record, theirs.pod_netns, call.roots, call.log)
+            modes.release(record, theirs.pod_netns, call.roots, call.log)
         else:
-            with detach.Release(record, theirs.pod_netns, call.roots, call.log) as vf:
-                _release_both(theirs, vf)
+            with _release_of(theirs, record) as vf:
+                _release_both(theirs, vf, modes.of(record).RESTORE)
         _forget(theirs, record)
     except HiddenError as error:
         call.log.debug("still not found", pci=record.pci, why=error)

@@ -1,17 +1,16 @@
-"""The way of a VF into the pod. Every step that changes something comes after the journal's record of it.
+"""The steps of an attach that do not depend on its mode: read the VF's state, set it up, set addresses.
 
-The order of the MAC matters (README.md beside this file tells why): the network device's first, the PF's
-second, and where a driver refuses that, the PF's first and a reset of the VF between the two.
+Every step that changes something follows the journal's record of what was there. The MAC is set in an order
+that README.md in this directory explains: on the network device, then through the PF; if the driver refuses,
+through the PF first, then on the device after a reset of the VF.
 """
 
 from __future__ import annotations
 
-import errno
-
 from sriov_fast.common.errors import BusyError, ConfigError, KernelError, NetlinkError
-from sriov_fast.common.record import LinkSettings, Record, VfSettings
+from sriov_fast.common.record import Record, VfSettings
 from sriov_fast.kernel.backend import nl
-from sriov_fast.vf import candidate, device, programs
+from sriov_fast.vf import candidate
 from sriov_fast.vf.journal import Attachment
 
 TYPE_CHECKING = False
@@ -27,7 +26,7 @@ IFF_NOARP = 0x80  # linux/if.h
 
 
 def observe(host: nl.Socket, reserved: ReservedVf, record: Attachment, roots: Roots) -> Attachment:
-    """Return the record with the VF's original state; the PF's list of VFs is read once."""
+    """Return the record with the original state of the VF and of its device; read the PF's VFs once."""
     mac = record.asked.mac or ""
     pf, netdev = candidate.read_pf(host, reserved.pf, reserved.vf, roots, mac), reserved.link
     if pf.holder >= 0:
@@ -49,10 +48,6 @@ def observe(host: nl.Socket, reserved: ReservedVf, record: Attachment, roots: Ro
         before_mtu=netdev.mtu,
         before_up=netdev.up,
         before_settings=netdev.settings,
-        before_altnames=netdev.altnames,
-        before_xdp=netdev.xdp,
-        before_tcx=programs.tcx(netdev.index),
-        before_ethtool=device.ethtool_state(host.fileno(), netdev.index),
     )
 
 
@@ -65,14 +60,17 @@ def complete(asked: VfSettings, before: VfSettings) -> VfSettings:
     return asked.replace(min_tx_rate=low or 0, max_tx_rate=high or 0)
 
 
-def configure(host: nl.Socket, record: Attachment) -> None:
-    """Set what was asked for through the PF, and the MAC on both sides, in one send."""
+def configure(host: nl.Socket, record: Attachment, *, down: bool) -> None:
+    """Set what was asked for through the PF, and the MAC on both sides, in one send.
+
+    ``down``: bring the device down first.
+    """
     asked = complete(record.asked, record.before)
-    if asked == NOTHING and not record.before_up:
+    if asked == NOTHING and not down:
         return
     batch = nl.Batch()
     kinds = []
-    if record.before_up:
+    if down:
         batch.set_link(record.ifindex, up=False)
         kinds.append("down")
     if asked.mac and asked.mac != record.before_mac:
@@ -84,7 +82,7 @@ def configure(host: nl.Socket, record: Attachment) -> None:
     answers = dict(zip(kinds, host.run(batch, check=False), strict=True))
     for kind in ("down", "vf"):
         if isinstance(answers.get(kind), NetlinkError):
-            raise _refused(answers[kind], record)
+            raise refused(answers[kind], record)
     if isinstance(answers.get("mac"), NetlinkError):
         adopt_mac(host, record.ifindex, asked.mac or "")
 
@@ -99,67 +97,6 @@ def adopt_mac(host: nl.Socket, ifindex: int, mac: str) -> None:
     batch.set_link(ifindex, up=False)
     batch.set_link(ifindex, mac=mac)
     host.run(batch, check=False)
-
-
-def move(host: nl.Socket, record: Attachment, netns_fd: int) -> None:
-    """Move, rename, set the MTU and bring up in one message, under one hold of the kernel's lock.
-
-    A VF that is kept quiet in the host (``arp off``) must answer ARP in the pod.
-    """
-    flags = record.before_settings.flags or 0
-    answering = LinkSettings(flags=flags & ~IFF_NOARP) if flags & IFF_NOARP else None
-    batch = nl.Batch()
-    batch.set_link(
-        record.ifindex, netns_fd=netns_fd, name=record.ifname, mtu=record.mtu, up=True, settings=answering
-    )
-    try:
-        host.run(batch)
-    except NetlinkError as error:
-        raise _not_moved(error, record, netns_fd) from error
-
-
-def _not_moved(error: NetlinkError, record: Attachment, netns_fd: int) -> Exception:
-    if error.errno == errno.EEXIST:
-        altname = _clashing_altname(record, netns_fd)
-        if altname:
-            return BusyError(
-                f"altname {altname!r} of {record.host_name}: the namespace {record.netns} "
-                "has an interface of that name",
-                f"remove it: ip link property del dev {record.host_name} altname {altname}",
-                errno=error.errno,
-                interface=record.host_name,
-                vf=record.vf,
-                extack=error.extack,
-            )
-        return BusyError(
-            f"CNI_IFNAME {record.ifname!r}: the namespace {record.netns} has such an interface already",
-            "name another one, or delete that one first",
-            errno=error.errno,
-            interface=record.ifname,
-            extack=error.extack,
-        )
-    if error.errno in (errno.EINVAL, errno.ERANGE) and record.mtu:
-        return ConfigError(
-            f"mtu {record.mtu}: {record.pf} refuses it for VF {record.vf}: {error.msg}",
-            "ask for no more than the PF's own MTU",
-            errno=error.errno,
-            interface=record.host_name,
-            vf=record.vf,
-            extack=error.extack,
-        )
-    return _refused(error, record)
-
-
-def _clashing_altname(record: Attachment, netns_fd: int) -> str:
-    """Return the alternative name of the VF that is a name in the namespace, "" if none is."""
-    if not record.before_altnames:
-        return ""
-    with nl.Socket(netns_fd) as pod:
-        links = pod.links()
-    taken = {name for link in links for name in (link.name, *link.altnames) if link.parent != record.pci}
-    if record.ifname in taken:
-        return ""
-    return next((name for name in record.before_altnames if name in taken), "")
 
 
 class Addressing(Record):
@@ -195,7 +132,7 @@ def address(pod: nl.Socket, record: Attachment, given: Addressing) -> Link:
     except NetlinkError as error:
         what = given.at(error.position)
         if not what:
-            raise _refused(error, record) from error
+            raise refused(error, record) from error
         raise KernelError(
             f"{record.ifname}: cannot set {what}: {error.msg}",
             "see whether the IPAM result fits: a gateway must be reachable through the address",
@@ -225,7 +162,8 @@ def verify(host: nl.Socket, record: Attachment, link: Link) -> None:
         )
 
 
-def _refused(error: NetlinkError, record: Attachment) -> NetlinkError:
+def refused(error: NetlinkError, record: Attachment) -> NetlinkError:
+    """Return an error of the kernel with the VF and with what was asked for."""
     error.interface = record.pf
     error.vf = record.vf
     error.msg = f"{record.pf}, VF {record.vf} ({record.pci}): {error.msg}"
@@ -233,8 +171,31 @@ def _refused(error: NetlinkError, record: Attachment) -> NetlinkError:
     return error
 
 
+def name_taken(error: NetlinkError, record: Attachment) -> BusyError:
+    """Return the error for a name that the namespace has already."""
+    return BusyError(
+        f"CNI_IFNAME {record.ifname!r}: the namespace {record.netns} has such an interface already",
+        "name another one, or delete that one first",
+        errno=error.errno,
+        interface=record.ifname,
+        extack=error.extack,
+    )
+
+
+def mtu_refused(error: NetlinkError, record: Attachment) -> ConfigError:
+    """Return the error for an MTU that the driver does not take."""
+    return ConfigError(
+        f"mtu {record.mtu}: {record.pf} refuses it for VF {record.vf}: {error.msg}",
+        "ask for no more than the PF's own MTU",
+        errno=error.errno,
+        interface=record.host_name,
+        vf=record.vf,
+        extack=error.extack,
+    )
+
+
 def _shown(record: Attachment) -> str:
     asked = {key: value for key, value in record.asked.as_dict().items() if value is not None}
     if record.mtu:
         asked["mtu"] = record.mtu
-    return ", ".join(f"{key} {value}" for key, value in asked.items()) or "the move into the namespace"
+    return ", ".join(f"{key} {value}" for key, value in asked.items()) or f"attach {record.attach}"

@@ -5,7 +5,8 @@ from __future__ import annotations
 from sriov_fast.common.errors import CheckError, NetlinkError, is_absent
 from sriov_fast.common.record import Route
 from sriov_fast.kernel.backend import nl
-from sriov_fast.vf import find, irq
+from sriov_fast.vf import find, irq, modes
+from sriov_fast.vf.journal import MACVLAN
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -26,6 +27,7 @@ def check(record: Attachment, netns_fd: int, roots: Roots) -> None:
         faults += _address_faults(pod, link, record)
     with nl.Socket() as host:
         faults += _pf_faults(host, record)
+    faults += modes.of(record).faults(record, roots)
     for number, mask in irq.differing(record.pinned, roots).items():
         shown = mask or "none: it is gone"
         faults.append(f"interrupt {number} has mask {shown}, not {record.pinned[number]}")
@@ -51,9 +53,13 @@ def _device(pod: nl.Socket, record: Attachment) -> Link:
             raise found
         raise _fault(record, f"not in the namespace: {found.msg}")
     if not find.is_ours(found, record):
-        raise _fault(record, f"is another device ({found.parent or found.index}), not VF {record.pci}")
+        raise _fault(record, f"is another device ({found.parent or found.index}), not {_expected(record)}")
     link: Link = found
     return link
+
+
+def _expected(record: Attachment) -> str:
+    return f"{'a macvlan over ' if record.attach == MACVLAN else ''}VF {record.pci}"
 
 
 def _device_faults(link: Link, record: Attachment) -> list[str]:

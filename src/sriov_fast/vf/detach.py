@@ -72,7 +72,7 @@ class Release:
             self.find()
         if self._place:
             # first: an interrupt in use takes a mask that one whose device is down may only pretend to take
-            _restore_irqs(self._record, self._roots, self._log)
+            restore_irqs(self._record, self._roots, self._log)
         try:
             self._quieten()
         except NetlinkError as error:
@@ -86,10 +86,10 @@ class Release:
         record, log, location = self._record, self._log, self._place
         if location is None:
             log.warning("the VF has no network device any more", pci=record.pci, pf=record.pf, vf=record.vf)
-            _restore_what_pf_holds(self._host, record, self._roots, log)
+            restore_what_pf_holds(self._host, record, self._roots, log)
             return
         self._quiet = _quieten(self._host, record, location, log)
-        self._on_pf = _restore_pf(self._host, record, log)
+        self._on_pf = restore_pf(self._host, record, log)
 
     def bring_home(self) -> None:
         """Move the quiet VF home, and make it what it was.
@@ -115,16 +115,9 @@ class Release:
             return
         device.restore(self._host, record, home, log)
         _settle(self._host, record, home, self._quiet, self._on_pf, log)
-        _settle_irqs(self._host, record, home, self._roots, log)
+        settle_irqs(self._host, record, home, self._roots, log)
         if record.before_up:
-            _bring_up(self._host, home, log)
-
-
-def release(record: Attachment, pod_netns: PodNetns, roots: Roots, log: Logger) -> None:
-    """Bring the VF home and make it what it was, in one go."""
-    with Release(record, pod_netns, roots, log) as vf:
-        vf.quieten()
-        vf.bring_home()
+            bring_up(self._host, home, log)
 
 
 def silence(record: Attachment, log: Logger) -> bool:
@@ -141,7 +134,7 @@ def silence(record: Attachment, log: Logger) -> bool:
     return refused is None
 
 
-def _restore_irqs(record: Attachment, roots: Roots, log: Logger) -> None:
+def restore_irqs(record: Attachment, roots: Roots, log: Logger) -> None:
     """Restore the masks that we set, of those interrupts that still are the VF's."""
     if record.pinned:
         irq.apply(_original_masks(record, roots), roots, log)
@@ -152,12 +145,12 @@ def _original_masks(record: Attachment, roots: Roots) -> dict[int, str]:
     return {n: mask for n, mask in record.irqs.items() if n in now and n in record.pinned}
 
 
-def _settle_irqs(host: nl.Socket, record: Attachment, home: Link, roots: Roots, log: Logger) -> None:
+def settle_irqs(host: nl.Socket, record: Attachment, home: Link, roots: Roots, log: Logger) -> None:
     """Restore the masks that did not stay because the VF came home down, by itself: up for a moment."""
     masks = _original_masks(record, roots) if record.pinned else {}
     if not irq.differing(masks, roots):
         return
-    _bring_up(host, home, log)
+    bring_up(host, home, log)
     irq.apply(masks, roots, log)
     _run(host, home.index, up=False)
 
@@ -180,7 +173,7 @@ def _quieten(host: nl.Socket, record: Attachment, location: VfLocation, log: Log
     if record.before_mac and (record.asked.mac or link.master or record.before_mac != link.mac):
         batch.set_link(link.index, mac=record.before_mac)
     required = [len(batch), -1] if link.up else [-1]  # what became of MAC and MTU is looked at
-    _let_go_of_mac(host, record)
+    let_go_of_mac(host, record)
     if link.up:
         batch.set_link(link.index, up=False)
     device.strip(batch, record, link)
@@ -220,7 +213,7 @@ def _set_free(pod: nl.Socket, vf: Link, log: Logger) -> None:
             raise answer
 
 
-def _let_go_of_mac(host: nl.Socket, record: Attachment) -> None:
+def let_go_of_mac(host: nl.Socket, record: Attachment) -> None:
     """Take the pod's MAC from the PF.
 
     One that showed the VF's own MAC is told 0, which lifts the hold that setting one put on the VF.
@@ -243,7 +236,7 @@ def _original(record: Attachment) -> VfSettings:
     return attach.complete(VfSettings(**back), before)
 
 
-def _restore_pf(host: nl.Socket, record: Attachment, log: Logger) -> str | None:
+def restore_pf(host: nl.Socket, record: Attachment, log: Logger) -> str | None:
     """Restore the PF's side and return the MAC that it holds for the VF, None where that does not matter.
 
     What one driver refuses must not keep the rest from being restored.
@@ -263,7 +256,7 @@ def _restore_pf(host: nl.Socket, record: Attachment, log: Logger) -> str | None:
     return None if pf is None or isinstance(pf, NetlinkError) or pf.vf is None else pf.vf.mac
 
 
-def _restore_what_pf_holds(host: nl.Socket, record: Attachment, roots: Roots, log: Logger) -> None:
+def restore_what_pf_holds(host: nl.Socket, record: Attachment, roots: Roots, log: Logger) -> None:
     """Restore on the PF what is still as we set it, for a VF whose device is gone.
 
     A VF that was made anew (``sriov_numvfs``) has nothing of ours, and may be set up by the operator.
@@ -271,8 +264,8 @@ def _restore_what_pf_holds(host: nl.Socket, record: Attachment, roots: Roots, lo
     if record.asked == attach.NOTHING or not find.is_same_function(record, roots):
         return
     held = _held(host, record)
-    _let_go_of_mac(host, held)
-    _restore_pf(host, held, log)
+    let_go_of_mac(host, held)
+    restore_pf(host, held, log)
 
 
 def _held(host: nl.Socket, record: Attachment) -> Attachment:
@@ -319,7 +312,7 @@ def _run(socket: nl.Socket, index: int, **change: object) -> None:
     socket.run(batch)
 
 
-def _bring_up(host: nl.Socket, home: Link, log: Logger) -> None:
+def bring_up(host: nl.Socket, home: Link, log: Logger) -> None:
     """Bring the device up; a driver that refuses, as with its PF down, must not fail the DEL for ever."""
     try:
         _run(host, home.index, up=True)
@@ -391,19 +384,20 @@ def _settle(  # noqa: PLR0913, PLR0917
     if record.before_mtu not in (0, now.mtu) and now.mtu != quiet.mtu:
         _run(host, now.index, mtu=record.before_mtu)
     if now.mac != quiet.mac and record.asked.mac:
-        on_pf = _mac_on_pf(host, record)
+        on_pf = mac_on_pf(host, record)
     if record.before_mac and (record.asked.mac or record.before_mac != now.mac):
-        _settle_mac(host, record, now, on_pf, log)
+        settle_mac(host, record, now, on_pf, log)
 
 
-def _mac_on_pf(host: nl.Socket, record: Attachment) -> str | None:
+def mac_on_pf(host: nl.Socket, record: Attachment) -> str | None:
+    """Return the MAC that the PF holds for the VF, None if it does not say."""
     batch = nl.Batch()
     batch.get_link(index=record.pf_index, vf=record.vf)
     (pf,) = host.run(batch, check=False)
     return None if isinstance(pf, NetlinkError) or pf.vf is None else pf.vf.mac
 
 
-def _settle_mac(host: nl.Socket, record: Attachment, home: Link, on_pf: str | None, log: Logger) -> None:
+def settle_mac(host: nl.Socket, record: Attachment, home: Link, on_pf: str | None, log: Logger) -> None:
     """Correct, by the slower way, what is not as before: the PF's MAC, the device's, that of its reset."""
     if record.asked.mac and record.before.mac and on_pf != record.before.mac:
         _set_vf(host, record, VfSettings(mac=record.before.mac))

@@ -13,7 +13,7 @@ import time
 from sriov_fast.common import descriptors
 from sriov_fast.common.errors import NoNamespaceError, SriovError, is_there
 from sriov_fast.common.record import Record
-from sriov_fast.vf import find, netns
+from sriov_fast.vf import modes, netns
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -45,7 +45,7 @@ def _without_file(record: Attachment, roots: Roots) -> Fate:
     """Look for the VF in the host. Without a driver it has no network device in any namespace."""
     try:
         driver = is_there(f"{roots.sys}/bus/pci/devices/{record.pci}/driver")
-        hidden = driver and find.link_in_host(record, roots) is None
+        hidden = driver and not modes.of(record).is_detached(record, roots)
     except (OSError, SriovError) as error:
         return Fate(gone=False, why=str(error))
     if hidden:

@@ -11,9 +11,12 @@ from sriov_fast.common.errors import HiddenError, NetlinkError, NoNamespaceError
 from sriov_fast.common.record import Record
 from sriov_fast.kernel.backend import nl
 from sriov_fast.vf import netns
+from sriov_fast.vf.journal import MACVLAN
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from sriov_fast.common.log import Logger
     from sriov_fast.common.paths import Roots
     from sriov_fast.common.record import Link
@@ -22,7 +25,7 @@ if TYPE_CHECKING:
 # The kernel takes a namespace apart behind the scenes; its devices come back a little later.
 RETURN_WAIT = 3.0  # seconds
 SEARCH_AFTER = 0.1
-_PAUSE = 0.005
+PAUSE = 0.005
 
 
 class VfLocation(Record):
@@ -55,12 +58,21 @@ def find(record: Attachment, pod_netns: PodNetns, roots: Roots, log: Logger) -> 
     """
     if not has_device(record, roots):
         return None
-    for candidate, fd in {pod_netns.path: pod_netns.fd, record.netns: pod_netns.fd_of(record.netns)}.items():
-        pod = _socket(candidate, fd, pod_netns.host_fd, log) if candidate else None
-        location = _in_pod(pod, record) if pod else None
-        if location:
-            return location
-    return _in_host(record, pod_netns, roots)
+    return in_pod(record, pod_netns, log) or _in_host(record, pod_netns, roots)
+
+
+def in_pod(record: Attachment, pod_netns: PodNetns, log: Logger) -> VfLocation | None:
+    """Return the record's device in the pod, found by the paths of the request and of the record, or None."""
+    locations = (in_namespace(pod, record) for pod in pod_sockets(record, pod_netns, log))
+    return next((location for location in locations if location), None)
+
+
+def pod_sockets(record: Attachment, pod_netns: PodNetns, log: Logger) -> Iterator[nl.Socket]:
+    """Open a socket in each namespace that the paths of the request and of the record lead to."""
+    for path, fd in {pod_netns.path: pod_netns.fd, record.netns: pod_netns.fd_of(record.netns)}.items():
+        pod = _socket(path, fd, pod_netns.host_fd, log) if path else None
+        if pod:
+            yield pod
 
 
 def incarnation(pci: str, roots: Roots) -> tuple[int, ...]:
@@ -108,7 +120,7 @@ def _socket(path: str, given: int, host_fd: int, log: Logger) -> nl.Socket | Non
         descriptors.close(fd)
 
 
-def _in_pod(pod: nl.Socket, record: Attachment) -> VfLocation | None:
+def in_namespace(pod: nl.Socket, record: Attachment) -> VfLocation | None:
     """Return the VF's place, which has ``pod``; None, with that closed, where the VF is not in there."""
     link = None
     try:
@@ -131,6 +143,13 @@ def link_in(pod: nl.Socket, record: Attachment) -> Link | None:
 
 
 def is_ours(link: Link, record: Attachment) -> bool:
+    """Say whether a device is what the record gave to the pod: the VF's device, or the macvlan over it."""
+    if record.attach == MACVLAN:
+        return link.kind == "macvlan" and link.outer_lower == record.ifindex
+    return is_vf(link, record)
+
+
+def is_vf(link: Link, record: Attachment) -> bool:
     """Say whether a device is the record's VF: by its PCI address, by its index where it has no parent."""
     return link.parent == record.pci if link.parent else link.index == record.ifindex
 
@@ -148,7 +167,7 @@ def _in_host(record: Attachment, pod_netns: PodNetns, roots: Roots) -> VfLocatio
     """Wait until the device is in the host; search for it once, when it does not come at once."""
     begin = time.monotonic()
     patience = 0.0 if record.stranded else RETURN_WAIT
-    searched = False
+    has_searched = False
     while True:
         link = link_in_host(record, roots)
         if link:
@@ -156,17 +175,18 @@ def _in_host(record: Attachment, pod_netns: PodNetns, roots: Roots) -> VfLocatio
         if not has_device(record, roots):
             return None
         waited = time.monotonic() - begin
-        if not searched and waited >= min(SEARCH_AFTER, patience):
-            location = _searched(record, pod_netns, roots)
+        if not has_searched and waited >= min(SEARCH_AFTER, patience):
+            location = searched(record, pod_netns, roots)
             if location:
                 return location
-            searched = True
+            has_searched = True
         if waited >= patience:
-            raise _hidden(record)
-        time.sleep(_PAUSE)
+            raise hidden(record)
+        time.sleep(PAUSE)
 
 
-def _hidden(record: Attachment) -> HiddenError:
+def hidden(record: Attachment) -> HiddenError:
+    """Return the error for a device that exists and is not found."""
     return HiddenError(
         f"VF {record.vf} of {record.pf} ({record.pci}): its device is in a namespace that is not found",
         "it comes back when that namespace ends; see which process or container holds the namespace",
@@ -175,8 +195,8 @@ def _hidden(record: Attachment) -> HiddenError:
     )
 
 
-def _searched(record: Attachment, pod_netns: PodNetns, roots: Roots) -> VfLocation | None:
-    """Look for the device in the namespaces of all processes."""
+def searched(record: Attachment, pod_netns: PodNetns, roots: Roots, mac: str = "") -> VfLocation | None:
+    """Look for the record's device in the namespaces of all processes; ``mac`` is its MAC, if known."""
     host = netns.own(pod_netns.host_fd)
     try:
         known = {_identity(os.fstat(host))}
@@ -193,7 +213,7 @@ def _searched(record: Attachment, pod_netns: PodNetns, roots: Roots) -> VfLocati
         finally:
             descriptors.close(fd)
         known.add(identity)
-        location = _in_strange(pod, record) if pod else None
+        location = _in_strange(pod, record, mac) if pod else None
         if location:
             return location
     return None
@@ -203,14 +223,14 @@ def _identity(of: os.stat_result) -> tuple[int, int]:
     return of.st_dev, of.st_ino
 
 
-def _in_strange(pod: nl.Socket, record: Attachment) -> VfLocation | None:
-    """Return the VF's place in a namespace that need not have to do with the record.
+def _in_strange(pod: nl.Socket, record: Attachment, mac: str) -> VfLocation | None:
+    """Return the device's place in a namespace that need not have to do with the record.
 
     There an index alone says nothing, so a device without a parent must have one of the VF's MACs.
     """
     link = None
     try:
-        macs = (record.mac, record.before_mac)
+        macs = (mac,) if mac else (record.mac, record.before_mac)
         ours = (link for link in pod.links() if is_ours(link, record) and (link.parent or link.mac in macs))
         link = next(ours, None)
     finally:
@@ -234,7 +254,7 @@ def link_in_host(record: Attachment, roots: Roots) -> Link | None:
         batch.get_link(name=name)
     with nl.Socket() as host:
         links = [link for link in map(_found, host.run(batch, check=False)) if link]
-    return next((link for link in links if is_ours(link, record) or _is_unknown(link, record)), None)
+    return next((link for link in links if is_vf(link, record) or _is_unknown(link, record)), None)
 
 
 def _found(answer: Link | NetlinkError) -> Link | None:

@@ -31,14 +31,16 @@ ATTACHING = "attaching"
 ATTACHED = "attached"
 RETURNING = "returning"
 BROKEN = "broken"  # never written: the state of a record with unusable content
+MOVE, MACVLAN = "move", "macvlan"  # the attach modes
 UNKNOWN = "unknown"  # the boot where the kernel names none; such a record is kept
 
 
 class Attachment(Record):
     """The record of one interface of one container: the changes, and the VF's original state.
 
+    ``attach`` is the attach mode; ``ifindex`` is the VF's index in either mode.
     ``before*`` is the original state: ``before`` has the PF's settings of the VF, the others those of its
-    network device; None and empty values of the last five are unknown. ``incarnation`` identifies the PCI
+    network device; None and empty values of the last six are unknown. ``incarnation`` identifies the PCI
     device and the network device (``find.incarnation``). ``irqs`` are the interrupts' masks before,
     ``pinned`` the masks that were set. ``asked`` has the settings made through the PF. ``request`` has
     CNI_ARGS, CNI_PATH and the configuration, for IPAM's DEL. ``token`` is the token of the client's request.
@@ -66,12 +68,14 @@ class Attachment(Record):
     before_xdp: tuple[int, ...] = ()
     before_tcx: tuple[tuple[int, ...], ...] = ()
     before_ethtool: dict[str, str] = {}  # noqa: RUF012 (Record removes it from the class)
+    before_disable_ipv6: bool | None = None
     incarnation: tuple[int, ...] = ()
     irqs: dict[int, str] = {}  # noqa: RUF012
     pinned: dict[int, str] = {}  # noqa: RUF012
     asked: VfSettings = VfSettings()
     mac: str = ""
     mtu: int = 0
+    attach: str = MOVE
     addresses: tuple[str, ...] = ()
     routes: tuple[dict[str, Any], ...] = ()
     ipam: str = ""
@@ -210,6 +214,8 @@ def _require_usable(record: Attachment, pci: str, entry: Entry) -> None:
         raise ValueError(f"is that of {record.pci}, {' '.join(record.owner)}")
     if not record.boot or record.state not in (ATTACHING, ATTACHED, RETURNING):
         raise ValueError(f"state {record.state!r}, boot {record.boot!r}")
+    if record.attach not in (MOVE, MACVLAN):
+        raise ValueError(f"attach {record.attach!r}")
     request = record.request
     _text(request.get("args", ""))
     _texts(request.get("path", []))

@@ -12,7 +12,7 @@ from sriov_fast.common.errors import EnvError, FileError, NoNamespaceError, is_a
 
 _NS_GET_NSTYPE = 0xB703  # _IO(0xb7, 3), linux/nsfs.h
 _CLONE_NEWNET = 0x40000000  # linux/sched.h
-_SIOCGIFINDEX = 0x8933  # linux/sockios.h
+_SIOCGIFNAME, _SIOCGIFINDEX = 0x8910, 0x8933  # linux/sockios.h
 # The errors of the ioctl on a file that is no namespace.
 _OTHER_FILE = (errnos.ENOTTY, errnos.EINVAL)
 _FLAGS = os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK  # opening a FIFO must not wait
@@ -100,3 +100,15 @@ def index_of(socket_fd: int, name: str) -> int:
         error.filename = name
         raise
     return int.from_bytes(answer[16:20], sys.byteorder)
+
+
+def has_index(socket_fd: int, index: int) -> bool:
+    """Say whether a socket's namespace lists a device with an index. Does not wait for the kernel's RTNL."""
+    request = bytes(16) + index.to_bytes(4, sys.byteorder) + bytes(20)  # struct ifreq, as above
+    try:
+        fcntl.ioctl(socket_fd, _SIOCGIFNAME, request)
+    except OSError as error:
+        if error.errno == errnos.ENODEV:
+            return False
+        raise
+    return True

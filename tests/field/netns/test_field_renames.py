@@ -45,7 +45,7 @@ def rename(node: Node, old: str, new: str) -> str:
         ("vf.candidate", "_use", BEFORE),
         ("vf.select", "choose", AFTER),
         ("vf.attach", "configure", BEFORE),
-        ("vf.attach", "move", BEFORE),
+        ("vf.move", "enter", BEFORE),
     ],
 )
 def test_502_a_vf_that_is_renamed_meanwhile(node: Node, module: str, name: str, when: dict[str, str]) -> None:

@@ -1,0 +1,89 @@
+"""The attach modes. Each is a module with the same functions, and a class ``Release`` that undoes them."""
+
+from __future__ import annotations
+
+from sriov_fast.vf import move
+from sriov_fast.vf.journal import MACVLAN
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Protocol, Self
+
+    from sriov_fast.common.log import Logger
+    from sriov_fast.common.paths import Roots
+    from sriov_fast.kernel.backend import nl
+    from sriov_fast.vf.find import PodNetns
+    from sriov_fast.vf.journal import Attachment
+    from sriov_fast.vf.select import ReservedVf
+
+    class Release(Protocol):
+        """One VF that its pod gives back: ``quieten`` it, then ``bring_home``.
+
+        A context manager, which owns sockets. The one in the pod keeps the pod's namespace alive, so that the
+        namespace may be deleted between the two steps.
+        """
+
+        def __enter__(self) -> Self: ...
+
+        def __exit__(self, *_: object) -> None: ...
+
+        def find(self) -> None:
+            """Find the VF and the pod's device; HiddenError if a device exists and cannot be found."""
+
+        def quieten(self) -> None:
+            """Restore the PF's settings and make sure that the pod can send nothing through the VF."""
+
+        def bring_home(self) -> None:
+            """Restore the VF's device in the host."""
+
+    class Mode(Protocol):
+        """The module of an attach mode.
+
+        ``WAITS``: the kernel waits in ``enter``, so other work should be done meanwhile. ``ENTER`` and
+        ``RESTORE`` are the names of the steps ``enter`` and ``bring_home`` in a trace.
+        """
+
+        WAITS: bool
+        ENTER: str
+        RESTORE: str
+
+        def observe(
+            self, host: nl.Socket, reserved: ReservedVf, record: Attachment, roots: Roots
+        ) -> Attachment:
+            """Return the record with all that the attach will change, as it is now."""
+
+        def configure(self, host: nl.Socket, record: Attachment) -> None:
+            """Set what was asked for through the PF, and the MAC."""
+
+        def enter(self, host: nl.Socket, record: Attachment, netns_fd: int) -> None:
+            """Give the pod its interface, up and with the pod's name."""
+
+        def Release(  # noqa: N802 (a class)
+            self, record: Attachment, pod_netns: PodNetns, roots: Roots, log: Logger
+        ) -> Release:
+            """Return the release of a VF."""
+
+        def silence(self, record: Attachment, log: Logger) -> bool:
+            """Cut off a VF whose pod cannot be found; return whether its PF switched the link off."""
+
+        def faults(self, record: Attachment, roots: Roots) -> list[str]:
+            """Return what CHECK finds wrong in the host."""
+
+        def is_detached(self, record: Attachment, roots: Roots) -> bool:
+            """Return whether no namespace of a pod has the VF any more."""
+
+
+def of(record: Attachment) -> Mode:
+    """Return the module of a record's attach mode."""
+    if record.attach != MACVLAN:
+        return move
+    from sriov_fast.vf import passthru  # late: most nodes use one mode
+
+    return passthru
+
+
+def release(record: Attachment, pod_netns: PodNetns, roots: Roots, log: Logger) -> None:
+    """Release a VF in one go."""
+    with of(record).Release(record, pod_netns, roots, log) as vf:
+        vf.quieten()
+        vf.bring_home()

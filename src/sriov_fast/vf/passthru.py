@@ -1,0 +1,387 @@
+"""The attach mode "macvlan": the VF stays in the host, and the pod has a macvlan on top of it.
+
+The macvlan is in mode passthru: it has the VF's MAC, it gets all of the VF's frames, and the kernel allows no
+second one. The VF is up and quiet: without addresses, ARP and IPv6.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import time
+from contextlib import ExitStack
+
+from sriov_fast.common import descriptors, executor
+from sriov_fast.common.errors import (
+    BusyError,
+    ConfigError,
+    NetlinkError,
+    SriovError,
+    TryAgainError,
+    is_absent,
+)
+from sriov_fast.common.record import LinkSettings
+from sriov_fast.kernel.backend import nl
+from sriov_fast.vf import attach, candidate, detach, find, netns
+from sriov_fast.vf.journal import ATTACHING
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Self
+
+    from sriov_fast.common.log import Logger
+    from sriov_fast.common.paths import Roots
+    from sriov_fast.common.record import Link
+    from sriov_fast.vf.find import PodNetns, VfLocation
+    from sriov_fast.vf.journal import Attachment
+    from sriov_fast.vf.select import ReservedVf
+
+WAITS = False
+ENTER, RESTORE = "macvlan", "restore the VF"
+
+_GEN_MODE_NONE = 1  # IN6_ADDR_GEN_MODE_NONE, linux/if_link.h
+_GONE_PAUSE = 0.0002  # seconds between two looks at a device that is being deleted
+_ETHERNET = 17  # characters of an Ethernet address
+
+
+# --- ADD
+
+
+def observe(host: nl.Socket, reserved: ReservedVf, record: Attachment, roots: Roots) -> Attachment:
+    """Return the record with the original state of the VF. A pod cannot change more of it than the MAC."""
+    link = reserved.link
+    if len(link.mac) != _ETHERNET:
+        raise ConfigError(
+            f"attach macvlan: {link.name}, VF {reserved.vf.index} of {reserved.pf}, is no Ethernet device",
+            'give "attach": "move"',
+            interface=link.name,
+            vf=reserved.vf.index,
+        )
+    return attach.observe(host, reserved, record, roots).replace(before_disable_ipv6=link.disable_ipv6)
+
+
+def configure(host: nl.Socket, record: Attachment) -> None:
+    """Set what was asked for; a VF that is up stays up, unless its driver refuses the MAC like that."""
+    attach.configure(host, record, down=False)
+
+
+def enter(host: nl.Socket, record: Attachment, netns_fd: int) -> None:
+    """Make the VF quiet and bring it up, and make the macvlan in the pod, up and with the pod's name."""
+    if record.before_disable_ipv6 is False:
+        _disable_ipv6(record.host_name, "1")
+    batch = nl.Batch()
+    batch.set_link(record.ifindex, settings=_quiet(record))
+    batch.set_link(record.ifindex, mtu=record.mtu, up=True)
+    batch.new_macvlan(record.ifindex, netns_fd, record.ifname)
+    try:
+        host.run(batch)
+    except NetlinkError as error:
+        if error.position < 2 or error.errno != errno.EEXIST:
+            raise _not_made(error, record) from error
+        _enter_renamed(host, record, netns_fd, error)
+
+
+def _quiet(record: Attachment) -> LinkSettings:
+    """Return the settings of a VF that answers nothing by itself."""
+    before = record.before_settings
+    return LinkSettings(
+        flags=(before.flags or 0) | attach.IFF_NOARP,
+        addrgenmode=None if before.addrgenmode is None else _GEN_MODE_NONE,
+    )
+
+
+def _disable_ipv6(name: str, value: str) -> None:
+    """Set the sysctl disable_ipv6 of a device in the host."""
+    try:
+        nl.netns_write(-1, f"/proc/sys/net/ipv6/conf/{name}/disable_ipv6", value)
+    except OSError as error:
+        raise TryAgainError(
+            f"disable_ipv6 of {name} cannot be set to {value}: {error.strerror}",
+            "see whether the device was renamed, and whether /proc/sys can be written to",
+            errno=error.errno or 0,
+            interface=name,
+        ) from error
+
+
+def _enter_renamed(host: nl.Socket, record: Attachment, netns_fd: int, error: NetlinkError) -> None:
+    """Make the macvlan under a temporary name and rename it in the pod, unless the pod has such a name.
+
+    Kernels before 6.15 refuse a name that a device in the host has.
+    """
+    with nl.Socket(netns_fd) as pod:
+        if candidate.named(pod, record.ifname) is not None:
+            raise attach.name_taken(error, record) from error
+        name = f"sriov{record.ifindex}"
+        making, renaming = nl.Batch(), nl.Batch()
+        making.new_macvlan(record.ifindex, netns_fd, name, up=False)
+        try:
+            host.run(making)
+            renaming.set_link(netns.index_of(pod.fileno(), name), name=record.ifname, up=True)
+            pod.run(renaming)
+        except NetlinkError as refused:
+            raise _not_made(refused, record) from refused
+
+
+def _not_made(error: NetlinkError, record: Attachment) -> SriovError:
+    """Return the error that says why the VF could not be set up, or why there is no macvlan."""
+    if error.operation.startswith("set link"):
+        is_mtu = error.errno in (errno.EINVAL, errno.ERANGE) and record.mtu and error.position == 1
+        return attach.mtu_refused(error, record) if is_mtu else attach.refused(error, record)
+    if error.errno == errno.EOPNOTSUPP:
+        return ConfigError(
+            "attach macvlan: the kernel has no macvlan",
+            'load the module macvlan, or give "attach": "move"',
+            errno=error.errno,
+            extack=error.extack,
+        )
+    if error.errno in (errno.EINVAL, errno.EBUSY):
+        return BusyError(
+            f"attach macvlan: VF {record.vf} of {record.pf} ({record.host_name}) has a device on top of it: "
+            f"{error.msg}",
+            "delete that device, such as a macvlan in another namespace, or name another VF",
+            errno=error.errno,
+            interface=record.host_name,
+            vf=record.vf,
+            extack=error.extack,
+        )
+    return attach.refused(error, record)
+
+
+# --- CHECK
+
+
+def faults(record: Attachment, roots: Roots) -> list[str]:
+    """Return what is wrong with the VF in the host."""
+    link = find.link_in_host(record, roots)
+    if link is None:
+        return [f"VF {record.pci} has no device in the host"]
+    name = f"{link.name} in the host"
+    found = [] if link.up else [f"{name} is down"]
+    if link.mac != record.mac:
+        found.append(f"{name} has mac {link.mac}, not {record.mac}")
+    if record.mtu and link.mtu != record.mtu:
+        found.append(f"{name} has mtu {link.mtu}, not {record.mtu}")
+    if not (link.settings.flags or 0) & attach.IFF_NOARP:
+        found.append(f"{name} answers ARP")
+    with nl.Socket() as host:
+        addresses = host.addresses(link.index)
+    return [*found, *(f"{name} has address {cidr}" for cidr in addresses)]
+
+
+# --- DEL
+
+
+def is_detached(record: Attachment, roots: Roots) -> bool:
+    """Return whether the VF has no macvlan any more."""
+    link = find.link_in_host(record, roots)
+    if link is None:
+        return False
+    with nl.Socket() as host:
+        return not is_occupied(host, link.index)
+
+
+class Release:
+    """One VF that is given back (``modes.Release``)."""
+
+    def __init__(self, record: Attachment, pod_netns: PodNetns, roots: Roots, log: Logger) -> None:
+        self._record = record
+        self._pod_netns = pod_netns
+        self._roots = roots
+        self._log = log
+        self._opened = ExitStack()
+        self._found = False
+        self._vf: Link | None = None
+        self._macvlan: VfLocation | None = None
+
+    def __enter__(self) -> Self:
+        self._host = self._opened.enter_context(nl.Socket())
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._leave_pod()
+        self._opened.close()
+
+    def _leave_pod(self) -> None:
+        if self._macvlan and self._macvlan.pod:
+            self._macvlan.pod.close()
+        self._macvlan = None
+
+    def find(self) -> None:
+        """Find VF and macvlan; HiddenError if either exists and cannot be found."""
+        record = self._record
+        has_device = find.has_device(record, self._roots)
+        self._vf = find.link_in_host(record, self._roots) if has_device else None
+        self._leave_pod()
+        if self._vf is None and find.has_device(record, self._roots):
+            raise find.hidden(record)
+        if self._vf is not None:
+            self._macvlan = self._locate(self._vf)
+        self._found = True
+
+    def _locate(self, vf: Link) -> VfLocation | None:
+        """Return where the macvlan is, None if there is none."""
+        has_looked = False
+        for pod in find.pod_sockets(self._record, self._pod_netns, self._log):
+            location = find.in_namespace(pod, self._record)
+            if location:
+                return location
+            has_looked = True
+        if has_looked and self._record.state == ATTACHING:
+            return None  # it was not made; a macvlan on top of the VF is another one
+        return self._elsewhere(vf)
+
+    def _elsewhere(self, vf: Link) -> VfLocation | None:
+        """Wait until the VF has no macvlan; search for it once, if it does not go at once."""
+        record, begin = self._record, time.monotonic()
+        patience = 0.0 if record.stranded else find.RETURN_WAIT
+        searched = False
+        while is_occupied(self._host, vf.index, self._pod_netns.host_fd):
+            waited = time.monotonic() - begin
+            if not searched and waited >= min(find.SEARCH_AFTER, patience):
+                location = find.searched(record, self._pod_netns, self._roots, vf.mac)
+                if location:
+                    return location
+                searched = True
+            if waited >= patience:
+                raise find.hidden(record)
+            time.sleep(find.PAUSE)
+        return None
+
+    def quieten(self) -> None:
+        """Delete the macvlan, and restore the interrupts' masks and the PF's settings."""
+        if not self._found:
+            self.find()
+        record, log = self._record, self._log
+        if self._vf is None:
+            log.warning("the VF has no network device any more", pci=record.pci, pf=record.pf, vf=record.vf)
+            detach.restore_what_pf_holds(self._host, record, self._roots, log)
+            return
+        detach.restore_irqs(record, self._roots, log)
+        macvlan, self._macvlan = self._macvlan, None
+        if macvlan and macvlan.pod:
+            _delete(macvlan.pod, macvlan.link.index)
+        detach.let_go_of_mac(self._host, record)
+        detach.restore_pf(self._host, record, log)
+
+    def bring_home(self) -> None:
+        """Restore the VF's MAC, MTU and settings, and bring it down if it was down."""
+        if self._vf is None:
+            return
+        try:
+            _restore(self._host, self._record, self._vf.index, self._log)
+        except NetlinkError as error:
+            if not is_absent(error):
+                raise
+            self.find()
+            if self._vf is not None:  # not unplugged
+                raise
+
+
+def _delete(pod: nl.Socket, index: int) -> None:
+    """Delete the macvlan, and close the socket; return when the pod cannot send through it any more.
+
+    The kernel closes the device and takes it from its list, then waits for RCU (some 15 ms) before it
+    answers. A helper thread waits for that answer.
+    """
+
+    def delete() -> None:
+        with pod:
+            _run_deletion(pod, index)
+
+    fd = os.dup(pod.fileno())
+    try:
+        deletion = executor.detach(delete)
+        while not deletion.done() and netns.has_index(fd, index):
+            time.sleep(_GONE_PAUSE)
+        if deletion.done():
+            deletion.result()
+    finally:
+        descriptors.close(fd)
+
+
+def _run_deletion(socket: nl.Socket, index: int) -> None:
+    batch = nl.Batch()
+    batch.del_link(index)
+    (answer,) = socket.run(batch, check=False)
+    if isinstance(answer, NetlinkError) and not is_absent(answer):
+        raise answer
+
+
+def _restore(host: nl.Socket, record: Attachment, index: int, log: Logger) -> None:
+    """Restore the VF's device."""
+    look = nl.Batch()
+    look.get_link(index=index)
+    link: Link = host.run(look)[0]
+    batch = nl.Batch()
+    if record.before_mac and (record.asked.mac or link.mac != record.before_mac):
+        batch.set_link(index, mac=record.before_mac)
+    if link.up and not record.before_up:
+        batch.set_link(index, up=False)
+    if record.before_mtu not in (0, link.mtu):
+        batch.set_link(index, mtu=record.before_mtu)
+    before = record.before_settings
+    batch.set_link(index, settings=LinkSettings(flags=before.flags, addrgenmode=before.addrgenmode))
+    batch.get_link(index=index)
+    answers = host.run(batch, check=False)
+    if isinstance(answers[-1], NetlinkError):
+        raise answers[-1]
+    _settle(host, record, answers[-1], log)
+
+
+def _settle(host: nl.Socket, record: Attachment, now: Link, log: Logger) -> None:
+    """Correct what is not as before, by slower means, and log what stays different."""
+    if record.before_mtu not in (0, now.mtu):
+        log.warning("the VF keeps an MTU that it did not have", mtu=now.mtu, before=record.before_mtu)
+    if record.asked.mac or (record.before_mac and now.mac != record.before_mac):
+        on_pf = detach.mac_on_pf(host, record) if record.asked.mac else None
+        detach.settle_mac(host, record, now, on_pf, log)
+    if record.before_disable_ipv6 is False and now.disable_ipv6:
+        _disable_ipv6(now.name, "0")
+    if record.before_up:
+        detach.bring_up(host, now, log)
+
+
+def silence(record: Attachment, log: Logger) -> bool:
+    """Bring a VF down whose macvlan cannot be found; return whether the PF switched its link off as well."""
+    batch = nl.Batch()
+    batch.set_link(record.ifindex, up=False)
+    with nl.Socket() as host:
+        (answer,) = host.run(batch, check=False)
+    if isinstance(answer, NetlinkError):
+        log.warning("the VF cannot be brought down", pf=record.pf, vf=record.vf, why=answer.msg)
+    return detach.silence(record, log)
+
+
+def is_occupied(host: nl.Socket, index: int, host_fd: int = -1) -> bool:
+    """Return whether the VF has a macvlan, in whatever namespace: the kernel then refuses another one.
+
+    There is no way to ask. If the VF has none, one is made in the host for a moment.
+    """
+    name = f"sriov{index}"
+    here = netns.own(host_fd)
+    try:
+        _delete_named(host, name)  # of a process that was killed
+        batch = nl.Batch()
+        batch.new_macvlan(index, here, name, up=False)
+        (answer,) = host.run(batch, check=False)
+        _delete_named(host, name)
+    finally:
+        descriptors.close(here)
+    if answer is None or answer.errno in (
+        errno.EBUSY,
+        errno.EOPNOTSUPP,
+    ):  # another kind of device; no macvlan
+        return False
+    if answer.errno != errno.EINVAL:
+        raise answer
+    return True
+
+
+def _delete_named(host: nl.Socket, name: str) -> None:
+    try:
+        index = netns.index_of(host.fileno(), name)
+    except OSError as error:
+        if is_absent(error):
+            return
+        raise
+    _run_deletion(host, index)

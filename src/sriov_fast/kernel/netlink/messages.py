@@ -218,9 +218,7 @@ class Batch:
         message.put_u32(c.IFLA_LINK, args.number(index, "index", 1, c.INT_MAX))
         mode = _attr(c.IFLA_MACVLAN_MODE, struct.pack("=I", c.MACVLAN_MODE_PASSTHRU))
         data = mode + _attr(c.IFLA_MACVLAN_FLAGS, struct.pack("=H", c.MACVLAN_FLAG_NOPROMISC))
-        message.put(
-            c.IFLA_LINKINFO, _attr(c.IFLA_INFO_KIND, b"macvlan\0") + _attr(c.IFLA_INFO_DATA, data)
-        )
+        message.put(c.IFLA_LINKINFO, _attr(c.IFLA_INFO_KIND, b"macvlan\0") + _attr(c.IFLA_INFO_DATA, data))
         flags = _SET | c.NLM_F_CREATE | c.NLM_F_EXCL
         self._add(message, c.RTM_NEWLINK, flags, f"add macvlan {name} to ifindex {index}")
 

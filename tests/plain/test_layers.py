@@ -143,7 +143,7 @@ def test_only_the_operators_command_knows_these(high: str) -> None:
 @pytest.mark.parametrize("module", BACKENDS)
 def test_backends_know_errors_and_values(module: str) -> None:
     others = {name for name in imports(module) if not name.startswith("kernel.netlink.")}
-    assert others - {"common.errors", "common.record", *BACKENDS} == set()
+    assert others - {"common.errors", "common.record", "common.descriptors", *BACKENDS} == set()
 
 
 def test_pyroute2_stays_in_the_plain_backend() -> None:

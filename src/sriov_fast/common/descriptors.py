@@ -6,7 +6,7 @@ import os
 
 
 def close(fd: int) -> None:
-    """Close a descriptor to which nothing was written; an error is ignored.
+    """Close a descriptor without unwritten data; an error is ignored.
 
     The kernel releases the descriptor whatever close(2) returns. An error, such as EIO for a client's file on
     NFS, must not keep the caller from its next step.

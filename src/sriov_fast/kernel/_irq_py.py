@@ -10,6 +10,7 @@ from __future__ import annotations
 import errno
 import os
 
+from sriov_fast.common import descriptors
 from sriov_fast.common.errors import is_absent
 from sriov_fast.kernel._sysfs_py import check_part, decimal
 
@@ -84,7 +85,7 @@ def _write_mask(path: str, mask: str) -> int:
                 return errno.EINVAL
             os.write(fd, mask.encode("ascii", "replace") + b"\n")
         finally:
-            os.close(fd)
+            descriptors.close(fd)  # the kernel has the mask: /proc has no late write
     except OSError as error:
         return error.errno or errno.EIO
     return 0

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import socket
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,7 @@ import pytest
 from harness.sysfs_tree import build_tree
 from sriov_fast.common.errors import SriovError
 from sriov_fast.common.paths import Roots
+from sriov_fast.kernel import _irq_py
 from sriov_fast.server import protocol
 from sriov_fast.vf import locks, netns, select
 from sriov_fast.vf.journal import Journal
@@ -74,21 +76,37 @@ def test_204_a_lock_whose_holder_cannot_be_asked(tmp_path: Path) -> None:
     assert locks.holder_of(run, "vf-x") == "an unknown process (Is a directory)"
 
 
-def test_204_a_close_that_fails(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A client's stderr on NFS answered close with EIO: a deferred DEL ended there and kept its VF's lock."""
-    real_close, (ours, theirs) = os.close, socket.socketpair()
-    incoming = protocol.Incoming(ours)
-    incoming._fds += [os.dup(ours.fileno()), os.dup(ours.fileno()), os.dup(ours.fileno())]
-    received = list(incoming._fds)
+@pytest.fixture
+def late_error(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Let every close fail with EIO after it has released the descriptor."""
+    real_close = os.close
 
     def close(fd: int) -> None:
         real_close(fd)
         raise OSError(errno.EIO, os.strerror(errno.EIO))
 
-    monkeypatch.setattr(os, "close", close)
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "close", close)
+        yield
+
+
+def test_204_a_mask_whose_close_fails(tmp_path: Path, late_error: None) -> None:
+    """The mask was taken for unwritten, and so the interrupt's old mask was not restored."""
+    mask = tmp_path / "irq/7/smp_affinity"
+    mask.parent.mkdir(parents=True)
+    mask.write_text("ff\n")
+    assert _irq_py.write_masks([(7, "2")], str(tmp_path)) == [0]
+    assert mask.read_text() == "2\n"
+
+
+def test_204_a_close_that_fails(late_error: None) -> None:
+    """A client's stderr on NFS answered close with EIO: a deferred DEL ended there and kept its VF's lock."""
+    ours, theirs = socket.socketpair()
+    incoming = protocol.Incoming(ours)
+    incoming._fds += [os.dup(ours.fileno()), os.dup(ours.fileno()), os.dup(ours.fileno())]
+    received = list(incoming._fds)
     with theirs, incoming:
         incoming.close_files(received[0])
-    monkeypatch.undo()
     for fd in received:
         with pytest.raises(OSError, match="Bad file descriptor"):
             os.fstat(fd)

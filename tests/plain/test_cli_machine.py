@@ -38,6 +38,25 @@ def test_table(here: Roots, capsys: pytest.CaptureFixture[str]) -> None:
     ]
 
 
+def test_attachments_of_the_sriov_cni(
+    here: Roots, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A VF whose pod has ended is shown as free, and a file that is no attachment is left out."""
+    files = tmp_path / "sriov-cni"
+    (files / "pci" / "vf_lock").mkdir(parents=True)
+    monkeypatch.setenv("SRIOV_FAST_SRIOV_CNI", str(files))
+    for number, netns in ((1, "/proc/self/ns/net"), (2, "/nonexistent")):
+        pci = f"0000:01:10.{number}"
+        (files / f"c{number}-net1").write_text(json.dumps({"deviceID": pci}))
+        (files / "pci" / pci).write_text(netns)
+    (files / "c3-net1").write_text("{")
+    assert main(["vfs", "pf0"]) == 0
+    owners = [line.split()[-1] for line in capsys.readouterr().out.splitlines()[1:]]
+    assert owners == ["c1/net1", "c1/net1", "-"]
+    found = doctor.examine(here.replace(sriov_cni=str(files)), [tmp_path])
+    assert [item.what for item in found if "SR-IOV CNI" in item.text] == ["VF 0000:01:10.1"]
+
+
 def test_json(here: Roots, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["vfs", "--json", "pf0"]) == 0
     (pf,) = json.loads(capsys.readouterr().out)

@@ -403,6 +403,26 @@ def test_a_server_that_cannot_be_started_is_told(
     assert (tmp_path / "bin/sriov").exists()
 
 
+def test_another_plugin_is_kept_and_put_back(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Without ``--replace`` nothing is written; afterwards the other plugin is there again, byte for byte."""
+    words = ["install", "--no-server", "--bin-dir", str(tmp_path)]
+    plugin, kept = tmp_path / "sriov", tmp_path / "sriov.replaced"
+    plugin.write_bytes(b"\x7fELF of the other one")
+    plugin.chmod(0o755)
+    assert main(words) == 1
+    assert f"{plugin} is another plugin's" in capsys.readouterr().err
+    assert [path.name for path in tmp_path.iterdir()] == ["sriov"]
+    for _ in range(2):  # the second time it is ours that is replaced
+        assert main([*words, "--replace"]) == 0
+        assert install.is_ours(plugin)
+        assert kept.read_bytes() == b"\x7fELF of the other one"
+    assert main([*words, "--rollback"]) == 0
+    assert (plugin.read_bytes(), kept.exists()) == (b"\x7fELF of the other one", False)
+    assert plugin.stat().st_mode & 0o777 == 0o755
+    assert main([*words, "--rollback"]) == 1
+    assert "nothing in" in capsys.readouterr().err
+
+
 def test_uninstall_takes_everything_back(tmp_path: Path, systemctl: Path) -> None:
     (tmp_path / "bin").mkdir()
     words = ["--bin-dir", str(tmp_path / "bin")]

@@ -87,6 +87,7 @@ def examine(roots: Roots, path: list[Path]) -> _Findings:
     yield from _cards(roots)
     yield from _warm(roots)
     yield from _strays(roots)
+    yield from _of_sriov_cni(roots)
     yield from _state(Path(roots.run))
     yield from _records(roots)
     yield from _irqbalance(Path(roots.proc))
@@ -181,6 +182,13 @@ def _strays(roots: Roots) -> _Findings:
     for record, why in machine.strays(roots):
         advice = f"sriov-fast release {record.container_id} {record.ifname}, or sriov-fast doctor --repair"
         yield Finding(WARN, f"VF {record.pci}", f"belongs to {'/'.join(record.owner)}: {why}: {advice}")
+
+
+def _of_sriov_cni(roots: Roots) -> _Findings:
+    """Name the VFs that the SR-IOV CNI attached before this plugin replaced it."""
+    for pci, owner in machine.of_sriov_cni(roots).items():
+        text = f"was attached to {'/'.join(owner)} by the SR-IOV CNI ({roots.sriov_cni}); its DEL is served"
+        yield Finding(OK, f"VF {pci}", text)
 
 
 def read_text(path: Path) -> str:

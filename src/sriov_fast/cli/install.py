@@ -17,6 +17,7 @@ import os
 import struct
 import sys
 import sysconfig
+from collections.abc import Iterable
 from pathlib import Path
 from typing import NamedTuple
 
@@ -27,6 +28,7 @@ from sriov_fast.common.errors import ConfigError, EnvError
 PLUGIN_DIRECTORY = "/opt/cni/bin"
 # The kernel reads 256 bytes of the first line since Linux 5.1, 128 before, the newline included.
 MAX_SHEBANG = 127
+REPLACED = ".replaced"  # the ending of an executable that `install --replace` has kept
 
 
 class Program(NamedTuple):
@@ -93,6 +95,14 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         help=f"write the server's units to DIR and start nothing (without it: {units.DIRECTORY}, started)",
     )
     parser.add_argument(
+        "--replace",
+        action="store_true",
+        help=f"replace executables of another plugin; each is kept as NAME{REPLACED}",
+    )
+    parser.add_argument(
+        "--rollback", action="store_true", help="put the replaced executables back, and do nothing else"
+    )
+    parser.add_argument(
         "--unmanaged",
         nargs="+",
         metavar="PF",
@@ -116,16 +126,43 @@ def _run(args: argparse.Namespace) -> None:
     if args.unmanaged:
         _leave_unmanaged(args.unmanaged)
         return
+    if args.rollback:
+        _roll_back(args.bin_dir, args.name or DEFAULT)
+        return
     if args.launcher == "client" and not client.binary():
         raise EnvError("this package was built without the client: no compiler")
     args.bin_dir.mkdir(parents=True, exist_ok=True)
-    for name in args.name or DEFAULT:
-        path = args.bin_dir / name
+    paths = [args.bin_dir / name for name in args.name or DEFAULT]
+    others = [path for path in paths if path.exists() and not is_ours(path)]
+    if others and not args.replace:
+        raise EnvError(f"{others[0]} is another plugin's", "use --replace")
+    for path in others:
+        _keep(path)
+    for path in paths:
+        name = path.name
         write_executable(path, executable(PROGRAMS[name], args.launcher))
         print(f"wrote {path} (runs {sys.executable})")
     compile_package()
     if not args.no_server and "sriov" in (args.name or DEFAULT):
         _set_up_server(args.unit_dir)
+
+
+def _keep(path: Path) -> None:
+    """Keep another plugin's executable; the runtime finds one of the two at any time."""
+    kept = path.with_name(path.name + REPLACED)
+    write_executable(kept, path.read_bytes())
+    print(f"kept {path} as {kept}")
+
+
+def _roll_back(directory: Path, names: Iterable[str]) -> None:
+    """Put the executables back that ``--replace`` has kept."""
+    found = [path for name in names if (path := directory / f"{name}{REPLACED}").exists()]
+    if not found:
+        raise EnvError(f"nothing in {directory} was replaced")
+    for kept in found:
+        path = kept.with_name(kept.name.removesuffix(REPLACED))
+        os.replace(kept, path)
+        print(f"put {path} back")
 
 
 def _leave_unmanaged(pfs: list[str]) -> None:

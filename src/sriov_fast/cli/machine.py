@@ -9,7 +9,7 @@ from sriov_fast.common.errors import is_there
 from sriov_fast.common.paths import Roots
 from sriov_fast.common.record import Vf
 from sriov_fast.kernel.backend import nl, sysfs
-from sriov_fast.vf import candidate, fate, uplink
+from sriov_fast.vf import candidate, fate, sriov_cni, uplink
 from sriov_fast.vf.journal import Attachment, Journal
 
 Owners = dict[str, tuple[str, str]]
@@ -40,9 +40,20 @@ def pf(name: str, roots: Roots) -> Pf:
 
 
 def owners(roots: Roots) -> Owners:
-    """Return {PCI address: (container ID, interface)} of VFs in pods; empty without permission to read it."""
+    """Return {PCI address: (container ID, interface)} of VFs in pods; empty without permission to read it.
+
+    VFs that the SR-IOV CNI gave to pods are among them.
+    """
     try:
-        return Journal(roots.run, roots.proc).owners()
+        return sriov_cni.owners(roots) | Journal(roots.run, roots.proc).owners()
+    except PermissionError:
+        return {}
+
+
+def of_sriov_cni(roots: Roots) -> Owners:
+    """Return the VFs that the SR-IOV CNI gave to pods; empty where we may not look."""
+    try:
+        return sriov_cni.owners(roots)
     except PermissionError:
         return {}
 

@@ -8,12 +8,16 @@ from sriov_fast.common.record import Record
 
 
 class Roots(Record):
-    """Directories: the kernel's ``sys`` and ``proc``; ours, ``run`` (gone after a reboot) and ``state``."""
+    """Directories: the kernel's ``sys`` and ``proc``; ours, ``run`` (gone after a reboot) and ``state``.
+
+    ``sriov_cni`` is the directory of the Kubernetes project's SR-IOV CNI.
+    """
 
     sys: str = "/sys"
     proc: str = "/proc"
     run: str = "/run/sriov-fast"
     state: str = "/var/lib/sriov-fast"
+    sriov_cni: str = "/var/lib/cni/sriov"
 
 
 def private_directory(run: str, name: str) -> str:
@@ -29,7 +33,7 @@ def private_directory(run: str, name: str) -> str:
 
 
 def from_environment() -> Roots:
-    """Return the roots; ``SRIOV_FAST_SYS``, ``_PROC``, ``_RUN`` and ``_STATE`` move them (for tests)."""
+    """Return the roots; ``SRIOV_FAST_SYS`` and so on move them (for tests)."""
     get = os.environ.get
     default = Roots()
     return Roots(
@@ -37,4 +41,5 @@ def from_environment() -> Roots:
         proc=get("SRIOV_FAST_PROC") or default.proc,
         run=get("SRIOV_FAST_RUN") or default.run,
         state=get("SRIOV_FAST_STATE") or default.state,
+        sriov_cni=get("SRIOV_FAST_SRIOV_CNI") or default.sriov_cni,
     )

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 def check(call: Call) -> Reply:
     """Compare an attachment with its record and with ``prevResult`` (SPEC, "CHECK")."""
     asked = call.request
-    record = call.journal.find(asked.container_id, asked.ifname)
+    record = call.journal.find(asked.container_id, asked.ifname) or _of_sriov_cni(call)
     if record is None:
         raise CheckError(
             f"container {asked.container_id} has no {asked.ifname} of ours",
@@ -44,6 +44,14 @@ def check(call: Call) -> Reply:
     finally:
         descriptors.close(fd)
     return Reply()
+
+
+def _of_sriov_cni(call: Call) -> Attachment | None:
+    """Return the attachment that the SR-IOV CNI made, None if there is none."""
+    from sriov_fast.vf import sriov_cni_record  # late: an attachment of ours has a record
+
+    record = sriov_cni_record.find(call.request.container_id, call.request.ifname, call.roots)
+    return record.replace(netns=record.netns or call.request.netns) if record else None
 
 
 def _expected(call: Call, record: Attachment) -> Attachment:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from contextlib import ExitStack
 
 from sriov_fast.common import executor
-from sriov_fast.common.errors import HiddenError, RefusedError, SriovError
+from sriov_fast.common.errors import DecodeError, HiddenError, RefusedError, SriovError
 from sriov_fast.ipam.kinds import needs_interface
 from sriov_fast.plugin.context import IPAM_WAIT, MOVES, Reply
 from sriov_fast.vf import detach, modes
@@ -41,13 +41,50 @@ def _delete_unattached(call: Call) -> Reply:
     asked = call.request
     stranded = call.journal.stranded(asked.container_id, asked.ifname)
     if stranded is None:
-        _release_addresses_alone(call)
+        theirs = _of_sriov_cni(call)
+        if theirs is None:
+            _release_addresses_alone(call)
+        else:
+            _release_theirs(call, theirs)
         return Reply()
     with call.vf_lock(stranded.pci):
         latest = call.journal.again(stranded)
         if latest is not None:
             recover(call, latest)
     return Reply()
+
+
+def _of_sriov_cni(call: Call) -> Attachment | None:
+    """Return the attachment that the SR-IOV CNI made, None if there is none or its file is not understood."""
+    from sriov_fast.vf import sriov_cni_record  # late: an attachment of ours has a record
+
+    try:
+        return sriov_cni_record.find(call.request.container_id, call.request.ifname, call.roots)
+    except DecodeError as error:
+        call.log.error("the VF is not restored, only its address is released", why=error)
+        return None
+
+
+def _release_theirs(call: Call, record: Attachment) -> None:
+    """Release an attachment of the SR-IOV CNI. Its files stay until VF and addresses are released.
+
+    If the VF was given to another pod since, only the addresses are released.
+    """
+    from sriov_fast.vf import sriov_cni
+
+    with call.vf_lock(record.pci):
+        netns = call.request.netns
+        is_moved_on = record.pci in call.journal.taken() or (
+            record.netns != "" and netns not in ("", record.netns)
+        )
+        if is_moved_on:
+            call.log.warning("the VF is in another pod by now: it stays as it is", pci=record.pci)
+            _release_addresses_alone(call)
+        else:
+            with _release_of(call, record) as vf:
+                _release_both(call, vf, modes.of(record).RESTORE)
+        sriov_cni.forget(record, call.roots, released=not is_moved_on)
+    call.log.info("released an attachment of the SR-IOV CNI", pf=record.pf, vf=record.vf, pci=record.pci)
 
 
 def _release_addresses_alone(call: Call) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import errno
 import os
 
-from sriov_fast.common.errors import NetlinkError, TryAgainError, is_absent
+from sriov_fast.common.errors import NetlinkError, TryAgainError, is_absent, is_there
 from sriov_fast.common.record import Record
 from sriov_fast.kernel.backend import nl
 
@@ -41,7 +41,8 @@ def examine(host: nl.Socket, vf: Vf, roots: Roots) -> Device | None:
         if link is None:
             return None
         try:
-            return Device(link=link, use=_use(host, link, f"{function}/net/{link.name}"))
+            use = _use(host, link, f"{function}/net/{link.name}") or _use_of_others(vf.pci, roots)
+            return Device(link=link, use=use)
         except (OSError, NetlinkError) as error:
             if not is_absent(error):
                 raise
@@ -171,6 +172,15 @@ def configured_addresses(host: nl.Socket, index: int) -> tuple[list[str], set[st
     addresses = [cidr for cidr in host.addresses(index) if not cidr.startswith(_LINK_LOCAL)]
     advertised = _advertised(index) if any(":" in cidr for cidr in addresses) else set()
     return [cidr for cidr in addresses if cidr not in advertised], advertised
+
+
+def _use_of_others(pci: str, roots: Roots) -> str:
+    """Describe the use of a VF by the SR-IOV CNI, "" if it is unused."""
+    if not is_there(f"{roots.sriov_cni}/pci/{pci}"):
+        return ""
+    from sriov_fast.vf import sriov_cni  # late: only on nodes that had that plugin
+
+    return sriov_cni.use(pci, roots)
 
 
 def _advertised(index: int) -> set[str]:

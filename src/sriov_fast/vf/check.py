@@ -52,7 +52,7 @@ def _device(pod: nl.Socket, record: Attachment) -> Link:
         if not is_absent(found):
             raise found
         raise _fault(record, f"not in the namespace: {found.msg}")
-    if not find.is_ours(found, record):
+    if not find.is_ours(found, record) and not find.is_unknown(found, record):
         raise _fault(record, f"is another device ({found.parent or found.index}), not {_expected(record)}")
     link: Link = found
     return link

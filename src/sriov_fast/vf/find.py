@@ -136,7 +136,7 @@ def link_in(pod: nl.Socket, record: Attachment) -> Link | None:
     batch = nl.Batch()
     batch.get_link(name=record.ifname)
     found = pod.run(batch, check=False)[0]
-    if not isinstance(found, NetlinkError) and (is_ours(found, record) or _is_unknown(found, record)):
+    if not isinstance(found, NetlinkError) and (is_ours(found, record) or is_unknown(found, record)):
         link: Link = found
         return link
     return next((link for link in pod.links() if is_ours(link, record)), None)
@@ -154,7 +154,7 @@ def is_vf(link: Link, record: Attachment) -> bool:
     return link.parent == record.pci if link.parent else link.index == record.ifindex
 
 
-def _is_unknown(link: Link, record: Attachment) -> bool:
+def is_unknown(link: Link, record: Attachment) -> bool:
     """Say whether neither device nor record has what ``is_ours`` compares: the record is broken.
 
     The device is the VF then because of the place where it was found: by its name in its pod, or in the
@@ -254,7 +254,7 @@ def link_in_host(record: Attachment, roots: Roots) -> Link | None:
         batch.get_link(name=name)
     with nl.Socket() as host:
         links = [link for link in map(_found, host.run(batch, check=False)) if link]
-    return next((link for link in links if is_vf(link, record) or _is_unknown(link, record)), None)
+    return next((link for link in links if is_vf(link, record) or is_unknown(link, record)), None)
 
 
 def _found(answer: Link | NetlinkError) -> Link | None:

@@ -376,14 +376,18 @@ def _uses(search: _Search, pfs: Sequence[tuple[str, list[Vf]]]) -> Iterator[tupl
 
 def _state_of(search: _Search, pf: str, index: int) -> str:
     vf = _vf_of(search, pf, index)
-    return _why(vf, search.journal.owners().get(vf.pci) if vf else None)
+    return _why(vf, search.journal.owners().get(vf.pci) if vf else None, search.roots)
 
 
-def _why(vf: Vf | None, owner: tuple[str, str] | None) -> str:
+def _why(vf: Vf | None, owner: tuple[str, str] | None, roots: Roots) -> str:
     if owner:
         return f": it belongs to container {owner[0]}, {owner[1]}"
     if vf is None:
         return ": it is gone"
+    from sriov_fast.vf import sriov_cni  # late: only for errors
+
+    if others := sriov_cni.use(vf.pci, roots):
+        return f": it belongs to {others}"
     if not vf.driver:
         return ": it has no driver"
     return f": driver {vf.driver}, and no network device in this namespace"
@@ -403,11 +407,12 @@ def any_usable(vf_request: VfRequest, journal: Journal, roots: Roots) -> bool:
     """
     search = _Search(vf_request=vf_request, journal=journal, roots=roots)
     owners = journal.owners()
-    return any(
-        vf.pci in owners or (usable(vf) and _is_unused(search, vf))
-        for _, vfs in _allowed(search)
-        for vf in vfs
-    )
+    vfs = [vf for _, its_vfs in _allowed(search) for vf in its_vfs]
+    if any(vf.pci in owners or (usable(vf) and _is_unused(search, vf)) for vf in vfs):
+        return True
+    from sriov_fast.vf import sriov_cni  # late: only on a node without a usable VF
+
+    return any(sriov_cni.holds(vf.pci, roots) for vf in vfs)
 
 
 def _allowed(search: _Search) -> list[tuple[str, list[Vf]]]:

@@ -1,0 +1,176 @@
+"""Attachments that the Kubernetes project's SR-IOV CNI made before this plugin replaced it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from node import Node
+
+pytestmark = pytest.mark.modes("process", "resident")
+
+MAC = "02:00:00:00:00:77"
+GIVES = """[ $CNI_COMMAND = ADD ] && echo '{"ips":[{"address":"10.1.0.2/24"}]}'"""
+
+
+def attach_as_sriov_cni(node: Node, pod: str, ifname: str = "net1", **more: Any) -> Path:
+    """Do what that plugin's ADD does to the first VF, and write its files; return the configuration's."""
+    name, pci = node.tree.netdev(0), node.tree.pci(0)
+    link = node.link(name)
+    node.nip("link", "set", name, "down")
+    node.nip("link", "set", name, "netns", pod, "name", ifname)
+    node.ip("-n", pod, "link", "set", ifname, "address", MAC, "mtu", "1400", "up")
+    original = {
+        "HostIFName": name,
+        "SpoofChk": True,
+        "Trust": False,
+        "AdminMAC": "00:00:00:00:00:00",
+        "EffectiveMAC": link["address"],
+        "Vlan": 0,
+        "VlanQoS": 0,
+        "VlanProto": 33024,
+        "MinTxRate": 0,
+        "MaxTxRate": 0,
+        "LinkState": 0,
+        "MTU": link["mtu"],
+    }
+    conf = {
+        "cniVersion": "1.0.0",
+        "name": "net1",
+        "type": "sriov",
+        "ipam": {"type": ""},
+        "dns": {},
+        "OrigVfState": original,
+        "Master": "pf0",
+        "MAC": MAC,
+        "MTU": 1400,
+        "vlan": None,
+        "vlanQoS": None,
+        "vlanProto": None,
+        "deviceID": pci,
+        "VFID": 0,
+        "min_tx_rate": None,
+        "max_tx_rate": None,
+        "runtimeConfig": {},
+        "logLevel": "info",
+    }
+    files = node.root / "sriov-cni"
+    (files / "pci" / "vf_lock").mkdir(parents=True, exist_ok=True)
+    (files / "pci" / pci).write_text(f"/run/netns/{pod}")
+    path = files / f"{pod}-{ifname}"
+    path.write_text(json.dumps(conf | more))
+    return path
+
+
+def conf_of(node: Node, **more: Any) -> dict[str, Any]:
+    return node.conf(master=None, deviceID=node.tree.pci(0), **more)
+
+
+def files(node: Node) -> list[str]:
+    """Return the names of that plugin's files."""
+    root = node.root / "sriov-cni"
+    return sorted(str(path.relative_to(root)) for path in root.rglob("*") if path.is_file())
+
+
+def without_state(shown: dict[str, Any]) -> dict[str, Any]:
+    """Leave out what that plugin itself does not restore: its VFs come back down."""
+    volatile = ("operstate", "flags")
+    return {key: value for key, value in shown.items() if key not in volatile}
+
+
+def test_a_del_restores_the_vf(node: Node) -> None:
+    node.nip("link", "set", node.tree.netdev(0), "down")
+    before = {name: without_state(shown) for name, shown in node.state().items()}
+    pod = node.pod()
+    attach_as_sriov_cni(node, pod)
+    node.delegate("host-local", GIVES)
+    conf = conf_of(node, ipam={"type": "host-local", "delegate": True})
+    done = node.delete(conf, pod, ifname="net1")
+    assert "released an attachment of the SR-IOV CNI" in done.stderr
+    assert {name: without_state(shown) for name, shown in node.state().items()} == before
+    assert (node.calls(), files(node), node.records(), node.locks()) == (["DEL"], [], [], [])
+    node.delete(conf, pod, ifname="net1")  # a repetition
+    node.add(conf_of(node), node.pod())
+
+
+def test_a_del_after_the_pod_has_ended(node: Node) -> None:
+    pod = node.pod()
+    before = set(node.state())
+    attach_as_sriov_cni(node, pod)
+    node.ip("-n", pod, "link", "set", "net1", "netns", node.host)
+    node.nip("link", "set", "net1", "name", node.tree.netdev(0))
+    node.ip("netns", "del", pod)
+    node.reindex()
+    node.delete(conf_of(node), pod, ifname="net1")
+    assert set(node.state()) == before
+    assert files(node) == []
+
+
+def test_an_ipam_that_fails_keeps_the_files(node: Node) -> None:
+    pod = node.pod()
+    attach_as_sriov_cni(node, pod)
+    node.delegate("host-local", '[ $CNI_COMMAND = DEL ] && echo \'{"code": 11, "msg": "no"}\' && exit 1')
+    conf = conf_of(node, ipam={"type": "host-local", "delegate": True})
+    node.refused(11, "DEL", conf, pod, ifname="net1")
+    assert len(files(node)) == 2
+    node.delegate("host-local", "true")
+    node.delete(conf, pod, ifname="net1")
+    assert files(node) == []
+
+
+def test_check_compares_with_its_record(node: Node) -> None:
+    pod = node.pod()
+    path = attach_as_sriov_cni(node, pod, MAC="")  # a stand-in's PF shows no MAC
+    written = json.loads(path.read_text())
+    written["OrigVfState"]["EffectiveMAC"] = MAC
+    path.write_text(json.dumps(written))
+    assert node.run("CHECK", conf_of(node), pod, ifname="net1").status == 0
+    node.ip("-n", pod, "link", "set", "net1", "address", "02:00:00:00:00:78")
+    assert "mac is 02:00:00:00:00:78" in node.refused(103, "CHECK", conf_of(node), pod, ifname="net1")
+
+
+def test_its_vf_is_not_given_away(node: Node) -> None:
+    """Neither the VF in its pod nor one that this pod has sent back."""
+    pod, other = node.pod(), node.pod()
+    attach_as_sriov_cni(node, pod)
+    assert pod in node.refused(11, "ADD", conf_of(node), other)
+    name = node.tree.netdev(0)
+    node.ip("-n", pod, "link", "set", "net1", "netns", node.host)
+    node.nip("link", "set", "net1", "name", name)
+    node.reindex()
+    assert pod in node.refused(101, "ADD", conf_of(node), other)
+    assert node.add(node.conf(), other)["interfaces"][0]["name"] == "eth0"
+    assert node.tree.pci(1) in node.record().name
+    node.ip("netns", "del", pod)
+    node.add(conf_of(node), node.pod())  # the pod is gone, so that record is stale
+
+
+def test_a_late_del_leaves_the_vf_of_another_pod(node: Node) -> None:
+    pod, other = node.pod(), node.pod()
+    path = attach_as_sriov_cni(node, pod)
+    content = path.read_text()
+    node.delete(conf_of(node), pod, ifname="net1")
+    path.write_text(content)
+    node.add(conf_of(node), other)
+    there = node.link("eth0", other)
+    node.delete(conf_of(node), pod, ifname="net1")
+    assert node.link("eth0", other) == there
+    assert (files(node), len(node.records())) == ([], 1)
+
+
+def test_a_status_with_all_vfs_in_its_pods(make_node: Any) -> None:
+    node = make_node(vfs=1)
+    attach_as_sriov_cni(node, node.pod())
+    assert node.run("STATUS", node.conf(cniVersion="1.1.0")).status == 0
+
+
+@pytest.mark.parametrize("content", ["", "{", "[]", '{"deviceID": 5}', '{"deviceID": "../x"}'])
+def test_a_file_that_is_not_understood(node: Node, content: str) -> None:
+    """The pod can end. The VF is not touched, since its original state is not known."""
+    pod = node.pod()
+    attach_as_sriov_cni(node, pod).write_text(content)
+    done = node.delete(conf_of(node), pod, ifname="net1")
+    assert "the VF is not restored" in done.stderr
+    assert node.link("net1", pod)["address"] == MAC

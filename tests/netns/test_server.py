@@ -22,6 +22,7 @@ from harness.runtime import Outcome
 from harness.server import Strace, has_strace
 from harness.veth import MakeNode, Node, ResidentNode, held_up, let_go, waits
 from harness.waiting import wait_for
+from sriov_fast import client
 
 pytestmark = [pytest.mark.modes("resident"), pytest.mark.fresh]
 
@@ -757,3 +758,74 @@ def test_a_failed_add_waits_for_what_runs_beside_it(node: ResidentNode) -> None:
         node.settle()
     assert trace.calls()
     assert node.snapshot() == before
+
+
+# --- in a container
+
+
+def hiding(*directories: str) -> tuple[str, ...]:
+    """Return the words that start a program without what is in some directories of the host."""
+    mounts = "".join(f"mount -t tmpfs none {each} && " for each in directories)
+    return ("unshare", "--mount", "sh", "-c", f'{mounts}exec "$@"', "sh")
+
+
+def test_gc_of_a_server_that_does_not_see_the_namespaces(node: ResidentNode) -> None:
+    """A VF in a pod is not taken for one whose pod is gone: GC fails and changes nothing."""
+    pod, conf = node.pod(), node.conf(ipam=own(node))
+    node.server.stop()
+    node.serve(enter=hiding("/run")).ready()
+    node.add(conf, pod)
+    records, leases = node.records(), node.leases()
+    error = node.run("GC", conf | GC).json
+    assert error["code"] == 5
+    assert "not visible here" in error["msg"]
+    assert "HostToContainer" in error["details"]
+    assert (node.records(), node.leases()) == (records, leases)
+    node.delete(conf, pod)
+    assert (node.records(), node.leases()) == ([], [])
+
+
+def test_gc_without_sight_releases_a_vf_whose_pod_is_gone(node: ResidentNode) -> None:
+    """The VF is back in the host, which is proof enough."""
+    pod, conf = node.pod(), node.conf(ipam=own(node), vf=0)
+    node.server.stop()
+    node.serve(enter=hiding("/run")).ready()
+    node.add(conf, pod)
+    node.ip("netns", "del", pod)
+    node.tree.unbind(0)
+    assert node.run("GC", conf | GC).status == 0
+    assert (node.records(), node.leases()) == ([], [])
+
+
+def test_the_second_socket(node: ResidentNode) -> None:
+    """A client that does not see /run finds the server below /var/lib/cni; it has no interpreter.
+
+    /var/lib is a directory of this test alone, so that no server of this machine is asked.
+    """
+    node.server.stop()
+    state = node.root / "var"
+    state.mkdir()
+    node.serve("--also-listen", f"{state}/cni/sriov-fast/sriov.sock").ready()
+    second = state / "cni/sriov-fast/sriov.sock"
+    modes = [path.stat().st_mode & 0o777 for path in (second, second.parent)]
+    assert modes == [0o600, 0o700]
+    binary = node.root / "bare"
+    binary.write_bytes(client_in_c())
+    binary.chmod(0o755)
+    shell = f'mount --bind {state} /var/lib && mount -t tmpfs none /run && exec "$@"'
+    words = ["unshare", "--mount", "sh", "-c", shell, "sh", str(binary)]
+    env = {"CNI_COMMAND": "VERSION", "PATH": os.environ["PATH"]}
+    done = subprocess.run(words, env=env, input=b"{}", capture_output=True, check=True)
+    assert b"supportedVersions" in done.stdout
+    node.server.stop()
+    assert not second.exists()
+    failed = subprocess.run(words, env=env, input=b"{}", capture_output=True, check=False)
+    assert failed.returncode == 1
+    assert b"no server answers at /run/sriov-fast/sriov.sock" in failed.stdout
+    node.serve().ready()
+
+
+def client_in_c() -> bytes:
+    binary = client.binary()
+    assert binary
+    return binary.read_bytes()

@@ -17,6 +17,7 @@ import subprocess
 import sys
 import tempfile
 import threading
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import TracebackType
@@ -718,8 +719,8 @@ def test_it_finds_the_version_in_any_configuration(
 @settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.binary(max_size=200), st.integers(0, 60))
 def test_any_bytes_get_a_version_that_exists(client: Path, deaf: Path, junk: bytes, at: int) -> None:
-    config = b'{"cniVersion": "0.4.0", "a": {"b": ["c", {}]}, "d": "e"}'
-    assert worded(client, deaf, config[:at] + junk + config[at:]) in config.VERSIONS
+    document = b'{"cniVersion": "0.4.0", "a": {"b": ["c", {}]}, "d": "e"}'
+    assert worded(client, deaf, document[:at] + junk + document[at:]) in config.VERSIONS
 
 
 # --- a result that cannot be written
@@ -864,10 +865,57 @@ def test_a_client_that_was_not_installed(compiled: bytes, tmp_path: Path, raw: b
 
 def test_an_interpreter_that_is_gone(compiled: bytes, address: Path, tmp_path: Path) -> None:
     program = write(tmp_path / "sriov", compiled + trailer('/gone "away"/\n/python', "-c", "pass"))
-    with Server(address, leaving):
-        error = error_of(call(program, address))
+    with Server(address, leaving) as server:
+        error = error_of(call(program, address, env=ADD | {"SRIOV_FAST_WAIT": "0.3"}))
     assert (error["code"], error["cniVersion"]) == (5, "1.0.0")
-    assert error["msg"] == "cannot execute /gone ?away?/?/python: No such file or directory"
+    words = "cannot execute /gone ?away?/?/python: No such file or directory"
+    assert error["msg"] == f"{words}; no server answers at {address}"
+    assert len(server.requests) > 1
+    assert len({request.token for request in server.requests}) == 1
+
+
+# --- without an interpreter, as the DaemonSet installs it
+
+
+@pytest.fixture
+def bare(compiled: bytes, tmp_path: Path) -> Path:
+    """The client with nothing behind it."""
+    return write(tmp_path / "bare sriov", compiled)
+
+
+@pytest.mark.parametrize(("command", "code"), [("ADD", 5), ("DEL", 5), ("STATUS", 50), ("VERSION", 5)])
+def test_neither_server_nor_interpreter(bare: Path, address: Path, command: str, code: int) -> None:
+    """The error says both. STATUS and VERSION do not wait for a server."""
+    wait = {"SRIOV_FAST_WAIT": "0.2"} if command in ("ADD", "DEL") else {}
+    begin = time.monotonic()
+    error = error_of(call(bare, address, env={"CNI_COMMAND": command, **wait}))
+    assert time.monotonic() - begin < 10
+    assert (error["code"], error["cniVersion"]) == (code, "1.0.0")
+    assert "does not know its interpreter" in error["msg"]
+    assert f"no server answers at {address}" in error["msg"]
+
+
+def test_a_server_that_is_being_replaced_is_waited_for(bare: Path, address: Path) -> None:
+    """The first server ends with the request; the next one is asked again, with the same token."""
+    with Server(address, leaving) as first:
+        asking = subprocess.Popen(
+            [bare],
+            env=ADD | {"SRIOV_FAST_SOCKET": str(address)},
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+        )
+        assert asking.stdin
+        asking.stdin.write(CONFIG)
+        asking.stdin.close()
+        asking.stdin = None
+        while not first.requests:
+            time.sleep(0.01)
+    address.unlink()
+    time.sleep(0.2)
+    with Server(address, replying()) as second:
+        assert asking.communicate(timeout=60)[0] == b"{}\n"
+    assert second.requests[0].token == first.requests[0].token
+    assert second.requests[0].stdin == CONFIG
 
 
 # --- the real plugin

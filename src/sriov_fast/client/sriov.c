@@ -16,6 +16,7 @@
 #include <stdint.h>
 #include <stdlib.h>
 #include <string.h>
+#include <strings.h>
 #include <sys/auxv.h>
 #include <sys/mman.h>
 #include <sys/random.h>
@@ -37,13 +38,17 @@
 #define TRAILER_MAGIC "SRFARGV1"
 #define RUN_DIRECTORY "/run/sriov-fast"
 #define SOCKET_NAME "/sriov.sock"
+/* Below a directory that pods mount which execute plugins themselves; they do not see /run/sriov-fast. */
+#define SECOND_SOCKET "/var/lib/cni/sriov-fast/sriov.sock"
 #define WAIT "120" /* seconds */
+#define RETURN_WAIT 30000 /* milliseconds until a server that is replaced serves again */
 /* More than the plugin accepts: the plugin reports the error. */
 #define MOST_STDIN ((16u << 20) + (64u << 10))
 #define MOST_REPLY (64u << 20)
 /* CNI's codes (SPEC, "Error"). */
 #define TRY_AGAIN 11
 #define IO_FAILURE 5
+#define NOT_AVAILABLE 50
 #define LONG_BITS (8 * sizeof(long))
 
 enum { HAS_NETNS = 1, HAS_STDERR = 2 };
@@ -89,6 +94,7 @@ struct call {
     int was_sent;  /* at least in part: the server may have begun */
     const char *wait;
     int64_t deadline; /* milliseconds of CLOCK_MONOTONIC */
+    struct sockaddr_un server; /* the path is empty if there is no socket */
     int log;          /* the read end of the server's stderr, -1 for none */
     struct cpus ours; /* the CPUs to run on again, if the process is pinned to one */
     struct sigaction pipe_action;
@@ -233,7 +239,7 @@ static const char *spoken_version(const char *at, size_t size)
             const char *next = close < end ? skip_blank(close + 1, end) : end;
 
             if (depth == 1 && next < end && *next == ':' && (size_t)(close - at) + 1 == sizeof key - 1 &&
-                !memcmp(at, key, sizeof key - 1))
+                !strncasecmp(at, key, sizeof key - 1)) /* as Go reads keys */
                 found = known_version(skip_blank(next + 1, end), end);
             at = close;
         } else if (*at == '{' || *at == '[') {
@@ -541,6 +547,28 @@ static void name_the_call(struct call *call)
         fail_errno(call, "no memory", "", "");
 }
 
+/* Return whether this executable knows an interpreter that is there. */
+static int has_interpreter(void)
+{
+    struct words words;
+
+    return !read_words(&words) && !access(words.at, X_OK);
+}
+
+/* Answer that there is neither an interpreter nor a server. */
+static _Noreturn void fail_alone(const struct call *call, const char *what, const char *object, const char *details)
+{
+    struct text msg = { 0 };
+
+    append(&msg, what);
+    append(&msg, object);
+    append(&msg, ": ");
+    append(&msg, strerror(errno));
+    append(&msg, *call->server.sun_path ? "; no server answers at " : "; there is no server either");
+    append(&msg, call->server.sun_path);
+    fail(call, is_verb("STATUS") ? NOT_AVAILABLE : IO_FAILURE, &msg, details);
+}
+
 /* Execute the plugin in place of this process. */
 static _Noreturn void in_process(struct call *call)
 {
@@ -549,8 +577,8 @@ static _Noreturn void in_process(struct call *call)
 
     roam(&call->ours);
     if (!argv)
-        fail_errno(call, "this sriov does not know its interpreter", "",
-                   "it was not written by sriov-fast install, or was changed since: run sriov-fast install again");
+        fail_alone(call, "this sriov does not know its interpreter", "",
+                   "start the server (the DaemonSet), or run sriov-fast install on this node");
     if (call->has_stdin && restore_stdin(call))
         fail_errno(call, "stdin cannot be handed on", "", "see whether the machine has memory left");
     unset(call->env, "SRIOV_FAST_TOKEN"); /* of another call */
@@ -558,27 +586,34 @@ static _Noreturn void in_process(struct call *call)
         name_the_call(call);
     sigaction(SIGPIPE, &call->pipe_action, NULL);
     execve(argv[0], argv, call->env);
-    fail_errno(call, "cannot execute ", argv[0], "run sriov-fast install again, from where sriov-fast is now");
+    fail_alone(call, "cannot execute ", argv[0],
+               "start the server, or run sriov-fast install again, from where sriov-fast is now");
 }
 
 /* --- the request */
 
-/* Return 1 with the server's address, or 0 if there is no socket. */
-static int find_server(struct sockaddr_un *address)
+/* Set the address of a socket; return whether the socket exists. */
+static int is_socket(struct sockaddr_un *address, const char *path, const char *name)
 {
-    const char *path = setting("SRIOV_FAST_SOCKET", NULL);
-    const char *name = path ? "" : SOCKET_NAME;
-
-    if (!path)
-        path = setting("SRIOV_FAST_RUN", RUN_DIRECTORY);
-    else if (!strcmp(path, "none"))
-        return 0;
     if (strlen(path) + strlen(name) >= sizeof address->sun_path)
         return 0;
     address->sun_family = AF_UNIX;
     strcpy(address->sun_path, path);
     strcat(address->sun_path, name);
     return !access(address->sun_path, F_OK);
+}
+
+/* Return whether there is a socket to connect to, with its address. */
+static int find_server(struct sockaddr_un *address)
+{
+    const char *path = setting("SRIOV_FAST_SOCKET", NULL), *run = setting("SRIOV_FAST_RUN", NULL);
+
+    if (path)
+        return strcmp(path, "none") && is_socket(address, path, "");
+    if (run)
+        return is_socket(address, run, SOCKET_NAME);
+    return is_socket(address, RUN_DIRECTORY, SOCKET_NAME) || is_socket(address, SECOND_SOCKET, "") ||
+           is_socket(address, RUN_DIRECTORY, SOCKET_NAME); /* the path for the error */
 }
 
 /*
@@ -755,13 +790,13 @@ static int is_wrong(const struct reply *reply)
 }
 
 /* Send the request and receive the reply with its output. */
-static enum outcome ask(const struct sockaddr_un *address, struct call *call, struct reply *reply, char **output)
+static enum outcome ask(struct call *call, struct reply *reply, char **output)
 {
     enum outcome got;
     int fd;
 
     call->request->flags = (is_verb("ADD") || is_verb("DEL") ? stay(&call->ours) : this_cpu()) << CPU_SHIFT;
-    fd = connected(address, call);
+    fd = connected(&call->server, call);
     if (fd < 0)
         return errno == EAGAIN ? TOO_LATE : NO_ANSWER;
     got = send_request(fd, call);
@@ -777,6 +812,35 @@ static enum outcome ask(const struct sockaddr_un *address, struct call *call, st
     return *output ? receive(fd, *output, reply->length, call) : NO_ANSWER;
 }
 
+/* Return whether a verb is worth waiting for a server that is being replaced. */
+static int is_patient(void)
+{
+    return is_verb("ADD") || is_verb("DEL") || is_verb("CHECK") || is_verb("GC");
+}
+
+/*
+ * Ask the server. Without an interpreter nothing else can do the work, so a server that is being replaced is waited
+ * for, and asked again: the token tells it what its predecessor did for this call.
+ */
+static enum outcome ask_patiently(struct call *call, struct reply *reply, char **output)
+{
+    int64_t limit = now() + RETURN_WAIT;
+    enum outcome got = find_server(&call->server) ? ask(call, reply, output) : NO_ANSWER;
+
+    if (got != NO_ANSWER || !is_patient() || !*call->server.sun_path || has_interpreter())
+        return got;
+    if (limit > call->deadline)
+        limit = call->deadline;
+    while (got == NO_ANSWER && now() < limit) {
+        nanosleep(&(struct timespec){ .tv_nsec = 50000000 }, NULL);
+        relay_log(call);
+        roam(&call->ours);
+        if (find_server(&call->server))
+            got = ask(call, reply, output);
+    }
+    return got;
+}
+
 static _Noreturn void unreadable(const struct call *call, int number)
 {
     struct text msg = { 0 };
@@ -786,12 +850,12 @@ static _Noreturn void unreadable(const struct call *call, int number)
     fail(call, TRY_AGAIN, &msg, "try again; what an ADD attached is deleted again");
 }
 
-static _Noreturn void too_late(const struct call *call, const struct sockaddr_un *address)
+static _Noreturn void too_late(const struct call *call)
 {
     struct text msg = { 0 };
 
     append(&msg, "the server at ");
-    append(&msg, address->sun_path);
+    append(&msg, call->server.sun_path);
     append(&msg, " did not answer within ");
     append(&msg, call->wait);
     append(&msg, " s");
@@ -824,7 +888,6 @@ static void undo(struct call *call)
 int main(int argc, char **argv, char **env)
 {
     struct call call = { .argv = argv, .env = env, .log = -1 };
-    struct sockaddr_un address = { 0 };
     struct reply reply;
     char *output = NULL;
     enum outcome outcome;
@@ -832,17 +895,17 @@ int main(int argc, char **argv, char **env)
 
     (void)argc;
     sigaction(SIGPIPE, &(struct sigaction){ .sa_handler = SIG_IGN }, &call.pipe_action);
-    if (!has_standard_files() || !find_server(&address) || compose(&call))
+    if (!has_standard_files() || !(find_server(&call.server) || !has_interpreter()) || compose(&call))
         in_process(&call);
     call.wait = setting("SRIOV_FAST_WAIT", WAIT);
     if (!milliseconds(call.wait))
         call.wait = WAIT;
     call.deadline = now() + milliseconds(call.wait);
-    outcome = ask(&address, &call, &reply, &output);
+    outcome = ask_patiently(&call, &reply, &output);
     fault = errno;
     relay_log(&call);
     if (outcome == TOO_LATE)
-        too_late(&call, &address);
+        too_late(&call);
     if (outcome == BROKEN) {
         if (is_verb("ADD")) /* for the server, a reply in the socket's buffer is delivered */
             undo(&call);

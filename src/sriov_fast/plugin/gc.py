@@ -5,6 +5,7 @@ from __future__ import annotations
 from sriov_fast.common import json
 from sriov_fast.plugin.context import IPAM_WAIT, Reply
 from sriov_fast.plugin.release import recover, release
+from sriov_fast.vf import fate
 from sriov_fast.vf.journal import BROKEN, RETURNING
 
 TYPE_CHECKING = False
@@ -75,4 +76,5 @@ def _collect_one(call: Call, record: Attachment) -> None:
     with theirs.owner_lock():
         still = call.journal.find(*record.owner)
         if still is not None:
+            fate.require_sight(still, call.roots)
             release(theirs, still)

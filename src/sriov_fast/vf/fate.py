@@ -11,7 +11,7 @@ import os
 import time
 
 from sriov_fast.common import descriptors
-from sriov_fast.common.errors import NoNamespaceError, SriovError, is_there
+from sriov_fast.common.errors import FileError, NoNamespaceError, SriovError, is_there
 from sriov_fast.common.record import Record
 from sriov_fast.vf import modes, netns
 
@@ -52,6 +52,29 @@ def _without_file(record: Attachment, roots: Roots) -> Fate:
         why = "something keeps the namespace, or its file is not visible here"
         return Fate(gone=False, why=f"{record.netns} is gone, but the VF is not back in the host: {why}")
     return Fate(gone=True, why=f"its namespace {record.netns} is gone{_since(record.netns)}")
+
+
+def require_sight(record: Attachment, roots: Roots) -> None:
+    """Raise FileError if the VF is in a namespace whose file this process cannot see.
+
+    A server in a container sees no namespaces if their directory is not mounted. Without mount propagation,
+    a namespace that was made later is an empty file there.
+    """
+    directory = os.path.dirname(record.netns)
+    if not record.netns or record.netns.startswith("/proc/"):
+        return
+    try:
+        descriptors.close(netns.open_netns(record.netns))
+        return
+    except NoNamespaceError:
+        is_blind = is_there(record.netns) or not is_there(directory)
+    if is_blind and find.has_device(record, roots) and find.link_in_host(record, roots) is None:
+        raise FileError(
+            f"VF {record.pci} is in a namespace of a pod, and {record.netns} is not visible here",
+            f"mount {directory} into the server's container, with mountPropagation HostToContainer",
+            interface=record.ifname,
+            vf=record.vf,
+        )
 
 
 def _since(path: str) -> str:

@@ -20,7 +20,7 @@ ROOT := $(shell [ "$$(id -u)" = 0 ] || echo sudo -E)
 export SRIOV_FAST_REQUIRE_EXT := 1
 export SEED
 
-.PHONY: help host build demo test fuzz faults faults-sample bench lint dist wheels test-wheels clean
+.PHONY: help host build demo test fuzz faults faults-sample bench lint dist wheels test-wheels image clean
 .DELETE_ON_ERROR:
 
 help:
@@ -34,6 +34,7 @@ help:
 	@echo "make build            compile; leaves bin/sriov, bin/txipam and bin/sriov-fast"
 	@echo "make wheels           the release: sdist, and wheels for x86-64 and aarch64, glibc and musl, in dist/"
 	@echo "make test-wheels      install what make wheels built into clean environments, and use it"
+	@echo "make image            the container image of the DaemonSet, dist/sriov-fast.tar, with its SBOM"
 	@echo "make lint bench dist clean"
 
 host:
@@ -103,6 +104,10 @@ wheels: $(RELEASE)
 
 test-wheels: $(RELEASE)
 	$(ROOT) $(RUN) -m pytest -q tests/wheels
+
+# Of Debian packages and this checkout, without a registry; IMAGE names it.
+image: build
+	$(ROOT) $(RUN) -m lab.node_image --out dist/sriov-fast.tar $(if $(IMAGE),--name $(IMAGE))
 
 clean:
 	rm -rf $(VENV) bin build dist $(REPORTS) .benchmarks src/*.egg-info

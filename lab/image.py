@@ -8,7 +8,7 @@ import json
 import shutil
 import subprocess
 import tarfile
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from lab.errors import LabError
@@ -33,20 +33,28 @@ def write(
     runs by default.
     """
     layer = _layer(program, links)
-    config = _json(
-        {
-            "architecture": "amd64",
-            "os": "linux",
-            "config": {"Env": ["PATH=/bin"], "Cmd": list(argv)},
-            "rootfs": {"type": "layers", "diff_ids": [_digest(layer)]},
-        }
-    )
+    write_archive(path, name, layer, _digest(layer), {"Env": ["PATH=/bin"], "Cmd": list(argv)})
+
+
+def write_archive(  # noqa: PLR0913 (facts, each by its name)
+    path: Path,
+    name: str,
+    layer: bytes,
+    diff_id: str,
+    settings: Mapping[str, object],
+    *,
+    compressed: bool = False,
+) -> None:
+    """Write an OCI archive of one layer; ``diff_id`` is the digest of the layer before compression."""
+    rootfs = {"type": "layers", "diff_ids": [diff_id]}
+    config = _json({"architecture": "amd64", "os": "linux", "config": settings, "rootfs": rootfs})
+    kind = f"{_VENDOR}.layer.v1.tar{'+gzip' if compressed else ''}"
     manifest = _json(
         {
             "schemaVersion": 2,
             "mediaType": f"{_VENDOR}.manifest.v1+json",
             "config": _descriptor(f"{_VENDOR}.config.v1+json", config),
-            "layers": [_descriptor(f"{_VENDOR}.layer.v1.tar", layer)],
+            "layers": [_descriptor(kind, layer)],
         }
     )
     entry = _descriptor(f"{_VENDOR}.manifest.v1+json", manifest)

@@ -39,6 +39,7 @@ has mount || need mount
 [ -e /etc/ssl/certs/ca-certificates.crt ] || need ca-certificates
 # A distribution's package may start the service as well; the tests start their own.
 has etcd || need etcd-server
+has promtool || need prometheus
 [ -e /opt/cni/bin/host-local ] || [ -e /usr/lib/cni/host-local ] || need containernetworking-plugins
 
 if [ -n "$missing" ]; then

@@ -24,6 +24,7 @@ COMMANDS = {
     "install": "sriov_fast.cli.install",
     "uninstall": "sriov_fast.cli.uninstall",
     "serve": "sriov_fast.cli.serve",
+    "node": "sriov_fast.cli.node",
     "trace": "sriov_fast.cli.trace",
     "tune": "sriov_fast.cli.tune",
     "ipam": "sriov_fast.cli.ipam",

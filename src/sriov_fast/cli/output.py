@@ -32,6 +32,7 @@ def json_text(document: object) -> str:
 def replace_file(path: Path, content: bytes, mode: int) -> None:
     """Replace a file in one step, so that a reader finds the old content or the new one."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary.unlink(missing_ok=True)  # in a container the process has the same number each time
     descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600)
     try:
         with open(descriptor, "wb") as file:

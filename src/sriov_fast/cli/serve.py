@@ -20,6 +20,12 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     """Register ``serve``."""
     summary = "stay in memory and serve the plugin's calls, which saves each of them a start of Python"
     parser = subparsers.add_parser("serve", help=summary, description=summary)
+    add_options(parser)
+    parser.set_defaults(run=run)
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """Add the options of the server."""
     parser.add_argument(
         "--defer-release",
         action="store_true",
@@ -47,7 +53,6 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         metavar="S",
         help="seconds for a request without a `timeout` of its own, which then fails with code 11 (no limit)",
     )
-    parser.set_defaults(run=_run)
 
 
 def positive(text: str) -> int:
@@ -90,7 +95,8 @@ def _prepare() -> None:
         pass  # stderr is closed
 
 
-def _run(args: argparse.Namespace) -> None:
+def run(args: argparse.Namespace) -> None:
+    """Serve until a signal comes."""
     from sriov_fast.common import paths, sd_notify
     from sriov_fast.server import sockets
     from sriov_fast.server.threads import Options, Server

@@ -67,6 +67,11 @@ class Endpoint:
                 f"cannot listen on {where}: {error.strerror}", "see --metrics", errno=error.errno or 0
             ) from error
 
+    @property
+    def address(self) -> Any:
+        """The address that it listens on, as the system knows it."""
+        return self._server.server_address
+
     def start(self) -> None:
         """Serve from now on; called when signals are blocked, which the thread inherits."""
         _thread.start_new_thread(self._server.serve_forever, ())

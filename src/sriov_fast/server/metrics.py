@@ -226,7 +226,7 @@ def _state(vf: Vf, taken: dict[str, str], host: nl.Socket, roots: Roots) -> str:
         return USED
     try:
         return USED if _is_used(f"{roots.sys}/bus/pci/devices/{vf.pci}/net/{vf.netdev}", host) else FREE
-    except OSError as error:
+    except (OSError, SriovError) as error:
         if is_absent(error):
             return USED  # it is being moved or renamed
         raise

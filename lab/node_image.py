@@ -1,0 +1,250 @@
+"""The container image of the node's DaemonSet, made of a Debian tree without a registry.
+
+The files come from the tree's package database and from an installation of this project in that tree. So the
+image has exactly the listed Debian packages and Python distributions, and a list of both (SBOM, CycloneDX).
+"""
+
+from __future__ import annotations
+
+import argparse
+import gzip
+import hashlib
+import io
+import json
+import os
+import re
+import stat
+import tarfile
+import tempfile
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from importlib.metadata import Distribution, distributions
+from pathlib import Path
+
+from lab import image, install, source, tree
+from lab.errors import LabError
+from lab.recipe import Recipe
+
+NAME = "sriov-fast"
+PACKAGES = ("base-files", "python3-minimal", "libpython3-stdlib")
+DISTRIBUTION = "sriov-fast[metrics]"
+SITE = "usr/lib/python3/dist-packages"
+SBOM = "usr/share/sriov-fast/sbom.json"
+PYTHON = "/usr/bin/python3"
+ENTRYPOINT = [PYTHON, "-IXutf8", "-m", "sriov_fast.cli", "node"]
+# Packages that only maintainer scripts need, and these do not run here.
+_OMITTED = frozenset(("dpkg", "debconf", "debconf-2.0", "awk", "mawk", "tar", "perl-base"))
+_SKIPPED = re.compile(
+    r"usr/share/(?!doc/[^/]+/copyright$)(doc|man|info|locale|lintian|bug|python3|apps|pixmaps|applications)/"
+    r"|.*/(ensurepip|idlelib|pydoc_data|lib2to3|turtledemo|tkinter|gconv)/"
+)
+_COMMAND = f"""\
+#!{PYTHON} -IXutf8
+import sys
+from sriov_fast.cli import main
+sys.exit(main())
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Package:
+    """One installed package of the tree."""
+
+    name: str
+    version: str
+    depends: tuple[str, ...]
+    files: Path
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """What a component adds to the image: its SBOM entry, and files by their path in the image."""
+
+    component: dict[str, str]
+    files: dict[str, Path]
+
+
+def debian(root: Path, wanted: Iterable[str] = PACKAGES) -> Iterator[Part]:
+    """Return the wanted packages and what they depend on."""
+    known = _database(root)
+    left, done = list(wanted), set(_OMITTED)
+    while left:
+        name = left.pop()
+        if name in done:
+            continue
+        done.add(name)
+        if name not in known:
+            raise LabError(f"the tree {root} has no package {name}")
+        package = known[name]
+        left += [
+            next((each for each in choice.split("|") if each in known), "") for choice in package.depends
+        ]
+        left = [each for each in left if each]
+        purl = f"pkg:deb/debian/{name}@{package.version}"
+        component = {"type": "library", "name": name, "version": package.version, "purl": purl}
+        yield Part(component, dict(_files_of(root, package)))
+
+
+def _database(root: Path) -> dict[str, Package]:
+    """Read dpkg's database; provided names lead to the package that provides them."""
+    found: dict[str, Package] = {}
+    for stanza in (root / "var/lib/dpkg/status").read_text().split("\n\n"):
+        fields = dict(re.findall(r"^([A-Za-z-]+): (.*)$", stanza, re.MULTILINE))
+        if fields.get("Status") != "install ok installed":
+            continue
+        name = fields["Package"]
+        depends = f"{fields.get('Pre-Depends', '')},{fields.get('Depends', '')}"
+        lists = (root / "var/lib/dpkg/info" / f"{each}.list" for each in (f"{name}:amd64", name))
+        package = Package(
+            name,
+            fields["Version"],
+            tuple(re.sub(r"\([^)]*\)|:any|\s", "", each) for each in depends.split(",") if each.strip()),
+            next(path for path in lists if path.exists()),
+        )
+        for each in (
+            name,
+            *re.findall(r"[a-z0-9.+-]{2,}", re.sub(r"\([^)]*\)", "", fields.get("Provides", ""))),
+        ):
+            found.setdefault(each, package)
+    return found
+
+
+def _files_of(root: Path, package: Package) -> Iterator[tuple[str, Path]]:
+    """Return a package's files, and the bytecode that was compiled of them."""
+    for line in package.files.read_text().splitlines():
+        name = _merged(line.lstrip("/"))
+        path = root / name
+        if not name or name == "." or _SKIPPED.match(f"{name}/" if path.is_dir() else name):
+            continue
+        if path.is_symlink() or path.exists():
+            yield name, path
+        if name.endswith(".py"):
+            for cached in path.parent.glob(f"__pycache__/{path.stem}.cpython-*.pyc"):
+                if ".opt-" not in cached.name:
+                    yield f"{os.path.dirname(name)}/__pycache__/{cached.name}", cached
+
+
+def _merged(name: str) -> str:
+    """Return where a path is with the merged /usr."""
+    return f"usr/{name}" if re.match(r"(bin|sbin|lib|lib64)/", name) else name
+
+
+def python(site: Path, wanted: str = DISTRIBUTION) -> Iterator[Part]:
+    """Return a Python distribution and what it requires, from a directory of packages."""
+    known = {_normal(each.metadata["Name"]): each for each in distributions(path=[str(site)])}
+    left, done = [wanted], set()
+    while left:
+        name, extra = re.match(r"([\w.-]+)(?:\[(\w+)\])?", left.pop()).groups()  # type: ignore[union-attr]
+        if _normal(name) in done:
+            continue
+        done.add(_normal(name))
+        found = known[_normal(name)]
+        left += list(_requirements(found, extra or ""))
+        purl = f"pkg:pypi/{_normal(name)}@{found.version}"
+        component = {"type": "library", "name": _normal(name), "version": found.version, "purl": purl}
+        yield Part(component, dict(_files_of_distribution(found, site)))
+
+
+def _normal(name: str) -> str:
+    return re.sub(r"[-_.]+", "-", name).lower()
+
+
+def _requirements(found: Distribution, extra: str) -> Iterator[str]:
+    for line in found.requires or ():
+        requirement, _, marker = line.partition(";")
+        if not marker or (extra and re.search(rf"extra == ['\"]{extra}['\"]", marker)):
+            yield requirement.strip()
+
+
+def _files_of_distribution(found: Distribution, site: Path) -> Iterator[tuple[str, Path]]:
+    for file in found.files or ():
+        path = Path(str(found.locate_file(file)))
+        if ".." not in file.parts and path.is_file():
+            yield f"{SITE}/{file}", path
+
+
+def layer(parts: Iterable[Part], scratch: Path) -> tuple[bytes, dict[str, object]]:
+    """Return the image's only layer, a tar archive, and the SBOM that it has."""
+    components, files = [], {}
+    for part in parts:
+        components.append(part.component)
+        files.update(part.files)
+    sbom: dict[str, object] = {
+        "bomFormat": "CycloneDX",
+        "specVersion": "1.5",
+        "version": 1,
+        "components": sorted(components, key=lambda each: each["name"]),
+    }
+    made = {
+        SBOM: json.dumps(sbom, indent=1).encode(),
+        "usr/bin/sriov-fast": _COMMAND.encode(),
+        "etc/passwd": b"root:x:0:0:root:/:/sbin/nologin\n",
+        "etc/group": b"root:x:0:\n",
+    }
+    for name, content in made.items():
+        files[name] = scratch / name.replace("/", "_")
+        files[name].write_bytes(content)
+    files["usr/bin/sriov"] = files[f"{SITE}/sriov_fast/client/sriov-client"]
+    return _tar(files), sbom
+
+
+def _tar(files: dict[str, Path]) -> bytes:
+    stream = io.BytesIO()
+    with tarfile.open(fileobj=stream, mode="w", format=tarfile.GNU_FORMAT) as tar:
+        directories = {str(each) for name in files for each in Path(name).parents} - {"."}
+        for name in sorted({*files, *directories}):
+            _add(tar, name, files.get(name))
+    return stream.getvalue()
+
+
+def _add(tar: tarfile.TarFile, name: str, path: Path | None) -> None:
+    """Add a file, link or directory, owned by root and without a time, so that builds are reproducible."""
+    entry = tarfile.TarInfo(name)
+    entry.mode = 0o755
+    if path is None or (path.is_dir() and not path.is_symlink()):
+        entry.type = tarfile.DIRTYPE
+        tar.addfile(entry)
+    elif path.is_symlink():
+        entry.type, entry.linkname = tarfile.SYMTYPE, os.readlink(path)
+        tar.addfile(entry)
+    else:
+        content = path.read_bytes()
+        entry.size = len(content)
+        is_program = stat.S_IMODE(path.stat().st_mode) & 0o111 or name.startswith("usr/bin/")
+        entry.mode = 0o755 if is_program else 0o644
+        tar.addfile(entry, io.BytesIO(content))
+
+
+def build(root: Path, site: Path, output: Path, name: str, *, compress: bool = True) -> int:
+    """Write the image as an OCI archive, with its SBOM in a file of its own; return its uncompressed size."""
+    with tempfile.TemporaryDirectory() as scratch:
+        content, sbom = layer([*debian(root), *python(site)], Path(scratch))
+    diff = f"sha256:{hashlib.sha256(content).hexdigest()}"
+    blob = gzip.compress(content, 6, mtime=0) if compress else content
+    settings = {
+        "Entrypoint": ENTRYPOINT,
+        "Env": ["PATH=/usr/bin"],
+        "Labels": {"org.opencontainers.image.title": NAME, "org.opencontainers.image.licenses": "Apache-2.0"},
+    }
+    output.parent.mkdir(parents=True, exist_ok=True)
+    image.write_archive(output, name, blob, diff, settings, compressed=compress)
+    output.with_suffix(".sbom.json").write_text(json.dumps(sbom, indent=1))
+    return len(content)
+
+
+def main() -> None:
+    """Build the image of this checkout with the lab's tree."""
+    parser = argparse.ArgumentParser(prog="python -m lab.node_image", description=main.__doc__)
+    parser.add_argument("--out", type=Path, default=Path("dist/sriov-fast.tar"), metavar="FILE")
+    parser.add_argument("--name", default="ghcr.io/sriov-fast/sriov-fast:latest", help="the image's name")
+    args = parser.parse_args()
+    place = tree.ensure(Recipe())
+    with tempfile.TemporaryDirectory() as scratch:
+        installed = install.ensure(place, source.locate(None, Path(scratch)))
+    site = next(installed.venv.glob("lib/python3*/site-packages"))
+    size = build(place.root, site, args.out, args.name)
+    print(f"wrote {args.out}: {args.out.stat().st_size / 1e6:.1f} MB, unpacked {size / 1e6:.1f} MB")
+
+
+if __name__ == "__main__":
+    main()

@@ -7,9 +7,10 @@ import socket
 from pathlib import Path
 
 import pytest
-from node import MakeNode
 from prometheus_client.parser import text_string_to_metric_families
-from resident import ResidentNode, wait_for
+
+from harness.veth import MakeNode, ResidentNode
+from harness.waiting import wait_for
 
 pytestmark = [pytest.mark.modes("resident"), pytest.mark.fresh]
 

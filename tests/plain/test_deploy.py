@@ -18,8 +18,8 @@ from typing import Any
 import kubernetes_validate
 import pytest
 import yaml
-from sysfs_tree import build_tree
 
+from harness.sysfs_tree import build_tree
 from sriov_fast.cni import config
 from sriov_fast.cni.request import Request
 from sriov_fast.common.paths import Roots

@@ -18,6 +18,8 @@ from harness.waiting import wait_for
 from lab import containerd, node_image
 from lab.containerd import Containerd
 
+pytestmark = pytest.mark.modes("own")
+
 DEPLOY = Path(__file__).resolve().parents[2] / "deploy"
 FIRST, SECOND = "lab.local/sriov-fast:1", "lab.local/sriov-fast:2"
 CONTAINER = "sriov-fast"

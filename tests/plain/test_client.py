@@ -866,7 +866,7 @@ def test_a_client_that_was_not_installed(compiled: bytes, tmp_path: Path, raw: b
 def test_an_interpreter_that_is_gone(compiled: bytes, address: Path, tmp_path: Path) -> None:
     program = write(tmp_path / "sriov", compiled + trailer('/gone "away"/\n/python', "-c", "pass"))
     with Server(address, leaving) as server:
-        error = error_of(call(program, address, env=ADD | {"SRIOV_FAST_WAIT": "0.3"}))
+        error = error_of(call(program, address, env=ADD | {"SRIOV_FAST_WAIT": "2"}))
     assert (error["code"], error["cniVersion"]) == (5, "1.0.0")
     words = "cannot execute /gone ?away?/?/python: No such file or directory"
     assert error["msg"] == f"{words}; no server answers at {address}"

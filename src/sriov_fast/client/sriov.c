@@ -42,6 +42,7 @@
 #define SECOND_SOCKET "/var/lib/cni/sriov-fast/sriov.sock"
 #define WAIT "120" /* seconds */
 #define RETURN_WAIT 30000 /* milliseconds until a server that is replaced serves again */
+#define ANSWER_WAIT 500   /* milliseconds that must be left to ask it */
 /* More than the plugin accepts: the plugin reports the error. */
 #define MOST_STDIN ((16u << 20) + (64u << 10))
 #define MOST_REPLY (64u << 20)
@@ -829,8 +830,8 @@ static enum outcome ask_patiently(struct call *call, struct reply *reply, char *
 
     if (got != NO_ANSWER || !is_patient() || !*call->server.sun_path || has_interpreter())
         return got;
-    if (limit > call->deadline)
-        limit = call->deadline;
+    if (limit > call->deadline - ANSWER_WAIT)
+        limit = call->deadline - ANSWER_WAIT;
     while (got == NO_ANSWER && now() < limit) {
         nanosleep(&(struct timespec){ .tv_nsec = 50000000 }, NULL);
         relay_log(call);

@@ -13,7 +13,7 @@ import time
 from sriov_fast.common import descriptors
 from sriov_fast.common.errors import FileError, NoNamespaceError, SriovError, is_there
 from sriov_fast.common.record import Record
-from sriov_fast.vf import modes, netns
+from sriov_fast.vf import find, modes, netns
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -68,7 +68,7 @@ def require_sight(record: Attachment, roots: Roots) -> None:
         return
     except NoNamespaceError:
         is_blind = is_there(record.netns) or not is_there(directory)
-    if is_blind and find.has_device(record, roots) and find.link_in_host(record, roots) is None:
+    if is_blind and find.has_device(record, roots) and not modes.of(record).is_detached(record, roots):
         raise FileError(
             f"VF {record.pci} is in a namespace of a pod, and {record.netns} is not visible here",
             f"mount {directory} into the server's container, with mountPropagation HostToContainer",

@@ -58,7 +58,7 @@ class Bench:
             "routes": [{"dst": "0.0.0.0/0"}],
             **self.mode.ipam,
         }
-        conf = self.node.conf(cniVersion="1.1.0", ipam=ipam, mtu=1450, cores=[1, 2])
+        conf = self.node.conf(cniVersion="1.1.0", ipam=ipam, mtu=1450, cores=[1, 2], attach=self.mode.attach)
         if verb == "GC":
             valid = [{"containerID": self.bystander, "ifname": "eth0"}]
             conf["cni.dev/valid-attachments"] = valid

@@ -62,9 +62,10 @@ class Run:
 
 
 class Mode:
-    """A node with one way to execute the plugin; ``ipam`` is what its configuration has more."""
+    """A node with one way to execute the plugin; ``ipam`` and ``attach`` are of its configuration."""
 
     name = ""
+    attach = "move"
     ipam: Mapping[str, Any] = {}
 
     def __init__(self, root: Path) -> None:
@@ -364,6 +365,13 @@ class Deferred(Resident):
     kind = DeferredNode
 
 
+class Macvlan(Resident):
+    """The server's own calls, where the VF stays in the host."""
+
+    name = "macvlan"
+    attach = "macvlan"
+
+
 class Delegating(Resident):
     """The server's own calls, where it executes the IPAM plugin."""
 
@@ -387,5 +395,5 @@ def _soon(what: Callable[[], bool], limit: float = 4.0) -> bool:
 
 
 MODES: dict[str, type[Mode]] = {
-    kind.name: kind for kind in (Resident, Deferred, InProcess, Plain, Client, Delegating, Started)
+    kind.name: kind for kind in (Resident, Deferred, Macvlan, InProcess, Plain, Client, Delegating, Started)
 }

@@ -42,7 +42,8 @@ def repair_by_gc(node: Node, conf: dict[str, Any], pod: str) -> None:
     assert done.status == 0, done
 
 
-REPAIRS: list[Repair] = [repair_by_del, repair_by_add, repair_by_gc]
+WAYS: list[tuple[str, Repair]] = [("move", one) for one in (repair_by_del, repair_by_add, repair_by_gc)]
+WAYS += [("macvlan", repair_by_add), ("macvlan", repair_by_gc)]
 
 
 def made(node: Node, command: str, conf: dict[str, Any], pod: str) -> Counter[str]:
@@ -63,13 +64,14 @@ def killed(node: Node, command: str, conf: dict[str, Any], pod: str, call: str, 
     node.settle()  # its IPAM may still be at work
 
 
-@pytest.mark.parametrize("repair", REPAIRS, ids=[one.__name__ for one in REPAIRS])
+@pytest.mark.parametrize(("attach", "repair"), WAYS, ids=[f"{mode}-{one.__name__}" for mode, one in WAYS])
 @pytest.mark.parametrize("command", ["ADD", "DEL"])
-def test_killed_anywhere(make_node: MakeNode, command: str, repair: Repair) -> None:
+def test_killed_anywhere(make_node: MakeNode, command: str, attach: str, repair: Repair) -> None:
     node = make_node(vfs=1)
     node.nip("link", "set", "pf0v0", "up", "mtu", "1400")
     before, pod = node.state(), node.pod()
-    conf = node.conf(ipam=node.host_local(routes=[{"dst": "0.0.0.0/0"}]), mtu=1450, cores=[1, 2])
+    ipam = node.host_local(routes=[{"dst": "0.0.0.0/0"}])
+    conf = node.conf(ipam=ipam, mtu=1450, cores=[1, 2], attach=attach)
     counts = {"ADD": made(node, "ADD", conf, pod), "DEL": made(node, "DEL", conf, pod)}
     points = [(call, nth) for call, most in counts[command].items() for nth in range(1, most + 1)]
     kinds = {call for call, _ in points}

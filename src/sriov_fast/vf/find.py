@@ -160,7 +160,7 @@ def is_unknown(link: Link, record: Attachment) -> bool:
     The device is the VF then because of the place where it was found: by its name in its pod, or in the
     VF's directory in sysfs.
     """
-    return not link.parent and not record.ifindex
+    return not link.parent and not record.ifindex and link.kind != "macvlan"
 
 
 def _in_host(record: Attachment, pod_netns: PodNetns, roots: Roots) -> VfLocation | None:

@@ -41,6 +41,9 @@ ENTER, RESTORE = "macvlan", "restore the VF"
 
 _GEN_MODE_NONE = 1  # IN6_ADDR_GEN_MODE_NONE, linux/if_link.h
 _GONE_PAUSE = 0.0002  # seconds between two looks at a device that is being deleted
+# The errors of a new macvlan that say that there is none: a device of another kind is on top of the VF, the
+# kernel has no macvlan, the VF is gone.
+_FREE = (errno.EBUSY, errno.EOPNOTSUPP, errno.ENODEV)
 _ETHERNET = 17  # characters of an Ethernet address
 
 
@@ -190,7 +193,7 @@ class Release:
         self._log = log
         self._opened = ExitStack()
         self._found = False
-        self._vf: Link | None = None
+        self._has_device = False
         self._macvlan: VfLocation | None = None
 
     def __enter__(self) -> Self:
@@ -207,18 +210,14 @@ class Release:
         self._macvlan = None
 
     def find(self) -> None:
-        """Find VF and macvlan; HiddenError if either exists and cannot be found."""
-        record = self._record
-        has_device = find.has_device(record, self._roots)
-        self._vf = find.link_in_host(record, self._roots) if has_device else None
+        """Find the macvlan; HiddenError if it exists and cannot be found."""
         self._leave_pod()
-        if self._vf is None and find.has_device(record, self._roots):
-            raise find.hidden(record)
-        if self._vf is not None:
-            self._macvlan = self._locate(self._vf)
+        self._has_device = find.has_device(self._record, self._roots)
+        if self._has_device:
+            self._macvlan = self._locate()
         self._found = True
 
-    def _locate(self, vf: Link) -> VfLocation | None:
+    def _locate(self) -> VfLocation | None:
         """Return where the macvlan is, None if there is none."""
         has_looked = False
         for pod in find.pod_sockets(self._record, self._pod_netns, self._log):
@@ -228,17 +227,18 @@ class Release:
             has_looked = True
         if has_looked and self._record.state == ATTACHING:
             return None  # it was not made; a macvlan on top of the VF is another one
-        return self._elsewhere(vf)
+        return self._elsewhere()
 
-    def _elsewhere(self, vf: Link) -> VfLocation | None:
+    def _elsewhere(self) -> VfLocation | None:
         """Wait until the VF has no macvlan; search for it once, if it does not go at once."""
         record, begin = self._record, time.monotonic()
         patience = 0.0 if record.stranded else find.RETURN_WAIT
         searched = False
-        while is_occupied(self._host, vf.index, self._pod_netns.host_fd):
+        while is_occupied(self._host, record.ifindex, self._pod_netns.host_fd):
             waited = time.monotonic() - begin
             if not searched and waited >= min(find.SEARCH_AFTER, patience):
-                location = find.searched(record, self._pod_netns, self._roots, vf.mac)
+                mac = _read(self._host, record.ifindex).mac
+                location = find.searched(record, self._pod_netns, self._roots, mac)
                 if location:
                     return location
                 searched = True
@@ -252,7 +252,7 @@ class Release:
         if not self._found:
             self.find()
         record, log = self._record, self._log
-        if self._vf is None:
+        if not self._has_device:
             log.warning("the VF has no network device any more", pci=record.pci, pf=record.pf, vf=record.vf)
             detach.restore_what_pf_holds(self._host, record, self._roots, log)
             return
@@ -265,16 +265,15 @@ class Release:
 
     def bring_home(self) -> None:
         """Restore the VF's MAC, MTU and settings, and bring it down if it was down."""
-        if self._vf is None:
+        if not self._has_device:
             return
         try:
-            _restore(self._host, self._record, self._vf.index, self._log)
+            _restore(self._host, self._record, self._log)
         except NetlinkError as error:
             if not is_absent(error):
                 raise
-            self.find()
-            if self._vf is not None:  # not unplugged
-                raise
+            if find.has_device(self._record, self._roots):
+                raise find.hidden(self._record) from error
 
 
 def _delete(pod: nl.Socket, index: int) -> None:
@@ -307,11 +306,20 @@ def _run_deletion(socket: nl.Socket, index: int) -> None:
         raise answer
 
 
-def _restore(host: nl.Socket, record: Attachment, index: int, log: Logger) -> None:
+def _read(host: nl.Socket, index: int) -> Link:
+    """Return the VF's device."""
+    batch = nl.Batch()
+    batch.get_link(index=index)
+    link: Link = host.run(batch)[0]
+    return link
+
+
+def _restore(host: nl.Socket, record: Attachment, log: Logger) -> None:
     """Restore the VF's device."""
-    look = nl.Batch()
-    look.get_link(index=index)
-    link: Link = host.run(look)[0]
+    index = record.ifindex
+    link = _read(host, index)
+    if not find.is_vf(link, record):
+        raise NetlinkError(errno.ENODEV, operation=f"restore VF {record.pci}")
     batch = nl.Batch()
     if record.before_mac and (record.asked.mac or link.mac != record.before_mac):
         batch.set_link(index, mac=record.before_mac)
@@ -367,10 +375,7 @@ def is_occupied(host: nl.Socket, index: int, host_fd: int = -1) -> bool:
         _delete_named(host, name)
     finally:
         descriptors.close(here)
-    if answer is None or answer.errno in (
-        errno.EBUSY,
-        errno.EOPNOTSUPP,
-    ):  # another kind of device; no macvlan
+    if answer is None or answer.errno in _FREE:
         return False
     if answer.errno != errno.EINVAL:
         raise answer

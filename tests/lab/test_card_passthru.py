@@ -1,0 +1,161 @@
+"""The attach mode "macvlan" on a real card: the VF stays in the host, the pod has a macvlan on top of it."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from harness.card import Card, Node, differences
+from harness.pod import ip, link, links, try_ip
+from harness.waiting import wait_for
+
+MAC, OTHER = "02:5f:00:00:00:01", "02:5f:00:00:00:02"
+VF = 1
+ASKED: dict[str, Any] = {"vf": VF, "mac": MAC, "vlan": 100, "mtu": 1400, "cores": "0", "spoofchk": "off"}
+
+
+def conf(node: Node, **more: Any) -> dict[str, Any]:
+    return node.conf(**{"attach": "macvlan", "cniVersion": "1.1.0"} | more)
+
+
+def disabled_ipv6(name: str) -> str:
+    return Path(f"/proc/sys/net/ipv6/conf/{name}/disable_ipv6").read_text().strip()
+
+
+def macs(card: Card, pod: str) -> tuple[str, ...]:
+    """The MAC on the three sides: pod, VF, PF."""
+    sides = (link("eth0", pod), link(card.vf(VF).netdev), card.on_pf(VF))
+    return tuple(side["address"] for side in sides)
+
+
+@pytest.mark.parametrize("history", ["cold", "up", "trusted", "mac"])
+def test_everything_that_the_card_can_do(node: Node, card: Card, history: str) -> None:
+    """MAC on three sides, VLAN, MTU, interrupts; twice, since a driver may refuse a second MAC."""
+    pod, name = node.pod(), card.vf(VF).netdev
+    own = link(name)["address"]
+    if history == "up":
+        ip("link", "set", name, "up")
+    if history == "trusted":
+        card.set(VF, "trust", "on")
+    if history == "mac":
+        card.set(VF, "mac", "02:5f:00:00:00:0a")
+    before = card.state()
+    for mac in (MAC, OTHER):
+        asked = conf(node, **ASKED | {"mac": mac, "ipam": node.host_local()})
+        result = node.add(asked, pod)
+        assert macs(card, pod) == (mac, mac, mac)
+        assert result["interfaces"][0]["mac"] == mac
+        assert result["interfaces"][0]["pciID"] == card.vf(VF).pci
+        assert (link("eth0", pod)["mtu"], link(name)["mtu"]) == (1400, 1400)
+        assert card.vlan(VF) == 100
+        assert {"UP", "NOARP"} <= set(link(name)["flags"])
+        assert link(name)["addr_info"] == []
+        assert node.run("CHECK", asked | {"prevResult": result}, pod).status == 0
+        node.delete(asked, pod)
+        assert not differences(before, card.state())
+        assert disabled_ipv6(name) == "0"
+    if history == "up":
+        assert "UP" in link(name)["flags"]
+        ip("link", "set", name, "down")
+    if history == "trusted":
+        card.set(VF, "trust", "off")
+    if history == "mac":
+        card.restore_mac(VF, own)
+
+
+def test_pods_reach_each_other_and_vlans_are_kept_apart(node: Node, card: Card) -> None:
+    pods = {name: node.pod() for name in ("one", "two", "other")}
+    vlans = {"one": 100, "two": 100, "other": 200}
+    address = {}
+    for name, pod in pods.items():
+        result = node.add(conf(node, ipam=node.host_local()), pod, args=f"VLAN={vlans[name]}")
+        address[name] = result["ips"][0]["address"].partition("/")[0]
+    for pod in pods.values():
+        node.await_carrier(pod)
+    assert node.pings(pods["one"], address["two"])
+    assert not node.pings(pods["one"], address["other"], seconds=2)
+    node.collect()
+    assert not node.records()
+
+
+def test_check_sees_what_was_changed(node: Node, card: Card) -> None:
+    pod, name = node.pod(), card.vf(VF).netdev
+    before = card.state()
+    asked = conf(node, **ASKED)
+    asked["prevResult"] = node.add(asked, pod)
+    ip("-n", pod, "link", "set", "eth0", "address", OTHER)
+    assert link(name)["address"] == OTHER
+    assert OTHER in node.refused(103, "CHECK", asked, pod)
+    ip("-n", pod, "link", "set", "eth0", "address", MAC)
+    card.set(VF, "vlan", "7")
+    assert "vlan 7" in node.refused(103, "CHECK", asked, pod)
+    card.set(VF, "vlan", "100")
+    ip("link", "set", name, "down")
+    assert f"{name} in the host is down" in node.refused(103, "CHECK", asked, pod)
+    ip("-n", pod, "link", "set", "eth0", "address", OTHER)
+    node.delete(asked, pod)
+    assert not differences(before, card.state())
+
+
+def test_a_pod_that_builds_on_its_device(node: Node, card: Card) -> None:
+    pod = node.pod()
+    before = card.state()
+    node.add(conf(node, **ASKED), pod)
+    assert not try_ip("-n", pod, "link", "add", "link", "eth0", "name", "m0", "type", "macvlan")
+    for words in (
+        "link add link eth0 name v5 type vlan id 5",
+        "link add bond0 type bond",
+        "link set eth0 promisc on",
+        "link set eth0 down",
+        "link set eth0 master bond0",
+        "link set bond0 up",
+    ):
+        ip("-n", pod, *words.split())
+    node.delete(conf(node), pod)
+    assert "eth0" not in {item["ifname"] for item in links(pod)}
+    assert not differences(before, card.state())
+
+
+def test_the_namespace_is_gone(node: Node, card: Card) -> None:
+    pod = node.pod()
+    before = card.state()
+    node.add(conf(node, **ASKED, ipam=node.host_local()), pod)
+    ip("netns", "del", pod)
+    node.delete(conf(node, ipam=node.host_local()), pod)
+    assert not differences(before, card.state())
+    assert (node.leases(), node.records()) == ([], [])
+
+
+def test_a_name_that_the_host_has(node: Node, card: Card) -> None:
+    """Kernels before 6.15 look for the new device's name in the host."""
+    pod = node.pod()
+    before = card.state()
+    node.add(conf(node, **ASKED), pod, ifname=card.pf)
+    assert link(card.pf, pod)["address"] == MAC
+    node.delete(conf(node), pod, ifname=card.pf)
+    assert not differences(before, card.state())
+
+
+@pytest.mark.modes("process")
+@pytest.mark.parametrize(("when", "how"), [(4, "DEL"), (5, "GC"), (6, "DEL")])
+def test_a_killed_add(node: Node, card: Card, when: int, how: str) -> None:
+    if not shutil.which("strace"):
+        pytest.skip("needs strace")
+    pod = node.pod()
+    before = card.state()
+    static = {"type": "static", "addresses": [{"address": "10.88.0.2/24"}]}
+    kill = f"inject=sendto,sendmsg:signal=SIGKILL:when={when}"
+    strace = ("strace", "-o", "/dev/null", "-e", "trace=sendto,sendmsg", "-e", kill)
+    asked = conf(node, **ASKED, ipam=static)
+    killed = node.run("ADD", asked, pod, wrap=strace, env={"SRIOV_FAST_BACKEND": "cython"})
+    assert killed.status == -9, killed
+    if how == "GC":
+        node.collect()
+    else:
+        node.delete(asked, pod)
+    assert not node.records()
+    wait_for(lambda: "eth0" not in {item["ifname"] for item in links(pod)}, "the macvlan goes")
+    assert not differences(before, card.state())

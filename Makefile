@@ -6,6 +6,7 @@ VENV ?= .venv
 PF ?=
 PEER ?=
 IPAM ?= host-local
+ATTACH ?= move
 REPORTS := .reports
 
 RUN := $(VENV)/bin/python
@@ -27,6 +28,7 @@ help:
 	@echo "make demo             boot the lab's machine and attach pods to VFs of its SR-IOV card"
 	@echo "make demo PF=NAME     the same with this machine's card NAME"
 	@echo "make demo IPAM=txipam with an address service in place of host-local"
+	@echo "make demo ATTACH=macvlan with the VFs left in the host, a macvlan for each pod"
 	@echo "make test             all tests: plain, network namespaces, lab"
 	@echo "make fuzz             the property tests on new examples; SEED=N repeats a run"
 	@echo "make faults           an error and SIGKILL at every system call of every verb; about an hour"
@@ -56,9 +58,9 @@ build: $(EXTENSIONS)
 demo: build
 ifeq ($(PF),)
 	$(ROOT) $(RUN) -m lab run --pfs 1 --cpus 6 --timeout 1200 -- \
-		/opt/sriov-fast/bin/python -m lab.demo --ipam $(IPAM)
+		/opt/sriov-fast/bin/python -m lab.demo --ipam $(IPAM) --attach $(ATTACH)
 else
-	$(ROOT) $(RUN) -m lab.demo --pf $(PF) --ipam $(IPAM)
+	$(ROOT) $(RUN) -m lab.demo --pf $(PF) --ipam $(IPAM) --attach $(ATTACH)
 endif
 
 test: build

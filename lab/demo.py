@@ -57,8 +57,11 @@ class Attached(NamedTuple):
 class Demo:
     """The scenario on one card."""
 
-    def __init__(self, card: Card, addresses: Addresses, stage: Stage, cleanup: ExitStack) -> None:
+    def __init__(
+        self, card: Card, addresses: Addresses, stage: Stage, cleanup: ExitStack, attach: str = "move"
+    ) -> None:
         self.card = card
+        self.attach = attach
         self.addresses = addresses
         self.pods = addresses.pods
         self.stage = stage
@@ -116,7 +119,10 @@ class Demo:
     def configure(self) -> None:
         """Write the network configuration."""
         self.stage.step(self.addresses.title)
-        self.stage.write(self.addresses.conf, shown(self.addresses.network(self.card.pf)))
+        network = self.addresses.network(self.card.pf)
+        if self.attach != "move":
+            network["attach"] = self.attach
+        self.stage.write(self.addresses.conf, shown(network))
         self.addresses.export()
 
     def make_pods(self) -> None:
@@ -178,13 +184,25 @@ class Demo:
         self.stage.expect(f"the result is in CNI 0.1.0's form and gives {pod.address}", given == wanted)
 
     def vf_of(self, pod: Pod) -> Vf:
-        """Return the VF behind the pod's interface, by its PCI address."""
-        pci = self.link(IFNAME, pod.name).get("parentdev", "")
-        found = next((vf for vf in self.card.vfs() if vf.pci == pci), None)
+        """Return the VF behind the pod's interface."""
+        shown = self.link(IFNAME, pod.name)
+        found = self._vf_under(shown) if self.attach == "macvlan" else self._vf_at(shown.get("parentdev", ""))
         if found is None:
-            raise LabError(f"{IFNAME} of pod {pod.name} is no VF of {self.card.pf} (PCI address {pci!r})")
-        self.stage.expect(f"{IFNAME} of pod {pod.name} is VF {found.number} of {self.card.pf}, {pci}", True)
+            raise LabError(f"{IFNAME} of pod {pod.name} has no VF of {self.card.pf}: {shown}")
+        verb = "is on top of" if self.attach == "macvlan" else "is"
+        self.stage.expect(
+            f"{IFNAME} of pod {pod.name} {verb} VF {found.number} of {self.card.pf}, {found.pci}", True
+        )
         return found
+
+    def _vf_at(self, pci: str) -> Vf | None:
+        return next((vf for vf in self.card.vfs() if vf.pci == pci), None)
+
+    def _vf_under(self, macvlan: dict[str, Any]) -> Vf | None:
+        """Return the VF whose device in the host is under a macvlan."""
+        kind, lower = macvlan.get("linkinfo", {}).get("info_kind"), macvlan.get("link_index")
+        vfs = self.card.vfs() if kind == "macvlan" else []
+        return next((vf for vf in vfs if self.link(vf.netdev).get("ifindex") == lower), None)
 
     def show_address(self, pod: Pod) -> None:
         """Show the pod's interfaces, once the card says that there is a link."""
@@ -347,7 +365,7 @@ def require_tools() -> None:
         raise LabError(f"missing: {', '.join(lacks)}")
 
 
-def play(pf: str, ipam: str, keep: bool) -> int:
+def play(pf: str, ipam: str, keep: bool, attach: str) -> int:
     """Find everything, play the scenario, clean up."""
     require_tools()
     card = Card(demo_card.choose_pf(pf, os.environ.get("SRIOV_FAST_PF", "")))
@@ -358,7 +376,7 @@ def play(pf: str, ipam: str, keep: bool) -> int:
         stage = Stage(directory)
         plugin = find_plugin(candidates(), directory, stage)
         addresses = IPAM[ipam](stage, cleanup, plugin)
-        return told(stage, lambda: Demo(card, addresses, stage, cleanup).play(keep))
+        return told(stage, lambda: Demo(card, addresses, stage, cleanup, attach).play(keep))
 
 
 def told(stage: Stage, story: Callable[[], int]) -> int:
@@ -379,11 +397,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--ipam", choices=sorted(IPAM), default="host-local", help="who gives the addresses (host-local)"
     )
+    parser.add_argument(
+        "--attach", choices=("move", "macvlan"), default="move", help="how the pods get their VFs (move)"
+    )
     parser.add_argument("--keep", action="store_true", help="leave the pods; say how to take them down")
     args = parser.parse_args(argv)
     signal.signal(signal.SIGTERM, _interrupt)
     try:
-        return play(args.pf, args.ipam, args.keep)
+        return play(args.pf, args.ipam, args.keep, args.attach)
     except LabError as error:
         complain(str(error))
         return 1

@@ -68,6 +68,23 @@ def test_the_vf_is_restored(node: Node, up: bool) -> None:
     assert local == (["link"] if up else [])
 
 
+@pytest.mark.parametrize("attach", ["move", "macvlan"])
+def test_a_warm_vf_stays_warm(node: Node, attach: str) -> None:
+    """A VF that is kept up without ARP and IPv6 is so after a DEL, and is not down between pods."""
+    pod, name = node.pod(), node.tree.netdev(0)
+    path = f"/proc/sys/net/ipv6/conf/{name}/disable_ipv6"
+    node.ip("netns", "exec", node.host, "sh", "-c", f"echo 1 > {path}")
+    node.nip("link", "set", name, "up", "arp", "off", "addrgenmode", "none")
+    before = node.snapshot()
+    node.add(conf(node, attach=attach), pod)
+    assert "NOARP" not in node.link("eth0", pod)["flags"]
+    node.delete(conf(node, attach=attach), pod)
+    node.settle()
+    assert node.snapshot() == before
+    assert disabled_ipv6(node, name) == "1"
+    assert vf(node)["addr_info"] == []
+
+
 def test_the_vf_is_not_moved(node: Node) -> None:
     pod = node.pod()
     index = vf(node)["ifindex"]

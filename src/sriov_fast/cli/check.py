@@ -226,6 +226,12 @@ _LINK_STATE = {
 }
 
 
+_ATTACH = {
+    "move": "the VF's device moves into the pod",
+    "macvlan": "the VF stays in the host; the pod gets a macvlan on top of it",
+}
+
+
 def _vlan(conf: NetConf) -> str:
     vlan = conf.settings.vlan
     if vlan is None:
@@ -277,6 +283,7 @@ EFFECTS: dict[str, Callable[[NetConf], str]] = {
     "deviceID": lambda conf: conf.device_id and f"the VF at {conf.device_id}",
     "pciBusID": lambda conf: conf.device_id and f"the VF at {conf.device_id}",
     "vf": _vf,
+    "attach": lambda conf: _ATTACH[conf.attach],
     "mac": lambda conf: f"the MAC {conf.settings.mac}" if conf.settings.mac else "",
     "mtu": lambda conf: f"an MTU of {conf.mtu}" if conf.mtu else "the MTU stays",
     "vlan": _vlan,

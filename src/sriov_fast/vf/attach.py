@@ -7,7 +7,7 @@ through the PF first, then on the device after a reset of the VF.
 
 from __future__ import annotations
 
-from sriov_fast.common.errors import BusyError, ConfigError, KernelError, NetlinkError
+from sriov_fast.common.errors import BusyError, ConfigError, KernelError, NetlinkError, TryAgainError
 from sriov_fast.common.record import Record, VfSettings
 from sriov_fast.kernel.backend import nl
 from sriov_fast.vf import candidate
@@ -97,6 +97,19 @@ def adopt_mac(host: nl.Socket, ifindex: int, mac: str) -> None:
     batch.set_link(ifindex, up=False)
     batch.set_link(ifindex, mac=mac)
     host.run(batch, check=False)
+
+
+def set_disable_ipv6(name: str, value: str) -> None:
+    """Set the sysctl disable_ipv6 of a device in the host."""
+    try:
+        nl.netns_write(-1, f"/proc/sys/net/ipv6/conf/{name}/disable_ipv6", value)
+    except OSError as error:
+        raise TryAgainError(
+            f"disable_ipv6 of {name} cannot be set to {value}: {error.strerror}",
+            "see whether the device was renamed, and whether /proc/sys can be written to",
+            errno=error.errno or 0,
+            interface=name,
+        ) from error
 
 
 class Addressing(Record):

@@ -10,7 +10,7 @@ import errno
 from contextlib import ExitStack
 
 from sriov_fast.common import descriptors
-from sriov_fast.common.errors import NetlinkError
+from sriov_fast.common.errors import NetlinkError, TryAgainError
 from sriov_fast.common.record import VfSettings
 from sriov_fast.kernel.backend import nl
 from sriov_fast.vf import attach, candidate, device, find, irq, netns
@@ -116,6 +116,7 @@ class Release:
         device.restore(self._host, record, home, log)
         _settle(self._host, record, home, self._quiet, self._on_pf, log)
         settle_irqs(self._host, record, home, self._roots, log)
+        _settle_ipv6(record, home, log)
         if record.before_up:
             bring_up(self._host, home, log)
 
@@ -387,6 +388,15 @@ def _settle(  # noqa: PLR0913, PLR0917
         on_pf = mac_on_pf(host, record)
     if record.before_mac and (record.asked.mac or record.before_mac != now.mac):
         settle_mac(host, record, now, on_pf, log)
+
+
+def _settle_ipv6(record: Attachment, home: Link, log: Logger) -> None:
+    """Disable IPv6 on a device that had it disabled: the kernel enables it on every move."""
+    if record.before_disable_ipv6 and home.disable_ipv6 is False:
+        try:
+            attach.set_disable_ipv6(home.name, "1")
+        except TryAgainError as error:
+            log.warning("the VF has IPv6, which was disabled", interface=home.name, why=error.msg)
 
 
 def mac_on_pf(host: nl.Socket, record: Attachment) -> str | None:

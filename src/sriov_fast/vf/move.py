@@ -31,6 +31,7 @@ def observe(host: nl.Socket, reserved: ReservedVf, record: Attachment, roots: Ro
         before_xdp=link.xdp,
         before_tcx=programs.tcx(link.index),
         before_ethtool=device.ethtool_state(host.fileno(), link.index),
+        before_disable_ipv6=link.disable_ipv6,
     )
 
 

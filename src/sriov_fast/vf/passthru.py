@@ -17,7 +17,6 @@ from sriov_fast.common.errors import (
     ConfigError,
     NetlinkError,
     SriovError,
-    TryAgainError,
     is_absent,
 )
 from sriov_fast.common.record import LinkSettings
@@ -71,7 +70,7 @@ def configure(host: nl.Socket, record: Attachment) -> None:
 def enter(host: nl.Socket, record: Attachment, netns_fd: int) -> None:
     """Make the VF quiet and bring it up, and make the macvlan in the pod, up and with the pod's name."""
     if record.before_disable_ipv6 is False:
-        _disable_ipv6(record.host_name, "1")
+        attach.set_disable_ipv6(record.host_name, "1")
     batch = nl.Batch()
     batch.set_link(record.ifindex, settings=_quiet(record))
     batch.set_link(record.ifindex, mtu=record.mtu, up=True)
@@ -91,19 +90,6 @@ def _quiet(record: Attachment) -> LinkSettings:
         flags=(before.flags or 0) | attach.IFF_NOARP,
         addrgenmode=None if before.addrgenmode is None else _GEN_MODE_NONE,
     )
-
-
-def _disable_ipv6(name: str, value: str) -> None:
-    """Set the sysctl disable_ipv6 of a device in the host."""
-    try:
-        nl.netns_write(-1, f"/proc/sys/net/ipv6/conf/{name}/disable_ipv6", value)
-    except OSError as error:
-        raise TryAgainError(
-            f"disable_ipv6 of {name} cannot be set to {value}: {error.strerror}",
-            "see whether the device was renamed, and whether /proc/sys can be written to",
-            errno=error.errno or 0,
-            interface=name,
-        ) from error
 
 
 def _enter_renamed(host: nl.Socket, record: Attachment, netns_fd: int, error: NetlinkError) -> None:
@@ -344,7 +330,7 @@ def _settle(host: nl.Socket, record: Attachment, now: Link, log: Logger) -> None
         on_pf = detach.mac_on_pf(host, record) if record.asked.mac else None
         detach.settle_mac(host, record, now, on_pf, log)
     if record.before_disable_ipv6 is False and now.disable_ipv6:
-        _disable_ipv6(now.name, "0")
+        attach.set_disable_ipv6(now.name, "0")
     if record.before_up:
         detach.bring_up(host, now, log)
 

@@ -214,7 +214,7 @@ SEQUENCES = st.lists(
     st.tuples(st.sampled_from(["ADD", "ADD", "DEL", "CHECK", "wish"]), st.integers(0, 7), st.integers(1, 6)),
     max_size=14,
 )
-SLOW = settings(deadline=None, max_examples=50, suppress_health_check=list(HealthCheck))
+SLOW = settings(suppress_health_check=list(HealthCheck))
 
 
 def played(

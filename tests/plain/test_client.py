@@ -706,7 +706,7 @@ KEYS = st.text() | st.just("cniVersion")
 VALUES = st.recursive(SCALARS, lambda inner: st.lists(inner) | st.dictionaries(KEYS, inner), max_leaves=12)
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.dictionaries(KEYS, VALUES), st.booleans(), st.sampled_from([None, 0, 3]))
 def test_it_finds_the_version_in_any_configuration(
     client: Path, deaf: Path, config: dict[str, object], ascii_only: bool, indent: int | None
@@ -716,7 +716,7 @@ def test_it_finds_the_version_in_any_configuration(
     assert worded(client, deaf, stdin) == response.spoken_version(stdin)
 
 
-@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.binary(max_size=200), st.integers(0, 60))
 def test_any_bytes_get_a_version_that_exists(client: Path, deaf: Path, junk: bytes, at: int) -> None:
     document = b'{"cniVersion": "0.4.0", "a": {"b": ["c", {}]}, "d": "e"}'

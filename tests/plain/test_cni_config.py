@@ -13,7 +13,7 @@ from sriov_fast.common.errors import ConfigError, DecodeError, EnvError, IpamErr
 from sriov_fast.common.record import VfSettings
 
 # A busy machine is no failure.
-relaxed = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
+relaxed = settings(suppress_health_check=[HealthCheck.too_slow])
 
 BASE: dict[str, Any] = {"cniVersion": "1.1.0", "name": "mynet", "type": "sriov", "master": "eth1"}
 NO = object()  # takes a key away

@@ -9,7 +9,7 @@ from sriov_fast.common import cni_args as args
 from sriov_fast.common.errors import EnvError, SriovError
 
 # A busy machine is no failure.
-relaxed = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
+relaxed = settings(suppress_health_check=[HealthCheck.too_slow])
 
 ENV = {
     "CNI_COMMAND": "ADD",

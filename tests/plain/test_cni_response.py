@@ -11,7 +11,7 @@ from sriov_fast.cni import config, response, result
 from sriov_fast.common import errors
 
 # A busy machine is no failure.
-relaxed = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
+relaxed = settings(suppress_health_check=[HealthCheck.too_slow])
 
 
 def printed(exc: BaseException, version: str = "1.1.0") -> dict[str, object]:

@@ -14,7 +14,7 @@ from sriov_fast.common.errors import DecodeError, IpamError
 from sriov_fast.common.record import Route
 
 # A busy machine is no failure.
-relaxed = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
+relaxed = settings(suppress_health_check=[HealthCheck.too_slow])
 
 FULL = Result(
     interfaces=(

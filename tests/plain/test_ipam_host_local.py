@@ -284,7 +284,7 @@ OPERATIONS = st.lists(
 )
 
 
-@settings(deadline=None, max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(OPERATIONS)
 def test_allocation_against_a_model(
     tmp_path_factory: pytest.TempPathFactory, operations: list[tuple[str, int, int]]
@@ -632,7 +632,7 @@ def test_a_large_range(net: Net) -> None:
     assert net.add("b", ipam) == ["10.1.3.77/21"]
 
 
-@settings(deadline=None, max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     st.lists(st.tuples(st.sampled_from(["add", "add", "del", "take", "free"]), st.integers(0, 9))),
     st.sampled_from(["10.1.255.250", "fd00::fffa"]),

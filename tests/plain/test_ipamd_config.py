@@ -7,7 +7,7 @@ import tomllib
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from ipamd_kit import config, made
 
@@ -260,7 +260,6 @@ def spaces(draw: st.DrawFn) -> AddressSpace:
     return space(subnet="10.1.0.0/22", ranges=ranges, **({"gateway": gateway} if gateway else {}))
 
 
-@settings(max_examples=200, deadline=None)
 @given(spaces())
 def test_the_lanes_walk_every_address_once(pool: AddressSpace) -> None:
     """The walks of all shards together give the ranges without the gateway, in order within a shard."""

@@ -15,7 +15,7 @@ from sriov_fast.common import json as codec
 from sriov_fast.common.errors import DecodeError
 
 # A busy machine is no failure.
-relaxed = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
+relaxed = settings(suppress_health_check=[HealthCheck.too_slow])
 
 SRC = str(Path(sriov_fast.__file__).parent.parent)
 

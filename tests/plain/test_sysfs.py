@@ -11,7 +11,7 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from harness.sysfs_tree import Tree, build_tree
@@ -395,7 +395,6 @@ def test_in_threads_while_vfs_come_and_go(sysfs: ModuleType, tmp_path: Path) -> 
         assert all(done.result() >= set(range(32)) - {3, 17} for done in looking)
 
 
-@settings(max_examples=60, deadline=None)
 @given(name=st.text(max_size=20))
 def test_any_name_is_refused_in_the_same_way(tmp_path_factory: pytest.TempPathFactory, name: str) -> None:
     root = str(tmp_path_factory.getbasetemp())
@@ -408,7 +407,6 @@ def test_any_name_is_refused_in_the_same_way(tmp_path_factory: pytest.TempPathFa
     assert said[:2] == said[2:]
 
 
-@settings(max_examples=25, deadline=None)
 @given(data=st.data())
 def test_both_see_the_same(tmp_path_factory: pytest.TempPathFactory, data: st.DataObject) -> None:
     vfs = data.draw(st.integers(0, 12))

@@ -722,7 +722,7 @@ def test_a_body_up_to_the_end_of_the_connection(tx: Make, service: Service) -> N
     assert tx().run("ADD")
 
 
-@settings(max_examples=50, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.binary(max_size=200), st.sampled_from([b"", HEAD, CHUNKED]))
 def test_any_bytes_are_an_error(tx: Make, service: Service, octets: bytes, begin: bytes) -> None:
     pool.clear()  # a request that is cut off on a kept connection is repeated

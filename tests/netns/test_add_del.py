@@ -16,15 +16,7 @@ LEGACY = ("0.1.0", "0.2.0")
 TAGGED = ("0.3.0", "0.3.1", "0.4.0")
 
 # What the usage in the README of the first sriov-cni prints, byte for byte.
-README_RESULT = b"""\
-{
-    "ip4": {
-        "ip": "10.55.206.46/26",
-        "gateway": "10.55.206.1"
-    },
-    "dns": {}
-}
-"""
+README_RESULT = {"ip4": {"ip": "10.55.206.46/26", "gateway": "10.55.206.1"}, "dns": {}}
 README_ARGS = "IgnoreUnknown=1;PodID=1234;HostIP=10.55.206.20;CORES=1,2,3,4"
 README_DEL_ARGS = "PodID=1234;HostIP=10.55.206.20"
 
@@ -47,7 +39,7 @@ def test_the_readmes_usage(either: Node) -> None:
     conf = {"name": "mynet", "type": "sriov", "master": "pf0", "ipam": ipam}
     before, pod = node.state(), node.pod()
     done = node.run("ADD", conf, pod, ifname="eth1", args=README_ARGS)
-    assert (done.status, done.stdout) == (0, README_RESULT), done
+    assert (done.status, done.json) == (0, README_RESULT), done
     eth1 = node.link("eth1", pod)
     assert {"UP", "LOWER_UP"} <= set(eth1["flags"])
     assert node.addresses("eth1", pod) == ["10.55.206.46/26"]

@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from harness.veth import MakeNode, Node
-from harness.veth import ResidentNode
+
+from harness.veth import MakeNode, Node, ResidentNode
 
 pytestmark = pytest.mark.modes("process", "resident")
 

@@ -6,7 +6,8 @@ import json
 from typing import Any
 
 import pytest
-from node import Node
+
+from harness.veth import Node
 
 pytestmark = pytest.mark.modes("process", "resident", "deferred")
 

@@ -57,19 +57,24 @@ def size(server: Server) -> Size:
     return Size(server.resident_kib(), len(server.files()), server.threads())
 
 
+@pytest.fixture(scope="module", params=["resident", "macvlan"])
+def program(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
 @pytest.fixture(scope="module")
-def churn(stage: Stage) -> Churn:
+def churn(stage: Stage, program: str) -> Churn:
     server = stage.servers["resident"]
     state = stage.ground.state()
-    turn(stage, "resident", WARM)
+    turn(stage, program, WARM)
     time.sleep(SETTLE)
     before, cpu = size(server), server.cpu()
     times: dict[str, list[float]] = {"ADD": [], "DEL": []}
     floor: dict[str, list[float]] = {"ADD": [], "DEL": []}
     for number in range(PAIRS):
-        attach(stage, "resident", number % PODS, times)
+        attach(stage, program, number % PODS, times)
         if number % FLOOR_EVERY == 0:
-            attach(stage, "c", number % PODS, floor)
+            attach(stage, "c" if program == "resident" else "c-macvlan", number % PODS, floor)
     time.sleep(SETTLE)
     cpu = server.cpu() - cpu
     after = size(server)
@@ -91,8 +96,8 @@ def attach(stage: Stage, program: str, pod: int, times: dict[str, list[float]]) 
 
 
 def leases(stage: Stage) -> list[str]:
-    directory = stage.root / "ipam/ours/net1"
-    return [name for name in os.listdir(directory) if name[0].isdigit()]
+    found = (stage.root / "ipam").glob("*/net1/*")
+    return [path.name for path in found if path.name[0].isdigit()]
 
 
 def locks(server: Server) -> list[str]:
@@ -111,16 +116,16 @@ def drift(times: list[float]) -> float:
 
 @report.mark
 @pytest.mark.parametrize("verb", ["ADD", "DEL"])
-def test_no_drift(benchmark: Any, churn: Churn, verb: str) -> None:
+def test_no_drift(benchmark: Any, churn: Churn, program: str, verb: str) -> None:
     mine = churn.times[verb]
     figures = {"drift": drift(mine), "drift of C": drift(churn.floor[verb])}
     figures |= {"median of C, ms": report.milliseconds(median(churn.floor[verb]))} | report.spread(mine)
-    line = "ADD and DEL in turns by one server, IPAM host-local", verb
+    line = f"ADD and DEL in turns by one server, {report.LABELS.get(program, program)}, IPAM host-local", verb
     report.tell(benchmark, line, mine, **figures, pairs=len(mine))
 
 
 @report.mark
-def test_no_leak(benchmark: Any, churn: Churn) -> None:
+def test_no_leak(benchmark: Any, churn: Churn, program: str) -> None:
     pairs = len(churn.times["ADD"])
     figures = {
         name: f"{before} to {after}"
@@ -129,7 +134,7 @@ def test_no_leak(benchmark: Any, churn: Churn) -> None:
     figures["left behind"] = sum(map(len, churn.left.values()))  # type: ignore[arg-type]
     line = (
         "the server before and after, and its processor time for a pair",
-        f"{pairs} pairs",
+        f"{pairs} pairs, {report.LABELS.get(program, program)}",
     )
     report.tell(benchmark, line, [churn.cpu / pairs], **figures)
     assert churn.left == {"records": [], "leases": [], "locks": [], "changed": {}}

@@ -50,6 +50,7 @@ def schedule(peer: str) -> list[Turn]:
     turns = [pair(program, ipam, 1) for program in ("c", "resident") for ipam in ("none", "host-local")]
     turns += [pair(program, ipam, 2) for program in ("compiled",) for ipam in ("none", "host-local")]
     turns += [pair("deferred", "host-local", 2)]
+    turns += [pair(program, "host-local", 1) for program in ("c-macvlan", "macvlan")]
     if "executed" in IPAMS:
         turns += [pair(program, "executed", 4) for program in ("c", "resident", "compiled")]
     turns += [pair("plain", ipam, 10) for ipam in IPAMS if ipam == "host-local" or not IN_LAB]
@@ -108,11 +109,16 @@ def times(samples: Samples, case: Case) -> dict[int, float]:
 def tell(benchmark: Any, samples: Samples, case: Case, group: str) -> None:
     """Report one case, beside the floor's."""
     mine = times(samples, case)
-    floor = case._replace(program="c", verb="VERSION" if case is START else case.verb)
+    floor = case._replace(program=floor_of(case.program), verb="VERSION" if case is START else case.verb)
     compared = report.against(mine, times(samples, floor)) if floor != case else {}
     spread = report.spread(list(mine.values()))
     line = group, case.program
     report.tell(benchmark, line, list(mine.values()), **compared, **spread, rounds=len(mine))
+
+
+def floor_of(program: str) -> str:
+    """Return the C program that asks the kernel for the same."""
+    return "c-macvlan" if "macvlan" in program else "c"
 
 
 def over(benchmark: Any, most: float) -> None:
@@ -167,6 +173,17 @@ def test_deferred_del(benchmark: Any, samples: Samples, program: str) -> None:
     case = Case(program, "host-local", "DEL")
     tell(benchmark, samples, case, "DEL as a process, IPAM host-local")
     report.goal(benchmark, "median, ms", median(times(samples, case).values()) * 1e3, 3)
+
+
+@report.mark
+@pytest.mark.parametrize("verb", VERBS)
+@pytest.mark.parametrize("program", ["c-macvlan", "macvlan"])
+def test_macvlan(benchmark: Any, samples: Samples, program: str, verb: str) -> None:
+    """A pod's interface without a move."""
+    case = Case(program, "host-local", verb)
+    tell(benchmark, samples, case, f"{verb} as a process, IPAM host-local")
+    if program == "macvlan":
+        report.goal(benchmark, "median, ms", median(times(samples, case).values()) * 1e3, 3)
 
 
 @report.mark

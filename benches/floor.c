@@ -1,10 +1,11 @@
 /* The floor of the benchmarks: what an ADD and a DEL must ask of the kernel, with nothing around it.
  *
- *     floor add|del NETNS-PATH HOST-NAME POD-NAME [IPAM-PROGRAM | ADDRESS/LENGTH,GATEWAY]
+ *     floor add|del|add-macvlan|del-macvlan NETNS-PATH HOST-NAME POD-NAME [IPAM-PROGRAM | ADDRESS/LENGTH,GATEWAY]
  *
  * ADD reads the device, starts IPAM, moves + renames + brings up in one message, and sets the address and a
  * default route in one send on a socket of the pod's namespace. DEL reads the device in the pod, takes it down,
- * starts IPAM, and moves it home under its old name. IPAM is a program, by its absolute path, which inherits
+ * starts IPAM, and moves it home under its old name. With -macvlan the device stays: ADD brings it up without ARP
+ * and makes a macvlan in the pod in one send, DEL deletes the macvlan and takes the device down. IPAM is a program, by its absolute path, which inherits
  * environment and stdin; or nothing but an address that is known already. There is no journal, no lock, no
  * check of what is asked: this is no plugin.
  */
@@ -117,6 +118,43 @@ static struct ifinfomsg *set_link(int index)
 	return info;
 }
 
+/* Puts an attribute around those that follow, up to close_nest(). */
+static struct rtattr *open_nest(int type)
+{
+	struct rtattr *attr = (struct rtattr *)(buffer + used);
+	attr->rta_type = type;
+	used += RTA_LENGTH(0);
+	message->nlmsg_len += RTA_LENGTH(0);
+	return attr;
+}
+
+static void close_nest(struct rtattr *attr)
+{
+	attr->rta_len = buffer + used - (char *)attr;
+}
+
+/* Brings a device up without ARP, and makes a macvlan on top of it in another namespace. */
+static void macvlan(int fd, int index, int netns, const char *name)
+{
+	int mode = MACVLAN_MODE_PASSTHRU;
+	unsigned short flags = MACVLAN_FLAG_NOPROMISC;
+	struct ifinfomsg *info = set_link(index);
+	info->ifi_flags = info->ifi_change = IFF_UP | IFF_NOARP;
+	info = begin(RTM_NEWLINK, NLM_F_ACK | NLM_F_CREATE | NLM_F_EXCL, sizeof(*info));
+	info->ifi_flags = info->ifi_change = IFF_UP;
+	attribute(IFLA_LINK, &index, sizeof(index));
+	attribute(IFLA_NET_NS_FD, &netns, sizeof(netns));
+	name_attribute(name);
+	struct rtattr *about = open_nest(IFLA_LINKINFO);
+	attribute(IFLA_INFO_KIND, "macvlan", strlen("macvlan"));
+	struct rtattr *data = open_nest(IFLA_INFO_DATA);
+	attribute(IFLA_MACVLAN_MODE, &mode, sizeof(mode));
+	attribute(IFLA_MACVLAN_FLAGS, &flags, sizeof(flags));
+	close_nest(data);
+	close_nest(about);
+	exchange(fd, 2);
+}
+
 static void move(int fd, int index, int netns, const char *name, int up)
 {
 	struct ifinfomsg *info = set_link(index);
@@ -171,7 +209,7 @@ static void value_of(const char *answer, const char *key, char out[64])
 	check(at != NULL && sscanf(at + strlen(key), "\": \"%63[^\"]", out) == 1, "IPAM's answer");
 }
 
-static void address(int netns, int index, char *cidr, const char *gateway)
+static void address(int fd, int index, char *cidr, const char *gateway)
 {
 	struct in_addr ip, broadcast, via;
 	char *slash = strchr(cidr, '/');
@@ -181,7 +219,6 @@ static void address(int netns, int index, char *cidr, const char *gateway)
 	check(inet_pton(AF_INET, cidr, &ip) == 1 && inet_pton(AF_INET, gateway, &via) == 1, "inet_pton");
 	broadcast.s_addr = ip.s_addr | htonl(0xffffffffu >> prefix);
 
-	int fd = rtnetlink_in(netns);
 	struct ifaddrmsg *addr = begin(RTM_NEWADDR, NLM_F_ACK | NLM_F_CREATE | NLM_F_EXCL, sizeof(*addr));
 	addr->ifa_family = AF_INET;
 	addr->ifa_prefixlen = prefix;
@@ -201,7 +238,7 @@ static void address(int netns, int index, char *cidr, const char *gateway)
 
 /* --- the two verbs */
 
-static void add(int netns, const char *host_name, const char *pod_name, const char *ipam)
+static void add(int netns, const char *host_name, const char *pod_name, const char *ipam, int moves)
 {
 	static char answer[1 << 14];
 	char cidr[64], gateway[64];
@@ -209,7 +246,10 @@ static void add(int netns, const char *host_name, const char *pod_name, const ch
 	pid_t pid = is_program(ipam) ? start(ipam, &out) : 0;
 	int host = rtnetlink();
 	int index = index_of(host, host_name);
-	move(host, index, netns, pod_name, 1);
+	if (moves)
+		move(host, index, netns, pod_name, 1);
+	else
+		macvlan(host, index, netns, pod_name);
 	if (pid) {
 		finish(pid, out, answer, sizeof(answer));
 		value_of(answer, "\"address", cidr);
@@ -217,8 +257,10 @@ static void add(int netns, const char *host_name, const char *pod_name, const ch
 	} else if (ipam) {
 		check(sscanf(ipam, "%63[^,],%63s", cidr, gateway) == 2, "ADDRESS/LENGTH,GATEWAY");
 	}
-	if (ipam)
-		address(netns, index, cidr, gateway);
+	if (ipam) {
+		int pod = rtnetlink_in(netns);
+		address(pod, moves ? index : index_of(pod, pod_name), cidr, gateway);
+	}
 	printf("{\"cniVersion\": \"1.0.0\", \"interfaces\": [{\"name\": \"%s\"}]}\n", pod_name);
 }
 
@@ -239,14 +281,36 @@ static void del(int netns, const char *host_name, const char *pod_name, const ch
 		finish(pid, out, answer, sizeof(answer));
 }
 
+static void del_macvlan(int netns, const char *host_name, const char *pod_name, const char *ipam)
+{
+	static char answer[1 << 14];
+	int out = -1;
+	int host = rtnetlink();
+	int index = index_of(host, host_name);
+	int pod = rtnetlink_in(netns);
+	int upper = index_of(pod, pod_name);
+	struct ifinfomsg *info = begin(RTM_DELLINK, NLM_F_ACK, sizeof(*info));
+	info->ifi_index = upper;
+	exchange(pod, 1);
+	pid_t pid = is_program(ipam) ? start(ipam, &out) : 0;
+	set_link(index)->ifi_change = IFF_UP | IFF_NOARP;
+	exchange(host, 1);
+	if (pid)
+		finish(pid, out, answer, sizeof(answer));
+}
+
 int main(int argc, char **argv)
 {
 	if (argc < 5) {
-		fprintf(stderr, "usage: floor add|del NETNS-PATH HOST-NAME POD-NAME [IPAM]\n");
+		fprintf(stderr, "usage: floor add|del|add-macvlan|del-macvlan NETNS-PATH HOST-NAME POD-NAME [IPAM]\n");
 		return 2;
 	}
 	int netns = open(argv[2], O_RDONLY | O_CLOEXEC);
 	check(netns >= 0, argv[2]);
-	(strcmp(argv[1], "add") ? del : add)(netns, argv[3], argv[4], argc > 5 ? argv[5] : NULL);
+	const char *ipam = argc > 5 ? argv[5] : NULL;
+	if (strncmp(argv[1], "add", 3) == 0)
+		add(netns, argv[3], argv[4], ipam, strcmp(argv[1], "add-macvlan"));
+	else
+		(strcmp(argv[1], "del-macvlan") ? del : del_macvlan)(netns, argv[3], argv[4], ipam);
 	return 0;
 }

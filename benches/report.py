@@ -27,6 +27,8 @@ class Replay:
 _replay = Replay()
 LABELS = {
     "c": "C",
+    "c-macvlan": "C, macvlan",
+    "macvlan": "resident, macvlan",
     "elsewhere": "C, client and server",
     "here": "C, client and server, on one CPU",
     "compiled": "in-process",

@@ -27,8 +27,8 @@ HERE = Path(__file__).resolve().parent
 IN_LAB = os.environ.get("SRIOV_FAST_LAB") == "1"
 # resident: the client and its server. compiled, plain: the executable without a server, on either backend.
 # deferred: resident, a DEL answers before the VF is in the host. c: the floor; elsewhere, here: the floor
-# behind a server. peer: --peer.
-PROGRAMS = ("resident", "compiled", "plain", "deferred", "c", "peer")
+# behind a server. peer: --peer. macvlan, c-macvlan: resident and the floor with the VF left in the host.
+PROGRAMS = ("resident", "compiled", "plain", "deferred", "macvlan", "c", "c-macvlan", "peer")
 # host-local is the built-in one, executed the plugin of that name
 IPAMS = ("none", "host-local") if IN_LAB else ("none", "host-local", "executed")
 DELAY = 0.012  # seconds: three ticks of a kernel with HZ=250
@@ -140,13 +140,17 @@ class Stage:
     def _argv(self, case: Case, pod: str, netdev: str) -> list[str]:
         if case.program == "c" and case.verb == "VERSION":
             return [str(self.bin / "nothing")]
-        if case.program in ("c", "elsewhere", "here"):
+        if case.program in ("c", "c-macvlan", "elsewhere", "here"):
             address = {"host-local": [ground.ADDRESS], "executed": [f"{ground.DELEGATES}/host-local"]}
-            words = [case.verb.lower(), f"/run/netns/{pod}", netdev, "eth0", *address.get(case.ipam, [])]
-            if case.program == "c":
+            verb = case.verb.lower() + case.program[1:] if case.program == "c-macvlan" else case.verb.lower()
+            words = [verb, f"/run/netns/{pod}", netdev, "eth0", *address.get(case.ipam, [])]
+            if case.program in ("c", "c-macvlan"):
                 return [str(self.bin / "floor"), *words]
             return [str(self.bin / "served"), str(self.root / "floor.sock"), case.program, *words]
-        names = {"resident": "client", "deferred": "client", "peer": self.peer, "bare": "bare"}
+        names = dict.fromkeys(("resident", "deferred", "macvlan"), "client") | {
+            "peer": self.peer,
+            "bare": "bare",
+        }
         return [str(self.bin / names.get(case.program, "sriov"))]
 
     def environ(self, program: str, verb: str = "", pod: str = "") -> dict[str, str]:
@@ -160,7 +164,7 @@ class Stage:
 
     def _conf(self, case: Case, vf: int | None, device: int) -> Path:
         """Return the file with the configuration; who has a journal of its own has a store, too."""
-        own = case.program if case.program in ("deferred", "peer") else "ours"
+        own = case.program if case.program in ("deferred", "macvlan", "peer") else "ours"
         path = self.root / f"{own}-{case.ipam}-{vf}-{device if own == 'peer' else 0}.json"
         if not path.exists():
             path.write_text(json.dumps(self.document(case.ipam, own, vf, device)))
@@ -176,6 +180,8 @@ class Stage:
             found |= {"device": self.ground.netdev(device), "deviceID": self.ground.pci(device)}
         else:
             found |= {"master": self.ground.masters()} | ({} if vf is None else {"vf": vf})
+        if own == "macvlan":
+            found["attach"] = "macvlan"
         if ipam != "none":
             store = str(self.root / "ipam" / own)
             found["ipam"] = {"type": "host-local", "subnet": ground.SUBNET, "dataDir": store}
@@ -207,7 +213,7 @@ class Stage:
 
     def measure(self, case: Case) -> Sample:
         """Execute, rest, and count what the server did until then as well."""
-        server = self.servers.get(case.program)
+        server = self.servers.get("resident" if case.program == "macvlan" else case.program)
         before = server.cpu() if server else 0.0
         sample = self.execute(case)[0]
         if (case.program, case.verb) == ("deferred", "DEL"):

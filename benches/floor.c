@@ -238,7 +238,7 @@ static void address(int fd, int index, char *cidr, const char *gateway)
 
 /* --- the two verbs */
 
-static void add(int netns, const char *host_name, const char *pod_name, const char *ipam, int moves)
+static void attach(int netns, const char *host_name, const char *pod_name, const char *ipam, int moves)
 {
 	static char answer[1 << 14];
 	char cidr[64], gateway[64];
@@ -262,6 +262,16 @@ static void add(int netns, const char *host_name, const char *pod_name, const ch
 		address(pod, moves ? index : index_of(pod, pod_name), cidr, gateway);
 	}
 	printf("{\"cniVersion\": \"1.0.0\", \"interfaces\": [{\"name\": \"%s\"}]}\n", pod_name);
+}
+
+static void add(int netns, const char *host_name, const char *pod_name, const char *ipam)
+{
+	attach(netns, host_name, pod_name, ipam, 1);
+}
+
+static void add_macvlan(int netns, const char *host_name, const char *pod_name, const char *ipam)
+{
+	attach(netns, host_name, pod_name, ipam, 0);
 }
 
 static void del(int netns, const char *host_name, const char *pod_name, const char *ipam)
@@ -308,9 +318,9 @@ int main(int argc, char **argv)
 	int netns = open(argv[2], O_RDONLY | O_CLOEXEC);
 	check(netns >= 0, argv[2]);
 	const char *ipam = argc > 5 ? argv[5] : NULL;
-	if (strncmp(argv[1], "add", 3) == 0)
-		add(netns, argv[3], argv[4], ipam, strcmp(argv[1], "add-macvlan"));
+	if (strstr(argv[1], "-macvlan"))
+		(strncmp(argv[1], "add", 3) ? del_macvlan : add_macvlan)(netns, argv[3], argv[4], ipam);
 	else
-		(strcmp(argv[1], "del-macvlan") ? del : del_macvlan)(netns, argv[3], argv[4], ipam);
+		(strcmp(argv[1], "add") ? del : add)(netns, argv[3], argv[4], ipam);
 	return 0;
 }

@@ -101,5 +101,32 @@ def test_a_vf_in_a_pod_is_left_alone(node: Node) -> None:
     assert {item["warm"] for item in warm(node, "--off").values()} == {False}
 
 
+@pytest.mark.modes("process", "resident", "deferred")
+def test_a_macvlan_leaves_a_vf_as_warm_as_it_was(node: Node) -> None:
+    """Its link stays from before the ADD until after the DEL."""
+    warm(node)
+    name, pod = node.tree.netdev(0), node.pod()
+    conf = node.conf(vf=0, attach="macvlan", ipam=node.host_local())
+    before, changes = node.state(), carrier_changes(node, name)
+    for _ in range(2):
+        node.add(conf, pod)
+        assert "NOARP" not in node.link("eth0", pod)["flags"]
+        assert "LOWER_UP" in node.link("eth0", pod)["flags"]
+        node.delete(conf, pod)
+        node.homed()
+        assert node.state() == before
+        assert is_quiet(node, name)
+        assert ipv6(node, name) == "1"
+    assert carrier_changes(node, name) == changes
+    assert {item["warm"] for item in warm(node, "--off").values()} == {False}
+    assert ipv6(node, name) == "0"
+
+
+def carrier_changes(node: Node, name: str) -> int:
+    """Return how often a device has lost or got its link."""
+    words = ["ip", "netns", "exec", node.host, "cat", f"/sys/class/net/{name}/carrier_changes"]
+    return int(subprocess.run(words, check=True, capture_output=True).stdout)
+
+
 def test_no_such_pf(node: Node) -> None:
     assert "pf9" in cli(node, "warm", "pf9", status=1)

@@ -23,7 +23,7 @@ from sriov_fast.cli import install
 
 PF = "pf0"
 PF_PCI = "0000:01:00.0"
-# The addresses of VFs as on an Intel 82576, whose first VF is 128 functions behind the PF.
+# The addresses of VFs as on an Intel 82576: the first VF is 128 functions behind the PF.
 VFS = {"pf0v0": "0000:01:10.0", "pf0v1": "0000:01:10.1"}
 SUBNET = "10.99.0.0/24"
 IFNAME = "eth0"
@@ -69,7 +69,7 @@ def _run(args: argparse.Namespace) -> int:
 
 
 def _play(stage: Stage, undo: ExitStack) -> int:
-    """Execute the verbs as a runtime does, and show what each changed."""
+    """Execute the verbs as a runtime does, and show the changes of each."""
     _serve(stage, undo)
     print(f"node: PF {PF} with the VFs {', '.join(VFS)} (veth pairs); pod: a network namespace")
     result = json.loads(_execute(stage, "ADD"))
@@ -83,7 +83,7 @@ def _play(stage: Stage, undo: ExitStack) -> int:
 
 
 def _execute(stage: Stage, verb: str) -> bytes:
-    """Execute the plugin for one verb, print what it took, and return what it printed."""
+    """Execute the plugin for one verb, print its time, and return its output."""
     environ = _roots(stage) | {
         "CNI_COMMAND": verb,
         "CNI_CONTAINERID": stage.pod,
@@ -141,7 +141,7 @@ def _ip(*words: str) -> str:
 
 
 def _describe(sysfs: Path, indices: dict[str, int]) -> None:
-    """Write what sysfs shows of the PF and its VFs, links included."""
+    """Write the sysfs tree of the PF and its VFs, with its links."""
     _write(sysfs / "devices/system/cpu/online", "0")
     _describe_device(sysfs, PF_PCI, PF, indices[PF])
     pf = _device(sysfs, PF_PCI)
@@ -208,7 +208,7 @@ def _serve(stage: Stage, undo: ExitStack) -> None:
         time.sleep(0.01)
 
 
-# --- what is shown
+# --- output
 
 
 def _links(namespace: str) -> list[dict[str, Any]]:

@@ -6,16 +6,17 @@ file with ``Unmanaged=yes`` that matches SRIOV_FAST_VF (systemd.network(5)).
 
 from __future__ import annotations
 
-import os
 import re
 import shutil
 import subprocess
 from collections.abc import Iterable
 from pathlib import Path
 
+from sriov_fast.cli import output
+
 RULES = Path("etc/udev/rules.d/85-sriov-fast.rules")
 NETWORK = Path("etc/systemd/network/05-sriov-fast.network")
-# What exists where the two run.
+# Directories that exist while the manager runs.
 MANAGERS = {"NetworkManager": Path("run/NetworkManager"), "systemd-networkd": Path("run/systemd/netif")}
 _MARK = "# Written by sriov-fast install --unmanaged.\n"
 _RULE = (
@@ -27,19 +28,20 @@ _NAME = re.compile(r"[^\s/\"*?\[\]|%$\\]{1,15}")  # a device's name that is no p
 
 
 def write(pfs: Iterable[str], root: Path = Path("/")) -> None:
-    """Leave the VFs of these PFs alone, besides those of PFs that were named before."""
+    """Add these PFs to the files."""
     names = sorted(covered(root) | set(pfs))
     for name in names:
         if not _NAME.fullmatch(name):
             raise ValueError(f"{name!r} cannot be a name in a udev rule")
     for path, text in ((RULES, _MARK + "".join(map(_RULE.format, names))), (NETWORK, _NETWORK_FILE)):
-        _replace(root / path, text)
+        (root / path).parent.mkdir(parents=True, exist_ok=True)
+        output.replace_file(root / path, text.encode(), 0o644)
         print(f"wrote {root / path}")
     _apply()
 
 
 def covered(root: Path = Path("/")) -> set[str]:
-    """Return the names of the PFs whose VFs are left alone."""
+    """Return the names of the PFs in the files."""
     try:
         return set(re.findall(r'TEST=="device/physfn/net/([^"]+)"', (root / RULES).read_text()))
     except FileNotFoundError:
@@ -60,7 +62,7 @@ def remove(root: Path = Path("/")) -> None:
 
 
 def _apply() -> None:
-    """Have udev and networkd, where they run, take the files for the VFs that are there."""
+    """Make udev and networkd, if they run, read the files and apply them to existing VFs."""
     if shutil.which("udevadm"):
         subprocess.run(["udevadm", "control", "--reload"], check=False, capture_output=True)
         subprocess.run(
@@ -70,11 +72,3 @@ def _apply() -> None:
         )
     if shutil.which("networkctl"):
         subprocess.run(["networkctl", "reload"], check=False, capture_output=True)
-
-
-def _replace(path: Path, text: str) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    temporary.write_text(text)
-    temporary.chmod(0o644)  # whatever the umask
-    temporary.replace(path)

@@ -108,7 +108,7 @@ class Warmth:
         return pci in self.marked()
 
     def fault(self, host: nl.Socket, vf: Vf) -> str:
-        """Say what is no longer warm about a VF that was made warm, "" where nothing is or a pod has it."""
+        """Return why a marked VF is not warm any more, "" if it is warm or in a pod."""
         if vf.pci in self._journal.taken():
             return ""
         device = candidate.examine(host, vf, self._here)
@@ -156,7 +156,7 @@ class Warmth:
             Path(self._directory, vf.pci).unlink(missing_ok=True)
             return ""
 
-    # --- what was there before
+    # --- the state before
 
     def _state_of(self, pci: str, link: Link) -> Before:
         return Before(

@@ -134,7 +134,7 @@ def _finish_interrupted(call: Call) -> None:
             interface=record.ifname,
             vf=record.vf,
         )
-    call.log.warning("an earlier ADD was cut short: its VF is brought home first", pci=record.pci)
+    call.log.warning("an earlier ADD was interrupted: returning its VF to the host first", pci=record.pci)
     release(call.of(record), record)
 
 
@@ -270,7 +270,7 @@ def _bring_back(call: Call, record: Attachment, addresses: Addresses) -> None:
         call.journal.remove(latest)
     except (SriovError, OSError) as error:
         addresses.keep()  # the VF may still answer for them
-        call.log.error("the VF could not be brought home", pci=record.pci, pf=record.pf, why=error)
+        call.log.error("the VF could not be returned to the host", pci=record.pci, pf=record.pf, why=error)
 
 
 def _announce(call: Call, record: Attachment) -> None:

@@ -22,8 +22,8 @@ if TYPE_CHECKING:
 def repair(roots: Roots, logger: log.Logger) -> int:
     """Finish the requests that were killed, with IPAM's DEL; return how many there were.
 
-    A request that still runs holds a lock, and is skipped. A record that cannot be read, or whose VF cannot
-    be brought home, does not prevent the recovery of the others.
+    A request that still runs holds a lock, and is skipped. A record that cannot be read, or with a VF
+    that cannot be returned to the host, does not prevent the recovery of the others.
     """
     journal = Journal(roots.run, roots.proc)
     found, broken = 0, False
@@ -35,7 +35,7 @@ def repair(roots: Roots, logger: log.Logger) -> int:
             elif record is not None and record.state != ATTACHED:
                 found += repair_one(call_of(record, roots, journal, logger), record)
         except Exception as error:
-            logger.error("what was cut short could not be finished", pci=pci, why=error)
+            logger.error("an interrupted request could not be finished", pci=pci, why=error)
     if broken:
         _tell_of_faults(journal, logger)
     _drop_drafts(journal, roots)

@@ -29,7 +29,7 @@ def delete(call: Call) -> Reply:
         if record.state == BROKEN:
             # All that is known is the VF and its owner. The journal keeps the record, and with it the VF.
             call.log.error(
-                "the record is broken: the VF comes home and is kept aside; `sriov-fast doctor` tells more",
+                "the record is broken: the VF returns to the host, but stays reserved; see sriov-fast doctor",
                 pci=record.pci,
             )
             return release(call, record)
@@ -103,7 +103,7 @@ def _release_addresses_alone(call: Call) -> None:
 def release(call: Call, record: Attachment, *, defer: bool = False) -> Reply:
     """Release VF and addresses. The record stays until both are released, so that DEL or GC can try again.
 
-    With ``defer`` the VF is brought home after the reply: that move waits in the kernel.
+    With ``defer`` the VF returns to the host after the reply: that move waits in the kernel.
     """
     with ExitStack() as held:
         held.enter_context(call.vf_lock(record.pci))
@@ -131,9 +131,9 @@ def _release_of(call: Call, record: Attachment) -> modes.Release:
 
 
 def _release_both(call: Call, vf: modes.Release, leave: str, *, defer: bool = False) -> None:
-    """Make the VF quiet, then give the addresses back while the VF is brought home, a step named ``leave``.
+    """Make the VF quiet, then release the addresses while the VF returns to the host, a step named ``leave``.
 
-    With ``defer`` only wait for IPAM; if IPAM fails, bring the VF home nevertheless. The caller has the VF's
+    With ``defer`` only wait for IPAM; if IPAM fails, return the VF nevertheless. The caller has the VF's
     lock. An error of IPAM is raised last.
     """
     vf.find()
@@ -170,7 +170,9 @@ def _bring_home_deferred(call: Call, record: Attachment, vf: modes.Release, held
             MOVES.background(vf.bring_home)
             _forget(call, record)
         except (SriovError, OSError) as error:
-            call.log.error("the VF could not be brought home", pci=record.pci, pf=record.pf, why=error)
+            call.log.error(
+                "the VF could not be returned to the host", pci=record.pci, pf=record.pf, why=error
+            )
 
 
 def _forget(call: Call, record: Attachment) -> None:
@@ -198,7 +200,9 @@ def recover(call: Call, record: Attachment) -> bool:
     """
     if not record.stranded:
         call.log.warning(
-            "a request was cut short: its VF is brought home first", pci=record.pci, state=record.state
+            "a request was interrupted: returning its VF to the host first",
+            pci=record.pci,
+            state=record.state,
         )
     theirs = call.of(record)
     try:
@@ -212,6 +216,6 @@ def recover(call: Call, record: Attachment) -> bool:
         call.log.debug("still not found", pci=record.pci, why=error)
         return False
     except (SriovError, OSError) as error:
-        call.log.error("the VF could not be brought home", pci=record.pci, pf=record.pf, why=error)
+        call.log.error("the VF could not be returned to the host", pci=record.pci, pf=record.pf, why=error)
         return False
     return True

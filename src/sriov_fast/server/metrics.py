@@ -139,7 +139,7 @@ class _Known(NamedTuple):
 
 
 class _Node(Collector):
-    """VFs by PF and state, and the journal. What cannot be read has no sample, and is counted as an error."""
+    """VFs by PF and state, and the journal. An unreadable value has no sample and counts as an error."""
 
     def __init__(self, roots: Roots) -> None:
         self._roots = roots

@@ -53,7 +53,7 @@ class Options(Record):
 
     threads: int = 64
     defer_release: bool = False
-    timeout: float = 0.0  # seconds for a verb whose configuration has no limit; 0 is no limit
+    timeout: float = 0.0  # seconds for a request without a limit in its configuration; 0 is no limit
     upkeep_every: float = 30.0  # seconds
 
 

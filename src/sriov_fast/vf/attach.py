@@ -1,6 +1,6 @@
 """The steps of an attach that do not depend on its mode: read the VF's state, set it up, set addresses.
 
-Every step that changes something follows the journal's record of what was there. The MAC is set in an order
+Every change follows the journal's record of the original state. The MAC is set in an order
 that README.md in this directory explains: on the network device, then through the PF; if the driver refuses,
 through the PF first, then on the device after a reset of the VF.
 """
@@ -52,7 +52,7 @@ def observe(host: nl.Socket, reserved: ReservedVf, record: Attachment, roots: Ro
 
 
 def complete(asked: VfSettings, before: VfSettings) -> VfSettings:
-    """Fill what the kernel's structs carry together: a rate without its twin would set that to 0."""
+    """Return the settings with both rates: they share a struct, and a missing one would be set to 0."""
     if asked.min_tx_rate is None and asked.max_tx_rate is None:
         return asked
     low = asked.min_tx_rate if asked.min_tx_rate is not None else before.min_tx_rate
@@ -61,7 +61,7 @@ def complete(asked: VfSettings, before: VfSettings) -> VfSettings:
 
 
 def configure(host: nl.Socket, record: Attachment, *, down: bool) -> None:
-    """Set what was asked for through the PF, and the MAC on both sides, in one send.
+    """Set the requested values through the PF, and the MAC on both sides, in one send.
 
     ``down``: bring the device down first.
     """
@@ -121,7 +121,7 @@ class Addressing(Record):
     batch: nl.Batch
 
     def at(self, position: int) -> str:
-        """Say what a message is about, "" for the last."""
+        """Return the subject of a message, "" for the last."""
         texts = [f"address {cidr}" for cidr in self.addresses]
         texts += [f"route {route.dst}" + (f" via {route.gw}" if route.gw else "") for route in self.routes]
         return texts[position] if position < len(texts) else ""
@@ -176,7 +176,7 @@ def verify(host: nl.Socket, record: Attachment, link: Link) -> None:
 
 
 def refused(error: NetlinkError, record: Attachment) -> NetlinkError:
-    """Return an error of the kernel with the VF and with what was asked for."""
+    """Return an error of the kernel with the VF and the requested settings."""
     error.interface = record.pf
     error.vf = record.vf
     error.msg = f"{record.pf}, VF {record.vf} ({record.pci}): {error.msg}"

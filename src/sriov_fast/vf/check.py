@@ -1,4 +1,4 @@
-"""CHECK: compares what is there with what was attached."""
+"""CHECK: compares the present state with the attachment."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 def check(record: Attachment, netns_fd: int, roots: Roots) -> None:
     """Raise CheckError (103) that lists every difference from ``record``.
 
-    ``record`` may be the journal's or what ``prevResult`` makes of that.
+    ``record`` is the journal's, or the journal's with the values of ``prevResult``.
     """
     faults: list[str] = []
     with nl.Socket(netns_fd) as pod:

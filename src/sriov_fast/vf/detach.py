@@ -1,7 +1,7 @@
-"""The way of a VF home, from wherever it is, to what the journal says it was.
+"""The return of a VF to the host, in its original state.
 
-Serves DEL, GC and the undo of an ADD alike, so it supposes nothing: the VF may still be in the host, be in
-the pod, be on its way back from a namespace that is gone, or not exist any more.
+It serves DEL, GC and the undo of an ADD, so it assumes nothing about the VF's place: the VF may be in the
+host, in the pod, on its way back from a deleted namespace, or gone.
 """
 
 from __future__ import annotations
@@ -27,13 +27,13 @@ if TYPE_CHECKING:
 
 ZERO_MAC = "00:00:00:00:00:00"
 LINK_OFF = VfSettings(link_state="disable")
-MOVE_TRIES = 10  # a pod may give its device new names while we drop others
+MOVE_TRIES = 10  # the pod may add names to its device at the same time
 
 
 class Release:
-    """One VF on its way home: ``quieten`` it, then ``bring_home``.
+    """The return of one VF in two steps: ``quieten``, then ``bring_home``.
 
-    A context manager, which owns the sockets. The one in the pod keeps the pod's namespace alive, so that the
+    A context manager that owns the sockets. The socket in the pod keeps the pod's namespace alive, so the
     namespace may be deleted between the two steps.
     """
 
@@ -56,7 +56,7 @@ class Release:
         self._opened.close()
 
     def find(self) -> None:
-        """Look where the VF is; HiddenError where its device exists and cannot be seen."""
+        """Find the VF. Raises HiddenError if its device exists and cannot be found."""
         location = find.find(self._record, self._pod_netns, self._roots, self._log)
         if location and location.pod:
             self._opened.callback(location.pod.close)
@@ -66,19 +66,19 @@ class Release:
     def quieten(self) -> None:
         """Make the VF unable to send: its device down with its old MAC, the PF's settings restored.
 
-        That is the moment to give the address back. What the driver refuses to restore is logged.
+        The address may be released after that. A refusal of the driver to restore a setting is logged.
         """
         if not self._found:
             self.find()
         if self._place:
-            # first: an interrupt in use takes a mask that one whose device is down may only pretend to take
+            # first: while the device is down, the kernel may accept a mask and not use it
             restore_irqs(self._record, self._roots, self._log)
         try:
             self._quieten()
         except NetlinkError as error:
             if error.errno != errno.ENODEV:
                 raise
-            # it went between two steps: unplugged, or home by itself because its namespace ended
+            # the device vanished: it was unplugged, or its namespace ended and it is in the host
             self.find()
             self._quieten()
 
@@ -86,15 +86,15 @@ class Release:
         record, log, location = self._record, self._log, self._place
         if location is None:
             log.warning("the VF has no network device any more", pci=record.pci, pf=record.pf, vf=record.vf)
-            restore_what_pf_holds(self._host, record, self._roots, log)
+            restore_held(self._host, record, self._roots, log)
             return
         self._quiet = _quieten(self._host, record, location, log)
         self._on_pf = restore_pf(self._host, record, log)
 
     def bring_home(self) -> None:
-        """Move the quiet VF home, and make it what it was.
+        """Move the quiet VF to the host, and restore its original state.
 
-        Raises NetlinkError or OSError where the kernel refuses the move.
+        Raises NetlinkError or OSError if the kernel refuses the move.
         """
         try:
             self._bring_home()
@@ -109,22 +109,22 @@ class Release:
         record, log = self._record, self._log
         if self._place is None or self._quiet is None:
             return
-        name = _moved_home(self._host, record, self._place, self._pod_netns, log)
-        home = _at_home(self._host, record, name, self._roots)
-        if home is None:
+        name = _move_to_host(self._host, record, self._place, self._pod_netns, log)
+        link = _in_host(self._host, record, name, self._roots)
+        if link is None:
             return
-        device.restore(self._host, record, home, log)
-        _settle(self._host, record, home, self._quiet, self._on_pf, log)
-        settle_irqs(self._host, record, home, self._roots, log)
-        _settle_ipv6(record, home, log)
+        device.restore(self._host, record, link, log)
+        _settle(self._host, record, link, self._quiet, self._on_pf, log)
+        settle_irqs(self._host, record, link, self._roots, log)
+        _settle_ipv6(record, link, log)
         if record.before_up:
-            bring_up(self._host, home, log)
+            bring_up(self._host, link, log)
 
 
 def silence(record: Attachment, log: Logger) -> bool:
-    """Switch the link of a VF off that cannot be found; return whether its PF does that.
+    """Disable the link of a VF that cannot be found; return whether its PF does that.
 
-    MAC, VLAN and everything else stay as they were set, so that the VF joins no other network.
+    MAC, VLAN and all other settings stay, so that the VF joins no other network.
     """
     if not record.pf_index or record.before.link_state is None:
         return False
@@ -136,7 +136,7 @@ def silence(record: Attachment, log: Logger) -> bool:
 
 
 def restore_irqs(record: Attachment, roots: Roots, log: Logger) -> None:
-    """Restore the masks that we set, of those interrupts that still are the VF's."""
+    """Restore the masks that the ADD set, of the interrupts that the VF still has."""
     if record.pinned:
         irq.apply(_original_masks(record, roots), roots, log)
 
@@ -146,35 +146,38 @@ def _original_masks(record: Attachment, roots: Roots) -> dict[int, str]:
     return {n: mask for n, mask in record.irqs.items() if n in now and n in record.pinned}
 
 
-def settle_irqs(host: nl.Socket, record: Attachment, home: Link, roots: Roots, log: Logger) -> None:
-    """Restore the masks that did not stay because the VF came home down, by itself: up for a moment."""
+def settle_irqs(host: nl.Socket, record: Attachment, link: Link, roots: Roots, log: Logger) -> None:
+    """Restore the masks that the kernel has not used because the VF returned by itself, down.
+
+    The device is up for a moment.
+    """
     masks = _original_masks(record, roots) if record.pinned else {}
     if not irq.differing(masks, roots):
         return
-    bring_up(host, home, log)
+    bring_up(host, link, log)
     irq.apply(masks, roots, log)
-    _run(host, home.index, up=False)
+    _run(host, link.index, up=False)
 
 
-# --- putting it back
+# --- restoring
 
 
 def _quieten(host: nl.Socket, record: Attachment, location: VfLocation, log: Logger) -> Link:
-    """Bring the device down, its MAC restored just before and its MTU after; return it as it is then.
+    """Restore the device's MAC, bring it down, and restore its MTU; return the device after that.
 
-    In this order a driver that resets the VF on the way down has nothing left of the pod's MAC.
+    In this order a driver that resets the VF when it goes down does not keep the pod's MAC.
     """
     link = location.link
     if location.pod:
         _set_free(location.pod, link, log)
     batch = nl.Batch()
     if location.pod and link.master:
-        # first: a bond gives the MAC and the MTU of the time when it took the device back to it
+        # first: a bond then restores the MAC and the MTU from before it took the device
         batch.set_link(link.index, master=0)
     if record.before_mac and (record.asked.mac or link.master or record.before_mac != link.mac):
         batch.set_link(link.index, mac=record.before_mac)
-    required = [len(batch), -1] if link.up else [-1]  # what became of MAC and MTU is looked at
-    let_go_of_mac(host, record)
+    required = [len(batch), -1] if link.up else [-1]  # MAC and MTU are compared afterwards
+    release_pf_mac(host, record)
     if link.up:
         batch.set_link(link.index, up=False)
     device.strip(batch, record, link)
@@ -194,10 +197,10 @@ def _quieten(host: nl.Socket, record: Attachment, location: VfLocation, log: Log
 
 
 def _set_free(pod: nl.Socket, vf: Link, log: Logger) -> None:
-    """Delete what the pod put on top of its VF (VLAN, macvlan, ipvlan, macsec, ...).
+    """Delete the pod's devices on top of its VF (VLAN, macvlan, ipvlan, macsec, ...).
 
-    Such a device outlives the move, and would work on the VF of the next pod. A bond or a bridge above
-    the VF lets go of it with the move, and stays.
+    Such a device survives the move, and would use the VF of the next pod. A bond or a bridge on top of the VF
+    stays; the kernel removes the VF from it at the move.
     """
     uppers = [link for link in pod.links() if link.lower == vf.index]
     if not uppers:
@@ -214,10 +217,10 @@ def _set_free(pod: nl.Socket, vf: Link, log: Logger) -> None:
             raise answer
 
 
-def let_go_of_mac(host: nl.Socket, record: Attachment) -> None:
-    """Take the pod's MAC from the PF.
+def release_pf_mac(host: nl.Socket, record: Attachment) -> None:
+    """Remove the pod's MAC from the PF.
 
-    One that showed the VF's own MAC is told 0, which lifts the hold that setting one put on the VF.
+    A PF that had the VF's own MAC gets 0, which allows the VF to set its MAC again.
     """
     if record.asked.mac:
         own = record.before.mac in (None, record.before_mac)
@@ -225,7 +228,7 @@ def let_go_of_mac(host: nl.Socket, record: Attachment) -> None:
 
 
 def _original(record: Attachment) -> VfSettings:
-    """Return what to tell the PF: of what we set, except the MAC, what was there before."""
+    """Return the original values of the settings that the ADD changed on the PF, except the MAC."""
     asked, before = record.asked, record.before
     back = {
         key: getattr(before, key)
@@ -238,9 +241,9 @@ def _original(record: Attachment) -> VfSettings:
 
 
 def restore_pf(host: nl.Socket, record: Attachment, log: Logger) -> str | None:
-    """Restore the PF's side and return the MAC that it holds for the VF, None where that does not matter.
+    """Restore the PF's settings; return the PF's MAC of the VF, None if the ADD set none.
 
-    What one driver refuses must not keep the rest from being restored.
+    If the driver refuses them together, they are restored one by one.
     """
     whole = _original(record)
     batch = nl.Batch()
@@ -257,20 +260,20 @@ def restore_pf(host: nl.Socket, record: Attachment, log: Logger) -> str | None:
     return None if pf is None or isinstance(pf, NetlinkError) or pf.vf is None else pf.vf.mac
 
 
-def restore_what_pf_holds(host: nl.Socket, record: Attachment, roots: Roots, log: Logger) -> None:
-    """Restore on the PF what is still as we set it, for a VF whose device is gone.
+def restore_held(host: nl.Socket, record: Attachment, roots: Roots, log: Logger) -> None:
+    """Restore the PF's settings that still have the ADD's values, for a VF without a device.
 
-    A VF that was made anew (``sriov_numvfs``) has nothing of ours, and may be set up by the operator.
+    A new VF (``sriov_numvfs``) has none of them; its settings are the operator's.
     """
     if record.asked == attach.NOTHING or not find.is_same_function(record, roots):
         return
     held = _held(host, record)
-    let_go_of_mac(host, held)
+    release_pf_mac(host, held)
     restore_pf(host, held, log)
 
 
 def _held(host: nl.Socket, record: Attachment) -> Attachment:
-    """Return the record with that much of what it asked for as the PF holds now."""
+    """Return the record with only the requested settings that the PF still has."""
     batch = nl.Batch()
     batch.get_link(index=record.pf_index, vf=record.vf)
     (pf,) = host.run(batch, check=False)
@@ -278,8 +281,8 @@ def _held(host: nl.Socket, record: Attachment) -> Attachment:
         raise pf
     now = None if isinstance(pf, NetlinkError) else pf.vf
     asked = record.asked
-    given = [key for key, value in asked.as_dict().items() if value is not None]
-    changed = given if now is None else [key for key in given if getattr(now, key) != getattr(asked, key)]
+    keys = [key for key, value in asked.as_dict().items() if value is not None]
+    changed = keys if now is None else [key for key in keys if getattr(now, key) != getattr(asked, key)]
     if {"vlan", "qos", "proto"} & set(changed):
         changed += ["vlan", "qos", "proto"]
     return record.replace(asked=asked.replace(**dict.fromkeys(changed)))
@@ -293,10 +296,10 @@ def _restore_one_by_one(host: nl.Socket, record: Attachment, whole: VfSettings, 
 
 
 def _parts(whole: VfSettings) -> list[VfSettings]:
-    given = {key: value for key, value in whole.as_dict().items() if value is not None}
+    values = {key: value for key, value in whole.as_dict().items() if value is not None}
     together = [("vlan", "qos", "proto"), ("min_tx_rate", "max_tx_rate")]
     together += [(key,) for key in ("spoofchk", "link_state", "trust")]
-    parts = ({key: given[key] for key in keys if key in given} for keys in together)
+    parts = ({key: values[key] for key in keys if key in values} for keys in together)
     return [VfSettings(**part) for part in parts if part]
 
 
@@ -313,23 +316,23 @@ def _run(socket: nl.Socket, index: int, **change: object) -> None:
     socket.run(batch)
 
 
-def bring_up(host: nl.Socket, home: Link, log: Logger) -> None:
-    """Bring the device up; a driver that refuses, as with its PF down, must not fail the DEL for ever."""
+def bring_up(host: nl.Socket, link: Link, log: Logger) -> None:
+    """Bring the device up. A refusal, as with the PF down, is logged and does not fail the DEL."""
     try:
-        _run(host, home.index, up=True)
+        _run(host, link.index, up=True)
     except NetlinkError as error:
-        log.warning("the VF cannot be brought up", interface=home.name, why=error.msg)
+        log.warning("the VF cannot be brought up", interface=link.name, why=error.msg)
 
 
-def _moved_home(
+def _move_to_host(
     host: nl.Socket, record: Attachment, location: VfLocation, pod_netns: PodNetns, log: Logger
 ) -> str:
-    """Move the device to our namespace, under its old name; return that, "" where it has another."""
+    """Move the device to the host under its old name; return the name, "" if it has another one."""
     name, index = record.host_name, location.link.index
     for _ in range(MOVE_TRIES):
         try:
             if location.pod:
-                _move_home(location.pod, index, name, pod_netns.host_fd)
+                _move(location.pod, index, name, pod_netns.host_fd)
             elif name not in ("", location.link.name):
                 _run(host, index, name=name)
         except NetlinkError as error:
@@ -339,7 +342,7 @@ def _moved_home(
         else:
             return name if name == record.host_name else ""
         log.error("another device has the VF's name", name=name, pci=record.pci, why=refused.msg)
-        # the kernel may have moved the VF before it saw that
+        # the kernel may have moved the VF before it refused the name
         left = find.link_in(location.pod, record) if location.pod else None
         if location.pod is None or left is None:
             return ""
@@ -352,36 +355,36 @@ def _moved_home(
 
 
 def _drop_altnames(pod: nl.Socket, link: Link) -> None:
-    """Remove all alternative names, one of which is a name in the host; a namespace's end does so, too."""
+    """Remove all alternative names, since one exists in the host; the end of a namespace does the same."""
     batch = nl.Batch()
     batch.del_altname(link.index, *link.altnames)
     pod.run(batch, check=False)
 
 
-def _move_home(pod: nl.Socket, index: int, name: str, home: int) -> None:
-    here = netns.own(home)
+def _move(pod: nl.Socket, index: int, name: str, host_fd: int) -> None:
+    target = netns.own(host_fd)
     try:
-        _run(pod, index, netns_fd=here, name=name)
+        _run(pod, index, netns_fd=target, name=name)
     finally:
-        descriptors.close(here)
+        descriptors.close(target)
 
 
-def _at_home(host: nl.Socket, record: Attachment, name: str, roots: Roots) -> Link | None:
-    """Return the device in the host, None where it is not there; ``name`` is what the move gave it, if known.
+def _in_host(host: nl.Socket, record: Attachment, name: str, roots: Roots) -> Link | None:
+    """Return the device in the host, None if it is not there; ``name`` is its name after the move, if known.
 
     udev may have renamed the device since, and given the name to another one.
     """
     link = candidate.named(host, name) if name else None
     if link and candidate.belongs(link, record.pci, f"{roots.sys}/bus/pci/devices/{record.pci}"):
         return link
-    strange = link if link and not link.parent else None  # a stand-in that came home with another index
-    return find.link_in_host(record, roots) or strange
+    stand_in = link if link and not link.parent else None  # a veth that returned with another index
+    return find.link_in_host(record, roots) or stand_in
 
 
 def _settle(  # noqa: PLR0913, PLR0917
     host: nl.Socket, record: Attachment, now: Link, quiet: Link, on_pf: str | None, log: Logger
 ) -> None:
-    """Correct the MTU and the MACs, where the way home has changed them."""
+    """Correct the MTU and the MACs if the move has changed them."""
     if record.before_mtu not in (0, now.mtu) and now.mtu != quiet.mtu:
         _run(host, now.index, mtu=record.before_mtu)
     if now.mac != quiet.mac and record.asked.mac:
@@ -390,44 +393,44 @@ def _settle(  # noqa: PLR0913, PLR0917
         settle_mac(host, record, now, on_pf, log)
 
 
-def _settle_ipv6(record: Attachment, home: Link, log: Logger) -> None:
+def _settle_ipv6(record: Attachment, link: Link, log: Logger) -> None:
     """Disable IPv6 on a device that had it disabled: the kernel enables it on every move."""
-    if record.before_disable_ipv6 and home.disable_ipv6 is False:
+    if record.before_disable_ipv6 and link.disable_ipv6 is False:
         try:
-            attach.set_disable_ipv6(home.name, "1")
+            attach.set_disable_ipv6(link.name, "1")
         except TryAgainError as error:
-            log.warning("the VF has IPv6, which was disabled", interface=home.name, why=error.msg)
+            log.warning("the VF has IPv6, which was disabled", interface=link.name, why=error.msg)
 
 
 def mac_on_pf(host: nl.Socket, record: Attachment) -> str | None:
-    """Return the MAC that the PF holds for the VF, None if it does not say."""
+    """Return the PF's MAC of the VF, None if the PF reports none."""
     batch = nl.Batch()
     batch.get_link(index=record.pf_index, vf=record.vf)
     (pf,) = host.run(batch, check=False)
     return None if isinstance(pf, NetlinkError) or pf.vf is None else pf.vf.mac
 
 
-def settle_mac(host: nl.Socket, record: Attachment, home: Link, on_pf: str | None, log: Logger) -> None:
-    """Correct, by the slower way, what is not as before: the PF's MAC, the device's, that of its reset."""
+def settle_mac(host: nl.Socket, record: Attachment, link: Link, on_pf: str | None, log: Logger) -> None:
+    """Correct the remaining differences of the PF's MAC and of the device's, with resets of the VF."""
     if record.asked.mac and record.before.mac and on_pf != record.before.mac:
         _set_vf(host, record, VfSettings(mac=record.before.mac))
-    if (home.mac, home.perm) == (record.before_mac, record.before_perm):
+    if (link.mac, link.perm) == (record.before_mac, record.before_perm):
         return
-    look = nl.Batch()
-    look.get_link(index=home.index)
-    attach.adopt_mac(host, home.index, record.before_mac)
-    now: Link = host.run(look)[0]
+    reading = nl.Batch()
+    reading.get_link(index=link.index)
+    attach.adopt_mac(host, link.index, record.before_mac)
+    now: Link = host.run(reading)[0]
     if now.mac != record.before_mac and record.before.mac not in (None, record.before_mac):
-        _adopt_against_pf(host, record, home.index)
-        now = host.run(look)[0]
+        _adopt_against_pf(host, record, link.index)
+        now = host.run(reading)[0]
     if now.mac != record.before_mac:
         log.warning("the VF keeps a MAC that it did not have", mac=now.mac, before=record.before_mac)
 
 
 def _adopt_against_pf(host: nl.Socket, record: Attachment, index: int) -> None:
-    """Give the device back a MAC that is not the one which the PF held for it, and had not imposed yet.
+    """Restore a device's MAC that differs from the PF's MAC of the VF.
 
-    The PF's MAC goes and comes back last; the second reset is for the device's memory of the first.
+    The PF's MAC is removed first and restored last. The second reset makes the driver forget the first MAC.
     """
     _set_vf(host, record, VfSettings(mac=ZERO_MAC))
     for _ in range(2):

@@ -1,4 +1,4 @@
-"""Finds a VF's network device again: in the pod, in the host, or on its way between them."""
+"""Finds a VF's network device: in the pod, in the host, or on its way between them."""
 
 from __future__ import annotations
 
@@ -29,16 +29,16 @@ PAUSE = 0.005
 
 
 class VfLocation(Record):
-    """Where the VF is: ``pod`` is None when ``link`` is in the host."""
+    """The place of a VF: ``pod`` is None if ``link`` is in the host."""
 
     link: Link
     pod: nl.Socket | None = None
 
 
 class PodNetns(Record):
-    """What the runtime says of the pod's namespace now: its path, and a descriptor where it passed one.
+    """The pod's namespace in the request: its path, and its descriptor, -1 for none.
 
-    ``host_fd`` is an open descriptor of the host namespace, -1 where none is open.
+    ``host_fd`` is an open descriptor of the host namespace, -1 for none.
     """
 
     path: str = ""
@@ -46,15 +46,16 @@ class PodNetns(Record):
     host_fd: int = -1
 
     def fd_of(self, path: str) -> int:
-        """Return the descriptor of ``path``, -1 where there is none."""
+        """Return the descriptor of ``path``, -1 if there is none."""
         return self.fd if path == self.path else -1
 
 
 def find(record: Attachment, pod_netns: PodNetns, roots: Roots, log: Logger) -> VfLocation | None:
-    """Return where the VF is, None where it has no network device any more.
+    """Return the place of the VF, None if it has no network device any more.
 
-    It need not be ``pod_netns`` the runtime says; then the ADD's path may lead. HiddenError where the device
-    exists in a namespace that is not found; SriovError or OSError where a place could not be searched.
+    The VF may be in another namespace than ``pod_netns``; the path of the ADD is searched as well. Raises
+    HiddenError if the device exists in a namespace that is not found, SriovError or OSError if a namespace
+    cannot be searched.
     """
     if not has_device(record, roots):
         return None
@@ -76,10 +77,10 @@ def pod_sockets(record: Attachment, pod_netns: PodNetns, log: Logger) -> Iterato
 
 
 def incarnation(pci: str, roots: Roots) -> tuple[int, ...]:
-    """Return the inodes that sysfs has for a PCI device and for the parent of its network devices.
+    """Return the inodes in sysfs of a PCI device and of the directory of its network devices.
 
-    Both are made anew with what they stand for: with ``sriov_numvfs``, or when a driver is bound. The second
-    is the same in whatever namespace the network device is. Empty where either is missing.
+    A new VF (``sriov_numvfs``) has a new first one, a newly bound driver makes a new second one. The second
+    does not depend on the network device's namespace. Empty if either is missing.
     """
     device = f"{roots.sys}/bus/pci/devices/{pci}"
     try:
@@ -91,13 +92,13 @@ def incarnation(pci: str, roots: Roots) -> tuple[int, ...]:
 
 
 def has_device(record: Attachment, roots: Roots) -> bool:
-    """Say whether the network device that the record is about exists, in whatever namespace."""
+    """Return whether the record's network device exists, in any namespace."""
     now = incarnation(record.pci, roots)
     return bool(now) and record.incarnation in ((), now)
 
 
 def is_same_function(record: Attachment, roots: Roots) -> bool:
-    """Say whether the VF's PCI device is the record's, or missing, and not one that was made since."""
+    """Return whether the VF's PCI device is the record's or missing, and not a new one."""
     try:
         now = os.stat(f"{roots.sys}/bus/pci/devices/{record.pci}").st_ino
     except OSError as error:
@@ -107,21 +108,21 @@ def is_same_function(record: Attachment, roots: Roots) -> bool:
     return not record.incarnation or record.incarnation[0] == now
 
 
-def _socket(path: str, given: int, host_fd: int, log: Logger) -> nl.Socket | None:
-    """Return a socket in the namespace; None where it is gone, is no namespace, or is ours."""
+def _socket(path: str, fd: int, host_fd: int, log: Logger) -> nl.Socket | None:
+    """Return a socket in the namespace, None if it is gone, no namespace, or the host's."""
     try:
-        fd = netns.open_netns(path, given)
+        opened = netns.open_netns(path, fd)
     except NoNamespaceError as error:
-        log.info("no namespace to bring the VF home from", path=path, why=error.msg)
+        log.info("the VF cannot be in this namespace", path=path, why=error.msg)
         return None
     try:
-        return None if netns.is_here(fd, host_fd) else nl.Socket(fd)
+        return None if netns.is_here(opened, host_fd) else nl.Socket(opened)
     finally:
-        descriptors.close(fd)
+        descriptors.close(opened)
 
 
 def in_namespace(pod: nl.Socket, record: Attachment) -> VfLocation | None:
-    """Return the VF's place, which has ``pod``; None, with that closed, where the VF is not in there."""
+    """Return the VF's place with ``pod``; None if the VF is not in it, and ``pod`` is closed then."""
     link = None
     try:
         link = link_in(pod, record)
@@ -132,39 +133,38 @@ def in_namespace(pod: nl.Socket, record: Attachment) -> VfLocation | None:
 
 
 def link_in(pod: nl.Socket, record: Attachment) -> Link | None:
-    """Look for the VF under its pod name; where that is another device or none, among all."""
+    """Return the VF by its name in the pod; if that is another device or none, search all."""
     batch = nl.Batch()
     batch.get_link(name=record.ifname)
-    found = pod.run(batch, check=False)[0]
-    if not isinstance(found, NetlinkError) and (is_ours(found, record) or is_unknown(found, record)):
-        link: Link = found
+    answer = pod.run(batch, check=False)[0]
+    if not isinstance(answer, NetlinkError) and (is_ours(answer, record) or is_unknown(answer, record)):
+        link: Link = answer
         return link
     return next((link for link in pod.links() if is_ours(link, record)), None)
 
 
 def is_ours(link: Link, record: Attachment) -> bool:
-    """Say whether a device is what the record gave to the pod: the VF's device, or the macvlan over it."""
+    """Return whether a device is the pod's interface of the record: the VF's device, or its macvlan."""
     if record.attach == MACVLAN:
         return link.kind == "macvlan" and link.outer_lower == record.ifindex
     return is_vf(link, record)
 
 
 def is_vf(link: Link, record: Attachment) -> bool:
-    """Say whether a device is the record's VF: by its PCI address, by its index where it has no parent."""
+    """Return whether a device is the record's VF: by its PCI address, by its index if it has no parent."""
     return link.parent == record.pci if link.parent else link.index == record.ifindex
 
 
 def is_unknown(link: Link, record: Attachment) -> bool:
-    """Say whether neither device nor record has what ``is_ours`` compares: the record is broken.
+    """Return whether device and record lack the values that ``is_ours`` compares: the record is broken.
 
-    The device is the VF then because of the place where it was found: by its name in its pod, or in the
-    VF's directory in sysfs.
+    The device is then identified by its place: its name in the pod, or the VF's directory in sysfs.
     """
     return not link.parent and not record.ifindex and link.kind != "macvlan"
 
 
 def _in_host(record: Attachment, pod_netns: PodNetns, roots: Roots) -> VfLocation | None:
-    """Wait until the device is in the host; search for it once, when it does not come at once."""
+    """Wait until the device is in the host; if it is not there at once, search all namespaces once."""
     begin = time.monotonic()
     patience = 0.0 if record.stranded else RETURN_WAIT
     has_searched = False
@@ -240,7 +240,7 @@ def _in_strange(pod: nl.Socket, record: Attachment, mac: str) -> VfLocation | No
 
 
 def link_in_host(record: Attachment, roots: Roots) -> Link | None:
-    """Return the VF's device if it is in the host now, whatever its name."""
+    """Return the VF's device, of any name, if it is in the host now."""
     try:
         names = os.listdir(f"{roots.sys}/bus/pci/devices/{record.pci}/net")
     except OSError as error:

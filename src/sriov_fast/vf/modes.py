@@ -53,7 +53,7 @@ if TYPE_CHECKING:
             """Return the record with all that the attach will change, as it is now."""
 
         def configure(self, host: nl.Socket, record: Attachment) -> None:
-            """Set what was asked for through the PF, and the MAC."""
+            """Set the requested values through the PF, and the MAC."""
 
         def enter(self, host: nl.Socket, record: Attachment, netns_fd: int) -> None:
             """Give the pod its interface, up and with the pod's name."""
@@ -64,10 +64,10 @@ if TYPE_CHECKING:
             """Return the release of a VF."""
 
         def silence(self, record: Attachment, log: Logger) -> bool:
-            """Cut off a VF whose pod cannot be found; return whether its PF switched the link off."""
+            """Cut off the VF of a pod that cannot be found; return whether its PF disabled the link."""
 
         def faults(self, record: Attachment, roots: Roots) -> list[str]:
-            """Return what CHECK finds wrong in the host."""
+            """Return the faults that CHECK finds in the host."""
 
         def is_detached(self, record: Attachment, roots: Roots) -> bool:
             """Return whether no namespace of a pod has the VF any more."""

@@ -36,7 +36,7 @@ def observe(host: nl.Socket, reserved: ReservedVf, record: Attachment, roots: Ro
 
 
 def configure(host: nl.Socket, record: Attachment) -> None:
-    """Set what was asked for, on a device that is down."""
+    """Set the requested values, on a device that is down."""
     attach.configure(host, record, down=record.before_up)
 
 
@@ -91,7 +91,7 @@ def _clashing_altname(record: Attachment, netns_fd: int) -> str:
 
 
 def faults(record: Attachment, roots: Roots) -> list[str]:
-    """Return what CHECK finds wrong in the host: nothing, since the device is in the pod."""
+    """Return no faults in the host: the device is in the pod."""
     return []
 
 

@@ -63,7 +63,7 @@ def observe(host: nl.Socket, reserved: ReservedVf, record: Attachment, roots: Ro
 
 
 def configure(host: nl.Socket, record: Attachment) -> None:
-    """Set what was asked for; a VF that is up stays up, unless its driver refuses the MAC like that."""
+    """Set the requested values; a VF that is up stays up, unless its driver then refuses the MAC."""
     attach.configure(host, record, down=False)
 
 
@@ -140,7 +140,7 @@ def _not_made(error: NetlinkError, record: Attachment) -> SriovError:
 
 
 def faults(record: Attachment, roots: Roots) -> list[str]:
-    """Return what is wrong with the VF in the host."""
+    """Return the faults of the VF in the host."""
     link = find.link_in_host(record, roots)
     if link is None:
         return [f"VF {record.pci} has no device in the host"]
@@ -240,13 +240,13 @@ class Release:
         record, log = self._record, self._log
         if not self._has_device:
             log.warning("the VF has no network device any more", pci=record.pci, pf=record.pf, vf=record.vf)
-            detach.restore_what_pf_holds(self._host, record, self._roots, log)
+            detach.restore_held(self._host, record, self._roots, log)
             return
         detach.restore_irqs(record, self._roots, log)
         macvlan, self._macvlan = self._macvlan, None
         if macvlan and macvlan.pod:
             _delete(macvlan.pod, macvlan.link.index)
-        detach.let_go_of_mac(self._host, record)
+        detach.release_pf_mac(self._host, record)
         detach.restore_pf(self._host, record, log)
 
     def bring_home(self) -> None:
@@ -323,7 +323,7 @@ def _restore(host: nl.Socket, record: Attachment, log: Logger) -> None:
 
 
 def _settle(host: nl.Socket, record: Attachment, now: Link, log: Logger) -> None:
-    """Correct what is not as before, by slower means, and log what stays different."""
+    """Correct the remaining differences by further requests, and log those that stay."""
     if record.before_mtu not in (0, now.mtu):
         log.warning("the VF keeps an MTU that it did not have", mtu=now.mtu, before=record.before_mtu)
     if record.asked.mac or (record.before_mac and now.mac != record.before_mac):
@@ -336,7 +336,7 @@ def _settle(host: nl.Socket, record: Attachment, now: Link, log: Logger) -> None
 
 
 def silence(record: Attachment, log: Logger) -> bool:
-    """Bring a VF down whose macvlan cannot be found; return whether the PF switched its link off as well."""
+    """Bring down a VF with a macvlan that cannot be found; return whether the PF also disabled its link."""
     batch = nl.Batch()
     batch.set_link(record.ifindex, up=False)
     with nl.Socket() as host:
@@ -347,9 +347,9 @@ def silence(record: Attachment, log: Logger) -> bool:
 
 
 def is_occupied(host: nl.Socket, index: int, host_fd: int = -1) -> bool:
-    """Return whether the VF has a macvlan, in whatever namespace: the kernel then refuses another one.
+    """Return whether the VF has a macvlan in any namespace: the kernel then refuses another one.
 
-    There is no way to ask. If the VF has none, one is made in the host for a moment.
+    The kernel has no request for it. If the VF has none, one is made in the host for a moment.
     """
     name = f"sriov{index}"
     here = netns.own(host_fd)

@@ -65,10 +65,10 @@ _ATTACH = fields.one_of("move", "macvlan")
 class NetConf(Record):
     """The settings of one call, from all sources.
 
-    ``cni_version`` is as configured ("" where absent), ``version`` is what we speak. ``masters`` may be empty
-    where ``device_id`` (a VF's PCI address, "" for none) is given. ``timeout`` is in seconds, 0 for none.
-    ``raw`` is the configuration as it came, for IPAM. ``valid_attachments`` (container ID, ifname) is None
-    but for a GC. ``warnings`` is for the log.
+    ``cni_version`` is the configured one ("" if there is none), ``version`` that of the result. ``masters``
+    may be empty with a ``device_id`` (a VF's PCI address, "" for none). ``timeout`` is in seconds, 0 for
+    none. ``raw`` is the configuration for IPAM. ``valid_attachments`` (container ID, ifname) is None except
+    for a GC. ``warnings`` is for the log.
     """
 
     name: str = ""
@@ -85,11 +85,11 @@ class NetConf(Record):
     ipam: dict[str, Any] | None = None
     ipam_type: str = ""
     timeout: float | None = None
-    dns: dict[str, Any] = {}  # noqa: RUF012 (Value takes it out of the class; nobody writes to it)
+    dns: dict[str, Any] = {}  # noqa: RUF012 (Record removes it from the class)
     prev_result: Result | None = None
     log_level: str = "info"
     log_file: str = ""
-    raw: dict[str, Any] = {}  # noqa: RUF012 (as above)
+    raw: dict[str, Any] = {}  # noqa: RUF012
     valid_attachments: tuple[tuple[str, str], ...] | None = None
     warnings: tuple[str, ...] = ()
 
@@ -122,14 +122,11 @@ def _unknown(conf: JsonObject) -> list[str]:
 # --- the version ------------------------------------------------------------------------------------------
 
 
-def decode(stdin: bytes) -> dict[str, Any]:
-    """Return the configuration's JSON object with our spelling of its keys, or raise DecodeError."""
-    raw = json.loads(stdin, "the network configuration")
+def decode(stdin: bytes, what: str = "the network configuration") -> dict[str, Any]:
+    """Return the JSON object on stdin with our spelling of its keys, or raise DecodeError."""
+    raw = json.loads(stdin, what)
     if not isinstance(raw, dict):
-        raise DecodeError(
-            f"the network configuration is not a JSON object: {shown(raw)}",
-            "give the configuration of one plugin: { ... }",
-        )
+        raise DecodeError(f"{what} is not a JSON object: {shown(raw)}", "give one JSON object: { ... }")
     given: dict[str, Any] = raw
     return {_SPELLING.get(key.casefold(), key): value for key, value in given.items()}
 

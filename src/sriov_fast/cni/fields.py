@@ -1,4 +1,4 @@
-"""What single values must look like: one function each, from what was given to what we keep.
+"""Checks of single values: one function for each kind, which returns the normalised value.
 
 A function raises ``FieldError`` with the reason and the remedy; the caller knows the key and words the error.
 """
@@ -35,7 +35,7 @@ def digits(low: int, high: int) -> Callable[[object], int]:
 
 
 def number_or_digits(low: int, high: int) -> Callable[[object], int]:
-    """Return a check for a whole number, as JSON has it or as a string: annotations are written by hand."""
+    """Return a check for a whole number, a JSON number or a string: annotations are written by hand."""
     from_string, from_number = digits(low, high), whole(low, high)
     return lambda value: from_string(value) if isinstance(value, str) else from_number(value)
 
@@ -78,7 +78,7 @@ def vlan_proto(value: object) -> str:
 
 
 def name_fault(text: str) -> str:
-    """Say what keeps ``text`` from being a CNI name (SPEC section 1: networks; section 2: containers)."""
+    """Return why ``text`` is no name of a network or container, "" if it is one (SPEC sections 1 and 2)."""
     if not text:
         return "empty"
     if text[0] not in _ALNUM:
@@ -100,7 +100,7 @@ def name(value: object) -> str:
 
 
 def ifname_fault(text: str, most: int = 15) -> str:
-    """Say why the kernel would refuse ``text`` as a device name (dev_valid_name in net/core/dev.c)."""
+    """Return why the kernel would refuse ``text`` as a device name (dev_valid_name in net/core/dev.c)."""
     if not text:
         return "empty"
     if len(text.encode("utf-8", "surrogateescape")) > most:
@@ -115,7 +115,7 @@ def ifname_fault(text: str, most: int = 15) -> str:
 
 
 def is_text(text: str) -> bool:
-    """Say whether text from the environment can stand in JSON, as all of a result and a record must."""
+    """Return whether text from the environment is valid Unicode, as JSON requires."""
     try:
         text.encode()
     except UnicodeEncodeError:

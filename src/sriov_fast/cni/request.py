@@ -1,4 +1,4 @@
-"""What the runtime asks for: the verb and its parameters (SPEC section 2, "Parameters")."""
+"""The request of the runtime: the verb and its parameters (SPEC section 2, "Parameters")."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
 VERBS = ("ADD", "DEL", "CHECK", "STATUS", "GC", "VERSION")
-_MAX_ID = 200  # a file name's 255 bytes less what is put around it
+_MAX_ID = 200  # 255 bytes of a file name, without the prefixes and suffixes of our files
 
-# SPEC section 2, "CNI operations": what each verb must be given.
+# SPEC section 2, "CNI operations": the required variables of each verb.
 _REQUIRED = {
     "ADD": ("CNI_CONTAINERID", "CNI_NETNS", "CNI_IFNAME"),
     "CHECK": ("CNI_CONTAINERID", "CNI_NETNS", "CNI_IFNAME"),
@@ -27,16 +27,16 @@ _REQUIRED = {
 class Request(Record):
     """One call of the plugin.
 
-    ``args`` has the keys of CNI_ARGS in upper case, those not given left out; ``args_text`` is CNI_ARGS as it
-    came. STATUS, GC and VERSION are about no attachment: no container, namespace, interface, ``args``.
-    ``warnings`` says what a DEL passed over.
+    ``args`` has CNI_ARGS with keys in upper case, without those that are not given; ``args_text`` is CNI_ARGS
+    unchanged. STATUS, GC and VERSION concern no attachment: they have no container, namespace, interface and
+    ``args``. ``warnings`` names the arguments that a DEL skipped.
     """
 
     command: str
     container_id: str = ""
     netns: str = ""
     ifname: str = ""
-    args: dict[str, str] = {}  # noqa: RUF012 (Value takes it out of the class; nobody writes to it)
+    args: dict[str, str] = {}  # noqa: RUF012 (Record removes it from the class)
     args_text: str = ""
     path: tuple[str, ...] = ()
     stdin: bytes = b""
@@ -44,7 +44,7 @@ class Request(Record):
 
 
 def read(environ: Mapping[str, str], stdin: bytes) -> Request:
-    """Return the request that ``environ`` and ``stdin`` make, or raise EnvError naming what is wrong."""
+    """Return the request in ``environ`` and ``stdin``, or raise EnvError that names the wrong variable."""
     command = _command(environ)
     text = environ.get("CNI_ARGS", "")
     path = tuple(part for part in environ.get("CNI_PATH", "").split(os.pathsep) if part)
@@ -85,7 +85,7 @@ def _demand(environ: Mapping[str, str], command: str, required: tuple[str, ...])
 
 
 def _demand_text(environ: Mapping[str, str]) -> None:
-    """Refuse what could not be written down for the DEL."""
+    """Raise EnvError for text that the record could not hold for the DEL."""
     for name in ("CNI_NETNS", "CNI_ARGS", "CNI_PATH"):
         text = environ.get(name, "")
         if not fields.is_text(text):
@@ -115,14 +115,14 @@ def _ifname(text: str) -> str:
 def _netns(text: str, *, lenient: bool) -> str:
     if text.startswith("/") and "\0" not in text:
         return text
-    if lenient:  # what is no path is no namespace, and a DEL goes on without one
+    if lenient:  # a DEL needs no namespace
         return ""
     advice = "give the namespace's path, such as /run/netns/pod"
     raise EnvError(f"CNI_NETNS={text!r:.250} is not an absolute path", advice)
 
 
 def _arguments(text: str, *, lenient: bool) -> tuple[dict[str, str], tuple[str, ...]]:
-    """Read CNI_ARGS; a DEL passes over what it cannot read, since an ADD with it attached nothing."""
+    """Read CNI_ARGS. A DEL skips unreadable arguments with warnings: an ADD with them attached nothing."""
     if not text:
         return {}, ()
     if not lenient:

@@ -1,4 +1,4 @@
-"""What goes to stdout: a result, an error, or the versions (SPEC section 5). Always one JSON object."""
+"""The output on stdout: a result, an error or the versions (SPEC section 5), always one JSON object."""
 
 from __future__ import annotations
 
@@ -7,8 +7,7 @@ import os
 
 from sriov_fast.cni import config, result
 from sriov_fast.common import json
-from sriov_fast.common.errors import DecodeError, FileError, SriovError, TryAgainError
-from sriov_fast.common.json_object import shown
+from sriov_fast.common.errors import FileError, SriovError, TryAgainError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -16,7 +15,7 @@ if TYPE_CHECKING:
 
 NEWEST = config.VERSIONS[-1]
 _INTERNAL = SriovError.code
-_LONGEST = 4000  # characters of msg, and of details: what a remote service says may be long
+_LONGEST = 4000  # characters of msg, and of details: the texts of a remote service may be long
 _UNREADABLE = "see that the files of sriov-fast and its interpreter can be read; run sriov-fast install again"
 _NO_MEMORY = "try again; the machine has no memory left"
 _REPORT = "this is a fault of sriov-fast; please report it with the log"
@@ -32,14 +31,14 @@ def _clean(text: str) -> str:
 
 
 def success(found: result.Result, conf: config.NetConf) -> bytes:
-    """Return an ADD's reply in the version that the configuration speaks."""
+    """Return an ADD's reply in the version of the configuration."""
     return _document(result.to_json(found, conf.version, bool(conf.cni_version)))
 
 
 def error(exc: BaseException, version: str) -> bytes:
-    """Return the error object for any exception: the one place where one becomes CNI's JSON (SPEC, "Error").
+    """Return the error object for an exception (SPEC, "Error"). No other module makes one.
 
-    What is no Exception (KeyboardInterrupt, SystemExit) is raised again.
+    KeyboardInterrupt and SystemExit are raised again.
     """
     if isinstance(exc, SriovError):
         code, msg, details = exc.code, exc.msg, _known_details(exc)
@@ -64,7 +63,7 @@ def error(exc: BaseException, version: str) -> bytes:
 
 
 def is_internal(exc: BaseException) -> bool:
-    """Say whether an exception is a fault of ours, which a traceback helps to find."""
+    """Return whether an exception is a fault of this program, to be reported with a traceback."""
     return not isinstance(exc, (SriovError, OSError, ImportError, MemoryError))
 
 
@@ -103,7 +102,7 @@ def _os_message(exc: OSError) -> str:
 
 
 def spoken_version(stdin: bytes) -> str:
-    """Return the version to word an error in when the configuration could not be parsed; never raises."""
+    """Return the version for an error about a configuration that could not be parsed; never raises."""
     try:
         declared = config.declared_version(config.decode(stdin))
     except SriovError:
@@ -113,13 +112,13 @@ def spoken_version(stdin: bytes) -> str:
     return declared if declared in config.VERSIONS else NEWEST
 
 
-_told: dict[bytes, bytes] = {}  # what a server answered; runtimes ask with one or two documents
+_told: dict[bytes, bytes] = {}  # answers by request; runtimes send one or two different ones
 _MOST_TOLD = 16
 _LARGEST_TOLD = 256  # bytes
 
 
 def version_info(stdin: bytes = b"") -> bytes:
-    """Return the VERSION reply: the version asked with, and those that we speak (SPEC, "Version")."""
+    """Return the VERSION reply: the request's version and the supported ones (SPEC, "Version")."""
     found = _told.get(stdin)
     if found is None:
         found = _version_info(stdin)
@@ -131,11 +130,5 @@ def version_info(stdin: bytes = b"") -> bytes:
 def _version_info(stdin: bytes) -> bytes:
     declared = ""
     if stdin.strip():
-        raw = json.loads(stdin, "the VERSION request")
-        if not isinstance(raw, dict):
-            raise DecodeError(
-                f"the VERSION request is not a JSON object: {shown(raw)}",
-                'give {"cniVersion": "1.1.0"}',
-            )
-        declared = config.declared_version(raw)
+        declared = config.declared_version(config.decode(stdin, "the VERSION request"))
     return _document({"cniVersion": declared or NEWEST, "supportedVersions": list(config.VERSIONS)})

@@ -42,12 +42,12 @@ class IpConfig(Record):
 
 
 class Result(Record):
-    """What an ADD made, independent of the version that prints it. ``dns`` holds only what was given."""
+    """The result of an ADD, independent of a version. ``dns`` has only the given keys."""
 
     interfaces: tuple[Interface, ...] = ()
     ips: tuple[IpConfig, ...] = ()
     routes: tuple[Route, ...] = ()
-    dns: dict[str, Any] = {}  # noqa: RUF012 (Value takes it out of the class; nobody writes to it)
+    dns: dict[str, Any] = {}  # noqa: RUF012 (Record removes it from the class)
 
 
 # --- in ---------------------------------------------------------------------------------------------------
@@ -167,8 +167,8 @@ def _dns(found: JsonObject) -> dict[str, Any]:
 def to_json(result: Result, version: str, declared: bool = True) -> dict[str, Any]:
     """Return the result in ``version``'s form, keys in the specification's order.
 
-    What a version does not know is left out. ``declared`` is False where the configuration has no cniVersion:
-    neither has the result then.
+    Keys of later versions are left out. ``declared`` is False if the configuration has no cniVersion; then
+    the result has none.
     """
     head: dict[str, Any] = {"cniVersion": version} if declared else {}
     if version in LEGACY:
@@ -222,7 +222,7 @@ def _route_json(item: Route, newest: bool) -> dict[str, Any]:
 
 
 def merge(prev: Result | None, ours: Result) -> Result:
-    """Return what a chained plugin must print: the previous result with ours appended, indexes shifted."""
+    """Return the result for a chained plugin: the previous one with ours appended, its indexes shifted."""
     if prev is None:
         return ours
     shift = len(prev.interfaces)

@@ -1,1 +1,0 @@
-from harness.sysfs_tree import *  # noqa: F403

@@ -66,6 +66,7 @@ class Metrics:
             registry, "request", "Time from the first byte of a request to its reply", "verb"
         )
         self._steps = _histogram(registry, "step", "Time of each step of a request", "verb", "step")
+        self._children: dict[tuple[str, ...], Histogram] = {}
         registry.register(_Process(running))
         registry.register(_Node(roots))
 
@@ -74,9 +75,16 @@ class Metrics:
         seconds = (time.monotonic_ns() - steps.begin) / 1e9
         verb = verb if verb in VERBS else "other"
         self._requests.labels(verb, str(_code(output) if status else 0)).inc()
-        self._seconds.labels(verb).observe(seconds)
+        self._observe(self._seconds, (verb,), seconds)
         for name, _, start, end in steps.spans:
-            self._steps.labels(verb, name).observe((end - start) / 1e9)
+            self._observe(self._steps, (verb, name), (end - start) / 1e9)
+
+    def _observe(self, histogram: Histogram, labels: tuple[str, ...], seconds: float) -> None:
+        """Observe a time; ``Histogram.labels`` takes longer than the observation, so its results are kept."""
+        child = self._children.get(labels)
+        if child is None:
+            child = self._children[labels] = histogram.labels(*labels)
+        child.observe(seconds)
 
     def render(self) -> bytes:
         """Return all metrics in Prometheus' text format."""

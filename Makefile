@@ -21,7 +21,7 @@ ROOT := $(shell [ "$$(id -u)" = 0 ] || echo sudo -E)
 export SRIOV_FAST_REQUIRE_EXT := 1
 export SEED
 
-.PHONY: help host build demo test fuzz faults faults-sample bench lint dist wheels test-wheels image clean
+.PHONY: help host build demo test fuzz faults faults-sample bench bench-ci bench-plot docs lint dist wheels test-wheels image clean
 .DELETE_ON_ERROR:
 
 help:
@@ -37,6 +37,8 @@ help:
 	@echo "make wheels           the release: sdist, and wheels for x86-64 and aarch64, glibc and musl, in dist/"
 	@echo "make test-wheels      install what make wheels built into clean environments, and use it"
 	@echo "make image            the container image of the DaemonSet, dist/sriov-fast.tar, with its SBOM"
+	@echo "make bench-ci         ratios and counts of ADD and DEL against benches/limits.toml; four minutes"
+	@echo "make docs             the documentation as a site, and man pages, in build/"
 	@echo "make lint bench dist clean"
 
 host:
@@ -80,10 +82,22 @@ fuzz: build
 
 bench: build
 	@mkdir -p $(REPORTS)
-	$(ROOT) $(RUN) -m pytest benches -q --benchmark-quiet --benchmark-json=$(REPORTS)/benchmarks.json \
+	$(ROOT) $(RUN) -m pytest benches --ignore=benches/bench_ci.py -q --benchmark-quiet --benchmark-json=$(REPORTS)/benchmarks.json \
 		--picture=docs/waterfall-add.svg --peer="$(PEER)"
 	@$(RUN) tools/bench_table.py $(REPORTS)/benchmarks.json
 	$(ROOT) $(RUN) -m tools.bench_lab $(REPORTS)/bench-lab
+
+# Ratios and counts against benches/limits.toml, and against the last entry of benches/history.jsonl.
+bench-ci: build
+	@mkdir -p $(REPORTS)
+	$(ROOT) $(RUN) -m pytest benches/bench_ci.py -q --benchmark-quiet --benchmark-json=$(REPORTS)/bench-ci.json
+	@$(RUN) tools/bench_table.py $(REPORTS)/bench-ci.json
+	@$(RUN) tools/bench_history.py compare $(REPORTS)/bench-ci.json
+
+# Keep the figures of the last bench-ci, and draw all that were kept.
+bench-plot: $(ENVIRONMENT)
+	$(RUN) tools/bench_history.py add $(REPORTS)/bench-ci.json
+	$(RUN) tools/bench_history.py plot docs/bench-history.svg
 
 lint: $(ENVIRONMENT)
 	$(RUN) -m ruff check .
@@ -96,6 +110,11 @@ lint: $(ENVIRONMENT)
 dist: $(ENVIRONMENT)
 	$(RUN) -m build --no-isolation --outdir dist
 
+# The site of docs/, links checked, and man pages from the same source as --help.
+docs: $(ENVIRONMENT)
+	$(RUN) -m pip install -qq --disable-pip-version-check -r tools/docs.txt </dev/null
+	$(RUN) -m tools.docs build
+
 $(RELEASE): $(ENVIRONMENT) tools/release.txt
 	@echo "installing what builds and checks wheels (about 100 MB)"
 	$(RUN) -m pip install -qq --disable-pip-version-check -r tools/release.txt </dev/null
@@ -105,6 +124,7 @@ wheels: $(RELEASE)
 	$(RUN) -m tools.wheels dist
 
 test-wheels: $(RELEASE)
+	@ls dist/SHA256SUMS
 	$(ROOT) $(RUN) -m pytest -q tests/wheels
 
 # Of Debian packages and this checkout, without a registry; IMAGE names it.

@@ -174,7 +174,8 @@ def check_musl(wheel: Path) -> None:
             if name.endswith(".so"):
                 elf = ELFFile(io.BytesIO(archive.read(name)))
                 dynamic = [each for each in elf.iter_sections() if isinstance(each, DynamicSection)]
-                needed = {tag.needed for each in dynamic for tag in each.iter_tags("DT_NEEDED")}
+                tags = [tag for each in dynamic for tag in each.iter_tags("DT_NEEDED")]
+                needed = {tag.needed for tag in tags}  # type: ignore[attr-defined]
                 if needed != {"libc.so"}:
                     sys.exit(f"{wheel.name}: {name} needs {', '.join(sorted(needed))}")
 

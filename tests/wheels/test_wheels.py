@@ -26,6 +26,8 @@ E_MACHINE = {"x86_64": 62, "aarch64": 183}  # of the ELF header, at its byte 18
 PT_INTERP = 3  # elf.h: the program header of what is linked dynamically
 QEMU = shutil.which("qemu-aarch64-static")
 BYTES = TOP / "tests/plain/test_nl_encode.py"
+pytestmark = pytest.mark.skipif(not (DIST / "SHA256SUMS").exists(), reason="needs make wheels")
+
 IMPORT_ALL = """
 import importlib, pkgutil, sys, sriov_fast
 for module in pkgutil.walk_packages(sriov_fast.__path__, "sriov_fast."):
@@ -120,7 +122,7 @@ def test_the_client_is_static(target: Target) -> None:
 def test_the_licences_are_inside(target: Target) -> None:
     with zipfile.ZipFile(wheel(target)) as archive:
         names = {name.rpartition("/licenses/")[2] for name in archive.namelist() if "/licenses/" in name}
-    assert {"LICENSE", "licenses/musl.txt"} <= names
+    assert {"LICENSE", "musl.txt"} <= names
 
 
 # --- that they work

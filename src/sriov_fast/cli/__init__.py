@@ -35,7 +35,7 @@ COMMANDS = {
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line and return the exit status."""
     arguments = list(sys.argv[1:] if argv is None else argv)
-    args = _parser(arguments).parse_args(arguments)
+    args = parser(arguments).parse_args(arguments)
     try:
         status = int(args.run(args) or 0)
         sys.stdout.flush()
@@ -51,17 +51,18 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 1
 
 
-def _parser(arguments: Sequence[str]) -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+def parser(arguments: Sequence[str]) -> argparse.ArgumentParser:
+    """Return the parser for a command line; without arguments the one for all commands."""
+    whole = argparse.ArgumentParser(
         prog="sriov-fast",
         description="Operate the sriov CNI plugin: see VFs, check the machine, install, try.",
     )
-    parser.add_argument("--version", action=_Version, help="show version, backend and wheel, and exit")
-    subparsers = parser.add_subparsers(required=True, dest="command", metavar="COMMAND")
+    whole.add_argument("--version", action=_Version, help="show version, backend and wheel, and exit")
+    subparsers = whole.add_subparsers(required=True, dest="command", metavar="COMMAND")
     for name in _needed(arguments):
         add_parser: _AddParser = importlib.import_module(COMMANDS[name]).add_parser
         add_parser(subparsers)
-    return parser
+    return whole
 
 
 def _needed(arguments: Sequence[str]) -> Sequence[str]:

@@ -1,0 +1,88 @@
+"""Counts that do not depend on the machine's load: system calls, netlink requests and instructions of a verb.
+
+System calls are counted with strace(1) in a resident server, instructions with valgrind's callgrind.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+from statistics import median
+
+from sriov_fast.cli import install
+from stage import Case, Server, Stage, pause
+
+# What depends on which thread comes first, or on when a timer fires.
+_VARYING = ("futex", "sched_yield", "restart_syscall", "epoll_", "sched_setaffinity", "madvise", "wait")
+_SLEEPS = ("nanosleep", "clock_nanosleep", "select", "pselect6", "poll", "ppoll")
+_CALL = re.compile(r"\d+ +(\w+)\(")
+_COLLECTED = re.compile(r"Collected : (\d+)")
+_CALLGRIND = ("valgrind", "--tool=callgrind", "--callgrind-out-file=/dev/null")
+
+
+def calls(stage: Stage, rounds: int) -> dict[str, float]:
+    """Return the median number of a resident server's system calls and netlink requests for each verb."""
+    server, output = stage.servers["resident"], stage.root / "strace"
+    found: dict[str, list[int]] = {}
+    for _ in range(rounds):
+        for verb in ("ADD", "DEL"):
+            names = traced(stage, server, Case("resident", "host-local", verb), output)
+            found.setdefault(f"{verb} system calls", []).append(len(names))
+            found.setdefault(f"{verb} netlink requests", []).append(names.count("sendto"))
+            found.setdefault(f"{verb} sleeps", []).append(sum(name in _SLEEPS for name in names))
+    return {name: median(numbers) for name, numbers in found.items()}
+
+
+def traced(stage: Stage, server: Server, case: Case, output: Path) -> list[str]:
+    """Return the system calls of a server for one request, what follows the reply included."""
+    words = ["strace", "-f", "-qq", "-o", str(output), "-p", str(server.pid)]
+    tracer = subprocess.Popen(words, stderr=subprocess.PIPE)
+    try:
+        pause(0.5)  # strace attaches to every thread
+        stage.execute(case)
+        pause(0.5)
+    finally:
+        tracer.terminate()
+        tracer.communicate()
+    names = [found[1] for found in map(_CALL.match, output.read_text().splitlines()) if found]
+    return [name for name in names if not name.startswith(_VARYING)]
+
+
+def instructions(stage: Stage) -> dict[str, float]:
+    """Return the millions of instructions of the client, and of an ADD without a server.
+
+    The latter are those of the whole process: the interpreter's start and all imports.
+    """
+    process = [sys.executable, "-ISXutf8", "-c", in_process()]
+    found = {
+        "client, VERSION": counted(stage, [str(stage.bin / "client")], Case("resident", "none", "VERSION"))
+    }
+    for verb in ("ADD", "DEL"):
+        found[f"{verb} in a process"] = counted(stage, process, Case("compiled", "host-local", verb))
+    return {f"{name}, M instructions": count / 1e6 for name, count in found.items()}
+
+
+def in_process() -> str:
+    """Return what the interpreter executes where no server answers."""
+    return install.code(install.PROGRAMS["sriov"], install.search_path())
+
+
+def counted(stage: Stage, argv: list[str], case: Case) -> int:
+    """Return the instructions of one execution."""
+    job = stage.job(case)
+    with open(job.stdin, "rb") as stdin:
+        done = subprocess.run(
+            [*_CALLGRIND, *argv],
+            env=job.environ | {"PYTHONHASHSEED": "0", "PATH": os.environ["PATH"]},
+            stdin=stdin,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+    collected = _COLLECTED.search(done.stderr)
+    assert done.returncode == 0, f"{case}: {done.stdout}{done.stderr}"
+    assert collected, done.stderr
+    return int(collected[1])

@@ -60,12 +60,34 @@ def complete(asked: VfSettings, before: VfSettings) -> VfSettings:
     return asked.replace(min_tx_rate=low or 0, max_tx_rate=high or 0)
 
 
+def changes(record: Attachment) -> VfSettings:
+    """Return the settings to make: those that the PF does not have already, and the MAC.
+
+    A driver without a setting refuses it, even if nothing would change (igb: the link state).
+    """
+    before = record.before
+    asked = complete(record.asked, before)
+    same = [key for key in ("spoofchk", "link_state", "trust") if getattr(asked, key) == getattr(before, key)]
+    if (asked.min_tx_rate, asked.max_tx_rate) == (before.min_tx_rate, before.max_tx_rate):
+        same += ["min_tx_rate", "max_tx_rate"]
+    if asked.vlan is not None and _tag(asked) == _tag(before):
+        same += ["vlan", "qos", "proto"]
+    return asked.replace(**dict.fromkeys(same))
+
+
+def _tag(settings: VfSettings) -> tuple[int | None, int, str]:
+    """Return VLAN, priority and protocol; without a VLAN the others mean nothing."""
+    if not settings.vlan:
+        return settings.vlan, 0, ""
+    return settings.vlan, settings.qos or 0, settings.proto or "802.1Q"
+
+
 def configure(host: nl.Socket, record: Attachment, *, down: bool) -> None:
     """Set the requested values through the PF, and the MAC on both sides, in one send.
 
     ``down``: bring the device down first.
     """
-    asked = complete(record.asked, record.before)
+    asked = changes(record)
     if asked == NOTHING and not down:
         return
     batch = nl.Batch()

@@ -229,7 +229,7 @@ def release_pf_mac(host: nl.Socket, record: Attachment) -> None:
 
 def _original(record: Attachment) -> VfSettings:
     """Return the original values of the settings that the ADD changed on the PF, except the MAC."""
-    asked, before = record.asked, record.before
+    asked, before = attach.changes(record), record.before
     back = {
         key: getattr(before, key)
         for key in ("spoofchk", "link_state", "trust", "min_tx_rate", "max_tx_rate")

@@ -22,11 +22,13 @@ if TYPE_CHECKING:
     from sriov_fast.vf.select import ReservedVf
 
 NOTHING = VfSettings()
+_LINK_TYPES = {"32": "InfiniBand (32)"}  # ARPHRD_*, linux/if_arp.h
 IFF_NOARP = 0x80  # linux/if.h
 
 
 def observe(host: nl.Socket, reserved: ReservedVf, record: Attachment, roots: Roots) -> Attachment:
     """Return the record with the original state of the VF and of its device; read the PF's VFs once."""
+    _require_ethernet(reserved.link, roots)
     mac = record.asked.mac or ""
     pf, netdev = candidate.read_pf(host, reserved.pf, reserved.vf, roots, mac), reserved.link
     if pf.holder >= 0:
@@ -48,6 +50,22 @@ def observe(host: nl.Socket, reserved: ReservedVf, record: Attachment, roots: Ro
         before_mtu=netdev.mtu,
         before_up=netdev.up,
         before_settings=netdev.settings,
+    )
+
+
+def _require_ethernet(link: Link, roots: Roots) -> None:
+    """Raise ConfigError unless a device has an address of six octets, as every Ethernet device has."""
+    if len(link.mac) == len("00:00:00:00:00:00"):
+        return
+    try:
+        with open(f"{roots.sys}/class/net/{link.name}/type", "rb", buffering=0) as file:
+            number = file.read(15).decode().strip()
+    except OSError:
+        number = "unknown"
+    raise ConfigError(
+        f"{link.name} is no Ethernet device: its link type is {_LINK_TYPES.get(number, number)}",
+        "use a plugin for that kind of network, such as ib-sriov",
+        interface=link.name,
     )
 
 

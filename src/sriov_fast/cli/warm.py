@@ -1,7 +1,7 @@
-"""``sriov-fast warm``: keep the free VFs of a PF up and quiet: their link is there before the pod.
+"""``sriov-fast warm``: keep the free VFs of a PF up and quiet, so that a pod's link exists at once.
 
-A VF that is brought up has no link for 10 ms to some seconds. A warm VF is up, has no address and no
-IPv6, and does not answer ARP. Attachments leave it so.
+A VF that is brought up has no link for 10 ms to some seconds. A warm VF is up, has no address and no IPv6,
+and does not answer ARP. Attachments do not change that.
 
 The state before is first written to ``warm/PCI`` under ``/run/sriov-fast``, and ``--off`` restores it.
 """
@@ -10,14 +10,13 @@ from __future__ import annotations
 
 import argparse
 import os
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from sriov_fast.cli import machine
+from sriov_fast.cli import machine, output
 from sriov_fast.common import json, paths, table
-from sriov_fast.common.errors import DecodeError, FileError, SriovError, is_absent
+from sriov_fast.common.errors import ConfigError, DecodeError, FileError, is_absent
 from sriov_fast.common.paths import Roots
 from sriov_fast.common.record import Link, LinkSettings, Vf
 from sriov_fast.kernel.backend import nl
@@ -29,11 +28,11 @@ _IFF_NOARP = 0x80  # linux/if.h
 _NO_ADDRESSES = 1  # IN6_ADDR_GEN_MODE_NONE, linux/if_link.h
 _HEADER = ("PF", "VF", "PCI", "NETDEV", "WARM", "")
 _DISABLE_IPV6 = "/proc/sys/net/ipv6/conf/{}/disable_ipv6"
-_ADVICE = "see that the VF is as it should be, then delete the file"
+_ADVICE = "restore the VF's settings, then delete the file"
 
 
 class Before(NamedTuple):
-    """The state of a VF before it was made warm; ``None`` where the kernel has no IPv6."""
+    """The state of a VF before it was made warm; ``None`` if the kernel has no IPv6."""
 
     boot: str
     incarnation: list[int]
@@ -57,20 +56,19 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     summary = "keep free VFs up and quiet, so that a pod's link is there at once (attach: macvlan)"
     parser = subparsers.add_parser("warm", help=summary, description=summary)
     parser.add_argument("pf", nargs="+", metavar="PF", help="network device of a PF")
-    parser.add_argument("--off", action="store_true", help="restore what was there before")
+    parser.add_argument("--off", action="store_true", help="restore the state before")
     parser.add_argument("--json", action="store_true", help="print JSON")
     parser.set_defaults(run=_run)
 
 
 def _run(args: argparse.Namespace) -> int:
-    here = paths.from_environment()
+    roots = paths.from_environment()
     try:
-        states = [state for name in args.pf for state in _changed(name, here, off=args.off)]
-    except (SriovError, OSError, ValueError) as error:
-        print(f"sriov-fast warm: {error}", file=sys.stderr)
-        return 1
+        states = [state for name in args.pf for state in _changed(name, roots, off=args.off)]
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
     if args.json:
-        _print_json(states)
+        output.print_json(list(map(_plain, states)))
     elif states:
         print("\n".join(table.lines([_HEADER, *map(_row, states)])))
     return int(args.off and any(state.warm for state in states))
@@ -87,7 +85,7 @@ def _changed(name: str, here: Roots, *, off: bool) -> Iterator[State]:
 
 
 class Warmth:
-    """The warm VFs of a node, and the state that each had before."""
+    """The warm VFs of a node, and the state of each before."""
 
     def __init__(self, here: Roots) -> None:
         self._here = here
@@ -97,7 +95,7 @@ class Warmth:
     # --- looking
 
     def marked(self) -> set[str]:
-        """Return the PCI addresses of the VFs that were made warm; none where we may not look."""
+        """Return the PCI addresses of the VFs that were made warm; none without permission to read them."""
         try:
             return {name for name in os.listdir(self._directory) if name[0] != "."}
         except (FileNotFoundError, PermissionError):
@@ -119,7 +117,7 @@ class Warmth:
     # --- changing
 
     def warm(self, host: nl.Socket, vf: Vf) -> str:
-        """Make a free VF warm; return why not, "" where it is."""
+        """Make a free VF warm; return why it is not, "" on success."""
         lock = locks.attempt(self._here.run, f"vf-{vf.pci}", "sriov-fast warm")
         if lock is None:
             return "a request is using it"
@@ -140,7 +138,7 @@ class Warmth:
         return ""
 
     def cool(self, host: nl.Socket, vf: Vf) -> str:
-        """Restore the state from before ``warm``; return why not, "" where that is done."""
+        """Restore the state before ``warm``; return why it was not, "" on success."""
         if not self.is_marked(vf.pci):
             return ""
         lock = locks.attempt(self._here.run, f"vf-{vf.pci}", "sriov-fast warm --off")
@@ -169,14 +167,14 @@ class Warmth:
         )
 
     def _before(self, pci: str) -> Before | None:
-        """Return the state from before, None where there is none of this boot and of this device."""
+        """Return the state before, None if there is none of this boot and of this device."""
         path = self._directory / pci
         try:
             before = Before(**json.loads(path.read_bytes(), str(path), own=True))
         except FileNotFoundError:
             return None
         except (DecodeError, TypeError) as error:
-            raise FileError(f"{path} is not as we write it: {error}", _ADVICE) from error
+            raise FileError(f"{path} has an unknown format: {error}", _ADVICE) from error
         now = list(find.incarnation(pci, self._here))
         return before if (before.boot, before.incarnation) == (self._journal.boot(), now) else None
 
@@ -194,7 +192,7 @@ def _quieten(host: nl.Socket, link: Link) -> None:
 
 
 def _restore(host: nl.Socket, link: Link, before: Before) -> None:
-    """Restore the state from before. IPv6 comes last: the kernel then makes its address as it was."""
+    """Restore the state before. IPv6 comes last: the kernel then makes the same address again."""
     _set(host, link, up=before.up, noarp=before.noarp, addrgenmode=before.addrgenmode)
     if before.disable_ipv6 is not None:
         _set_sysctl(link.name, before.disable_ipv6)
@@ -240,7 +238,7 @@ def _set_sysctl(name: str, value: str) -> None:
         file.write(value)
 
 
-# --- showing
+# --- output
 
 
 def _row(state: State) -> tuple[str, ...]:
@@ -248,18 +246,12 @@ def _row(state: State) -> tuple[str, ...]:
     return (state.pf, str(vf.index), vf.pci, vf.netdev or "-", "yes" if state.warm else "no", state.why)
 
 
-def _print_json(states: list[State]) -> None:
-    import orjson
-
-    document: list[dict[str, Any]] = [
-        {
-            "pf": state.pf,
-            "vf": state.vf.index,
-            "pci": state.vf.pci,
-            "netdev": state.vf.netdev,
-            "warm": state.warm,
-            "why": state.why or None,
-        }
-        for state in states
-    ]
-    sys.stdout.write(orjson.dumps(document, option=orjson.OPT_INDENT_2).decode() + "\n")
+def _plain(state: State) -> dict[str, Any]:
+    return {
+        "pf": state.pf,
+        "vf": state.vf.index,
+        "pci": state.vf.pci,
+        "netdev": state.vf.netdev,
+        "warm": state.warm,
+        "why": state.why or None,
+    }

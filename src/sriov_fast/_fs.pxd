@@ -66,7 +66,7 @@ cdef extern from "Python.h":
 
 cdef enum:
     DIRENTS = 16384  # bytes of directory entries read at once
-    NAME_ROOM = 256  # a file name and its NUL (NAME_MAX is 255)
+    NAME_SIZE = 256  # a file name and its NUL (NAME_MAX is 255)
     NUMBER_DIGITS = 9  # of a VF index or an IRQ number: fits an int
 
 
@@ -74,7 +74,7 @@ cdef struct Numbers:
     # A growing list. Its owner zeroes it first and frees ``at`` at the end.
     int *at
     size_t used
-    size_t room
+    size_t capacity
 
 
 cdef inline bytes path_bytes(str path):
@@ -118,15 +118,15 @@ cdef inline int decimal(const char *text) noexcept nogil:
 
 cdef inline int add_number(Numbers *numbers, int value) noexcept nogil:
     """Append. Returns 0 or -ENOMEM."""
-    cdef size_t room
+    cdef size_t capacity
     cdef int *moved
-    if numbers.used == numbers.room:
-        room = numbers.room * 2 if numbers.room else 64
-        moved = <int *>realloc(numbers.at, room * sizeof(int))
+    if numbers.used == numbers.capacity:
+        capacity = numbers.capacity * 2 if numbers.capacity else 64
+        moved = <int *>realloc(numbers.at, capacity * sizeof(int))
         if moved == NULL:
             return -ENOMEM
         numbers.at = moved
-        numbers.room = room
+        numbers.capacity = capacity
     numbers.at[numbers.used] = value
     numbers.used += 1
     return 0
@@ -171,7 +171,7 @@ cdef inline int numbers_in(int fd, const char *prefix, Numbers *numbers) noexcep
 
 
 cdef inline int smallest_name(int fd, char *name) noexcept nogil:
-    """Put the smallest name of the open directory, by its bytes, into ``name`` (NAME_ROOM; "" if empty).
+    """Put the smallest name of the open directory, by its bytes, into ``name`` (NAME_SIZE; "" if empty).
 
     Returns 0 or -errno.
     """
@@ -199,15 +199,15 @@ cdef inline int open_dir(int fd, const char *path) noexcept nogil:
     return opened if opened >= 0 else -errno
 
 
-cdef inline ssize_t read_at(int fd, const char *path, char *buffer, size_t room) noexcept nogil:
-    """Read a small file, at most ``room`` - 1 bytes, and end it with NUL. Returns the length or -errno."""
+cdef inline ssize_t read_at(int fd, const char *path, char *buffer, size_t capacity) noexcept nogil:
+    """Read at most ``capacity`` - 1 bytes of a file, and append NUL. Returns the length or -errno."""
     cdef ssize_t got = 0
     cdef size_t used = 0
     cdef int file = openat(fd, path, O_RDONLY | O_CLOEXEC)
     if file < 0:
         return -errno
-    while used < room - 1:
-        got = read(file, buffer + used, room - 1 - used)
+    while used < capacity - 1:
+        got = read(file, buffer + used, capacity - 1 - used)
         if got <= 0:
             break
         used += got

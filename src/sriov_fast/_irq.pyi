@@ -1,4 +1,4 @@
-"""The interrupt surface, the same for ``_irq.pyx`` and ``_irq_py.py``."""
+"""The interface of ``_irq.pyx`` and ``kernel/_irq_py.py``."""
 
 from collections.abc import Sequence
 

@@ -37,7 +37,7 @@ from sriov_fast._fs cimport (
 
 
 cdef enum:
-    MASK_ROOM = 2305  # 9 characters for each of the 256 groups of 8192 CPUs, the most that Linux supports
+    MASK_SIZE = 2305  # 9 characters for each of the 256 groups of 8192 CPUs, the most that Linux supports
     MAX_IRQ = 2147483647
 
 
@@ -95,12 +95,12 @@ def read_masks(irqs not None, str root not None="/proc"):
     cdef char *text = NULL
     try:
         jobs = _jobs(wanted)
-        text = <char *>malloc(count * MASK_ROOM + 1)
+        text = <char *>malloc(count * MASK_SIZE + 1)
         if text == NULL:
             raise MemoryError
         with nogil:
             for i in range(count):
-                jobs[i].mask = text + i * MASK_ROOM
+                jobs[i].mask = text + i * MASK_SIZE
                 _read_mask(proc, &jobs[i])
         return [_mask_text(&jobs[i], root) for i in range(count)]
     finally:
@@ -168,7 +168,7 @@ cdef void _read_mask(const char *proc, Job *job) noexcept nogil:
     cdef char path[PATH_MAX]
     job.length = -ENAMETOOLONG
     if _mask_path(proc, job.irq, path):
-        job.length = read_at(AT_FDCWD, path, job.mask, MASK_ROOM)
+        job.length = read_at(AT_FDCWD, path, job.mask, MASK_SIZE)
 
 
 cdef str _mask_text(Job *job, str root):

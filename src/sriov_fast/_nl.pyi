@@ -1,4 +1,4 @@
-"""The netlink surface, the same for ``_nl.pyx`` and ``kernel/_nl_py.py``."""
+"""The interface of ``_nl.pyx`` and ``kernel/_nl_py.py``."""
 
 from types import TracebackType
 from typing import Any, Self
@@ -34,7 +34,7 @@ class Batch:
     def add_route(self, index: int, route: Route) -> None: ...
 
 class Replies:
-    """What a batch that was sent is answered with; every message of every datagram is checked here."""
+    """The answers to a batch, checked message by message."""
 
     def __init__(self, batch: Batch, first: int, port: int) -> None: ...
     @property

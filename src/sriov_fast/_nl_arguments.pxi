@@ -1,4 +1,4 @@
-# Arguments: check what Python code gives, and raise ValueError with the value where it cannot be meant.
+# Checks of arguments. ValueError names the argument and the value that the kernel cannot take.
 
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_GET_SIZE
 from libc.stdint cimport uint8_t, uint32_t
@@ -44,24 +44,24 @@ cdef int parse_mac(object value, uint8_t *mac) except -1:
     return 0
 
 
-cdef bytes interface_name(object value, int room=IFNAMSIZ):
-    # As dev_valid_name() in net/core/dev.c, whose isspace() is Latin-1's; and nothing that cannot be printed.
+cdef bytes interface_name(object value, int size=IFNAMSIZ):
+    # Accept a printable name that dev_valid_name() takes (net/core/dev.c, isspace() as in Latin-1).
     cdef bint readable = isinstance(value, str) and value.isprintable()
     cdef bytes text = value.encode("utf-8", "replace") if readable else b""
     cdef uint8_t char
-    cdef bint good = 0 < PyBytes_GET_SIZE(text) < room and text not in (b".", b"..")
+    cdef bint good = 0 < PyBytes_GET_SIZE(text) < size and text not in (b".", b"..")
     for char in text:
         if char in (32, 47, 58, 160):  # space, '/', ':'
             good = False
     if not good:
         raise ValueError(
-            f"interface name {value!r}: not 1 to {room - 1} bytes without white space, '/' and ':'"
+            f"interface name {value!r}: not 1 to {size - 1} bytes without white space, '/' and ':'"
         )
     return text
 
 
 cdef bytes alternative_name(object value):
-    # Whatever the kernel shows: a pod may have chosen the name, and it must be possible to remove it.
+    # Accept any bytes: a pod may have chosen the name, and it must be removable.
     cdef bytes text = value.encode("utf-8", "surrogateescape") if isinstance(value, str) else b""
     if not 0 < PyBytes_GET_SIZE(text) < ALTIFNAMSIZ or b"\0" in text:
         raise ValueError(f"alternative name {value!r}: not 1 to {ALTIFNAMSIZ - 1} bytes")
@@ -69,7 +69,7 @@ cdef bytes alternative_name(object value):
 
 
 cdef int parse_ip(bytes text, Cidr *out) noexcept:
-    # inet_pton() stops at a NUL byte, so one inside would hide what follows.
+    # inet_pton() stops at a NUL byte and would ignore the bytes behind it.
     cdef const char *at = PyBytes_AS_STRING(text)
     cdef size_t size = PyBytes_GET_SIZE(text)
     if memchr(at, 0, size) != NULL:

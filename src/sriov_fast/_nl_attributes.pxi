@@ -1,17 +1,17 @@
-# Reading attributes: every step stays inside of the bytes that were received.
+# Reading of attributes, within the bounds of the received bytes.
 
 from libc.stdint cimport uint8_t, uint32_t
 from libc.string cimport memchr, memcpy
 
 
 cdef struct Span:
-    # Bytes still to be read.
+    # The bytes that are not read yet.
     const uint8_t *at
     const uint8_t *end
 
 
 cdef const nlattr *next_attr(Span *span) noexcept nogil:
-    # The next attribute, or NULL where none is left that fits.
+    # Return the next attribute, or NULL if no other one fits.
     cdef size_t left = span.end - span.at
     cdef const nlattr *attr = <const nlattr *>span.at
     if left < sizeof(nlattr) or attr.nla_len < sizeof(nlattr) or attr.nla_len > left:
@@ -32,7 +32,7 @@ cdef inline int kind_of(const nlattr *attr) noexcept nogil:
 
 
 cdef inline const uint8_t *payload(const nlattr *attr, size_t size) noexcept nogil:
-    # The payload, or NULL where it is shorter than ``size``.
+    # Return the payload, or NULL if it is shorter than ``size``.
     return <const uint8_t *>attr + sizeof(nlattr) if attr.nla_len >= sizeof(nlattr) + size else NULL
 
 
@@ -68,7 +68,7 @@ cdef str mac_text(const uint8_t *mac, Py_ssize_t size):
 
 
 cdef str ip_text(int family, const nlattr *attr):
-    # "" where there is no such attribute, or where it is no address of the family.
+    # Return "" for NULL, and for an attribute without an address of the family.
     cdef char text[64]
     cdef const uint8_t *raw = payload(attr, 4 if family == AF_INET else 16) if attr != NULL else NULL
     if raw == NULL or inet_ntop(family, raw, text, 64) == NULL:
@@ -89,6 +89,6 @@ cdef const nlattr *find(Span span, int kind) noexcept nogil:
 
 
 cdef uint32_t inner_u32(const nlattr *nest, int kind) noexcept nogil:
-    # Return the number of one kind in a nest, 0 where there is none.
+    # Return the number of one kind in a nest, 0 without one.
     cdef const nlattr *attr = inner(nest, kind)
     return u32_of(attr) if attr != NULL else 0

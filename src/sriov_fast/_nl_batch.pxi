@@ -14,9 +14,9 @@ cdef class Batch(Buffer):
     def get_link(self, *, index=0, name="", vf=-1, mac=""):
         """Append ``RTM_GETLINK`` of one device, by index or by name: ``ip link show dev $name``.
 
-        A name may be an alternative one. The answer is a ``Link``. With ``vf`` it also carries what the PF
-        holds for that one VF (and the number of VFs); that makes many drivers ask their firmware about every
-        VF, so ask once. With ``mac`` it carries which other VF has that MAC.
+        A name may be an alternative one. The answer is a ``Link``. With ``vf`` it has the PF's settings of
+        that VF, and the number of VFs; many drivers then query their firmware about every VF, so ask once.
+        With ``mac`` it has another VF with that MAC.
         """
         cdef int wanted = <int>number(vf, "vf", 0, 65535) if vf != -1 else -1
         cdef bytes text = None
@@ -45,11 +45,11 @@ cdef class Batch(Buffer):
             memcpy(item.mac, address, 6)
 
     def set_vf(self, pf_index, vf, settings):
-        """Append one ``RTM_SETLINK`` that sets what ``settings`` gives of one VF, through its PF.
+        """Append one ``RTM_SETLINK`` that makes ``settings`` of one VF, through its PF.
 
         ``ip link set $pf vf $vf mac $mac vlan $vlan qos $qos proto $proto min_tx_rate $min max_tx_rate $max
         spoofchk on link-state auto trust on``, in one request with one ``IFLA_VF_INFO``. The kernel applies
-        them in its own order (MAC, VLAN, rates, spoof check, link state, trust), stops at the first that
+        them in its own order (MAC, VLAN, rates, spoof check, link state, trust), stops at the first one that
         the driver refuses and keeps those before it.
 
         Rates are in Mbit/s. ``max_tx_rate`` alone goes as ``IFLA_VF_TX_RATE``, and the kernel keeps the
@@ -64,15 +64,15 @@ cdef class Batch(Buffer):
     def set_link(
         self, index, *, netns_fd=-1, name="", mac="", mtu=0, up=None, master=-1, settings=None
     ):
-        """Append one ``RTM_SETLINK`` of one device, with whatever is given.
+        """Append one ``RTM_SETLINK`` of one device, with the arguments that are given.
 
         ``ip link set dev $if netns $ns name $name address $mac mtu $mtu up master $master``, in one request:
         the kernel moves the device first, then sets MAC and MTU (bytes), renames it, brings it up or down
-        and at last gives it to a master, by index (0: takes it from its master).
-        It stops at the first step that fails and undoes none: a name that is taken in the namespace is
-        EEXIST, with the device in there already under its old name (or, where that is taken too, not moved).
+        and at last attaches it to a master, by index (0: detaches it).
+        It stops at the first step that fails and undoes none: if the name exists in the namespace, the error
+        is EEXIST, with the device moved under its old name, or not moved if that exists as well.
 
-        Of ``settings`` (a ``LinkSettings``) those that are not None are set:
+        The values of ``settings`` (a ``LinkSettings``) that are not None are set:
         ``ip link set dev $if promisc off txqueuelen 1000 alias "" group 0 ...``.
         """
         cdef ifinfomsg info
@@ -113,14 +113,14 @@ cdef class Batch(Buffer):
         self.finish(f"add macvlan {name} to ifindex {index}")
 
     def del_link(self, index):
-        """Append ``RTM_DELLINK``: ``ip link delete dev $if``; EOPNOTSUPP for what cannot be deleted."""
+        """Append ``RTM_DELLINK``: ``ip link delete dev $if``; EOPNOTSUPP for a physical device."""
         self.start_link(RTM_DELLINK, 0, index)
         self.finish(f"delete link of ifindex {index}")
 
     def add_altname(self, index, name, *more):
         """Append ``RTM_NEWLINKPROP``: ``ip link property add dev $if altname $name altname ...``.
 
-        EEXIST where a name is taken; those before it are added, those after it are not.
+        EEXIST if a name exists; the names before it are added, those after it are not.
         """
         self.change_altnames(RTM_NEWLINKPROP, NLM_F_CREATE | NLM_F_EXCL, index, (name, *more))
         self.finish(f"add altname {name} to ifindex {index}")
@@ -143,8 +143,8 @@ cdef class Batch(Buffer):
     def drop_xdp(self, index, mode):
         """Append one ``RTM_SETLINK`` that detaches one mode's XDP program: ``ip link set $if xdpdrv off``.
 
-        ``mode`` is its place in ``Link.xdp``: 0 generic, 1 driver, 2 offload. A program that a bpf_link holds
-        is EBUSY.
+        ``mode`` is its place in ``Link.xdp``: 0 generic, 1 driver, 2 offload. The error is EBUSY for a
+        program that a bpf_link attached.
         """
         cdef int32_t none = -1
         cdef uint32_t flags = XDP_FLAGS_SKB_MODE << number(mode, "mode", 0, 2)
@@ -159,10 +159,9 @@ cdef class Batch(Buffer):
     def add_address(self, index, cidr):
         """Append ``RTM_NEWADDR``: ``ip address add $cidr [brd +] dev $if [nodad]``.
 
-        IPv4 gets the broadcast address of its network where that has one (prefix below 31), as CNI's own
-        plugins do. IPv6 gets no duplicate address detection (IFA_F_NODAD): the address comes from an
-        allocator that gives it once, and would otherwise be unusable for a second or two. An address that
-        is there is EEXIST.
+        IPv4 gets the broadcast address of its network if that has one (prefix below 31), as in CNI's own
+        plugins. IPv6 gets no duplicate address detection (IFA_F_NODAD): an allocator gives each address once,
+        and the detection would make it unusable for a second or two. EEXIST if the address exists.
         """
         cdef ifaddrmsg head
         cdef Cidr ip
@@ -187,10 +186,10 @@ cdef class Batch(Buffer):
         ``ip route prepend $dst via $gw dev $if metric $n table $t scope $s mtu $bytes advmss $bytes``, and
         ``onlink``.
 
-        Type unicast, protocol boot, and CREATE without EXCL, all as CNI's own plugins do: a second gateway
-        for one destination is no error (IPv6 balances over both, in IPv4 the later one wins); the very same
-        route is EEXIST. Without a scope, one with a gateway is universe and one without is link, as ``ip``
-        has it. ``onlink`` has the kernel take a gateway that no address of the device reaches.
+        Type unicast, protocol boot, and CREATE without EXCL, as in CNI's own plugins: a second gateway for
+        one destination is no error (IPv6 balances over both, in IPv4 the later one is used); EEXIST for an
+        identical route. Without a scope, a route with a gateway is universe and one without is link, as with
+        ``ip``. ``onlink`` lets the kernel accept a gateway outside the networks of the device's addresses.
         """
         cdef rtmsg head
         cdef Cidr dst, gw

@@ -7,7 +7,7 @@ from libc.string cimport memcpy
 
 
 def bpf(int command, bytearray attributes not None, dict buffers=None):
-    """Do one ``bpf(command)`` (bpf(2)), in the namespace that the thread is in; return what it returns.
+    """Do one ``bpf(command)`` (bpf(2)), in the namespace of the thread; return its result.
 
     ``attributes`` is the command's part of union bpf_attr. The addresses of ``buffers`` are put into it, each
     at its offset. The kernel writes into both. Raises OSError.

@@ -1,4 +1,4 @@
-# The bytes of a batch, and where its messages begin.
+# The bytes of a batch, and the positions of its messages.
 
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
 from cpython.mem cimport PyMem_Free, PyMem_Realloc
@@ -6,7 +6,7 @@ from libc.stdint cimport uint8_t, uint16_t, uint32_t
 from libc.string cimport memcpy, memset
 
 
-cdef size_t FIRST_ROOM = 1024   # bytes of a new batch: the messages of a whole ADD
+cdef size_t FIRST_CAPACITY = 1024   # bytes of a new batch: the messages of a whole ADD
 cdef size_t MOST_SENT = 65536   # bytes of one send; the kernel takes what fits in net.core.wmem_default
 
 
@@ -24,12 +24,12 @@ cdef inline size_t aligned(size_t size) noexcept nogil:
 
 
 cdef class Buffer:
-    """Encoded messages, in one piece of memory. A message that was started and not finished is dropped."""
+    """Encoded messages in one block of memory. A message that was started and not finished is dropped."""
 
     cdef uint8_t *data
-    cdef size_t room, size, end   # bytes: allocated; written; written by complete messages
+    cdef size_t capacity, size, end   # bytes: allocated; written; written by complete messages
     cdef Item *items
-    cdef Py_ssize_t item_room, count
+    cdef Py_ssize_t item_capacity, count
     cdef list operations
     cdef bint busy
 
@@ -52,18 +52,18 @@ cdef class Buffer:
     cdef uint8_t *reserve(self, size_t size) except NULL:
         # Return zeroed space for ``size`` bytes and their padding, at the end; it moves with the next call.
         cdef size_t wanted = self.size + aligned(size)
-        cdef size_t room = self.room or FIRST_ROOM
+        cdef size_t capacity = self.capacity or FIRST_CAPACITY
         cdef uint8_t *data
         if self.busy:
             raise RuntimeError("a batch cannot change while it is being sent")
-        while room < wanted:
-            room *= 2
-        if room != self.room:
-            data = <uint8_t *>PyMem_Realloc(self.data, room)
+        while capacity < wanted:
+            capacity *= 2
+        if capacity != self.capacity:
+            data = <uint8_t *>PyMem_Realloc(self.data, capacity)
             if data == NULL:
                 raise MemoryError
             self.data = data
-            self.room = room
+            self.capacity = capacity
         data = self.data + self.size
         memset(data, 0, aligned(size))
         self.size = wanted
@@ -86,7 +86,7 @@ cdef class Buffer:
         return 0
 
     cdef Item *finish(self, str operation) except NULL:
-        # End the message that was started; ``operation`` says in words what it asks for, for its error.
+        # End the message that was started. ``operation`` describes the request, for errors.
         cdef Item *item = self.next_item()
         self.operations.append(operation)
         (<nlmsghdr *>(self.data + self.end)).nlmsg_len = <uint32_t>(self.size - self.end)
@@ -100,14 +100,14 @@ cdef class Buffer:
 
     cdef Item *next_item(self) except NULL:
         cdef Item *items
-        cdef Py_ssize_t room
-        if self.count == self.item_room:
-            room = self.item_room * 2 or 16
-            items = <Item *>PyMem_Realloc(self.items, room * sizeof(Item))
+        cdef Py_ssize_t capacity
+        if self.count == self.item_capacity:
+            capacity = self.item_capacity * 2 or 16
+            items = <Item *>PyMem_Realloc(self.items, capacity * sizeof(Item))
             if items == NULL:
                 raise MemoryError
             self.items = items
-            self.item_room = room
+            self.item_capacity = capacity
         return &self.items[self.count]
 
     cdef int put(self, uint16_t kind, const void *payload, size_t size) except -1:
@@ -148,7 +148,7 @@ cdef void number_messages(uint8_t *data, Buffer batch, uint32_t first) noexcept:
 
 
 cdef Py_ssize_t end_of_part(Buffer batch, Py_ssize_t first) noexcept:
-    # Return the end of the messages from ``first`` on that one send takes: all, except in a large batch.
+    # Return the end of the messages from ``first`` on that one send takes; all of them, if they fit.
     cdef size_t limit = batch.items[first].at + MOST_SENT
     cdef Py_ssize_t end = first + 1
     if batch.end <= limit:

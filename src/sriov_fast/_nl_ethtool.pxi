@@ -10,7 +10,7 @@ from libc.string cimport memset
 cdef union NamedValue:
     int index
     void *data
-    uint8_t room[24]
+    uint8_t padding[24]
 
 
 cdef struct NamedRequest:
@@ -20,7 +20,7 @@ cdef struct NamedRequest:
 
 
 cdef int ethtool_once(int fd, int index, uint8_t *data) noexcept nogil:
-    # SIOCETHTOOL takes a name, so the name that the device has now is asked for just before.
+    # SIOCETHTOOL takes a name, so the device's current name is read just before.
     cdef NamedRequest asked
     memset(&asked, 0, sizeof(asked))
     asked.value.index = index
@@ -45,7 +45,7 @@ def ethtool(int socket_fd, index, bytes request not None):
     with nogil:
         failed = ethtool_once(socket_fd, which, data)
         if failed and errno == ENODEV:
-            failed = ethtool_once(socket_fd, which, data)  # it may have been renamed in between
+            failed = ethtool_once(socket_fd, which, data)  # a rename in between
     if failed:
         PyErr_SetFromErrno(OSError)
     return answer

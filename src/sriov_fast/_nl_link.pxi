@@ -1,4 +1,4 @@
-# Devices: the settings of a RTM_SETLINK, and RTM_NEWLINK as a ``Link``.
+# The settings of a RTM_SETLINK, and the decoding of RTM_NEWLINK.
 
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_GET_SIZE
 from libc.stdint cimport int32_t, uint8_t, uint16_t, uint32_t
@@ -7,7 +7,7 @@ from sriov_fast.common.record import Link, LinkSettings
 
 
 cdef int set_flags(ifinfomsg *info, object up, object settings) except -1:
-    # Say which flags change: IFF_UP where ``up`` is not None, the settable ones where ``settings`` has them.
+    # Set the flags to change: IFF_UP unless ``up`` is None, and the settable ones of ``settings``.
     if up is not None:
         info.ifi_change = IFF_UP
         info.ifi_flags = IFF_UP if up else 0
@@ -53,7 +53,7 @@ cdef int put_addrgenmode(Buffer out, object mode) except -1:
 
 
 cdef tuple alternative_names(const nlattr *properties):
-    # IFLA_PROP_LIST: a row of IFLA_ALT_IFNAME.
+    # IFLA_PROP_LIST contains IFLA_ALT_IFNAME, one for each name.
     cdef Span span = inside(properties)
     cdef list found = []
     cdef const nlattr *attr = next_attr(&span)
@@ -95,14 +95,14 @@ cdef int read_setting(const nlattr *attr, dict found) except -1:
 
 
 cdef object is_ipv6_disabled(const nlattr *families):
-    # The device's sysctl disable_ipv6, None where the kernel does not report it.
+    # Return the device's sysctl disable_ipv6, None if the kernel does not report it.
     cdef const nlattr *conf = inner(inner(families, AF_INET6), IFLA_INET6_CONF)
     cdef const uint8_t *values = payload(conf, 4 * (DEVCONF_DISABLE_IPV6 + 1)) if conf != NULL else NULL
     return None if values == NULL else (<const int32_t *>values)[DEVCONF_DISABLE_IPV6] != 0
 
 
 cdef int put_macvlan(Buffer out) except -1:
-    # The attributes of a macvlan: mode passthru, without promiscuous mode of the device under it.
+    # Append the attributes of a macvlan: mode passthru, without promiscuous mode of the device under it.
     cdef uint16_t flags = MACVLAN_FLAG_NOPROMISC
     cdef size_t info, data
     info = out.open_nest(IFLA_LINKINFO)
@@ -115,78 +115,75 @@ cdef int put_macvlan(Buffer out) except -1:
     return 0
 
 
+cdef bint read_link_attr(const nlattr *attr, dict found) except -1:
+    # Store an attribute of a ``Link``; return False for any other one.
+    cdef int kind = kind_of(attr)
+    cdef const nlattr *driver
+    if kind == IFLA_IFNAME:
+        found["name"] = text_of(attr)
+    elif kind == IFLA_ADDRESS:
+        found["mac"] = mac_text(payload(attr, 0), attr.nla_len - sizeof(nlattr))
+    elif kind == IFLA_MTU:
+        found["mtu"] = u32_of(attr)
+    elif kind == IFLA_LINK:
+        found["lower"] = u32_of(attr)
+    elif kind == IFLA_MASTER:
+        found["master"] = u32_of(attr)
+    elif kind == IFLA_PROP_LIST:
+        found["altnames"] = alternative_names(attr)
+    elif kind == IFLA_PERM_ADDRESS:
+        found["perm"] = mac_text(payload(attr, 0), attr.nla_len - sizeof(nlattr))
+    elif kind == IFLA_PARENT_DEV_NAME:
+        found["parent"] = text_of(attr)
+    elif kind == IFLA_XDP:
+        found["xdp"] = (
+            inner_u32(attr, IFLA_XDP_SKB_PROG_ID),
+            inner_u32(attr, IFLA_XDP_DRV_PROG_ID),
+            inner_u32(attr, IFLA_XDP_HW_PROG_ID),
+        )
+    elif kind == IFLA_LINKINFO:
+        driver = inner(attr, IFLA_INFO_KIND)
+        found["kind"] = text_of(driver) if driver != NULL else ""
+    else:
+        return False
+    return True
+
+
 cdef object decode_link(const uint8_t *body, size_t size, const Item *asked):
     cdef const ifinfomsg *info = <const ifinfomsg *>body
     cdef Span span
     cdef const nlattr *attr
     cdef const nlattr *vf_info = NULL
-    cdef const nlattr *xdp = NULL
-    cdef const nlattr *families = NULL
-    cdef const nlattr *info_kind
-    cdef str name = "", mac = "", parent = "", perm = "", driver = ""
-    cdef tuple altnames = ()
-    cdef dict found = {"flags": info.ifi_flags & SETTABLE_FLAGS, "alias": ""}
-    cdef uint32_t mtu = 0, num_vf = 0, lower = 0, master = 0
+    cdef dict found = {"name": "", "mac": "", "mtu": 0}
+    cdef dict settings = {"flags": info.ifi_flags & SETTABLE_FLAGS, "alias": ""}
+    cdef uint32_t num_vf = 0
     cdef bint is_lower_here = True
-    cdef int kind, holder = -1
+    cdef int holder = -1
     span.at = body + sizeof(ifinfomsg)
     span.end = body + size
     attr = next_attr(&span)
     while attr != NULL:
-        kind = kind_of(attr)
-        if kind == IFLA_IFNAME:
-            name = text_of(attr)
-        elif kind == IFLA_ADDRESS:
-            mac = mac_text(payload(attr, 0), attr.nla_len - sizeof(nlattr))
-        elif kind == IFLA_MTU:
-            mtu = u32_of(attr)
-        elif kind == IFLA_LINK:
-            lower = u32_of(attr)
-        elif kind == IFLA_LINK_NETNSID:
-            is_lower_here = False
-        elif kind == IFLA_MASTER:
-            master = u32_of(attr)
-        elif kind == IFLA_PROP_LIST:
-            altnames = alternative_names(attr)
-        elif kind == IFLA_NUM_VF:
+        if kind_of(attr) == IFLA_NUM_VF:
             num_vf = u32_of(attr)
-        elif kind == IFLA_VFINFO_LIST:
+        elif kind_of(attr) == IFLA_VFINFO_LIST:
             vf_info = find_vf(&span, attr, num_vf, asked, &holder)
-        elif kind == IFLA_PERM_ADDRESS:
-            perm = mac_text(payload(attr, 0), attr.nla_len - sizeof(nlattr))
-        elif kind == IFLA_PARENT_DEV_NAME:
-            parent = text_of(attr)
-        elif kind == IFLA_XDP:
-            xdp = attr
-        elif kind == IFLA_LINKINFO:
-            info_kind = inner(attr, IFLA_INFO_KIND)
-            driver = text_of(info_kind) if info_kind != NULL else ""
-        else:
-            families = attr if kind == IFLA_AF_SPEC else families
-            read_setting(attr, found)
+        elif kind_of(attr) == IFLA_LINK_NETNSID:
+            is_lower_here = False
+        elif kind_of(attr) == IFLA_AF_SPEC:
+            found["disable_ipv6"] = is_ipv6_disabled(attr)
+            read_setting(attr, settings)
+        elif not read_link_attr(attr, found):
+            read_setting(attr, settings)
         attr = next_attr(&span)
+    if not is_lower_here:
+        found["outer_lower"] = found.pop("lower", 0)
     return Link(
         index=info.ifi_index,
-        name=name,
-        mac=mac,
-        mtu=mtu,
         up=(info.ifi_flags & IFF_UP) != 0,
         carrier=(info.ifi_flags & IFF_LOWER_UP) != 0,
-        parent=parent,
-        perm=perm,
-        lower=lower if is_lower_here else 0,
-        outer_lower=0 if is_lower_here else lower,
-        master=master,
-        altnames=altnames,
         num_vf=num_vf,
         vf=vf_settings(vf_info) if vf_info != NULL else None,
-        settings=LinkSettings(**found),
-        xdp=(
-            inner_u32(xdp, IFLA_XDP_SKB_PROG_ID),
-            inner_u32(xdp, IFLA_XDP_DRV_PROG_ID),
-            inner_u32(xdp, IFLA_XDP_HW_PROG_ID),
-        ),
         holder=holder,
-        kind=driver,
-        disable_ipv6=is_ipv6_disabled(families),
+        settings=LinkSettings(**settings),
+        **found,
     )

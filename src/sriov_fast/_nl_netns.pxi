@@ -6,58 +6,58 @@ from libc.errno cimport EIO, errno
 from libc.stdlib cimport abort
 
 
-cdef int enter_netns(int netns_fd, int *home) noexcept nogil:
-    # Takes the calling thread into a namespace; ``home`` is for leave_netns. 0, or -1 with errno and unmoved.
+cdef int enter_netns(int netns_fd, int *own) noexcept nogil:
+    # Move the calling thread to a namespace; ``own`` is for leave_netns. Return 0, or -1 with errno, unmoved.
     cdef int error
-    home[0] = -1
+    own[0] = -1
     if netns_fd < 0:
         return 0
-    home[0] = c_open(b"/proc/thread-self/ns/net", O_RDONLY | O_CLOEXEC)
-    if home[0] < 0:
+    own[0] = c_open(b"/proc/thread-self/ns/net", O_RDONLY | O_CLOEXEC)
+    if own[0] < 0:
         return -1
     if setns(netns_fd, CLONE_NEWNET) == 0:
         return 0
     error = errno
-    close(home[0])
+    close(own[0])
     set_errno(error)
     return -1
 
 
-cdef void leave_netns(int home) noexcept nogil:
-    # Takes the calling thread back, or ends the process. setns(2) fails while the kernel has no memory, so
-    # it is repeated for a second. Keeps errno.
+cdef void leave_netns(int own) noexcept nogil:
+    # Return the calling thread to its own namespace, or end the process. setns(2) fails while the kernel has
+    # no memory, so it is repeated for a second. Keeps errno.
     cdef int error = errno
     cdef int tries = 1000
     cdef const char *text = b"sriov-fast: cannot return from a network namespace, giving up\n"
-    if home < 0:
+    if own < 0:
         return
-    while setns(home, CLONE_NEWNET) != 0:
+    while setns(own, CLONE_NEWNET) != 0:
         tries -= 1
         if tries == 0:
             c_write(2, text, 62)
             abort()
         usleep(1000)
-    close(home)
+    close(own)
     set_errno(error)
 
 
 cdef int socket_in(int netns_fd, int family, int kind, int protocol) noexcept nogil:
-    cdef int home, fd
-    if enter_netns(netns_fd, &home) != 0:
+    cdef int own, fd
+    if enter_netns(netns_fd, &own) != 0:
         return -1
     fd = c_socket(family, kind | SOCK_CLOEXEC, protocol)
-    leave_netns(home)
+    leave_netns(own)
     return fd
 
 
 cdef int write_in(int netns_fd, const char *path, const char *text, size_t size) noexcept nogil:
-    # The kernel looks /proc/sys/net up in the namespace of the thread that opens it.
-    cdef int home, fd, error
+    # The kernel resolves /proc/sys/net in the namespace of the thread that opens it.
+    cdef int own, fd, error
     cdef ssize_t written
-    if enter_netns(netns_fd, &home) != 0:
+    if enter_netns(netns_fd, &own) != 0:
         return -1
     fd = c_open(path, O_WRONLY | O_CLOEXEC)
-    leave_netns(home)
+    leave_netns(own)
     if fd < 0:
         return -1
     written = c_write(fd, text, size)

@@ -11,11 +11,10 @@ cdef object UNANSWERED = object()
 
 
 cdef class Replies:
-    """What a batch that was sent with sequence numbers from ``first`` on is answered with.
+    """The answers to a batch that was sent with sequence numbers from ``first`` on.
 
-    ``port`` is the port id of the socket that sent it. ``feed`` takes one datagram; every message in it is
-    checked in one place. ``pending`` counts the messages without an answer, ``results`` holds one entry for
-    each message.
+    ``port`` is the port id of the socket that sent it. ``feed`` takes one datagram and checks every message
+    in it. ``pending`` counts the messages without an answer, ``results`` has one entry for each message.
     """
 
     cdef Batch batch
@@ -34,20 +33,20 @@ cdef class Replies:
 
     @property
     def results(self):
-        """A list: ``Link``, ``NetlinkError`` or, for an ACK and for what has no answer yet, None."""
+        """A list: ``Link``, ``NetlinkError`` or, for an ACK and for a missing answer, None."""
         return [None if item is UNANSWERED else item for item in self.found]
 
     def feed(self, bytes datagram not None, *, uint32_t sender=0, bint truncated=False):
         """Take one datagram from port id ``sender``.
 
-        Raises NetlinkError (EPROTO, EMSGSIZE, ENOBUFS) where it cannot be what the kernel answers.
+        Raises NetlinkError (EPROTO, EMSGSIZE, ENOBUFS) for one that the kernel cannot have sent.
         """
         self.take(<const uint8_t *>PyBytes_AS_STRING(datagram), PyBytes_GET_SIZE(datagram), sender, truncated)
 
     cdef int take(self, const uint8_t *data, size_t size, uint32_t sender, bint truncated) except -1:
         cdef const nlmsghdr *head
         if sender != 0:
-            return 0  # some process's doing; only the kernel answers
+            return 0  # from another process; only the kernel answers
         if truncated:
             raise NetlinkError(EMSGSIZE, "", 0, "rtnetlink answer is truncated")
         while size:
@@ -89,7 +88,7 @@ cdef class Replies:
         return self.take_data(head, asked, position, dump)
 
     cdef int take_verdict(self, const nlmsghdr *head, Py_ssize_t position) except -1:
-        # NLMSG_ERROR, an ACK too, and NLMSG_DONE: both begin with an int that is 0 or a negative errno.
+        # NLMSG_ERROR (also as an ACK) and NLMSG_DONE begin with an int: 0 or a negative errno.
         cdef const nlmsgerr *said = <const nlmsgerr *>(<const uint8_t *>head + sizeof(nlmsghdr))
         cdef bint is_error = head.nlmsg_type == NLMSG_ERROR
         if head.nlmsg_len < sizeof(nlmsghdr) + (sizeof(nlmsgerr) if is_error else sizeof(int32_t)):
@@ -142,7 +141,7 @@ cdef class Replies:
 
 
 cdef str extack_of(const nlmsghdr *head):
-    # The kernel's own words: NLMSGERR_ATTR_MSG behind the verdict and whatever it repeats of the request.
+    # Return the kernel's message, NLMSGERR_ATTR_MSG, which follows the repeated request.
     cdef const nlmsgerr *said = <const nlmsgerr *>(<const uint8_t *>head + sizeof(nlmsghdr))
     cdef Span span
     cdef const nlattr *attr

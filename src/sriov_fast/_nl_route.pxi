@@ -1,4 +1,4 @@
-# Addresses and routes of a device: RTM_NEWADDR as text, RTM_NEWROUTE as a ``Route``.
+# The routes of RTM_NEWROUTE, and the decoding of RTM_NEWADDR and RTM_NEWROUTE.
 
 from libc.stdint cimport uint8_t, uint16_t, uint32_t
 from libc.string cimport memcpy, memset
@@ -42,7 +42,7 @@ cdef int put_metrics(Buffer out, object mtu, object advmss) except -1:
 
 
 cdef object decode_address(const uint8_t *body, size_t size):
-    # "ip/prefix"; of a point-to-point address the local end.
+    # Return "ip/prefix"; of a point-to-point address the local end.
     cdef const ifaddrmsg *head = <const ifaddrmsg *>body
     cdef Span span
     cdef const nlattr *attr
@@ -58,7 +58,7 @@ cdef object decode_address(const uint8_t *body, size_t size):
 
 
 cdef struct Path:
-    # Attributes of a route, those of the one next hop that is looked at among them.
+    # The attributes of a route and of one of its next hops.
     const nlattr *dst
     const nlattr *gateway
     const nlattr *via
@@ -126,7 +126,7 @@ cdef object route_of(const rtmsg *head, const Path *path, uint32_t flags):
 
 
 cdef int read_next_hops(const rtmsg *head, const Path *path, int index, list out) except -1:
-    # RTA_MULTIPATH: a row of struct rtnexthop, each followed by its own attributes.
+    # RTA_MULTIPATH contains struct rtnexthop, each followed by its own attributes.
     cdef Span span = inside(path.multipath)
     cdef Span attrs
     cdef const rtnexthop *hop
@@ -147,7 +147,7 @@ cdef int read_next_hops(const rtmsg *head, const Path *path, int index, list out
 
 
 cdef int decode_routes(const uint8_t *body, size_t size, int family, int index, list out) except -1:
-    # Appends the unicast routes out of one interface; of a multipath route, one for each of its hops there.
+    # Append the unicast routes out of one device; a multipath route counts once for each hop there.
     cdef const rtmsg *head = <const rtmsg *>body
     cdef Path path
     cdef Span span

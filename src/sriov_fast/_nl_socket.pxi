@@ -9,15 +9,15 @@ from libc.string cimport memset
 from sriov_fast.common.errors import NetlinkError
 
 
-cdef int RECEIVE_TIMEOUT = 30      # seconds without an answer; a large PF may hold the kernel's lock for some
+cdef int RECEIVE_TIMEOUT = 30      # seconds without an answer; a large PF may hold the RTNL lock for some
 cdef int DUMP_TRIES = 10
-cdef size_t ANSWER_SPACE = 2048    # what one queued answer may cost of the socket's receive buffer
-cdef size_t VF_LIST_SPACE = 262144  # and one with a list of VFs
-cdef size_t USUAL_SPACE = 131072   # what every socket has (net.core.rmem_default is 212992)
+cdef size_t ANSWER_SPACE = 2048    # bytes that one queued answer may take of the socket's receive buffer
+cdef size_t VF_LIST_SPACE = 262144  # the same for an answer with a list of VFs
+cdef size_t USUAL_SPACE = 131072   # receive buffer that every socket has (net.core.rmem_default is 212992)
 
 
 cdef int bind_port(int fd, uint32_t *port) noexcept nogil:
-    # Has the kernel choose a port id, and says which.
+    # Bind the socket to a port id that the kernel chooses, and return it.
     cdef sockaddr_nl own
     cdef socklen_t size = sizeof(own)
     memset(&own, 0, sizeof(own))
@@ -36,7 +36,7 @@ cdef int netlink_socket(int netns_fd, int seconds, uint32_t *port) noexcept nogi
         return -1
     limit.tv_sec = seconds
     limit.tv_usec = 0
-    # Kernels before 4.12 have no extack: errors come without text then.
+    # Kernels before 4.12 have no extack, so their errors have no text.
     setsockopt(fd, SOL_NETLINK, NETLINK_EXT_ACK, &one, sizeof(one))
     setsockopt(fd, SOL_NETLINK, NETLINK_CAP_ACK, &one, sizeof(one))
     setsockopt(fd, SOL_SOCKET, SO_RCVTIMEO, &limit, sizeof(limit))
@@ -57,7 +57,7 @@ cdef class Socket:
     cdef int fd
     cdef uint32_t port, next_seq
     cdef uint8_t *data
-    cdef size_t room, space   # bytes: of ``data``; asked for as the socket's receive buffer
+    cdef size_t capacity, space   # bytes: of ``data``; of the receive buffer
     cdef bint busy, strict
 
     def __cinit__(self, netns_fd=-1):
@@ -103,10 +103,10 @@ cdef class Socket:
 
         One system call sends it; only a batch that is larger than a send buffer takes several.
 
-        A result is a ``Link`` for ``get_link``, None for what was done and a NetlinkError for what was
-        refused; later messages are carried out all the same. With ``check`` the first refusal is raised
-        instead, after all answers are in; its ``results`` is the whole list. OSError where sending or
-        receiving fails, NetlinkError with ETIMEDOUT when no answer comes for 30 seconds.
+        A result is a ``Link`` for ``get_link``, None for another message that succeeded, and a NetlinkError
+        for one that the kernel refused, which does not stop the later ones. With ``check`` the first refusal
+        is raised after all answers have arrived; its ``results`` is the whole list. Raises OSError if sending
+        or receiving fails, NetlinkError with ETIMEDOUT after 30 seconds without an answer.
         """
         cdef list results = self.exchange(batch).results
         if not check:
@@ -132,7 +132,7 @@ cdef class Socket:
     def routes(self, index):
         """Return the unicast routes out of one device, both families: ``ip route show table all dev $if``.
 
-        Without those of the local table. ``table``, ``scope`` and ``priority`` are what the kernel says
+        Those of the local table are left out. ``table``, ``scope`` and ``priority`` are the kernel's values
         (main is 254, IPv6's default priority is 1024).
         """
         cdef int oif = number(index, "index", 1, INT_MAX)
@@ -145,7 +145,7 @@ cdef class Socket:
         return found
 
     cdef list dump(self, Batch batch):
-        # A dump that was interrupted by a change may lack something: again, some times.
+        # A change may interrupt a dump, which is then incomplete and is repeated.
         cdef Replies replies
         cdef list results
         self.be_strict()
@@ -159,7 +159,7 @@ cdef class Socket:
         raise NetlinkError(EAGAIN, "", 0, f"{batch.operations[0]}: changed while read, {DUMP_TRIES} times")
 
     cdef void be_strict(self) noexcept:
-        # Has the kernel (from 4.20 on) filter dumps by what the request says; an older one sends all.
+        # Let the kernel (from 4.20 on) filter dumps by the request's attributes; an older one sends all.
         cdef int one = 1
         if not self.strict:
             setsockopt(self.fd, SOL_NETLINK, NETLINK_GET_STRICT_CHK, &one, sizeof(one))
@@ -185,7 +185,7 @@ cdef class Socket:
         return replies
 
     cdef int make_space(self, Batch batch, Py_ssize_t first, Py_ssize_t end) except -1:
-        # The kernel queues all answers before the send returns, and drops what has no room.
+        # The kernel queues all answers before the send returns, and drops those that do not fit.
         cdef size_t wanted = 0
         cdef Py_ssize_t i
         cdef int size
@@ -203,7 +203,7 @@ cdef class Socket:
         return 0
 
     cdef Py_ssize_t send(self, Batch batch, Py_ssize_t first) except -1:
-        # Sends the messages from ``first`` on that fit; returns where the rest begins.
+        # Send the messages from ``first`` on that fit; return the position of the next one.
         cdef Py_ssize_t end = end_of_part(batch, first)
         cdef size_t at = batch.items[first].at
         cdef size_t size = (batch.end if end == batch.count else batch.items[end].at) - at
@@ -222,23 +222,23 @@ cdef class Socket:
             PyErr_CheckSignals()
 
     cdef int receive(self, Replies replies) except -1:
-        # One datagram, however large: its size is asked for first.
+        # Take one datagram of any size: the kernel tells the size first.
         cdef sockaddr_nl sender
         cdef ssize_t size = self.receive_once(replies, &sender, MSG_PEEK | MSG_TRUNC)
         self.grow(size)
         size = self.receive_once(replies, &sender, MSG_TRUNC)
-        replies.take(self.data, min(<size_t>size, self.room), sender.nl_pid, <size_t>size > self.room)
+        replies.take(self.data, min(<size_t>size, self.capacity), sender.nl_pid, <size_t>size > self.capacity)
         return 0
 
     cdef ssize_t receive_once(self, Replies replies, sockaddr_nl *sender, int flags) except -1:
-        # The size of the next datagram; it is read into ``data`` unless only peeked at.
+        # Return the size of the next datagram, which is read into ``data`` except with MSG_PEEK.
         cdef socklen_t sender_size
-        cdef size_t room = 0 if flags & MSG_PEEK else self.room
+        cdef size_t capacity = 0 if flags & MSG_PEEK else self.capacity
         cdef ssize_t size
         while True:
             sender_size = sizeof(sockaddr_nl)
             with nogil:
-                size = recvfrom(self.fd, self.data, room, flags, <sockaddr *>sender, &sender_size)
+                size = recvfrom(self.fd, self.data, capacity, flags, <sockaddr *>sender, &sender_size)
             if size >= 0:
                 return size
             if errno == EAGAIN:
@@ -257,16 +257,16 @@ cdef class Socket:
         )
 
     cdef int grow(self, size_t wanted) except -1:
-        # Dumps come in datagrams as large as the buffer that asks for them, up to 32 KiB.
+        # The kernel makes a dump's datagrams as large as the buffer of the last read, at most 32 KiB.
         cdef uint8_t *data
-        cdef size_t room = self.room or 32768
-        while room < wanted:
-            room *= 2
-        if room == self.room:
+        cdef size_t capacity = self.capacity or 32768
+        while capacity < wanted:
+            capacity *= 2
+        if capacity == self.capacity:
             return 0
-        data = <uint8_t *>PyMem_Realloc(self.data, room)
+        data = <uint8_t *>PyMem_Realloc(self.data, capacity)
         if data == NULL:
             raise MemoryError
         self.data = data
-        self.room = room
+        self.capacity = capacity
         return 0

@@ -1,4 +1,4 @@
-# What a PF holds for a VF: IFLA_VF_INFO, written and read.
+# The PF's settings of a VF, IFLA_VF_INFO: encoding and decoding.
 
 from libc.stdint cimport uint8_t, uint16_t, uint32_t
 from libc.string cimport memcmp, memset
@@ -7,7 +7,7 @@ from sriov_fast.common.record import VfSettings
 
 
 cdef int put_vf(Buffer out, uint32_t vf, object settings) except -1:
-    # Append one IFLA_VF_INFO with what a VfSettings gives.
+    # Append one IFLA_VF_INFO with the values of a VfSettings that are not None.
     cdef size_t vf_list = out.open_nest(IFLA_VFINFO_LIST)
     cdef size_t vf_info = out.open_nest(IFLA_VF_INFO)
     put_vf_mac(out, vf, settings.mac)
@@ -100,7 +100,7 @@ cdef uint32_t link_state_number(object value) except? 0xffffffff:
 
 
 cdef inline object yes_no(const nlattr *attr):
-    # The kernel presets -1; a driver that does not know the setting leaves it there.
+    # The kernel presets -1, which remains if the driver does not know the setting.
     cdef uint32_t value
     if payload(attr, sizeof(ifla_vf_setting)) == NULL:
         return None
@@ -180,7 +180,7 @@ cdef object vf_settings(const nlattr *info):
 
 
 cdef long vf_number(const nlattr *info) noexcept nogil:
-    # Whose IFLA_VF_INFO this is, or -1 where it is none: each begins with an IFLA_VF_MAC, which names the VF.
+    # Return the VF of an IFLA_VF_INFO, which begins with an IFLA_VF_MAC that has its number; otherwise -1.
     cdef Span span = inside(info)
     cdef const nlattr *mac = next_attr(&span)
     if kind_of(info) != IFLA_VF_INFO or mac == NULL or kind_of(mac) != IFLA_VF_MAC:
@@ -189,7 +189,7 @@ cdef long vf_number(const nlattr *info) noexcept nogil:
 
 
 cdef bint has_mac(const nlattr *info, const uint8_t *mac) noexcept nogil:
-    # Whether the first attribute of an IFLA_VF_INFO, its IFLA_VF_MAC, says this MAC.
+    # Return whether the first attribute of an IFLA_VF_INFO, its IFLA_VF_MAC, has this MAC.
     cdef Span span = inside(info)
     cdef const ifla_vf_mac *held = <const ifla_vf_mac *>payload(next_attr(&span), sizeof(ifla_vf_mac))
     return held != NULL and memcmp(held.mac, mac, 6) == 0
@@ -198,11 +198,11 @@ cdef bint has_mac(const nlattr *info, const uint8_t *mac) noexcept nogil:
 cdef const nlattr *find_vf(
     Span *message, const nlattr *vf_list, uint32_t num_vf, const Item *asked, int *holder
 ) noexcept nogil:
-    # The IFLA_VF_INFO of the VF that was asked for, or NULL; ``holder`` becomes the first other VF with the
-    # MAC that was asked about. Leaves ``message`` behind the list.
+    # Return the IFLA_VF_INFO of the requested VF, or NULL; ``holder`` becomes the first other VF with the
+    # requested MAC. ``message`` is advanced beyond the list.
     #
     # The 16 bits of the list's length overflow with some 300 VFs (200 bytes each without statistics), while
-    # its entries are all there. So they are counted, and the length is what they add up to.
+    # its entries are all there. So the entries are counted, and their sizes are added.
     cdef Span span
     cdef const nlattr *info
     cdef const nlattr *found = NULL

@@ -1,8 +1,8 @@
-"""What goes over an rtnetlink socket: the kernel's structs and numbers, each beside its header.
+"""The structs and numbers of rtnetlink, each with its kernel header.
 
-Written out rather than taken from the build machine's headers, which are often older than the running kernel
-(manylinux has 3.10: no extack, no VLAN lists). All of it is ABI and does not change. Integers are in host
-order except where the kernel says ``__be``; every struct and attribute starts on a multiple of 4 bytes.
+They are not taken from the build machine's headers, which are often older than the running kernel (manylinux
+has 3.10: no extack, no VLAN lists). They are ABI and do not change. Integers are in host order except those
+that the kernel declares ``__be``; every struct and attribute starts on a multiple of 4 bytes.
 """
 
 from libc.stdint cimport int32_t, uint8_t, uint16_t, uint32_t
@@ -67,14 +67,14 @@ cdef struct ifinfomsg:
     uint16_t ifi_type     # unsigned short: ARPHRD_*
     int32_t ifi_index     # int
     uint32_t ifi_flags    # unsigned: IFF_*
-    uint32_t ifi_change   # unsigned: which of ifi_flags are meant
+    uint32_t ifi_change   # unsigned: mask of ifi_flags
 
 cdef struct rtmsg:
     uint8_t rtm_family    # unsigned char, as all up to rtm_type
     uint8_t rtm_dst_len   # bits
     uint8_t rtm_src_len
     uint8_t rtm_tos
-    uint8_t rtm_table     # 0 where RTA_TABLE says it
+    uint8_t rtm_table     # 0 with RTA_TABLE
     uint8_t rtm_protocol
     uint8_t rtm_scope
     uint8_t rtm_type
@@ -142,8 +142,8 @@ cdef enum:
 cdef enum:
     IFF_UP = 0x1
     IFF_LOWER_UP = 0x10000
-    # What dev_change_flags() (net/core/dev.c) lets a user set, without IFF_UP: DEBUG, NOTRAILERS, NOARP,
-    # PROMISC, ALLMULTI, MULTICAST, PORTSEL, AUTOMEDIA, DYNAMIC.
+    # The flags that dev_change_flags() lets a user set (net/core/dev.c), without IFF_UP: DEBUG, NOTRAILERS,
+    # NOARP, PROMISC, ALLMULTI, MULTICAST, PORTSEL, AUTOMEDIA, DYNAMIC.
     SETTABLE_FLAGS = 0xf3a4
     IFNAMSIZ = 16
     ALTIFNAMSIZ = 128
@@ -176,8 +176,8 @@ cdef struct ifla_vf_rate:
     uint32_t max_tx_rate  # Mbit/s, 0 is no limit
 
 cdef struct ifla_vf_setting:
-    uint32_t vf       # struct ifla_vf_spoofchk, ifla_vf_link_state and ifla_vf_trust have this one form
-    uint32_t setting  # -1 read back: the driver does not say
+    uint32_t vf       # struct ifla_vf_spoofchk, ifla_vf_link_state and ifla_vf_trust are alike
+    uint32_t setting  # -1 in an answer: unknown to the driver
 
 cdef enum:
     IFLA_ADDRESS = 1
@@ -192,7 +192,7 @@ cdef enum:
     IFLA_IFALIAS = 20
     IFLA_NUM_VF = 21
     IFLA_VFINFO_LIST = 22
-    IFLA_AF_SPEC = 26         # of address families: AF_INET6 among them
+    IFLA_AF_SPEC = 26         # settings of address families such as AF_INET6
     IFLA_GROUP = 27
     IFLA_NET_NS_FD = 28
     IFLA_EXT_MASK = 29

@@ -1,4 +1,4 @@
-"""The sysfs surface, the same for ``_sysfs.pyx`` and ``_sysfs_py.py``."""
+"""The interface of ``_sysfs.pyx`` and ``kernel/_sysfs_py.py``."""
 
 from sriov_fast.common.record import Vf
 

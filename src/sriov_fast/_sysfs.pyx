@@ -19,7 +19,7 @@ from sriov_fast._fs cimport (
     DT_LNK,
     DT_UNKNOWN,
     F_OK,
-    NAME_ROOM,
+    NAME_SIZE,
     PATH_MAX,
     Dirent,
     Numbers,
@@ -50,12 +50,12 @@ cdef extern from "<errno.h>" nogil:
 
 
 cdef enum:
-    PATH_ROOM = 64  # "virtfn<9 digits>/driver" needs less
-    NODE_ROOM = 32
-    TEXT_ROOM = 32768  # bytes of all texts, at first
+    PATH_SIZE = 64  # "virtfn<9 digits>/driver" needs less
+    NODE_SIZE = 32
+    TEXT_SIZE = 32768  # bytes of all texts, at first
     MAX_LISTINGS = 4  # of drivers' directories
     MAX_BOUND = 65536  # VFs of one driver
-    DIRENT_ROOM = 40  # with a name of 15 characters, as netdevs have at most
+    DIRENT_SIZE = 40  # with a name of 15 characters, as netdevs have at most
     LISTING = 4  # system calls to list one directory; a link's target takes one
 
 
@@ -73,10 +73,10 @@ cdef struct Table:
     int numa
     char *text
     size_t filled
-    size_t room
+    size_t capacity
     int *slots  # rows by the hash of their PCI address, -1 where free
     size_t mask  # number of slots, a power of two, less one
-    char failed[PATH_ROOM + 1]  # the path that an error is about, below the PF's device
+    char failed[PATH_SIZE + 1]  # the path that an error is about, below the PF's device
 
 
 cdef object _new = tuple.__new__  # Record.__new__ takes as long as reading the VF
@@ -85,9 +85,9 @@ cdef object _new = tuple.__new__  # Record.__new__ takes as long as reading the 
 def scan(str pf not None, str root not None="/sys"):
     """List the VFs of a PF in the order of their indices, without those that disappear during the scan.
 
-    ``pf`` is the netdev's name. The NUMA node is that of the PF, whose card has the VFs. Raises OSError with
-    errno and filename: ENOENT (no such netdev), ENOTSUP (not the netdev of an SR-IOV PF), or the kernel's
-    error; ValueError for a ``pf`` that cannot be a name.
+    ``pf`` is the netdev's name. The NUMA node is that of the PF. Raises OSError with errno and filename:
+    ENOENT (no such netdev), ENOTSUP (not the netdev of an SR-IOV PF), or the kernel's error; ValueError for a
+    ``pf`` that cannot be a name.
     """
     cdef Table table
     cdef int fd, err = 0
@@ -226,10 +226,10 @@ cdef int _prepare(size_t count, Table *table) noexcept nogil:
 
 cdef int _read_vf(int fd, int index, Table *table) noexcept nogil:
     """Add the row of one VF with its address alone, unless its link is gone. Returns 0 or -errno."""
-    cdef char path[PATH_ROOM]
+    cdef char path[PATH_SIZE]
     cdef Row *row = &table.rows[table.used]
     cdef int err
-    snprintf(path, PATH_ROOM, "virtfn%d", index)
+    snprintf(path, PATH_SIZE, "virtfn%d", index)
     row.index = index
     row.driver = row.netdev = 0
     err = _link_name(fd, path, table, &row.pci)
@@ -244,7 +244,7 @@ cdef int _add_drivers(int fd, Table *table) noexcept nogil:
 
     A driver's directory names all devices that it is bound to: one listing replaces the other VFs' links.
     """
-    cdef char path[PATH_ROOM]
+    cdef char path[PATH_SIZE]
     cdef Row *row
     cdef size_t i
     cdef int err
@@ -253,7 +253,7 @@ cdef int _add_drivers(int fd, Table *table) noexcept nogil:
         row = &table.rows[i]
         if row.driver:
             continue
-        snprintf(path, PATH_ROOM, "virtfn%d/driver", row.index)
+        snprintf(path, PATH_SIZE, "virtfn%d/driver", row.index)
         err = _link_name(fd, path, table, &row.driver)
         if err < 0:
             return err
@@ -269,8 +269,8 @@ cdef int _add_drivers(int fd, Table *table) noexcept nogil:
 
 cdef int _check_alive(int fd, Row *row, Table *table) noexcept nogil:
     """Mark a VF without a driver as gone if only the link to it exists. Returns 0 or -errno."""
-    cdef char path[PATH_ROOM]
-    snprintf(path, PATH_ROOM, "virtfn%d", row.index)
+    cdef char path[PATH_SIZE]
+    snprintf(path, PATH_SIZE, "virtfn%d", row.index)
     if faccessat(fd, path, F_OK, 0) < 0:
         if not is_absent(-errno):
             return _failed(table, path, -errno)
@@ -306,16 +306,16 @@ cdef int _failed(Table *table, const char *path, int err) noexcept nogil:
 
 cdef int _reserve(Table *table, size_t size) noexcept nogil:
     """Make space for more text. Returns 0 or -ENOMEM."""
-    cdef size_t room
+    cdef size_t capacity
     cdef char *moved
-    if table.room - table.filled >= size:
+    if table.capacity - table.filled >= size:
         return 0
-    room = table.room * 2 + size + TEXT_ROOM
-    moved = <char *>realloc(table.text, room)
+    capacity = table.capacity * 2 + size + TEXT_SIZE
+    moved = <char *>realloc(table.text, capacity)
     if moved == NULL:
         return -ENOMEM
     table.text = moved
-    table.room = room
+    table.capacity = capacity
     return 0
 
 
@@ -362,13 +362,13 @@ cdef ssize_t _list(int fd, ssize_t most, Table *table) noexcept nogil:
     Returns their number (more than ``most`` if there are others) or -errno.
     """
     cdef char buffer[DIRENTS]
-    cdef size_t room = min(DIRENTS, (most + 4) * DIRENT_ROOM)
+    cdef size_t capacity = min(DIRENTS, (most + 4) * DIRENT_SIZE)
     cdef long size, at
     cdef ssize_t count = 0
     cdef size_t length
     cdef Dirent *entry
     while count <= most:
-        size = getdents(fd, buffer, room)
+        size = getdents(fd, buffer, capacity)
         if size <= 0:
             return -errno if size < 0 else count
         if _reserve(table, size) < 0:
@@ -424,14 +424,14 @@ cdef void _take_name(Table *table, Row *row, size_t name) noexcept nogil:
 
 cdef int _list_netdevs(int fd, Table *table) noexcept nogil:
     """Look for the netdev of each VF in the VF's own directory. Returns 0 or -errno."""
-    cdef char path[PATH_ROOM]
+    cdef char path[PATH_SIZE]
     cdef size_t i
     cdef int err
     cdef Row *row
     for i in range(table.used):
         row = &table.rows[i]
-        snprintf(path, PATH_ROOM, "virtfn%d/net", row.index)
-        err = _reserve(table, NAME_ROOM)
+        snprintf(path, PATH_SIZE, "virtfn%d/net", row.index)
+        err = _reserve(table, NAME_SIZE)
         if err == 0:
             err = _netdev(fd, path, table.text + table.filled)
         if err < 0:
@@ -475,7 +475,7 @@ cdef int _read_link(int fd, const char *path, char *name) noexcept nogil:
 
 
 cdef int _netdev(int fd, const char *path, char *name) noexcept nogil:
-    """Put the first netdev of a device into ``name`` (NAME_ROOM; "" where none is visible).
+    """Put the first netdev of a device into ``name`` (NAME_SIZE; "" where none is visible).
 
     Returns 0 or -errno.
     """
@@ -491,9 +491,9 @@ cdef int _netdev(int fd, const char *path, char *name) noexcept nogil:
 
 cdef int _numa(int fd, Table *table) noexcept nogil:
     """Read the PF's NUMA node, -1 without one. Returns 0 or -errno."""
-    cdef char text[NODE_ROOM]
+    cdef char text[NODE_SIZE]
     cdef char *end
-    cdef ssize_t length = read_at(fd, "numa_node", text, NODE_ROOM)
+    cdef ssize_t length = read_at(fd, "numa_node", text, NODE_SIZE)
     cdef long node
     table.numa = -1
     if length < 0:
@@ -523,9 +523,9 @@ cdef int _index_of(int fd, const char *pci) noexcept nogil:
 
 cdef int _links_to(int fd, int index, const char *pci) noexcept nogil:
     """Return 1 if ``virtfn<index>`` is the VF at ``pci``, otherwise 0 or -errno."""
-    cdef char path[PATH_ROOM]
+    cdef char path[PATH_SIZE]
     cdef char name[PATH_MAX]
     cdef int length
-    snprintf(path, PATH_ROOM, "virtfn%d", index)
+    snprintf(path, PATH_SIZE, "virtfn%d", index)
     length = _read_link(fd, path, name)
     return length if length < 0 else strcmp(name, pci) == 0

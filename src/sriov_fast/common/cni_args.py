@@ -1,15 +1,15 @@
 """``CNI_ARGS``: "KEY=value;KEY=value" (SPEC section 2, "Parameters"), keys in any case.
 
-The protocol and the built-in IPAM plugins read it with this one parser. A key may be repeated: a meta-plugin
-puts its own ``IgnoreUnknown`` and ``K8S_*`` in front of those that the runtime gave. Of these the last one
-counts. A key that decides something, such as ``VF``, must not have two different values.
+The protocol and the built-in IPAM plugins use this parser. A key may be repeated: a meta-plugin puts its own
+``IgnoreUnknown`` and ``K8S_*`` before those of the runtime, and of these the last one counts. A key of this
+plugin, such as ``VF``, must not have two different values.
 """
 
 from __future__ import annotations
 
 from sriov_fast.common.errors import EnvError
 
-# As they are usually written; they are compared in upper case.
+# The usual spelling; keys are compared in upper case.
 OURS = ("VF", "VLAN", "MAC", "CORES", "ATTACH", "PodID", "HostIP", "IP", "GATEWAY")
 KNOWN = (
     *OURS,
@@ -31,7 +31,7 @@ def _pairs(text: str, faults: list[EnvError]) -> list[tuple[str, str]]:
         key, equals, value = part.partition("=")
         if equals and key:
             found.append((key, value))
-        elif part:  # an empty part is a semicolon too many, and harmless
+        elif part:  # an empty part is an additional semicolon, which is harmless
             faults.append(
                 EnvError(
                     f"CNI_ARGS: {part!r:.120} is not KEY=value",

@@ -1,7 +1,7 @@
-"""Every error of the house: one base class, one CNI code each, what the kernel said as fields.
+"""All errors of the package: one base class, a CNI code for each, and the kernel's facts as fields.
 
-Codes 1 to 99 are CNI's (SPEC.md, section "Error"); from 100 on they are ours. A room raises what
-describes the fault best and lets it rise; ``cni/response.py`` alone turns it into CNI's JSON.
+Codes 1 to 99 are CNI's (SPEC.md, section "Error"); from 100 on they are ours. Only ``cni/response.py``
+converts an error to CNI's JSON.
 """
 
 from __future__ import annotations
@@ -9,18 +9,18 @@ from __future__ import annotations
 import errno as errnos
 import os
 
-# No means left to ask or to act: no verdict of the kernel or of a driver on what was asked.
+# A lack of descriptors or memory: neither the kernel nor a driver has decided about the request.
 EXHAUSTED = frozenset((errnos.EMFILE, errnos.ENFILE, errnos.ENOMEM))
 _ABSENT = frozenset((errnos.ENOENT, errnos.ENOTDIR, errnos.ENODEV))
 
 
 def is_absent(error: OSError | SriovError) -> bool:
-    """Say whether an error means "not there"; with any other one it could not be found out."""
+    """Return whether an error means "does not exist"; any other error means "unknown"."""
     return error.errno in _ABSENT
 
 
 def is_there(path: str) -> bool:
-    """Say whether a path exists; raises OSError where that could not be found out."""
+    """Return whether a path exists. Raises OSError if that is unknown."""
     try:
         os.stat(path)
     except OSError as error:
@@ -31,10 +31,10 @@ def is_there(path: str) -> bool:
 
 
 class SriovError(Exception):
-    """Base of all errors here.
+    """The base class of all errors.
 
-    ``msg`` says in one line what is wrong and names the key and the value; ``details`` says what to do.
-    ``errno``, ``interface``, ``vf`` (index) and ``extack`` (the kernel's own words) are set where known.
+    ``msg`` is the fault in one line, with the key and the value; ``details`` is the remedy. ``errno``,
+    ``interface``, ``vf`` (index) and ``extack`` (the kernel's message) are set if they are known.
     """
 
     code = 999
@@ -62,7 +62,7 @@ class SriovError(Exception):
 
 
 class VersionError(SriovError):
-    """The configuration speaks a CNI version that we do not (code 1)."""
+    """The configuration has a CNI version that is not supported (code 1)."""
 
     code = 1
 
@@ -74,7 +74,7 @@ class EnvError(SriovError):
 
 
 class NoNamespaceError(EnvError):
-    """There is no network namespace at a path, and certainly none (code 4)."""
+    """There is certainly no network namespace at a path (code 4)."""
 
 
 class FileError(SriovError):
@@ -84,29 +84,29 @@ class FileError(SriovError):
 
 
 class DecodeError(SriovError):
-    """Input that is no JSON, or not of the form that CNI asks for (code 6)."""
+    """Input that is not JSON, or not in the form of CNI (code 6)."""
 
     code = 6
 
 
 class ConfigError(SriovError):
-    """The network configuration or ``CNI_ARGS`` ask for what is not possible (code 7)."""
+    """The network configuration or ``CNI_ARGS`` are wrong, or ask for something impossible (code 7)."""
 
     code = 7
 
 
 class RefusedError(ConfigError):
-    """The configuration names a file that root does not let it name (code 7)."""
+    """The configuration names a file that root does not allow (code 7)."""
 
 
 class TryAgainError(SriovError):
-    """Nothing is wrong that time will not mend: no free VF, a lock held too long (code 11)."""
+    """A temporary failure: no free VF, a lock held too long. The runtime should retry (code 11)."""
 
     code = 11
 
 
 class HiddenError(TryAgainError):
-    """A VF's device exists, in a network namespace that cannot be reached from here (code 11)."""
+    """A VF's device exists in a network namespace that cannot be found (code 11)."""
 
 
 class UnavailableError(SriovError):
@@ -122,10 +122,10 @@ class KernelError(SriovError):
 
 
 class NetlinkError(KernelError):
-    """An rtnetlink request was answered with an error.
+    """The kernel answered an rtnetlink request with an error.
 
-    ``position`` is its place in the batch, counted from 0; ``results`` holds what every message of the batch
-    was answered with, errors in their places.
+    ``position`` is the request's place in the batch, counted from 0; ``results`` has the result of every
+    message of the batch, errors included.
     """
 
     def __init__(self, errno: int, extack: str = "", position: int = 0, operation: str = "") -> None:
@@ -137,21 +137,21 @@ class NetlinkError(KernelError):
 
 
 class BusyError(SriovError):
-    """What was asked for belongs to somebody else: a VF in use, an interface already attached (code 101)."""
+    """The VF or the interface is already in use (code 101)."""
 
     code = 101
 
 
 class IpamError(SriovError):
-    """The IPAM plugin could not be run, or answered with what is no CNI result (code 102).
+    """The IPAM plugin could not be run, or its answer is not a CNI result (code 102).
 
-    A delegate's own, well-formed error keeps its code.
+    A well-formed error of the plugin keeps its own code.
     """
 
     code = 102
 
 
 class CheckError(SriovError):
-    """CHECK found the pod's interface other than it was attached (code 103)."""
+    """CHECK found the pod's interface changed since it was attached (code 103)."""
 
     code = 103

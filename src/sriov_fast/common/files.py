@@ -1,9 +1,9 @@
-"""Files that a network configuration names: opened only where root allows it.
+"""Files that a network configuration names; root decides which of them may be opened.
 
-Whoever writes a network configuration need not be root, and the plugin is (docs/security.md). So each key
-that names a file has a list of directories and files, from ``plugin.toml`` or the defaults here. A path that
-is not in the list is refused before the file system is asked about it. Links are resolved, the result must be
-in the list as well, and is opened component by component without following a link.
+The author of a network configuration need not be root, but the plugin runs as root (docs/security.md). So
+each key that names a file has a list of directories and files, from ``plugin.toml`` or the defaults below. A
+path outside the list is refused before the file system is asked about it. Links are resolved, the result must
+be in the list as well, and is opened component by component without following a link.
 """
 
 from __future__ import annotations
@@ -40,25 +40,25 @@ DEFAULTS: dict[str, tuple[str, ...]] = {
 }
 
 LARGEST = 4 << 20  # bytes of a file that is read; the authorities of a distribution have a quarter of a MiB
-LARGEST_LOG = 10 << 20  # bytes; as many again are in the log file that was put aside
+LARGEST_LOG = 10 << 20  # bytes; the previous log file has as many
 _ATTEMPTS = 3
 
 _READ = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOCTTY
 _APPEND = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOCTTY
 _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _IRREGULAR = "not a regular file"
-# What is wrong with a path itself; any other errno says that nobody could look.
+# Faults of the path itself. With any other errno the file could not be examined.
 _FAULTS_OF_A_PATH = (
     *(errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ELOOP, errno.ENAMETOOLONG, errno.EACCES, errno.EPERM),
     *(errno.EINVAL, errno.EFBIG, errno.ENXIO),
 )
 
 
-# --- what root allows
+# --- root's rules
 
 
 class Rules(Record):
-    """What root allows: ``allow`` has the list of each key, ``tokens`` the remotes that a token may go to."""
+    """Root's rules: ``allow`` has the paths for each key, ``tokens`` the remotes for each token file."""
 
     allow: dict[str, tuple[str, ...]]
     tokens: dict[str, tuple[str, ...]]
@@ -69,12 +69,12 @@ _known: dict[str, tuple[tuple[int, ...], Rules]] = {}
 
 
 def rules_path() -> str:
-    """Return where root's rules are; ``SRIOV_FAST_ETC`` moves the directory (for tests)."""
+    """Return the path of root's rules; ``SRIOV_FAST_ETC`` moves the directory (for tests)."""
     return f"{os.environ.get('SRIOV_FAST_ETC') or '/etc/sriov-fast'}/{NAME}"
 
 
 def rules() -> Rules:
-    """Return root's rules; the defaults where there is no file. FileError: the file cannot be used."""
+    """Return root's rules, the defaults without a file. Raises FileError if the file cannot be used."""
     path = rules_path()
     try:
         # links are followed: Kubernetes mounts a ConfigMap as one, and the directory is root's
@@ -127,7 +127,7 @@ def _parsed(path: str, content: bytes) -> Rules:
 
 
 def _lists(path: str, document: dict[str, object], table: str) -> dict[str, tuple[str, ...]]:
-    """Return a table whose values are lists of strings."""
+    """Return a table of lists of strings."""
     found = document.get(table, {})
     if not isinstance(found, dict):
         raise _unusable(path, f"{table} is no table")
@@ -148,9 +148,9 @@ def _unusable(path: str, why: str, number: int = 0) -> FileError:
 
 
 def demand(where: str, path: str) -> None:
-    """Raise RefusedError unless root lists the path for this key; asks the file system of nothing else.
+    """Raise RefusedError unless root lists the path for this key. The path itself is not examined.
 
-    ``where`` is the key with what it stands in, such as "ipam.ca".
+    ``where`` is the key with its object, such as "ipam.ca".
     """
     _listed(where, path)
 
@@ -196,12 +196,12 @@ def _refused(where: str, path: str, entries: tuple[str, ...]) -> RefusedError:
 
 
 def remotes_of(token: str) -> tuple[str, ...] | None:
-    """Return the remotes that root lets a token go to; None where root has said nothing of this token."""
+    """Return the remotes to which root allows a token to be sent; None without a rule for this token."""
     return rules().tokens.get(_plain(token))
 
 
-def is_beside(path: str, other: str) -> bool:
-    """Say whether ``path`` is in the directory of ``other`` or below that."""
+def shares_directory(path: str, other: str) -> bool:
+    """Return whether ``path`` is in the directory of ``other`` or below it."""
     return _is_within(_plain(path), os.path.dirname(_plain(other)))
 
 
@@ -211,7 +211,7 @@ def is_beside(path: str, other: str) -> bool:
 class Opened:
     """A regular file that root allows for a key, open for reading.
 
-    ConfigError names key and path where these are wrong; FileError: the file could not be looked at.
+    Raises ConfigError with key and path if these are wrong, FileError if the file could not be examined.
     """
 
     def __init__(self, where: str, path: str) -> None:
@@ -244,15 +244,15 @@ def read(where: str, path: str, most: int) -> bytes:
 
 
 def directory(where: str, path: str) -> None:
-    """Raise unless a directory is where root allows one, and nobody else may change it; it may be missing.
+    """Raise an error of ``Opened`` unless root allows a directory, and only root may change it.
 
-    Errors are those of ``Opened``.
+    The directory may be missing.
     """
     base, rest = _placed(where, path)
     try:
         parent, _ = _parent(base, f"{rest}/.")
     except FileNotFoundError:
-        return  # whoever makes it does so in a directory that was looked at
+        return  # it will be made in a directory that was checked
     except OSError as error:
         raise _wrong(where, path, error) from error
     descriptors.close(parent)
@@ -281,8 +281,8 @@ def _open_regular(parent: int, name: str, flags: int) -> int:
 def _parent(base: str, rest: str) -> tuple[int, str]:
     """Open the directory of ``rest`` below ``base``, and return it with the name of ``rest`` in it.
 
-    OSError where others than root may change a directory on the way. ``base`` itself may be of a system's
-    user, such as systemd-resolve.
+    Raises OSError if others than root may change a directory of the path. ``base`` itself may belong to a
+    system user, such as systemd-resolve.
     """
     *between, name = rest.split("/")
     fd = os.open(base, _DIRECTORY)
@@ -315,7 +315,7 @@ def _bounded(fd: int, most: int) -> bytes:
 
 
 def _wrong(where: str, path: str, error: OSError) -> ConfigError | FileError:
-    """Return the error for a file that cannot be read: the configuration's fault, or FileError."""
+    """Return the error for a file that cannot be read: ConfigError for a fault of the path, or FileError."""
     kind: type[ConfigError | FileError] = FileError
     advice = "see what keeps it from being read; try again"
     if error.errno in _FAULTS_OF_A_PATH:
@@ -328,22 +328,22 @@ def _wrong(where: str, path: str, error: OSError) -> ConfigError | FileError:
 
 
 def open_log(path: str) -> int:
-    """Open a log file that root allows, for appending; make it, and a listed directory, where missing.
+    """Open a log file that root allows, for appending; create it, and a listed directory, if missing.
 
-    A file that has grown too large is put aside as ``<name>.1``. Raises RefusedError, OSError.
+    A file that has become too large is renamed to ``<name>.1``. Raises RefusedError, OSError.
     """
     base, rest = _placed("logFile", path)
     if os.path.islink(_plain(path)):
-        raise OSError(errno.ELOOP, os.strerror(errno.ELOOP))  # a log that was kept elsewhere is not ours
+        raise OSError(errno.ELOOP, os.strerror(errno.ELOOP))  # the link may lead to another program's log
     try:
         os.mkdir(base, 0o700)
     except (FileExistsError, FileNotFoundError):
-        pass  # opening it says what is wrong
+        pass  # opening it raises the error
     parent, name = _parent(base, rest)
     try:
         fd = _open_regular(parent, name, _APPEND)
         for _ in range(_ATTEMPTS):
-            if os.fstat(fd).st_size < LARGEST_LOG or not _put_aside(parent, name, fd):
+            if os.fstat(fd).st_size < LARGEST_LOG or not _rotated(parent, name, fd):
                 break
             descriptors.close(fd)
             fd = _open_regular(parent, name, _APPEND)
@@ -352,12 +352,12 @@ def open_log(path: str) -> int:
     return fd
 
 
-def _put_aside(parent: int, name: str, fd: int) -> bool:
-    """Give a log file another name; False where another process is just doing so, or that is impossible."""
+def _rotated(parent: int, name: str, fd: int) -> bool:
+    """Rename a log file; return False if another process is doing so, or if it failed."""
     try:
         fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
         there = os.stat(name, dir_fd=parent, follow_symlinks=False)
-        if os.path.samestat(there, os.fstat(fd)):  # else it was put aside since we opened it
+        if os.path.samestat(there, os.fstat(fd)):  # otherwise it was renamed after we opened it
             os.rename(name, f"{name}.1", src_dir_fd=parent, dst_dir_fd=parent)
     except FileNotFoundError:
         return True

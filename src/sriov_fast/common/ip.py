@@ -1,14 +1,14 @@
-"""IP addresses as texts and as bytes.
+"""Conversion of IP addresses between text and bytes.
 
-IPv4 is done here, because importing ``_socket``, of which no more than this is needed, takes as long as all
-locks of an ADD together (0.25 ms; ``ipaddress`` 6 ms). IPv6 is the C library's, imported where there is some.
+IPv4 is converted in Python: an import of ``_socket`` takes as long as all locks of an ADD together (0.25 ms;
+``ipaddress`` 6 ms). IPv6 is converted by the C library, which is imported only for IPv6.
 """
 
 from __future__ import annotations
 
 
 def pack(text: str) -> bytes:
-    """Return an address's 4 or 16 bytes, or raise ValueError; what is accepted is as in inet_pton(3)."""
+    """Return the 4 or 16 bytes of an address. Raises ValueError for a text that inet_pton(3) rejects."""
     if ":" in text:
         from _socket import AF_INET6, inet_pton
 
@@ -17,7 +17,7 @@ def pack(text: str) -> bytes:
         except OSError:
             raise ValueError(text) from None
     packed = bytes(map(int, text.split(".")))
-    if len(packed) != 4 or unpack(packed) != text:  # int() takes " 1", "+1", "01" and "1_0", too
+    if len(packed) != 4 or unpack(packed) != text:  # int() also accepts " 1", "+1", "01" and "1_0"
         raise ValueError(text)
     return packed
 

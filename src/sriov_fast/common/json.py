@@ -184,8 +184,8 @@ def _scanned(document: str, fail: Callable[[str], DecodeError], quick: _Scanner 
     return value
 
 
-def loads(data: bytes, what: str = "the input", *, own: bool = False) -> Any:
-    """Read one JSON value, strictly; ``what`` names the document in the error.
+def loads(data: bytes, name: str = "the input", *, own: bool = False) -> Any:
+    """Read one JSON value, strictly. The error names the document.
 
     Refused with DecodeError: invalid UTF-8, a byte order mark, anything after the value, a key twice in one
     object, NaN, numbers beyond a double or 40 digits, lone surrogates, more than MAX_DEPTH levels, more than
@@ -193,7 +193,7 @@ def loads(data: bytes, what: str = "the input", *, own: bool = False) -> Any:
     """
 
     def fail(reason: str) -> DecodeError:
-        return DecodeError(f"{what} cannot be decoded: {reason}", _ADVICE)
+        return DecodeError(f"{name} cannot be decoded: {reason}", _ADVICE)
 
     if len(data) > MAX_BYTES and not own:
         raise fail(f"it is larger than {MAX_BYTES} bytes")

@@ -1,7 +1,7 @@
-"""A small logfmt logger: one line a record, to stderr and, asked for, to a file.
+"""A small logfmt logger: one line a record, to stderr and optionally to a file.
 
-``logging`` takes 17 ms to import. A record that cannot be written is lost in silence: a verb must not fail
-because a disk is full or somebody closed stderr.
+``logging`` takes 17 ms to import. A record that cannot be written is dropped: a verb must not fail because a
+disk is full or stderr is closed.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
 LEVELS = ("debug", "info", "warning", "error")
-# What a shell reads as nothing but text: a line of a log file runs no command, whoever sources that file.
+# Characters that a shell takes literally, so a log file runs no command even if it is sourced.
 _PLAIN = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_-./:,+@%^~[]")
 _KEY = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_-./")
 _ESCAPES = {'"': '\\"', "\\": "\\\\", "\n": "\\n", "\r": "\\r", "\t": "\\t", "$": "\\x24", "`": "\\x60"}
@@ -32,7 +32,7 @@ def _text(value: object) -> str:
         return ""
     if value is True or value is False:
         return "true" if value else "false"
-    if isinstance(value, (list, tuple)) and not isinstance(value, Record):  # which shows itself
+    if isinstance(value, (list, tuple)) and not isinstance(value, Record):
         return ",".join(_text(item) for item in value)
     if isinstance(value, bytes):
         return value.decode("utf-8", "backslashreplace")
@@ -52,7 +52,7 @@ def _escape(char: str) -> str:
 
 
 def quote(value: object, longest: int = _MOST) -> str:
-    """Return ``value`` as logfmt: bare where it can be, else in double quotes with escapes."""
+    """Return ``value`` as logfmt: bare if possible, otherwise in double quotes with escapes."""
     text = value if type(value) is str else _text(value)
     if len(text) > longest:
         text = f"{text[:longest]}..."
@@ -74,7 +74,7 @@ def _now() -> str:
 
 
 def _put(fd: int, line: bytes) -> str:
-    """Write one line with one call; return what went wrong."""
+    """Write one line with one call; return the error, "" without one."""
     try:
         os.write(fd, line)
     except OSError as error:
@@ -87,7 +87,7 @@ def _nothing() -> None:
 
 
 class _Sink:
-    """Where lines go; shared by a logger and those bound from it, so that the file is opened once."""
+    """The outputs of a logger. Bound loggers share them, so the file is opened once."""
 
     __slots__ = ("fd", "file", "streams")
 
@@ -103,7 +103,7 @@ class _Sink:
         fault = self._open() if self.fd < 0 else ""
         fault = fault or _put(self.fd, line)
         if fault:
-            lost, self.file = self.file, ""  # said once, not on every line
+            lost, self.file = self.file, ""  # report once, not on every line
             self._tell(_line("warning", "the log file cannot be written", {"file": lost, "error": fault}))
 
     def _tell(self, line: bytes) -> None:
@@ -140,10 +140,10 @@ def _dated(words: str) -> bytes:
 
 
 class Logger:
-    """Writes logfmt lines at or above ``level``; ``context`` goes with every line.
+    """A writer of logfmt lines at or above ``level``; ``context`` is added to every line.
 
-    ``file`` is opened with the first line, where root allows it (``files``), and takes what stderr takes.
-    ``streams`` are the descriptors that are stderr; who passes a list may change it later.
+    ``file`` gets the same lines as stderr. It is opened with the first line, if root allows it (``files``).
+    ``streams`` are the descriptors of stderr; a caller may change its list later.
     """
 
     __slots__ = ("_rank", "_sink", "context", "level")
@@ -161,7 +161,7 @@ class Logger:
         self.context = dict(context or {})
 
     def bind(self, **fields: object) -> Logger:
-        """Return a logger that adds ``fields`` to every line and writes to the same places."""
+        """Return a logger that adds ``fields`` to every line and writes to the same outputs."""
         bound = Logger(self.level, "", self.context | fields)
         bound._sink = self._sink
         return bound
@@ -171,26 +171,26 @@ class Logger:
         self._sink.close()
 
     def debug(self, msg: str, /, **fields: object) -> None:
-        """Write what only somebody looking for a fault wants to read."""
+        """Write a line for the search of a fault."""
         self._emit(0, msg, fields)
 
     def info(self, msg: str, /, **fields: object) -> None:
-        """Write what was done."""
+        """Write a line about a completed action."""
         self._emit(1, msg, fields)
 
     def informing(self, msg: str, /, **fields: object) -> Callable[[], None]:
-        """Return what writes down what is going to be done; the line is made now, but for its time."""
+        """Return a function that writes a line. The line is composed now, its time is set by the call."""
         if self._rank > 1:
             return _nothing
         words, sink = _words("info", msg, self.context | fields), self._sink
         return lambda: sink.write(_dated(words))
 
     def warning(self, msg: str, /, **fields: object) -> None:
-        """Write what is not right and did not stop the verb."""
+        """Write a line about a fault that did not stop the verb."""
         self._emit(2, msg, fields)
 
     def error(self, msg: str, /, **fields: object) -> None:
-        """Write what made the verb fail."""
+        """Write a line about the cause of a failure."""
         self._emit(3, msg, fields)
 
     def _emit(self, rank: int, msg: str, fields: dict[str, object]) -> None:

@@ -1,4 +1,4 @@
-"""Where the kernel and our own state are found."""
+"""Directories of the kernel and of our own state."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class Roots(Record):
 
 
 def private_directory(run: str, name: str) -> str:
-    """Make ``run`` and ``name`` in it for root alone (0700), where they are missing; return the path."""
+    """Create ``run`` and ``name`` in it for root alone (0700), if they are missing; return the path."""
     os.makedirs(os.path.dirname(run), exist_ok=True)
     path = f"{run}/{name}"
     for directory in (run, path):

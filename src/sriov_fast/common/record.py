@@ -10,15 +10,15 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from typing import Any, Self, dataclass_transform
 
-    _Base = object  # that it is a tuple is nobody's business
+    _Base = object  # type checkers must not treat a record as a tuple
     _tuplegetter: Callable[[int, str | None], object]
 else:
-    from _collections import _tuplegetter  # what a namedtuple reads its fields with
+    from _collections import _tuplegetter  # the descriptor of a namedtuple's field
 
     _Base = tuple
 
     def dataclass_transform(**_):
-        """Stand in for ``typing``'s, which only type checkers need."""
+        """Replace the decorator of ``typing``, which only type checkers need."""
         return lambda cls: cls
 
 
@@ -26,7 +26,7 @@ _new: Any = tuple.__new__
 
 
 class _Meta(type):
-    """Makes the annotations names of a tuple's places, and keeps the defaults beside them."""
+    """A metaclass that turns annotations into named places of a tuple, with their defaults."""
 
     def __new__(mcls, name: str, bases: tuple[type, ...], ns: dict[str, Any]) -> _Meta:
         own = tuple(ns.get("__annotations__", ()))
@@ -47,13 +47,13 @@ class _Meta(type):
 
 @dataclass_transform(kw_only_default=True, frozen_default=True, eq_default=True)
 class Record(_Base, metaclass=_Meta):
-    """Base of the value types: keyword arguments only, no change after construction.
+    """The base class of the value types: keyword arguments only, no change after construction.
 
-    Each is a tuple inside: an ADD makes some forty, and a tuple is filled without a step of ours a field.
+    Each is a tuple: an ADD makes some forty values, and a tuple is filled without a step of Python per field.
     """
 
     def __new__(cls, **given: Any) -> Self:
-        """Make one; TypeError names the field that is missing, or that there is not."""
+        """Make a value; TypeError names a missing or an unknown field."""
         values = cls._defaults | given
         if values.keys() != cls._known:
             raise _misfit(cls, given)
@@ -82,7 +82,7 @@ class Record(_Base, metaclass=_Meta):
         return f"{type(self).__name__}({inner})"
 
     def as_dict(self) -> dict[str, Any]:
-        """Return the fields by name, in order, values as they are."""
+        """Return the fields by name, in order, with their values."""
         return dict(zip(type(self)._fields, self, strict=True))  # type: ignore[call-overload]
 
     def replace(self, **changes: Any) -> Self:
@@ -105,7 +105,7 @@ def _misfit(cls: type[Record], given: dict[str, Any]) -> TypeError:
 
 
 class VfSettings(Record):
-    """What the PF can set for a VF (``struct ifla_vf_*``, linux/if_link.h); None asks for nothing.
+    """Settings of a VF that its PF makes (``struct ifla_vf_*``, linux/if_link.h); None leaves one unchanged.
 
     ``mac`` is lower case with colons. ``vlan`` 0 to 4094 (0: none), ``qos`` 0 to 7, ``proto`` "802.1Q" or
     "802.1ad"; both go with ``vlan``. Rates are in Mbit/s (0: no limit). ``link_state``: auto, enable or
@@ -124,9 +124,9 @@ class VfSettings(Record):
 
 
 class LinkSettings(Record):
-    """What whoever has a network device can set on it with ``RTM_SETLINK`` (linux/if_link.h).
+    """Settings of a network device that ``RTM_SETLINK`` can change in its namespace (linux/if_link.h).
 
-    MAC, MTU, name and IFF_UP are in ``Link`` itself. None means "not reported" in an answer and "leave alone"
+    MAC, MTU, name and IFF_UP are in ``Link`` itself. None means "not reported" in an answer and "unchanged"
     in a request. ``flags`` are the IFF_* bits that dev_change_flags() (net/core/dev.c) takes, without IFF_UP.
     ``mode`` is IFLA_LINKMODE (0 default, 1 dormant); ``alias`` "" is none; sizes are in bytes.
     ``addrgenmode`` is IPv6's IFLA_INET6_ADDR_GEN_MODE.
@@ -147,19 +147,18 @@ class LinkSettings(Record):
 
 
 class Link(Record):
-    """One network device as ``RTM_NEWLINK`` shows it.
+    """One network device as in ``RTM_NEWLINK``.
 
     ``mac`` is lower case with colons; ``up`` is the administrative state (IFF_UP), ``carrier`` IFF_LOWER_UP.
-    ``parent`` is the bus address (IFLA_PARENT_DEV_NAME: a PCI address for a VF), "" where there is none;
-    ``perm`` is the MAC of the device's last reset (IFLA_PERM_ADDRESS), "" where none is known.
-    ``lower`` is the index of the device under this one (IFLA_LINK), 0 where there is none or where it is in
-    another namespace; ``outer_lower`` is its index in that other namespace, 0 otherwise. ``kind`` is the type
-    of a virtual device (IFLA_INFO_KIND, such as "macvlan"), "" for others. ``master`` is the index of the
-    bond or bridge that has it, 0 for none. ``disable_ipv6`` is the device's sysctl, None where not reported.
-    ``num_vf`` and ``vf`` (what the PF holds for the one VF that was asked for) are set on a PF read with
-    ``vf=``. ``holder`` is the index of another VF that has the MAC which was asked about, -1 for none.
-    ``altnames`` are the alternative names; ``xdp`` the IDs of the XDP programs in the modes generic, driver
-    and offload, 0 where there is none.
+    ``parent`` is the bus address (IFLA_PARENT_DEV_NAME: a PCI address for a VF), "" without one; ``perm`` is
+    the MAC of the device's last reset (IFLA_PERM_ADDRESS), "" if unknown.
+    ``lower`` is the index of the device under this one (IFLA_LINK), 0 for none or for one in another
+    namespace; ``outer_lower`` is its index in that other namespace, otherwise 0. ``kind`` is the type of a
+    virtual device (IFLA_INFO_KIND, such as "macvlan"), "" for others. ``master`` is the index of its bond or
+    bridge, 0 for none. ``disable_ipv6`` is the device's sysctl, None if it is not reported.
+    ``num_vf`` and ``vf`` (the PF's settings of one VF) are set on a PF that was read with ``vf=``. ``holder``
+    is the index of another VF with the requested MAC, -1 for none. ``altnames`` are the alternative names;
+    ``xdp`` the IDs of the XDP programs in the modes generic, driver and offload, 0 for none.
     """
 
     index: int
@@ -187,8 +186,8 @@ class Route(Record):
     """One route. ``dst`` is a CIDR; ``gw`` "" means on link; 0 and None mean "not given".
 
     ``mtu`` in bytes, ``advmss`` in bytes, ``priority`` is the metric, ``table`` a routing table's number,
-    ``scope`` as in rtnetlink(7) (0 universe, 253 link). ``onlink``: ``gw`` is on the link, though no
-    address of the device says so.
+    ``scope`` as in rtnetlink(7) (0 universe, 253 link). ``onlink``: ``gw`` is on the link even without an
+    address of the device in its network.
     """
 
     dst: str
@@ -202,10 +201,10 @@ class Route(Record):
 
 
 class Vf(Record):
-    """One VF as sysfs shows it, seen from the namespace that sysfs was mounted in.
+    """One VF as in sysfs, which shows the devices of the namespace that it was mounted in.
 
-    ``driver`` is "" where none is bound; ``netdev`` is "" where none is visible (in a pod, or no network
-    driver); ``numa`` is -1 where unknown.
+    ``driver`` is "" for none; ``netdev`` is "" if none is visible (it is in a pod, or its driver makes none);
+    ``numa`` is -1 if unknown.
     """
 
     index: int

@@ -9,7 +9,7 @@ from contextlib import suppress
 def notify(address: str, state: str) -> None:
     """Send a state such as ``READY=1`` to systemd.
 
-    ``address`` is the value of NOTIFY_SOCKET; nothing is sent where that is empty or names no Unix socket.
+    ``address`` is the value of NOTIFY_SOCKET; nothing is sent if it is empty or names no Unix socket.
     A failure is ignored: systemd reports a service that does not become ready.
     """
     if address[:1] not in ("/", "@"):

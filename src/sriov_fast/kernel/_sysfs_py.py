@@ -40,9 +40,9 @@ def os_error(err: int, path: str, why: str = "") -> OSError:
 def scan(pf: str, root: str = "/sys") -> list[Vf]:
     """List the VFs of a PF in the order of their indices, without those that disappear during the scan.
 
-    ``pf`` is the netdev's name. The NUMA node is that of the PF, whose card has the VFs. Raises OSError with
-    errno and filename: ENOENT (no such netdev), ENOTSUP (not the netdev of an SR-IOV PF), or the kernel's
-    error; ValueError for a ``pf`` that cannot be a name.
+    ``pf`` is the netdev's name. The NUMA node is that of the PF. Raises OSError with errno and filename:
+    ENOENT (no such netdev), ENOTSUP (not the netdev of an SR-IOV PF), or the kernel's error; ValueError for a
+    ``pf`` that cannot be a name.
     """
     check_part(pf, "PF")
     device = f"{root}/class/net/{pf}/device"

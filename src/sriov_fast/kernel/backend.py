@@ -1,8 +1,7 @@
-"""Picks the compiled or the plain trio of hot-path modules, once, and checks what it exports.
+"""The selection of the compiled or the plain backend, and a check of its exports.
 
-``SRIOV_FAST_BACKEND=cython|python`` forces one, which must load. Unset, the compiled trio is taken; where it
-was never built the plain one serves; where it is there and broken, that is said on stderr and the plain one
-serves.
+``SRIOV_FAST_BACKEND=cython|python`` forces one, which must load. Without it, the compiled backend is used; if
+it was not built, the plain one. If the compiled one is broken, stderr says so and the plain one is used.
 """
 
 from __future__ import annotations
@@ -14,7 +13,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from types import ModuleType
 
-# What each module must export, compiled or plain.
+# The exports of each module, compiled or plain.
 EXPORTS = {
     "nl": ("Batch", "Socket", "bpf", "ethtool", "netns_write", "raw_socket"),
     "sysfs": ("scan", "vf_index"),
@@ -22,11 +21,11 @@ EXPORTS = {
 }
 
 
-PACKAGES = {"": "sriov_fast", "_py": "sriov_fast.kernel"}  # of the compiled and of the plain modules
+PACKAGES = {"": "sriov_fast", "_py": "sriov_fast.kernel"}  # by the suffix of the modules
 
 
 class BackendError(ImportError):
-    """The backend that was asked for by name cannot be used."""
+    """A backend cannot be used."""
 
 
 def _checked(module: ModuleType, part: str) -> ModuleType:
@@ -37,7 +36,7 @@ def _checked(module: ModuleType, part: str) -> ModuleType:
 
 
 def _load(suffix: str) -> dict[str, ModuleType]:
-    """Import one trio; ModuleNotFoundError only where all of it is absent, else whatever is wrong with it."""
+    """Import the modules of a backend. Raises ModuleNotFoundError only if all of them are missing."""
     trio, absent = {}, []
     for part in EXPORTS:
         name = f"{PACKAGES[suffix]}._{part}{suffix}"
@@ -50,7 +49,7 @@ def _load(suffix: str) -> dict[str, ModuleType]:
         else:
             trio[part] = _checked(sys.modules[name], part)
     if absent and trio:
-        raise BackendError(f"{', '.join(absent)} missing beside the others")
+        raise BackendError(f"{', '.join(absent)} missing, others are there")
     if absent:
         raise ModuleNotFoundError(f"No module named {', '.join(absent)}")
     return trio

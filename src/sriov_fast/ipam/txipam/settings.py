@@ -127,7 +127,7 @@ def _demand_destination(settings: Settings) -> None:
     token, ca = settings.token_file, settings.trust.ca
     listed = files.remotes_of(token)
     if listed is None:
-        if ca and files.is_beside(ca, token):
+        if ca and files.shares_directory(ca, token):
             return
         strangers = list(settings.remotes)
     else:

@@ -27,12 +27,12 @@ def mac_bytes(value: object) -> bytes:
     return bytes.fromhex(mac(value).replace(":", ""))
 
 
-def interface_name(value: object, room: int = IFNAMSIZ) -> bytes:
+def interface_name(value: object, size: int = IFNAMSIZ) -> bytes:
     """Return a name that dev_valid_name() (net/core/dev.c, isspace() as in Latin-1) takes, if printable."""
     text = value.encode("utf-8", "replace") if isinstance(value, str) and value.isprintable() else b""
-    if not 0 < len(text) < room or text in (b".", b"..") or set(text) & set(b" /:\xa0"):
+    if not 0 < len(text) < size or text in (b".", b"..") or set(text) & set(b" /:\xa0"):
         raise ValueError(
-            f"interface name {value!r}: not 1 to {room - 1} bytes without white space, '/' and ':'"
+            f"interface name {value!r}: not 1 to {size - 1} bytes without white space, '/' and ':'"
         )
     return text
 

@@ -1,7 +1,7 @@
 """Attributes of a received message.
 
-They are decoded here and not by pyroute2, whose message classes raise TypeError and the like for malformed
-input. The compiled decoder skips such attributes, and so does this one.
+pyroute2 does not decode them, because its message classes raise TypeError and other errors for malformed
+input. The compiled decoder skips malformed attributes, and so does this one.
 """
 
 from __future__ import annotations

@@ -116,7 +116,7 @@ def _ethtool_once(socket_fd: int, index: int, data: array[int]) -> None:
 
 
 def bpf(command: int, attributes: bytearray, buffers: dict[int, bytearray] | None = None) -> int:
-    """Do one ``bpf(command)`` (bpf(2)), in the namespace that the thread is in; return its result."""
+    """Do one ``bpf(command)`` (bpf(2)), in the namespace of the thread; return its result."""
     import ctypes
 
     held = []

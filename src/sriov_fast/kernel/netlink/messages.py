@@ -86,7 +86,7 @@ class Message:
     """One encoded message with sequence number 0, and the expectations of its answer.
 
     ``vf`` is the VF that is read or set (-1: none), ``index`` the device of a dump. With ``mac`` the answer
-    names another VF that has it. ``operation`` says in words what is asked for.
+    names another VF that has it. ``operation`` describes the request, for errors.
     """
 
     __slots__ = ("data", "family", "flags", "index", "kind", "mac", "operation", "vf")
@@ -152,7 +152,7 @@ class Batch:
         self.messages.append(Message(message, kind, flags, operation, **expected))
 
     def get_link(self, *, index: int = 0, name: str = "", vf: int = -1, mac: str = "") -> None:
-        """Append ``RTM_GETLINK`` of one device: ``ip link show dev $name``; with ``mac``, who else has it."""
+        """Append ``RTM_GETLINK`` of one device: ``ip link show dev $name``. ``mac``: find another holder."""
         wanted = -1 if vf == -1 else args.number(vf, "vf", 0, 65535)
         if bool(name) == (index != 0):
             raise ValueError(f"index {index!r}, name {name!r}: give one of them")

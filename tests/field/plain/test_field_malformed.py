@@ -9,7 +9,7 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "plain"))
@@ -97,6 +97,7 @@ def outcome(nl: ModuleType, ask: Ask, datagram: bytes) -> object:
 
 
 @pytest.mark.parametrize("name", CASES)
+@settings(max_examples=max(400, settings().max_examples))
 @given(changes=CHANGES, cut=st.just(0) | st.integers(0, 80))
 def test_901_both_decoders_agree_on_malformed_messages(
     name: str, changes: list[tuple[int, int]], cut: int

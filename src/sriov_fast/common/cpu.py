@@ -1,9 +1,9 @@
-"""Keeps the work of a request on one CPU.
+"""Pinning of a request's threads to one CPU.
 
-The kernel's wait in a move is ``rcu_barrier``, for all CPUs that have something to free. The start of the
-runtime's process, our client, leaves some on the CPU that it runs on. A server that works elsewhere makes a
-second one to wait for; its tick comes a moment later, and then often a grace period more is needed. So a
-request is served where it was made.
+A move waits in the kernel (``rcu_barrier``) for the RCU callbacks of all CPUs that have some. The start of
+the client leaves some on its CPU. A server on another CPU adds a second CPU with callbacks; the tick of that
+CPU comes later, so the move often waits for one more grace period. So a request is served on the CPU of its
+client.
 """
 
 from __future__ import annotations
@@ -16,20 +16,20 @@ _here = _thread._local()
 
 
 def stay(number: int) -> None:
-    """Have this thread run on one CPU only, until ``roam``; one that it must not use changes nothing."""
+    """Pin this thread to one CPU until ``roam``; a CPU that it must not use changes nothing."""
     if number not in _allowed:
         return
     try:
         os.sched_setaffinity(0, (number,))
     except OSError:
-        return  # offline since, or another cpuset's now
+        return  # the CPU has gone offline, or to another cpuset
     _here.number = number
 
 
 def bring(thread: int, number: int) -> None:
-    """Have another thread of ours wake on a CPU; ``thread`` is what the kernel calls it, and waits now.
+    """Let another, waiting thread wake on a CPU; ``thread`` is its kernel ID.
 
-    Only it can keep itself there (``stay``), which then moves nothing.
+    The thread itself then calls ``stay``, which moves nothing.
     """
     try:
         os.sched_setaffinity(thread, (number,))
@@ -38,20 +38,20 @@ def bring(thread: int, number: int) -> None:
 
 
 def kept() -> int:
-    """Return the CPU that this thread is kept on, -1 where it may choose."""
+    """Return the CPU that this thread is pinned to, -1 for none."""
     return getattr(_here, "number", -1)
 
 
 def roam() -> None:
-    """Let this thread run on any CPU again, before it starts a process (which inherits that), or waits."""
+    """Let this thread run on any CPU again, before it waits or starts a process, which inherits the CPUs."""
     if kept() >= 0:
         release()
 
 
 def release() -> None:
-    """Let this thread run on any CPU, whatever it has from the thread that made it."""
+    """Let this thread run on any CPU, also after it has inherited another choice."""
     try:
         os.sched_setaffinity(0, _allowed)
     except OSError:
-        return  # none of them is left to us: so it is the kernel's choice already
+        return  # none of them is left, so the kernel chooses already
     _here.number = -1

@@ -67,7 +67,8 @@ class Daemon:
     def start(self, image: str, *, without: str = "") -> int:
         """Start it and wait until it serves; return its process."""
         options = ["run", "--detach", "--snapshotter", "overlayfs", *self.words(without)]
-        self.runtime.ctr(*options, image, CONTAINER, *self.container["args"])
+        # ctr replaces the entry point of the image, too.
+        self.runtime.ctr(*options, image, CONTAINER, *node_image.ENTRYPOINT, *self.container["args"])
         return self.pid()
 
     def pid(self) -> int:

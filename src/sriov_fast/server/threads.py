@@ -175,14 +175,12 @@ class Server:
                 return  # the clients in the backlog run the plugin in-process
             with self._counts:
                 self._waiting -= 1
-                self._set_pace()
             try:
                 self._guarded(self._grow)
                 self._serve_event(event)
             finally:
                 with self._counts:
                     self._waiting += 1
-                    self._set_pace()
         except BaseException as error:
             self._unexpected(error)
             time.sleep(_PAUSE)
@@ -205,13 +203,6 @@ class Server:
     def running(self) -> int:
         """Return the number of requests that are being served."""
         return self._threads - self._waiting
-
-    def _set_pace(self) -> None:
-        """Keep the rate of wake-ups constant with any number of requests.
-
-        A thread that waits for the interpreter's lock wakes once in each interval.
-        """
-        sys.setswitchinterval(_SWITCH_INTERVAL * max(1, self._threads - self._waiting))
 
     def _is_alone(self) -> bool:
         """Return whether one request is served. With more than one, pinning does not pay (``cpu``)."""

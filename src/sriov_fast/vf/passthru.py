@@ -40,7 +40,7 @@ ENTER, RESTORE = "macvlan", "restore the VF"
 
 _GEN_MODE_NONE = 1  # IN6_ADDR_GEN_MODE_NONE, linux/if_link.h
 _GONE_PAUSE = 0.0002  # seconds between the first two looks at a device that is being deleted
-_LONGEST_GONE_PAUSE = 0.005
+_LONGEST_GONE_PAUSE = 0.001
 # The errors of a new macvlan that say that there is none: a device of another kind is on top of the VF, the
 # kernel has no macvlan, the VF is gone.
 _FREE = (errno.EBUSY, errno.EOPNOTSUPP, errno.ENODEV)

@@ -20,7 +20,7 @@ import tarfile
 import tempfile
 import zipfile
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from tools import sbom
 
@@ -174,8 +174,8 @@ def check_musl(wheel: Path) -> None:
             if name.endswith(".so"):
                 elf = ELFFile(io.BytesIO(archive.read(name)))
                 dynamic = [each for each in elf.iter_sections() if isinstance(each, DynamicSection)]
-                tags = [tag for each in dynamic for tag in each.iter_tags("DT_NEEDED")]
-                needed = {tag.needed for tag in tags}  # type: ignore[attr-defined]
+                tags: list[Any] = [tag for each in dynamic for tag in each.iter_tags("DT_NEEDED")]
+                needed = {tag.needed for tag in tags}
                 if needed != {"libc.so"}:
                     sys.exit(f"{wheel.name}: {name} needs {', '.join(sorted(needed))}")
 

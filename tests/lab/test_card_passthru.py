@@ -107,11 +107,8 @@ def test_a_pod_that_builds_on_its_device(node: Node, card: Card) -> None:
     assert not try_ip("-n", pod, "link", "add", "link", "eth0", "name", "m0", "type", "macvlan")
     for words in (
         "link add link eth0 name v5 type vlan id 5",
-        "link add bond0 type bond",
         "link set eth0 promisc on",
         "link set eth0 down",
-        "link set eth0 master bond0",
-        "link set bond0 up",
     ):
         ip("-n", pod, *words.split())
     node.delete(conf(node), pod)

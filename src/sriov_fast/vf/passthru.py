@@ -255,7 +255,10 @@ class Release:
         if not self._has_device:
             return
         try:
-            _restore(self._host, self._record, self._log)
+            link = _restore(self._host, self._record, self._log)
+            detach.settle_irqs(self._host, self._record, link, self._roots, self._log)
+            if self._record.before_up:
+                detach.bring_up(self._host, link, self._log)
         except NetlinkError as error:
             if not is_absent(error):
                 raise
@@ -303,7 +306,7 @@ def _read(host: nl.Socket, index: int) -> Link:
     return link
 
 
-def _restore(host: nl.Socket, record: Attachment, log: Logger) -> None:
+def _restore(host: nl.Socket, record: Attachment, log: Logger) -> Link:
     """Restore the VF's device."""
     index = record.ifindex
     link = _read(host, index)
@@ -322,7 +325,9 @@ def _restore(host: nl.Socket, record: Attachment, log: Logger) -> None:
     answers = host.run(batch, check=False)
     if isinstance(answers[-1], NetlinkError):
         raise answers[-1]
-    _settle(host, record, answers[-1], log)
+    now: Link = answers[-1]
+    _settle(host, record, now, log)
+    return now
 
 
 def _settle(host: nl.Socket, record: Attachment, now: Link, log: Logger) -> None:
@@ -334,8 +339,6 @@ def _settle(host: nl.Socket, record: Attachment, now: Link, log: Logger) -> None
         detach.settle_mac(host, record, now, on_pf, log)
     if record.before_disable_ipv6 is False and now.disable_ipv6:
         attach.set_disable_ipv6(now.name, "0")
-    if record.before_up:
-        detach.bring_up(host, now, log)
 
 
 def silence(record: Attachment, log: Logger) -> bool:

@@ -98,7 +98,7 @@ def test_a_pf_that_answers_late(node: Node) -> None:
     """A message to the kernel cannot be cut; the ADD fails when it returns, and is undone."""
     node.prelude = (
         "import time; from sriov_fast.vf import attach; send = attach.configure; "
-        "attach.configure = lambda *args: (send(*args), time.sleep(1.2))"
+        "attach.configure = lambda *args, **keys: (send(*args, **keys), time.sleep(1.2))"
     )
     pod = node.pod()
     conf = node.conf(timeout=1, ipam=node.host_local())

@@ -126,6 +126,8 @@ def test_a_link_by_name_and_by_index(nl: ModuleType, host: Netns, pair: tuple[st
         up=True,
         lower=index_of(nl, host, "peer0"),
         settings=by_name.settings,
+        kind="veth",
+        disable_ipv6=False,
     )
     assert by_name.settings.txqlen == 1000
     assert (lo.name, lo.up, lo.carrier, lo.mtu) == ("lo", True, True, 65536)
@@ -145,7 +147,15 @@ def test_move_name_mac_mtu_and_up_in_one_message(
     assert run(nl, host, lambda b: b.set_link(index, **change)) == [None]
     (moved,) = run(nl, netns, lambda b: b.get_link(name="net1"))
     assert moved.replace(index=index) == Link(
-        index=index, name="net1", mac="02:00:00:00:00:0b", mtu=1300, up=True, settings=moved.settings
+        index=index,
+        name="net1",
+        mac="02:00:00:00:00:0b",
+        mtu=1300,
+        up=True,
+        settings=moved.settings,
+        outer_lower=index_of(nl, host, "peer0"),
+        kind="veth",
+        disable_ipv6=False,
     )
     with pytest.raises(NetlinkError) as caught:
         run(nl, host, lambda b: b.get_link(name="vf0"))

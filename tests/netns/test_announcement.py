@@ -73,9 +73,18 @@ def test_the_runtime_does_not_wait_for_it(node: Node) -> None:
     node.nip("link", "set", "peer0", "down")
     pod = node.pod()
     addresses = [{"address": "10.0.0.2/24"}]
-    node.add(node.conf(vf=0, ipam={"type": "static", "addresses": addresses}), pod)
-    assert node.announcing(pod), "communicate() returned at the end of the streams, and it waits still"
-    node.settle()
+    conf = node.conf(vf=0, ipam={"type": "static", "addresses": addresses})
+
+    def still_waits() -> bool:
+        """Return whether the wait for the carrier goes on when the plugin has ended its streams."""
+        node.add(conf, pod)
+        found = node.announcing(pod)
+        node.settle()
+        node.delete(conf, pod)
+        return found
+
+    # a busy machine may take longer than the two seconds to run this process again
+    assert any(still_waits() for _ in range(5))
 
 
 def test_it_says_nothing_of_a_pod_that_is_gone(node: Node) -> None:

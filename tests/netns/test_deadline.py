@@ -16,7 +16,7 @@ from harness.veth import MakeNode, Node, ResidentNode
 pytestmark = pytest.mark.modes("process", "resident")
 
 LIMIT = 0.6
-SLACK = 4.0  # seconds for the start of processes and for the undo, on a busy machine
+SLACK = 30.0  # seconds for processes and the undo on a busy machine; what would wait does so for 120
 NEVER = "[ $CNI_COMMAND = VERB ] && exec sleep 120"
 GIVES = """[ $CNI_COMMAND = ADD ] && echo '{"ips":[{"address":"10.1.0.2/24"}]}'"""
 
@@ -98,7 +98,7 @@ def test_a_pf_that_answers_late(node: Node) -> None:
     """A message to the kernel cannot be cut; the ADD fails when it returns, and is undone."""
     node.prelude = (
         "import time; from sriov_fast.vf import attach; send = attach.configure; "
-        "attach.configure = lambda *args, **keys: (send(*args, **keys), time.sleep(1.2))"
+        "attach.configure = lambda *args, **more: (send(*args, **more), time.sleep(1.2))"
     )
     pod = node.pod()
     conf = node.conf(timeout=1, ipam=node.host_local())

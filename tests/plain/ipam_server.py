@@ -23,7 +23,7 @@ from sriov_fast import cli
 from sriov_fast.ipamd import auth
 
 SRC = Path(__file__).resolve().parents[2] / "src"
-PATIENCE = 20.0  # seconds; the machine may be busy
+PATIENCE = 60.0  # seconds; the machine may be busy
 
 HOST, OTHER_HOST = "10.55.206.20", "10.55.206.21"
 ADMIN = "CN=ipam-admin"

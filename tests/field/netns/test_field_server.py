@@ -24,7 +24,7 @@ needs_strace = pytest.mark.skipif(not has_strace, reason="needs strace")
 NO_THREADS = ("-e", "trace=clone,clone3", "-e", "inject=clone,clone3:error=EAGAIN")
 HEADER = struct.Struct("=IIII16s")
 MAGIC = int.from_bytes(b"SRF1", "little")
-SOON = 3.0  # seconds; far less than any time limit of the server
+SOON = 8.0  # seconds; less than any time limit of the server
 
 
 def whole(environ: bytes = b"CNI_COMMAND=VERSION\0", stdin: bytes = b"{}") -> bytes:

@@ -292,6 +292,7 @@ def test_a_run_directory_that_cannot_be_one(node: Node) -> None:
     assert str(node.run_dir) in said
     assert (node.state(), node.leases()) == (before, [])
     assert node.run_dir.read_text() == "a file\n"
+    node.run_dir.unlink()
 
 
 @pytest.mark.skipif(shutil.which("strace") is None, reason="needs strace")

@@ -193,6 +193,7 @@ def test_a_store_that_is_gone_makes_it_unready_and_comes_back(world: World) -> N
             assert client.get("/readyz").status_code == 200
             member.signal(signal.SIGSTOP)
             try:
+                until(lambda: client.get("/readyz").status_code == 503, "the end of readiness")
                 response = client.get("/readyz")
                 problem(response, 503, "unavailable")
                 assert response.headers["retry-after"]

@@ -251,6 +251,7 @@ def test_a_reply_that_nobody_reads(pair: Pair, monkeypatch: pytest.MonkeyPatch) 
 
 def test_a_reply_that_nobody_takes(pair: Pair) -> None:
     client, server = pair
+    client.shutdown(socket.SHUT_RDWR)  # also for a copy in a process that is being started
     client.close()
     with pytest.raises(OSError, match=r"pipe|reset"):
         protocol.answer(server, 0, b"x")

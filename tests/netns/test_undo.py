@@ -285,6 +285,7 @@ def test_no_inode_left_for_a_lock(node: Node) -> None:
 
 
 @pytest.mark.modes("process")
+@pytest.mark.fresh
 def test_a_run_directory_that_cannot_be_one(node: Node) -> None:
     node.run_dir.write_text("a file\n")
     before, pod = node.state(), node.pod()
@@ -292,7 +293,6 @@ def test_a_run_directory_that_cannot_be_one(node: Node) -> None:
     assert str(node.run_dir) in said
     assert (node.state(), node.leases()) == (before, [])
     assert node.run_dir.read_text() == "a file\n"
-    node.run_dir.unlink()
 
 
 @pytest.mark.skipif(shutil.which("strace") is None, reason="needs strace")

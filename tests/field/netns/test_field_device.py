@@ -133,7 +133,6 @@ def test_408_a_program_of_the_operator_stays(node: Node) -> None:
 
 @pytest.mark.parametrize("hook", ["ingress", "egress"])
 @pytest.mark.parametrize("how", ["by program", "by link"])
-@pytest.mark.fresh  # the programs stay on the device
 def test_408_a_program_of_tcx(either: Node, hook: str, how: str) -> None:
     """The pod attaches a program of tcx, which rtnetlink does not show, and the next pod meets it."""
     node, pod = either, either.pod()

@@ -279,7 +279,7 @@ def test_407_another_driver_is_bound(either: Node, driver: str) -> None:
     if driver:
         node.tree.bind(0, driver)
     node.ip("netns", "del", pod)
-    node.prelude = "from sriov_fast.vf import locate; locate.RETURN_WAIT = 60"
+    node.prelude = "from sriov_fast.vf import find; find.RETURN_WAIT = 60"
     begin = time.monotonic()
     done = node.delete(conf, pod)
     assert time.monotonic() - begin < 30

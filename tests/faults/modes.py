@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from faults import ptrace
-from faults.tracer import Fault, Seen, Tracer
+from faults.tracer import KILL, Fault, Seen, Tracer
 from harness import pod as netns
 from harness.runtime import Outcome
 from harness.veth import DeferredNode, Node, ResidentNode
@@ -346,7 +346,10 @@ class Resident(Client):
         def is_over() -> bool:
             if process.pid not in tracer.ended:
                 return False
-            return server.pid in tracer.ended or (self.has_rested() and not self.resident.returning())
+            if server.pid in tracer.ended:
+                return True
+            killed = tracer.fired and fault is not None and fault.error == KILL
+            return not killed and self.has_rested() and not self.resident.returning()
 
         ended = tracer.pump(lambda: process.pid in tracer.ended, HANG)
         if not ended:

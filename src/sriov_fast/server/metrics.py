@@ -27,7 +27,7 @@ from prometheus_client.registry import Collector
 
 from sriov_fast import __version__
 from sriov_fast.common import json
-from sriov_fast.common.errors import SriovError, is_absent
+from sriov_fast.common.errors import SriovError, is_absent, is_there
 from sriov_fast.common.paths import Roots
 from sriov_fast.common.record import Vf
 from sriov_fast.common.trace import Steps
@@ -219,7 +219,7 @@ class _Node(Collector):
 def _pf_names(roots: Roots) -> list[str]:
     """Return the network devices here that have VFs."""
     here = f"{roots.sys}/class/net"
-    names = (name for name in os.listdir(here) if os.path.exists(f"{here}/{name}/device/virtfn0"))
+    names = (name for name in os.listdir(here) if is_there(f"{here}/{name}/device/virtfn0"))
     return sorted(name for name in names if not uplink.is_representor(f"{here}/{name}"))
 
 

@@ -241,17 +241,13 @@ class Server:
         finally:
             self._follow_up(reply.let_go)
             if self.metrics and steps:
-                self._guarded(lambda: self._count(wire_request, status, output, steps))
+                verb, served = wire_request.environ.get("CNI_COMMAND", ""), self.metrics.served
+                self._guarded(lambda: served(verb, status, output, steps))
             if reply.undelivered and not delivered:
                 self._follow_up(reply.undelivered)
             else:
                 client.connection.close()
                 self._follow_up(reply.afterwards)
-
-    def _count(self, wire_request: protocol.WireRequest, status: int, output: bytes, steps: Steps) -> None:
-        """Count a request after its reply."""
-        if self.metrics:
-            self.metrics.served(wire_request.environ.get("CNI_COMMAND", ""), status, output, steps)
 
     def _delivered(self, client: protocol.Incoming, status: int, output: bytes) -> bool:
         """Send the reply; return whether the client received it."""

@@ -129,6 +129,19 @@ def _outcome(process: subprocess.Popen[bytes] | Forked, status: int) -> Outcome:
     return Outcome(status, out, err)
 
 
+def _kill(process: subprocess.Popen[Any]) -> None:
+    """End a process. Each of its threads that is traced is a zombie until this process waits for it."""
+    if process.poll() is not None:
+        return
+    process.kill()
+    status = 0
+    with suppress(ChildProcessError):
+        ended = 0
+        while ended != process.pid or not (os.WIFEXITED(status) or os.WIFSIGNALED(status)):
+            ended, status = os.waitpid(-1, ptrace.WALL)
+    process.returncode = os.waitstatus_to_exitcode(status)
+
+
 class Forked:
     """A plugin that is a fork of this process, which has imported all that it needs; used as a Popen is."""
 
@@ -258,9 +271,7 @@ class Client(Mode):
     def close(self) -> None:
         """Kill the server, which may hang, and take the node away."""
         for server in self.resident.servers:
-            if server.process.poll() is None:
-                server.process.kill()
-                server.process.wait()
+            _kill(server.process)
         Node.close(self.node)
 
     def run(self, verb: str, conf: dict[str, Any], pod: str, fault: Fault | None) -> Run:
@@ -285,8 +296,7 @@ class Client(Mode):
 
     def renew(self) -> None:
         """Kill the server and start another one."""
-        self.resident.server.process.kill()
-        self.resident.server.process.wait()
+        _kill(self.resident.server.process)
         self.restart()
 
     def files(self) -> list[str]:

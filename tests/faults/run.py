@@ -28,11 +28,12 @@ _LONGEST = 2000  # characters of one fault in a line of the report
 
 
 class Result(NamedTuple):
-    """One injection with its verdict."""
+    """One injection with its verdict; ``once`` says that it was clean when it was repeated on a new node."""
 
     injection: Injection
     verdict: Verdict
     seconds: float
+    once: bool = False
 
     @property
     def line(self) -> str:
@@ -161,27 +162,61 @@ def _all(todo: list[Injection], jobs: int, limit: float, top: Path, report: Repo
 def _work(todo: list[Injection], until: float, top: Path, results: Queue) -> None:
     """Do one worker's injections; a node on which one was not clean is replaced."""
     try:
-        waiting = list(reversed(todo))
-        while waiting and not (until and time.monotonic() > until):
-            with _bench(waiting[-1].mode, top) as bench:
-                _on_one_bench(bench, waiting, until, results)
+        work = _Work(list(reversed(todo)), until, results)
+        while work.has_more():
+            with _bench(work.waiting[-1].mode, top) as bench:
+                work.on_one_bench(bench)
     except BaseException:
         traceback.print_exc()
     finally:
         results.put(None)
 
 
-def _on_one_bench(bench: Bench, waiting: list[Injection], until: float, results: Queue) -> None:
-    while waiting and not (until and time.monotonic() > until):
-        item = waiting.pop()
-        begin = time.monotonic()
+class _Work:
+    """The injections of one worker, the last one first.
+
+    What is neither clean nor listed is repeated once on a new node: a loaded machine can exceed a time limit.
+    """
+
+    def __init__(self, waiting: list[Injection], until: float, results: Queue) -> None:
+        self.waiting = waiting
+        self._until = until
+        self._results = results
+        self._accepted = points.Accepted()
+        self._first: dict[Injection, Verdict] = {}  # of those that are repeated
+
+    def has_more(self) -> bool:
+        """Say whether there is something to do, and time; what is to be repeated is repeated in any case."""
+        is_late = self._until and time.monotonic() > self._until
+        return bool(self.waiting) and (not is_late or self.waiting[-1] in self._first)
+
+    def on_one_bench(self, bench: Bench) -> None:
+        """Do injections until one is not clean."""
+        while self.has_more():
+            item = self.waiting.pop()
+            begin = time.monotonic()
+            verdict = self._injected(bench, item)
+            self._judge(Result(item, verdict, time.monotonic() - begin))
+            if verdict.faults:
+                return
+
+    def _injected(self, bench: Bench, item: Injection) -> Verdict:
         try:
-            verdict = bench.inject(item.verb, item.fault)
+            return bench.inject(item.verb, item.fault)
         except Exception as error:
-            verdict = Verdict(True, [f"the harness failed: {type(error).__name__}: {error}"])
-        results.put(Result(item, verdict, time.monotonic() - begin))
-        if verdict.faults:
+            return Verdict(True, [f"the harness failed: {type(error).__name__}: {error}"])
+
+    def _judge(self, result: Result) -> None:
+        """Report a result, or have the injection repeated."""
+        item = result.injection
+        first = self._first.pop(item, None)
+        if first and not result.verdict.faults:
+            result = result._replace(verdict=first, once=True)
+        elif not first and result.verdict.faults and not self._accepted.covers(result.line):
+            self._first[item] = result.verdict
+            self.waiting.append(item)
             return
+        self._results.put(result)
 
 
 # --- the report
@@ -200,8 +235,8 @@ class Report:
         """Take one result in."""
         kind = self._kind(result)
         self.counts[result.injection.mode, result.injection.verb, kind] += 1
-        if kind == "not clean":
-            print(result.line, flush=True)
+        if kind in ("not clean", "once"):
+            print(f"{'clean when repeated: ' * result.once}{result.line}", flush=True)
         if self._file:
             record = {"injection": str(result.injection), "about": result.injection.about, "kind": kind}
             record |= {"faults": result.verdict.faults, "seconds": round(result.seconds, 3)}
@@ -209,6 +244,8 @@ class Report:
             self._file.flush()
 
     def _kind(self, result: Result) -> str:
+        if result.once:
+            return "once"
         if not result.verdict.faults:
             return "clean" if result.verdict.fired else "not reached"
         return "listed" if self.accepted.covers(result.line) else "not clean"
@@ -224,12 +261,12 @@ class Report:
         return 1 if bad or not done else 0
 
     def _table(self) -> list[str]:
-        kinds = ("clean", "listed", "not clean", "not reached")
+        kinds = ("clean", "once", "listed", "not clean", "not reached")
         head = f"{'mode':<10}{'verb':<7}{'calls':>7}{'injections':>12}"
         lines = [head + "".join(f"{kind:>13}" for kind in kinds)]
         for mode, verb in self.seen:
             numbers = [self.counts[mode, verb, kind] for kind in kinds]
-            done = sum(numbers[:3])
+            done = sum(numbers[:-1])
             line = f"{mode:<10}{verb:<7}{self.seen[mode, verb]:>7}{done:>12}"
             lines.append(line + "".join(f"{number:>13}" for number in numbers))
         return lines

@@ -34,6 +34,7 @@ TURNS = [
     for size in SIZES
     if not IN_LAB or (program, size) != ("compiled", max(SIZES))
 ]
+BY_SIZE = sorted(TURNS, key=lambda turn: turn[1])
 
 
 class Kind(NamedTuple):
@@ -120,7 +121,7 @@ def every(bursts: dict[int, Burst]) -> list[float]:
 
 
 @report.mark
-@pytest.mark.parametrize(("program", "size"), sorted(TURNS, key=lambda turn: turn[1]))
+@pytest.mark.parametrize(("program", "size"), BY_SIZE)
 @pytest.mark.parametrize("verb", VERBS)
 def test_burst(benchmark: Any, bursts: Bursts, verb: str, size: int, program: str) -> None:
     floor_of = "c-macvlan" if program == "macvlan" else "c"

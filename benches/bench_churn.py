@@ -43,7 +43,7 @@ class Churn(NamedTuple):
     before: Size
     after: Size
     cpu: float
-    left: dict[str, object]
+    left: dict[str, Any]
 
 
 @pytest.fixture(scope="module")
@@ -127,11 +127,11 @@ def test_no_drift(benchmark: Any, churn: Churn, program: str, verb: str) -> None
 @report.mark
 def test_no_leak(benchmark: Any, churn: Churn, program: str) -> None:
     pairs = len(churn.times["ADD"])
-    figures = {
+    figures: dict[str, object] = {
         name: f"{before} to {after}"
         for name, before, after in zip(Size._fields, churn.before, churn.after, strict=True)
     }
-    figures["left behind"] = sum(map(len, churn.left.values()))  # type: ignore[arg-type]
+    figures["left behind"] = sum(map(len, churn.left.values()))
     line = (
         "the server before and after, and its processor time for a pair",
         f"{pairs} pairs, {report.LABELS.get(program, program)}",

@@ -1,8 +1,9 @@
 """What CI compares with limits (``make bench-ci``): ratios within one run, and counts.
 
-A ratio is ours to a C program that asks the kernel for the same, or to the plain backend. Both are measured
-in turns, in random order and at random phases of the kernel's tick. Counts do not depend on the machine's
-load: system calls and netlink requests of a verb in the server, instructions of a verb in a process.
+A ratio is ours to a C program that asks the kernel for the same, to the plain backend, or, for the address
+service, to its ``/healthz``. Both are measured in turns, in random order and at random phases of the kernel's
+tick. Counts do not depend on the machine's load: system calls and netlink requests of a verb in the server,
+instructions of a verb in the server, in the client and in a process of its own.
 ``limits.toml`` has the limits.
 """
 
@@ -15,29 +16,37 @@ import shutil
 import subprocess
 import time
 import tomllib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from statistics import median
 from time import thread_time
 from types import ModuleType
 from typing import Any
 
+import httpx
 import pytest
+from ipam_server import ASK, HOST, World, roomy, wanted
 
+import bench_burst
 import counts
 import report
 from bench_encode import attach
 from bench_scan import VFS
 from harness.sysfs_tree import build_tree
 from sriov_fast.kernel import _irq_py, _nl_py, backend
+from sriov_fast.vf.irq import plan
 from stage import Case, Stage, pause, standing
 
-HERE = Path(__file__).resolve().parent
-LIMITS = tomllib.loads((HERE / "limits.toml").read_text())
+SOURCES = Path(__file__).resolve().parent
+LIMITS = tomllib.loads((SOURCES / "limits.toml").read_text())
 ROUNDS = int(os.environ.get("SRIOV_FAST_BENCH_ROUNDS", "50"))
-SECONDS = 75  # after these no new round of processes begins
-OTHERS = 40  # records of other pods in the journal: what reads them all is seen
-VERBS = ("ADD", "DEL", "VERSION")
+SECONDS = 60  # after these no new round of processes begins; half of it for bursts
+OTHERS = 40  # records of other pods in the journal: an ADD that reads all of them exceeds the counts
+REQUESTS = 150  # of each kind to the address service
+BURST = 8
+FLOORS = {"resident": "c", "macvlan": "c-macvlan"}
+PROGRAMS = (*FLOORS, *FLOORS.values())
+VERBS = ("ADD", "DEL")
 RESAMPLES = 1000
 
 Pairs = list[tuple[float, float]]  # (ours, the other one's), seconds
@@ -101,7 +110,7 @@ def test_encode(benchmark: Any) -> None:
 def test_scan(benchmark: Any, tmp_path: Path) -> None:
     tree = build_tree(tmp_path, vfs=64)
     library = tmp_path / "scan.so"
-    subprocess.run(["cc", "-O2", "-shared", "-fPIC", "-o", library, HERE / "scan.c"], check=True)
+    subprocess.run(["cc", "-O2", "-shared", "-fPIC", "-o", library, SOURCES / "scan.c"], check=True)
     scan = ctypes.CDLL(str(library)).scan
     words = os.fsencode(tree.sys), tree.pf.encode(), VFS
     judge(
@@ -114,20 +123,22 @@ def test_scan(benchmark: Any, tmp_path: Path) -> None:
 @report.mark
 def test_masks(benchmark: Any, tmp_path: Path) -> None:
     tree = build_tree(tmp_path, vfs=1, irqs_per_vf=64)
-    masks = [(irq, backend.irq.cpu_mask([irq % 8])) for irq in tree.irqs(0)]
+    masks = list(plan(tree.irqs(0), range(8)).items())
 
     def write(module: ModuleType) -> object:
         return module.write_masks(masks, str(tree.proc))
 
-    judge(benchmark, "masks/plain", in_turns(lambda: write(backend.irq), lambda: write(_irq_py), 3))
+    judge(benchmark, "masks/plain", in_turns(lambda: write(backend.irq), lambda: write(_irq_py), 1))
 
 
-# --- whole verbs
+# --- whole verbs, one at a time and eight at the same time
+
+Round = dict[tuple[str, str], float]  # seconds by program and verb
 
 
 @pytest.fixture(scope="module")
 def stage() -> Iterator[Stage]:
-    with standing(vfs=8, pods=8) as stage:
+    with standing(vfs=BURST, pods=BURST) as stage:
         stage.serve("resident")
         crowd(stage)
         yield stage
@@ -147,33 +158,108 @@ def crowd(stage: Stage) -> None:
     stage.execute(Case("resident", "host-local", "DEL"))
 
 
-@pytest.fixture(scope="module")
-def pairs(stage: Stage) -> dict[str, Pairs]:
-    """Execute the resident plugin and the C program in turns."""
-    found: dict[str, Pairs] = {verb: [] for verb in VERBS}
-    end = time.monotonic() + SECONDS
-    for number in range(ROUNDS + 1):
-        if number > 10 and time.monotonic() > end:
-            break
-        times: dict[Case, float] = {}
-        for program in random.sample(("resident", "c"), 2):
-            for verb in VERBS:
-                case = Case(program, "none" if verb == "VERSION" else "host-local", verb)
-                pause()
-                times[case] = stage.measure(case).seconds
-        if number:  # the first one warms up
-            for verb in VERBS:
-                mine, other = (
-                    next(t for c, t in times.items() if c[::2] == (p, verb)) for p in ("resident", "c")
-                )
-                found[verb].append((mine, other))
+def repeated(turn: Callable[[], Round], rounds: int, seconds: float) -> list[Round]:
+    """Return the rounds after the first, which warms up; ten, and more as long as there is time."""
+    end = time.monotonic() + seconds
+    found = [turn()]
+    while len(found) <= rounds and (len(found) <= 10 or time.monotonic() < end):
+        found.append(turn())
+    return found[1:]
+
+
+def one_round(measure: Callable[[str, str], float], turns: Mapping[str, tuple[str, ...]]) -> Round:
+    """Measure the verbs of each program; the programs come in random order."""
+    found = {}
+    for program in random.sample(list(turns), len(turns)):
+        for verb in turns[program]:
+            pause()
+            found[program, verb] = measure(program, verb)
     return found
+
+
+@pytest.fixture(scope="module")
+def single(stage: Stage) -> list[Round]:
+    def measure(program: str, verb: str) -> float:
+        return stage.measure(Case(program, "none" if verb == "VERSION" else "host-local", verb)).seconds
+
+    turns = dict.fromkeys(PROGRAMS, VERBS) | dict.fromkeys(("resident", "c"), (*VERBS, "VERSION"))
+    return repeated(lambda: one_round(measure, turns), ROUNDS, SECONDS)
+
+
+@pytest.fixture(scope="module")
+def bursts(stage: Stage) -> list[Round]:
+    kinds = [bench_burst.Kind(program, BURST, verb) for program in PROGRAMS for verb in VERBS]
+    listed = {kind: bench_burst.listing(stage, kind) for kind in kinds}
+
+    def measure(program: str, verb: str) -> float:
+        kind = bench_burst.Kind(program, BURST, verb)
+        return bench_burst.execute(stage, kind, listed[kind]).makespan
+
+    return repeated(lambda: one_round(measure, dict.fromkeys(PROGRAMS, VERBS)), ROUNDS // 3, SECONDS / 2)
+
+
+def compared(rounds: list[Round], program: str, verb: str) -> Pairs:
+    return [(each[program, verb], each[FLOORS[program], verb]) for each in rounds]
+
+
+@report.mark
+@pytest.mark.parametrize("verb", [*VERBS, "VERSION"])
+def test_verb(benchmark: Any, single: list[Round], verb: str) -> None:
+    judge(benchmark, f"{verb}/c", compared(single, "resident", verb))
 
 
 @report.mark
 @pytest.mark.parametrize("verb", VERBS)
-def test_verb(benchmark: Any, pairs: dict[str, Pairs], verb: str) -> None:
-    judge(benchmark, f"{verb}/c", pairs[verb])
+def test_macvlan(benchmark: Any, single: list[Round], verb: str) -> None:
+    judge(benchmark, f"{verb}, macvlan/c", compared(single, "macvlan", verb))
+
+
+@report.mark
+@pytest.mark.parametrize("verb", VERBS)
+def test_burst(benchmark: Any, bursts: list[Round], verb: str) -> None:
+    judge(benchmark, f"{BURST} {verb}s/c", compared(bursts, "resident", verb))
+
+
+@report.mark
+@pytest.mark.parametrize("verb", VERBS)
+def test_burst_of_macvlans(benchmark: Any, bursts: list[Round], verb: str) -> None:
+    judge(benchmark, f"{BURST} {verb}s, macvlan/c", compared(bursts, "macvlan", verb))
+
+
+# --- the address service
+
+
+@pytest.fixture(scope="module")
+def asked(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Pairs]]:
+    """Allocate, release and probe in turns, over one connection with TLS."""
+    world = World(tmp_path_factory.mktemp("ipam"))
+    found: dict[str, Pairs] = {"allocate": [], "release": []}
+    try:
+        with world.host(world.serve("sqlite", roomy())) as client:
+            for number in range(REQUESTS):
+                path = f"{ASK}/b{number}/eth0"
+                probe = timed(lambda: client.get("/healthz"))
+                allocate = timed(lambda name=f"b{number}": client.post(ASK, json=wanted(name)))  # type: ignore[misc]
+                release = timed(lambda path=path: client.delete(path, params={"host_ip": HOST}))  # type: ignore[misc]
+                found["allocate"].append((allocate, probe))
+                found["release"].append((release, probe))
+        yield found
+    finally:
+        world.end()
+
+
+def timed(request: Callable[[], httpx.Response]) -> float:
+    begin = time.perf_counter()
+    response = request()
+    spent = time.perf_counter() - begin
+    assert response.is_success, response.text
+    return spent
+
+
+@report.mark
+@pytest.mark.parametrize("request_name", ["allocate", "release"])
+def test_service(benchmark: Any, asked: dict[str, Pairs], request_name: str) -> None:
+    judge(benchmark, f"{request_name}/healthz", asked[request_name][10:])  # the first ones warm up
 
 
 # --- counts

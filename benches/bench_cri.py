@@ -157,7 +157,7 @@ def one_sandbox(sandboxes: cri.Sandboxes, name: str, number: int) -> Sandbox:
 def above_host(samples: Samples, name: str, field: str) -> float:
     """Return the median of what this network takes above the host's, in seconds."""
     mine, host = samples[name], samples[HOST]
-    return median(getattr(mine[number], field) - getattr(host[number], field) for number in mine)
+    return float(median(getattr(mine[number], field) - getattr(host[number], field) for number in mine))
 
 
 @report.mark

@@ -52,22 +52,51 @@ def traced(stage: Stage, server: Server, case: Case, output: Path) -> list[str]:
 
 
 def instructions(stage: Stage) -> dict[str, float]:
-    """Return the millions of instructions of the client, and of an ADD without a server.
+    """Return the millions of instructions of the client, of the server, and of verbs without a server.
 
     The latter are those of the whole process: the interpreter's start and all imports.
     """
-    process = [sys.executable, "-ISXutf8", "-c", in_process()]
-    found = {
-        "client, VERSION": counted(stage, [str(stage.bin / "client")], Case("resident", "none", "VERSION"))
-    }
+    process = [sys.executable, "-ISXutf8", "-c", in_process("sriov")]
+    client = [str(stage.bin / "client")]
+    found: dict[str, float] = {"client, VERSION": counted(stage, client, Case("resident", "none", "VERSION"))}
+    for verb in ("ADD", "DEL"):
+        found[f"client, {verb}"] = counted(stage, client, Case("resident", "host-local", verb))
     for verb in ("ADD", "DEL"):
         found[f"{verb} in a process"] = counted(stage, process, Case("compiled", "host-local", verb))
+    found |= in_server(stage, 3)
     return {f"{name}, M instructions": count / 1e6 for name, count in found.items()}
 
 
-def in_process() -> str:
-    """Return what the interpreter executes where no server answers."""
-    return install.code(install.PROGRAMS["sriov"], install.search_path())
+def in_server(stage: Stage, rounds: int) -> dict[str, float]:
+    """Return the median number of a server's instructions for each verb, what follows the reply included."""
+    output = stage.root / "callgrind"
+    argv = [sys.executable, "-IXutf8", "-c", in_process("sriov-fast"), "serve"]
+    words = [*_CALLGRIND, f"--callgrind-out-file={output}", *argv]
+    server = Server(words, stage.environ("counted"), stage.root / "counted.log")
+    found: dict[str, list[int]] = {"ADD": [], "DEL": []}
+    try:
+        for verb in ("ADD", "DEL") * (rounds + 2):  # the first two rounds warm up
+            stage.execute(Case("counted", "host-local", verb))
+            pause(0.5)
+            found[verb].append(since_last_dump(server, output))
+    finally:
+        server.stop()
+    return {f"server, {verb}": median(numbers[2:]) for verb, numbers in found.items()}
+
+
+def since_last_dump(server: Server, output: Path) -> int:
+    """Return the instructions that valgrind has counted since the last call."""
+    subprocess.run(["vgdb", f"--pid={server.pid}", "dump"], check=True, capture_output=True)
+    (dump,) = output.parent.glob(f"{output.name}.*")
+    total = re.search(r"^totals: (\d+)", dump.read_text(), re.MULTILINE)
+    dump.unlink()
+    assert total, "valgrind wrote no total"
+    return int(total[1])
+
+
+def in_process(program: str) -> str:
+    """Return the code that an interpreter executes in place of an executable."""
+    return install.code(install.PROGRAMS[program], install.search_path())
 
 
 def counted(stage: Stage, argv: list[str], case: Case) -> int:

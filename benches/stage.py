@@ -28,9 +28,11 @@ IN_LAB = os.environ.get("SRIOV_FAST_LAB") == "1"
 # resident: the client and its server. compiled, plain: the executable without a server, on either backend.
 # deferred: resident, a DEL answers before the VF is in the host. c: the floor; elsewhere, here: the floor
 # behind a server. peer: --peer. macvlan, c-macvlan: resident and the floor with the VF left in the host.
+# counted: resident, with a server of its own under valgrind (counts.py).
 PROGRAMS = ("resident", "compiled", "plain", "deferred", "macvlan", "c", "c-macvlan", "peer")
 # host-local is the built-in one, executed the plugin of that name
 IPAMS = ("none", "host-local") if IN_LAB else ("none", "host-local", "executed")
+OWN_JOURNAL = ("deferred", "counted")  # a server each; the others share the server of "resident"
 DELAY = 0.012  # seconds: three ticks of a kernel with HZ=250
 REST = 0.015  # what the last one left behind, such as an announcement, must not count for the next
 
@@ -147,24 +149,22 @@ class Stage:
             if case.program in ("c", "c-macvlan"):
                 return [str(self.bin / "floor"), *words]
             return [str(self.bin / "served"), str(self.root / "floor.sock"), case.program, *words]
-        names = dict.fromkeys(("resident", "deferred", "macvlan"), "client") | {
-            "peer": self.peer,
-            "bare": "bare",
-        }
+        resident = ("resident", "macvlan", *OWN_JOURNAL)
+        names = dict.fromkeys(resident, "client") | {"peer": self.peer, "bare": "bare"}
         return [str(self.bin / names.get(case.program, "sriov"))]
 
     def environ(self, program: str, verb: str = "", pod: str = "") -> dict[str, str]:
         """Return a plugin's environment; without a verb, that of the program that executes plugins."""
         given = self.ground.environment(verb, pod)
         given["SRIOV_FAST_BACKEND"] = "python" if program == "plain" else "cython"
-        given["SRIOV_FAST_RUN"] = str(self.root / ("deferred" if program == "deferred" else "run"))
+        given["SRIOV_FAST_RUN"] = str(self.root / (program if program in OWN_JOURNAL else "run"))
         given["SRIOV_FAST_STATE"] = str(self.root / "state")
         given["SRIOV_FAST_SOCKET"] = "none" if program in ("compiled", "plain") else ""
         return given if verb else {key: value for key, value in given.items() if key[:4] != "CNI_"}
 
     def _conf(self, case: Case, vf: int | None, device: int) -> Path:
         """Return the file with the configuration; who has a journal of its own has a store, too."""
-        own = case.program if case.program in ("deferred", "macvlan", "peer") else "ours"
+        own = case.program if case.program in (*OWN_JOURNAL, "macvlan", "peer") else "ours"
         path = self.root / f"{own}-{case.ipam}-{vf}-{device if own == 'peer' else 0}.json"
         if not path.exists():
             path.write_text(json.dumps(self.document(case.ipam, own, vf, device)))

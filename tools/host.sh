@@ -31,6 +31,7 @@ has git || need git
 has ip || need iproute2
 has ping || need iputils-ping
 has strace || need strace
+has valgrind || need valgrind
 has mmdebstrap || need mmdebstrap
 has unshare || need util-linux
 has mount || need mount

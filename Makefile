@@ -37,7 +37,7 @@ help:
 	@echo "make wheels           the release: sdist, and wheels for x86-64 and aarch64, glibc and musl, in dist/"
 	@echo "make test-wheels      install what make wheels built into clean environments, and use it"
 	@echo "make image            the container image of the DaemonSet, dist/sriov-fast.tar, with its SBOM"
-	@echo "make bench-ci         ratios and counts of ADD and DEL against benches/limits.toml; four minutes"
+	@echo "make bench-ci         ratios and counts against benches/limits.toml; four minutes"
 	@echo "make docs             the documentation as a site, and man pages, in build/"
 	@echo "make lint bench dist clean"
 
@@ -104,6 +104,8 @@ lint: $(ENVIRONMENT)
 	$(RUN) -m ruff format --check .
 	$(RUN) -m mypy
 	$(RUN) -m mypy tools/*.py
+	MYPYPATH=src:.:benches:tests:tests/plain $(RUN) -m mypy --follow-imports=silent \
+		--allow-untyped-decorators --allow-untyped-calls benches/*.py
 	PATH="$(CURDIR)/$(VENV)/bin:$$PATH" cython-lint src
 
 # A wheel for this machine only, made from the sdist as an installer would.

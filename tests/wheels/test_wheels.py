@@ -12,6 +12,7 @@ import os
 import platform
 import shutil
 import subprocess
+import sys
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -77,6 +78,11 @@ def target(request: pytest.FixtureRequest) -> Target:
     return request.param
 
 
+def sums(dist: Path) -> dict[str, str]:
+    """Return the SHA-256 of each file by its name."""
+    return dict(reversed(line.split()) for line in (dist / "SHA256SUMS").read_text().splitlines())
+
+
 def installable(libc: str, machine: str) -> Path:
     return wheel(next(each for each in TARGETS if each.machine == machine and each.libc.startswith(libc)))
 
@@ -85,12 +91,12 @@ def installable(libc: str, machine: str) -> Path:
 
 
 def test_every_file_has_its_sum_and_its_provenance() -> None:
-    sums = dict(reversed(line.split()) for line in (DIST / "SHA256SUMS").read_text().splitlines())
+    listed = sums(DIST)
     built = [*DIST.glob("*.whl"), *DIST.glob("*.tar.gz")]
     assert len(built) == len(TARGETS) + 1
     for path in built:
         digest = hashlib.sha256(path.read_bytes()).hexdigest()
-        assert sums[path.name] == digest
+        assert listed[path.name] == digest
         (subject,) = json.loads(Path(f"{path}.provenance.json").read_text())["subject"]
         assert subject == {"name": path.name, "digest": {"sha256": digest}}
 
@@ -128,6 +134,14 @@ def test_the_licences_are_inside(target: Target) -> None:
     with zipfile.ZipFile(wheel(target)) as archive:
         names = {name.rpartition("/licenses/")[2] for name in archive.namelist() if "/licenses/" in name}
     assert {"LICENSE", "musl.txt"} <= names
+
+
+def test_a_second_build_is_equal_to_the_byte(tmp_path: Path) -> None:
+    """Each file, built again in another directory."""
+    run(sys.executable, "-m", "tools.wheels", tmp_path / "dist", cwd=TOP)
+    again = sums(tmp_path / "dist")
+    assert len(again) == 3 * (len(TARGETS) + 1)  # each with its bill of materials and its provenance
+    assert again == sums(DIST), "not equal; run make wheels for this commit first"
 
 
 # --- that they work

@@ -11,6 +11,13 @@ cdef class Batch(Buffer):
     A value that the kernel cannot take raises ValueError, which names it. Messages are numbered from 0.
     """
 
+    def pick(self, positions):
+        """Return another batch, of the messages at some positions."""
+        cdef Batch picked = Batch()
+        for position in positions:
+            picked.copy(self, number(position, "position", 0, self.count - 1))
+        return picked
+
     def get_link(self, *, index=0, name="", vf=-1, mac=""):
         """Append ``RTM_GETLINK`` of one device, by index or by name: ``ip link show dev $name``.
 
@@ -94,7 +101,8 @@ cdef class Batch(Buffer):
             put_settings(self, settings)
         if not info.ifi_change and self.size == self.end + sizeof(nlmsghdr) + sizeof(info):
             raise ValueError(f"set_link of index {index}: asks for nothing")
-        self.finish(f"set link of ifindex {index}" if info.ifi_index else f"set link of {name}")
+        what = "move link" if netns_fd != -1 else "set mac" if mac else "set link"
+        self.finish(f"{what} of ifindex {index}" if info.ifi_index else f"{what} of {name}")
 
     def new_macvlan(self, index, netns_fd, name, *, up=True):
         """Append ``RTM_NEWLINK`` of a macvlan in another namespace, on top of a device in the socket's.
@@ -154,7 +162,7 @@ cdef class Batch(Buffer):
         self.put(IFLA_XDP_FD, &none, sizeof(none))
         self.put_u32(IFLA_XDP_FLAGS, flags)
         self.close_nest(nest)
-        self.finish(f"set link of ifindex {index}")
+        self.finish(f"drop xdp of ifindex {index}")
 
     def add_address(self, index, cidr):
         """Append ``RTM_NEWADDR``: ``ip address add $cidr [brd +] dev $if [nodad]``.

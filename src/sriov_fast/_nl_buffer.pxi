@@ -30,7 +30,7 @@ cdef class Buffer:
     cdef size_t capacity, size, end   # bytes: allocated; written; written by complete messages
     cdef Item *items
     cdef Py_ssize_t item_capacity, count
-    cdef list operations
+    cdef readonly list operations   # a description of each message
     cdef bint busy
 
     def __cinit__(self):
@@ -97,6 +97,20 @@ cdef class Buffer:
         self.count += 1
         self.end = self.size
         return item
+
+    cdef int copy(self, Buffer other, Py_ssize_t position) except -1:
+        # Append a message of another batch.
+        cdef Item *theirs = &other.items[position]
+        cdef size_t end = other.end if position + 1 == other.count else other.items[position + 1].at
+        cdef Item *item
+        self.size = self.end
+        memcpy(self.reserve(end - theirs.at), other.data + theirs.at, end - theirs.at)
+        item = self.finish(other.operations[position])
+        item.vf = theirs.vf
+        item.index = theirs.index
+        item.has_mac = theirs.has_mac
+        memcpy(item.mac, theirs.mac, sizeof(item.mac))
+        return 0
 
     cdef Item *next_item(self) except NULL:
         cdef Item *items

@@ -47,7 +47,17 @@ HOT = {
     *("cni", "cni.config", "cni.fields", "cni.request", "cni.response", "cni.result"),
     *("plugin", "plugin.context", "plugin.process", "plugin.release", "plugin.run"),
     *("ipam", "ipam.kinds"),
-    *("vf", "vf.attach", "vf.candidate", "vf.detach", "vf.device", "vf.find", "vf.irq", "vf.journal"),
+    *(
+        "vf",
+        "vf.attach",
+        "vf.candidate",
+        "vf.detach",
+        "vf.device",
+        "vf.driver_socket",
+        "vf.find",
+        "vf.irq",
+        "vf.journal",
+    ),
     *("vf.locks", "vf.modes", "vf.move", "vf.netns", "vf.programs"),
 }
 VERBS = {"ADD": {"plugin.add", "plugin.addresses", "plugin.prepare", "vf.select"}, "DEL": set[str]()}

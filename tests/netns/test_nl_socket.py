@@ -170,7 +170,7 @@ def test_a_name_that_is_taken_is_refused_after_the_move(
     with pytest.raises(NetlinkError) as caught:
         run(nl, host, lambda b: b.set_link(index, netns_fd=netns.fd, name="eth0", up=True))
     assert caught.value.errno == errno.EEXIST
-    assert f"set link of ifindex {index}" in str(caught.value)
+    assert f"move link of ifindex {index}" in str(caught.value)
     assert not run(nl, netns, lambda b: b.get_link(name="vf0"))[0].up
     assert [link.name for link in nl.Socket(host.fd).links()] == ["lo", "peer0"]
 

@@ -14,7 +14,7 @@ from sriov_fast.plugin.addresses import Addresses
 from sriov_fast.plugin.context import MOVES, Reply
 from sriov_fast.plugin.prepare import prepare
 from sriov_fast.plugin.release import recover, release
-from sriov_fast.vf import attach, candidate, find, irq, locks, modes, netns, select
+from sriov_fast.vf import attach, candidate, driver_socket, find, irq, locks, modes, netns, select
 from sriov_fast.vf.journal import ATTACHED, BROKEN, MACVLAN, Attachment
 
 TYPE_CHECKING = False
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from sriov_fast.plugin.context import Call
     from sriov_fast.plugin.prepare import Prepared
     from sriov_fast.vf.attach import Addressing
+    from sriov_fast.vf.driver_socket import DriverSocket
     from sriov_fast.vf.select import ReservedVf
 
 
@@ -33,13 +34,13 @@ class Access(Record):
     ``held`` is closed after the reply.
     """
 
-    host: nl.Socket
+    host: DriverSocket
     pod_netns: int
     held: ExitStack
 
-    def pod_socket(self) -> nl.Socket:
+    def pod_socket(self) -> DriverSocket:
         """Open a socket in the pod's namespace."""
-        return self.held.enter_context(nl.Socket(self.pod_netns))
+        return self.held.enter_context(driver_socket.connect(self.host.patience, self.pod_netns))
 
 
 def add(call: Call) -> Reply:
@@ -51,7 +52,7 @@ def add(call: Call) -> Reply:
         held.enter_context(call.owner_lock())
         _finish_interrupted(call)
         _await_return(call)
-        host = held.enter_context(nl.Socket())
+        host = held.enter_context(driver_socket.connect(driver_socket.Patience(call.ends)))
         addresses = Addresses(call)
         # Undone last: an address may go to the next pod only when this pod's VF cannot send.
         undo.callback(addresses.give_back)
@@ -81,7 +82,7 @@ def _attach(call: Call, record: Attachment, access: Access, addresses: Addresses
     """Give the pod its interface, run IPAM and prepare the reply meanwhile; then set the addresses."""
     mode = modes.of(record)
 
-    def plan() -> tuple[Prepared, nl.Socket]:
+    def plan() -> tuple[Prepared, DriverSocket]:
         answer = addresses.obtain()
         pod = access.pod_socket()
         return prepare(call, record, answer.result), pod
@@ -206,13 +207,13 @@ def _journaled(call: Call, reserved: ReservedVf, host: nl.Socket) -> Attachment:
 # --- in the pod
 
 
-def _set_addresses(prepared: Prepared, access: Access, pod: nl.Socket) -> Link:
+def _set_addresses(prepared: Prepared, access: Access, pod: DriverSocket) -> Link:
     """Set addresses and routes; return the device as the kernel then shows it."""
     record = prepared.record
     if any(":" in cidr for cidr in record.addresses):
         _enable_ipv6(access.pod_netns, record.ifname)
     link = attach.address(pod, record, _addressing(prepared, pod))
-    attach.verify(access.host, record, link)
+    link = attach.verify(access.host, pod, record, link)
     return link.replace(index=record.ifindex) if record.attach == MACVLAN else link
 
 

@@ -8,7 +8,7 @@ from sriov_fast.common import executor
 from sriov_fast.common.errors import DecodeError, HiddenError, RefusedError, SriovError
 from sriov_fast.ipam.kinds import needs_interface
 from sriov_fast.plugin.context import IPAM_WAIT, MOVES, Reply
-from sriov_fast.vf import detach, modes
+from sriov_fast.vf import detach, driver_socket, modes
 from sriov_fast.vf.journal import BROKEN, RETURNING
 
 TYPE_CHECKING = False
@@ -109,7 +109,7 @@ def release(call: Call, record: Attachment, *, defer: bool = False) -> Reply:
         held.enter_context(call.vf_lock(record.pci))
         if not call.journal.has(record):
             return Reply()  # another request finished it meanwhile
-        vf = held.enter_context(_release_of(call, record))
+        vf = held.enter_context(_release_of(call.unlimited() if defer else call, record))
         try:
             _release_both(call, vf, modes.of(record).RESTORE, defer=defer)
         except HiddenError as error:
@@ -127,7 +127,8 @@ def release(call: Call, record: Attachment, *, defer: bool = False) -> Reply:
 
 
 def _release_of(call: Call, record: Attachment) -> modes.Release:
-    return modes.of(record).Release(record, call.pod_netns, call.roots, call.log)
+    patience = driver_socket.Patience(call.ends)
+    return modes.of(record).Release(record, call.pod_netns, call.roots, call.log, patience)
 
 
 def _release_both(call: Call, vf: modes.Release, leave: str, *, defer: bool = False) -> None:

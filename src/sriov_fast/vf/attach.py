@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
     from sriov_fast.common.paths import Roots
     from sriov_fast.common.record import Link, Route
+    from sriov_fast.vf.driver_socket import DriverSocket
     from sriov_fast.vf.select import ReservedVf
 
 NOTHING = VfSettings()
@@ -100,7 +101,7 @@ def _tag(settings: VfSettings) -> tuple[int | None, int, str]:
     return settings.vlan, settings.qos or 0, settings.proto or "802.1Q"
 
 
-def configure(host: nl.Socket, record: Attachment, *, down: bool) -> None:
+def configure(host: DriverSocket, record: Attachment, *, down: bool) -> None:
     """Set the requested values through the PF, and the MAC on both sides, in one send.
 
     ``down``: bring the device down first.
@@ -124,19 +125,47 @@ def configure(host: nl.Socket, record: Attachment, *, down: bool) -> None:
         if isinstance(answers.get(kind), NetlinkError):
             raise refused(answers[kind], record)
     if isinstance(answers.get("mac"), NetlinkError):
-        adopt_mac(host, record.ifindex, asked.mac or "")
+        link, refusal = await_mac(host, adopt_mac(host, record.ifindex, asked.mac or ""), asked.mac or "")
+        if refusal and link.mac != asked.mac:
+            raise refused(refusal, record)
 
 
-def adopt_mac(host: nl.Socket, ifindex: int, mac: str) -> None:
+def adopt_mac(host: DriverSocket, ifindex: int, mac: str) -> Link:
     """Make the device take a MAC that the PF has set already: reset the VF by up and down, then set it.
 
-    A refusal is not final here: the device may have the MAC by now, and ``verify`` looks.
+    Returns the device. A refusal is not final: the device may have the MAC nevertheless, or later.
     """
     batch = nl.Batch()
     batch.set_link(ifindex, up=True)
     batch.set_link(ifindex, up=False)
     batch.set_link(ifindex, mac=mac)
-    host.run(batch, check=False)
+    batch.get_link(index=ifindex)
+    return _device(host.run(batch, check=False)[-1])
+
+
+def await_mac(socket: DriverSocket, link: Link, mac: str) -> tuple[Link, NetlinkError | None]:
+    """Set a device's MAC until the device shows it or the patience ends.
+
+    Returns the device and the last refusal. Some drivers (iavf) apply a MAC after their answer, or refuse it
+    while the PF resets the VF. Nothing is sent if ``link`` has the MAC.
+    """
+    refusal = None
+    batch = nl.Batch()
+    batch.set_link(link.index, mac=mac)
+    batch.get_link(index=link.index)
+    for _ in socket.patience.pauses() if link.mac != mac else ():
+        answer, now = socket.run(batch, check=False)
+        link, refusal = _device(now), answer or refusal
+        if link.mac == mac:
+            break
+    return link, refusal
+
+
+def _device(answer: Link | NetlinkError) -> Link:
+    """Return the device that was read. Raises NetlinkError if it is gone."""
+    if isinstance(answer, NetlinkError):
+        raise answer
+    return answer
 
 
 def set_disable_ipv6(name: str, value: str) -> None:
@@ -197,22 +226,36 @@ def address(pod: nl.Socket, record: Attachment, given: Addressing) -> Link:
     return link
 
 
-def verify(host: nl.Socket, record: Attachment, link: Link) -> None:
-    """Raise KernelError unless the MAC that was asked for is there on both sides."""
+def verify(host: DriverSocket, pod: DriverSocket, record: Attachment, link: Link) -> Link:
+    """Return the pod's device with the requested MAC; wait until both sides have it. Raises KernelError."""
     wanted = record.asked.mac
     if not wanted:
-        return
-    batch = nl.Batch()
-    batch.get_link(index=record.pf_index, vf=record.vf)
-    pf: Link = host.run(batch)[0]
-    on_pf = pf.vf.mac if pf.vf else None
+        return link
+    link, refusal = await_mac(pod, link, wanted)
+    on_pf = _mac_on_pf(host, record)
+    for _ in host.patience.pauses() if on_pf not in (wanted, None) else ():
+        on_pf = _mac_on_pf(host, record)
+        if on_pf == wanted:
+            break
     if link.mac != wanted or on_pf not in (wanted, None):
+        why = f": {refusal.msg}" if refusal else ""
         raise KernelError(
-            f"mac {wanted}: {record.ifname} has {link.mac} and {record.pf} holds {on_pf} for VF {record.vf}",
+            f"mac {wanted}: {record.ifname} has {link.mac} and {record.pf} holds {on_pf} "
+            f"for VF {record.vf}{why}",
             "the driver did not take the MAC; see the kernel's log",
+            errno=refusal.errno if refusal else 0,
             interface=record.ifname,
             vf=record.vf,
         )
+    return link
+
+
+def _mac_on_pf(host: DriverSocket, record: Attachment) -> str | None:
+    """Return the PF's MAC of the VF, None if the PF reports none. Raises NetlinkError."""
+    batch = nl.Batch()
+    batch.get_link(index=record.pf_index, vf=record.vf)
+    pf: Link = host.run(batch)[0]
+    return pf.vf.mac if pf.vf else None
 
 
 def refused(error: NetlinkError, record: Attachment) -> NetlinkError:

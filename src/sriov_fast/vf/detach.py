@@ -13,7 +13,7 @@ from sriov_fast.common import descriptors
 from sriov_fast.common.errors import NetlinkError, TryAgainError
 from sriov_fast.common.record import VfSettings
 from sriov_fast.kernel.backend import nl
-from sriov_fast.vf import attach, candidate, device, find, irq, netns
+from sriov_fast.vf import attach, candidate, device, driver_socket, find, irq, netns
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from sriov_fast.common.log import Logger
     from sriov_fast.common.paths import Roots
     from sriov_fast.common.record import Link
+    from sriov_fast.vf.driver_socket import DriverSocket, Patience
     from sriov_fast.vf.find import PodNetns, VfLocation
     from sriov_fast.vf.journal import Attachment
 
@@ -37,8 +38,11 @@ class Release:
     namespace may be deleted between the two steps.
     """
 
-    def __init__(self, record: Attachment, pod_netns: PodNetns, roots: Roots, log: Logger) -> None:
+    def __init__(
+        self, record: Attachment, pod_netns: PodNetns, roots: Roots, log: Logger, patience: Patience
+    ) -> None:
         self._record = record
+        self._patience = patience
         self._pod_netns = pod_netns
         self._roots = roots
         self._log = log
@@ -49,7 +53,7 @@ class Release:
         self._on_pf: str | None = None
 
     def __enter__(self) -> Self:
-        self._host = self._opened.enter_context(nl.Socket())
+        self._host = self._opened.enter_context(driver_socket.connect(self._patience))
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -59,6 +63,7 @@ class Release:
         """Find the VF. Raises HiddenError if its device exists and cannot be found."""
         location = find.find(self._record, self._pod_netns, self._roots, self._log)
         if location and location.pod:
+            location.pod.patience = self._patience
             self._opened.callback(location.pod.close)
         self._place = location
         self._found = True
@@ -128,7 +133,7 @@ def silence(record: Attachment, log: Logger) -> bool:
     """
     if not record.pf_index or record.before.link_state is None:
         return False
-    with nl.Socket() as host:
+    with driver_socket.connect(driver_socket.Patience()) as host:
         refused = _set_vf(host, record, LINK_OFF)
     if refused:
         log.warning("the PF cannot switch the VF's link off", pf=record.pf, vf=record.vf, why=refused.msg)
@@ -146,7 +151,7 @@ def _original_masks(record: Attachment, roots: Roots) -> dict[int, str]:
     return {n: mask for n, mask in record.irqs.items() if n in now and n in record.pinned}
 
 
-def settle_irqs(host: nl.Socket, record: Attachment, link: Link, roots: Roots, log: Logger) -> None:
+def settle_irqs(host: DriverSocket, record: Attachment, link: Link, roots: Roots, log: Logger) -> None:
     """Restore the masks that the kernel has not used because the VF returned by itself, down.
 
     The device is up for a moment.
@@ -162,7 +167,7 @@ def settle_irqs(host: nl.Socket, record: Attachment, link: Link, roots: Roots, l
 # --- restoring
 
 
-def _quieten(host: nl.Socket, record: Attachment, location: VfLocation, log: Logger) -> Link:
+def _quieten(host: DriverSocket, record: Attachment, location: VfLocation, log: Logger) -> Link:
     """Restore the device's MAC, bring it down, and restore its MTU; return the device after that.
 
     In this order a driver that resets the VF when it goes down does not keep the pod's MAC.
@@ -217,7 +222,7 @@ def _set_free(pod: nl.Socket, vf: Link, log: Logger) -> None:
             raise answer
 
 
-def release_pf_mac(host: nl.Socket, record: Attachment) -> None:
+def release_pf_mac(host: DriverSocket, record: Attachment) -> None:
     """Remove the pod's MAC from the PF.
 
     A PF that had the VF's own MAC gets 0, which allows the VF to set its MAC again.
@@ -240,7 +245,7 @@ def _original(record: Attachment) -> VfSettings:
     return attach.complete(VfSettings(**back), before)
 
 
-def restore_pf(host: nl.Socket, record: Attachment, log: Logger) -> str | None:
+def restore_pf(host: DriverSocket, record: Attachment, log: Logger) -> str | None:
     """Restore the PF's settings; return the PF's MAC of the VF, None if the ADD set none.
 
     If the driver refuses them together, they are restored one by one.
@@ -260,7 +265,7 @@ def restore_pf(host: nl.Socket, record: Attachment, log: Logger) -> str | None:
     return None if pf is None or isinstance(pf, NetlinkError) or pf.vf is None else pf.vf.mac
 
 
-def restore_held(host: nl.Socket, record: Attachment, roots: Roots, log: Logger) -> None:
+def restore_held(host: DriverSocket, record: Attachment, roots: Roots, log: Logger) -> None:
     """Restore the PF's settings that still have the ADD's values, for a VF without a device.
 
     A new VF (``sriov_numvfs``) has none of them; its settings are the operator's.
@@ -272,7 +277,7 @@ def restore_held(host: nl.Socket, record: Attachment, roots: Roots, log: Logger)
     restore_pf(host, held, log)
 
 
-def _held(host: nl.Socket, record: Attachment) -> Attachment:
+def _held(host: DriverSocket, record: Attachment) -> Attachment:
     """Return the record with only the requested settings that the PF still has."""
     batch = nl.Batch()
     batch.get_link(index=record.pf_index, vf=record.vf)
@@ -288,7 +293,7 @@ def _held(host: nl.Socket, record: Attachment) -> Attachment:
     return record.replace(asked=asked.replace(**dict.fromkeys(changed)))
 
 
-def _restore_one_by_one(host: nl.Socket, record: Attachment, whole: VfSettings, log: Logger) -> None:
+def _restore_one_by_one(host: DriverSocket, record: Attachment, whole: VfSettings, log: Logger) -> None:
     for part in _parts(whole):
         failed = _set_vf(host, record, part)
         if failed:
@@ -303,7 +308,7 @@ def _parts(whole: VfSettings) -> list[VfSettings]:
     return [VfSettings(**part) for part in parts if part]
 
 
-def _set_vf(host: nl.Socket, record: Attachment, settings: VfSettings) -> NetlinkError | None:
+def _set_vf(host: DriverSocket, record: Attachment, settings: VfSettings) -> NetlinkError | None:
     batch = nl.Batch()
     batch.set_vf(record.pf_index, record.vf, settings)
     answer = host.run(batch, check=False)[0]
@@ -316,7 +321,7 @@ def _run(socket: nl.Socket, index: int, **change: object) -> None:
     socket.run(batch)
 
 
-def bring_up(host: nl.Socket, link: Link, log: Logger) -> None:
+def bring_up(host: DriverSocket, link: Link, log: Logger) -> None:
     """Bring the device up. A refusal, as with the PF down, is logged and does not fail the DEL."""
     try:
         _run(host, link.index, up=True)
@@ -325,7 +330,7 @@ def bring_up(host: nl.Socket, link: Link, log: Logger) -> None:
 
 
 def _move_to_host(
-    host: nl.Socket, record: Attachment, location: VfLocation, pod_netns: PodNetns, log: Logger
+    host: DriverSocket, record: Attachment, location: VfLocation, pod_netns: PodNetns, log: Logger
 ) -> str:
     """Move the device to the host under its old name; return the name, "" if it has another one."""
     name, index = record.host_name, location.link.index
@@ -369,7 +374,7 @@ def _move(pod: nl.Socket, index: int, name: str, host_fd: int) -> None:
         descriptors.close(target)
 
 
-def _in_host(host: nl.Socket, record: Attachment, name: str, roots: Roots) -> Link | None:
+def _in_host(host: DriverSocket, record: Attachment, name: str, roots: Roots) -> Link | None:
     """Return the device in the host, None if it is not there; ``name`` is its name after the move, if known.
 
     udev may have renamed the device since, and given the name to another one.
@@ -382,7 +387,7 @@ def _in_host(host: nl.Socket, record: Attachment, name: str, roots: Roots) -> Li
 
 
 def _settle(  # noqa: PLR0913, PLR0917
-    host: nl.Socket, record: Attachment, now: Link, quiet: Link, on_pf: str | None, log: Logger
+    host: DriverSocket, record: Attachment, now: Link, quiet: Link, on_pf: str | None, log: Logger
 ) -> None:
     """Correct the MTU and the MACs if the move has changed them."""
     if record.before_mtu not in (0, now.mtu) and now.mtu != quiet.mtu:
@@ -402,7 +407,7 @@ def _settle_ipv6(record: Attachment, link: Link, log: Logger) -> None:
             log.warning("the VF has IPv6, which was disabled", interface=link.name, why=error.msg)
 
 
-def mac_on_pf(host: nl.Socket, record: Attachment) -> str | None:
+def mac_on_pf(host: DriverSocket, record: Attachment) -> str | None:
     """Return the PF's MAC of the VF, None if the PF reports none."""
     batch = nl.Batch()
     batch.get_link(index=record.pf_index, vf=record.vf)
@@ -410,29 +415,29 @@ def mac_on_pf(host: nl.Socket, record: Attachment) -> str | None:
     return None if isinstance(pf, NetlinkError) or pf.vf is None else pf.vf.mac
 
 
-def settle_mac(host: nl.Socket, record: Attachment, link: Link, on_pf: str | None, log: Logger) -> None:
+def settle_mac(host: DriverSocket, record: Attachment, link: Link, on_pf: str | None, log: Logger) -> None:
     """Correct the remaining differences of the PF's MAC and of the device's, with resets of the VF."""
     if record.asked.mac and record.before.mac and on_pf != record.before.mac:
         _set_vf(host, record, VfSettings(mac=record.before.mac))
     if (link.mac, link.perm) == (record.before_mac, record.before_perm):
         return
-    reading = nl.Batch()
-    reading.get_link(index=link.index)
-    attach.adopt_mac(host, link.index, record.before_mac)
-    now: Link = host.run(reading)[0]
+    now = attach.adopt_mac(host, link.index, record.before_mac)
     if now.mac != record.before_mac and record.before.mac not in (None, record.before_mac):
-        _adopt_against_pf(host, record, link.index)
-        now = host.run(reading)[0]
+        now = _adopt_against_pf(host, record, link.index)
+    now, refusal = attach.await_mac(host, now, record.before_mac)
     if now.mac != record.before_mac:
-        log.warning("the VF keeps a MAC that it did not have", mac=now.mac, before=record.before_mac)
+        log.warning(
+            "the VF keeps a MAC that it did not have", mac=now.mac, before=record.before_mac, why=refusal
+        )
 
 
-def _adopt_against_pf(host: nl.Socket, record: Attachment, index: int) -> None:
-    """Restore a device's MAC that differs from the PF's MAC of the VF.
+def _adopt_against_pf(host: DriverSocket, record: Attachment, index: int) -> Link:
+    """Restore a device's MAC that differs from the PF's MAC of the VF; return the device.
 
     The PF's MAC is removed first and restored last. The second reset makes the driver forget the first MAC.
     """
     _set_vf(host, record, VfSettings(mac=ZERO_MAC))
     for _ in range(2):
-        attach.adopt_mac(host, index, record.before_mac)
+        link = attach.adopt_mac(host, index, record.before_mac)
     _set_vf(host, record, VfSettings(mac=record.before.mac))
+    return link

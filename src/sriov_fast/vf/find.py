@@ -10,7 +10,7 @@ from sriov_fast.common import descriptors
 from sriov_fast.common.errors import HiddenError, NetlinkError, NoNamespaceError, is_absent
 from sriov_fast.common.record import Record
 from sriov_fast.kernel.backend import nl
-from sriov_fast.vf import netns
+from sriov_fast.vf import driver_socket, netns
 from sriov_fast.vf.journal import MACVLAN
 
 TYPE_CHECKING = False
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from sriov_fast.common.log import Logger
     from sriov_fast.common.paths import Roots
     from sriov_fast.common.record import Link
+    from sriov_fast.vf.driver_socket import DriverSocket
     from sriov_fast.vf.journal import Attachment
 
 # The kernel takes a namespace apart behind the scenes; its devices come back a little later.
@@ -32,7 +33,7 @@ class VfLocation(Record):
     """The place of a VF: ``pod`` is None if ``link`` is in the host."""
 
     link: Link
-    pod: nl.Socket | None = None
+    pod: DriverSocket | None = None
 
 
 class PodNetns(Record):
@@ -68,7 +69,7 @@ def in_pod(record: Attachment, pod_netns: PodNetns, log: Logger) -> VfLocation |
     return next((location for location in locations if location), None)
 
 
-def pod_sockets(record: Attachment, pod_netns: PodNetns, log: Logger) -> Iterator[nl.Socket]:
+def pod_sockets(record: Attachment, pod_netns: PodNetns, log: Logger) -> Iterator[DriverSocket]:
     """Open a socket in each namespace that the paths of the request and of the record lead to."""
     for path, fd in {pod_netns.path: pod_netns.fd, record.netns: pod_netns.fd_of(record.netns)}.items():
         pod = _socket(path, fd, pod_netns.host_fd, log) if path else None
@@ -108,7 +109,7 @@ def is_same_function(record: Attachment, roots: Roots) -> bool:
     return not record.incarnation or record.incarnation[0] == now
 
 
-def _socket(path: str, fd: int, host_fd: int, log: Logger) -> nl.Socket | None:
+def _socket(path: str, fd: int, host_fd: int, log: Logger) -> DriverSocket | None:
     """Return a socket in the namespace, None if it is gone, no namespace, or the host's."""
     try:
         opened = netns.open_netns(path, fd)
@@ -116,12 +117,17 @@ def _socket(path: str, fd: int, host_fd: int, log: Logger) -> nl.Socket | None:
         log.info("the VF cannot be in this namespace", path=path, why=error.msg)
         return None
     try:
-        return None if netns.is_here(opened, host_fd) else nl.Socket(opened)
+        return None if netns.is_here(opened, host_fd) else _connect(opened)
     finally:
         descriptors.close(opened)
 
 
-def in_namespace(pod: nl.Socket, record: Attachment) -> VfLocation | None:
+def _connect(fd: int) -> DriverSocket:
+    """Open a socket in a namespace; the caller may give it the patience of its verb."""
+    return driver_socket.connect(driver_socket.Patience(), fd)
+
+
+def in_namespace(pod: DriverSocket, record: Attachment) -> VfLocation | None:
     """Return the VF's place with ``pod``; None if the VF is not in it, and ``pod`` is closed then."""
     link = None
     try:
@@ -209,7 +215,7 @@ def searched(record: Attachment, pod_netns: PodNetns, roots: Roots, mac: str = "
             continue  # it has ended, or we may not look: the device stays hidden, it is not gone
         try:
             identity = _identity(os.fstat(fd))
-            pod = nl.Socket(fd) if identity not in known else None
+            pod = _connect(fd) if identity not in known else None
         finally:
             descriptors.close(fd)
         known.add(identity)
@@ -223,7 +229,7 @@ def _identity(of: os.stat_result) -> tuple[int, int]:
     return of.st_dev, of.st_ino
 
 
-def _in_strange(pod: nl.Socket, record: Attachment, mac: str) -> VfLocation | None:
+def _in_strange(pod: DriverSocket, record: Attachment, mac: str) -> VfLocation | None:
     """Return the device's place in a namespace that need not have to do with the record.
 
     There an index alone says nothing, so a device without a parent must have one of the VF's MACs.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from sriov_fast.vf import move
+from sriov_fast.vf import driver_socket, move
 from sriov_fast.vf.journal import MACVLAN
 
 TYPE_CHECKING = False
@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from sriov_fast.common.log import Logger
     from sriov_fast.common.paths import Roots
     from sriov_fast.kernel.backend import nl
+    from sriov_fast.vf.driver_socket import DriverSocket, Patience
     from sriov_fast.vf.find import PodNetns
     from sriov_fast.vf.journal import Attachment
     from sriov_fast.vf.select import ReservedVf
@@ -52,14 +53,14 @@ if TYPE_CHECKING:
         ) -> Attachment:
             """Return the record with all that the attach will change, as it is now."""
 
-        def configure(self, host: nl.Socket, record: Attachment) -> None:
+        def configure(self, host: DriverSocket, record: Attachment) -> None:
             """Set the requested values through the PF, and the MAC."""
 
-        def enter(self, host: nl.Socket, record: Attachment, netns_fd: int) -> None:
+        def enter(self, host: DriverSocket, record: Attachment, netns_fd: int) -> None:
             """Give the pod its interface, up and with the pod's name."""
 
         def Release(  # noqa: N802 (a class)
-            self, record: Attachment, pod_netns: PodNetns, roots: Roots, log: Logger
+            self, record: Attachment, pod_netns: PodNetns, roots: Roots, log: Logger, patience: Patience
         ) -> Release:
             """Return the release of a VF."""
 
@@ -84,6 +85,6 @@ def of(record: Attachment) -> Mode:
 
 def release(record: Attachment, pod_netns: PodNetns, roots: Roots, log: Logger) -> None:
     """Release a VF in one go."""
-    with of(record).Release(record, pod_netns, roots, log) as vf:
+    with of(record).Release(record, pod_netns, roots, log, driver_socket.Patience()) as vf:
         vf.quieten()
         vf.bring_home()

@@ -7,12 +7,13 @@ import errno
 from sriov_fast.common.errors import BusyError, NetlinkError
 from sriov_fast.common.record import LinkSettings
 from sriov_fast.kernel.backend import nl
-from sriov_fast.vf import attach, device, find, programs
+from sriov_fast.vf import attach, device, driver_socket, find, programs
 from sriov_fast.vf.detach import Release, silence
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from sriov_fast.common.paths import Roots
+    from sriov_fast.vf.driver_socket import DriverSocket
     from sriov_fast.vf.journal import Attachment
     from sriov_fast.vf.select import ReservedVf
 
@@ -35,12 +36,12 @@ def observe(host: nl.Socket, reserved: ReservedVf, record: Attachment, roots: Ro
     )
 
 
-def configure(host: nl.Socket, record: Attachment) -> None:
+def configure(host: DriverSocket, record: Attachment) -> None:
     """Set the requested values, on a device that is down."""
     attach.configure(host, record, down=record.before_up)
 
 
-def enter(host: nl.Socket, record: Attachment, netns_fd: int) -> None:
+def enter(host: DriverSocket, record: Attachment, netns_fd: int) -> None:
     """Move, rename, set the MTU and bring up in one message, under one hold of the kernel's lock.
 
     A VF that is kept quiet in the host (``arp off``) must answer ARP in the pod.
@@ -54,7 +55,25 @@ def enter(host: nl.Socket, record: Attachment, netns_fd: int) -> None:
     try:
         host.run(batch)
     except NetlinkError as error:
-        raise _not_moved(error, record, netns_fd) from error
+        if error.errno not in driver_socket.BUSY:
+            raise _not_moved(error, record, netns_fd) from error
+        _finish_in_pod(host, record, netns_fd, answering, error)
+
+
+def _finish_in_pod(
+    host: DriverSocket, record: Attachment, netns_fd: int, settings: LinkSettings | None, error: NetlinkError
+) -> None:
+    """Rename, set the MTU and bring up in the pod, after a move during which the driver was busy."""
+    with driver_socket.connect(host.patience, netns_fd) as pod:
+        link = find.link_in(pod, record)
+        if link is None:
+            raise _not_moved(error, record, netns_fd) from error
+        batch = nl.Batch()
+        batch.set_link(link.index, name=record.ifname, mtu=record.mtu, up=True, settings=settings)
+        try:
+            pod.run(batch)
+        except NetlinkError as refused:
+            raise _not_moved(refused, record, netns_fd) from refused
 
 
 def _not_moved(error: NetlinkError, record: Attachment, netns_fd: int) -> Exception:

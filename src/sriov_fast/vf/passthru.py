@@ -21,7 +21,7 @@ from sriov_fast.common.errors import (
 )
 from sriov_fast.common.record import LinkSettings
 from sriov_fast.kernel.backend import nl
-from sriov_fast.vf import attach, candidate, detach, find, netns
+from sriov_fast.vf import attach, candidate, detach, driver_socket, find, netns
 from sriov_fast.vf.journal import ATTACHING
 
 TYPE_CHECKING = False
@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from sriov_fast.common.log import Logger
     from sriov_fast.common.paths import Roots
     from sriov_fast.common.record import Link
+    from sriov_fast.vf.driver_socket import DriverSocket, Patience
     from sriov_fast.vf.find import PodNetns, VfLocation
     from sriov_fast.vf.journal import Attachment
     from sriov_fast.vf.select import ReservedVf
@@ -63,12 +64,12 @@ def observe(host: nl.Socket, reserved: ReservedVf, record: Attachment, roots: Ro
     return attach.observe(host, reserved, record, roots).replace(before_disable_ipv6=link.disable_ipv6)
 
 
-def configure(host: nl.Socket, record: Attachment) -> None:
+def configure(host: DriverSocket, record: Attachment) -> None:
     """Set the requested values; a VF that is up stays up, unless its driver then refuses the MAC."""
     attach.configure(host, record, down=False)
 
 
-def enter(host: nl.Socket, record: Attachment, netns_fd: int) -> None:
+def enter(host: DriverSocket, record: Attachment, netns_fd: int) -> None:
     """Make the VF quiet and bring it up, and make the macvlan in the pod, up and with the pod's name."""
     if record.before_disable_ipv6 is False:
         attach.set_disable_ipv6(record.host_name, "1")
@@ -173,8 +174,11 @@ def is_detached(record: Attachment, roots: Roots) -> bool:
 class Release:
     """One VF that is given back (``modes.Release``)."""
 
-    def __init__(self, record: Attachment, pod_netns: PodNetns, roots: Roots, log: Logger) -> None:
+    def __init__(
+        self, record: Attachment, pod_netns: PodNetns, roots: Roots, log: Logger, patience: Patience
+    ) -> None:
         self._record = record
+        self._patience = patience
         self._pod_netns = pod_netns
         self._roots = roots
         self._log = log
@@ -184,7 +188,7 @@ class Release:
         self._macvlan: VfLocation | None = None
 
     def __enter__(self) -> Self:
-        self._host = self._opened.enter_context(nl.Socket())
+        self._host = self._opened.enter_context(driver_socket.connect(self._patience))
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -306,7 +310,7 @@ def _read(host: nl.Socket, index: int) -> Link:
     return link
 
 
-def _restore(host: nl.Socket, record: Attachment, log: Logger) -> Link:
+def _restore(host: DriverSocket, record: Attachment, log: Logger) -> Link:
     """Restore the VF's device."""
     index = record.ifindex
     link = _read(host, index)
@@ -330,7 +334,7 @@ def _restore(host: nl.Socket, record: Attachment, log: Logger) -> Link:
     return now
 
 
-def _settle(host: nl.Socket, record: Attachment, now: Link, log: Logger) -> None:
+def _settle(host: DriverSocket, record: Attachment, now: Link, log: Logger) -> None:
     """Correct the remaining differences by further requests, and log those that stay."""
     if record.before_mtu not in (0, now.mtu):
         log.warning("the VF keeps an MTU that it did not have", mtu=now.mtu, before=record.before_mtu)

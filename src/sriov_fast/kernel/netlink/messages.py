@@ -16,7 +16,7 @@ from sriov_fast.kernel.netlink import constants as c
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterable, Iterator
     from typing import Any
 
 _SET = c.NLM_F_REQUEST | c.NLM_F_ACK
@@ -132,6 +132,17 @@ class Batch:
     def __len__(self) -> int:
         return len(self.messages)
 
+    @property
+    def operations(self) -> list[str]:
+        """A description of each message."""
+        return [message.operation for message in self.messages]
+
+    def pick(self, positions: Iterable[int]) -> Batch:
+        """Return another batch, of the messages at some positions."""
+        picked = Batch()
+        picked.messages = [self.messages[position] for position in positions]
+        return picked
+
     def tobytes(self) -> bytes:
         """Return the encoded messages, with sequence numbers 1, 2, ... and port id 0."""
         return b"".join(message.numbered(at) for at, message in enumerate(self.messages, 1))
@@ -205,7 +216,8 @@ class Batch:
             _put_settings(message, settings)
         if not message["attrs"] and not message["change"]:
             raise ValueError(f"set_link of index {index}: asks for nothing")
-        operation = f"set link of ifindex {index}" if index else f"set link of {name}"
+        what = "move link" if netns_fd != -1 else "set mac" if mac else "set link"
+        operation = f"{what} of ifindex {index}" if index else f"{what} of {name}"
         self._add(message, c.RTM_SETLINK, _SET, operation)
 
     def new_macvlan(self, index: int, netns_fd: int, name: str, *, up: bool = True) -> None:
@@ -243,7 +255,7 @@ class Batch:
         message = _about(_LinkMessage(), index)
         fd = _attr(c.IFLA_XDP_FD, struct.pack("=i", -1))
         message.put(c.IFLA_XDP, fd + _attr(c.IFLA_XDP_FLAGS, struct.pack("=I", flags)))
-        self._add(message, c.RTM_SETLINK, _SET, f"set link of ifindex {index}")
+        self._add(message, c.RTM_SETLINK, _SET, f"drop xdp of ifindex {index}")
 
     def add_address(self, index: int, cidr: str) -> None:
         """Append ``RTM_NEWADDR``: ``ip address add $cidr [brd +] dev $if [nodad]``."""

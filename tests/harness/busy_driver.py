@@ -1,0 +1,91 @@
+"""A driver that is busy: interposed answers of the kernel, below ``DriverSocket``.
+
+``prelude`` returns a statement for ``Node.prelude``. It replaces the backend's ``Socket`` and ``Batch`` in
+the plugin's process. A refused request is not sent, except that of a move: as in the kernel, the device is
+moved and renamed, and only "up" fails. The netns tier has no PF, so their settings are answered here.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+from sriov_fast.common.errors import NetlinkError
+from sriov_fast.kernel import backend
+
+TESTS = Path(__file__).parents[1]
+REAL = backend.nl
+
+_arguments: dict[bytes, dict[str, Any]] = {}  # of a ``set_link`` by its bytes
+_left: dict[str, int] = {}  # refusals by kind: "up", "mac", "vf"; "late" is of accepted and lost MACs
+_errno = 0
+
+
+def prelude(errno: int, **times: int) -> str:
+    """Let the requests of a kind fail with an errno: so many of "up", "mac" and "vf"; lose "late" MACs."""
+    return (
+        f"import sys; sys.path.append({str(TESTS)!r}); "
+        f"from harness import busy_driver; busy_driver.install({errno}, {times!r})"
+    )
+
+
+def install(errno: int, times: dict[str, int]) -> None:
+    global _errno
+    _errno = errno
+    _left.update(times)
+    fake = SimpleNamespace(**vars(REAL))
+    fake.Socket, fake.Batch = Socket, Batch
+    backend.nl = fake  # type: ignore[assignment]
+
+
+class Batch(REAL.Batch):
+    """A batch whose arguments are known."""
+
+    def set_link(self, index: int, **given: Any) -> None:
+        super().set_link(index, **given)
+        _arguments[_bytes_of(self, len(self) - 1)] = {"index": index} | given
+
+
+class Socket(REAL.Socket):
+    """A socket that answers for a busy driver; each message goes to the kernel in a send of its own."""
+
+    def run(self, batch: Any, *, check: bool = True) -> list[Any]:
+        answers = [self._answer(batch, position) for position in range(len(batch))]
+        refused = next((answer for answer in answers if isinstance(answer, NetlinkError)), None)
+        if refused and check:
+            refused.results = answers
+            raise refused
+        return answers
+
+    def _answer(self, batch: Any, position: int) -> Any:
+        operation = batch.operations[position]
+        given = _arguments.get(_bytes_of(batch, position), {})
+        kind = "vf" if operation.startswith("set vf") else "mac" if given.get("mac") else ""
+        kind = "up" if given.get("up") else kind
+        if not _take(kind):
+            if kind == "vf" or (kind == "mac" and _take("late")):
+                return None
+            return _numbered(super().run(batch.pick([position]), check=False)[0], position)
+        if "netns_fd" in given:
+            moving = REAL.Batch()
+            moving.set_link(**given | {"up": None, "settings": None})
+            super().run(moving)
+        return NetlinkError(_errno, "", position, operation)
+
+
+def _take(kind: str) -> bool:
+    """Return whether a request of this kind shall fail, and count it."""
+    _left[kind] = left = _left.get(kind, 0) - 1
+    return left >= 0
+
+
+def _numbered(answer: Any, position: int) -> Any:
+    if isinstance(answer, NetlinkError):
+        answer.position = position
+    return answer
+
+
+def _bytes_of(batch: Any, position: int) -> bytes:
+    found: bytes = batch.pick([position]).tobytes()
+    return found

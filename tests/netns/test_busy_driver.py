@@ -1,0 +1,74 @@
+"""A driver that refuses for a moment, or applies late: the request is repeated, for two seconds at most."""
+
+from __future__ import annotations
+
+import errno
+import os
+import time
+from typing import Any
+
+import pytest
+
+from harness import busy_driver
+from harness.veth import Node
+
+ERRNOS = [errno.EBUSY, errno.EAGAIN, errno.EADDRNOTAVAIL]
+MAC = "02:00:00:00:aa:01"
+
+
+def config(node: Node, **more: Any) -> dict[str, Any]:
+    return node.conf(**{"ipam": node.host_local(delegate=False), "vf": 0} | more)
+
+
+def round_trip(node: Node, conf: dict[str, Any], *, up: bool = False) -> dict[str, Any]:
+    """Attach and release; return the pod's device in between. The VF must be as before after that."""
+    if up:
+        node.nip("link", "set", "pf0v0", "up")
+    before, pod = node.state(), node.pod()
+    node.add(conf, pod)
+    found = node.link("eth0", pod)
+    node.delete(conf, pod)
+    node.settle()
+    assert (node.state(), node.records()) == (before, [])
+    return found
+
+
+@pytest.mark.parametrize("attach", ["move", "macvlan"])
+@pytest.mark.parametrize("number", ERRNOS, ids=errno.errorcode.get)
+def test_bringing_up(either: Node, number: int, attach: str) -> None:
+    """``iavf`` answers EBUSY to up until a reset of the VF has ended."""
+    either.prelude = busy_driver.prelude(number, up=4)
+    link = round_trip(either, config(either, attach=attach, mtu=1400), up=True)
+    assert ("UP" in link["flags"], link["mtu"]) == (True, 1400)
+
+
+@pytest.mark.parametrize("attach", ["move", "macvlan"])
+@pytest.mark.parametrize("number", ERRNOS, ids=errno.errorcode.get)
+def test_settings_of_the_pf(node: Node, number: int, attach: str) -> None:
+    """ADD and DEL set them; each is refused three times."""
+    node.prelude = busy_driver.prelude(number, vf=3)
+    round_trip(node, config(node, vlan=100, attach=attach))
+
+
+@pytest.mark.parametrize("attach", ["move", "macvlan"])
+@pytest.mark.parametrize("how", [{"mac": 4}, {"late": 4}, {"mac": 3, "late": 3, "up": 2}], ids=str)
+def test_a_mac_that_is_refused_or_applied_late(node: Node, how: dict[str, int], attach: str) -> None:
+    node.prelude = busy_driver.prelude(errno.EADDRNOTAVAIL, **how)
+    assert round_trip(node, config(node, mac=MAC, attach=attach), up=True)["address"] == MAC
+
+
+@pytest.mark.parametrize(
+    ("kind", "more", "limit"),
+    [("up", {}, 0), ("vf", {"vlan": 100}, 1), ("mac", {"mac": MAC}, 1), ("late", {"mac": MAC}, 0)],
+)
+def test_the_wait_is_bounded(node: Node, kind: str, more: dict[str, Any], limit: int) -> None:
+    """The error names the last errno; everything is undone, which waits for two seconds at most."""
+    before, pod = node.kept(), node.pod()
+    node.prelude = busy_driver.prelude(errno.EBUSY, **{kind: 10**6})
+    began = time.monotonic()
+    done = node.run("ADD", config(node, **more, timeout=limit), pod)
+    took = time.monotonic() - began
+    assert done.status == 1, done
+    assert kind == "late" or os.strerror(errno.EBUSY) in done.stdout.decode()
+    assert (limit or 2.0) < took < 10.0
+    assert node.kept() == before | {"pods": node.kept()["pods"]}

@@ -236,7 +236,7 @@ cdef class Batch(Buffer):
         memset(&head, 0, sizeof(head))
         head.ifa_index = index
         self.start(RTM_GETADDR, NLM_F_REQUEST | NLM_F_DUMP, &head, sizeof(head))
-        self.finish(f"list addresses of ifindex {index}").index = index
+        self.finish(f"list addresses of ifindex {index or '*'}").index = index
 
     def _dump_routes(self, int family, int index):
         cdef rtmsg head

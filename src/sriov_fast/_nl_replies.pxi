@@ -132,12 +132,20 @@ cdef class Replies:
         elif head.nlmsg_type == RTM_NEWROUTE:
             family = (<const rtmsg *>(<const uint8_t *>asked + sizeof(nlmsghdr))).rtm_family
             decode_routes(body, size, family, index, self.found[position])
-        elif self.is_address_of(<const ifaddrmsg *>body, index):
-            self.found[position].append(decode_address(body, size))
+        else:
+            self.take_address(body, size, index, self.found[position])
         return 0
 
-    cdef bint is_address_of(self, const ifaddrmsg *head, int index) noexcept:
-        return head.ifa_index == <uint32_t>index and head.ifa_family in (AF_INET, AF_INET6)
+    cdef int take_address(self, const uint8_t *body, size_t size, int index, list found) except -1:
+        # Append the address if it is of the asked device, and with its ifindex if all devices were asked for.
+        cdef const ifaddrmsg *head = <const ifaddrmsg *>body
+        if head.ifa_family not in (AF_INET, AF_INET6):
+            return 0
+        if index == ALL_DEVICES:
+            found.append((head.ifa_index, decode_address(body, size)))
+        elif head.ifa_index == <uint32_t>index:
+            found.append(decode_address(body, size))
+        return 0
 
 
 cdef str extack_of(const nlmsghdr *head):

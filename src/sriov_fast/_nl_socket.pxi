@@ -11,6 +11,7 @@ from sriov_fast.common.errors import NetlinkError
 
 cdef int RECEIVE_TIMEOUT = 30      # seconds without an answer; a large PF may hold the RTNL lock for some
 cdef int DUMP_TRIES = 10
+cdef int ALL_DEVICES = 0  # in place of an ifindex
 cdef size_t ANSWER_SPACE = 2048    # bytes that one queued answer may take of the socket's receive buffer
 cdef size_t VF_LIST_SPACE = 262144  # the same for an answer with a list of VFs
 cdef size_t USUAL_SPACE = 131072   # receive buffer that every socket has (net.core.rmem_default is 212992)
@@ -128,6 +129,15 @@ cdef class Socket:
         cdef Batch batch = Batch()
         batch._dump_addresses(number(index, "index", 1, INT_MAX))
         return self.dump(batch)[0]
+
+    def addresses_by_index(self):
+        """Return the addresses of all devices by ifindex, read at once: ``ip address show``."""
+        cdef Batch batch = Batch()
+        cdef dict found = {}
+        batch._dump_addresses(ALL_DEVICES)
+        for index, cidr in self.dump(batch)[0]:
+            found.setdefault(index, []).append(cidr)
+        return found
 
     def routes(self, index):
         """Return the unicast routes out of one device, both families: ``ip route show table all dev $if``.

@@ -225,6 +225,8 @@ def test_addresses(nl: ModuleType, netns: Netns, pod: int) -> None:
     with nl.Socket(netns.fd) as sock:
         found = sock.addresses(pod)
         assert sock.addresses(1) == []
+        whole = {link.index: known for link in sock.links() if (known := sock.addresses(link.index))}
+        assert sock.addresses_by_index() == whole
     assert [cidr for cidr in found if not cidr.startswith("fe80")] == [*given[:3], *found[3:5]]
     assert set(given) <= set(found)
     shown = ip("-n", netns.name, "address", "show", "dev", "eth0")

@@ -11,6 +11,7 @@ import socket
 import struct
 
 from sriov_fast.common.errors import NetlinkError
+from sriov_fast.kernel.netlink import arguments as args
 from sriov_fast.kernel.netlink import constants as c
 from sriov_fast.kernel.netlink.calls import bpf, ethtool, inside, netns_write, raw_socket
 from sriov_fast.kernel.netlink.messages import Batch, Message
@@ -91,8 +92,17 @@ class Socket:
     def addresses(self, index: int) -> list[str]:
         """Return the addresses of one device as "ip/prefix", both families: ``ip address show dev $if``."""
         batch = Batch()
-        batch._dump_addresses(index)
+        batch._dump_addresses(args.number(index, "index", 1, c.INT_MAX))
         return self._dump(batch)
+
+    def addresses_by_index(self) -> dict[int, list[str]]:
+        """Return the addresses of all devices by ifindex, read at once: ``ip address show``."""
+        batch = Batch()
+        batch._dump_addresses(c.ALL_DEVICES)
+        found: dict[int, list[str]] = {}
+        for index, cidr in self._dump(batch):
+            found.setdefault(index, []).append(cidr)
+        return found
 
     def routes(self, index: int) -> list[Route]:
         """Return the unicast routes out of one device, both families: ``ip route show table all dev $if``."""

@@ -6,11 +6,13 @@ by the scrape itself, so the metrics cost nothing while nobody asks for them.
 
 from __future__ import annotations
 
+import errno
 import os
 import platform
 import time
 from collections import Counter as Tally
 from collections.abc import Callable, Iterator
+from socket import if_indextoname
 from typing import NamedTuple
 
 from prometheus_client import (
@@ -155,7 +157,7 @@ class _Node(Collector):
         self._errors: Tally[str] = Tally(dict.fromkeys(("journal", "pf"), 0))
 
     def collect(self) -> Iterator[Metric]:
-        """Read the journal and sysfs once each, and the addresses of free VFs; never the VF list of a PF."""
+        """Read the journal, sysfs and the host's addresses once each, and never the VF list of a PF."""
         records: dict[str, _Known] | None = None
         try:
             records = self._records()
@@ -198,17 +200,17 @@ class _Node(Collector):
         family = GaugeMetricFamily("sriov_fast_vfs", "VFs by PF and state", labels=("pf", "state"))
         try:
             names = _pf_names(self._roots)
-            with nl.Socket() as host:
-                for pf in names:
-                    self._count(family, pf, taken, host)
+            addressed = _addressed()
+            for pf in names:
+                self._count(family, pf, taken, addressed)
         except (OSError, SriovError):
             self._errors["pf"] += 1
         return family
 
-    def _count(self, family: GaugeMetricFamily, pf: str, taken: dict[str, str], host: nl.Socket) -> None:
+    def _count(self, family: GaugeMetricFamily, pf: str, taken: dict[str, str], addressed: set[str]) -> None:
         try:
             vfs = sysfs.scan(pf, self._roots.sys)
-            states = Tally(_state(vf, taken, host, self._roots) for vf in vfs)
+            states = Tally(_state(vf, taken, addressed, self._roots) for vf in vfs)
         except (OSError, SriovError):
             self._errors["pf"] += 1
             return
@@ -223,7 +225,7 @@ def _pf_names(roots: Roots) -> list[str]:
     return sorted(name for name in names if not uplink.is_representor(f"{here}/{name}"))
 
 
-def _state(vf: Vf, taken: dict[str, str], host: nl.Socket, roots: Roots) -> str:
+def _state(vf: Vf, taken: dict[str, str], addressed: set[str], roots: Roots) -> str:
     """Return the state of a VF. A VF without a driver is broken; one of a userspace driver is used."""
     recorded = taken.get(vf.pci)
     if recorded:
@@ -233,20 +235,32 @@ def _state(vf: Vf, taken: dict[str, str], host: nl.Socket, roots: Roots) -> str:
     if not vf.netdev:
         return USED
     try:
-        return USED if _is_used(f"{roots.sys}/bus/pci/devices/{vf.pci}/net/{vf.netdev}", host) else FREE
+        above = candidate.devices_above(f"{roots.sys}/bus/pci/devices/{vf.pci}/net/{vf.netdev}")
+        return USED if above or vf.netdev in addressed else FREE
     except (OSError, SriovError) as error:
         if is_absent(error):
             return USED  # it is being moved or renamed
         raise
 
 
-def _is_used(directory: str, host: nl.Socket) -> bool:
-    """Say whether the host uses a device; a mere route is not seen, since a list of routes takes too long."""
-    if candidate.devices_above(directory):
-        return True
-    with open(f"{directory}/ifindex", "rb", buffering=0) as file:
-        index = int(file.read(31))
-    return bool(candidate.configured_addresses(host, index)[0])
+def _addressed() -> set[str]:
+    """Return the names of the host's devices with a configured address; all addresses are read at once.
+
+    A mere route is not seen, since a list of routes takes too long.
+    """
+    with nl.Socket() as host:
+        addresses = host.addresses_by_index()
+    return {_name(index) for index, found in addresses.items() if candidate.configured(found, index)[0]}
+
+
+def _name(index: int) -> str:
+    """Return the name of a device, "" if it is gone."""
+    try:
+        return if_indextoname(index)
+    except OSError as error:
+        if error.errno == errno.ENXIO:
+            return ""
+        raise
 
 
 def _journal(records: dict[str, _Known]) -> Iterator[Metric]:

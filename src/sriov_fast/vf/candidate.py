@@ -154,7 +154,7 @@ def _use(host: nl.Socket, link: Link, directory: str) -> str:
     upper = devices_above(directory)
     if upper:
         return f"{', '.join(upper)} on top of it"
-    addresses, advertised = configured_addresses(host, link.index)
+    addresses, advertised = configured(host.addresses(link.index), link.index)
     if addresses:
         return f"address {', '.join(addresses)}"
     routes = host.routes(link.index) if link.up else []
@@ -167,9 +167,9 @@ def devices_above(directory: str) -> list[str]:
     return sorted(name.removeprefix("upper_") for name in os.listdir(directory) if name.startswith("upper_"))
 
 
-def configured_addresses(host: nl.Socket, index: int) -> tuple[list[str], set[str]]:
-    """Return the addresses that somebody gave a device, and those from router advertisements."""
-    addresses = [cidr for cidr in host.addresses(index) if not cidr.startswith(_LINK_LOCAL)]
+def configured(addresses: list[str], index: int) -> tuple[list[str], set[str]]:
+    """Return those addresses of a device that somebody gave it, and those from router advertisements."""
+    addresses = [cidr for cidr in addresses if not cidr.startswith(_LINK_LOCAL)]
     advertised = _advertised(index) if any(":" in cidr for cidr in addresses) else set()
     return [cidr for cidr in addresses if cidr not in advertised], advertised
 

@@ -32,6 +32,7 @@ RTAX_MTU, RTAX_ADVMSS = 2, 8
 
 # linux/if_addr.h
 IFA_ADDRESS, IFA_LOCAL, IFA_F_NODAD = 1, 2, 0x02
+ALL_DEVICES = 0  # in place of an ifindex
 
 # linux/if.h
 IFNAMSIZ, ALTIFNAMSIZ = 16, 128

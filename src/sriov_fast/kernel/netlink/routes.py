@@ -17,16 +17,20 @@ if TYPE_CHECKING:
     Attributes = dict[int, bytes]
 
 
-def decode_address(data: bytes, index: int) -> list[str]:
-    """Return "ip/prefix" of an address of one device; of a point-to-point address the local end."""
+def decode_address(data: bytes, index: int) -> list[str] | list[tuple[int, str]]:
+    """Return "ip/prefix" of an address of one device; of a point-to-point address the local end.
+
+    With ALL_DEVICES for ``index``, return the pair of ifindex and address.
+    """
     family, prefix, number = struct.unpack_from("=BB2xI", data, c.HEADER.size)
-    if number != index or family not in (socket.AF_INET, socket.AF_INET6):
+    if index not in (number, c.ALL_DEVICES) or family not in (socket.AF_INET, socket.AF_INET6):
         return []
     chosen = b""
     for kind, payload in payloads(data, c.HEADER.size + c.BODY_SIZES[c.RTM_NEWADDR]):
         if kind == c.IFA_LOCAL or (kind == c.IFA_ADDRESS and not chosen):
             chosen = payload
-    return [f"{ip_text(family, chosen)}/{prefix}"]
+    cidr = f"{ip_text(family, chosen)}/{prefix}"
+    return [cidr] if index else [(number, cidr)]
 
 
 def decode_routes(data: bytes, family: int, index: int) -> list[Route]:

@@ -41,6 +41,15 @@ def test_a_configuration(tmp_path: Path, capsys: Any) -> None:
     assert "WARN  colour: unknown key, is ignored\n" in text
 
 
+def test_json(tmp_path: Path, capsys: Any) -> None:
+    path = tmp_path / "file"
+    path.write_text(json.dumps(CONF | {"vlan": 5000}))
+    assert cli.main(["check", "--json", str(path)]) == 1
+    lines = json.loads(capsys.readouterr().out)[str(path)]
+    assert {"level": "OK", "key": "master", "text": "a VF of eth1"} in lines
+    assert [line["key"] for line in lines if line["level"] == "FAIL"] == ["vlan = 5000: not from 0 to 4094"]
+
+
 def test_every_fault_is_named(tmp_path: Path, capsys: Any) -> None:
     wrong = {"vlan": 5000, "spoofchk": "yes", "ipam": {"type": "host-local", "subnet": "10.0.0.0/33"}}
     status, text = said(tmp_path, CONF | wrong, capsys)

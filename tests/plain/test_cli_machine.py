@@ -74,6 +74,29 @@ def test_json(here: Roots, capsys: pytest.CaptureFixture[str]) -> None:
     }
 
 
+def test_watch_shows_the_table_again(
+    here: Roots, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pauses = []
+
+    def sleep(seconds: float) -> None:
+        pauses.append(seconds)
+        if len(pauses) == 2:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr("sriov_fast.cli.vfs.time.sleep", sleep)
+    assert main(["vfs", "--watch", "5"]) == 130
+    assert pauses == [5, 5]
+    assert capsys.readouterr().out.count("OWNER") == 2
+
+
+def test_doctor_as_json(here: Roots, capsys: pytest.CaptureFixture[str]) -> None:
+    main(["doctor", "--json"])
+    found = {item["what"]: item for item in json.loads(capsys.readouterr().out)}
+    assert found["PF pf1"]["level"] == "WARN"
+    assert "has no VFs yet" in found["PF pf1"]["text"]
+
+
 def test_no_such_pf(here: Roots, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["vfs", "eth9", "pf0"]) == 1
     said = capsys.readouterr()

@@ -19,6 +19,7 @@ import sriov_fast
 from sriov_fast import client
 from sriov_fast.cli import install, main, units
 
+UNITS = (units.SERVICE, units.SOCKET, units.WARM)
 SOURCES = str(Path(sriov_fast.__file__).parents[1])
 VERSION = {"CNI_COMMAND": "VERSION", "SRIOV_FAST_SOCKET": "none"}
 # Everything that bends an interpreter or a program by its environment.
@@ -332,7 +333,7 @@ def test_systemd_understands_the_units(written: Path) -> None:
     analyze = shutil.which("systemd-analyze")
     argv = [analyze or "true", "verify", *map(str, sorted(written.iterdir()))]
     done = subprocess.run(argv, capture_output=True, text=True, check=False)
-    assert len(argv) == 4
+    assert len(argv) == 5
     assert (done.returncode, done.stdout) == (0, "")
     assert "sriov-fast" not in done.stderr
 
@@ -349,7 +350,7 @@ def test_the_units_are_for_everyone_to_read(tmp_path: Path) -> None:
         units.write(tmp_path)
     finally:
         os.umask(before)
-    assert sorted(os.listdir(tmp_path)) == ["sriov-fast.service", "sriov-fast.socket"]
+    assert sorted(os.listdir(tmp_path)) == sorted(UNITS)
     assert {stat.S_IMODE((tmp_path / name).stat().st_mode) for name in os.listdir(tmp_path)} == {0o644}
 
 
@@ -370,7 +371,7 @@ def systemctl(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def test_the_server_is_set_up_where_systemd_runs(tmp_path: Path, systemctl: Path) -> None:
     assert main(["install", "--bin-dir", str(tmp_path / "bin")]) == 0
-    assert sorted(os.listdir(tmp_path / "units")) == ["sriov-fast.service", "sriov-fast.socket"]
+    assert sorted(os.listdir(tmp_path / "units")) == sorted(UNITS)
     assert systemctl.read_text().splitlines() == [
         "--quiet daemon-reload",
         "--quiet enable --now sriov-fast.socket",
@@ -436,7 +437,8 @@ def test_uninstall_takes_everything_back(tmp_path: Path, systemctl: Path) -> Non
         [],
     )
     assert systemctl.read_text().splitlines() == [
-        "--quiet disable --now sriov-fast.service sriov-fast.socket",
+        "--quiet stop sriov-fast.service sriov-fast.socket sriov-fast-warm@*.service",
+        "--quiet disable sriov-fast.service sriov-fast.socket sriov-fast-warm@.service",
         "--quiet daemon-reload",
     ]
     assert main(["uninstall", *words, "--unit-dir", str(tmp_path / "units")]) == 0
@@ -468,7 +470,7 @@ def test_uninstall_refuses_while_pods_have_vfs(
 )
 def test_awkward_paths_in_a_unit(path: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "executable", path)
-    (line,) = (line for line in units.service().splitlines() if line.startswith("ExecStart="))
+    (line,) = (line for line in units.text(units.SERVICE).splitlines() if line.startswith("ExecStart="))
     # systemd's own unquoting, as far as such words go: quotes and backslashes as sh has them, then %% and $$
     words = [word.replace("%%", "%").replace("$$", "$") for word in shlex.split(line.partition("=")[2])]
     assert words == [path, "-IXutf8", "-m", "sriov_fast.cli", "serve"]
@@ -477,7 +479,7 @@ def test_awkward_paths_in_a_unit(path: str, monkeypatch: pytest.MonkeyPatch) -> 
 def test_a_line_break_in_a_unit_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "executable", "/a\nb/python")
     with pytest.raises(ValueError, match="line break"):
-        units.service()
+        units.text(units.SERVICE)
 
 
 # --- the operator's command
@@ -488,6 +490,16 @@ def test_version_names_the_backend(capsys: pytest.CaptureFixture[str]) -> None:
         main(["--version"])
     assert caught.value.code == 0
     assert "(backend " in capsys.readouterr().out
+
+
+def test_the_shells_complete_commands_and_options(capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("shtab")
+    with pytest.raises(SystemExit) as caught:
+        main(["--print-completion", "bash"])
+    assert caught.value.code == 0
+    text = capsys.readouterr().out
+    assert all(word in text for word in ("doctor", "--repair", "--watch", "ipam"))
+    assert subprocess.run(["bash", "-n"], input=text, text=True, check=False).returncode == 0
 
 
 @pytest.mark.parametrize("command", ["vfs", "doctor", "install", "uninstall"])

@@ -7,6 +7,7 @@ import importlib
 import os
 import sys
 from collections.abc import Callable, Sequence
+from typing import Any
 
 from sriov_fast import __version__
 from sriov_fast.cli import output
@@ -30,6 +31,9 @@ COMMANDS = {
     "ipam": "sriov_fast.cli.ipam",
     "demo": "sriov_fast.cli.demo",
 }
+
+
+SHELLS = ("bash", "zsh", "tcsh")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -58,6 +62,9 @@ def parser(arguments: Sequence[str]) -> argparse.ArgumentParser:
         description="Operate the sriov CNI plugin: see VFs, check the machine, install, try.",
     )
     whole.add_argument("--version", action=_Version, help="show version, backend and wheel, and exit")
+    whole.add_argument(
+        "--print-completion", action=_Completion, choices=SHELLS, help="print a shell's completion, and exit"
+    )
     subparsers = whole.add_subparsers(required=True, dest="command", metavar="COMMAND")
     for name in _needed(arguments):
         add_parser: _AddParser = importlib.import_module(COMMANDS[name]).add_parser
@@ -84,6 +91,18 @@ class _Version(argparse.Action):
 
         python = f"{sys.implementation.name} {sys.version.split()[0]}, {sys.executable}"
         print(f"sriov-fast {__version__} (backend {backend.name}; {_wheel()}; {python})")
+        parser.exit()
+
+
+class _Completion(argparse.Action):
+    """Prints a shell's completion of all commands."""
+
+    def __call__(self, parser: argparse.ArgumentParser, _: object, shell: Any, *__: object) -> None:
+        try:
+            import shtab
+        except ImportError:
+            parser.error("completion needs shtab: pip install 'sriov-fast[completion]'")
+        print(shtab.complete(parser, shell))
         parser.exit()
 
 

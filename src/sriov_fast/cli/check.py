@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from sriov_fast.cli import output
 from sriov_fast.cni import config
 from sriov_fast.cni.config import NetConf
 from sriov_fast.common import json
@@ -49,16 +50,22 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     )
     parser = subparsers.add_parser("check", help=summary, description=f"{summary}. {kinds}")
     parser.add_argument("file", nargs="+", metavar="FILE", help='a file, or "-" for stdin')
+    parser.add_argument("--json", action="store_true", help="print JSON")
     parser.set_defaults(run=_run)
 
 
 def _run(args: argparse.Namespace) -> int:
-    status = 0
-    for name in args.file:
-        for line in check_file(name):
-            print(f"{line.level:<4}  {line.key}: {line.text}" if line.level else f"{line.key}")
-            status |= line.level == FAIL
-    return status
+    found = {name: list(check_file(name)) for name in args.file}
+    lines = [line for each in found.values() for line in each]
+    if args.json:
+        output.print_json({name: [line._asdict() for line in each] for name, each in found.items()})
+    else:
+        print(
+            "\n".join(
+                f"{line.level:<4}  {line.key}: {line.text}" if line.level else line.key for line in lines
+            )
+        )
+    return int(any(line.level == FAIL for line in lines))
 
 
 def check_file(name: str) -> Iterator[Line]:

@@ -13,7 +13,7 @@ from itertools import chain
 from pathlib import Path
 from typing import NamedTuple
 
-from sriov_fast.cli import machine, release, unmanaged
+from sriov_fast.cli import machine, output, release, unmanaged
 from sriov_fast.cli.install import PLUGIN_DIRECTORY
 from sriov_fast.cli.warm import Warmth
 from sriov_fast.common import json, log, paths
@@ -48,16 +48,20 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     parser = subparsers.add_parser("doctor", help=summary, description=summary)
     repair = "first release the attachments of pods that ended without a DEL, and finish interrupted requests"
     parser.add_argument("--repair", action="store_true", help=repair)
+    parser.add_argument("--json", action="store_true", help="print JSON")
     parser.set_defaults(run=_run)
 
 
 def _run(args: argparse.Namespace) -> int:
     roots = paths.from_environment()
-    status = 0
+    found = []
     for finding in chain(_repaired(roots) if args.repair else (), examine(roots, cni_path())):
-        print(f"{finding.level:<4}  {finding.what}: {finding.text}")
-        status |= finding.level == FAIL
-    return status
+        found.append(finding)
+        if not args.json:
+            print(f"{finding.level:<4}  {finding.what}: {finding.text}")
+    if args.json:
+        output.print_json([finding._asdict() for finding in found])
+    return int(any(finding.level == FAIL for finding in found))
 
 
 def _repaired(roots: Roots) -> _Findings:

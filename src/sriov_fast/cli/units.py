@@ -20,6 +20,7 @@ _RUNNING = Path("/run/systemd/system")  # sd_booted(3)
 _MARK = "# Written by sriov-fast install"
 SOCKET = "sriov-fast.socket"
 SERVICE = "sriov-fast.service"
+WARM = "sriov-fast-warm@.service"
 
 # No RuntimeDirectory= in the service: at a stop systemd would empty /run/sriov-fast, which has the journal.
 _SOCKET_UNIT = """\
@@ -68,6 +69,26 @@ WantedBy=multi-user.target
 Also=sriov-fast.socket
 """
 
+# %i is the network device of a PF, whose VFs must exist when the unit starts.
+_WARM_UNIT = """\
+# Written by sriov-fast install.
+[Unit]
+Description=Warm VFs of %I for the SR-IOV CNI plugin
+BindsTo=sys-subsystem-net-devices-%i.device
+After=sys-subsystem-net-devices-%i.device
+
+[Service]
+Type=oneshot
+RemainAfterExit=yes
+ExecStart={command} warm %I
+ExecStop={command} warm --off %I
+
+[Install]
+WantedBy=multi-user.target
+"""
+
+_TEXTS = {SOCKET: _SOCKET_UNIT, SERVICE: _SERVICE_UNIT, WARM: _WARM_UNIT}
+
 
 def is_systemd_running() -> bool:
     """Return whether systemd is this machine's init (sd_booted(3))."""
@@ -75,10 +96,10 @@ def is_systemd_running() -> bool:
 
 
 def write(directory: Path) -> None:
-    """Write the socket's and the service's unit."""
+    """Write the units of the socket, of the service, and of warm VFs."""
     directory.mkdir(parents=True, exist_ok=True)
-    for name, text in ((SOCKET, _SOCKET_UNIT), (SERVICE, service())):
-        output.replace_file(directory / name, os.fsencode(text), 0o644)
+    for name in _TEXTS:
+        output.replace_file(directory / name, os.fsencode(text(name)), 0o644)
         print(f"wrote {directory / name}")
 
 
@@ -96,11 +117,12 @@ def start() -> None:
 
 def remove(directory: Path) -> None:
     """Stop and disable the units that ``install`` wrote to ``directory``, and remove their files."""
-    ours = [name for name in (SERVICE, SOCKET) if is_ours(directory / name)]
+    ours = [name for name in (SERVICE, SOCKET, WARM) if is_ours(directory / name)]
     if not ours:
         return
     if is_systemd_running():
-        _systemctl("disable", "--now", *ours)
+        _systemctl("stop", *(name.replace("@.", "@*.") for name in ours))
+        _systemctl("disable", *ours)
     for name in ours:
         (directory / name).unlink()
         print(f"removed {directory / name}")
@@ -119,9 +141,9 @@ def _systemctl(*arguments: str) -> None:
         raise SriovError(f"{shlex.join(argv)} failed", "see journalctl -xe")
 
 
-def service() -> str:
-    """Return the service's unit."""
-    return _SERVICE_UNIT.format(command=" ".join(map(_quoted, _command())))
+def text(name: str) -> str:
+    """Return the text of a unit, with the command of this installation."""
+    return _TEXTS[name].format(command=" ".join(map(_quoted, _command())))
 
 
 def _command() -> list[str]:

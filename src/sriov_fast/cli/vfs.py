@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+import time
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -13,6 +14,7 @@ from sriov_fast.common import paths, table
 from sriov_fast.common.record import Vf
 
 _HEADER = ("PF", "VF", "PCI", "DRIVER", "NETDEV", "NUMA", "OWNER")
+_CLEAR = "\x1b[H\x1b[2J"  # ECMA-48: CUP, ED
 
 
 def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -21,10 +23,22 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     parser = subparsers.add_parser("vfs", help=summary, description=summary)
     parser.add_argument("pf", nargs="*", metavar="PF", help="network device of a PF (default: all)")
     parser.add_argument("--json", action="store_true", help="print JSON")
+    watch = "show them again every SECONDS (2), until Ctrl-C"
+    parser.add_argument("--watch", nargs="?", type=float, const=2.0, metavar="SECONDS", help=watch)
     parser.set_defaults(run=_run)
 
 
 def _run(args: argparse.Namespace) -> int:
+    while args.watch is not None:
+        if sys.stdout.isatty():
+            print(_CLEAR, end="")
+        _show(args)
+        sys.stdout.flush()
+        time.sleep(max(args.watch, 0.1))
+    return _show(args)
+
+
+def _show(args: argparse.Namespace) -> int:
     roots = paths.from_environment()
     owned = machine.owners(roots)
     strays = {record.pci: why for record, why in machine.strays(roots)}

@@ -299,7 +299,9 @@ class Batch:
     def _dump_addresses(self, index: int) -> None:
         """Append the request of ``ip address show dev $if``; of all devices with ALL_DEVICES."""
         operation = f"list addresses of ifindex {index or '*'}"
-        self._add(_about(ifaddrmsg(), index, low=c.ALL_DEVICES), c.RTM_GETADDR, _READ_ALL, operation, index=index)
+        self._add(
+            _about(ifaddrmsg(), index, low=c.ALL_DEVICES), c.RTM_GETADDR, _READ_ALL, operation, index=index
+        )
 
     def _dump_routes(self, family: int, index: int) -> None:
         """Append the request of ``ip route show table all dev $if`` for one family."""

@@ -29,7 +29,7 @@ ROUNDS = amount("ECHOES", 20, 5)
 PATIENCE = 30.0  # seconds for the first answer
 EVERY = 0.002  # seconds between two requests
 ECHO = struct.pack(">BBHHH", 8, 0, 0xF7FE, 1, 0)  # RFC 792: type 8, checksum, identifier 1, number 0
-MODES = ("resident", "macvlan")
+MODES = ("move", "macvlan")
 
 
 @pytest.fixture(scope="module")
@@ -43,8 +43,7 @@ def stage() -> Iterator[Stage]:
 def echoes(stage: Stage) -> dict[str, list[float]]:
     """Seconds to the first answer, by mode."""
     before = stage.ground.state()
-    peer = Case("resident", "host-local", "ADD")
-    _, output = stage.execute(peer, stage.job(peer, pod=0, vf=0))
+    output = execute(stage, "ADD", "move", 0)
     address = json.loads(output)["ips"][0]["address"].partition("/")[0]
     found: dict[str, list[float]] = {mode: [] for mode in MODES}
     for number in range(ROUNDS + 1):
@@ -52,8 +51,7 @@ def echoes(stage: Stage) -> dict[str, list[float]]:
             seconds = echo(stage, mode, address)
             if number:  # the first is for caches
                 found[mode].append(seconds)
-    leave = peer._replace(verb="DEL")
-    stage.execute(leave, stage.job(leave, pod=0, vf=0))
+    execute(stage, "DEL", "move", 0)
     assert stage.ground.state() == before
     return found
 
@@ -62,15 +60,21 @@ def echo(stage: Stage, mode: str, address: str) -> float:
     """Attach the second pod; return the seconds from the start of the ADD to the first answer."""
     warm(stage, *([] if mode == "macvlan" else ["--off"]))
     pause()
-    add = Case(mode, "host-local", "ADD")
-    job = stage.job(add, pod=1, vf=1)
     begin = time.monotonic()
-    stage.execute(add, job)
+    execute(stage, "ADD", mode, 1)
     seconds = answered(stage.ground.pods[1], address) - begin
-    leave = add._replace(verb="DEL")
-    stage.execute(leave, stage.job(leave, pod=1, vf=1))
+    execute(stage, "DEL", mode, 1)
     warm(stage, "--off")
     return seconds
+
+
+def execute(stage: Stage, verb: str, mode: str, number: int) -> bytes:
+    """Run a verb on a pod and the VF of its number. All modes share a store: the pods' addresses differ."""
+    case = Case("resident", "host-local", verb)
+    path = stage.root / f"echo-{mode}-{number}.json"
+    if not path.exists():
+        path.write_text(json.dumps(stage.document("host-local", vf=number) | {"attach": mode}))
+    return stage.execute(case, stage.job(case, pod=number)._replace(stdin=str(path)))[1]
 
 
 def warm(stage: Stage, *words: str) -> None:
@@ -101,6 +105,6 @@ def answered(pod: str, address: str) -> float:
 @report.mark
 @pytest.mark.parametrize("mode", MODES)
 def test_first_echo(benchmark: Any, echoes: dict[str, list[float]], mode: str) -> None:
-    share = median(echoes[mode]) / median(echoes["resident"])
+    share = median(echoes[mode]) / median(echoes["move"])
     line = "start of an ADD to the first answered echo request", mode
     report.tell(benchmark, line, echoes[mode], **report.spread(echoes[mode]), **{"to move": round(share, 2)})

@@ -88,6 +88,7 @@ def _add_machine(parser: argparse.ArgumentParser) -> None:
     add("--env", action="append", default=[], metavar="NAME=VALUE", help="set in the guest")
     add("--accel", choices=("auto", "kvm", "tcg"), default="auto", help="how QEMU runs the guest")
     add("--append", default="", metavar="WORDS", help="more of the kernel's command line: rcu_nocbs=all")
+    add("--iommu", action="store_true", help="an IOMMU, which vfio-pci needs")
     add("--share", choices=("virtiofs", "9p"), default="virtiofs", help="how the guest gets its tree")
 
 
@@ -174,6 +175,7 @@ def _in_guest(args: argparse.Namespace, argv: Sequence[str], terminal: bool = Fa
         share=args.share,
         terminal=terminal,
         append=args.append,
+        iommu=args.iommu,
     )
     task = Task(argv, _environment(args.env), args.timeout, args.output)
     if args.no_install:

@@ -23,6 +23,7 @@ class Machine:
     share: str = "virtiofs"
     terminal: bool = False
     append: str = ""
+    iommu: bool = False
 
 
 def arguments(machine: Machine, version: str, tree: str, job: str) -> list[str]:
@@ -45,7 +46,8 @@ def command_line(machine: Machine) -> str:
     """Return the kernel's command line."""
     words = ("console=ttyS0", "quiet", "panic=-1", "mitigations=off", "random.trust_cpu=on", "net.ifnames=0")
     ours = ("audit=0", "selinux=0", "apparmor=0", f"lab.share={machine.share}")
-    return " ".join((*words, *ours, *machine.append.split()))
+    iommu = ("intel_iommu=on",) if machine.iommu else ()
+    return " ".join((*words, *ours, *iommu, *machine.append.split()))
 
 
 def card(number: int) -> list[str]:
@@ -66,6 +68,7 @@ def _board(machine: Machine) -> list[str]:
         *("-cpu", "host" if machine.accel == "kvm" else "max"),
         *("-smp", str(machine.cpus), "-m", str(machine.memory)),
         *("-object", f"memory-backend-memfd,id=memory,size={machine.memory}M,share=on"),
+        *(("-device", "intel-iommu") if machine.iommu else ()),  # before the devices that it serves
     ]
 
 

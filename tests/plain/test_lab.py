@@ -342,6 +342,13 @@ def test_more_of_the_kernels_command_line() -> None:
     assert qemu.command_line(Machine()).split() == words[:-2]
 
 
+def test_an_iommu() -> None:
+    words = qemu.arguments(Machine(iommu=True), "v", "/t", "/j")
+    assert words.index("intel-iommu") < words.index("virtio-rng-pci")
+    assert "intel_iommu=on" in qemu.command_line(Machine(iommu=True)).split()
+    assert "intel-iommu" not in qemu.arguments(Machine(), "v", "/t", "/j")
+
+
 def test_command_script_quotes() -> None:
     script = jobs.command_script(["sh", "-c", 'echo "$X" "$@"', "sh", "$HOME", "a b"], {"X": "it's"})
     done = subprocess.run(["sh", "-c", script], capture_output=True, text=True, check=True)

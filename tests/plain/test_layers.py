@@ -31,8 +31,16 @@ ORDER = (
     *("kernel.netlink.replies", "kernel.netlink.calls"),
     *("kernel._nl_py", "kernel._sysfs_py", "kernel._irq_py", "kernel.backend"),
     *("vf", "cni", "ipam"),
-    *("plugin.__init__", "plugin.context", "plugin.addresses", "plugin.prepare", "plugin.release"),
-    *("plugin.recovery", "plugin.add", "plugin.check", "plugin.status", "plugin.gc", "plugin.run"),
+    *("plugin.__init__", "plugin.context", "plugin.addresses", "plugin.prepare", "plugin.userspace"),
+    *(
+        "plugin.release",
+        "plugin.recovery",
+        "plugin.add",
+        "plugin.check",
+        "plugin.status",
+        "plugin.gc",
+        "plugin.run",
+    ),
     *("plugin.process", "ipam.txipam_main"),
     *("server", "client", "ipamd", "cli"),
 )

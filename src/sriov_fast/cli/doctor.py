@@ -21,6 +21,7 @@ from sriov_fast.common.errors import DecodeError, SriovError
 from sriov_fast.common.paths import Roots
 from sriov_fast.kernel import backend
 from sriov_fast.plugin import recovery
+from sriov_fast.vf import candidate
 from sriov_fast.vf.journal import Journal
 
 # pidfd_open; older kernels work, with a slower wait for IPAM plugins.
@@ -124,7 +125,7 @@ def _user() -> _Findings:
 
 
 def _cards(roots: Roots) -> _Findings:
-    """Check the PFs. VFs stay with their network driver, so an IOMMU does not matter."""
+    """Check the PFs and their VFs."""
     names = machine.pf_names(roots)
     if not names:
         yield Finding(FAIL, "PF", "no network card with SR-IOV (a checkout has a virtual one: make demo)")
@@ -150,6 +151,9 @@ def _card(pf: machine.Pf, owned: machine.Owners, directory: Path) -> _Findings:
     if unbound:
         advice = "load the VF's driver, or see device/sriov_drivers_autoprobe"
         yield Finding(WARN, what, f"no driver on VF {', '.join(unbound)}: {advice}")
+    userspace = [str(vf.index) for vf in pf.vfs if candidate.has_userspace_driver(vf)]
+    if userspace:
+        yield Finding(OK, what, f"userspace driver on VF {', '.join(userspace)}: for pods that name the VF")
     if read_text(directory / "operstate") == "down":
         yield Finding(WARN, what, f"is down: ip link set {pf.name} up")
 

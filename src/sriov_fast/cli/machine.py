@@ -70,4 +70,4 @@ def strays(roots: Roots) -> list[tuple[Attachment, str]]:
 
 def usable(vf: Vf, owned: Owners) -> bool:
     """Return whether a pod has this VF or could get it."""
-    return vf.pci in owned or bool(vf.driver and vf.netdev)
+    return vf.pci in owned or bool(vf.driver and vf.netdev) or candidate.has_userspace_driver(vf)

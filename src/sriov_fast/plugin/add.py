@@ -6,7 +6,7 @@ from contextlib import ExitStack
 
 from sriov_fast.cni import config
 from sriov_fast.common import descriptors
-from sriov_fast.common.errors import BusyError, SriovError
+from sriov_fast.common.errors import BusyError, EnvError, FileError, SriovError, TryAgainError
 from sriov_fast.common.record import Record
 from sriov_fast.ipam.kinds import may_choose_vf, needs_interface
 from sriov_fast.kernel.backend import nl
@@ -15,7 +15,7 @@ from sriov_fast.plugin.context import MOVES, Reply
 from sriov_fast.plugin.prepare import prepare
 from sriov_fast.plugin.release import recover, release
 from sriov_fast.vf import attach, candidate, driver_socket, find, irq, locks, modes, netns, select
-from sriov_fast.vf.journal import ATTACHED, BROKEN, MACVLAN, Attachment
+from sriov_fast.vf.journal import ATTACHED, BROKEN, MACVLAN, USERSPACE, Attachment
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 class Access(Record):
     """A socket in the host's namespace and a descriptor of the pod's.
 
-    ``held`` is closed after the reply.
+    ``pod_netns`` is -1 if a VF with a userspace driver does not need it. ``held`` is closed after the reply.
     """
 
     host: DriverSocket
@@ -46,13 +46,12 @@ class Access(Record):
 def add(call: Call) -> Reply:
     """Give the container a VF (SPEC, "ADD"). If anything fails, everything is undone."""
     with ExitStack() as held, ExitStack() as undo:
-        pod_netns = netns.open_pod(call.request.netns, call.context.netns_fd, call.context.host_fd)
-        held.callback(descriptors.close, pod_netns)
+        host = held.enter_context(driver_socket.connect(driver_socket.Patience(call.ends)))
+        pod_netns = _open_pod(call, host, held)
         irq.require_online(call.conf.cores, call.roots)
         held.enter_context(call.owner_lock())
         _finish_interrupted(call)
         _await_return(call)
-        host = held.enter_context(driver_socket.connect(driver_socket.Patience(call.ends)))
         addresses = Addresses(call)
         # Undone last: an address may go to the next pod only when this pod's VF cannot send.
         undo.callback(addresses.give_back)
@@ -61,6 +60,7 @@ def add(call: Call) -> Reply:
         call.step("check, lock")
         reserved = select.choose(vf_request_of(call, host), call.journal, call.roots)
         held.enter_context(reserved.lock)
+        call = _for_device(call, reserved, pod_netns)
         call.step("choose the VF")
         call.demand_time()
         record = _journaled(call, reserved, host)
@@ -72,7 +72,7 @@ def add(call: Call) -> Reply:
         undo.pop_all()
         return Reply(
             output=prepared.output,
-            afterwards=(lambda: _announce(call, prepared.record)) if prepared.record.addresses else None,
+            afterwards=(lambda: _announce(call, prepared.record)) if _is_announced(prepared.record) else None,
             undelivered=lambda: _undo_undelivered(call),
             held=held.pop_all(),
         )
@@ -80,7 +80,11 @@ def add(call: Call) -> Reply:
 
 def _attach(call: Call, record: Attachment, access: Access, addresses: Addresses, tasks: Scope) -> Prepared:
     """Give the pod its interface, run IPAM and prepare the reply meanwhile; then set the addresses."""
-    mode = modes.of(record)
+    if record.attach == USERSPACE:
+        from sriov_fast.plugin import userspace
+
+        return userspace.serve(call, record, access.host, addresses)
+    mode = modes.entering(record)
 
     def plan() -> tuple[Prepared, DriverSocket]:
         answer = addresses.obtain()
@@ -114,6 +118,32 @@ def _attach(call: Call, record: Attachment, access: Access, addresses: Addresses
 
 
 # --- before the attach
+
+
+def _open_pod(call: Call, host: nl.Socket, held: ExitStack) -> int:
+    """Return a descriptor of the pod's namespace.
+
+    If that cannot be opened and the request names a VF with a userspace driver, -1.
+    """
+    try:
+        fd = netns.open_pod(call.request.netns, call.context.netns_fd, call.context.host_fd)
+    except (EnvError, FileError):
+        if select.names_userspace_vf(vf_request_of(call, host), call.journal, call.roots):
+            return -1
+        raise
+    held.callback(descriptors.close, fd)
+    return fd
+
+
+def _for_device(call: Call, reserved: ReservedVf, pod_netns: int) -> Call:
+    """Return the call with the attach mode of the reserved VF."""
+    if not reserved.link.index:
+        from sriov_fast.plugin import userspace  # late: few nodes have such VFs
+
+        return userspace.accept(call, reserved)
+    if pod_netns < 0:
+        raise TryAgainError(f"VF {reserved.vf.pci} has got another driver meanwhile", "try again")
+    return call
 
 
 def _finish_interrupted(call: Call) -> None:
@@ -272,6 +302,10 @@ def _bring_back(call: Call, record: Attachment, addresses: Addresses) -> None:
     except (SriovError, OSError) as error:
         addresses.keep()  # the VF may still answer for them
         call.log.error("the VF could not be returned to the host", pci=record.pci, pf=record.pf, why=error)
+
+
+def _is_announced(record: Attachment) -> bool:
+    return bool(record.addresses) and record.attach != USERSPACE
 
 
 def _announce(call: Call, record: Attachment) -> None:

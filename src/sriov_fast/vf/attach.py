@@ -29,9 +29,28 @@ IFF_NOARP = 0x80  # linux/if.h
 
 def observe(host: nl.Socket, reserved: ReservedVf, record: Attachment, roots: Roots) -> Attachment:
     """Return the record with the original state of the VF and of its device; read the PF's VFs once."""
-    _require_ethernet(reserved.link, roots)
+    netdev = reserved.link
+    _require_ethernet(netdev, roots)
+    return observe_pf(host, reserved, record, roots)[0].replace(
+        ifindex=netdev.index,
+        host_name=netdev.name,
+        before_mac=netdev.mac,
+        before_perm=netdev.perm,
+        before_mtu=netdev.mtu,
+        before_up=netdev.up,
+        before_settings=netdev.settings,
+    )
+
+
+def observe_pf(
+    host: nl.Socket, reserved: ReservedVf, record: Attachment, roots: Roots
+) -> tuple[Attachment, Link]:
+    """Return the record with the PF's settings of the VF, and the PF.
+
+    Raises BusyError if another VF has the requested MAC.
+    """
     mac = record.asked.mac or ""
-    pf, netdev = candidate.read_pf(host, reserved.pf, reserved.vf, roots, mac), reserved.link
+    pf = candidate.read_pf(host, reserved.pf, reserved.vf, roots, mac)
     if pf.holder >= 0:
         raise BusyError(
             f"mac {mac}: VF {pf.holder} of {pf.name} holds it, so VF {reserved.vf.index} cannot have it",
@@ -39,19 +58,8 @@ def observe(host: nl.Socket, reserved: ReservedVf, record: Attachment, roots: Ro
             interface=pf.name,
             vf=pf.holder,
         )
-    return record.replace(
-        pf=pf.name,
-        pf_index=pf.index,
-        vf=reserved.vf.index,
-        ifindex=netdev.index,
-        host_name=netdev.name,
-        before=pf.vf or NOTHING,
-        before_mac=netdev.mac,
-        before_perm=netdev.perm,
-        before_mtu=netdev.mtu,
-        before_up=netdev.up,
-        before_settings=netdev.settings,
-    )
+    observed = record.replace(pf=pf.name, pf_index=pf.index, vf=reserved.vf.index, before=pf.vf or NOTHING)
+    return observed, pf
 
 
 def _require_ethernet(link: Link, roots: Roots) -> None:
@@ -197,8 +205,13 @@ class Addressing(Record):
 
 
 def addressing(ifindex: int, addresses: Sequence[str], routes: Sequence[Route]) -> Addressing:
-    """Put the messages together, for one ``address``; ValueError where something cannot be meant."""
+    """Put the messages together, for one ``address``; ValueError where something cannot be meant.
+
+    There are none with ``ifindex`` 0, for a VF without a network device.
+    """
     batch = nl.Batch()
+    if not ifindex:
+        return Addressing(ifindex=0, addresses=(), routes=(), batch=batch)
     for cidr in addresses:
         batch.add_address(ifindex, cidr)
     for route in routes:
@@ -232,11 +245,7 @@ def verify(host: DriverSocket, pod: DriverSocket, record: Attachment, link: Link
     if not wanted:
         return link
     link, refusal = await_mac(pod, link, wanted)
-    on_pf = _mac_on_pf(host, record)
-    for _ in host.patience.pauses() if on_pf not in (wanted, None) else ():
-        on_pf = _mac_on_pf(host, record)
-        if on_pf == wanted:
-            break
+    on_pf = await_mac_on_pf(host, record, wanted)
     if link.mac != wanted or on_pf not in (wanted, None):
         why = f": {refusal.msg}" if refusal else ""
         raise KernelError(
@@ -248,6 +257,16 @@ def verify(host: DriverSocket, pod: DriverSocket, record: Attachment, link: Link
             vf=record.vf,
         )
     return link
+
+
+def await_mac_on_pf(host: DriverSocket, record: Attachment, wanted: str) -> str | None:
+    """Return the PF's MAC of the VF; wait until it is ``wanted`` or the patience ends."""
+    on_pf = _mac_on_pf(host, record)
+    for _ in host.patience.pauses() if on_pf not in (wanted, None) else ():
+        on_pf = _mac_on_pf(host, record)
+        if on_pf == wanted:
+            break
+    return on_pf
 
 
 def _mac_on_pf(host: DriverSocket, record: Attachment) -> str | None:

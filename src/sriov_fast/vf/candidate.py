@@ -10,7 +10,7 @@ import errno
 import os
 
 from sriov_fast.common.errors import NetlinkError, TryAgainError, is_absent, is_there
-from sriov_fast.common.record import Record
+from sriov_fast.common.record import Link, Record
 from sriov_fast.kernel.backend import nl
 
 TYPE_CHECKING = False
@@ -18,23 +18,38 @@ if TYPE_CHECKING:
     from typing import Any
 
     from sriov_fast.common.paths import Roots
-    from sriov_fast.common.record import Link, Route, Vf
+    from sriov_fast.common.record import Route, Vf
 
 # A rename takes microseconds, so a device that is renamed this often in a row is misconfigured.
 RENAMES = 10
 _LINK_LOCAL = ("fe80:", "169.254.")  # RFC 4291 section 2.5.6, RFC 3927
 _IFA_F_PERMANENT = 0x80  # linux/if_addr.h
+_UIO_DRIVERS = ("uio_pci_generic", "igb_uio")
+NO_DEVICE = Link(index=0, name="", mac="", mtu=0, up=False)
 
 
 class Device(Record):
-    """The network device of a VF; ``use`` describes its use by the host, "" if it is unused."""
+    """The network device of a VF; ``use`` describes its use by the host, "" if it is unused.
+
+    ``link`` is ``NO_DEVICE`` for a VF with a userspace driver.
+    """
 
     link: Link
     use: str = ""
 
 
+def has_userspace_driver(vf: Vf) -> bool:
+    """Return whether a VF's driver gives it to programs, such as DPDK's, and so makes no network device.
+
+    Some cards have a VFIO driver of their own, such as mlx5_vfio_pci.
+    """
+    return vf.driver in _UIO_DRIVERS or vf.driver.replace("_", "-").endswith("vfio-pci")
+
+
 def examine(host: nl.Socket, vf: Vf, roots: Roots) -> Device | None:
     """Return the VF's device, None if it has none in this namespace any more."""
+    if has_userspace_driver(vf):
+        return Device(link=NO_DEVICE, use=_use_of_others(vf.pci, roots))
     function, name = f"{roots.sys}/bus/pci/devices/{vf.pci}", vf.netdev
     for _ in range(RENAMES):
         link = read(host, function, vf.pci, name)

@@ -6,7 +6,7 @@ from sriov_fast.common.errors import CheckError, NetlinkError, is_absent
 from sriov_fast.common.record import Route
 from sriov_fast.kernel.backend import nl
 from sriov_fast.vf import find, irq, modes
-from sriov_fast.vf.journal import MACVLAN
+from sriov_fast.vf.journal import MACVLAN, USERSPACE
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -18,13 +18,10 @@ if TYPE_CHECKING:
 def check(record: Attachment, netns_fd: int, roots: Roots) -> None:
     """Raise CheckError (103) that lists every difference from ``record``.
 
-    ``record`` is the journal's, or the journal's with the values of ``prevResult``.
+    ``record`` is the journal's, or the journal's with the values of ``prevResult``. ``netns_fd`` is of the
+    pod's namespace, and not used for a VF with a userspace driver.
     """
-    faults: list[str] = []
-    with nl.Socket(netns_fd) as pod:
-        link = _device(pod, record)
-        faults += _device_faults(link, record)
-        faults += _address_faults(pod, link, record)
+    faults = [] if record.attach == USERSPACE else _pod_faults(record, netns_fd)
     with nl.Socket() as host:
         faults += _pf_faults(host, record)
     faults += modes.of(record).faults(record, roots)
@@ -33,6 +30,12 @@ def check(record: Attachment, netns_fd: int, roots: Roots) -> None:
         faults.append(f"interrupt {number} has mask {shown}, not {record.pinned[number]}")
     if faults:
         raise _fault(record, "; ".join(faults))
+
+
+def _pod_faults(record: Attachment, netns_fd: int) -> list[str]:
+    with nl.Socket(netns_fd) as pod:
+        link = _device(pod, record)
+        return [*_device_faults(link, record), *_address_faults(pod, link, record)]
 
 
 def _fault(record: Attachment, what: str) -> CheckError:

@@ -222,14 +222,15 @@ def _set_free(pod: nl.Socket, vf: Link, log: Logger) -> None:
             raise answer
 
 
-def release_pf_mac(host: DriverSocket, record: Attachment) -> None:
-    """Remove the pod's MAC from the PF.
+def release_pf_mac(host: DriverSocket, record: Attachment) -> NetlinkError | None:
+    """Remove the pod's MAC from the PF; return the error of a refusal.
 
     A PF that had the VF's own MAC gets 0, which allows the VF to set its MAC again.
     """
-    if record.asked.mac:
-        own = record.before.mac in (None, record.before_mac)
-        _set_vf(host, record, VfSettings(mac=ZERO_MAC if own else record.before.mac))
+    if not record.asked.mac:
+        return None
+    own = record.before.mac in (None, record.before_mac)
+    return _set_vf(host, record, VfSettings(mac=ZERO_MAC if own else record.before.mac))
 
 
 def _original(record: Attachment) -> VfSettings:

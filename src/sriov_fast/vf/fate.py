@@ -14,6 +14,7 @@ from sriov_fast.common import descriptors
 from sriov_fast.common.errors import FileError, NoNamespaceError, SriovError, is_there
 from sriov_fast.common.record import Record
 from sriov_fast.vf import find, modes, netns
+from sriov_fast.vf.journal import USERSPACE
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -43,6 +44,9 @@ def of(record: Attachment, roots: Roots) -> Fate:
 
 def _without_file(record: Attachment, roots: Roots) -> Fate:
     """Look for the VF in the host. Without a driver it has no network device in any namespace."""
+    if record.attach == USERSPACE:
+        why = "a VF with a userspace driver does not show whether its pod has ended"
+        return Fate(gone=False, why=f"{record.netns} is gone, but {why}")
     try:
         driver = is_there(f"{roots.sys}/bus/pci/devices/{record.pci}/driver")
         hidden = driver and not modes.of(record).is_detached(record, roots)

@@ -32,16 +32,18 @@ ATTACHED = "attached"
 RETURNING = "returning"
 BROKEN = "broken"  # never written: the state of a record with unusable content
 MOVE, MACVLAN = "move", "macvlan"  # the attach modes
+USERSPACE = "userspace"  # the attach mode of a VF with a userspace driver, which no configuration names
 UNKNOWN = "unknown"  # the boot where the kernel names none; such a record is kept
 
 
 class Attachment(Record):
     """The record of one interface of one container: the changes, and the VF's original state.
 
-    ``attach`` is the attach mode; ``ifindex`` is the VF's index in either mode.
+    ``attach`` is the attach mode; ``ifindex`` is the VF's index in the modes with a network device.
     ``before*`` is the original state: ``before`` has the PF's settings of the VF, the others those of its
-    network device; None and empty values of the last six are unknown. ``incarnation`` identifies the PCI
-    device and the network device (``find.incarnation``). ``irqs`` are the interrupts' masks before,
+    network device; None and empty values of the last six are unknown. In the mode ``userspace``,
+    ``before_mtu`` is the PF's. ``incarnation`` identifies the PCI device and the network device
+    (``find.incarnation``). ``irqs`` are the interrupts' masks before,
     ``pinned`` the masks that were set. ``asked`` has the settings made through the PF. ``request`` has
     CNI_ARGS, CNI_PATH and the configuration, for IPAM's DEL. ``token`` is the token of the client's request.
     ``stranded`` marks a deleted attachment with a VF that was not found: its address is not released yet.
@@ -214,7 +216,7 @@ def _require_usable(record: Attachment, pci: str, entry: Entry) -> None:
         raise ValueError(f"is that of {record.pci}, {' '.join(record.owner)}")
     if not record.boot or record.state not in (ATTACHING, ATTACHED, RETURNING):
         raise ValueError(f"state {record.state!r}, boot {record.boot!r}")
-    if record.attach not in (MOVE, MACVLAN):
+    if record.attach not in (MOVE, MACVLAN, USERSPACE):
         raise ValueError(f"attach {record.attach!r}")
     request = record.request
     _text(request.get("args", ""))

@@ -1,9 +1,12 @@
-"""The attach modes. Each is a module with the same functions, and a class ``Release`` that undoes them."""
+"""The attach modes. Each is a module with the same functions, and a class ``Release`` that undoes them.
+
+A VF with a userspace driver has no network device; its mode has no function ``enter``.
+"""
 
 from __future__ import annotations
 
 from sriov_fast.vf import driver_socket, move
-from sriov_fast.vf.journal import MACVLAN
+from sriov_fast.vf.journal import MACVLAN, USERSPACE
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -38,14 +41,8 @@ if TYPE_CHECKING:
             """Restore the VF's device in the host."""
 
     class Mode(Protocol):
-        """The module of an attach mode.
+        """The module of an attach mode. ``RESTORE`` is the name of the step ``bring_home`` in a trace."""
 
-        ``WAITS``: the kernel waits in ``enter``, so other work should be done meanwhile. ``ENTER`` and
-        ``RESTORE`` are the names of the steps ``enter`` and ``bring_home`` in a trace.
-        """
-
-        WAITS: bool
-        ENTER: str
         RESTORE: str
 
         def observe(
@@ -55,9 +52,6 @@ if TYPE_CHECKING:
 
         def configure(self, host: DriverSocket, record: Attachment) -> None:
             """Set the requested values through the PF, and the MAC."""
-
-        def enter(self, host: DriverSocket, record: Attachment, netns_fd: int) -> None:
-            """Give the pod its interface, up and with the pod's name."""
 
         def Release(  # noqa: N802 (a class)
             self, record: Attachment, pod_netns: PodNetns, roots: Roots, log: Logger, patience: Patience
@@ -73,9 +67,31 @@ if TYPE_CHECKING:
         def is_detached(self, record: Attachment, roots: Roots) -> bool:
             """Return whether no namespace of a pod has the VF any more."""
 
+    class Entering(Mode, Protocol):
+        """The module of a mode that gives the pod an interface.
+
+        ``WAITS``: the kernel waits in ``enter``, so other work should be done meanwhile. ``ENTER`` is the
+        name of that step in a trace.
+        """
+
+        WAITS: bool
+        ENTER: str
+
+        def enter(self, host: DriverSocket, record: Attachment, netns_fd: int) -> None:
+            """Give the pod its interface, up and with the pod's name."""
+
 
 def of(record: Attachment) -> Mode:
     """Return the module of a record's attach mode."""
+    if record.attach != USERSPACE:
+        return entering(record)
+    from sriov_fast.vf import userspace  # late: few nodes have such VFs
+
+    return userspace
+
+
+def entering(record: Attachment) -> Entering:
+    """Return the module of the attach mode of a VF with a network device."""
     if record.attach != MACVLAN:
         return move
     from sriov_fast.vf import passthru  # late: most nodes use one mode

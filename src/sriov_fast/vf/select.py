@@ -66,9 +66,17 @@ class VfRequest(Record):
     real_name: Callable[[str], str] = _no_altname
     warn: Callable[[str], None] = _no_warning
 
+    @property
+    def names_vf(self) -> bool:
+        """Whether the request is for one certain VF."""
+        return bool(self.device_id) or self.vf is not None
+
 
 class ReservedVf(Record):
-    """A VF that this request may change while it holds ``lock``. ``link`` is its network device."""
+    """A VF that this request may change while it holds ``lock``.
+
+    ``link`` is its network device, ``candidate.NO_DEVICE`` with a userspace driver.
+    """
 
     pf: str
     vf: Vf
@@ -84,9 +92,12 @@ class _Search(Record):
     roots: Roots
 
 
-def usable(vf: Vf) -> bool:
-    """Return whether the VF has a driver and a network device in this namespace."""
-    return bool(vf.driver and vf.netdev)
+def suits(vf: Vf, vf_request: VfRequest) -> bool:
+    """Return whether the VF has a driver and a network device in this namespace.
+
+    A VF with a userspace driver suits only a request that names it: it gives a pod no interface.
+    """
+    return bool(vf.driver and vf.netdev) or (vf_request.names_vf and candidate.has_userspace_driver(vf))
 
 
 def _is_no_device(error: OSError | ValueError) -> bool:
@@ -194,10 +205,10 @@ def numa_nodes(cores: Sequence[int], roots: Roots) -> set[int]:
 
 def _first_free(search: _Search, pfs: Sequence[tuple[str, list[Vf]]]) -> ReservedVf | None:
     """Reserve the first VF without a record. A VF with a held lock is skipped: another ADD examines it."""
-    taken = search.journal.taken()
+    taken, wanted = search.journal.taken(), search.vf_request
     for pf, vfs in pfs:
         for vf in vfs:
-            reserved = _attempt(search, pf, vf) if usable(vf) and vf.pci not in taken else None
+            reserved = _attempt(search, pf, vf) if vf.pci not in taken and suits(vf, wanted) else None
             if reserved is not None:
                 return reserved
     return None
@@ -260,14 +271,15 @@ def _free(search: _Search, pf: str, index: int, key: str = "master") -> Vf | Non
     vf = _vf_of(search, pf, index, key)
     entry = search.journal.entries().get(vf.pci) if vf else None
     if vf is None or entry is None:
-        return vf if vf and usable(vf) else None
+        return vf if vf and suits(vf, search.vf_request) else None
     record = search.journal.read(vf.pci, entry)
     if record is not None and record.state in (ATTACHED, BROKEN):
         return None
     if record is not None:
         search.vf_request.recover(record)
     vf = _vf_of(search, pf, index, key)
-    return vf if vf and usable(vf) and vf.pci not in search.journal.taken() else None
+    is_free = vf and suits(vf, search.vf_request) and vf.pci not in search.journal.taken()
+    return vf if is_free else None
 
 
 def _vf_of(search: _Search, pf: str, index: int, key: str = "master") -> Vf | None:
@@ -355,6 +367,8 @@ def _none_free(search: _Search, pfs: Sequence[tuple[str, list[Vf]]]) -> SriovErr
     if index is not None and uses:
         pf, _, use = uses[0]
         return _in_use_by_host(f"vf {index} of {pf}", use, pf, index)
+    if not search.vf_request.names_vf and _are_for_userspace(pfs):
+        return _none_with_device(pfs)
     busy = ", ".join(f"{pf} ({len(scan(pf, search.roots))} VFs)" for pf, _ in pfs)
     which = "no VF" if index is None else f"vf {index} is not"
     host = "; ".join(f"VF {vf.index} of {pf} is used by the host: {use}" for pf, vf, use in uses)
@@ -364,12 +378,35 @@ def _none_free(search: _Search, pfs: Sequence[tuple[str, list[Vf]]]) -> SriovErr
     )
 
 
+def _are_for_userspace(pfs: Sequence[tuple[str, list[Vf]]]) -> bool:
+    """Return whether there are VFs, and all have userspace drivers."""
+    vfs = [vf for _, its_vfs in pfs for vf in its_vfs]
+    return bool(vfs) and all(map(candidate.has_userspace_driver, vfs))
+
+
+def _none_with_device(pfs: Sequence[tuple[str, list[Vf]]]) -> ConfigError:
+    names, drivers = [pf for pf, _ in pfs], sorted({vf.driver for _, vfs in pfs for vf in vfs})
+    return ConfigError(
+        f"no VF of {', '.join(names)} has a network device: driver {', '.join(drivers)}",
+        'name the VF that the pod shall get: "deviceID" or "vf"; or bind the network driver',
+        interface=names[0],
+    )
+
+
+def names_userspace_vf(vf_request: VfRequest, journal: Journal, roots: Roots) -> bool:
+    """Return whether the request is for a certain VF, and that VF has a userspace driver."""
+    if not vf_request.names_vf:
+        return False
+    return _are_for_userspace(_allowed(_Search(vf_request=vf_request, journal=journal, roots=roots)))
+
+
 def _uses(search: _Search, pfs: Sequence[tuple[str, list[Vf]]]) -> Iterator[tuple[str, Vf, str]]:
     """Yield the VFs that the host uses, each with its PF and a description of the use."""
     taken = search.journal.taken()
     for pf, vfs in pfs:
         for vf in vfs:
-            device = search.vf_request.examine(vf) if usable(vf) and vf.pci not in taken else None
+            is_free = vf.pci not in taken and suits(vf, search.vf_request)
+            device = search.vf_request.examine(vf) if is_free else None
             if device and device.use:
                 yield pf, vf, device.use
 
@@ -408,7 +445,7 @@ def any_usable(vf_request: VfRequest, journal: Journal, roots: Roots) -> bool:
     search = _Search(vf_request=vf_request, journal=journal, roots=roots)
     owners = journal.owners()
     vfs = [vf for _, its_vfs in _allowed(search) for vf in its_vfs]
-    if any(vf.pci in owners or (usable(vf) and _is_unused(search, vf)) for vf in vfs):
+    if any(vf.pci in owners or (suits(vf, vf_request) and _is_unused(search, vf)) for vf in vfs):
         return True
     from sriov_fast.vf import sriov_cni  # late: only on a node without a usable VF
 

@@ -11,7 +11,7 @@ from sriov_fast.common.json_object import JsonObject, string, whole
 from sriov_fast.common.record import VfSettings
 from sriov_fast.kernel.backend import nl
 from sriov_fast.vf import candidate, sriov_cni
-from sriov_fast.vf.journal import ATTACHED, Attachment
+from sriov_fast.vf.journal import ATTACHED, MOVE, USERSPACE, Attachment
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -43,6 +43,7 @@ def _attachment(conf: JsonObject, container_id: str, ifname: str, pci: str, root
     pf, pf_index = _pf(pci, conf.take("Master", string, ""), roots)
     mac = before.take("EffectiveMAC", string, "")
     asked = _asked(conf)
+    host_name = before.take("HostIFName", string, "")
     return Attachment(
         container_id=container_id,
         ifname=ifname,
@@ -53,7 +54,8 @@ def _attachment(conf: JsonObject, container_id: str, ifname: str, pci: str, root
         pf=pf,
         pf_index=pf_index,
         vf=conf.take("VFID", whole(0, 65535), 0),
-        host_name=before.take("HostIFName", string, ""),
+        host_name=host_name,
+        attach=MOVE if host_name else USERSPACE,
         before=_before(before),
         before_mac=mac,
         before_mtu=before.take("MTU", _u32, 0),

@@ -1,0 +1,83 @@
+"""Networks and attachments of the Kubernetes project's plugin, on a real card."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from harness.card import Card, Node, differences
+from harness.pod import ip, link
+
+MAC = "02:5f:00:00:00:21"
+VF = 1
+
+
+def test_the_defaults_of_the_operator(node: Node, card: Card) -> None:
+    """igb refuses every link state and reports "auto": what the PF has already is not sent."""
+    pod = node.pod()
+    more = {"vlan": 0, "vlanQoS": 0, "vlanProto": "802.1q", "spoofchk": "on", "trust": "off"}
+    conf = node.conf(vf=VF, link_state="auto", min_tx_rate=0, max_tx_rate=0, **more)
+    before = card.state()
+    result = node.add(conf, pod)
+    assert node.run("CHECK", conf | {"prevResult": result}, pod).status == 0
+    done = node.run("DEL", conf, pod)
+    assert (done.status, "level=warning" in done.stderr) == (0, False), done
+    assert not differences(before, card.state())
+
+
+def attach_as_sriov_cni(card: Card, pod: str, directory: Path) -> dict[str, Any]:
+    """Do what that plugin's ADD does, in its order, and write its files; return the VF's configuration."""
+    vf = card.vf(VF)
+    held, own = card.on_pf(VF), link(vf.netdev)
+    original = {
+        "HostIFName": vf.netdev,
+        "SpoofChk": held["spoofchk"],
+        "Trust": held["trust"],
+        "AdminMAC": held["address"],
+        "EffectiveMAC": own["address"],
+        **dict.fromkeys(("Vlan", "VlanQoS", "MinTxRate", "MaxTxRate", "LinkState"), 0),
+        "VlanProto": 33024,
+        "MTU": own["mtu"],
+    }
+    card.set(VF, "vlan", "100", "qos", "3")
+    card.set(VF, "mac", MAC)
+    card.set(VF, "spoofchk", "off")
+    card.set(VF, "trust", "on")
+    ip("link", "set", vf.netdev, "netns", pod, "name", "net1")
+    ip("-n", pod, "link", "set", "net1", "address", MAC)
+    ip("-n", pod, "link", "set", "net1", "up")
+    conf = {
+        "cniVersion": "1.0.0",
+        "name": "red",
+        "type": "sriov",
+        "deviceID": vf.pci,
+        "vlan": 100,
+        "vlanQoS": 3,
+        "spoofchk": "off",
+        "trust": "on",
+    }
+    written = conf | {
+        "OrigVfState": original,
+        "Master": card.pf,
+        "MAC": MAC,
+        "VFID": VF,
+        "vlanProto": "802.1q",
+    }
+    (directory / "pci").mkdir()
+    (directory / "pci" / vf.pci).write_text(f"/run/netns/{pod}")
+    (directory / f"{pod}-net1").write_text(json.dumps(written))
+    return conf
+
+
+def test_an_attachment_of_the_sriov_cni(node: Node, card: Card, tmp_path: Path) -> None:
+    before = card.state()
+    pod = node.pod()
+    conf = attach_as_sriov_cni(card, pod, tmp_path)
+    assert (card.vlan(VF), link("net1", pod)["address"]) == (100, MAC)
+    more: dict[str, Any] = {"ifname": "net1", "env": {"SRIOV_FAST_SRIOV_CNI": str(tmp_path)}}
+    assert node.run("CHECK", conf, pod, **more).status == 0
+    done = node.run("DEL", conf, pod, **more)
+    assert (done.status, "level=warning" in done.stderr) == (0, False), done
+    assert not differences(before, card.state())
+    assert [path.name for path in tmp_path.rglob("*") if path.is_file()] == []

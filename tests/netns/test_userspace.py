@@ -1,0 +1,160 @@
+"""VFs with a userspace driver: no interface in the pod, but settings, addresses, a result and a record."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from harness.veth import Node
+
+pytestmark = pytest.mark.modes("process", "resident", "deferred")
+
+SYSFS = ("vfio-pci", "uio_pci_generic", "igb_uio", "mlx5_vfio_pci")
+
+
+def rebind(node: Node, index: int = 0, driver: str = "vfio-pci") -> None:
+    node.tree.unbind(index)
+    node.tree.bind(index, driver)
+
+
+def config(node: Node, **more: Any) -> dict[str, Any]:
+    """Return a configuration as the device plugin completes it."""
+    base = {"deviceID": node.tree.pci(0), "master": None, "ipam": node.host_local(delegate=False)}
+    return node.conf(**base | {"cniVersion": "1.1.0"} | more)
+
+
+@pytest.mark.parametrize("driver", SYSFS)
+@pytest.mark.modes("process")
+def test_every_verb(either: Node, driver: str) -> None:
+    node, pod = either, either.pod()
+    rebind(node, driver=driver)
+    before = node.snapshot()
+    conf = config(node)
+    result = node.add(conf, pod)
+    (interface,) = result["interfaces"]
+    pci = node.tree.pci(0)
+    assert interface == {"name": "eth0", "mtu": 1500, "sandbox": f"/run/netns/{pod}", "pciID": pci}
+    assert result["ips"] == [{"address": "10.77.0.2/24", "gateway": "10.77.0.1", "interface": 0}]
+    assert node.records() == [f"{pci}~{pod}~eth0"]
+    assert node.snapshot()["pods"] == before["pods"]
+    node.check(conf, pod, result)
+    assert node.run("STATUS", conf).status == 0
+    done = node.delete(conf, pod)
+    assert "level=warning" not in done.stderr
+    assert node.snapshot() == before
+
+
+def test_the_resident_server(node: Node) -> None:
+    rebind(node)
+    before, pod = node.snapshot(), node.pod()
+    conf = config(node)
+    node.check(conf, pod, node.add(conf, pod))
+    node.delete(conf, pod)
+    node.homed()
+    assert node.snapshot() | {"pods": {}} == before | {"pods": {}}
+
+
+def test_a_namespace_that_cannot_be_opened(node: Node) -> None:
+    """Nothing is done in the namespace, so it may be hidden from this process."""
+    rebind(node)
+    conf, hidden = config(node), {"CNI_NETNS": "/run/netns/no-such"}
+    done = node.run("ADD", conf, "pod1", env=hidden)
+    assert done.status == 0, done
+    node.check(conf, "pod1", done.json, env=hidden)
+    node.collect(conf, "pod1")
+    assert len(node.records()) == 1
+    node.delete(conf, "pod1", env=hidden)
+    node.homed()
+    assert (node.records(), node.leases()) == ([], [])
+
+
+def test_such_a_namespace_of_another_vf(node: Node) -> None:
+    """A VF with a network device needs the namespace."""
+    said = node.refused(4, "ADD", config(node), "pod1", env={"CNI_NETNS": "/run/netns/no-such"})
+    assert "no-such" in said
+    assert (node.records(), node.leases()) == ([], [])
+
+
+def test_by_index(node: Node) -> None:
+    rebind(node)
+    pod, conf = node.pod(), config(node, deviceID=None, master="pf0", vf=0)
+    assert node.add(conf, pod)["interfaces"][0]["pciID"] == node.tree.pci(0)
+    node.delete(conf, pod)
+
+
+def test_none_is_chosen_unasked(node: Node) -> None:
+    """A pod of a network without a VF's name gets an interface."""
+    rebind(node)
+    pod, other = node.pod(), node.pod()
+    conf = config(node, deviceID=None, master="pf0")
+    assert node.add(conf, pod)["interfaces"][0]["pciID"] == node.tree.pci(1)
+    assert "no VF free on pf0" in node.refused(11, "ADD", conf, other)
+
+
+def test_one_vf_for_one_pod(node: Node) -> None:
+    rebind(node)
+    pod, other, conf = node.pod(), node.pod(), config(node)
+    node.add(conf, pod)
+    assert f"it belongs to container {pod}, eth0" in node.refused(11, "ADD", conf, other)
+    node.delete(conf, pod)
+    node.homed()
+    node.add(conf, other)
+
+
+@pytest.mark.parametrize(
+    ("more", "word"),
+    [
+        ({"attach": "macvlan"}, "attach macvlan"),
+        ({"cores": [1]}, "cores"),
+        ({"ipam": {"type": "dhcp"}}, "ipam dhcp"),
+    ],
+)
+def test_what_needs_a_network_device(node: Node, more: dict[str, Any], word: str) -> None:
+    rebind(node)
+    before, pod = node.snapshot(), node.pod()
+    said = node.refused(7, "ADD", config(node, **more), pod)
+    assert said.startswith(f"{word}: VF 0 of pf0")
+    assert "vfio-pci" in said
+    assert node.snapshot()["records"] == before["records"] == []
+
+
+def test_an_mtu_is_ignored(node: Node) -> None:
+    """The Kubernetes SR-IOV CNI ignores the key for every VF."""
+    rebind(node)
+    done = node.run("ADD", config(node, mtu=9000), node.pod())
+    assert done.json["interfaces"][0]["mtu"] == 1500
+    assert "mtu is ignored" in done.stderr
+
+
+def test_a_setting_that_the_pf_refuses(node: Node) -> None:
+    """The PF is a veth, which has no settings of VFs: the ADD is undone."""
+    rebind(node)
+    pod = node.pod()
+    assert "pf0, VF 0" in node.refused(100, "ADD", config(node, vlan=7), pod)
+    assert (node.records(), node.leases()) == ([], [])
+
+
+def test_gc(node: Node) -> None:
+    rebind(node)
+    conf, pod = config(node), node.pod()
+    node.add(conf, pod)
+    node.ip("netns", "del", pod)
+    node.collect(conf)
+    node.homed()
+    assert (node.records(), node.leases()) == ([], [])
+
+
+@pytest.mark.modes("process")
+def test_a_vf_that_was_made_anew(node: Node) -> None:
+    """Its settings are the operator's."""
+    rebind(node)
+    conf, pod = config(node), node.pod()
+    result = node.add(conf, pod)
+    device = node.tree.device(0)
+    device.rename(device.with_name("old"))
+    device.mkdir()
+    said = node.refused(103, "CHECK", conf | {"prevResult": result}, pod)
+    assert "made anew" in said
+    assert "made anew" in node.delete(conf, pod).stderr
+    assert (node.records(), node.leases()) == ([], [])

@@ -31,7 +31,14 @@ ORDER = (
     *("kernel.netlink.replies", "kernel.netlink.calls"),
     *("kernel._nl_py", "kernel._sysfs_py", "kernel._irq_py", "kernel.backend"),
     *("vf", "cni", "ipam"),
-    *("plugin.__init__", "plugin.context", "plugin.addresses", "plugin.prepare", "plugin.userspace"),
+    *(
+        "plugin.__init__",
+        "plugin.context",
+        "plugin.addresses",
+        "plugin.device_info",
+        "plugin.prepare",
+        "plugin.userspace",
+    ),
     *(
         "plugin.release",
         "plugin.recovery",

@@ -67,8 +67,9 @@ class NetConf(Record):
 
     ``cni_version`` is the configured one ("" if there is none), ``version`` that of the result. ``masters``
     may be empty with a ``device_id`` (a VF's PCI address, "" for none). ``timeout`` is in seconds, 0 for
-    none. ``raw`` is the configuration for IPAM. ``valid_attachments`` (container ID, ifname) is None except
-    for a GC. ``warnings`` is for the log.
+    none. ``device_info`` is the path of the device information file, "" for none. ``raw`` is the
+    configuration for IPAM. ``valid_attachments`` (container ID, ifname) is None except for a GC. ``warnings``
+    is for the log.
     """
 
     name: str = ""
@@ -89,6 +90,7 @@ class NetConf(Record):
     prev_result: Result | None = None
     log_level: str = "info"
     log_file: str = ""
+    device_info: str = ""
     raw: dict[str, Any] = {}  # noqa: RUF012
     valid_attachments: tuple[tuple[str, str], ...] | None = None
     warnings: tuple[str, ...] = ()
@@ -410,6 +412,7 @@ def _configured(command: str, stdin: bytes, faults: list[SriovError] | None) -> 
         prev_result=_prev_result(conf, version),
         log_level=conf.take("logLevel", _log_level, "info"),
         log_file=conf.take("logFile", fields.path, ""),
+        device_info=runtime.take("CNIDeviceInfoFile", fields.path, ""),
         raw=raw,
         valid_attachments=_valid_attachments(raw) if command == "GC" else None,
     )

@@ -14,7 +14,7 @@ import os
 import stat
 
 from sriov_fast.common import descriptors
-from sriov_fast.common.errors import ConfigError, FileError, RefusedError
+from sriov_fast.common.errors import ConfigError, FileError, RefusedError, is_absent
 from sriov_fast.common.record import Record
 
 NAME = "plugin.toml"
@@ -37,6 +37,7 @@ DEFAULTS: dict[str, tuple[str, ...]] = {
     "cert": _OWN,
     "key": _OWN,
     "tokenFile": _OWN,
+    "CNIDeviceInfoFile": ("/var/run/k8s.cni.cncf.io/devinfo/cni", "/run/k8s.cni.cncf.io/devinfo/cni"),
 }
 
 LARGEST = 4 << 20  # bytes of a file that is read; the authorities of a distribution have a quarter of a MiB
@@ -45,6 +46,7 @@ _ATTEMPTS = 3
 
 _READ = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOCTTY
 _APPEND = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOCTTY
+_CREATE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _IRREGULAR = "not a regular file"
 # Faults of the path itself. With any other errno the file could not be examined.
@@ -322,6 +324,40 @@ def _wrong(where: str, path: str, error: OSError) -> ConfigError | FileError:
         kind = ConfigError
         advice = "name a regular file that root can read, in directories that nobody else may change"
     return kind(f"{where} = {path!r}: {error.strerror or error}", advice, errno=error.errno or 0)
+
+
+# --- writing
+
+
+def create(where: str, path: str, content: bytes) -> None:
+    """Write a file that root allows for this key, unless there is one.
+
+    A listed directory is made if it is missing. Raises an error of ``Opened``.
+    """
+    base, rest = _placed(where, path)
+    try:
+        os.makedirs(base, 0o755, exist_ok=True)
+        with open(_open_below(base, rest, _CREATE), "wb") as file:
+            os.fchmod(file.fileno(), 0o444)
+            file.write(content)
+    except FileExistsError:
+        pass
+    except OSError as error:
+        raise _wrong(where, path, error) from error
+
+
+def remove(where: str, path: str) -> None:
+    """Remove a file that root allows for this key; harmless if it is gone. Raises an error of ``Opened``."""
+    base, rest = _placed(where, path)
+    try:
+        parent, name = _parent(base, rest)
+        try:
+            os.unlink(name, dir_fd=parent)
+        finally:
+            descriptors.close(parent)
+    except OSError as error:
+        if not is_absent(error):
+            raise _wrong(where, path, error) from error
 
 
 # --- log files

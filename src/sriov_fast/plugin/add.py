@@ -13,7 +13,7 @@ from sriov_fast.kernel.backend import nl
 from sriov_fast.plugin.addresses import Addresses
 from sriov_fast.plugin.context import MOVES, Reply
 from sriov_fast.plugin.prepare import prepare
-from sriov_fast.plugin.release import recover, release
+from sriov_fast.plugin.release import forget, recover, release
 from sriov_fast.vf import attach, candidate, driver_socket, find, irq, locks, modes, netns, select
 from sriov_fast.vf.journal import ATTACHED, BROKEN, MACVLAN, USERSPACE, Attachment
 
@@ -48,7 +48,7 @@ def add(call: Call) -> Reply:
     with ExitStack() as held, ExitStack() as undo:
         host = held.enter_context(driver_socket.connect(driver_socket.Patience(call.ends)))
         pod_netns = _open_pod(call, host, held)
-        irq.require_online(call.conf.cores, call.roots)
+        _require_possible(call)
         held.enter_context(call.owner_lock())
         _finish_interrupted(call)
         _await_return(call)
@@ -66,6 +66,8 @@ def add(call: Call) -> Reply:
         record = _journaled(call, reserved, host)
         undo.callback(_bring_back, call, record, addresses)
         undo.callback(call.journal.drop, record)
+        if record.device_info:
+            _write_device_info(call, record)
         access = Access(host=host, pod_netns=pod_netns, held=held)
         with call.tasks() as tasks:
             prepared = _attach(call, record, access, addresses, tasks)
@@ -133,6 +135,21 @@ def _open_pod(call: Call, host: nl.Socket, held: ExitStack) -> int:
         raise
     held.callback(descriptors.close, fd)
     return fd
+
+
+def _require_possible(call: Call) -> None:
+    """Raise ConfigError for a core that is offline, and for a file that root does not allow."""
+    irq.require_online(call.conf.cores, call.roots)
+    if call.conf.device_info:
+        from sriov_fast.plugin import device_info  # late: Multus asks for it, if a network says so
+
+        device_info.demand(call.conf.device_info)
+
+
+def _write_device_info(call: Call, record: Attachment) -> None:
+    from sriov_fast.plugin import device_info
+
+    device_info.write(record, call.roots)
 
 
 def _for_device(call: Call, reserved: ReservedVf, pod_netns: int) -> Call:
@@ -219,6 +236,7 @@ def _journaled(call: Call, reserved: ReservedVf, host: nl.Socket) -> Attachment:
         mtu=conf.mtu,
         attach=conf.attach,
         ipam=conf.ipam_type,
+        device_info=conf.device_info,
         request={"args": asked.args_text, "path": list(asked.path), "config": conf.raw},
         incarnation=find.incarnation(reserved.vf.pci, call.roots),
         boot=call.journal.boot(),
@@ -298,7 +316,7 @@ def _bring_back(call: Call, record: Attachment, addresses: Addresses) -> None:
     try:
         latest = call.journal.again(record) or record
         modes.release(latest, call.pod_netns, call.roots, call.log)
-        call.journal.remove(latest)
+        forget(call, latest)
     except (SriovError, OSError) as error:
         addresses.keep()  # the VF may still answer for them
         call.log.error("the VF could not be returned to the host", pci=record.pci, pf=record.pf, why=error)

@@ -176,9 +176,18 @@ def _bring_home_deferred(call: Call, record: Attachment, vf: modes.Release, held
             )
 
 
-def _forget(call: Call, record: Attachment) -> None:
-    """Remove the record of an attachment that is released."""
+def forget(call: Call, record: Attachment) -> None:
+    """Remove the record of an attachment that is released, and its device information file."""
+    if record.device_info:
+        from sriov_fast.plugin import device_info  # late: Multus asks for it, if a network says so
+
+        device_info.remove(record, call.log)
     call.journal.remove(record)
+
+
+def _forget(call: Call, record: Attachment) -> None:
+    """Forget an attachment, and log that."""
+    forget(call, record)
     call.log.info("released", pf=record.pf, vf=record.vf, pci=record.pci)
 
 

@@ -47,6 +47,7 @@ class Attachment(Record):
     ``pinned`` the masks that were set. ``asked`` has the settings made through the PF. ``request`` has
     CNI_ARGS, CNI_PATH and the configuration, for IPAM's DEL. ``token`` is the token of the client's request.
     ``stranded`` marks a deleted attachment with a VF that was not found: its address is not released yet.
+    ``device_info`` is the device information file that the ADD made, "" for none.
     """
 
     container_id: str
@@ -85,6 +86,7 @@ class Attachment(Record):
     boot: str = ""
     token: str = ""
     stranded: bool = False
+    device_info: str = ""
 
     @property
     def owner(self) -> tuple[str, str]:

@@ -1,0 +1,40 @@
+"""The device information file of an attachment: Multus copies it to the pod's annotation ``network-status``.
+
+See the Device Information Specification 1.1.0 of the Network Plumbing Working Group. Multus names the file in
+``runtimeConfig``, and writes it first if the device plugin has such a file; that one stays as it is.
+"""
+
+from __future__ import annotations
+
+import os
+
+from sriov_fast.common import files, json
+from sriov_fast.common.errors import RefusedError
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from sriov_fast.common.log import Logger
+    from sriov_fast.common.paths import Roots
+    from sriov_fast.vf.journal import Attachment
+
+_KEY = "runtimeConfig.CNIDeviceInfoFile"
+
+
+def demand(path: str) -> None:
+    """Raise RefusedError unless root allows the path."""
+    files.demand(_KEY, path)
+
+
+def write(record: Attachment, roots: Roots) -> None:
+    """Write the record's file."""
+    pf = os.readlink(f"{roots.sys}/bus/pci/devices/{record.pci}/physfn")
+    addresses = {"pci-address": record.pci, "pf-pci-address": os.path.basename(pf)}
+    files.create(_KEY, record.device_info, json.dumps({"type": "pci", "version": "1.1.0", "pci": addresses}))
+
+
+def remove(record: Attachment, log: Logger) -> None:
+    """Remove the record's file; one that root does not allow any more stays."""
+    try:
+        files.remove(_KEY, record.device_info)
+    except RefusedError as error:
+        log.warning("the device information file stays", why=error)

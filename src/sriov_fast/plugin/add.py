@@ -278,7 +278,7 @@ def _addressing(prepared: Prepared, pod: nl.Socket) -> Addressing:
 def _enable_ipv6(pod_netns: int, ifname: str) -> None:
     """Enable IPv6 on the device: many runtimes disable it in new namespaces."""
     try:
-        nl.netns_write(pod_netns, f"/proc/sys/net/ipv6/conf/{ifname}/disable_ipv6", "0")
+        attach.write_disable_ipv6(pod_netns, ifname, "0")
     except OSError:
         pass  # no IPv6 in the kernel, or a read-only /proc/sys; the kernel then refuses the address
 

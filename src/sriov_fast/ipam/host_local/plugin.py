@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 # An ADD reads a store of up to so many files to see that the interface has no address yet. With more files
 # that would take longer than the rest of the ADD, and the plugin's own records refuse a second ADD anyway.
-MOST_READ = 256
+MOST_READ = 32
 # The number of times that a process without the lock may take an address which was just chosen here.
 _ATTEMPTS = 10
 _LARGEST_RESOLVER = 1 << 16  # bytes

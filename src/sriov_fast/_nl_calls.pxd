@@ -63,4 +63,5 @@ cdef extern from * nogil:
     long syscall(long number, ...)
     int setsockopt(int fd, int level, int name, const void *value, socklen_t size)
     int c_socket "socket"(int family, int kind, int protocol)
+    ssize_t c_read "read"(int fd, void *buffer, size_t size)
     ssize_t c_write "write"(int fd, const void *buffer, size_t size)

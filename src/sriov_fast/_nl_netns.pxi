@@ -67,6 +67,28 @@ cdef int write_in(int netns_fd, const char *path, const char *text, size_t size)
     return 0 if written == <ssize_t>size else -1
 
 
+cdef ssize_t read_in(int netns_fd, const char *path, char *text, size_t size) noexcept nogil:
+    cdef int own, fd, error
+    cdef ssize_t length
+    if enter_netns(netns_fd, &own) != 0:
+        return -1
+    fd = c_open(path, O_RDONLY | O_CLOEXEC)
+    leave_netns(own)
+    if fd < 0:
+        return -1
+    length = c_read(fd, text, size)
+    error = errno
+    close(fd)
+    set_errno(error)
+    return length
+
+
+cdef int require_sysctl(str path) except -1:
+    if not path.startswith("/proc/sys/net/") or "/../" in path or "\0" in path:
+        raise ValueError(f"path {path!r}: not below /proc/sys/net")
+    return 0
+
+
 cdef int namespace_fd(object netns_fd) except -2:
     return <int>number(netns_fd, "netns_fd", 0, INT_MAX) if netns_fd != -1 else -1
 
@@ -84,6 +106,24 @@ def raw_socket(netns_fd, int family, int kind, int protocol):
     return fd
 
 
+def netns_read(netns_fd, str path not None):
+    """Read a file below /proc/sys/net of a namespace (-1: this one): ``sysctl -n $path`` in there.
+
+    Returns the text without white space around it. Raises OSError with the path.
+    """
+    cdef bytes name = path.encode("utf-8", "surrogateescape")
+    cdef const char *at = PyBytes_AS_STRING(name)
+    cdef char text[4096]
+    cdef ssize_t length
+    cdef int where = namespace_fd(netns_fd)
+    require_sysctl(path)
+    with nogil:
+        length = read_in(where, at, text, sizeof(text))
+    if length < 0:
+        PyErr_SetFromErrnoWithFilenameObject(OSError, path)
+    return text[:length].decode("ascii", "replace").strip()
+
+
 def netns_write(netns_fd, str path not None, str text not None):
     """Write a file below /proc/sys/net of a namespace (-1: this one): ``sysctl -w $path=$text`` in there.
 
@@ -95,8 +135,7 @@ def netns_write(netns_fd, str path not None, str text not None):
     cdef const char *what = PyBytes_AS_STRING(content)
     cdef size_t size = PyBytes_GET_SIZE(content)
     cdef int failed, where = namespace_fd(netns_fd)
-    if not path.startswith("/proc/sys/net/") or "/../" in path or "\0" in path:
-        raise ValueError(f"path {path!r}: not below /proc/sys/net")
+    require_sysctl(path)
     with nogil:
         failed = write_in(where, at, what, size)
     if failed:

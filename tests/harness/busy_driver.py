@@ -2,7 +2,7 @@
 
 ``prelude`` returns a statement for ``Node.prelude``. It replaces the backend's ``Socket`` and ``Batch`` in
 the plugin's process. A refused request is not sent, except that of a move: as in the kernel, the device is
-moved and renamed, and only "up" fails. The netns tier has no PF, so their settings are answered here.
+moved and renamed, and only "up" fails. The PF of the netns tier has no VFs, so set_vf is answered here.
 """
 
 from __future__ import annotations

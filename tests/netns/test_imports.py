@@ -47,20 +47,13 @@ HOT = {
     *("cni", "cni.config", "cni.fields", "cni.request", "cni.response", "cni.result"),
     *("plugin", "plugin.context", "plugin.process", "plugin.release", "plugin.run"),
     *("ipam", "ipam.kinds"),
-    *(
-        "vf",
-        "vf.attach",
-        "vf.candidate",
-        "vf.detach",
-        "vf.device",
-        "vf.driver_socket",
-        "vf.find",
-        "vf.irq",
-        "vf.journal",
-    ),
-    *("vf.locks", "vf.modes", "vf.move", "vf.netns", "vf.programs"),
+    *("vf", "vf.attach", "vf.candidate", "vf.detach", "vf.device", "vf.driver_socket", "vf.find", "vf.irq"),
+    *("vf.journal", "vf.locks", "vf.modes", "vf.move", "vf.netns", "vf.programs"),
 }
-VERBS = {"ADD": {"plugin.add", "plugin.addresses", "plugin.prepare", "vf.select"}, "DEL": set[str]()}
+VERBS = {
+    "ADD": {"plugin.add", "plugin.addresses", "plugin.prepare", "vf.select", "vf.tuning"},
+    "DEL": set[str](),
+}
 BACKEND = {"_irq", "_nl", "_sysfs"}
 HOST_LOCAL = {
     *("ipam.builtin", "ipam.host_local", "ipam.host_local.plugin", "ipam.host_local.ranges"),

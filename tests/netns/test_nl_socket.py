@@ -428,6 +428,7 @@ def test_netns_write(nl: ModuleType, netns: Netns, tmp_path: Path) -> None:
             subprocess.check_output(["ip", "netns", "exec", netns.name, "cat", path], text=True)
             == f"{value}\n"
         )
+        assert nl.netns_read(netns.fd, path) == value
     assert Path(path).read_text() == before
 
 
@@ -470,17 +471,24 @@ def test_netns_write_keeps_errno_and_path(nl: ModuleType, netns: Netns, path: st
     with pytest.raises(OSError) as caught:  # noqa: PT011
         nl.netns_write(netns.fd, path, "no number")
     assert (caught.value.errno, caught.value.filename) == (number, path)
+    if number != errno.EINVAL:
+        with pytest.raises(OSError) as caught:  # noqa: PT011
+            nl.netns_read(netns.fd, path)
+        assert (caught.value.errno, caught.value.filename) == (number, path)
 
 
 @pytest.mark.parametrize("path", ["/etc/hosts", "/proc/sys/net/../kernel/hostname", "/proc/sys/net/a\0b"])
 def test_netns_write_writes_nothing_else(nl: ModuleType, path: str) -> None:
     with pytest.raises(ValueError, match="not below /proc/sys/net"):
         nl.netns_write(-1, path, "1")
+    with pytest.raises(ValueError, match="not below /proc/sys/net"):
+        nl.netns_read(-1, path)
 
 
 OPENERS: list[tuple[str, Callable[[Any, int], object]]] = [
     ("Socket", lambda nl, fd: nl.Socket(fd)),
     ("raw_socket", lambda nl, fd: nl.raw_socket(fd, socket.AF_INET, socket.SOCK_DGRAM, 0)),
+    ("netns_read", lambda nl, fd: nl.netns_read(fd, "/proc/sys/net/ipv4/ip_forward")),
     ("netns_write", lambda nl, fd: nl.netns_write(fd, "/proc/sys/net/ipv4/ip_forward", "1")),
 ]
 

@@ -226,6 +226,8 @@ def _switch(on: str, off: str) -> Callable[[bool | None], str]:
 
 _spoofchk = _switch("the PF drops frames with another source MAC", "the PF lets any source MAC through")
 _trust = _switch("the VF is trusted", "the VF is not trusted")
+_promisc = _switch("the pod's interface is promiscuous", "the pod's interface is not promiscuous")
+_allmulti = _switch("the pod's interface gets all multicasts", "the pod's interface gets its own multicasts")
 _LINK_STATE = {
     "auto": "the VF's link follows the PF's",
     "enable": "the VF's link is up, whatever the PF's is",
@@ -292,6 +294,9 @@ EFFECTS: dict[str, Callable[[NetConf], str]] = {
     "vf": _vf,
     "attach": lambda conf: _ATTACH[conf.attach],
     "mac": lambda conf: f"the MAC {conf.settings.mac}" if conf.settings.mac else "",
+    "sysctl": lambda conf: ", ".join(f"{key} is {value}" for key, value in conf.sysctl.items()),
+    "promisc": lambda conf: _promisc(conf.promisc),
+    "allmulti": lambda conf: _allmulti(conf.allmulti),
     "mtu": lambda conf: f"an MTU of {conf.mtu}" if conf.mtu else "the MTU stays",
     "vlan": _vlan,
     "vlanQoS": lambda conf: "" if conf.settings.qos is None else f"tags have priority {conf.settings.qos}",

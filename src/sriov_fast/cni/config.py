@@ -45,7 +45,7 @@ _OTHERS = (
 KEYS = (
     *("name", "type", "master", "deviceID", "pciBusID", "vf", "mac", "vlan", "vlanQoS", "vlanProto"),
     *("min_tx_rate", "max_tx_rate", "spoofchk", "trust", "link_state", "mtu", "cores", "ipam", "dns"),
-    "timeout",
+    *("timeout", "attach", "sysctl", "promisc", "allmulti"),
     *("logLevel", "logFile", "prevResult", "args", "runtimeConfig"),
 )
 _ALWAYS_KNOWN = [key.casefold() for key in _OTHERS]
@@ -83,10 +83,13 @@ class NetConf(Record):
     settings: VfSettings = VfSettings()
     mtu: int = 0
     cores: tuple[int, ...] = ()
+    sysctl: dict[str, str] = {}  # noqa: RUF012 (Record removes it from the class)
+    promisc: bool | None = None
+    allmulti: bool | None = None
     ipam: dict[str, Any] | None = None
     ipam_type: str = ""
     timeout: float | None = None
-    dns: dict[str, Any] = {}  # noqa: RUF012 (Record removes it from the class)
+    dns: dict[str, Any] = {}  # noqa: RUF012
     prev_result: Result | None = None
     log_level: str = "info"
     log_file: str = ""
@@ -405,6 +408,9 @@ def _configured(command: str, stdin: bytes, faults: list[SriovError] | None) -> 
         settings=_settings(conf, runtime, pod),
         mtu=conf.take("mtu", _mtu, 0),
         cores=pod.take("cores", fields.pod_cores, conf.take("cores", fields.cores, ())),
+        sysctl=conf.take("sysctl", fields.sysctls, {}),
+        promisc=conf.take("promisc", fields.boolean, None),
+        allmulti=conf.take("allmulti", fields.boolean, None),
         ipam=ipam,
         ipam_type=ipam_type,
         timeout=conf.take("timeout", fields.seconds, None),

@@ -6,7 +6,7 @@ A function raises ``FieldError`` with the reason and the remedy; the caller know
 from __future__ import annotations
 
 from sriov_fast.common.ip import pack, unpack
-from sriov_fast.common.json_object import FieldError, string, whole, within
+from sriov_fast.common.json_object import FieldError, obj, string, whole, within
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -16,6 +16,7 @@ _DIGITS = frozenset("0123456789")
 _HEX = frozenset("0123456789abcdef")
 _ALNUM = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789")
 _NAME = _ALNUM | frozenset("_.-")
+_WORD = _ALNUM | {"_"}
 _U32 = (1 << 32) - 1
 # As many processors as a Linux kernel can be built for (CONFIG_NR_CPUS), and more IRQs than a VF has.
 MAX_CPUS = 8192
@@ -66,6 +67,38 @@ def one_of(*choices: str) -> Callable[[object], str]:
 def switch(value: object) -> bool:
     """Accept "on" or "off", the words of ip-link(8)."""
     return one_of("on", "off")(value) == "on"
+
+
+def boolean(value: object) -> bool:
+    """Accept true or false, as the plugin ``tuning`` does, or "on" or "off"."""
+    return value if isinstance(value, bool) else switch(value)
+
+
+def sysctls(value: object) -> dict[str, str]:
+    """Accept sysctls of the interface, with ``IFNAME`` for its name; return them by path below /proc/sys."""
+    return {_sysctl(key): _sysctl_value(text) for key, text in obj(value).items()}
+
+
+def _sysctl(key: str) -> str:
+    """Accept ``net.ipv4.conf.IFNAME.rp_filter``, or with '/' in place of '.', as sysctl(8) does."""
+    path = key.replace(".", "/")
+    parts = path.split("/")
+    known = len(parts) == 5 and parts[0] == "net" and parts[1] in ("ipv4", "ipv6")
+    if not known or parts[2] not in ("conf", "neigh") or parts[3] != "IFNAME" or not _is_word(parts[4]):
+        advice = "give names such as net.ipv4.conf.IFNAME.rp_filter; others are for the plugin tuning"
+        raise FieldError(f"{key:.80} is no sysctl of the interface", advice)
+    return path
+
+
+def _is_word(text: str) -> bool:
+    return bool(text) and _WORD.issuperset(text)
+
+
+def _sysctl_value(value: object) -> str:
+    text = string(value).strip()
+    if not text or len(text) > 64 or not text.isprintable():
+        raise FieldError("has a value that is no sysctl's", 'give values as strings, such as "1"')
+    return text
 
 
 def vlan_proto(value: object) -> str:

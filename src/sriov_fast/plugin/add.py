@@ -14,7 +14,7 @@ from sriov_fast.plugin.addresses import Addresses
 from sriov_fast.plugin.context import MOVES, Reply
 from sriov_fast.plugin.prepare import prepare
 from sriov_fast.plugin.release import forget, recover, release
-from sriov_fast.vf import attach, candidate, driver_socket, find, irq, locks, modes, netns, select
+from sriov_fast.vf import attach, candidate, driver_socket, find, irq, locks, modes, netns, select, tuning
 from sriov_fast.vf.journal import ATTACHED, BROKEN, MACVLAN, USERSPACE, Attachment
 
 TYPE_CHECKING = False
@@ -138,8 +138,9 @@ def _open_pod(call: Call, host: nl.Socket, held: ExitStack) -> int:
 
 
 def _require_possible(call: Call) -> None:
-    """Raise ConfigError for a core that is offline, and for a file that root does not allow."""
+    """Raise ConfigError for an offline core, an unknown sysctl, and a file that root does not allow."""
     irq.require_online(call.conf.cores, call.roots)
+    tuning.require_known(call.conf.sysctl)
     if call.conf.device_info:
         from sriov_fast.plugin import device_info  # late: Multus asks for it, if a network says so
 
@@ -235,6 +236,9 @@ def _journaled(call: Call, reserved: ReservedVf, host: nl.Socket) -> Attachment:
         asked=conf.settings,
         mtu=conf.mtu,
         attach=conf.attach,
+        sysctl=conf.sysctl,
+        promisc=conf.promisc,
+        allmulti=conf.allmulti,
         ipam=conf.ipam_type,
         device_info=conf.device_info,
         request={"args": asked.args_text, "path": list(asked.path), "config": conf.raw},
@@ -258,8 +262,7 @@ def _journaled(call: Call, reserved: ReservedVf, host: nl.Socket) -> Attachment:
 def _set_addresses(prepared: Prepared, access: Access, pod: DriverSocket) -> Link:
     """Set addresses and routes; return the device as the kernel then shows it."""
     record = prepared.record
-    if any(":" in cidr for cidr in record.addresses):
-        _enable_ipv6(access.pod_netns, record.ifname)
+    tuning.set_sysctls(access.pod_netns, record, ipv6=any(":" in cidr for cidr in record.addresses))
     link = attach.address(pod, record, _addressing(prepared, pod))
     link = attach.verify(access.host, pod, record, link)
     return link.replace(index=record.ifindex) if record.attach == MACVLAN else link
@@ -272,15 +275,9 @@ def _addressing(prepared: Prepared, pod: nl.Socket) -> Addressing:
     """
     index = netns.index_of(pod.fileno(), prepared.record.ifname)
     made = prepared.addressing
-    return made if index == made.ifindex else attach.addressing(index, made.addresses, made.routes)
-
-
-def _enable_ipv6(pod_netns: int, ifname: str) -> None:
-    """Enable IPv6 on the device: many runtimes disable it in new namespaces."""
-    try:
-        attach.write_disable_ipv6(pod_netns, ifname, "0")
-    except OSError:
-        pass  # no IPv6 in the kernel, or a read-only /proc/sys; the kernel then refuses the address
+    return (
+        made if index == made.ifindex else attach.addressing(index, made.addresses, made.routes, made.flags)
+    )
 
 
 def _start_pinning(call: Call, record: Attachment, tasks: Scope) -> Task | None:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from sriov_fast.cni import response, result
 from sriov_fast.common.record import Link, Record
-from sriov_fast.vf import attach
+from sriov_fast.vf import attach, tuning
 from sriov_fast.vf.journal import ATTACHED
 
 TYPE_CHECKING = False
@@ -58,7 +58,7 @@ def prepare(call: Call, observed: Attachment, given: Result, link: Link | None =
         observed=observed,
         expected=link,
         record=record,
-        addressing=attach.addressing(link.index, record.addresses, routes),
+        addressing=attach.addressing(link.index, record.addresses, routes, tuning.flags(record)),
         output=response.success(_outcome(call, record, link, given), call.conf),
         tell=call.log.informing("attached", pf=record.pf, vf=record.vf, pci=record.pci, mac=record.mac),
     )

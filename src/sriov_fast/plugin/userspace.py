@@ -28,6 +28,9 @@ def accept(call: Call, reserved: ReservedVf) -> Call:
     asked = {
         "attach macvlan": conf.attach == MACVLAN,
         "cores": bool(conf.cores),
+        "sysctl": bool(conf.sysctl),
+        "promisc": conf.promisc is not None,
+        "allmulti": conf.allmulti is not None,
         f"ipam {conf.ipam_type}": needs_interface(conf.ipam_type),
     }
     for what in (key for key, is_asked in asked.items() if is_asked):

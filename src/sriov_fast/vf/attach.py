@@ -10,7 +10,7 @@ from __future__ import annotations
 import _thread
 
 from sriov_fast.common.errors import BusyError, ConfigError, KernelError, NetlinkError, TryAgainError
-from sriov_fast.common.record import Record, VfSettings
+from sriov_fast.common.record import LinkSettings, Record, VfSettings
 from sriov_fast.kernel.backend import nl
 from sriov_fast.vf import candidate
 from sriov_fast.vf.journal import Attachment
@@ -203,34 +203,40 @@ def set_disable_ipv6(name: str, value: str) -> None:
 
 
 class Addressing(Record):
-    """The messages that give a device, by its index, addresses and routes, and read it back."""
+    """The messages that give a device, by its index, addresses, routes and flags, and read it back."""
 
     ifindex: int
     addresses: Sequence[str]
     routes: Sequence[Route]
+    flags: int | None
     batch: nl.Batch
 
     def at(self, position: int) -> str:
         """Return the subject of a message, "" for the last."""
         texts = [f"address {cidr}" for cidr in self.addresses]
         texts += [f"route {route.dst}" + (f" via {route.gw}" if route.gw else "") for route in self.routes]
+        texts += ["promisc and allmulti"] if self.flags is not None else []
         return texts[position] if position < len(texts) else ""
 
 
-def addressing(ifindex: int, addresses: Sequence[str], routes: Sequence[Route]) -> Addressing:
+def addressing(
+    ifindex: int, addresses: Sequence[str], routes: Sequence[Route], flags: int | None = None
+) -> Addressing:
     """Put the messages together, for one ``address``; ValueError where something cannot be meant.
 
     There are none with ``ifindex`` 0, for a VF without a network device.
     """
     batch = nl.Batch()
     if not ifindex:
-        return Addressing(ifindex=0, addresses=(), routes=(), batch=batch)
+        return Addressing(ifindex=0, addresses=(), routes=(), flags=None, batch=batch)
     for cidr in addresses:
         batch.add_address(ifindex, cidr)
     for route in routes:
         batch.add_route(ifindex, route)
+    if flags is not None:
+        batch.set_link(ifindex, settings=LinkSettings(flags=flags))
     batch.get_link(index=ifindex)
-    return Addressing(ifindex=ifindex, addresses=addresses, routes=routes, batch=batch)
+    return Addressing(ifindex=ifindex, addresses=addresses, routes=routes, flags=flags, batch=batch)
 
 
 def address(pod: nl.Socket, record: Attachment, given: Addressing) -> Link:
@@ -243,7 +249,8 @@ def address(pod: nl.Socket, record: Attachment, given: Addressing) -> Link:
             raise refused(error, record) from error
         raise KernelError(
             f"{record.ifname}: cannot set {what}: {error.msg}",
-            "see whether the IPAM result fits: a gateway must be reachable through the address",
+            "see whether the IPAM result fits (a gateway must be reachable through the address), "
+            "and whether the VF is trusted if promisc or allmulti was asked for",
             errno=error.errno,
             interface=record.ifname,
             vf=record.vf,

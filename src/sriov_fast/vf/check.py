@@ -5,7 +5,7 @@ from __future__ import annotations
 from sriov_fast.common.errors import CheckError, NetlinkError, is_absent
 from sriov_fast.common.record import Route
 from sriov_fast.kernel.backend import nl
-from sriov_fast.vf import find, irq, modes
+from sriov_fast.vf import find, irq, modes, tuning
 from sriov_fast.vf.journal import MACVLAN, USERSPACE
 
 TYPE_CHECKING = False
@@ -35,7 +35,8 @@ def check(record: Attachment, netns_fd: int, roots: Roots) -> None:
 def _pod_faults(record: Attachment, netns_fd: int) -> list[str]:
     with nl.Socket(netns_fd) as pod:
         link = _device(pod, record)
-        return [*_device_faults(link, record), *_address_faults(pod, link, record)]
+        faults = [*_device_faults(link, record), *_address_faults(pod, link, record)]
+    return faults + tuning.faults(netns_fd, record, link)
 
 
 def _fault(record: Attachment, what: str) -> CheckError:

@@ -44,8 +44,9 @@ class Attachment(Record):
     network device; None and empty values of the last six are unknown. In the mode ``userspace``,
     ``before_mtu`` is the PF's. ``incarnation`` identifies the PCI device and the network device
     (``find.incarnation``). ``irqs`` are the interrupts' masks before,
-    ``pinned`` the masks that were set. ``asked`` has the settings made through the PF. ``request`` has
-    CNI_ARGS, CNI_PATH and the configuration, for IPAM's DEL. ``token`` is the token of the client's request.
+    ``pinned`` the masks that were set. ``sysctl``, ``promisc`` and ``allmulti`` are of the pod's device.
+    ``asked`` has the settings made through the PF. ``request`` has CNI_ARGS, CNI_PATH and the configuration,
+    for IPAM's DEL. ``token`` is the token of the client's request.
     ``stranded`` marks a deleted attachment with a VF that was not found: its address is not released yet.
     ``device_info`` is the device information file that the ADD made, "" for none.
     """
@@ -79,6 +80,9 @@ class Attachment(Record):
     mac: str = ""
     mtu: int = 0
     attach: str = MOVE
+    sysctl: dict[str, str] = {}  # noqa: RUF012
+    promisc: bool | None = None
+    allmulti: bool | None = None
     addresses: tuple[str, ...] = ()
     routes: tuple[dict[str, Any], ...] = ()
     ipam: str = ""

@@ -27,7 +27,7 @@ def roots(tmp_path: Path) -> Roots:
 def record(**more: Any) -> Attachment:
     base = Attachment(container_id="c1", ifname="eth0", pci=PCI, state=ATTACHED, boot="unknown", vf=3)
     own = {"before": VfSettings(vlan=0, trust=False), "irqs": {7: "ff"}, "before_altnames": ("other",)}
-    own["before_disable_ipv6"] = False
+    own |= dict.fromkeys(("before_disable_ipv6", "promisc", "allmulti"), False)
     return base.replace(**own | more)
 
 

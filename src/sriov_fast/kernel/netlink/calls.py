@@ -78,10 +78,28 @@ def raw_socket(netns_fd: int, family: int, kind: int, protocol: int) -> int:
         return socket.socket(family, kind, protocol).detach()
 
 
-def netns_write(netns_fd: int, path: str, text: str) -> None:
-    """Write a file below /proc/sys/net of a namespace (-1: this one): ``sysctl -w $path=$text`` in there."""
+def _require_sysctl(path: str) -> None:
     if not path.startswith("/proc/sys/net/") or "/../" in path or "\0" in path:
         raise ValueError(f"path {path!r}: not below /proc/sys/net")
+
+
+def netns_read(netns_fd: int, path: str) -> str:
+    """Read a file below /proc/sys/net of a namespace (-1: this one): ``sysctl -n $path`` in there."""
+    _require_sysctl(path)
+    with inside(netns_fd):
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        return os.read(fd, 4096).decode("ascii", "replace").strip()
+    except OSError as error:
+        error.filename = path
+        raise
+    finally:
+        os.close(fd)
+
+
+def netns_write(netns_fd: int, path: str, text: str) -> None:
+    """Write a file below /proc/sys/net of a namespace (-1: this one): ``sysctl -w $path=$text`` in there."""
+    _require_sysctl(path)
     with inside(netns_fd):
         fd = os.open(path, os.O_WRONLY | os.O_CLOEXEC)
     try:

@@ -1,0 +1,92 @@
+"""Sysctls and flags of the pod's interface."""
+
+from __future__ import annotations
+
+import subprocess
+from typing import Any
+
+import pytest
+
+from harness.veth import Node
+
+pytestmark = pytest.mark.modes("process", "resident")
+
+SYSCTLS = {
+    "net.ipv4.conf.IFNAME.rp_filter": "2",
+    "net/ipv6/conf/IFNAME/accept_ra": "0",
+    "net.ipv4.neigh.IFNAME.ucast_solicit": "5",
+}
+IPV6 = {"type": "static", "addresses": [{"address": "fd00::2/64"}]}
+
+
+def config(node: Node, **more: Any) -> dict[str, Any]:
+    return node.conf(**{"ipam": node.host_local(delegate=False), "vf": 0} | more)
+
+
+def sysctl(pod: str, name: str) -> str:
+    words = ["ip", "netns", "exec", pod, "cat", f"/proc/sys/net/{name.replace('IFNAME', 'eth0')}"]
+    return subprocess.run(words, capture_output=True, text=True, check=True).stdout.strip()
+
+
+@pytest.mark.parametrize("attach", ["move", "macvlan"])
+@pytest.mark.parametrize("ipam", ["ipv4", "ipv6", "none"])
+def test_what_is_always_set(either: Node, attach: str, ipam: str) -> None:
+    """The SR-IOV CNI of Kubernetes sets the same."""
+    node, pod = either, either.pod()
+    more = {"ipv4": {}, "ipv6": {"ipam": IPV6}, "none": {"ipam": None}}[ipam]
+    node.add(config(node, attach=attach, **more), pod)
+    assert sysctl(pod, "ipv4/conf/IFNAME/arp_notify") == "1"
+    assert sysctl(pod, "ipv6/conf/IFNAME/ndisc_notify") == "1"
+    assert sysctl(pod, "ipv6/conf/IFNAME/optimistic_dad") == "1"
+    assert sysctl(pod, "ipv6/conf/IFNAME/keep_addr_on_down") == ("1" if ipam == "ipv6" else "0")
+
+
+@pytest.mark.parametrize("attach", ["move", "macvlan"])
+def test_sysctls_and_flags(either: Node, attach: str) -> None:
+    node, before, pod = either, either.state(), either.pod()
+    conf = config(node, attach=attach, sysctl=SYSCTLS, promisc=True, allmulti="on")
+    added = node.add(conf, pod)
+    for key, value in SYSCTLS.items():
+        assert sysctl(pod, key.replace(".", "/").removeprefix("net/")) == value
+    assert {"PROMISC", "ALLMULTI", "MULTICAST", "UP"} <= set(node.link("eth0", pod)["flags"])
+
+    assert node.run("CHECK", conf | {"prevResult": added}, pod).status == 0
+    changes = [("link", "set", "eth0", "promisc", "off"), ("link", "set", "eth0", "allmulticast", "off")]
+    for words in changes:
+        node.ip("-n", pod, *words)
+    words = ["ip", "netns", "exec", pod, "sysctl", "-qw", "net.ipv4.conf.eth0.rp_filter=0"]
+    subprocess.run(words, check=True)
+    checked = node.run("CHECK", conf | {"prevResult": added}, pod)
+    assert checked.json["code"] == 103
+    for fault in ("promisc is not on", "allmulti is not on", "net/ipv4/conf/IFNAME/rp_filter is 0, not 2"):
+        assert fault in checked.json["msg"]
+    node.delete(conf, pod)
+    node.homed()
+    assert (node.state(), node.records()) == (before, [])
+
+
+def test_a_flag_is_switched_off_in_the_pod_only(node: Node) -> None:
+    node.nip("link", "set", "pf0v0", "promisc", "on")
+    before, pod = node.state(), node.pod()
+    conf = config(node, promisc=False)
+    node.add(conf, pod)
+    assert "PROMISC" not in node.link("eth0", pod)["flags"]
+    node.delete(conf, pod)
+    node.homed()
+    assert node.state() == before
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "why"),
+    [
+        ("net.ipv4.conf.IFNAME.no_such_key", "1", "the kernel has no net/ipv4/conf/IFNAME/no_such_key"),
+        ("net.ipv4.conf.IFNAME.rp_filter", "many", "rp_filter = 'many': Invalid argument"),
+        ("net.ipv4.conf.all.rp_filter", "1", "net.ipv4.conf.all.rp_filter is no sysctl of the interface"),
+    ],
+)
+def test_a_wrong_sysctl_changes_nothing(node: Node, key: str, value: str, why: str) -> None:
+    before, pod = node.kept(), node.pod()
+    done = node.run("ADD", config(node, sysctl={key: value}), pod)
+    assert (done.json["code"], why in done.json["msg"]) == (7, True), done
+    node.homed()
+    assert node.kept() | {"pods": {}} == before | {"pods": {}}

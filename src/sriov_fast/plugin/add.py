@@ -178,7 +178,7 @@ def _finish_interrupted(call: Call) -> None:
         )
     if record.state == ATTACHED and not (record.token and record.token == call.context.token):
         raise BusyError(
-            f"container {asked.container_id} has {asked.ifname} already: VF {record.vf} of {record.pf}",
+            f"container {asked.container_id} has {asked.ifname} already: {record.label}",
             "DEL it first",
             interface=record.ifname,
             vf=record.vf,

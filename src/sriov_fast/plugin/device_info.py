@@ -27,8 +27,10 @@ def demand(path: str) -> None:
 
 def write(record: Attachment, roots: Roots) -> None:
     """Write the record's file."""
-    pf = os.readlink(f"{roots.sys}/bus/pci/devices/{record.pci}/physfn")
-    addresses = {"pci-address": record.pci, "pf-pci-address": os.path.basename(pf)}
+    addresses = {"pci-address": record.pci}
+    if record.pf:
+        pf = os.readlink(f"{roots.sys}/bus/pci/devices/{record.pci}/physfn")
+        addresses["pf-pci-address"] = os.path.basename(pf)
     files.create(_KEY, record.device_info, json.dumps({"type": "pci", "version": "1.1.0", "pci": addresses}))
 
 

@@ -47,11 +47,14 @@ def observe(host: nl.Socket, reserved: ReservedVf, record: Attachment, roots: Ro
 
 def observe_pf(
     host: nl.Socket, reserved: ReservedVf, record: Attachment, roots: Roots
-) -> tuple[Attachment, Link]:
-    """Return the record with the PF's settings of the VF, and the PF.
+) -> tuple[Attachment, int]:
+    """Return the record with the PF's settings of the VF, and the PF's MTU.
 
-    Raises BusyError if another VF has the requested MAC.
+    Raises BusyError if another VF has the requested MAC, and ConfigError for settings without a visible PF.
     """
+    if not reserved.pf:
+        _require_no_settings(record)
+        return record.replace(asked=NOTHING), 0
     mac = record.asked.mac or ""
     pf = candidate.read_pf(host, reserved.pf, reserved.vf, roots, mac)
     if pf.holder >= 0:
@@ -62,7 +65,18 @@ def observe_pf(
             vf=pf.holder,
         )
     observed = record.replace(pf=pf.name, pf_index=pf.index, vf=reserved.vf.index, before=pf.vf or NOTHING)
-    return observed, pf
+    return observed, pf.mtu
+
+
+def _require_no_settings(record: Attachment) -> None:
+    """Raise ConfigError for a setting that only a PF can make. No VLAN and no rate are nothing to set."""
+    asked = record.asked if record.asked.vlan else record.asked.replace(qos=None, proto=None)
+    keys = [key for key, value in asked.as_dict().items() if value is not None and (value or value is False)]
+    if keys:
+        raise ConfigError(
+            f"{', '.join(keys)}: the PF of {record.pci} is not visible here, so nothing can set that",
+            "leave it out, and set it in the host of the virtual machine",
+        )
 
 
 def _require_ethernet(link: Link, roots: Roots) -> None:
@@ -301,7 +315,8 @@ def refused(error: NetlinkError, record: Attachment) -> NetlinkError:
     """Return an error of the kernel with the VF and the requested settings."""
     error.interface = record.pf
     error.vf = record.vf
-    error.msg = f"{record.pf}, VF {record.vf} ({record.pci}): {error.msg}"
+    which = f"{record.pf}, VF {record.vf} ({record.pci})" if record.pf else record.pci
+    error.msg = f"{which}: {error.msg}"
     error.details = error.details or f"asked for: {_shown(record)}"
     return error
 

@@ -10,7 +10,7 @@ import errno
 import os
 
 from sriov_fast.common.errors import NetlinkError, TryAgainError, is_absent, is_there
-from sriov_fast.common.record import Link, Record
+from sriov_fast.common.record import Link, Record, Vf
 from sriov_fast.kernel.backend import nl
 
 TYPE_CHECKING = False
@@ -18,13 +18,14 @@ if TYPE_CHECKING:
     from typing import Any
 
     from sriov_fast.common.paths import Roots
-    from sriov_fast.common.record import Route, Vf
+    from sriov_fast.common.record import Route
 
 # A rename takes microseconds, so a device that is renamed this often in a row is misconfigured.
 RENAMES = 10
 _LINK_LOCAL = ("fe80:", "169.254.")  # RFC 4291 section 2.5.6, RFC 3927
 _IFA_F_PERMANENT = 0x80  # linux/if_addr.h
 _UIO_DRIVERS = ("uio_pci_generic", "igb_uio")
+_NETWORK_CONTROLLER = "0x02"  # PCI_BASE_CLASS_NETWORK, linux/pci_ids.h
 NO_DEVICE = Link(index=0, name="", mac="", mtu=0, up=False)
 
 
@@ -44,6 +45,26 @@ def has_userspace_driver(vf: Vf) -> bool:
     Some cards have a VFIO driver of their own, such as mlx5_vfio_pci.
     """
     return vf.driver in _UIO_DRIVERS or vf.driver.replace("_", "-").endswith("vfio-pci")
+
+
+def lone_vf(pci: str, roots: Roots) -> Vf | None:
+    """Return the VF at a PCI address if its PF is not visible here, as in a virtual machine; its index is -1.
+
+    Such a VF looks like any network card without SR-IOV.
+    """
+    function = f"{roots.sys}/bus/pci/devices/{pci}"
+    try:
+        names = os.listdir(function)
+        if "physfn" in names or "sriov_totalvfs" in names:
+            return None
+        driver = os.path.basename(os.readlink(f"{function}/driver")) if "driver" in names else ""
+        with open(f"{function}/class", encoding="ascii") as file:
+            is_network_card = file.read(len(_NETWORK_CONTROLLER)) == _NETWORK_CONTROLLER
+    except OSError as error:
+        if not is_absent(error):
+            raise
+        return None
+    return Vf(index=-1, pci=pci, driver=driver, netdev=netdev_of(function)) if is_network_card else None
 
 
 def examine(host: nl.Socket, vf: Vf, roots: Roots) -> Device | None:

@@ -194,7 +194,7 @@ def _in_host(record: Attachment, pod_netns: PodNetns, roots: Roots) -> VfLocatio
 def hidden(record: Attachment) -> HiddenError:
     """Return the error for a device that exists and is not found."""
     return HiddenError(
-        f"VF {record.vf} of {record.pf} ({record.pci}): its device is in a namespace that is not found",
+        f"{record.label}: its device is in a namespace that is not found",
         "it comes back when that namespace ends; see which process or container holds the namespace",
         interface=record.ifname,
         vf=record.vf,

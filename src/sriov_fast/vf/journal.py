@@ -97,6 +97,11 @@ class Attachment(Record):
         """The container's ID and the interface's name in it."""
         return self.container_id, self.ifname
 
+    @property
+    def label(self) -> str:
+        """The VF in the words of a message."""
+        return f"VF {self.vf} of {self.pf} ({self.pci})" if self.pf else f"VF {self.pci}"
+
 
 class Entry(Record):
     """The content of a record's name: its owner (container ID, ifname) and the state of the VF.

@@ -75,7 +75,8 @@ class VfRequest(Record):
 class ReservedVf(Record):
     """A VF that this request may change while it holds ``lock``.
 
-    ``link`` is its network device, ``candidate.NO_DEVICE`` with a userspace driver.
+    ``pf`` is "" if the PF is not visible. ``link`` is the VF's network device, ``candidate.NO_DEVICE`` with a
+    userspace driver.
     """
 
     pf: str
@@ -283,6 +284,8 @@ def _free(search: _Search, pf: str, index: int, key: str = "master") -> Vf | Non
 
 
 def _vf_of(search: _Search, pf: str, index: int, key: str = "master") -> Vf | None:
+    if not pf:
+        return candidate.lone_vf(search.vf_request.device_id, search.roots)
     return next((vf for vf in scan(pf, search.roots, key) if vf.index == index), None)
 
 
@@ -297,7 +300,7 @@ def _by_address(search: _Search) -> ReservedVf:
         undo.callback(lock.release)
         vf = _free(search, pf, index, "deviceID's PF")
         device = vf_request.examine(vf) if vf else None
-        which = f"deviceID {vf_request.device_id} (VF {index} of {pf})"
+        which = f"deviceID {vf_request.device_id}" + (f" (VF {index} of {pf})" if pf else "")
         if vf is None or device is None:
             raise TryAgainError(
                 f"{which} is not free{_state_of(search, pf, index)}",
@@ -312,12 +315,15 @@ def _by_address(search: _Search) -> ReservedVf:
 
 
 def _pf_and_index(vf_request: VfRequest, roots: Roots) -> tuple[str, int]:
-    """Return the PF and the index of the VF at the requested PCI address."""
+    """Return the PF and the index of the VF at the requested PCI address; "" and -1 without a visible PF."""
     try:
         index = sysfs.vf_index(vf_request.device_id, roots.sys)
     except (OSError, ValueError) as error:
         if not _is_no_device(error):
             raise
+        names_pf = vf_request.masters or vf_request.vf is not None
+        if not names_pf and candidate.lone_vf(vf_request.device_id, roots):
+            return "", -1
         raise ConfigError(
             f"deviceID {vf_request.device_id!r} is no VF of a PF here: {error}",
             "give the PCI address of a VF",

@@ -32,8 +32,8 @@ RESTORE = "restore the VF"
 def observe(host: nl.Socket, reserved: ReservedVf, record: Attachment, roots: Roots) -> Attachment:
     """Return the record with the PF's settings of the VF, and the PF's MTU."""
     function = os.stat(f"{roots.sys}/bus/pci/devices/{record.pci}").st_ino
-    observed, pf = attach.observe_pf(host, reserved, record, roots)
-    return observed.replace(before_mtu=pf.mtu, incarnation=(function,))
+    observed, mtu = attach.observe_pf(host, reserved, record, roots)
+    return observed.replace(before_mtu=mtu, incarnation=(function,))
 
 
 def configure(host: DriverSocket, record: Attachment) -> None:

@@ -1,0 +1,79 @@
+"""VFs whose PF is not visible, as in a virtual machine: they move, and nothing can be set through a PF."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+
+from harness.veth import Node
+
+pytestmark = pytest.mark.modes("process", "resident")
+
+
+@pytest.fixture
+def lone(either: Node) -> Node:
+    """A node whose first VF has no PF."""
+    (either.tree.device(0) / "physfn").unlink()
+    (either.tree.device() / "virtfn0").unlink()
+    return either
+
+
+def config(node: Node, **more: Any) -> dict[str, Any]:
+    base = {"deviceID": node.tree.pci(0), "master": None, "ipam": node.host_local(delegate=False)}
+    return node.conf(**base | {"cniVersion": "1.1.0"} | more)
+
+
+@pytest.mark.parametrize("attach", ["move", "macvlan"])
+def test_every_verb(lone: Node, attach: str) -> None:
+    node, before, pod = lone, lone.state(), lone.pod()
+    path = node.root / "net1-device"
+    runtime = {"runtimeConfig": {"CNIDeviceInfoFile": str(path)}}
+    conf = config(node, attach=attach, mtu=1400, vlan=0, vlanQoS=0, max_tx_rate=0, **runtime)
+    result = node.add(conf, pod)
+    assert result["interfaces"][0]["pciID"] == node.tree.pci(0)
+    assert json.loads(path.read_text())["pci"] == {"pci-address": node.tree.pci(0)}
+    assert node.addresses("eth0", pod) == ["10.77.0.2/24"]
+    node.check(conf, pod, result)
+    assert node.run("STATUS", conf).status == 0
+    assert "it belongs to container" in node.refused(11, "ADD", conf, node.pod())
+    done = node.delete(conf, pod)
+    assert "level=warning" not in done.stderr
+    assert (node.state(), node.records(), node.leases(), path.exists()) == (before, [], [], False)
+
+
+@pytest.mark.parametrize(
+    "more",
+    [{"vlan": 7, "vlanQoS": 1}, {"mac": "02:00:00:00:00:09"}, {"spoofchk": "off"}, {"max_tx_rate": 10}],
+)
+def test_a_setting_of_the_pf(lone: Node, more: dict[str, Any]) -> None:
+    said = lone.refused(7, "ADD", config(lone, **more), lone.pod())
+    keys = "vlan, qos" if "vlan" in more else next(iter(more))
+    assert said.startswith(f"{keys}: the PF of {lone.tree.pci(0)} is not visible here")
+    assert (lone.records(), lone.leases()) == ([], [])
+
+
+def test_with_a_userspace_driver(lone: Node) -> None:
+    node, pod, conf = lone, lone.pod(), config(lone)
+    node.tree.unbind(0)
+    node.tree.bind(0, "vfio-pci")
+    result = node.add(conf, pod)
+    shown = {"name": "eth0", "sandbox": f"/run/netns/{pod}", "pciID": node.tree.pci(0)}
+    assert result["interfaces"] == [shown]
+    node.check(conf, pod, result)
+    node.delete(conf, pod)
+    assert (node.records(), node.leases()) == ([], [])
+
+
+@pytest.mark.modes("process")
+def test_what_is_no_lone_vf(lone: Node) -> None:
+    """A PF, a card that the host uses, and a device that is no network card."""
+    node, pod = lone, lone.pod()
+    said = node.refused(7, "ADD", config(node, deviceID=node.tree.pf_pci), pod)
+    assert "no VF of a PF here" in said
+    assert "no VF of a PF here" in node.refused(7, "ADD", config(node, master="pf0"), pod)
+    node.nip("address", "add", "192.0.2.1/24", "dev", node.tree.netdev(0))
+    assert "is used by the host" in node.refused(101, "ADD", config(node), pod)
+    (node.tree.device(0) / "class").write_text("0x010802\n")
+    assert "no VF of a PF here" in node.refused(7, "ADD", config(node), pod)

@@ -29,6 +29,11 @@ QEMU = shutil.which("qemu-aarch64-static")
 BYTES = TOP / "tests/plain/test_nl_encode.py"
 pytestmark = pytest.mark.skipif(not (DIST / "SHA256SUMS").exists(), reason="needs make wheels")
 
+SETTINGS = """
+from hypothesis import settings
+settings.register_profile("same", derandomize=True, max_examples=40, deadline=None)
+settings.load_profile("same")
+"""
 IMPORT_ALL = """
 import importlib, pkgutil, sriov_fast
 for module in pkgutil.walk_packages(sriov_fast.__path__, "sriov_fast."):
@@ -58,11 +63,13 @@ def pythons() -> list[Path]:
     return list(found.values())
 
 
-def run(*words: object, cwd: Path | None = None, **env: str) -> str:
+def run(*words: object, cwd: Path | None = None, stdin: str = "", **env: str) -> str:
     """Run a program without our settings; return its output, fail with it."""
     clean = {key: value for key, value in os.environ.items() if not key.startswith(("PYTHON", "SRIOV_FAST"))}
     argv = [str(word) for word in words]
-    done = subprocess.run(argv, cwd=cwd, env=clean | env, capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        argv, cwd=cwd, env=clean | env, input=stdin, capture_output=True, text=True, check=False
+    )
     assert done.returncode == 0, f"{argv}\n{done.stdout}\n{done.stderr}"
     return done.stdout
 
@@ -157,6 +164,12 @@ def programs(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFa
     return directory / "bin"
 
 
+def copy_test_of_bytes(directory: Path) -> None:
+    """Copy the test of the encoder; the settings are those of the checkout's tests, without a deadline."""
+    shutil.copy(BYTES, directory)
+    (directory / "conftest.py").write_text(SETTINGS)
+
+
 def test_the_command_names_the_wheel(programs: Path) -> None:
     said = run(programs / "sriov-fast", "--version")
     assert "(backend cython; wheel cp311-abi3-" in said
@@ -167,7 +180,7 @@ def test_every_module_can_be_imported(programs: Path, tmp_path: Path) -> None:
 
 
 def test_the_encoder_writes_the_same_bytes(programs: Path, tmp_path: Path) -> None:
-    shutil.copy(BYTES, tmp_path)
+    copy_test_of_bytes(tmp_path)
     run(programs / "python", "-m", "pytest", "-q", "-c", "/dev/null", tmp_path / BYTES.name, cwd=tmp_path)
 
 
@@ -207,18 +220,11 @@ def test_another_processor_imports_every_module(aarch64: list[str]) -> None:
 
 
 def test_another_processor_encodes_the_same_bytes(aarch64: list[str]) -> None:
-    shutil.copy(BYTES, Path(aarch64[1]) / "opt")
+    copy_test_of_bytes(Path(aarch64[1]) / "opt")
     run(*aarch64, "-m", "pytest", "-q", "-c", "/dev/null", "-p", "no:cacheprovider", f"/opt/{BYTES.name}")
 
 
 def test_another_processor_answers_version(aarch64: list[str]) -> None:
     program = "import sys; from sriov_fast.plugin.process import main; sys.exit(main())"
-    done = subprocess.run(
-        [*aarch64, "-c", program],
-        env={"CNI_COMMAND": "VERSION"},
-        input="{}",
-        capture_output=True,
-        text=True,
-        check=True,
-    )
-    assert "1.1.0" in json.loads(done.stdout)["supportedVersions"]
+    said = run(*aarch64, "-c", program, stdin="{}", CNI_COMMAND="VERSION")
+    assert "1.1.0" in json.loads(said)["supportedVersions"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 
 import pytest
@@ -137,3 +138,48 @@ def test_without_cores_no_mask_is_written(node: Node) -> None:
     node.add(node.conf(), pod)
     node.delete(node.conf(), pod)
     assert {path: path.stat().st_mtime_ns for path in before} == before
+
+
+UID = "7c0f9f7e-2f0e-4c67-9f7e-0f1d2c3b4a59"
+OTHER = "11111111-2f0e-4c67-9f7e-0f1d2c3b4a59"
+
+
+def kubelet(node: Node, entries: object, policy: str = "static") -> None:
+    """Write the state of kubelet's CPU manager."""
+    path = node.root / "kubelet" / "cpu_manager_state"
+    path.parent.mkdir(exist_ok=True)
+    state = {"policyName": policy, "defaultCpuSet": "0,6-7", "entries": entries, "checksum": 4711}
+    path.write_text(json.dumps(state))
+
+
+@pytest.mark.modes("process", "resident")
+@pytest.mark.parametrize("given", ["configuration", "argument"])
+def test_the_exclusive_cores_of_the_pod(wide: Node, given: str) -> None:
+    kubelet(wide, {OTHER: {"main": "1"}, UID: {"main": "4-5", "side": "2"}})
+    more = f"IgnoreUnknown=1;K8S_POD_UID={UID}" + (";CORES=pod" if given == "argument" else "")
+    pod, conf = wide.pod(), wide.conf(cores="pod" if given == "configuration" else [0])
+    wide.add(conf, pod, args=more)
+    assert [mask[-2:] for mask in masks(wide)] == ["04", "10", "20", "04", "10", "20"]
+    wide.delete(conf, pod)
+    assert masks(wide) == ["ff"] * 6
+
+
+@pytest.mark.parametrize(
+    ("uid", "entries", "why"),
+    [
+        ("", {}, "no K8S_POD_UID"),
+        (UID, {OTHER: {"main": "1"}}, "the pod has none"),
+        (UID, None, "the pod has none"),
+        (UID, "garbage", "not an object"),
+        (UID, {UID: {"main": 5}}, "not a string"),
+    ],
+)
+def test_a_pod_without_exclusive_cores(node: Node, uid: str, entries: object, why: str) -> None:
+    kubelet(node, entries)
+    done = node.run("ADD", node.conf(cores="pod"), node.pod(), args=f"K8S_POD_UID={uid}")
+    assert (done.status, why in done.stderr, masks(node)) == (0, True, ["ff", "ff"]), done
+
+
+def test_no_kubelet(node: Node) -> None:
+    done = node.run("ADD", node.conf(cores="pod"), node.pod(), args=f"K8S_POD_UID={UID}")
+    assert (done.status, "No such file" in done.stderr, masks(node)) == (0, True, ["ff", "ff"]), done

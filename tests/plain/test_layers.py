@@ -36,6 +36,7 @@ ORDER = (
         "plugin.context",
         "plugin.addresses",
         "plugin.device_info",
+        "plugin.pod_cores",
         "plugin.prepare",
         "plugin.userspace",
     ),

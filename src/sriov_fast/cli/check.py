@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from sriov_fast.cli import output
-from sriov_fast.cni import config
+from sriov_fast.cni import config, fields
 from sriov_fast.cni.config import NetConf
 from sriov_fast.common import json
 from sriov_fast.common.errors import ConfigError, DecodeError, RefusedError, SriovError
@@ -259,6 +259,8 @@ def _rate(value: int | None, what: str) -> str:
 
 
 def _cores(conf: NetConf) -> str:
+    if conf.cores == fields.POD_CORES:
+        return "the VF's interrupts go to the exclusive cores of the pod in turn, if it has any"
     shown = ", ".join(str(core) for core in conf.cores)
     return f"the VF's interrupts go to the cores {shown} in turn" if shown else ""
 

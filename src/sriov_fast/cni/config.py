@@ -441,7 +441,7 @@ def _with_args(found: _Configured, given: dict[str, str], faults: list[SriovErro
             mac=settings.mac if "mac" in found.fixed else mac,
             vlan=args.take("VLAN", fields.digits(0, 4094), settings.vlan),
         ),
-        cores=args.take("CORES", fields.cpu_list, conf.cores),
+        cores=args.take("CORES", fields.cores, conf.cores),
     )
 
 

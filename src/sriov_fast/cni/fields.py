@@ -21,6 +21,7 @@ _U32 = (1 << 32) - 1
 # As many processors as a Linux kernel can be built for (CONFIG_NR_CPUS), and more IRQs than a VF has.
 MAX_CPUS = 8192
 MAX_SECONDS = 3600
+POD_CORES = (-1,)  # the value of cores "pod", which only the node can resolve
 
 
 def digits(low: int, high: int) -> Callable[[object], int]:
@@ -277,7 +278,9 @@ def cpu_list(value: object) -> tuple[int, ...]:
 
 
 def cores(value: object) -> tuple[int, ...]:
-    """Accept cores as a string ("1-4,8") or as a list of numbers ([1, 2, 3])."""
+    """Accept cores as a string ("1-4,8"), as a list of numbers ([1, 2, 3]), or "pod" (``POD_CORES``)."""
+    if value == "pod":
+        return POD_CORES
     if isinstance(value, str):
         return cpu_list(value)
     if not isinstance(value, list) or len(value) > MAX_CPUS:

@@ -10,7 +10,7 @@ from sriov_fast.common.record import Record
 class Roots(Record):
     """Directories: the kernel's ``sys`` and ``proc``; ours, ``run`` (gone after a reboot) and ``state``.
 
-    ``sriov_cni`` is the directory of the Kubernetes project's SR-IOV CNI.
+    ``sriov_cni`` is the directory of the Kubernetes project's SR-IOV CNI, ``kubelet`` that of kubelet.
     """
 
     sys: str = "/sys"
@@ -18,6 +18,7 @@ class Roots(Record):
     run: str = "/run/sriov-fast"
     state: str = "/var/lib/sriov-fast"
     sriov_cni: str = "/var/lib/cni/sriov"
+    kubelet: str = "/var/lib/kubelet"
 
 
 def private_directory(run: str, name: str) -> str:
@@ -33,7 +34,7 @@ def private_directory(run: str, name: str) -> str:
 
 
 def from_environment() -> Roots:
-    """Return the roots; ``SRIOV_FAST_SYS`` and so on move them (for tests)."""
+    """Return the roots; ``SRIOV_FAST_SYS`` and so on move them."""
     get = os.environ.get
     default = Roots()
     return Roots(
@@ -42,4 +43,5 @@ def from_environment() -> Roots:
         run=get("SRIOV_FAST_RUN") or default.run,
         state=get("SRIOV_FAST_STATE") or default.state,
         sriov_cni=get("SRIOV_FAST_SRIOV_CNI") or default.sriov_cni,
+        kubelet=get("SRIOV_FAST_KUBELET") or default.kubelet,
     )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from contextlib import ExitStack
 
-from sriov_fast.cni import config
+from sriov_fast.cni import config, fields
 from sriov_fast.common import descriptors
 from sriov_fast.common.errors import BusyError, EnvError, FileError, SriovError, TryAgainError
 from sriov_fast.common.record import Record
@@ -45,6 +45,10 @@ class Access(Record):
 
 def add(call: Call) -> Reply:
     """Give the container a VF (SPEC, "ADD"). If anything fails, everything is undone."""
+    if call.conf.cores == fields.POD_CORES:
+        from sriov_fast.plugin import pod_cores  # late: few configurations ask for it
+
+        call = pod_cores.resolve(call)
     with ExitStack() as held, ExitStack() as undo:
         host = held.enter_context(driver_socket.connect(driver_socket.Patience(call.ends)))
         pod_netns = _open_pod(call, host, held)

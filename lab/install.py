@@ -38,6 +38,11 @@ class Installed:
         return self.top / "venv"
 
     @property
+    def site(self) -> Path:
+        """Its Python packages."""
+        return next(self.venv.glob("lib/python3*/site-packages"))
+
+    @property
     def plugins(self) -> Path:
         """Bound to /opt/cni/bin."""
         return self.top / "plugins"

@@ -26,6 +26,8 @@ from lab.errors import LabError
 from lab.recipe import Recipe
 
 NAME = "sriov-fast"
+REFERENCE = f"ghcr.io/{NAME}/{NAME}:latest"
+OUTPUT = Path(f"dist/{NAME}.tar")
 PACKAGES = ("base-files", "python3-minimal", "libpython3-stdlib")
 DISTRIBUTION = "sriov-fast[metrics]"
 SITE = "usr/lib/python3/dist-packages"
@@ -38,6 +40,8 @@ _SKIPPED = re.compile(
     r"usr/share/(?!doc/[^/]+/copyright$)(doc|man|info|locale|lintian|bug|python3|apps|pixmaps|applications)/"
     r"|.*/(ensurepip|idlelib|pydoc_data|lib2to3|turtledemo|tkinter|gconv)/"
 )
+# PEP 552: bytecode that is used whatever the time of its source, which the image does not keep.
+_UNCHECKED = (1).to_bytes(4, "little") + bytes(8)
 _COMMAND = f"""\
 #!{PYTHON} -IXutf8
 import sys
@@ -209,13 +213,15 @@ def _add(tar: tarfile.TarFile, name: str, path: Path | None) -> None:
         tar.addfile(entry)
     else:
         content = path.read_bytes()
+        if name.endswith(".pyc"):
+            content = content[:4] + _UNCHECKED + content[16:]
         entry.size = len(content)
         is_program = stat.S_IMODE(path.stat().st_mode) & 0o111 or name.startswith("usr/bin/")
         entry.mode = 0o755 if is_program else 0o644
         tar.addfile(entry, io.BytesIO(content))
 
 
-def build(root: Path, site: Path, output: Path, name: str, *, compress: bool = True) -> int:
+def build(root: Path, site: Path, output: Path, name: str = REFERENCE, *, compress: bool = True) -> int:
     """Write the image as an OCI archive, with its SBOM in a file of its own; return its uncompressed size."""
     with tempfile.TemporaryDirectory() as scratch:
         content, sbom = layer([*debian(root), *python(site)], Path(scratch))
@@ -235,14 +241,13 @@ def build(root: Path, site: Path, output: Path, name: str, *, compress: bool = T
 def main() -> None:
     """Build the image of this checkout with the lab's tree."""
     parser = argparse.ArgumentParser(prog="python -m lab.node_image", description=main.__doc__)
-    parser.add_argument("--out", type=Path, default=Path("dist/sriov-fast.tar"), metavar="FILE")
-    parser.add_argument("--name", default="ghcr.io/sriov-fast/sriov-fast:latest", help="the image's name")
+    parser.add_argument("--out", type=Path, default=OUTPUT, metavar="FILE")
+    parser.add_argument("--name", default=REFERENCE, help="the image's name")
     args = parser.parse_args()
     place = tree.ensure(Recipe())
     with tempfile.TemporaryDirectory() as scratch:
         installed = install.ensure(place, source.locate(None, Path(scratch)))
-    site = next(installed.venv.glob("lib/python3*/site-packages"))
-    size = build(place.root, site, args.out, args.name)
+    size = build(place.root, installed.site, args.out, args.name)
     print(f"wrote {args.out}: {args.out.stat().st_size / 1e6:.1f} MB, unpacked {size / 1e6:.1f} MB")
 
 

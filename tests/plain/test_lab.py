@@ -6,8 +6,10 @@ import argparse
 import io
 import json
 import os
+import py_compile
 import shlex
 import subprocess
+import sys
 import tarfile
 import time
 from dataclasses import replace
@@ -15,7 +17,7 @@ from pathlib import Path
 
 import pytest
 
-from lab import apt, cli, image, initramfs, install, pipconf, qemu, requirements, source, tree
+from lab import apt, cli, image, initramfs, install, node_image, pipconf, qemu, requirements, source, tree
 from lab import job as jobs
 from lab.chroot import Chroot
 from lab.containerd import config, network
@@ -406,6 +408,20 @@ def test_image_digests_hold(tmp_path: Path) -> None:
     layer = files["blobs/sha256/" + manifest["layers"][0]["digest"][7:]]
     with tarfile.open(fileobj=io.BytesIO(layer)) as tar:
         assert tar.getmember("bin/ping").linkname == "busybox"
+
+
+def test_the_nodes_image_has_bytecode_that_is_used(tmp_path: Path) -> None:
+    """The sources in the image have no time; bytecode that names one would be compiled anew at each start."""
+    source = tmp_path / "module.py"
+    source.write_text("print('bytecode')")
+    code = Path(py_compile.compile(str(source), doraise=True))
+    source.write_text("print('source')")
+    layer = node_image._tar({"module.py": source, f"__pycache__/{code.name}": code})
+    with tarfile.open(fileobj=io.BytesIO(layer)) as tar:
+        tar.extractall(tmp_path / "image", filter="data")
+    argv = [sys.executable, "-c", "import module"]
+    done = subprocess.run(argv, cwd=tmp_path / "image", capture_output=True, text=True, check=True)
+    assert done.stdout == "bytecode\n"
 
 
 def test_containerd_sees_one_network(tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import FrameType
 
-from lab import accel, install, requirements, source, tree
+from lab import accel, install, node_image, requirements, source, tree
 from lab.errors import LabError
 from lab.guest import Guest, Task
 from lab.paths import base
@@ -78,6 +78,9 @@ def _add_source(parser: argparse.ArgumentParser) -> None:
 def _add_machine(parser: argparse.ArgumentParser) -> None:
     _add_source(parser)
     add = parser.add_argument
+    add(
+        "--image", action="store_true", help=f"build the DaemonSet's image for the guest: {node_image.OUTPUT}"
+    )
     add("--no-install", action="store_true", help="do not install the project in the guest")
     add("--pfs", type=_Count(0, MAX_PFS), default=1, metavar="N", help="SR-IOV cards (1)")
     add("--vfs", type=_Count(0, CARD_VFS), default=CARD_VFS, metavar="K", help="VFs of each card (7)")
@@ -182,7 +185,7 @@ def _in_guest(args: argparse.Namespace, argv: Sequence[str], terminal: bool = Fa
         return Guest(place, machine).run(task)
     with tempfile.TemporaryDirectory() as scratch:
         what = source.locate(args.source, Path(scratch))
-        return Guest(place, machine, install.ensure(place, what), what).run(task)
+        return Guest(place, machine, install.ensure(place, what), what, image=args.image).run(task)
 
 
 def _environment(words: Sequence[str]) -> dict[str, str]:

@@ -14,7 +14,7 @@ import subprocess
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from lab import image
@@ -39,12 +39,16 @@ class Cri:
     plugins: Path = Path("/opt/cni/bin")
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Containerd:
-    """A running containerd."""
+    """A running containerd; ``env`` is added to the environment of the CNI plugins."""
 
-    process: subprocess.Popen[bytes]
     top: Path
+    env: Mapping[str, str]
+    process: subprocess.Popen[bytes] = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.launch()
 
     @property
     def socket(self) -> Path:
@@ -89,8 +93,22 @@ class Containerd:
         self.ctr("tasks", "delete", "--force", name, check=False)
         self.ctr("containers", "delete", name, check=False)
 
+    def launch(self) -> None:
+        """Start containerd, and wait until it answers; its containers have gone on meanwhile."""
+        command = ["containerd", "--config", str(self.top / "config.toml")]
+        with self.log.open("ab") as log:
+            self.process = subprocess.Popen(
+                command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=os.environ | self.env
+            )
+        deadline = time.monotonic() + SECONDS_TO_START
+        while self.ctr("version", check=False).returncode:
+            if self.process.poll() is not None or time.monotonic() > deadline:
+                self.stop()
+                raise LabError(f"containerd does not answer:\n{self.log.read_text(errors='replace')}")
+            time.sleep(0.2)
+
     def stop(self) -> None:
-        """End containerd."""
+        """End containerd, not its containers."""
         self.process.terminate()
         self.process.wait()
 
@@ -105,14 +123,8 @@ def start(top: Path = TOP, cri: Cri | None = None, env: Mapping[str, str] | None
     for name, conf in (cri.networks if cri else {}).items():
         network(conf, _network_directory(top, name))
     (top / "config.toml").write_text(config(top, cri))
-    with (top / "containerd.log").open("wb") as log:
-        command = ["containerd", "--config", str(top / "config.toml")]
-        process = subprocess.Popen(
-            command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=os.environ | dict(env or {})
-        )
-    running = Containerd(process, top)
+    running = Containerd(top, dict(env or {}))
     try:
-        _await(running)
         if cri:
             image.build_pause(top / "pause")
             image.write(top / "image.tar", PAUSE_IMAGE, top / "pause", links=(), argv=("/bin/pause",))
@@ -183,11 +195,3 @@ def network(conf: Mapping[str, object], directory: Path = NETWORKS) -> Path:
     path = directory / ("10-lab.conflist" if "plugins" in conf else "10-lab.conf")
     path.write_text(json.dumps(conf))
     return path
-
-
-def _await(process: Containerd) -> None:
-    deadline = time.monotonic() + SECONDS_TO_START
-    while process.ctr("version", check=False).returncode:
-        if process.process.poll() is not None or time.monotonic() > deadline:
-            raise LabError(f"containerd does not answer:\n{process.log.read_text(errors='replace')}")
-        time.sleep(0.2)

@@ -5,6 +5,8 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Self
 
@@ -13,7 +15,7 @@ import grpc
 from lab.errors import LabError
 
 _messages, _services = grpc.protos_and_services("lab/cri.proto")
-SECONDS = 60.0  # for one call
+SECONDS = 240.0  # for one call; a kubelet waits as long for a sandbox
 
 
 class Sandboxes:
@@ -34,13 +36,26 @@ class Sandboxes:
         found = self._call("Version", _messages.VersionRequest())
         return f"{found.runtime_name} {found.runtime_version}"
 
-    def run(self, name: str, handler: str = "", *, attempt: int = 0, host_network: bool = False) -> str:
-        """Start a sandbox and return its ID; ``handler`` names a runtime of containerd's configuration."""
+    def run(
+        self,
+        name: str,
+        handler: str = "",
+        *,
+        attempt: int = 0,
+        host_network: bool = False,
+        ports: Mapping[int, int] | None = None,
+    ) -> str:
+        """Start a sandbox and return its ID.
+
+        ``handler`` names a runtime of containerd's configuration, ``ports`` the pod's port of a host's port.
+        """
         config = _messages.PodSandboxConfig()
         config.metadata.name = name
         config.metadata.uid = f"uid-{name}"
         config.metadata.namespace = "default"
         config.metadata.attempt = attempt
+        for host, pod in (ports or {}).items():
+            config.port_mappings.add(host_port=host, container_port=pod)
         options = config.linux.security_context.namespace_options
         options.network = _messages.NODE if host_network else _messages.POD
         request = _messages.RunPodSandboxRequest(config=config, runtime_handler=handler)
@@ -56,15 +71,20 @@ class Sandboxes:
 
     def address(self, sandbox: str) -> str:
         """Return the address that the runtime reports for a sandbox, "" without one."""
-        return str(self._status(sandbox).network.ip)
+        return str(self._status(sandbox).status.network.ip)
+
+    def namespace(self, sandbox: str) -> Path:
+        """Return the path of a sandbox's network namespace."""
+        spec = json.loads(self._status(sandbox, verbose=True).info["info"])["runtimeSpec"]
+        return next(Path(each["path"]) for each in spec["linux"]["namespaces"] if each["type"] == "network")
 
     def is_ready(self, sandbox: str) -> bool:
         """Return whether a sandbox runs."""
-        return bool(self._status(sandbox).state == _messages.SANDBOX_READY)
+        return bool(self._status(sandbox).status.state == _messages.SANDBOX_READY)
 
-    def _status(self, sandbox: str) -> Any:
-        request = _messages.PodSandboxRequest(pod_sandbox_id=sandbox)
-        return self._call("PodSandboxStatus", request).status
+    def _status(self, sandbox: str, *, verbose: bool = False) -> Any:
+        request = _messages.PodSandboxRequest(pod_sandbox_id=sandbox, verbose=verbose)
+        return self._call("PodSandboxStatus", request)
 
     def _call(self, method: str, request: Any) -> Any:
         try:

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from lab import job as jobs
-from lab import qemu, tree
+from lab import node_image, qemu, tree
 from lab.chroot import Chroot
 from lab.errors import TIMED_OUT, LabError
 from lab.install import Installed
@@ -43,12 +43,16 @@ class Task:
 
 @dataclass(frozen=True, slots=True)
 class Guest:
-    """A guest to boot: the tree, the project in it, the machine around it."""
+    """A guest to boot: the tree, the project in it, the machine around it.
+
+    With ``image`` its sources have the image of the DaemonSet, where ``make image`` writes it.
+    """
 
     place: Place
     machine: Machine
     installed: Installed | None = None
     source: Source | None = None
+    image: bool = False
 
     def run(self, task: Task) -> int:
         """Run ``task`` in a fresh machine and return the command's exit status.
@@ -76,6 +80,9 @@ class Guest:
         (job.top / "command").write_text(jobs.command_script(task.argv, task.env))
         if self.source:
             jobs.copy_sources(job, self.source)
+        if self.installed and self.image:
+            site = self.installed.site
+            node_image.build(self.place.root, site, job.sources / node_image.OUTPUT, compress=False)
         chroot = Chroot(self.place.root, binds=((job.top, tree.JOB),))
         exports = export_lines(self.place.root, self.installed, job, self.machine)
         argv = qemu.arguments(self.machine, version, EXPORT, tree.JOB)

@@ -1,0 +1,162 @@
+"""Pod sandboxes through containerd's CRI, as a kubelet starts and ends them, with our network alone."""
+
+from __future__ import annotations
+
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+
+from harness import pod as netns
+from harness.card import IN_LAB, RECORDS, Card, Node, differences, ip, start_server
+from harness.server import Server
+from lab import containerd
+from lab.containerd import Containerd
+
+pytest.importorskip("grpc_tools", reason="needs grpcio-tools")
+
+from lab import cri
+
+pytestmark = pytest.mark.modes("own")
+
+NETWORK = "lab-cri"
+MODES = ("move", "macvlan")
+CHAIN = "chain"
+HOST_PORT, POD_PORT = 8080, 80
+MTU = 1400  # that tuning sets
+ARP_NOTIFY = "/proc/sys/net/ipv4/conf/eth0/arp_notify"
+
+
+class Kubelet(NamedTuple):
+    """A runtime, the client of its CRI, and the directory of leases."""
+
+    runtime: Containerd
+    sandboxes: cri.Sandboxes
+    leases: Path
+
+    def addresses(self) -> list[str]:
+        """Return the addresses that host-local has given away."""
+        return sorted(path.name for path in self.leases.glob("[0-9]*"))
+
+    def start_pods(self) -> dict[str, str]:
+        """Start a sandbox with each mode; return their IDs."""
+        ids = {mode: self.sandboxes.run(f"pod-{mode}", mode) for mode in MODES}
+        assert sorted(map(self.sandboxes.address, ids.values())) == self.addresses()
+        assert attached() == set(ids.values())
+        return ids
+
+    def answer(self, node: Node, one: str, other: str) -> None:
+        """See that each of two pods answers the other."""
+        for asking, asked in ((one, other), (other, one)):
+            assert node.pings(self.sandboxes.namespace(asking).name, self.sandboxes.address(asked))
+
+    def is_empty(self) -> bool:
+        """Return whether no sandbox has left an address, a record or a namespace."""
+        return not (self.addresses() or attached() or "cni-" in ip("netns", "list"))
+
+
+@pytest.fixture(scope="module")
+def kubelet(cards: list[Card], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Kubelet]:
+    """containerd for all tests here: its start is the slowest part where it is emulated."""
+    if not IN_LAB:
+        pytest.skip("runs containerd with the plugins in /opt/cni/bin: only in the lab")
+    top = tmp_path_factory.mktemp("cri")
+    given = containerd.Cri(networks(cards[0], top / "ipam"))
+    with (
+        containerd.running(top / "containerd", given) as runtime,
+        cri.Sandboxes(runtime.socket) as sandboxes,
+    ):
+        yield Kubelet(runtime, sandboxes, top / "ipam" / NETWORK)
+
+
+@pytest.fixture
+def server(node: Node) -> Iterator[Server]:
+    """A server, which the test may kill."""
+    one = start_server(node.root / "server.log")
+    yield one
+    one.stop()
+
+
+def networks(card: Card, leases: Path) -> dict[str, dict[str, Any]]:
+    """Return a network for each mode, and one with other plugins after ours; all share their addresses."""
+    ipam = {"type": "host-local", "subnet": "10.78.0.0/24", "dataDir": str(leases)}
+    plugin = {"type": "sriov", "master": card.pf, "vlan": 100, "ipam": ipam}
+    sysctl = {ARP_NOTIFY.removeprefix("/proc/sys/").replace("/", "."): "1"}
+    others = [
+        {"type": "tuning", "sysctl": sysctl, "mtu": MTU},
+        {"type": "bandwidth", "capabilities": {"bandwidth": True}},
+        {"type": "portmap", "capabilities": {"portMappings": True}},
+    ]
+    lists = {mode: [plugin | {"attach": mode}] for mode in MODES} | {CHAIN: [plugin, *others]}
+    return {
+        name: {"cniVersion": "1.0.0", "name": NETWORK, "plugins": plugins} for name, plugins in lists.items()
+    }
+
+
+def attached() -> set[str]:
+    """Return the containers that have a VF, as the journal says."""
+    return {path.name.split("~")[1] for path in RECORDS.iterdir()}
+
+
+@pytest.mark.usefixtures("server")
+def test_a_sandbox_is_stopped_and_started_again(node: Node, card: Card, kubelet: Kubelet) -> None:
+    """A kubelet makes a new sandbox of a pod that restarts, and removes the old one later."""
+    before, sandboxes = card.state(), kubelet.sandboxes
+    first = kubelet.start_pods()
+    kubelet.answer(node, *first.values())
+    for sandbox in first.values():
+        sandboxes.stop(sandbox)
+        assert not sandboxes.is_ready(sandbox)
+    assert (kubelet.addresses(), attached()) == ([], set())
+    assert not differences(before, card.state())
+
+    second = {mode: sandboxes.run(f"pod-{mode}", mode, attempt=1) for mode in MODES}
+    for sandbox in first.values():
+        sandboxes.remove(sandbox)
+    kubelet.answer(node, *second.values())
+    for sandbox in second.values():
+        sandboxes.remove(sandbox)
+    assert kubelet.is_empty()
+    assert not differences(before, card.state())
+
+
+def test_containerd_and_the_server_end_while_sandboxes_run(
+    node: Node, card: Card, kubelet: Kubelet, server: Server
+) -> None:
+    """Sandboxes keep their network. One is removed without a server, the other by the next server."""
+    before, (runtime, sandboxes, _) = card.state(), kubelet
+    ids = kubelet.start_pods()
+    addresses = [sandboxes.address(sandbox) for sandbox in ids.values()]
+    runtime.stop()
+    server.kill()
+    runtime.launch()
+    assert all(map(sandboxes.is_ready, ids.values()))
+    assert [sandboxes.address(sandbox) for sandbox in ids.values()] == addresses
+    kubelet.answer(node, *ids.values())
+    sandboxes.remove(ids["move"])
+    following = start_server(node.root / "next.log")
+    try:
+        assert attached() == {ids["macvlan"]}
+        sandboxes.remove(ids["macvlan"])
+    finally:
+        following.stop()
+    assert kubelet.is_empty()
+    assert not differences(before, card.state())
+
+
+@pytest.mark.usefixtures("server")
+def test_a_list_with_other_plugins(node: Node, card: Card, kubelet: Kubelet) -> None:
+    """A list of ours, tuning, bandwidth and portmap."""
+    before, sandboxes = card.state(), kubelet.sandboxes
+    sandbox = sandboxes.run("pod-chain", CHAIN, ports={HOST_PORT: POD_PORT})
+    pod = sandboxes.namespace(sandbox).name
+    assert netns.link("eth0", pod)["mtu"] == MTU
+    assert node.inside(pod, "cat", ARP_NOTIFY).stdout == "1\n"
+    command = ("iptables", "-t", "nat", "-S")
+    rules = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    assert f"{sandboxes.address(sandbox)}:{POD_PORT}" in rules
+    sandboxes.remove(sandbox)
+    assert kubelet.is_empty()
+    assert not differences(before, card.state())

@@ -6,6 +6,15 @@ from libc.errno cimport EIO, errno
 from libc.stdlib cimport abort
 
 
+cdef enum:
+    SYS_fsopen = 430  # asm-generic/unistd.h, the same on all architectures
+    SYS_fsconfig = 431
+    SYS_fsmount = 432
+    FSOPEN_CLOEXEC = 1  # linux/mount.h
+    FSMOUNT_CLOEXEC = 1
+    FSCONFIG_CMD_CREATE = 6
+
+
 cdef int enter_netns(int netns_fd, int *own) noexcept nogil:
     # Move the calling thread to a namespace; ``own`` is for leave_netns. Return 0, or -1 with errno, unmoved.
     cdef int error
@@ -101,6 +110,38 @@ def raw_socket(netns_fd, int family, int kind, int protocol):
     cdef int fd, where = namespace_fd(netns_fd)
     with nogil:
         fd = socket_in(where, family, kind, protocol)
+    if fd < 0:
+        PyErr_SetFromErrno(OSError)
+    return fd
+
+
+cdef long open_sysfs(int netns_fd) noexcept nogil:
+    # Return a descriptor, or -1 with errno. fsopen(2) takes the namespace of the thread.
+    cdef int own, error
+    cdef long context, mounted = -1
+    if enter_netns(netns_fd, &own) != 0:
+        return -1
+    context = syscall(SYS_fsopen, b"sysfs", FSOPEN_CLOEXEC)
+    leave_netns(own)
+    if context < 0:
+        return -1
+    if syscall(SYS_fsconfig, context, FSCONFIG_CMD_CREATE, NULL, NULL, 0) == 0:
+        mounted = syscall(SYS_fsmount, context, FSMOUNT_CLOEXEC, 0)
+    error = errno
+    close(<int>context)
+    set_errno(error)
+    return mounted
+
+
+def sysfs_mount(netns_fd):
+    """Return a descriptor of a new sysfs of a namespace (-1: this one), which is mounted nowhere.
+
+    Raises OSError; ENOSYS before Linux 5.2.
+    """
+    cdef long fd
+    cdef int where = namespace_fd(netns_fd)
+    with nogil:
+        fd = open_sysfs(where)
     if fd < 0:
         PyErr_SetFromErrno(OSError)
     return fd

@@ -265,6 +265,11 @@ def _cores(conf: NetConf) -> str:
     return f"the VF's interrupts go to the cores {shown} in turn" if shown else ""
 
 
+def _queues(cores: tuple[int, ...], what: str) -> str:
+    shown = "of the pod" if cores == fields.POD_CORES else ", ".join(map(str, cores))
+    return f"the {what} queues are served by the cores {shown}" if cores else ""
+
+
 def _ipam(conf: NetConf) -> str:
     if not conf.ipam_type:
         return "no addresses"
@@ -296,6 +301,8 @@ EFFECTS: dict[str, Callable[[NetConf], str]] = {
     "vf": _vf,
     "attach": lambda conf: _ATTACH[conf.attach],
     "mac": lambda conf: f"the MAC {conf.settings.mac}" if conf.settings.mac else "",
+    "rps": lambda conf: _queues(conf.rps, "receive"),
+    "xps": lambda conf: _queues(conf.xps, "transmit"),
     "sysctl": lambda conf: ", ".join(f"{key} is {value}" for key, value in conf.sysctl.items()),
     "promisc": lambda conf: _promisc(conf.promisc),
     "allmulti": lambda conf: _allmulti(conf.allmulti),

@@ -45,7 +45,7 @@ _OTHERS = (
 KEYS = (
     *("name", "type", "master", "deviceID", "pciBusID", "vf", "mac", "vlan", "vlanQoS", "vlanProto"),
     *("min_tx_rate", "max_tx_rate", "spoofchk", "trust", "link_state", "mtu", "cores", "ipam", "dns"),
-    *("timeout", "attach", "sysctl", "promisc", "allmulti"),
+    *("timeout", "attach", "sysctl", "promisc", "allmulti", "rps", "xps"),
     *("logLevel", "logFile", "prevResult", "args", "runtimeConfig"),
 )
 _ALWAYS_KNOWN = [key.casefold() for key in _OTHERS]
@@ -83,6 +83,8 @@ class NetConf(Record):
     settings: VfSettings = VfSettings()
     mtu: int = 0
     cores: tuple[int, ...] = ()
+    rps: tuple[int, ...] = ()
+    xps: tuple[int, ...] = ()
     sysctl: dict[str, str] = {}  # noqa: RUF012 (Record removes it from the class)
     promisc: bool | None = None
     allmulti: bool | None = None
@@ -408,6 +410,8 @@ def _configured(command: str, stdin: bytes, faults: list[SriovError] | None) -> 
         settings=_settings(conf, runtime, pod),
         mtu=conf.take("mtu", _mtu, 0),
         cores=pod.take("cores", fields.pod_cores, conf.take("cores", fields.cores, ())),
+        rps=conf.take("rps", fields.cores, ()),
+        xps=conf.take("xps", fields.cores, ()),
         sysctl=conf.take("sysctl", fields.sysctls, {}),
         promisc=conf.take("promisc", fields.boolean, None),
         allmulti=conf.take("allmulti", fields.boolean, None),

@@ -13,7 +13,15 @@ import struct
 from sriov_fast.common.errors import NetlinkError
 from sriov_fast.kernel.netlink import arguments as args
 from sriov_fast.kernel.netlink import constants as c
-from sriov_fast.kernel.netlink.calls import bpf, ethtool, inside, netns_read, netns_write, raw_socket
+from sriov_fast.kernel.netlink.calls import (
+    bpf,
+    ethtool,
+    inside,
+    netns_read,
+    netns_write,
+    raw_socket,
+    sysfs_mount,
+)
 from sriov_fast.kernel.netlink.messages import Batch, Message
 from sriov_fast.kernel.netlink.replies import Replies
 
@@ -24,7 +32,17 @@ if TYPE_CHECKING:
 
     from sriov_fast.common.record import Link, Route
 
-__all__ = ["Batch", "Replies", "Socket", "bpf", "ethtool", "netns_read", "netns_write", "raw_socket"]
+__all__ = [
+    "Batch",
+    "Replies",
+    "Socket",
+    "bpf",
+    "ethtool",
+    "netns_read",
+    "netns_write",
+    "raw_socket",
+    "sysfs_mount",
+]
 
 RECEIVE_TIMEOUT = 30  # seconds without an answer
 DUMP_TRIES = 10

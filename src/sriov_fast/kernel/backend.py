@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 # The exports of each module, compiled or plain.
 EXPORTS = {
-    "nl": ("Batch", "Socket", "bpf", "ethtool", "netns_read", "netns_write", "raw_socket"),
+    "nl": ("Batch", "Socket", "bpf", "ethtool", "netns_read", "netns_write", "raw_socket", "sysfs_mount"),
     "sysfs": ("scan", "vf_index"),
     "irq": ("irqs", "read_masks", "write_masks"),
 }

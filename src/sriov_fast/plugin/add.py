@@ -45,7 +45,7 @@ class Access(Record):
 
 def add(call: Call) -> Reply:
     """Give the container a VF (SPEC, "ADD"). If anything fails, everything is undone."""
-    if call.conf.cores == fields.POD_CORES:
+    if fields.POD_CORES in (call.conf.cores, call.conf.rps, call.conf.xps):
         from sriov_fast.plugin import pod_cores  # late: few configurations ask for it
 
         call = pod_cores.resolve(call)
@@ -115,6 +115,8 @@ def _attach(call: Call, record: Attachment, access: Access, addresses: Addresses
     call.demand_time()
     pinned = _pinned(call, record, pinning)
     call.step("pin the interrupts")
+    if call.conf.rps or call.conf.xps:
+        pinned = _steered(call, pinned, access)
     if not prepared.holds(pinned, link):
         prepared = prepare(call, pinned, prepared.given, link)
     call.journal.publish(prepared.record)
@@ -144,6 +146,8 @@ def _open_pod(call: Call, host: nl.Socket, held: ExitStack) -> int:
 def _require_possible(call: Call) -> None:
     """Raise ConfigError for an offline core, an unknown sysctl, and a file that root does not allow."""
     irq.require_online(call.conf.cores, call.roots)
+    irq.require_online(call.conf.rps, call.roots, "rps")
+    irq.require_online(call.conf.xps, call.roots, "xps")
     tuning.require_known(call.conf.sysctl)
     if call.conf.device_info:
         from sriov_fast.plugin import device_info  # late: Multus asks for it, if a network says so
@@ -255,6 +259,10 @@ def _journaled(call: Call, reserved: ReservedVf, host: nl.Socket) -> Attachment:
     if conf.cores:  # without cores the interrupts stay as they are
         masks = irq.masks_of(record.pci, call.roots)
         record = record.replace(irqs=masks, pinned=irq.plan(list(masks), conf.cores))
+    if conf.rps or conf.xps:
+        from sriov_fast.vf import queues  # late: few configurations have these keys
+
+        record = record.replace(before_queues=queues.masks(call.context.host_fd, record.host_name))
     call.journal.write(record)
     call.step("write the journal")
     return record
@@ -307,6 +315,18 @@ def _pinned(call: Call, record: Attachment, pinning: Task | None) -> Attachment:
     # an interrupt of a device that is down may report a mask that it did not take
     left = {number: wanted[number] for number in irq.differing(wanted, call.roots)}
     return record.replace(pinned={**taken, **irq.apply(left, call.roots, call.log)})
+
+
+def _steered(call: Call, record: Attachment, access: Access) -> Attachment:
+    """Set the masks of the queues."""
+    from sriov_fast.vf import queues
+
+    netns_fd, name = queues.place(record, access.pod_netns)
+    wanted = queues.plan(list(queues.masks(netns_fd, name)), call.conf.rps, call.conf.xps)
+    if call.conf.xps and not any(file.startswith("tx") for file in wanted):
+        call.log.warning("xps is ignored: the device has one transmit queue", interface=name)
+    queues.apply(netns_fd, name, wanted)
+    return record.replace(queues=wanted)
 
 
 # --- undo, and after the reply

@@ -1,4 +1,4 @@
-"""``"cores": "pod"``: the exclusive cores of the pod.
+"""``"cores": "pod"``, also of ``rps`` and ``xps``: the exclusive cores of the pod.
 
 kubelet's CPU manager (static policy) gives cores to the containers of a pod when it admits the pod, and
 writes them to ``cpu_manager_state`` before it calls the runtime. Their cgroups are made later.
@@ -27,8 +27,10 @@ def resolve(call: Call) -> Call:
     except (OSError, SriovError, FieldError) as error:
         why = error
     if not cores:
-        call.log.warning('cores "pod": the interrupts stay as they are', why=why)
-    return call.replace(conf=call.conf.replace(cores=cores))
+        call.log.warning('cores "pod": interrupts and queues stay as they are', why=why)
+    conf = call.conf
+    keys = [key for key in ("cores", "rps", "xps") if getattr(conf, key) == fields.POD_CORES]
+    return call.replace(conf=conf.replace(**dict.fromkeys(keys, cores)))
 
 
 def _exclusive(uid: str, path: str) -> tuple[int, ...]:

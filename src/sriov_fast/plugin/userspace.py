@@ -28,6 +28,8 @@ def accept(call: Call, reserved: ReservedVf) -> Call:
     asked = {
         "attach macvlan": conf.attach == MACVLAN,
         "cores": bool(conf.cores),
+        "rps": bool(conf.rps),
+        "xps": bool(conf.xps),
         "sysctl": bool(conf.sysctl),
         "promisc": conf.promisc is not None,
         "allmulti": conf.allmulti is not None,

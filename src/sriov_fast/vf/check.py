@@ -36,6 +36,10 @@ def _pod_faults(record: Attachment, netns_fd: int) -> list[str]:
     with nl.Socket(netns_fd) as pod:
         link = _device(pod, record)
         faults = [*_device_faults(link, record), *_address_faults(pod, link, record)]
+    if record.queues:
+        from sriov_fast.vf import queues  # late: few configurations have these keys
+
+        faults += queues.faults(record, netns_fd)
     return faults + tuning.faults(netns_fd, record, link)
 
 

@@ -124,6 +124,7 @@ class Release:
         _settle_ipv6(record, link, log)
         if record.before_up:
             bring_up(self._host, link, log)
+        restore_queues(record, link, self._pod_netns, log)
 
 
 def silence(record: Attachment, log: Logger) -> bool:
@@ -149,6 +150,14 @@ def restore_irqs(record: Attachment, roots: Roots, log: Logger) -> None:
 def _original_masks(record: Attachment, roots: Roots) -> dict[int, str]:
     now = irq.masks_of(record.pci, roots)
     return {n: mask for n, mask in record.irqs.items() if n in now and n in record.pinned}
+
+
+def restore_queues(record: Attachment, link: Link, pod_netns: PodNetns, log: Logger) -> None:
+    """Restore the masks of the queues, if the ADD set some."""
+    if record.before_queues:
+        from sriov_fast.vf import queues  # late: few configurations have these keys
+
+        queues.restore(record, link.name, pod_netns.host_fd, log)
 
 
 def settle_irqs(host: DriverSocket, record: Attachment, link: Link, roots: Roots, log: Logger) -> None:

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 _MANAGED = (errno.EIO, errno.EPERM)
 
 
-def require_online(cores: Sequence[int], roots: Roots) -> None:
+def require_online(cores: Sequence[int], roots: Roots, key: str = "CORES") -> None:
     """Raise ConfigError (7) that names the cores which are not online."""
     if not cores:
         return
@@ -27,7 +27,7 @@ def require_online(cores: Sequence[int], roots: Roots) -> None:
     missing = [core for core in dict.fromkeys(cores) if core not in online]
     if missing:
         raise ConfigError(
-            f"CORES: core {', '.join(map(str, missing))} is not online",
+            f"{key}: core {', '.join(map(str, missing))} is not online",
             f"online are {ranges(online)}; name only these",
         )
 
@@ -61,13 +61,14 @@ def plan(numbers: Sequence[int], cores: Sequence[int]) -> dict[int, str]:
     return {number: mask_of(cores[i % len(cores)]) for i, number in enumerate(numbers)}
 
 
-def mask_of(core: int) -> str:
-    """Return the mask of one core as the kernel writes it: groups of eight hexadecimal digits."""
-    digits = f"{1 << core:0{(core // 32 + 1) * 8}x}"
+def mask_of(*cores: int) -> str:
+    """Return the mask of cores as the kernel writes it: groups of eight hexadecimal digits."""
+    digits = f"{sum(1 << core for core in set(cores)):0{(max(cores) // 32 + 1) * 8}x}"
     return ",".join(digits[at : at + 8] for at in range(0, len(digits), 8))
 
 
-def _bits(mask: str) -> int:
+def bits(mask: str) -> int:
+    """Return a mask of the kernel as a number."""
     return int(mask.replace(",", ""), 16)
 
 
@@ -96,7 +97,7 @@ def differing(masks: dict[int, str], roots: Roots) -> dict[int, str]:
     return {
         number: current
         for (number, mask), current in zip(masks.items(), now, strict=True)
-        if not current or _bits(current) != _bits(mask)
+        if not current or bits(current) != bits(mask)
     }
 
 

@@ -44,7 +44,8 @@ class Attachment(Record):
     network device; None and empty values of the last six are unknown. In the mode ``userspace``,
     ``before_mtu`` is the PF's. ``incarnation`` identifies the PCI device and the network device
     (``find.incarnation``). ``irqs`` are the interrupts' masks before,
-    ``pinned`` the masks that were set. ``sysctl``, ``promisc`` and ``allmulti`` are of the pod's device.
+    ``pinned`` the masks that were set. ``queues`` and ``before_queues`` are those of
+    ``vf.queues``. ``sysctl``, ``promisc`` and ``allmulti`` are of the pod's device.
     ``asked`` has the settings made through the PF. ``request`` has CNI_ARGS, CNI_PATH and the configuration,
     for IPAM's DEL. ``token`` is the token of the client's request.
     ``stranded`` marks a deleted attachment with a VF that was not found: its address is not released yet.
@@ -76,6 +77,8 @@ class Attachment(Record):
     incarnation: tuple[int, ...] = ()
     irqs: dict[int, str] = {}  # noqa: RUF012
     pinned: dict[int, str] = {}  # noqa: RUF012
+    queues: dict[str, str] = {}  # noqa: RUF012
+    before_queues: dict[str, str] = {}  # noqa: RUF012
     asked: VfSettings = VfSettings()
     mac: str = ""
     mtu: int = 0
@@ -243,6 +246,8 @@ def _require_bytes(record: Attachment) -> None:
     macs = (record.mac, record.before_mac, record.before_perm, record.asked.mac, record.before.mac)
     for text in (*macs, record.before_settings.broadcast, *record.before_ethtool.values()):
         bytes.fromhex((text or "").replace(":", ""))
+    for mask in (*record.queues.values(), *record.before_queues.values()):
+        int(mask.replace(",", ""), 16)
 
 
 # ---

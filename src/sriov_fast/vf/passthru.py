@@ -263,6 +263,7 @@ class Release:
             detach.settle_irqs(self._host, self._record, link, self._roots, self._log)
             if self._record.before_up:
                 detach.bring_up(self._host, link, self._log)
+            detach.restore_queues(self._record, link, self._pod_netns, self._log)
         except NetlinkError as error:
             if not is_absent(error):
                 raise

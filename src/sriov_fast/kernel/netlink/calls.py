@@ -112,6 +112,26 @@ def netns_write(netns_fd: int, path: str, text: str) -> None:
         os.close(fd)
 
 
+def sysfs_mount(netns_fd: int) -> int:
+    """Return a descriptor of a new sysfs of a namespace (-1: this one), which is mounted nowhere."""
+    with inside(netns_fd):
+        context = _call(c.SYS_FSOPEN, b"sysfs", c.FSOPEN_CLOEXEC)
+    try:
+        _call(c.SYS_FSCONFIG, context, c.FSCONFIG_CMD_CREATE, None, None, 0)
+        return _call(c.SYS_FSMOUNT, context, c.FSMOUNT_CLOEXEC, 0)
+    finally:
+        os.close(context)
+
+
+def _call(number: int, *arguments: object) -> int:
+    import ctypes
+
+    done: int = ctypes.CDLL(None, use_errno=True).syscall(ctypes.c_long(number), *arguments)
+    if done < 0:
+        raise _os_error(ctypes.get_errno())
+    return done
+
+
 def ethtool(socket_fd: int, index: int, request: bytes) -> bytes:
     """Do one ``ioctl(SIOCETHTOOL)`` for a device in a socket's namespace; return the struct it leaves."""
     if len(request) < 4:

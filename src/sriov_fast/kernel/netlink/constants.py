@@ -74,3 +74,6 @@ CLONE_NEWNET = 0x40000000  # linux/sched.h
 SO_RCVBUFFORCE = 33  # asm-generic/socket.h
 # bpf(2) in asm/unistd.h
 SYS_BPF = {"x86_64": 321, "aarch64": 280, "riscv64": 280, "ppc64le": 361, "s390x": 351}
+# asm-generic/unistd.h, the same on all architectures; linux/mount.h
+SYS_FSOPEN, SYS_FSCONFIG, SYS_FSMOUNT = 430, 431, 432
+FSOPEN_CLOEXEC, FSMOUNT_CLOEXEC, FSCONFIG_CMD_CREATE = 1, 1, 6

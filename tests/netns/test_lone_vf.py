@@ -77,3 +77,47 @@ def test_what_is_no_lone_vf(lone: Node) -> None:
     assert "is used by the host" in node.refused(101, "ADD", config(node), pod)
     (node.tree.device(0) / "class").write_text("0x010802\n")
     assert "no VF of a PF here" in node.refused(7, "ADD", config(node), pod)
+
+
+SF = "mlx5_core.sf.4"
+
+
+@pytest.fixture
+def subfunction(lone: Node) -> Node:
+    """A node whose first VF is an auxiliary device instead: a subfunction of a card."""
+    bus = lone.tree.sys / "bus/auxiliary/devices"
+    bus.mkdir(parents=True)
+    lone.tree.device(0).rename(lone.tree.device(0).with_name(SF))
+    (bus / SF).symlink_to(lone.tree.device(0).with_name(SF))
+    (bus / SF / "class").unlink()
+    name = lone.tree.netdev(0)
+    (lone.tree.sys / "class/net" / name).unlink()
+    (lone.tree.sys / "class/net" / name).symlink_to(bus / SF / "net" / name)
+    return lone
+
+
+@pytest.mark.parametrize("attach", ["move", "macvlan"])
+def test_an_auxiliary_device(subfunction: Node, attach: str) -> None:
+    node, before, pod = subfunction, subfunction.state(), subfunction.pod()
+    conf = config(node, deviceID=SF, attach=attach, mtu=1400)
+    result = node.add(conf, pod)
+    assert "pciID" not in result["interfaces"][0]
+    assert node.records() == [f"{SF}~{pod}~eth0"]
+    assert node.addresses("eth0", pod) == ["10.77.0.2/24"]
+    node.check(conf, pod, result)
+    assert "it belongs to container" in node.refused(11, "ADD", conf, node.pod())
+    done = node.delete(conf, pod)
+    assert "level=warning" not in done.stderr
+    assert (node.state(), node.records(), node.drafts(), node.leases()) == (before, [], [], [])
+
+
+@pytest.mark.modes("process")
+def test_what_an_auxiliary_device_cannot_do(subfunction: Node) -> None:
+    node, pod = subfunction, subfunction.pod()
+    said = node.refused(7, "ADD", config(node, deviceID=SF, vlan=7), pod)
+    assert f"the PF of {SF} is not visible here" in said
+    assert "auxiliary device" in node.refused(7, "ADD", config(node, deviceID=SF, cores=[1]), pod)
+    assert "mlx5_core.sf.5" in node.refused(7, "ADD", config(node, deviceID="mlx5_core.sf.5"), pod)
+    for wrong in ("../x.sf.4", "a.b.c", "mlx5_core.sf", "mlx5_core.sf.4/", "m~x.sf.4"):
+        assert "not a PCI address" in node.refused(7, "ADD", config(node, deviceID=wrong), pod)
+    assert (node.records(), node.leases()) == ([], [])

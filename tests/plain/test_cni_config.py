@@ -315,7 +315,7 @@ WRONG: list[tuple[str, dict[str, Any], str]] = [
     ("deviceID", {"deviceID": "0000:03:10.8"}, '"0000:03:10.8"'),
     ("deviceID", {"deviceID": "0000:03:20.1"}, '"0000:03:20.1"'),
     ("deviceID", {"deviceID": "0000:03:10.1/.."}, '"0000:03:10.1/.."'),
-    ("deviceID", {"deviceID": "mlx5_core.sf.2"}, '"mlx5_core.sf.2"'),
+    ("deviceID", {"deviceID": "mlx5_core.sf"}, '"mlx5_core.sf"'),
     ("deviceID", {"deviceID": 3}, "3"),
     ("pciBusID", {"pciBusID": "x"}, '"x"'),
     ("deviceID", {"deviceID": "0000:03:10.1", "pciBusID": "0000:03:10.2"}, '"0000:03:10.2"'),

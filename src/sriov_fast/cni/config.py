@@ -208,12 +208,12 @@ def _agree(settings: VfSettings, faults: list[SriovError] | None, *, vlan_follow
 
 
 def _device_id(conf: JsonObject, runtime: JsonObject) -> str:
-    own = conf.take("deviceID", fields.pci, "")
-    alias = conf.take("pciBusID", fields.pci, "")
+    own = conf.take("deviceID", fields.device, "")
+    alias = conf.take("pciBusID", fields.device, "")
     if own and alias and own != alias:
         msg = f"deviceID = {shown(own)}: pciBusID = {shown(alias)} names another VF"
         conf.fail(ConfigError(msg, "they are two names for one key: give one"))
-    return runtime.take("deviceID", fields.pci, "") or own or alias
+    return runtime.take("deviceID", fields.device, "") or own or alias
 
 
 def _log_level(value: object) -> str:

@@ -211,13 +211,22 @@ def mac(value: object) -> str:
     return ":".join(octets)
 
 
-def pci(value: object) -> str:
-    """Accept a PCI address, DDDD:BB:DD.F, and return it in lower case."""
-    text = string(value).lower()
+def device(value: object) -> str:
+    """Accept a PCI address, DDDD:BB:DD.F, and return it in lower case, or the name of an auxiliary device."""
+    text = string(value)
+    if _is_auxiliary(text):
+        return text
+    text = text.lower()
     shape = "".join("h" if char in _HEX else char for char in text)
     if shape != "hhhh:hh:hh.h" or text[11] > "7" or int(text[8:10], 16) > 31:
         raise FieldError("not a PCI address", "give the VF's address as DDDD:BB:DD.F, such as 0000:03:10.1")
     return text
+
+
+def _is_auxiliary(text: str) -> bool:
+    """Return whether text is MODULE.NAME.NUMBER, such as mlx5_core.sf.4 (drivers/base/auxiliary.c)."""
+    *names, number = text.split(".")
+    return len(names) == 2 and all(map(_is_word, names)) and number.isascii() and number.isdigit()
 
 
 def _canonical(text: str) -> tuple[str, int]:

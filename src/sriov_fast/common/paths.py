@@ -7,6 +7,11 @@ import os
 from sriov_fast.common.record import Record
 
 
+def is_auxiliary(address: str) -> bool:
+    """Return whether a device's address is a name on the auxiliary bus, such as mlx5_core.sf.4."""
+    return ":" not in address
+
+
 class Roots(Record):
     """Directories: the kernel's ``sys`` and ``proc``; ours, ``run`` (gone after a reboot) and ``state``.
 
@@ -19,6 +24,10 @@ class Roots(Record):
     state: str = "/var/lib/sriov-fast"
     sriov_cni: str = "/var/lib/cni/sriov"
     kubelet: str = "/var/lib/kubelet"
+
+    def device(self, address: str) -> str:
+        """Return the directory of a device in sysfs."""
+        return f"{self.sys}/bus/{'auxiliary' if is_auxiliary(address) else 'pci'}/devices/{address}"
 
 
 def private_directory(run: str, name: str) -> str:

@@ -6,7 +6,8 @@ from contextlib import ExitStack
 
 from sriov_fast.cni import config, fields
 from sriov_fast.common import descriptors
-from sriov_fast.common.errors import BusyError, EnvError, FileError, SriovError, TryAgainError
+from sriov_fast.common.errors import BusyError, ConfigError, EnvError, FileError, SriovError, TryAgainError
+from sriov_fast.common.paths import is_auxiliary
 from sriov_fast.common.record import Record
 from sriov_fast.ipam.kinds import may_choose_vf, needs_interface
 from sriov_fast.kernel.backend import nl
@@ -144,10 +145,15 @@ def _open_pod(call: Call, host: nl.Socket, held: ExitStack) -> int:
 
 
 def _require_possible(call: Call) -> None:
-    """Raise ConfigError for an offline core, an unknown sysctl, and a file that root does not allow."""
+    """Raise ConfigError for cores that cannot be used, an unknown sysctl, and a file that root forbids."""
     irq.require_online(call.conf.cores, call.roots)
     irq.require_online(call.conf.rps, call.roots, "rps")
     irq.require_online(call.conf.xps, call.roots, "xps")
+    if call.conf.cores and call.conf.device_id and is_auxiliary(call.conf.device_id):
+        msg = (
+            f"cores: deviceID {call.conf.device_id} is an auxiliary device, whose interrupts cannot be pinned"
+        )
+        raise ConfigError(msg, "leave that out, or name a VF")
     tuning.require_known(call.conf.sysctl)
     if call.conf.device_info:
         from sriov_fast.plugin import device_info  # late: Multus asks for it, if a network says so
@@ -248,7 +254,7 @@ def _journaled(call: Call, reserved: ReservedVf, host: nl.Socket) -> Attachment:
         promisc=conf.promisc,
         allmulti=conf.allmulti,
         ipam=conf.ipam_type,
-        device_info=conf.device_info,
+        device_info="" if is_auxiliary(reserved.vf.pci) else conf.device_info,
         request={"args": asked.args_text, "path": list(asked.path), "config": conf.raw},
         incarnation=find.incarnation(reserved.vf.pci, call.roots),
         boot=call.journal.boot(),

@@ -29,7 +29,7 @@ def write(record: Attachment, roots: Roots) -> None:
     """Write the record's file."""
     addresses = {"pci-address": record.pci}
     if record.pf:
-        pf = os.readlink(f"{roots.sys}/bus/pci/devices/{record.pci}/physfn")
+        pf = os.readlink(f"{roots.device(record.pci)}/physfn")
         addresses["pf-pci-address"] = os.path.basename(pf)
     files.create(_KEY, record.device_info, json.dumps({"type": "pci", "version": "1.1.0", "pci": addresses}))
 

@@ -6,6 +6,7 @@ Work that is done after the move adds to the latency.
 from __future__ import annotations
 
 from sriov_fast.cni import response, result
+from sriov_fast.common.paths import is_auxiliary
 from sriov_fast.common.record import Link, Record
 from sriov_fast.vf import attach, tuning
 from sriov_fast.vf.journal import ATTACHED
@@ -133,7 +134,11 @@ def _identity(route: Route) -> Route:
 
 def _outcome(call: Call, record: Attachment, link: Link, given: Result) -> Result:
     interface = result.Interface(
-        name=record.ifname, mac=link.mac, mtu=link.mtu, sandbox=record.netns, pci_id=record.pci
+        name=record.ifname,
+        mac=link.mac,
+        mtu=link.mtu,
+        sandbox=record.netns,
+        pci_id="" if is_auxiliary(record.pci) else record.pci,
     )
     ours = result.Result(
         interfaces=(interface,),

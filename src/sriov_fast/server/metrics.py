@@ -235,7 +235,7 @@ def _state(vf: Vf, taken: dict[str, str], addressed: set[str], roots: Roots) -> 
     if not vf.netdev:
         return USED
     try:
-        above = candidate.devices_above(f"{roots.sys}/bus/pci/devices/{vf.pci}/net/{vf.netdev}")
+        above = candidate.devices_above(f"{roots.device(vf.pci)}/net/{vf.netdev}")
         return USED if above or vf.netdev in addressed else FREE
     except (OSError, SriovError) as error:
         if is_absent(error):

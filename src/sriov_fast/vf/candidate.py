@@ -10,6 +10,7 @@ import errno
 import os
 
 from sriov_fast.common.errors import NetlinkError, TryAgainError, is_absent, is_there
+from sriov_fast.common.paths import is_auxiliary
 from sriov_fast.common.record import Link, Record, Vf
 from sriov_fast.kernel.backend import nl
 
@@ -47,31 +48,38 @@ def has_userspace_driver(vf: Vf) -> bool:
     return vf.driver in _UIO_DRIVERS or vf.driver.replace("_", "-").endswith("vfio-pci")
 
 
-def lone_vf(pci: str, roots: Roots) -> Vf | None:
-    """Return the VF at a PCI address if its PF is not visible here, as in a virtual machine; its index is -1.
+def lone_vf(address: str, roots: Roots) -> Vf | None:
+    """Return the VF at an address if no PF makes its settings; its index is -1.
 
-    Such a VF looks like any network card without SR-IOV.
+    This is a VF whose PF is not visible, as in a virtual machine: it looks like any network card without
+    SR-IOV. And it is a subfunction of a card, on the auxiliary bus.
     """
-    function = f"{roots.sys}/bus/pci/devices/{pci}"
+    function = roots.device(address)
     try:
         names = os.listdir(function)
-        if "physfn" in names or "sriov_totalvfs" in names:
+        if "physfn" in names or "sriov_totalvfs" in names or not _is_network_card(function, address):
             return None
         driver = os.path.basename(os.readlink(f"{function}/driver")) if "driver" in names else ""
-        with open(f"{function}/class", encoding="ascii") as file:
-            is_network_card = file.read(len(_NETWORK_CONTROLLER)) == _NETWORK_CONTROLLER
     except OSError as error:
         if not is_absent(error):
             raise
         return None
-    return Vf(index=-1, pci=pci, driver=driver, netdev=netdev_of(function)) if is_network_card else None
+    return Vf(index=-1, pci=address, driver=driver, netdev=netdev_of(function))
+
+
+def _is_network_card(function: str, address: str) -> bool:
+    """Return whether a device is a network controller; an auxiliary device has no class."""
+    if is_auxiliary(address):
+        return True
+    with open(f"{function}/class", encoding="ascii") as file:
+        return file.read(len(_NETWORK_CONTROLLER)) == _NETWORK_CONTROLLER
 
 
 def examine(host: nl.Socket, vf: Vf, roots: Roots) -> Device | None:
     """Return the VF's device, None if it has none in this namespace any more."""
     if has_userspace_driver(vf):
         return Device(link=NO_DEVICE, use=_use_of_others(vf.pci, roots))
-    function, name = f"{roots.sys}/bus/pci/devices/{vf.pci}", vf.netdev
+    function, name = roots.device(vf.pci), vf.netdev
     for _ in range(RENAMES):
         link = read(host, function, vf.pci, name)
         if link is None:
@@ -91,7 +99,7 @@ def read_pf(host: nl.Socket, pf: str, vf: Vf, roots: Roots, mac: str) -> Link:
 
     ``pf`` is the last known name of the PF. An empty ``mac`` is not searched for.
     """
-    function = f"{roots.sys}/bus/pci/devices/{vf.pci}/physfn"
+    function = f"{roots.device(vf.pci)}/physfn"
     link = read(host, function, os.path.basename(os.readlink(function)), pf, {"vf": vf.index, "mac": mac})
     if link is None:
         raise NetlinkError(errno.ENODEV, "", 0, f"get vf {vf.index} of {pf}")

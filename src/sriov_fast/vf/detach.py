@@ -390,7 +390,7 @@ def _in_host(host: DriverSocket, record: Attachment, name: str, roots: Roots) ->
     udev may have renamed the device since, and given the name to another one.
     """
     link = candidate.named(host, name) if name else None
-    if link and candidate.belongs(link, record.pci, f"{roots.sys}/bus/pci/devices/{record.pci}"):
+    if link and candidate.belongs(link, record.pci, roots.device(record.pci)):
         return link
     stand_in = link if link and not link.parent else None  # a veth that returned with another index
     return find.link_in_host(record, roots) or stand_in

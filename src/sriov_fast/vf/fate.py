@@ -48,7 +48,7 @@ def _without_file(record: Attachment, roots: Roots) -> Fate:
         why = "a VF with a userspace driver does not show whether its pod has ended"
         return Fate(gone=False, why=f"{record.netns} is gone, but {why}")
     try:
-        driver = is_there(f"{roots.sys}/bus/pci/devices/{record.pci}/driver")
+        driver = is_there(f"{roots.device(record.pci)}/driver")
         hidden = driver and not modes.of(record).is_detached(record, roots)
     except (OSError, SriovError) as error:
         return Fate(gone=False, why=str(error))

@@ -83,7 +83,7 @@ def incarnation(pci: str, roots: Roots) -> tuple[int, ...]:
     A new VF (``sriov_numvfs``) has a new first one, a newly bound driver makes a new second one. The second
     does not depend on the network device's namespace. Empty if either is missing.
     """
-    device = f"{roots.sys}/bus/pci/devices/{pci}"
+    device = roots.device(pci)
     try:
         return os.stat(device).st_ino, os.stat(f"{device}/net").st_ino
     except OSError as error:
@@ -101,7 +101,7 @@ def has_device(record: Attachment, roots: Roots) -> bool:
 def is_same_function(record: Attachment, roots: Roots) -> bool:
     """Return whether the VF's PCI device is the record's or missing, and not a new one."""
     try:
-        now = os.stat(f"{roots.sys}/bus/pci/devices/{record.pci}").st_ino
+        now = os.stat(roots.device(record.pci)).st_ino
     except OSError as error:
         if is_absent(error):
             return True
@@ -248,7 +248,7 @@ def _in_strange(pod: DriverSocket, record: Attachment, mac: str) -> VfLocation |
 def link_in_host(record: Attachment, roots: Roots) -> Link | None:
     """Return the VF's device, of any name, if it is in the host now."""
     try:
-        names = os.listdir(f"{roots.sys}/bus/pci/devices/{record.pci}/net")
+        names = os.listdir(f"{roots.device(record.pci)}/net")
     except OSError as error:
         if is_absent(error):
             return None

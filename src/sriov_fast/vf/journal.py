@@ -39,6 +39,8 @@ UNKNOWN = "unknown"  # the boot where the kernel names none; such a record is ke
 class Attachment(Record):
     """The record of one interface of one container: the changes, and the VF's original state.
 
+    ``pci`` is the VF's PCI address, or the name of an auxiliary device.
+
     ``attach`` is the attach mode; ``ifindex`` is the VF's index in the modes with a network device.
     ``before*`` is the original state: ``before`` has the PF's settings of the VF, the others those of its
     network device; None and empty values of the last six are unknown. In the mode ``userspace``,
@@ -460,7 +462,7 @@ class Journal:
 
     def drafts(self) -> list[str]:
         """Return the PCI addresses of the VFs with a draft; if the VF's lock is free, it is of a crash."""
-        return [name[1:] for name in self._listed() if name[0] == "." and name.count(":") == 2]
+        return [name[1:] for name in self._listed() if name[0] == "." and "~" not in name]
 
     def drop_draft(self, pci: str) -> None:
         """Remove the draft of a VF, with the VF's lock held; harmless if there is none."""

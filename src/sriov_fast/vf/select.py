@@ -328,7 +328,7 @@ def _pf_and_index(vf_request: VfRequest, roots: Roots) -> tuple[str, int]:
             f"deviceID {vf_request.device_id!r} is no VF of a PF here: {error}",
             "give the PCI address of a VF",
         ) from error
-    pf = _pf_of(vf_request, f"{roots.sys}/bus/pci/devices/{vf_request.device_id}/physfn")
+    pf = _pf_of(vf_request, f"{roots.device(vf_request.device_id)}/physfn")
     if vf_request.vf is not None and vf_request.vf != index:
         raise ConfigError(
             f"deviceID {vf_request.device_id} is VF {index} of {pf}, not vf {vf_request.vf}", "leave vf out"

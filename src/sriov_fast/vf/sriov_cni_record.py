@@ -67,7 +67,7 @@ def _attachment(conf: JsonObject, container_id: str, ifname: str, pci: str, root
 
 def _pf(pci: str, master: str, roots: Roots) -> tuple[str, int]:
     """Return name and index of the PF now; index 0 if it has no network device here."""
-    name = candidate.netdev_of(f"{roots.sys}/bus/pci/devices/{pci}/physfn") or master
+    name = candidate.netdev_of(f"{roots.device(pci)}/physfn") or master
     with nl.Socket() as host:
         link = candidate.named(host, name) if name else None
     return name, link.index if link else 0

@@ -31,7 +31,7 @@ RESTORE = "restore the VF"
 
 def observe(host: nl.Socket, reserved: ReservedVf, record: Attachment, roots: Roots) -> Attachment:
     """Return the record with the PF's settings of the VF, and the PF's MTU."""
-    function = os.stat(f"{roots.sys}/bus/pci/devices/{record.pci}").st_ino
+    function = os.stat(roots.device(record.pci)).st_ino
     observed, mtu = attach.observe_pf(host, reserved, record, roots)
     return observed.replace(before_mtu=mtu, incarnation=(function,))
 
@@ -76,7 +76,7 @@ def described(record: Attachment) -> Link:
 
 def faults(record: Attachment, roots: Roots) -> list[str]:
     """Return the fault of a VF that is missing or was made anew."""
-    if not is_there(f"{roots.sys}/bus/pci/devices/{record.pci}"):
+    if not is_there(roots.device(record.pci)):
         return [f"VF {record.pci} is gone"]
     return [] if find.is_same_function(record, roots) else [f"VF {record.pci} was made anew"]
 

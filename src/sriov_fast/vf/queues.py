@@ -10,7 +10,7 @@ import os
 from contextlib import contextmanager
 
 from sriov_fast.common import descriptors
-from sriov_fast.common.errors import FileError, KernelError, is_absent
+from sriov_fast.common.errors import EXHAUSTED, FileError, KernelError, is_absent
 from sriov_fast.kernel.backend import nl
 from sriov_fast.vf import irq
 from sriov_fast.vf.journal import MACVLAN
@@ -93,11 +93,16 @@ def apply(netns_fd: int, name: str, wanted: dict[str, str]) -> None:
 
 
 def restore(record: Attachment, name: str, host_fd: int, log: Logger) -> None:
-    """Restore the masks of a VF that is in the host; a refusal is logged."""
+    """Restore the masks of a VF that is in the host; a refusal is logged.
+
+    Raises SriovError or OSError if memory or descriptors ran out.
+    """
     try:
         left = _differing(masks(host_fd, name), record.before_queues)
         apply(host_fd, name, {file: record.before_queues[file] for file in left})
     except (FileError, KernelError, OSError) as error:
+        if error.errno in EXHAUSTED:
+            raise
         log.warning("the masks of the VF's queues are not restored", interface=name, why=error)
 
 

@@ -30,6 +30,7 @@ SHOWN = 200
 _LARGEST_CODE = (1 << 32) - 1  # CNI's library reads a code into 32 bits, without a sign
 _LONGEST_TEXT = 1000  # characters of its msg, and of its details
 
+_EXECUTABLE = stat.S_IXUSR | stat.S_IXGRP | stat.S_IXOTH
 # From signal.h, the same on every machine with SR-IOV; the module ``signal`` is slow to import.
 _SIGKILL = 9
 _SIGPIPE = 13
@@ -57,7 +58,7 @@ def find(kind: str, path: Sequence[str]) -> str:
         )
     for directory in directories:
         program = f"{directory}/{kind}"
-        if _is_file(program) and os.access(program, os.X_OK):
+        if _is_executable(program):
             return program
     raise IpamError(
         f"no IPAM plugin {kind!r} in CNI_PATH {':'.join(directories)}",
@@ -65,10 +66,11 @@ def find(kind: str, path: Sequence[str]) -> str:
     )
 
 
-def _is_file(path: str) -> bool:
-    """Say whether there is a regular file; IpamError where that could not be found out."""
+def _is_executable(path: str) -> bool:
+    """Return whether there is an executable file; IpamError if that is unknown."""
     try:
-        return stat.S_ISREG(os.stat(path).st_mode)
+        mode = os.stat(path).st_mode
+        return stat.S_ISREG(mode) and bool(mode & _EXECUTABLE)
     except OSError as error:
         if is_absent(error):
             return False

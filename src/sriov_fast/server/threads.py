@@ -18,7 +18,7 @@ from contextlib import suppress
 
 from sriov_fast.cni import request, response
 from sriov_fast.common import cpu, descriptors, log
-from sriov_fast.common.errors import SriovError
+from sriov_fast.common.errors import SriovError, is_there
 from sriov_fast.common.record import Record
 from sriov_fast.plugin import recovery, run
 from sriov_fast.plugin.context import Context, Reply
@@ -332,11 +332,11 @@ class Server:
 
     def _flush_outbox(self) -> None:
         """Repeat the releases of addresses that an address service did not answer."""
-        if not os.path.isdir(f"{self._roots.state}/pending"):
-            return
-        from sriov_fast.ipam.txipam import outbox  # late: most nodes never need it
-
         try:
+            if not is_there(f"{self._roots.state}/pending"):
+                return
+            from sriov_fast.ipam.txipam import outbox  # late: most nodes never need it
+
             outbox.flush(self._roots.state, self._log, time.monotonic() + self._options.upkeep_every / 2)
         except (SriovError, OSError) as error:
             self._log.error("pending releases of addresses failed", why=error)

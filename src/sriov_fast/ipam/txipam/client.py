@@ -9,7 +9,7 @@ from sriov_fast.common import json
 from sriov_fast.common.errors import ConfigError, DecodeError, IpamError
 from sriov_fast.common.record import Record
 from sriov_fast.ipam.keys import Keys, wrong
-from sriov_fast.ipam.txipam.connection import Request
+from sriov_fast.ipam.txipam.connection import HttpRequest
 from sriov_fast.ipam.txipam.retry import AllFailedError, Remotes
 from sriov_fast.ipam.txipam.settings import Settings, demand_allowed, parse_remote, read_token
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from typing import Any, TypeVar
 
-    from sriov_fast.ipam.txipam.connection import Reply
+    from sriov_fast.ipam.txipam.connection import HttpResponse
 
     T = TypeVar("T")
 
@@ -191,7 +191,7 @@ class Client:
         if self.settings.token_file:
             fields["Authorization"] = f"Bearer {read_token(self.settings.token_file)}"
         octets = b"" if body is None else json.dumps(body)
-        asked = Request(method=method, path=path, body=octets, fields=fields)
+        asked = HttpRequest(method=method, path=path, body=octets, fields=fields)
         remotes = Remotes(self._remotes, self.settings.trust, self._retries, self.deadline)
         try:
             remote, reply = remotes.ask(asked)
@@ -229,7 +229,7 @@ def _error(verb: str, msg: str, details: str, code: int) -> ServiceError:
 class Answer:
     """A reply of the service; errors name the remote."""
 
-    def __init__(self, verb: str, url: str, reply: Reply) -> None:
+    def __init__(self, verb: str, url: str, reply: HttpResponse) -> None:
         self._verb = verb
         self._reply = reply
         self.url = url

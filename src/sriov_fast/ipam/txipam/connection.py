@@ -34,7 +34,7 @@ class Remote(Record):
     prefix: str = ""
 
 
-class Request(Record):
+class HttpRequest(Record):
     """One request; ``fields`` are header fields in addition to those that every request has."""
 
     method: str
@@ -43,7 +43,7 @@ class Request(Record):
     fields: dict[str, str] = {}  # noqa: RUF012 (Value takes it out of the class; it is never modified)
 
 
-class Reply(Record):
+class HttpResponse(Record):
     """One reply; ``media_type`` is the type of its content without parameters, in lower case."""
 
     status: int
@@ -109,7 +109,7 @@ class Connection(http.client.HTTPConnection):
             except (OSError, ValueError) as error:
                 raise self._explained(error, sent=False) from error
 
-    def exchange(self, asked: Request, deadline: float) -> Reply:
+    def exchange(self, asked: HttpRequest, deadline: float) -> HttpResponse:
         """Send a request and return the final reply. Raises TryError."""
         self.since = time.monotonic()
         try:
@@ -130,7 +130,7 @@ class Connection(http.client.HTTPConnection):
             pass
         return False
 
-    def _exchange(self, asked: Request, deadline: float) -> Reply:
+    def _exchange(self, asked: HttpRequest, deadline: float) -> HttpResponse:
         sock = self.sock
         if sock is None:
             raise http.client.NotConnected
@@ -143,9 +143,9 @@ class Connection(http.client.HTTPConnection):
         if len(body) > MAX_BODY:
             raise _too_large()
         kind = response.headers.get("Content-Type", "").partition(";")[0].strip().lower()
-        return Reply(status=response.status, media_type=kind, body=body)
+        return HttpResponse(status=response.status, media_type=kind, body=body)
 
-    def _send(self, asked: Request) -> None:
+    def _send(self, asked: HttpRequest) -> None:
         fields = {"User-Agent": f"sriov-fast/{__version__}", "Accept": f"{JSON}, {PROBLEM}"}
         body = None
         if asked.body or asked.method == "POST":

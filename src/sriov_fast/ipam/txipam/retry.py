@@ -11,7 +11,7 @@ from sriov_fast.ipam.txipam.tls import Trust, TryError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from sriov_fast.ipam.txipam.connection import Remote, Reply, Request
+    from sriov_fast.ipam.txipam.connection import HttpRequest, HttpResponse, Remote
 
 _CONNECT_WAIT = 2.0  # seconds for TCP where another try is left; the kernel repeats its SYN after 1
 _PAUSE = 0.1  # seconds before the second try, twice as many before each one after it
@@ -41,7 +41,7 @@ class Remotes:
         self.uncertain = False
         self.tries = 0
 
-    def ask(self, asked: Request) -> tuple[Remote, Reply]:
+    def ask(self, asked: HttpRequest) -> tuple[Remote, HttpResponse]:
         """Return the remote that replied first, and its reply.
 
         A failure to connect, a lost reply and 502, 503, 504 lead to the next remote, and after a pause to the
@@ -66,7 +66,7 @@ class Remotes:
                 break
         raise AllFailedError(failed, self.tries)
 
-    def _try(self, remote: Remote, asked: Request, last: bool) -> Reply:
+    def _try(self, remote: Remote, asked: HttpRequest, last: bool) -> HttpResponse:
         """Try once, for half of the time that is left unless this is the last try."""
         now = time.monotonic()
         deadline = self.deadline if last else now + max(0.0, self.deadline - now) / 2
@@ -82,7 +82,7 @@ class Remotes:
             raise UnreadyError(reply)
         return reply
 
-    def _on_kept(self, key: Key, asked: Request, deadline: float) -> Reply | None:
+    def _on_kept(self, key: Key, asked: HttpRequest, deadline: float) -> HttpResponse | None:
         """Ask on an idle connection; return None if there is none, or the peer was about to close it.
 
         A request that was cut off may be repeated at once, since all requests to the service are idempotent.
@@ -97,7 +97,7 @@ class Remotes:
         return None
 
     @staticmethod
-    def _on(connection: Connection, key: Key, asked: Request, deadline: float) -> Reply:
+    def _on(connection: Connection, key: Key, asked: HttpRequest, deadline: float) -> HttpResponse:
         reply = None
         try:
             reply = connection.exchange(asked, deadline)
@@ -126,7 +126,7 @@ def _random() -> float:
 class UnreadyError(TryError):
     """The service, or a proxy in front of it, cannot answer now."""
 
-    def __init__(self, reply: Reply) -> None:
+    def __init__(self, reply: HttpResponse) -> None:
         super().__init__(
             f"answered with status {reply.status}",
             "try again; the service's log says why",

@@ -23,7 +23,7 @@ _errno = 0
 
 
 def prelude(errno: int, **times: int) -> str:
-    """Let the requests of a kind fail with an errno: so many of "up", "mac" and "vf"; lose "late" MACs."""
+    """Let so many "up", "mac", "vf" and "macvlan" requests fail with an errno, and lose "late" MACs."""
     return (
         f"import sys; sys.path.append({str(TESTS)!r}); "
         f"from harness import busy_driver; busy_driver.install({errno}, {times!r})"
@@ -63,6 +63,7 @@ class Socket(REAL.Socket):
         given = _arguments.get(_bytes_of(batch, position), {})
         kind = "vf" if operation.startswith("set vf") else "mac" if given.get("mac") else ""
         kind = "up" if given.get("up") else kind
+        kind = "macvlan" if "macvlan" in operation else kind
         if not _take(kind):
             if kind == "vf" or (kind == "mac" and _take("late")):
                 return None

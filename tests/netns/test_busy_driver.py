@@ -72,3 +72,21 @@ def test_the_wait_is_bounded(node: Node, kind: str, more: dict[str, Any], limit:
     assert kind == "late" or os.strerror(errno.EBUSY) in done.stdout.decode()
     assert (limit or 2.0) < took < 10.0
     assert node.kept() == before | {"pods": node.kept()["pods"]}
+
+
+@pytest.mark.parametrize(
+    ("number", "code", "words"),
+    [
+        (errno.EOPNOTSUPP, 7, "attach macvlan: the kernel has no macvlan"),
+        (errno.EBUSY, 101, "attach macvlan: VF 0 of pf0 (pf0v0) has a device on top of it"),
+    ],
+    ids=errno.errorcode.get,
+)
+def test_a_macvlan_that_the_kernel_refuses(node: Node, number: int, code: int, words: str) -> None:
+    """The error says why, and everything is undone."""
+    before, pod = node.state(), node.pod()
+    node.prelude = busy_driver.prelude(number, macvlan=10**6)
+    done = node.run("ADD", node.conf(vf=0, attach="macvlan"), pod)
+    assert (done.status, done.json["code"]) == (1, code), done
+    assert done.json["msg"].startswith(words)
+    assert (node.state(), node.records()) == (before, [])

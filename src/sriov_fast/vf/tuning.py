@@ -6,6 +6,7 @@ sysctls need no restoring. ``device`` restores the flags.
 
 from __future__ import annotations
 
+import errno
 from contextlib import suppress
 
 from sriov_fast.common.errors import ConfigError, FileError, is_absent, is_there
@@ -63,9 +64,11 @@ def _set(netns_fd: int, record: Attachment, key: str, value: str) -> None:
     try:
         nl.netns_write(netns_fd, _path(key, record.ifname), value)
     except OSError as error:
-        raise ConfigError(
+        is_wrong = error.errno in (errno.EINVAL, errno.ERANGE)
+        kind = ConfigError if is_wrong else FileError
+        raise kind(
             f"sysctl {key} = {value!r}: {error.strerror}",
-            "give a value that the kernel takes; /proc/sys must be writable",
+            "give a value that the kernel takes" if is_wrong else "see whether /proc/sys can be written to",
             errno=error.errno or 0,
             interface=record.ifname,
             vf=record.vf,

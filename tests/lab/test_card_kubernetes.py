@@ -6,6 +6,8 @@ import json
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from harness.card import Card, Node, differences
 from harness.pod import ip, link
 
@@ -70,6 +72,7 @@ def attach_as_sriov_cni(card: Card, pod: str, directory: Path) -> dict[str, Any]
     return conf
 
 
+@pytest.mark.modes("process")  # the shared server reads the files in their ordinary place
 def test_an_attachment_of_the_sriov_cni(node: Node, card: Card, tmp_path: Path) -> None:
     before = card.state()
     pod = node.pod()

@@ -73,7 +73,7 @@ def test_the_daemonset_has_few_rights(daemonset: dict[str, Any]) -> None:
     assert (rights["privileged"], rights["readOnlyRootFilesystem"]) == (False, True)
     assert rights["capabilities"] == {"drop": ["ALL"], "add": ["NET_ADMIN", "NET_RAW", "SYS_ADMIN"]}
     writable = {each["mountPath"] for each in container["volumeMounts"] if not each.get("readOnly")}
-    state = {"/var/lib/cni", "/run/sriov-fast", "/var/lib/sriov-fast"}
+    state = {"/var/lib/cni", "/run/sriov-fast", "/var/lib/sriov-fast", "/var/run/k8s.cni.cncf.io"}
     assert writable == {"/host/opt/cni/bin", "/host/proc", *state}
 
 

@@ -16,7 +16,7 @@ def rebind(node: Node, *indices: int, driver: str = "vfio-pci") -> None:
         node.tree.bind(index, driver)
 
 
-def test_603_by_device_id(node: Node) -> None:
+def test_609_by_device_id(node: Node) -> None:
     """A VF bound to vfio-pci and named by deviceID was refused with "try again", for ever."""
     rebind(node, 0)
     pod, conf = node.pod(), node.conf(master=None, deviceID=node.tree.pci(0))
@@ -26,7 +26,7 @@ def test_603_by_device_id(node: Node) -> None:
     assert node.records() == []
 
 
-def test_603_none_has_a_network_device(node: Node) -> None:
+def test_609_none_has_a_network_device(node: Node) -> None:
     """A PF with VFs for userspace alone said "try again" as well, to a request that names none."""
     rebind(node, 0, 1)
     said = node.refused(7, "ADD", node.conf(), node.pod())
@@ -35,7 +35,7 @@ def test_603_none_has_a_network_device(node: Node) -> None:
 
 
 @pytest.mark.modes("process", "resident")
-def test_604_check_of_an_attachment_of_the_sriov_cni(node: Node) -> None:
+def test_610_check_of_an_attachment_of_the_sriov_cni(node: Node) -> None:
     """CHECK missed the interface of a VF that the SR-IOV CNI had given to a program: it never had one."""
     rebind(node, 0)
     pod, pci = node.pod(), node.tree.pci(0)

@@ -7,6 +7,7 @@ import re
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -25,7 +26,7 @@ from sriov_fast.common.errors import (
     UnavailableError,
 )
 from sriov_fast.ipam import keys
-from sriov_fast.ipam.host_local import plugin, ranges, store
+from sriov_fast.ipam.host_local import ranges, store
 from sriov_fast.ipam.host_local.plugin import HostLocal
 from sriov_fast.ipam.keys import Keys, parse_ip, show_ip
 from sriov_fast.ipam.kinds import builtin
@@ -476,16 +477,18 @@ def test_a_second_address_is_refused_whoever_gave_the_first(net: Net) -> None:
     assert net.fails("b").code == BusyError.code
 
 
-def reads(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """Every file of the store that is read from now on."""
+def reads(net: Net, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Every file of the store that is opened to be read from now on, without the lock."""
     found: list[str] = []
-    read = store.Store._read
+    opened = os.open
 
-    def noted(self: store.Store, name: str) -> bytes | None:
-        found.append(name)
-        return read(self, name)
+    def noted(path: str, flags: int, *args: Any, **more: Any) -> int:
+        directory, name = os.path.split(path)
+        if directory == str(net.store) and not flags & (os.O_WRONLY | os.O_CREAT):
+            found.append(name)
+        return opened(path, flags, *args, **more)
 
-    monkeypatch.setattr(store.Store, "_read", noted)
+    monkeypatch.setattr(os, "open", noted)
     return found
 
 
@@ -493,7 +496,7 @@ def test_recorded_addresses_are_read_first(net: Net, monkeypatch: pytest.MonkeyP
     """CHECK and DEL read no other file if the record is right."""
     for pod in "abc":
         net.add(pod)
-    found = reads(monkeypatch)
+    found = reads(net, monkeypatch)
     ipam = net.ipam("b", net.conf(LEGACY)).replace(recorded=("10.1.2.3/29",))
     ipam.run("CHECK")
     ipam.run("DEL")
@@ -535,14 +538,13 @@ def test_a_recorded_address_that_cannot_be_read(net: Net, monkeypatch: pytest.Mo
 
 def test_a_large_store_is_not_read_by_add(net: Net, monkeypatch: pytest.MonkeyPatch) -> None:
     """There an ADD does not look for a first address of the interface; a DEL without a record does."""
-    monkeypatch.setattr(plugin, "MOST_READ", 4)
-    for octet in range(10, 20):
+    for octet in range(10, 50):
         net.put(f"10.1.2.{octet}", f"p{octet}\r\neth0")
-    found = reads(monkeypatch)
+    found = reads(net, monkeypatch)
     assert net.add("p10") == ["10.1.2.2/29"]
     assert found == ["last_reserved_ip.0"]
     net.delete("p10")
-    assert set(net.files()) == {f"10.1.2.{octet}" for octet in range(11, 20)}
+    assert set(net.files()) == {f"10.1.2.{octet}" for octet in range(11, 50)}
 
 
 def test_check(net: Net) -> None:
@@ -670,14 +672,29 @@ def test_the_whole_of_ipv6(net: Net) -> None:
 # --- the lock
 
 
-def test_it_waits_for_the_lock_and_gives_up(net: Net, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("umask", [0o000, 0o002, 0o077])
+def test_the_umask_opens_no_directory(net: Net, umask: int) -> None:
+    """With another umask, a request refused the parent of the store that the one before had made."""
+    before = os.umask(umask)
+    try:
+        assert [net.add("a"), net.add("b")] == [["10.1.2.2/29"], ["10.1.2.3/29"]]
+    finally:
+        os.umask(before)
+    modes = {path.stat().st_mode & 0o777 for path in (net.store, net.store.parent)}
+    assert modes == {0o755 & ~umask}
+
+
+def test_it_waits_for_the_lock_and_gives_up(net: Net) -> None:
+    """It waits for the rest of the request's time."""
     net.add("a")
-    monkeypatch.setattr(store.Store.__init__, "__defaults__", (0.05,))
+    late = HostLocal(config=net.conf(LEGACY), container_id="b", ifname="eth0", ends=time.monotonic() + 0.1)
     with store.Store(str(net.store)):
-        before = len(os.listdir("/proc/self/fd"))
-        error = net.fails("b")
-        assert (error.code, "lock" in error.msg) == (11, True)
-        assert len(os.listdir("/proc/self/fd")) == before
+        before, files = len(os.listdir("/proc/self/fd")), net.files()
+        with pytest.raises(IpamError, match="lock") as caught:
+            late.run("ADD")
+        assert caught.value.code == 11
+        assert time.monotonic() >= late.ends
+        assert (len(os.listdir("/proc/self/fd")), net.files()) == (before, files)
     assert net.add("b") == ["10.1.2.3/29"]
 
 
@@ -727,22 +744,23 @@ def broken_unlink(path: str) -> Callable[[str], None]:
 
 def test_a_full_disk_takes_nothing(net: Net, monkeypatch: pytest.MonkeyPatch) -> None:
     net.add("z")
+    write = os.write
+    for name in ("sriov-fast.new", "last_reserved_ip.0", "last_reserved_ip.1"):
 
-    def full(*_: object) -> int:
-        raise OSError(28, "No space left on device")
+        def full(fd: int, data: bytes, name: str = name) -> int:
+            if os.readlink(f"/proc/self/fd/{fd}") == f"{net.store}/{name}":
+                raise OSError(28, "No space left on device")
+            return write(fd, data)
 
-    monkeypatch.setattr(os, "write", full)
-    error = net.fails("a", DUAL)
-    assert (type(error), error.code, error.errno) == (IpamError, 5, 28)
-    monkeypatch.undo()
-    monkeypatch.setattr(store.Store, "_remember", full)
-    assert net.fails("a", DUAL).errno == 28
-    monkeypatch.undo()
+        monkeypatch.setattr(os, "write", full)
+        error = net.fails("a", DUAL)
+        assert (type(error), error.code, error.errno) == (IpamError, 5, 28), name
+        monkeypatch.undo()
     monkeypatch.setattr(os, "unlink", broken_unlink(f"{net.store}/sriov-fast.new"))
     assert net.fails("a", DUAL).errno == 5
     monkeypatch.undo()
     assert set(net.files()) == {"10.1.2.2"}
-    assert net.add("a") == ["10.1.2.3/29"]
+    assert net.add("a") == ["10.1.2.4/29"]  # 10.1.2.3 was the first range's before the second one failed
 
 
 def open_fds() -> set[str]:

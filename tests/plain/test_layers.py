@@ -17,7 +17,7 @@ ORDER = (
     "__init__",
     *("common.__init__", "common.errors", "common.record", "common.ip", "common.json"),
     "common.json_object",
-    *("common.descriptors", "common.files", "common.log", "common.cni_args", "common.cpu", "common.paths"),
+    *("common.descriptors", "common.paths", "common.files", "common.log", "common.cni_args", "common.cpu"),
     *("common.sd_notify", "common.table", "common.helpers", "common.executor", "common.trace"),
     "ipamd_api",
     *("_nl", "_sysfs", "_irq"),

@@ -13,7 +13,7 @@ import fcntl
 import os
 import stat
 
-from sriov_fast.common import descriptors
+from sriov_fast.common import descriptors, paths
 from sriov_fast.common.errors import ConfigError, FileError, RefusedError, is_absent
 from sriov_fast.common.record import Record
 
@@ -336,7 +336,7 @@ def create(where: str, path: str, content: bytes) -> None:
     """
     base, rest = _placed(where, path)
     try:
-        os.makedirs(base, 0o755, exist_ok=True)
+        paths.make_directories(base, 0o755)
         with open(_open_below(base, rest, _CREATE), "wb") as file:
             os.fchmod(file.fileno(), 0o444)
             file.write(content)

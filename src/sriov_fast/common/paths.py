@@ -30,6 +30,20 @@ class Roots(Record):
         return f"{self.sys}/bus/{'auxiliary' if is_auxiliary(address) else 'pci'}/devices/{address}"
 
 
+def make_directories(path: str, mode: int) -> None:
+    """Create a directory and its missing parents, each with this mode or less, whatever the umask.
+
+    ``os.makedirs`` gives its mode to the last one only.
+    """
+    try:
+        os.mkdir(path, mode)
+    except FileNotFoundError:
+        make_directories(os.path.dirname(path), mode)
+        make_directories(path, mode)
+    except FileExistsError:
+        pass
+
+
 def private_directory(run: str, name: str) -> str:
     """Create ``run`` and ``name`` in it for root alone (0700), if they are missing; return the path."""
     os.makedirs(os.path.dirname(run), exist_ok=True)

@@ -12,7 +12,7 @@ import fcntl
 import os
 import time
 
-from sriov_fast.common import descriptors
+from sriov_fast.common import descriptors, paths
 from sriov_fast.common.errors import IpamError, is_absent
 from sriov_fast.ipam.keys import parse_ip
 
@@ -203,7 +203,7 @@ def _open_lock(path: str) -> int:
     try:
         return os.open(f"{path}/lock", flags, 0o750)
     except FileNotFoundError:
-        os.makedirs(path, 0o755, exist_ok=True)
+        paths.make_directories(path, 0o755)
         return os.open(f"{path}/lock", flags, 0o750)
 
 

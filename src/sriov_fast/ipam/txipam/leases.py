@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import os
 
+from sriov_fast.common import paths
+
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from sriov_fast.ipam.txipam.client import Owner
@@ -30,16 +32,10 @@ def remember(run: str, owner: Owner, lease: str) -> None:
         try:
             os.symlink(lease, path)
         except FileNotFoundError:
-            _make_directories(run, owner.network)
+            paths.make_directories(_directory(run, owner.network), 0o700)
             os.symlink(lease, path)
     except OSError:
         pass  # the release asks the service for the lease
-
-
-def _make_directories(run: str, network: str) -> None:
-    """Make the missing directories, each 0700: ``makedirs`` gives its mode to the last one only."""
-    for directory in (run, f"{run}/leases", _directory(run, network)):
-        os.makedirs(directory, 0o700, exist_ok=True)
 
 
 def recall(run: str, owner: Owner) -> str:

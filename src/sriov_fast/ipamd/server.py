@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import gc
 import logging
 import os
@@ -11,7 +12,7 @@ import signal
 import socket
 import ssl
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -74,8 +75,8 @@ async def _serve(found: Settings, config: Config | None) -> None:
             authenticator = Authenticator(options.auth, tokens, options.admins)
             limits = accept.bounds(Bounds(options.max_connections, options.max_connections_per_address))
             uvicorn_config = _uvicorn(_layers(app, authenticator, metrics, options), options, limits)
-            server = _UvicornServer(uvicorn_config, reload, limits, tls)
-            _tell_start(found, sockets, tls)
+            tell_start = functools.partial(_tell_start, found, sockets, tls)
+            server = _UvicornServer(uvicorn_config, reload, limits, tls, tell_start)
             await server.serve(sockets)
     log.info("stopped")
 
@@ -302,10 +303,18 @@ class _UvicornServer(uvicorn.Server):
     The module ``accept`` accepts connections: uvicorn counts none before the end of its handshake.
     """
 
-    def __init__(self, config: uvicorn.Config, reload: Reload, limits: Bounds, tls: Tls | None) -> None:
+    def __init__(
+        self,
+        config: uvicorn.Config,
+        reload: Reload,
+        limits: Bounds,
+        tls: Tls | None,
+        tell_start: Callable[[], None],
+    ) -> None:
         super().__init__(config)
         protocol: Any = config.http_protocol_class
         self._reload = reload
+        self._tell_start = tell_start  # when SIGTERM stops the service gracefully
         self._acceptor = accept.Acceptor(limits, self._protocol, tls.context if tls else None)
         self._connections: set[Connection] = protocol.opened
         self._accepting: list[asyncio.Task[None]] = []
@@ -323,6 +332,7 @@ class _UvicornServer(uvicorn.Server):
         await super().startup([])
         loop = asyncio.get_running_loop()
         self._accepting = [loop.create_task(self._acceptor.serve(each)) for each in sockets or []]
+        self._tell_start()
         _notify("READY=1")
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:

@@ -273,6 +273,8 @@ def pki(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "-nodes",
         "-subj",
         "/CN=ca",
+        "-addext",
+        "keyUsage=critical,keyCertSign",
         "-keyout",
         f"{root}/ca.key",
         "-out",
@@ -294,7 +296,9 @@ def pki(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "-out",
         f"{root}/end.csr",
     )
-    (root / "ext").write_text("subjectAltName=IP:127.0.0.1\nextendedKeyUsage=serverAuth,clientAuth\n")
+    keys = "subjectKeyIdentifier=hash\nauthorityKeyIdentifier=keyid\n"  # demanded by Python 3.13
+    names = "subjectAltName=IP:127.0.0.1\nextendedKeyUsage=serverAuth,clientAuth\n"
+    (root / "ext").write_text(keys + names)
     openssl(
         "x509",
         "-req",

@@ -290,13 +290,13 @@ async def open_service(url: str, *, clock: Callable[[], float] = time.time, **op
 
 async def open_store(url: str, **options: Any) -> Store:
     """Open a store by its URL; `options` are those of the URL's query."""
-    parts = urlsplit(url)
-    if parts.scheme == "sqlite":
+    scheme = url.partition(":")[0]
+    if scheme == "sqlite":
         from sriov_fast.ipamd.store_sqlite import open_sqlite
 
-        return open_sqlite(parts.path)
-    if parts.scheme == "etcd":
+        return open_sqlite(urlsplit(url).path)
+    if scheme == "etcd":
         from sriov_fast.ipamd.store_etcd import open_etcd
 
         return await open_etcd(url, **options)
-    raise Invalid(f"store: {parts.scheme!r} is neither sqlite:///path nor etcd://host:port,...")
+    raise Invalid(f"store: {scheme!r} is neither sqlite:///path nor etcd://host:port,...")

@@ -272,13 +272,14 @@ class EtcdStore:
 
 def read_settings(url: str, **options: Any) -> Settings:
     """Parse `etcd://[user:password@]host:port,...?ca=&cert=&key=&prefix=&tls=`."""
-    parts = urlsplit(url)
-    given: dict[str, str] = dict(parse_qsl(parts.query))
+    # urlsplit refuses an address in brackets behind another host since Python 3.13
+    place, _, query = url.partition("://")[2].partition("?")
+    given: dict[str, str] = dict(parse_qsl(query))
     given.update({key: str(value) for key, value in options.items() if value is not None})
     unknown = sorted(given.keys() - {"ca", "cert", "key", "prefix", "tls", "user", "password"})
     if unknown:
         raise Invalid(f"store: etcd has no option {unknown[0]!r}")
-    login, _, hosts = parts.netloc.rpartition("@")
+    login, _, hosts = place.partition("/")[0].rpartition("@")
     user, _, password = login.partition(":")
     tls = None
     if given.keys() & {"ca", "cert"} or given.get("tls", "") in ("1", "true", "yes"):

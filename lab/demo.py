@@ -402,6 +402,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--keep", action="store_true", help="leave the pods; say how to take them down")
     args = parser.parse_args(argv)
+    os.umask(0o022)  # root's rules must not be writable for others
     signal.signal(signal.SIGTERM, _interrupt)
     try:
         return play(args.pf, args.ipam, args.keep, args.attach)

@@ -35,6 +35,12 @@ def interruptible() -> None:
 
 
 @pytest.fixture(scope="session", autouse=True)
+def others_write_nothing() -> None:
+    """Files of the tests are theirs alone: the plugin refuses directories that others may write to."""
+    os.umask(0o022)
+
+
+@pytest.fixture(scope="session", autouse=True)
 def root_allows(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """Network configurations may name files in the tests' own directory (docs/security.md)."""
     top = tmp_path_factory.getbasetemp()

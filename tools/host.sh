@@ -41,6 +41,7 @@ has mount || need mount
 # A distribution's package may start the service as well; the tests start their own.
 has etcd || need etcd-server
 has promtool || need prometheus
+has kubectl || need kubernetes-client
 [ -e /opt/cni/bin/host-local ] || [ -e /usr/lib/cni/host-local ] || need containernetworking-plugins
 
 if [ -n "$missing" ]; then

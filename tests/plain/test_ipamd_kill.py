@@ -24,7 +24,7 @@ def run_and_kill(url: str, name: str, seconds: float) -> list[list[str]]:
     command = [sys.executable, str(REPLICA), url, name, "64", "100000"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, env=env) as process:
         assert process.stdout is not None
-        first = process.stdout.readline()
+        first = b"".join(process.stdout.readline() for _ in range(65))
         killer = subprocess.Popen(["sh", "-c", f"sleep {seconds}; kill -9 {process.pid}"])
         rest = process.stdout.read()
         killer.wait()
@@ -43,7 +43,6 @@ def test_acknowledged_is_there_after_a_kill(tmp_path: Path) -> None:
     unsure: set[str] = set()
     for turn in range(TIMES):
         lines = run_and_kill(url, f"r{turn}x", random.uniform(0.05, 0.6))
-        assert len(lines) > 64
         for verb, name, *found in lines:
             if verb == "took":
                 assert name not in held

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import threading
 from collections.abc import Callable, Iterator
@@ -37,8 +38,13 @@ def test_no_cpu_of_ours(number: int) -> None:
 
 
 def test_what_the_kernel_refuses(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cpu, "_allowed", {70000})
-    cpu.stay(70000)
+    """The CPU has gone offline, or to another cpuset."""
+
+    def refuse(thread: int, numbers: object) -> None:
+        raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
+
+    monkeypatch.setattr(os, "sched_setaffinity", refuse)
+    cpu.stay(min(ALLOWED))
     assert (os.sched_getaffinity(0), cpu.kept()) == (ALLOWED, -1)
 
 

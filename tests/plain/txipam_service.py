@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import json
 import select
 import socket
@@ -18,25 +17,15 @@ from urllib.parse import parse_qs, unquote, urlsplit
 
 import trustme
 
+from harness import pod
+
 REASONS = {200: "OK", 201: "Created", 204: "No Content"}
 
 
 def listen(port: int, netns: str = "") -> socket.socket:
     """Listen on the loopback device, of a network namespace if one is named."""
-    if not netns:
+    with pod.inside(netns):
         return socket.create_server(("127.0.0.1", port))
-    made: list[socket.socket] = []
-    # A thread of its own, since a thread that has entered a namespace stays there.
-    thread = threading.Thread(target=lambda: made.append(_entered(netns, port)))
-    thread.start()
-    thread.join()
-    return made[0]
-
-
-def _entered(netns: str, port: int) -> socket.socket:
-    with open(f"/run/netns/{netns}") as file:
-        assert ctypes.CDLL(None, use_errno=True).setns(file.fileno(), 0) == 0, ctypes.get_errno()
-    return socket.create_server(("127.0.0.1", port))
 
 
 class Seen(NamedTuple):

@@ -272,7 +272,7 @@ class EtcdStore:
 
 def read_settings(url: str, **options: Any) -> Settings:
     """Parse `etcd://[user:password@]host:port,...?ca=&cert=&key=&prefix=&tls=`."""
-    # urlsplit refuses an address in brackets behind another host since Python 3.13
+    # newer versions of urlsplit refuse an address in brackets behind another host
     place, _, query = url.partition("://")[2].partition("?")
     given: dict[str, str] = dict(parse_qsl(query))
     given.update({key: str(value) for key, value in options.items() if value is not None})

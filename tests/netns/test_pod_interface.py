@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import subprocess
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -80,7 +81,7 @@ def test_a_flag_is_switched_off_in_the_pod_only(node: Node) -> None:
     ("key", "value", "why"),
     [
         ("net.ipv4.conf.IFNAME.no_such_key", "1", "the kernel has no net/ipv4/conf/IFNAME/no_such_key"),
-        ("net.ipv4.conf.IFNAME.rp_filter", "many", "rp_filter = 'many': Invalid argument"),
+        ("net.ipv4.conf.IFNAME.rp_filter", "many", "eth0/rp_filter = 'many': Invalid argument"),
         ("net.ipv4.conf.all.rp_filter", "1", "net.ipv4.conf.all.rp_filter is no sysctl of the interface"),
     ],
 )
@@ -90,3 +91,26 @@ def test_a_wrong_sysctl_changes_nothing(node: Node, key: str, value: str, why: s
     assert (done.json["code"], why in done.json["msg"]) == (7, True), done
     node.homed()
     assert node.kept() | {"pods": {}} == before | {"pods": {}}
+
+
+@pytest.mark.modes("process")
+def test_a_read_only_proc_sys(node: Node, tmp_path: Path) -> None:
+    """A container has one, and the node's /proc at another place: the sysctls are set through that."""
+    proc = tmp_path / "proc"
+    proc.mkdir()
+    link = node.tree.proc / "sys/net"
+    link.unlink()
+    link.symlink_to(proc / "sys/net")
+    mounts = (
+        f"mount -t proc proc {proc}; mount --bind /proc/sys /proc/sys; mount -o remount,bind,ro /proc/sys"
+    )
+    inside = ["unshare", "-m", "sh", "-ec", f'{mounts}; exec "$@"', "sh"]
+    enter = node.enter()
+    node.enter = lambda: [*enter, *inside]  # type: ignore[method-assign]
+    pod = node.pod()
+    ip_disabled = ["ip", "netns", "exec", pod, "sysctl", "-qw", "net.ipv6.conf.default.disable_ipv6=1"]
+    subprocess.run(ip_disabled, check=True)
+    node.add(config(node, ipam=IPV6, sysctl=SYSCTLS), pod)
+    assert sysctl(pod, "ipv6/conf/IFNAME/keep_addr_on_down") == "1"
+    assert sysctl(pod, "ipv4/conf/IFNAME/rp_filter") == "2"
+    assert node.addresses("eth0", pod) == ["fd00::2/64"]

@@ -111,7 +111,7 @@ def _attach(call: Call, record: Attachment, access: Access, addresses: Addresses
     call.step(mode.ENTER, "kernel")
     prepared, pod = planning.result() if planning else plan()
     call.step("wait for IPAM", "ipam")
-    link = _set_addresses(prepared, access, pod)
+    link = _set_addresses(prepared, access, pod, call.roots.proc)
     call.step("addresses and routes", "kernel")
     call.demand_time()
     pinned = _pinned(call, record, pinning)
@@ -154,7 +154,7 @@ def _require_possible(call: Call) -> None:
             f"cores: deviceID {call.conf.device_id} is an auxiliary device, whose interrupts cannot be pinned"
         )
         raise ConfigError(msg, "leave that out, or name a VF")
-    tuning.require_known(call.conf.sysctl)
+    tuning.require_known(call.conf.sysctl, call.roots.proc)
     if call.conf.device_info:
         from sriov_fast.plugin import device_info  # late: Multus asks for it, if a network says so
 
@@ -277,10 +277,11 @@ def _journaled(call: Call, reserved: ReservedVf, host: nl.Socket) -> Attachment:
 # --- in the pod
 
 
-def _set_addresses(prepared: Prepared, access: Access, pod: DriverSocket) -> Link:
+def _set_addresses(prepared: Prepared, access: Access, pod: DriverSocket, proc: str) -> Link:
     """Set addresses and routes; return the device as the kernel then shows it."""
     record = prepared.record
-    tuning.set_sysctls(access.pod_netns, record, ipv6=any(":" in cidr for cidr in record.addresses))
+    has_ipv6 = any(":" in cidr for cidr in record.addresses)
+    tuning.set_sysctls(access.pod_netns, record, proc, ipv6=has_ipv6)
     link = attach.address(pod, record, _addressing(prepared, pod))
     link = attach.verify(access.host, pod, record, link)
     return link.replace(index=record.ifindex) if record.attach == MACVLAN else link

@@ -193,14 +193,14 @@ def _device(answer: Link | NetlinkError) -> Link:
     return answer
 
 
-def write_disable_ipv6(netns_fd: int, name: str, value: str) -> None:
+def write_disable_ipv6(netns_fd: int, name: str, value: str, proc: str = "/proc") -> None:
     """Write the sysctl disable_ipv6 of a device; raises OSError.
 
     The kernel does not wait for RTNL here, it restarts the system call until RTNL is free. So one thread of
     a burst does that at a time.
     """
     with _ONE_WRITER:
-        nl.netns_write(netns_fd, f"/proc/sys/net/ipv6/conf/{name}/disable_ipv6", value)
+        nl.netns_write(netns_fd, f"{proc}/sys/net/ipv6/conf/{name}/disable_ipv6", value)
 
 
 def set_disable_ipv6(name: str, value: str) -> None:

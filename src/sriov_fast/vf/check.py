@@ -21,7 +21,7 @@ def check(record: Attachment, netns_fd: int, roots: Roots) -> None:
     ``record`` is the journal's, or the journal's with the values of ``prevResult``. ``netns_fd`` is of the
     pod's namespace, and not used for a VF with a userspace driver.
     """
-    faults = [] if record.attach == USERSPACE else _pod_faults(record, netns_fd)
+    faults = [] if record.attach == USERSPACE else _pod_faults(record, netns_fd, roots)
     with nl.Socket() as host:
         faults += _pf_faults(host, record)
     faults += modes.of(record).faults(record, roots)
@@ -32,7 +32,7 @@ def check(record: Attachment, netns_fd: int, roots: Roots) -> None:
         raise _fault(record, "; ".join(faults))
 
 
-def _pod_faults(record: Attachment, netns_fd: int) -> list[str]:
+def _pod_faults(record: Attachment, netns_fd: int, roots: Roots) -> list[str]:
     with nl.Socket(netns_fd) as pod:
         link = _device(pod, record)
         faults = [*_device_faults(link, record), *_address_faults(pod, link, record)]
@@ -40,7 +40,7 @@ def _pod_faults(record: Attachment, netns_fd: int) -> list[str]:
         from sriov_fast.vf import queues  # late: few configurations have these keys
 
         faults += queues.faults(record, netns_fd)
-    return faults + tuning.faults(netns_fd, record, link)
+    return faults + tuning.faults(netns_fd, record, link, roots.proc)
 
 
 def _fault(record: Attachment, what: str) -> CheckError:

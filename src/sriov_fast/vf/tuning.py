@@ -33,18 +33,18 @@ _ALWAYS = (
 _FOR_IPV6 = ("net/ipv6/conf/IFNAME/keep_addr_on_down",)
 
 
-def require_known(sysctls: Iterable[str]) -> None:
+def require_known(sysctls: Iterable[str], proc: str) -> None:
     """Raise ConfigError (7) for a sysctl that the kernel does not have."""
     for key in sysctls:
-        if not is_there(_path(key, "lo")):  # the device that every namespace has
+        if not is_there(_path(key, "lo", proc)):  # the device that every namespace has
             raise ConfigError(f"sysctl: the kernel has no {key}", "see sysctl -a for the names")
 
 
-def _path(key: str, ifname: str) -> str:
-    return f"/proc/sys/{key.replace(IFNAME, ifname)}"
+def _path(key: str, ifname: str, proc: str) -> str:
+    return f"{proc}/sys/{key.replace(IFNAME, ifname)}"
 
 
-def set_sysctls(netns_fd: int, record: Attachment, *, ipv6: bool) -> None:
+def set_sysctls(netns_fd: int, record: Attachment, proc: str, *, ipv6: bool) -> None:
     """Set the sysctls of the pod's interface; with ``ipv6`` also those that IPv6 addresses need.
 
     Many runtimes disable IPv6 in new namespaces. Only a refusal of a requested sysctl is an error: the kernel
@@ -52,22 +52,22 @@ def set_sysctls(netns_fd: int, record: Attachment, *, ipv6: bool) -> None:
     """
     with suppress(OSError):
         if ipv6:
-            attach.write_disable_ipv6(netns_fd, record.ifname, "0")
+            attach.write_disable_ipv6(netns_fd, record.ifname, "0", proc)
     for key in _ALWAYS + _FOR_IPV6 if ipv6 else _ALWAYS:
         with suppress(OSError):
-            nl.netns_write(netns_fd, _path(key, record.ifname), "1")
+            nl.netns_write(netns_fd, _path(key, record.ifname, proc), "1")
     for key, value in record.sysctl.items():
-        _set(netns_fd, record, key, value)
+        _set(netns_fd, record, _path(key, record.ifname, proc), value)
 
 
-def _set(netns_fd: int, record: Attachment, key: str, value: str) -> None:
+def _set(netns_fd: int, record: Attachment, path: str, value: str) -> None:
     try:
-        nl.netns_write(netns_fd, _path(key, record.ifname), value)
+        nl.netns_write(netns_fd, path, value)
     except OSError as error:
         is_wrong = error.errno in (errno.EINVAL, errno.ERANGE)
         kind = ConfigError if is_wrong else FileError
         raise kind(
-            f"sysctl {key} = {value!r}: {error.strerror}",
+            f"sysctl {path} = {value!r}: {error.strerror}",
             "give a value that the kernel takes" if is_wrong else "see whether /proc/sys can be written to",
             errno=error.errno or 0,
             interface=record.ifname,
@@ -92,7 +92,7 @@ def _flags_of(record: Attachment) -> tuple[tuple[int, bool | None], ...]:
     return (IFF_PROMISC, record.promisc), (IFF_ALLMULTI, record.allmulti)
 
 
-def faults(netns_fd: int, record: Attachment, link: Link) -> list[str]:
+def faults(netns_fd: int, record: Attachment, link: Link, proc: str) -> list[str]:
     """Return the differences of the pod's device from the requested flags and sysctls."""
     names = ("promisc", "allmulti")
     found = [
@@ -101,21 +101,21 @@ def faults(netns_fd: int, record: Attachment, link: Link) -> list[str]:
         if value is not None and value != bool((link.settings.flags or 0) & bit)
     ]
     for key, value in record.sysctl.items():
-        now = _read(netns_fd, record, key)
+        now = _read(netns_fd, record, _path(key, record.ifname, proc))
         if now.split() != value.split():
             found.append(f"sysctl {key} is {now or 'gone'}, not {value}")
     return found
 
 
-def _read(netns_fd: int, record: Attachment, key: str) -> str:
+def _read(netns_fd: int, record: Attachment, path: str) -> str:
     """Return the value of a sysctl of the pod's interface, "" if the kernel has none."""
     try:
-        return nl.netns_read(netns_fd, _path(key, record.ifname))
+        return nl.netns_read(netns_fd, path)
     except OSError as error:
         if is_absent(error):
             return ""
         raise FileError(
-            f"sysctl {key} of {record.ifname} cannot be read: {error.strerror}",
+            f"sysctl {path} cannot be read: {error.strerror}",
             "try again",
             errno=error.errno or 0,
             interface=record.ifname,

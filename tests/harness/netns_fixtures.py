@@ -79,8 +79,7 @@ def pool(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pool]:
 def make_node(request: pytest.FixtureRequest, mode: str, pool: Pool) -> Iterator[MakeNode]:
     mark = request.node.get_closest_marker("modes")
     falls_back = mark.kwargs.get("falls_back", False) if mark else False
-    # The field tests leave on a device what the comparison of nodes does not see: programs, names, addresses.
-    fresh = request.node.get_closest_marker("fresh") is not None or "field" in request.path.parts
+    fresh = request.node.get_closest_marker("fresh") is not None
     failed = request.session.testsfailed
     with ExitStack() as closing:
 

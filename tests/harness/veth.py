@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -84,9 +85,10 @@ class Node(Runtime):
     def _picture(self) -> tuple[Any, ...]:
         """Return what a test may change of the host's namespace and of root's rules."""
         batch = "link\naddress\nroute\nrule\n"
-        shown = self.ip("-o", "-4", "-n", self.host, "-batch", "-", stdin=batch)
-        names = {line.split(": ")[1] for line in shown.splitlines() if ": <" in line}
-        other = [line for line in shown.splitlines() if ": <" not in line]
+        shown = self.ip("-o", "-n", self.host, "-batch", "-", stdin=batch)
+        links = [line for line in shown.splitlines() if ": <" in line]
+        names = {(line.split(": ")[1], *re.findall(r"altname (\S+)", line)) for line in links}
+        other = [line for line in shown.splitlines() if ": <" not in line and "inet6 fe80" not in line]
         return names, other, self.state(), (self.root / "etc" / files.NAME).read_text()
 
     def renew(self) -> bool:

@@ -10,7 +10,10 @@ import pytest
 from harness import devices
 from harness.veth import Node
 
-pytestmark = pytest.mark.modes("process", "resident", "deferred")
+pytestmark = [
+    pytest.mark.modes("process", "resident", "deferred"),
+    pytest.mark.fresh,  # programs stay on the device
+]
 
 GRO, GSO, TSO, SG, TX = 0x2C, 0x24, 0x1F, 0x19, 0x17  # ETHTOOL_S*
 

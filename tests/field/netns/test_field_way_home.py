@@ -14,7 +14,10 @@ import pytest
 from harness.veth import Node, ResidentNode
 from harness.waiting import wait_for
 
-pytestmark = pytest.mark.modes("process", "resident", "deferred")
+pytestmark = [
+    pytest.mark.modes("process", "resident", "deferred"),
+    pytest.mark.fresh,  # names and drivers of devices change
+]
 
 GC = {"cniVersion": "1.1.0", "cni.dev/valid-attachments": []}
 

@@ -91,7 +91,7 @@ def optional(built: list[Extension]) -> list[Extension]:
 
 client = Extension(CLIENT, [str(PACKAGE / "client" / "sriov.c")])
 setup(
-    ext_modules=optional([*extensions(), client]),
+    ext_modules=optional([client, *extensions()]),  # the one that compiles within a second first
     cmdclass={"build_ext": Build},
     options={"bdist_wheel": {"py_limited_api": "cp311"}} if STABLE_ABI else {},
 )

@@ -34,8 +34,10 @@ def said(tmp_path: Path, content: object, capsys: Any) -> tuple[int, str]:
 
 
 def test_a_configuration(tmp_path: Path, capsys: Any) -> None:
-    status, text = said(tmp_path, CONF | {"VLAN": 100, "trust": "on", "colour": "red"}, capsys)
+    more = {"capabilities": {"mac": True, "CNIDeviceInfoFile": True, "portMappings": True}}
+    status, text = said(tmp_path, CONF | more | {"VLAN": 100, "trust": "on", "colour": "red"}, capsys)
     assert status == 0
+    assert "OK    capabilities: the runtime may set mac, CNIDeviceInfoFile for each pod\n" in text
     assert "OK    vlan: the PF tags the VF's traffic with VLAN 100\n" in text
     assert "OK    master: a VF of eth1\n" in text
     assert "WARN  colour: unknown key, is ignored\n" in text

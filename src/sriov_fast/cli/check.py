@@ -19,6 +19,7 @@ from sriov_fast.ipam.kinds import builtin, may_choose_vf
 TYPE = "sriov"
 # The annotation with the device plugin's resource: Multus then adds "deviceID" for each pod.
 RESOURCE = "k8s.v1.cni.cncf.io/resourceName"
+_CAPABILITIES = ("mac", "deviceID", "ips", "CNIDeviceInfoFile")  # keys of runtimeConfig that are read
 OK, WARN, FAIL = "OK", "WARN", "FAIL"
 
 
@@ -282,7 +283,7 @@ def _ipam(conf: NetConf) -> str:
 
 
 def _capabilities(conf: NetConf) -> str:
-    asked = [key for key in ("mac", "deviceID", "ips") if _has_capability(conf, key)]
+    asked = [key for key in _CAPABILITIES if _has_capability(conf, key)]
     return f"the runtime may set {', '.join(asked)} for each pod" if asked else "none that is used"
 
 

@@ -51,8 +51,8 @@ def has_userspace_driver(vf: Vf) -> bool:
 def lone_vf(address: str, roots: Roots) -> Vf | None:
     """Return the VF at an address if no PF makes its settings; its index is -1.
 
-    This is a VF whose PF is not visible, as in a virtual machine: it looks like any network card without
-    SR-IOV. And it is a subfunction of a card, on the auxiliary bus.
+    The PF may be invisible, as in a virtual machine: the VF then looks like a network card without SR-IOV. A
+    subfunction of a card, on the auxiliary bus, has no such PF.
     """
     function = roots.device(address)
     try:

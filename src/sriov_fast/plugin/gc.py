@@ -25,12 +25,15 @@ def collect(call: Call) -> Reply:
     """
     faults: list[Exception] = []
     kept: list[tuple[str, str]] = []
+    valid = set(call.conf.valid_attachments or ())
     for pci, entry in call.journal.entries().items():
+        if entry.owner in valid and not entry.returning:
+            continue  # whatever its network is, it stays
         try:
             record = call.journal.read(pci, entry)
             if record is not None and record.state == BROKEN:
                 kept.append(entry.owner)  # its network is not known
-            elif record is not None and _is_stale(call, record):
+            elif record is not None and record.network == call.conf.name:
                 _collect_one(call, record)
         except Exception as error:
             call.log.error("GC could not release", pci=pci, container=entry.owner[0], why=error)
@@ -44,16 +47,11 @@ def collect(call: Call) -> Reply:
     return Reply()
 
 
-def _is_stale(call: Call, record: Attachment) -> bool:
-    """Return whether to release an attachment, or to finish a deferred release."""
-    valid = call.conf.valid_attachments or ()
-    return record.network == call.conf.name and (record.owner not in valid or record.state == RETURNING)
-
-
 def _stranded(call: Call) -> list[tuple[str, str]]:
     """Return the owners of VFs that could not be found; their addresses may be in use."""
-    records = call.journal.all()
-    return [record.owner for record in records if record.stranded and record.network == call.conf.name]
+    entries = call.journal.entries().items()
+    records = [call.journal.read(pci, entry) for pci, entry in entries if entry.returning]
+    return [item.owner for item in records if item and item.stranded and item.network == call.conf.name]
 
 
 def _sparing(call: Call, owners: Sequence[tuple[str, str]]) -> Call:

@@ -96,3 +96,11 @@ def test_codes() -> None:
     listed = {int(code) for code in re.findall(r"^\| (\d+) \|", section("Errors"), re.MULTILINE)}
     kinds = [kind for kind in vars(errors).values() if isinstance(kind, type)]
     assert {kind.code for kind in kinds if issubclass(kind, errors.SriovError)} <= listed
+
+
+def test_the_tests_that_the_readme_names_exist() -> None:
+    tests = PAGE.parents[1] / "tests"
+    table = (PAGE.parents[1] / "README.md").read_text().split("## Compared with other plugins")[1]
+    named = re.findall(r"`((?:plain|netns|lab|field)/[\w/.]+)`", table)
+    assert len(named) > 10
+    assert [name for name in named if not (tests / name).exists()] == []

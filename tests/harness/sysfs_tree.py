@@ -137,7 +137,8 @@ def _machine(tree: Tree) -> None:
     for name in ("online", "possible", "present"):
         _write(tree.sys / "devices/system/cpu" / name, f"0-{CPUS - 1}")
     _write(tree.proc / "irq/default_smp_affinity", "ff")
-    _link(tree.proc / "sys/net", Path("/proc/sys/net"))
+    if not (tree.proc / "sys").exists():  # a second PF has the same machine
+        _link(tree.proc / "sys/net", Path("/proc/sys/net"))
 
 
 def _device(sys: Path, pf_pci: str, pci: str, product: str, numa: int) -> Path:

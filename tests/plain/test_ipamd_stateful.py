@@ -230,8 +230,8 @@ def check(url: str, examples: int) -> None:
 
 
 def test_sqlite_does_as_the_model() -> None:
-    check("sqlite://{directory}/ipam.db", 20)
+    check("sqlite://{directory}/ipam.db", 10)
 
 
 def test_etcd_does_as_the_model(etcd: Etcd) -> None:
-    check(f"{etcd.url}?prefix={{unique}}", 10)
+    check(f"{etcd.url}?prefix={{unique}}", 5)

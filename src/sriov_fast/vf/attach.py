@@ -7,8 +7,6 @@ through the PF first, then on the device after a reset of the VF.
 
 from __future__ import annotations
 
-import _thread
-
 from sriov_fast.common.errors import BusyError, ConfigError, KernelError, NetlinkError, TryAgainError
 from sriov_fast.common.record import LinkSettings, Record, VfSettings
 from sriov_fast.kernel.backend import nl
@@ -25,7 +23,6 @@ if TYPE_CHECKING:
     from sriov_fast.vf.select import ReservedVf
 
 NOTHING = VfSettings()
-_ONE_WRITER = _thread.allocate_lock()  # of the sysctl disable_ipv6
 _LINK_TYPES = {"32": "InfiniBand (32)"}  # ARPHRD_*, linux/if_arp.h
 IFF_NOARP = 0x80  # linux/if.h
 
@@ -194,13 +191,8 @@ def _device(answer: Link | NetlinkError) -> Link:
 
 
 def write_disable_ipv6(netns_fd: int, name: str, value: str, proc: str = "/proc") -> None:
-    """Write the sysctl disable_ipv6 of a device; raises OSError.
-
-    The kernel does not wait for RTNL here, it restarts the system call until RTNL is free. So one thread of
-    a burst does that at a time.
-    """
-    with _ONE_WRITER:
-        nl.netns_write(netns_fd, f"{proc}/sys/net/ipv6/conf/{name}/disable_ipv6", value)
+    """Write the sysctl disable_ipv6 of a device; raises OSError."""
+    nl.netns_write(netns_fd, f"{proc}/sys/net/ipv6/conf/{name}/disable_ipv6", value)
 
 
 def set_disable_ipv6(name: str, value: str) -> None:

@@ -136,8 +136,6 @@ def _open(path: str) -> int:
 def attempt(run: str, name: str, holder: str) -> Lock | None:
     """Take the lock ``name`` if it is free, else return None. Errors of waiters name ``holder``."""
     path = _path(run, name)
-    if path in _thread_locks:  # without the table's lock: the threads of a burst try the same paths
-        return None
     return _acquire_file_lock(path, holder) if _acquire_thread_lock(path, 0) else None
 
 

@@ -41,7 +41,7 @@ ENTER, RESTORE = "macvlan", "restore the VF"
 
 _GEN_MODE_NONE = 1  # IN6_ADDR_GEN_MODE_NONE, linux/if_link.h
 _GONE_PAUSE = 0.0002  # seconds between the first two looks at a device that is being deleted
-_GONE_PACE = 0.3  # later pauses, in parts of the time since the first look: deletions may queue for RTNL
+_LONGEST_GONE_PAUSE = 0.001
 # The errors of a new macvlan that say that there is none: a device of another kind is on top of the VF, the
 # kernel has no macvlan, the VF is gone.
 _FREE = (errno.EBUSY, errno.EOPNOTSUPP, errno.ENODEV)
@@ -284,10 +284,11 @@ def _delete(pod: nl.Socket, index: int) -> None:
 
     fd = os.dup(pod.fileno())
     try:
-        begin = time.monotonic()
         deletion = executor.detach(delete)
+        pause = _GONE_PAUSE
         while not deletion.done() and netns.has_index(fd, index):
-            time.sleep(max(_GONE_PAUSE, _GONE_PACE * (time.monotonic() - begin)))
+            time.sleep(pause)
+            pause = min(2 * pause, _LONGEST_GONE_PAUSE)
         if deletion.done():
             deletion.result()
     finally:

@@ -39,7 +39,7 @@ def test_add_and_del(node: Node, driver: str) -> None:
 
 
 def test_the_file_of_the_device_plugin(node: Node) -> None:
-    """Multus copies it, and it may say more: it stays until the DEL."""
+    """Multus copies it, it may say more, and Multus removes it."""
     pod, path = node.pod(), info_file(node)
     path.parent.mkdir(parents=True)
     path.write_text('{"type":"pci","pci":{"rdma-device":"mlx5_3"}}')
@@ -47,9 +47,12 @@ def test_the_file_of_the_device_plugin(node: Node) -> None:
     node.add(conf, pod)
     assert "mlx5_3" in path.read_text()
     node.delete(conf, pod)
-    assert not path.exists()
+    assert "mlx5_3" in path.read_text()
+    node.refused(100, "ADD", config(node, path, vlan=7), pod)
+    assert "mlx5_3" in path.read_text()
+    path.unlink()
     node.add(conf, pod)
-    path.unlink()  # as Multus does
+    path.unlink()  # by somebody else
     node.delete(conf, pod)
 
 

@@ -161,6 +161,15 @@ def _require_possible(call: Call) -> None:
         device_info.demand(call.conf.device_info)
 
 
+def _device_info_of(path: str, address: str) -> str:
+    """Return the device information file that this ADD has to write, "" for none."""
+    if not path or is_auxiliary(address):
+        return ""
+    from sriov_fast.plugin import device_info
+
+    return device_info.missing(path)
+
+
 def _write_device_info(call: Call, record: Attachment) -> None:
     from sriov_fast.plugin import device_info
 
@@ -254,7 +263,7 @@ def _journaled(call: Call, reserved: ReservedVf, host: nl.Socket) -> Attachment:
         promisc=conf.promisc,
         allmulti=conf.allmulti,
         ipam=conf.ipam_type,
-        device_info="" if is_auxiliary(reserved.vf.pci) else conf.device_info,
+        device_info=_device_info_of(conf.device_info, reserved.vf.pci),
         request={"args": asked.args_text, "path": list(asked.path), "config": conf.raw},
         incarnation=find.incarnation(reserved.vf.pci, call.roots),
         boot=call.journal.boot(),

@@ -1,7 +1,8 @@
 """The device information file of an attachment: Multus copies it to the pod's annotation ``network-status``.
 
 See the Device Information Specification 1.1.0 of the Network Plumbing Working Group. Multus names the file in
-``runtimeConfig``, and writes it first if the device plugin has such a file; that one stays as it is.
+``runtimeConfig``. If the device plugin has such a file, Multus copies it there before the ADD and removes it
+after the DEL: a file that exists before the ADD stays as it is.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ from __future__ import annotations
 import os
 
 from sriov_fast.common import files, json
-from sriov_fast.common.errors import RefusedError
+from sriov_fast.common.errors import RefusedError, is_there
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -23,6 +24,11 @@ _KEY = "runtimeConfig.CNIDeviceInfoFile"
 def demand(path: str) -> None:
     """Raise RefusedError unless root allows the path."""
     files.demand(_KEY, path)
+
+
+def missing(path: str) -> str:
+    """Return the path of a file to write, "" if the file exists already."""
+    return "" if is_there(path) else path
 
 
 def write(record: Attachment, roots: Roots) -> None:

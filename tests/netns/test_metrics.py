@@ -86,6 +86,18 @@ def test_a_record_that_cannot_be_used_is_broken(node: ResidentNode) -> None:
     path.unlink()
 
 
+def test_a_userspace_vf_without_an_attachment_is_free(node: ResidentNode) -> None:
+    node.again("--metrics", f"unix:{node.run_dir}/metrics.sock")
+    for index, driver in enumerate(("vfio-pci", "other")):
+        node.tree.unbind(index)
+        node.tree.bind(index, driver)
+    pod, conf = node.pod(), node.conf(master=None, deviceID=node.tree.pci(0))
+    before = states(scrape(node))
+    assert before == {"free": 1, "attached": 0, "returning": 0, "used": 1, "broken": 0}
+    node.add(conf, pod)
+    assert states(scrape(node)) == before | {"free": 0, "attached": 1}
+
+
 def test_a_missing_directory_of_records_is_no_error(node: ResidentNode) -> None:
     node.again("--metrics", f"unix:{node.run_dir}/metrics.sock")
     assert states(scrape(node))["free"] == 2

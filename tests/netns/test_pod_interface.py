@@ -43,6 +43,20 @@ def test_what_is_always_set(either: Node, attach: str, ipam: str) -> None:
 
 
 @pytest.mark.parametrize("attach", ["move", "macvlan"])
+def test_the_loopback_stays_as_it_is(node: Node, attach: str) -> None:
+    """The runtime brings it up; IPv6 stays enabled on it."""
+    pod = node.pod()
+    node.ip("-n", pod, "link", "set", "lo", "up")
+    before = node.ip("-o", "-n", pod, "address", "show", "dev", "lo")
+    conf = config(node, attach=attach, ipam=IPV6)
+    node.add(conf, pod)
+    assert "::1/128" in before
+    assert node.ip("-o", "-n", pod, "address", "show", "dev", "lo") == before
+    node.delete(conf, pod)
+    assert node.ip("-o", "-n", pod, "address", "show", "dev", "lo") == before
+
+
+@pytest.mark.parametrize("attach", ["move", "macvlan"])
 def test_sysctls_and_flags(either: Node, attach: str) -> None:
     node, before, pod = either, either.state(), either.pod()
     conf = config(node, attach=attach, sysctl=SYSCTLS, promisc=True, allmulti="on")

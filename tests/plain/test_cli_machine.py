@@ -135,6 +135,18 @@ def test_doctor_without_a_card(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     assert main(["doctor"]) == 1
 
 
+def test_doctor_in_a_virtual_machine(tmp_path: Path) -> None:
+    """Its only VF has no visible PF."""
+    tree = build_tree(tmp_path, "pf0", vfs=1)
+    (tree.device(0) / "physfn").unlink()
+    (tree.sys / "class/net/pf0").unlink()
+    (tree.sys / "bus/pci/devices" / tree.pf_pci).unlink()
+    roots = Roots(sys=str(tree.sys), proc=str(tree.proc), run=str(tmp_path / "run"))
+    ((level, text),) = findings(roots, tmp_path)["PF"]
+    assert level == "WARN"
+    assert text.endswith(f'by "deviceID", without settings of a PF: {tree.pci(0)} (pf0v0)')
+
+
 @pytest.mark.parametrize(
     ("body", "fault"),
     [

@@ -128,7 +128,7 @@ def _cards(roots: Roots) -> _Findings:
     """Check the PFs and their VFs."""
     names = machine.pf_names(roots)
     if not names:
-        yield Finding(FAIL, "PF", "no network card with SR-IOV (a checkout has a virtual one: make demo)")
+        yield _without_pf(roots)
         return
     owned = machine.owners(roots)
     pfs = [machine.pf(name, roots) for name in names]
@@ -136,6 +136,15 @@ def _cards(roots: Roots) -> _Findings:
         yield from _card(pf, owned, Path(roots.sys, "class/net", pf.name))
     if not any(machine.usable(vf, owned) for pf in pfs for vf in pf.vfs):
         yield Finding(FAIL, "VF", "no VF that a pod could get")
+
+
+def _without_pf(roots: Roots) -> Finding:
+    """Name the network cards that may be VFs: in a virtual machine the PF of a VF is not visible."""
+    lone = [f"{vf.pci} ({vf.netdev or vf.driver})" for vf in machine.lone_vfs(roots)]
+    if not lone:
+        return Finding(FAIL, "PF", "no network card with SR-IOV (a checkout has a virtual one: make demo)")
+    advice = 'a network can name one of these cards by "deviceID", without settings of a PF'
+    return Finding(WARN, "PF", f"none is visible here; {advice}: {', '.join(lone)}")
 
 
 def _card(pf: machine.Pf, owned: machine.Owners, directory: Path) -> _Findings:

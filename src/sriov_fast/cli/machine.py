@@ -68,6 +68,13 @@ def strays(roots: Roots) -> list[tuple[Attachment, str]]:
     return [(record, state.why) for record, state in fates if state.gone]
 
 
+def lone_vfs(roots: Roots) -> list[Vf]:
+    """Return the network cards without SR-IOV that a pod could get: each may be a VF without a visible PF."""
+    addresses = sorted(path.name for path in Path(roots.sys, "bus/pci/devices").glob("*"))
+    found = (candidate.lone_vf(address, roots) for address in addresses)
+    return [vf for vf in found if vf and usable(vf, {})]
+
+
 def usable(vf: Vf, owned: Owners) -> bool:
     """Return whether a pod has this VF or could get it."""
     return vf.pci in owned or bool(vf.driver and vf.netdev) or candidate.has_userspace_driver(vf)

@@ -226,12 +226,17 @@ def _pf_names(roots: Roots) -> list[str]:
 
 
 def _state(vf: Vf, taken: dict[str, str], addressed: set[str], roots: Roots) -> str:
-    """Return the state of a VF. A VF without a driver is broken; one of a userspace driver is used."""
+    """Return the state of a VF. A VF without a driver is broken.
+
+    A VF with a userspace driver is free for a pod that names it, whether or not a program has it open.
+    """
     recorded = taken.get(vf.pci)
     if recorded:
         return ATTACHED if recorded == ATTACHING else recorded
     if not vf.driver:
         return BROKEN
+    if candidate.has_userspace_driver(vf):
+        return USED if candidate.use_of_others(vf.pci, roots) else FREE
     if not vf.netdev:
         return USED
     try:

@@ -78,14 +78,14 @@ def _is_network_card(function: str, address: str) -> bool:
 def examine(host: nl.Socket, vf: Vf, roots: Roots) -> Device | None:
     """Return the VF's device, None if it has none in this namespace any more."""
     if has_userspace_driver(vf):
-        return Device(link=NO_DEVICE, use=_use_of_others(vf.pci, roots))
+        return Device(link=NO_DEVICE, use=use_of_others(vf.pci, roots))
     function, name = roots.device(vf.pci), vf.netdev
     for _ in range(RENAMES):
         link = read(host, function, vf.pci, name)
         if link is None:
             return None
         try:
-            use = _use(host, link, f"{function}/net/{link.name}") or _use_of_others(vf.pci, roots)
+            use = _use(host, link, f"{function}/net/{link.name}") or use_of_others(vf.pci, roots)
             return Device(link=link, use=use)
         except (OSError, NetlinkError) as error:
             if not is_absent(error):
@@ -218,7 +218,7 @@ def configured(addresses: list[str], index: int) -> tuple[list[str], set[str]]:
     return [cidr for cidr in addresses if cidr not in advertised], advertised
 
 
-def _use_of_others(pci: str, roots: Roots) -> str:
+def use_of_others(pci: str, roots: Roots) -> str:
     """Describe the use of a VF by the SR-IOV CNI, "" if it is unused."""
     if not is_there(f"{roots.sriov_cni}/pci/{pci}"):
         return ""

@@ -34,7 +34,8 @@ COMPILED = {"_json", "fcntl"}
 OTHERS = OS | CONTEXTLIB | COMPILED | {"__future__", "errno", "gc"}
 # The modules of ours that every request imports.
 HOT = {
-    *("", "common", "common.cni_args", "common.descriptors", "common.errors", "common.executor", "common.ip"),
+    *("", "common", "common.cni_args", "common.descriptors", "common.errors", "common.executor"),
+    *("common.interpreter", "common.ip"),
     *(
         "common.json",
         "common.json_object",

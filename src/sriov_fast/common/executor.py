@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import _thread
 
+from sriov_fast.common.interpreter import INTERPRETER
+
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -39,8 +41,9 @@ class Task:
         """Wait until the function has ended, with a result or with an exception."""
         if self._awaited.locked():
             self._awaited.release()
-        with self._ended:
-            pass
+        if self._ended.locked():
+            with INTERPRETER.released(), self._ended:
+                pass
 
     def succeeded(self) -> bool:
         """Wait for the end of the function; return False if it raised."""
@@ -132,10 +135,14 @@ class Turns:
 
     def background(self, work: Callable[[], None]) -> None:
         """Do background work when it is its turn."""
-        with self._background:
+        with INTERPRETER.released():
+            self._background.acquire()
             if self._quiet.acquire(timeout=self._patience):
                 self._quiet.release()
+        try:
             work()
+        finally:
+            self._background.release()
 
 
 def detach(work: Callable[[], Any]) -> Task:

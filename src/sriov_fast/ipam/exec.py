@@ -14,6 +14,7 @@ import time
 
 from sriov_fast.common import cpu, descriptors, json
 from sriov_fast.common.errors import ConfigError, DecodeError, EnvError, IpamError, is_absent
+from sriov_fast.common.interpreter import INTERPRETER
 from sriov_fast.common.record import Record
 from sriov_fast.ipam.kinds import may_choose_vf, needs_interface
 
@@ -172,9 +173,10 @@ class Running:
         poller.register(self._out, select.POLLIN)
         if self._pidfd >= 0:
             poller.register(self._pidfd, select.POLLIN)
-        while not (events := poller.poll(min(_LOOK, self._left()) * 1000)):
-            if not self._left():
-                raise self._late(timeout)
+        with INTERPRETER.released():
+            while not (events := poller.poll(min(_LOOK, self._left()) * 1000)):
+                if not self._left():
+                    raise self._late(timeout)
         return any(fd == self._pidfd for fd, _ in events)
 
     def _left(self) -> float:
@@ -186,8 +188,9 @@ class Running:
         if self._pidfd >= 0:
             poller = select.poll()
             poller.register(self._pidfd, select.POLLIN)
-            while not poller.poll(min(_LOOK, self._left()) * 1000) and self._left():
-                pass
+            with INTERPRETER.released():
+                while not poller.poll(min(_LOOK, self._left()) * 1000) and self._left():
+                    pass
         while not self._reap(os.WNOHANG):
             if not self._left():
                 raise self._late(timeout)

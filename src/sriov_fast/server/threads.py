@@ -19,6 +19,7 @@ from contextlib import suppress
 from sriov_fast.cni import request, response
 from sriov_fast.common import cpu, descriptors, log
 from sriov_fast.common.errors import SriovError, is_there
+from sriov_fast.common.interpreter import INTERPRETER
 from sriov_fast.common.record import Record
 from sriov_fast.plugin import recovery, run
 from sriov_fast.plugin.context import Context, Reply
@@ -177,8 +178,10 @@ class Server:
                 self._waiting -= 1
             try:
                 self._guarded(self._grow)
+                INTERPRETER.take()
                 self._serve_event(event)
             finally:
+                INTERPRETER.release()
                 with self._counts:
                     self._waiting += 1
         except BaseException as error:

@@ -12,6 +12,7 @@ import sys
 import time
 
 from sriov_fast.common import descriptors
+from sriov_fast.common.interpreter import INTERPRETER
 from sriov_fast.kernel.backend import nl
 
 TYPE_CHECKING = False
@@ -79,13 +80,15 @@ def send(netns_fd: int, ifname: str, mac: str, addresses: Sequence[str]) -> None
         for frame in frames(mac, addresses):
             packet.sendto(frame, (ifname, 0))
     finally:
-        packet.close()
+        with INTERPRETER.released():  # the kernel waits for RCU
+            packet.close()
 
 
 def _wait_for_carrier(fd: int, ifname: str) -> None:
     deadline = time.monotonic() + _CARRIER_WAIT
     while not _flags(fd, ifname) & _IFF_RUNNING and time.monotonic() < deadline:
-        time.sleep(_PAUSE)
+        with INTERPRETER.released():
+            time.sleep(_PAUSE)
 
 
 def _flags(fd: int, ifname: str) -> int:

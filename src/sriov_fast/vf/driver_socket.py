@@ -10,6 +10,7 @@ import errno
 import time
 
 from sriov_fast.common.errors import NetlinkError
+from sriov_fast.common.interpreter import INTERPRETER
 from sriov_fast.kernel.backend import nl
 
 TYPE_CHECKING = False
@@ -41,7 +42,8 @@ class Patience:
         pause = _FIRST_PAUSE
         try:
             while (left := end - time.monotonic()) > 0:
-                time.sleep(min(pause, left))
+                with INTERPRETER.released():
+                    time.sleep(min(pause, left))
                 yield
                 pause = min(2 * pause, _LONGEST_PAUSE)
         finally:
@@ -58,7 +60,8 @@ class DriverSocket(nl.Socket):
 
     def run(self, batch: nl.Batch, *, check: bool = True) -> list[Any]:
         """Run a batch as ``nl.Socket.run`` does, and its refused requests again."""
-        answers = super().run(batch, check=False)
+        with INTERPRETER.released():
+            answers = super().run(batch, check=False)
         if _busy(answers) is not None:
             self._repeat(batch, answers)
         if check:

@@ -8,6 +8,7 @@ import time
 
 from sriov_fast.common import descriptors
 from sriov_fast.common.errors import HiddenError, NetlinkError, NoNamespaceError, is_absent
+from sriov_fast.common.interpreter import INTERPRETER
 from sriov_fast.common.record import Record
 from sriov_fast.kernel.backend import nl
 from sriov_fast.vf import driver_socket, netns
@@ -188,7 +189,8 @@ def _in_host(record: Attachment, pod_netns: PodNetns, roots: Roots) -> VfLocatio
             has_searched = True
         if waited >= patience:
             raise hidden(record)
-        time.sleep(PAUSE)
+        with INTERPRETER.released():
+            time.sleep(PAUSE)
 
 
 def hidden(record: Attachment) -> HiddenError:

@@ -14,6 +14,7 @@ import time
 
 from sriov_fast.common import descriptors
 from sriov_fast.common.errors import FileError, TryAgainError
+from sriov_fast.common.interpreter import INTERPRETER
 from sriov_fast.common.paths import private_directory
 
 TYPE_CHECKING = False
@@ -68,7 +69,10 @@ def _acquire_thread_lock(path: str, wait: float) -> bool:
         entry.users += 1
     acquired = False
     try:
-        acquired = entry.lock.acquire(timeout=wait) if wait > 0 else entry.lock.acquire(blocking=False)
+        acquired = entry.lock.acquire(blocking=False)
+        if wait > 0 and not acquired:
+            with INTERPRETER.released():
+                acquired = entry.lock.acquire(timeout=wait)
     finally:
         if not acquired:
             _leave_thread_lock(path)
@@ -146,7 +150,8 @@ def _acquire_file_lock(path: str, holder: str, wait: float = 0) -> Lock | None:
         deadline = time.monotonic() + wait
         pause = _PAUSE
         while (lock := _try_file_lock(path, holder)) is None and time.monotonic() < deadline:
-            time.sleep(pause)
+            with INTERPRETER.released():
+                time.sleep(pause)
             pause = min(pause * 2, _LONGEST_PAUSE)
     finally:
         if lock is None:

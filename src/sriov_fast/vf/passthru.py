@@ -19,6 +19,7 @@ from sriov_fast.common.errors import (
     SriovError,
     is_absent,
 )
+from sriov_fast.common.interpreter import INTERPRETER
 from sriov_fast.common.record import LinkSettings
 from sriov_fast.kernel.backend import nl
 from sriov_fast.vf import attach, candidate, detach, driver_socket, find, netns
@@ -235,7 +236,8 @@ class Release:
                 searched = True
             if waited >= patience:
                 raise find.hidden(record)
-            time.sleep(find.PAUSE)
+            with INTERPRETER.released():
+                time.sleep(find.PAUSE)
         return None
 
     def quieten(self) -> None:
@@ -287,7 +289,8 @@ def _delete(pod: nl.Socket, index: int) -> None:
         deletion = executor.detach(delete)
         pause = _GONE_PAUSE
         while not deletion.done() and netns.has_index(fd, index):
-            time.sleep(pause)
+            with INTERPRETER.released():
+                time.sleep(pause)
             pause = min(2 * pause, _LONGEST_GONE_PAUSE)
         if deletion.done():
             deletion.result()

@@ -14,6 +14,7 @@ import time
 
 from sriov_fast.common import descriptors, paths
 from sriov_fast.common.errors import IpamError, is_absent
+from sriov_fast.common.interpreter import INTERPRETER
 from sriov_fast.ipam.keys import parse_ip
 
 TYPE_CHECKING = False
@@ -221,5 +222,6 @@ def _acquire(fd: int, path: str, wait: float) -> None:
                     "try again; `fuser` shows which process has it open",
                     code=11,  # "try again later"
                 ) from None
-        time.sleep(pause)
+        with INTERPRETER.released():
+            time.sleep(pause)
         pause = min(pause * 2, _LONGEST_PAUSE)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import time
 
+from sriov_fast.common.interpreter import INTERPRETER
 from sriov_fast.ipam.txipam.connection import Connection
 from sriov_fast.ipam.txipam.pool import Key, pool
 from sriov_fast.ipam.txipam.tls import Trust, TryError
@@ -100,7 +101,8 @@ class Remotes:
     def _on(connection: Connection, key: Key, asked: HttpRequest, deadline: float) -> HttpResponse:
         reply = None
         try:
-            reply = connection.exchange(asked, deadline)
+            with INTERPRETER.released():
+                reply = connection.exchange(asked, deadline)
         finally:
             if reply is not None and connection.sock:
                 pool.give(key, connection)
@@ -114,7 +116,8 @@ class Remotes:
         pause = longest * (0.5 + _random() / 2)
         if time.monotonic() + pause >= self.deadline:
             return False
-        time.sleep(pause)
+        with INTERPRETER.released():
+            time.sleep(pause)
         return True
 
 

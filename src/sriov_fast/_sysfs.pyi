@@ -1,6 +1,9 @@
 """The interface of ``_sysfs.pyx`` and ``kernel/_sysfs_py.py``."""
 
+from collections.abc import Container
+
 from sriov_fast.common.record import Vf
 
 def scan(pf: str, root: str = "/sys") -> list[Vf]: ...
+def first_vf(pf: str, skipped: Container[str], index: int = 0, root: str = "/sys") -> Vf | None: ...
 def vf_index(pci: str, root: str = "/sys") -> int: ...

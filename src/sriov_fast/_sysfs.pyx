@@ -120,6 +120,65 @@ def scan(str pf not None, str root not None="/sys"):
         free(table.slots)
 
 
+def first_vf(str pf not None, skipped not None, int index=0, str root not None="/sys"):
+    """Return the first VF of a PF from an index on, except those at the addresses in ``skipped``.
+
+    None if there is none; a missing index ends the search, and a device that is no PF has none. ``pf`` and the
+    errors are those of ``scan``.
+    """
+    cdef char link[PATH_SIZE]
+    cdef char pci[PATH_MAX]
+    cdef int fd, length
+    cdef list found
+    check_part(pf, "PF")
+    cdef str device = f"{root}/class/net/{pf}/device"
+    cdef bytes raw = path_bytes(device)
+    fd = open_dir(AT_FDCWD, PyBytes_AS_STRING(raw))
+    if is_absent(fd):
+        return None
+    if fd < 0:
+        raise os_error(-fd, device)
+    try:
+        while True:
+            snprintf(link, PATH_SIZE, "virtfn%d", index)
+            length = _read_link(fd, link, pci)
+            if length < 0:
+                raise os_error(-length, f"{device}/{link.decode()}")
+            if length == 0:
+                return None
+            if PyUnicode_DecodeFSDefault(pci) not in skipped:
+                found = _one(fd, index, device)
+                if found:
+                    return found[0]
+            index += 1
+    finally:
+        close(fd)
+
+
+cdef list _one(int fd, int index, str device):
+    """Return the VF with this index of the PF whose device directory is open; nothing if it is gone."""
+    cdef Table table
+    cdef int err
+    memset(&table, 0, sizeof(table))
+    try:
+        err = _prepare(1, &table)
+        if err == 0:
+            err = _numa(fd, &table)
+        if err == 0:
+            err = _read_vf(fd, index, &table)
+        if err == 0:
+            err = _add_drivers(fd, &table)
+        if err == 0:
+            err = _list_netdevs(fd, &table)
+        if err < 0:
+            raise os_error(-err, device + table.failed.decode())
+        return _values(&table)
+    finally:
+        free(table.rows)
+        free(table.text)
+        free(table.slots)
+
+
 def vf_index(str pci not None, str root not None="/sys"):
     """Return the index of the VF at a PCI address on its PF.
 

@@ -41,7 +41,7 @@ def test_compiled_is_compiled() -> None:
     assert module.__file__.endswith(".so")
 
 
-@pytest.mark.parametrize("name", ["scan", "vf_index"])
+@pytest.mark.parametrize("name", ["scan", "first_vf", "vf_index"])
 def test_same_surface(name: str) -> None:
     compiled, plain = (getattr(importlib.import_module(module), name) for module in NAMES)
     assert list(inspect.signature(compiled).parameters) == list(inspect.signature(plain).parameters)
@@ -281,6 +281,52 @@ def test_name_too_long(sysfs: ModuleType, tmp_path: Path) -> None:
     for call in (sysfs.scan, sysfs.vf_index):
         root = build_tree(tmp_path / call.__name__).sys
         assert failure(call, "e" * 300, str(root))[1] == errno.ENAMETOOLONG
+
+
+def test_first_vf(sysfs: ModuleType, tmp_path: Path) -> None:
+    tree = build_tree(tmp_path, vfs=12, numa=1)
+    root = str(tree.sys)
+    assert sysfs.first_vf("eth1", (), root=root) == expected(tree, 0, numa=1)
+    assert sysfs.first_vf("eth1", {tree.pci(0), tree.pci(1), tree.pci(3)}, root=root).index == 2
+    assert sysfs.first_vf("eth1", {tree.pci(3)}, 3, root) == expected(tree, 4, numa=1)
+    assert sysfs.first_vf("eth1", (), 11, root) == expected(tree, 11, numa=1)
+    assert sysfs.first_vf("eth1", (), 12, root) is None
+    assert sysfs.first_vf("eth1", {tree.pci(index) for index in range(12)}, 0, root) is None
+
+
+def test_first_vf_sees_what_scan_sees(sysfs: ModuleType, tmp_path: Path) -> None:
+    tree = build_tree(tmp_path, vfs=5)
+    root = str(tree.sys)
+    tree.vanish(0)
+    tree.unbind(1)
+    tree.bind(1, "vfio-pci")
+    tree.unbind(2)
+    tree.remove_netdev(3)
+    found: list[Vf] = []
+    while vf := sysfs.first_vf("eth1", (), found[-1].index + 1 if found else 0, root):
+        found.append(vf)
+    assert found == sysfs.scan("eth1", root)
+    assert [vf.index for vf in found] == [1, 2, 3, 4]
+
+
+def test_first_vf_of_no_pf(sysfs: ModuleType, tmp_path: Path) -> None:
+    tree = build_tree(tmp_path, vfs=2)
+    root = str(tree.sys)
+    assert sysfs.first_vf("eth7", (), 0, root) is None
+    assert sysfs.first_vf(tree.netdev(0), (), 0, root) is None
+    with pytest.raises(ValueError, match="PF"):
+        sysfs.first_vf("../eth1", (), 0, root)
+
+
+def test_first_vf_does_not_hide_an_error(sysfs: ModuleType, tmp_path: Path) -> None:
+    tree = build_tree(tmp_path, vfs=2)
+    driver = tree.device() / "virtfn1" / "driver"
+    driver.unlink()
+    driver.write_text("no link")
+    with pytest.raises(OSError) as raised:
+        sysfs.first_vf("eth1", {tree.pci(0)}, 0, str(tree.sys))
+    assert raised.value.errno == errno.EINVAL
+    assert str(raised.value.filename).endswith("virtfn1/driver")
 
 
 def test_vf_index(sysfs: ModuleType, tmp_path: Path) -> None:

@@ -12,6 +12,10 @@ import os
 from sriov_fast.common.errors import is_absent, is_there
 from sriov_fast.common.record import Vf
 
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Container
+
 _NUMBER_DIGITS = 9
 
 
@@ -58,6 +62,22 @@ def scan(pf: str, root: str = "/sys") -> list[Vf]:
         raise os_error(errno.ENOTSUP, device, "no SR-IOV PF")
     numa = _numa(device) if indices else -1
     return [vf for index in indices if (vf := _vf(device, index, numa))]
+
+
+def first_vf(pf: str, skipped: Container[str], index: int = 0, root: str = "/sys") -> Vf | None:
+    """Return the first VF of a PF from an index on, except those at the addresses in ``skipped``.
+
+    None if there is none; a missing index ends the search, and a device that is no PF has none. ``pf`` and the
+    errors are those of ``scan``.
+    """
+    check_part(pf, "PF")
+    device = f"{root}/class/net/{pf}/device"
+    while pci := _link_name(f"{device}/virtfn{index}"):
+        vf = None if pci in skipped else _vf(device, index, _numa(device))
+        if vf:
+            return vf
+        index += 1
+    return None
 
 
 def vf_index(pci: str, root: str = "/sys") -> int:

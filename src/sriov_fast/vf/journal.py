@@ -315,9 +315,11 @@ class Journal:
 
     def returning(self, container_id: str, ifname: str) -> list[Attachment]:
         """Return the records of this container's released VFs that are not back in the host yet."""
-        owner = (container_id, ifname)
-        entries = [(pci, entry) for pci, entry in self.entries().items() if entry.returning]
-        records = [self.read(pci, entry) for pci, entry in entries if entry.owner == owner]
+        suffix = f"~{container_id}~{ifname}"
+        parts = [name.split("~", 2) for name in self._names() if name.endswith(suffix)]
+        entries = [(part[0], _entry(*part)) for part in parts]
+        wanted = Entry(owner=(container_id, ifname), returning=True)
+        records = [self.read(pci, entry) for pci, entry in entries if entry == wanted]
         return [record for record in records if record is not None]
 
     def stranded(self, container_id: str, ifname: str) -> Attachment | None:

@@ -323,10 +323,14 @@ def test_first_vf_does_not_hide_an_error(sysfs: ModuleType, tmp_path: Path) -> N
     driver = tree.device() / "virtfn1" / "driver"
     driver.unlink()
     driver.write_text("no link")
-    with pytest.raises(OSError) as raised:
-        sysfs.first_vf("eth1", {tree.pci(0)}, 0, str(tree.sys))
-    assert raised.value.errno == errno.EINVAL
-    assert str(raised.value.filename).endswith("virtfn1/driver")
+    where = f"{tree.sys}/class/net/eth1/device/virtfn1/driver"
+    skipped = {tree.pci(0)}
+    assert failure(sysfs.first_vf, "eth1", skipped, 0, str(tree.sys)) == (
+        OSError,
+        errno.EINVAL,
+        where,
+        "Invalid argument",
+    )
 
 
 def test_vf_index(sysfs: ModuleType, tmp_path: Path) -> None:

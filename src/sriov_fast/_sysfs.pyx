@@ -123,8 +123,8 @@ def scan(str pf not None, str root not None="/sys"):
 def first_vf(str pf not None, skipped not None, int index=0, str root not None="/sys"):
     """Return the first VF of a PF from an index on, except those at the addresses in ``skipped``.
 
-    None if there is none; a missing index ends the search, and a device that is no PF has none. ``pf`` and the
-    errors are those of ``scan``.
+    Return None if there is none; a missing index ends the search, and a device that is no PF has none.
+    ``pf`` and the errors are those of ``scan``.
     """
     cdef char link[PATH_SIZE]
     cdef char pci[PATH_MAX]

@@ -67,8 +67,8 @@ def scan(pf: str, root: str = "/sys") -> list[Vf]:
 def first_vf(pf: str, skipped: Container[str], index: int = 0, root: str = "/sys") -> Vf | None:
     """Return the first VF of a PF from an index on, except those at the addresses in ``skipped``.
 
-    None if there is none; a missing index ends the search, and a device that is no PF has none. ``pf`` and the
-    errors are those of ``scan``.
+    Return None if there is none; a missing index ends the search, and a device that is no PF has none.
+    ``pf`` and the errors are those of ``scan``.
     """
     check_part(pf, "PF")
     device = f"{root}/class/net/{pf}/device"

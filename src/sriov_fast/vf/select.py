@@ -174,8 +174,8 @@ def choose(vf_request: VfRequest, journal: Journal, roots: Roots) -> ReservedVf:
 def _next_free(search: _Search) -> ReservedVf | None:
     """Reserve the first VF of the only master that has no record, or that of the requested index.
 
-    Only the VFs up to that one are read: with 256 VFs, reading all takes a third of an ADD. None if there is no
-    such VF, for whatever reason.
+    Only the VFs up to that one are read: with 256 VFs, reading all takes a third of an ADD. Return None if
+    there is no such VF, for whatever reason.
     """
     wanted = search.vf_request
     if len(wanted.masters) != 1:

@@ -863,15 +863,59 @@ def test_a_client_that_was_not_installed(compiled: bytes, tmp_path: Path, raw: b
     assert "sriov-fast install" in error["details"]
 
 
-def test_an_interpreter_that_is_gone(compiled: bytes, address: Path, tmp_path: Path) -> None:
-    program = write(tmp_path / "sriov", compiled + trailer('/gone "away"/\n/python', "-c", "pass"))
-    with Server(address, leaving) as server:
-        error = error_of(call(program, address, env=ADD | {"SRIOV_FAST_WAIT": "2"}))
+FOREIGN_ELF = b"\x7fELF\x02\x01\x01" + bytes(9) + struct.pack("<HHI", 2, 0xF3 ^ 0x8000, 1) + bytes(40)
+UNUSABLE = {
+    "gone": (None, "No such file or directory"),
+    "a dangling link": (lambda path: path.symlink_to("/nonexistent/python"), "No such file or directory"),
+    "an empty file": (lambda path: write(path, b""), "Exec format error"),
+    "a text": (lambda path: write(path, b"no program\n"), "Exec format error"),
+    "of another machine": (lambda path: write(path, FOREIGN_ELF), "Exec format error"),
+    "a script of a missing program": (
+        lambda path: write(path, b"#!/nonexistent/python\n"),
+        "No such file or directory",
+    ),
+    "not executable": (lambda path: path.touch(0o600), "Permission denied"),
+    "a directory": (lambda path: path.mkdir(), "Permission denied"),
+}
+
+
+@pytest.mark.parametrize("served", [False, True], ids=["no socket", "a server that leaves"])
+@pytest.mark.parametrize(("make", "why"), UNUSABLE.values(), ids=UNUSABLE)
+def test_an_interpreter_that_cannot_be_executed(
+    compiled: bytes, address: Path, tmp_path: Path, make: Any, why: str, served: bool
+) -> None:
+    """The error names interpreter and socket, in the version of the configuration; a server is waited for."""
+    path = tmp_path / 'the "interpreter"'
+    if make:
+        make(path)
+    program = write(tmp_path / "sriov", compiled + trailer(bytes(path), "-c", "pass"))
+    env = ADD | {"SRIOV_FAST_WAIT": "0.8"}
+    if served:
+        with Server(address, leaving) as server:
+            error = error_of(call(program, address, env=env))
+        assert len(server.requests) > 1
+        assert len({request.token for request in server.requests}) == 1
+    else:
+        error = error_of(call(program, address, env=env))
     assert (error["code"], error["cniVersion"]) == (5, "1.0.0")
-    words = "cannot execute /gone ?away?/?/python: No such file or directory"
-    assert error["msg"] == f"{words}; no server answers at {address}"
-    assert len(server.requests) > 1
-    assert len({request.token for request in server.requests}) == 1
+    words = f"cannot execute {tmp_path}/the ?interpreter?: {why}; no server answers at {address}"
+    assert error["msg"] == words + ("" if served else " (No such file or directory)")
+
+
+def test_a_server_that_starts_is_waited_for(compiled: bytes, address: Path, tmp_path: Path) -> None:
+    """An interpreter that is there but cannot be executed is none."""
+    write(tmp_path / "python", b"")
+    program = write(tmp_path / "sriov", compiled + trailer(bytes(tmp_path / "python"), "-c", "pass"))
+    asking = subprocess.Popen(
+        [program],
+        env=ADD | {"SRIOV_FAST_SOCKET": str(address)},
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+    )
+    time.sleep(0.2)
+    with Server(address, replying()) as server:
+        assert asking.communicate(CONFIG, timeout=60)[0] == b"{}\n"
+    assert server.requests[0].stdin == CONFIG
 
 
 # --- without an interpreter, as the DaemonSet installs it
@@ -893,6 +937,39 @@ def test_neither_server_nor_interpreter(bare: Path, address: Path, command: str,
     assert (error["code"], error["cniVersion"]) == (code, "1.0.0")
     assert "does not know its interpreter" in error["msg"]
     assert f"no server answers at {address}" in error["msg"]
+
+
+@pytest.mark.parametrize(
+    ("env", "tried"),
+    [
+        ({"SRIOV_FAST_SOCKET": "none"}, "SRIOV_FAST_SOCKET=none forbids to ask a server"),
+        ({"SRIOV_FAST_RUN": "/" + "r" * 200}, f"no server answers at /{'r' * 200}/sriov.sock (longer than"),
+    ],
+)
+def test_no_server_can_be_asked(bare: Path, env: dict[str, str], tried: str) -> None:
+    error = error_of(call(bare, "", env=ADD | env | {"SRIOV_FAST_WAIT": "0.2"}))
+    assert tried in error["msg"]
+
+
+@pytest.mark.parametrize("fd", [0, 2])
+def test_a_server_is_asked_without_a_standard_file(bare: Path, address: Path, fd: int) -> None:
+    """Without an interpreter there is no plugin that could report the closed file."""
+    closing = ["/bin/sh", "-c", f'exec "$0" {fd}{"<" if fd == 0 else ">"}&-', str(bare)]
+    with Server(address, replying()) as server:
+        assert call(closing, address).stdout == b"{}\n"
+    assert server.requests[0].stdin == (b"" if fd == 0 else CONFIG)
+
+
+def test_an_unreported_attachment_is_deleted_by_the_server(
+    bare: Path, address: Path, taking_nothing: int
+) -> None:
+    with Server(address, replying()) as server:
+        assert call(bare, address, stdout=taking_nothing).returncode == 1
+    first, second = server.requests
+    assert b"CNI_COMMAND=ADD\0" in first.env
+    assert b"CNI_COMMAND=DEL\0" in second.env
+    assert b"CNI_COMMAND=ADD\0" not in second.env
+    assert (first.stdin, second.stdin) == (CONFIG, CONFIG)
 
 
 def test_a_server_that_is_being_replaced_is_waited_for(bare: Path, address: Path) -> None:

@@ -95,7 +95,9 @@ struct call {
     int was_sent;  /* at least in part: the server may have begun */
     const char *wait;
     int64_t deadline; /* milliseconds of CLOCK_MONOTONIC */
-    struct sockaddr_un server; /* the path is empty if there is no socket */
+    struct sockaddr_un server;
+    const char *interpreter; /* that could not be executed, NULL if this file names none */
+    int fault;               /* the errno of that */
     int log;          /* the read end of the server's stderr, -1 for none */
     struct cpus ours; /* the CPUs to run on again, if the process is pinned to one */
     struct sigaction pipe_action;
@@ -105,6 +107,8 @@ struct call {
 enum outcome { ANSWERED, NO_ANSWER, TOO_LATE, BROKEN };
 
 /* --- messages */
+
+enum { MOST_WORDS = 512, MOST_MESSAGE = 1536 }; /* bytes; a message names a program and two sockets */
 
 struct text {
     size_t size;
@@ -117,13 +121,12 @@ static void append(struct text *text, const char *words)
         text->bytes[text->size++] = *words++;
 }
 
-/* Append an external text to a JSON string; characters that would need escapes become question marks. */
-static void append_plain(struct text *text, const char *words)
+/* Append at most `most` bytes to a JSON string; characters that would need escapes become question marks. */
+static void append_plain(struct text *text, const char *words, size_t most)
 {
     char one[2] = "";
-    size_t left = 512;
 
-    for (; *words && left; words++, left--) {
+    for (; *words && most; words++, most--) {
         one[0] = *words < ' ' || *words > '~' || *words == '"' || *words == '\\' ? '?' : *words;
         append(text, one);
     }
@@ -177,7 +180,7 @@ static void say(const char *what, int number)
     struct text line = { 0 };
 
     append(&line, "sriov-fast: ");
-    append_plain(&line, what);
+    append_plain(&line, what, MOST_WORDS);
     append(&line, ": ");
     append(&line, strerror(number));
     append(&line, "\n");
@@ -262,7 +265,7 @@ static _Noreturn void fail(const struct call *call, unsigned code, const struct 
     append(&json, "\",\n    \"code\": ");
     append_number(&json, code);
     append(&json, ",\n    \"msg\": \"");
-    append_plain(&json, msg->bytes);
+    append_plain(&json, msg->bytes, MOST_MESSAGE);
     append(&json, "\",\n    \"details\": \"");
     append(&json, details);
     append(&json, "\"\n}\n");
@@ -438,15 +441,14 @@ static int open_self(void)
     return fd < 0 ? open((const char *)getauxval(AT_EXECFN), O_RDONLY | O_CLOEXEC) : fd;
 }
 
-/* Read the arguments; return 0, or -1 with errno. */
-static int read_words(struct words *words)
+/* Read the arguments from the end of an executable; return 0, or -1 with errno. */
+static int read_words(int fd, struct words *words)
 {
     struct trailer trailer;
     struct stat about;
     off_t start;
-    int fd = open_self();
 
-    if (fd < 0 || fstat(fd, &about))
+    if (fstat(fd, &about))
         return -1;
     errno = ENOEXEC;
     start = about.st_size - (off_t)sizeof trailer;
@@ -457,22 +459,27 @@ static int read_words(struct words *words)
     words->at = reserve(words->size);
     if (!words->at || pread(fd, words->at, words->size, start - trailer.length) != (ssize_t)words->size)
         return -1;
-    close(fd);
     return words->at[words->size - 1] ? -1 : 0;
 }
 
-/* Return them as argv, followed by the caller's; NULL with errno. */
-static char **plugin_argv(const struct words *words, const struct call *call)
+/* Return the arguments of this executable as argv, followed by the caller's; NULL with errno. */
+static char **plugin_argv(const struct call *call)
 {
-    char **argv, *at = words->at;
-    int own = 0, count = 0;
+    int own = 0, count = 0, fd = open_self();
+    struct words words;
+    char **argv, *at;
 
+    if (fd < 0 || read_words(fd, &words)) {
+        close(fd);
+        return NULL;
+    }
+    close(fd);
     while (call->argv[own])
         own++;
-    argv = reserve((words->size + (size_t)own + 1) * sizeof *argv);
+    argv = reserve((words.size + (size_t)own + 1) * sizeof *argv);
     if (!argv)
         return NULL;
-    for (; at < words->at + words->size; at += strlen(at) + 1)
+    for (at = words.at; at < words.at + words.size; at += strlen(at) + 1)
         argv[count++] = at;
     memcpy(argv + count, call->argv, (size_t)own * sizeof *argv);
     return argv;
@@ -548,73 +555,101 @@ static void name_the_call(struct call *call)
         fail_errno(call, "no memory", "", "");
 }
 
-/* Return whether this executable knows an interpreter that is there. */
-static int has_interpreter(void)
+/* A write to a pipe without a reader shall fail and not end this process. */
+static void ignore_pipes(struct sigaction *before)
 {
-    struct words words;
-
-    return !read_words(&words) && !access(words.at, X_OK);
+    sigaction(SIGPIPE, &(struct sigaction){ .sa_handler = SIG_IGN }, before);
 }
 
-/* Answer that there is neither an interpreter nor a server. */
-static _Noreturn void fail_alone(const struct call *call, const char *what, const char *object, const char *details)
+/* Execute the plugin in place of this process; return only if that is impossible, and note why. */
+static void in_process(struct call *call)
 {
-    struct text msg = { 0 };
-
-    append(&msg, what);
-    append(&msg, object);
-    append(&msg, ": ");
-    append(&msg, strerror(errno));
-    append(&msg, *call->server.sun_path ? "; no server answers at " : "; there is no server either");
-    append(&msg, call->server.sun_path);
-    fail(call, is_verb("STATUS") ? NOT_AVAILABLE : IO_FAILURE, &msg, details);
-}
-
-/* Execute the plugin in place of this process. */
-static _Noreturn void in_process(struct call *call)
-{
-    struct words words;
-    char **argv = read_words(&words) ? NULL : plugin_argv(&words, call);
+    char **argv;
 
     roam(&call->ours);
-    if (!argv)
-        fail_alone(call, "this sriov does not know its interpreter", "",
-                   "start the server (the DaemonSet), or run sriov-fast install on this node");
     if (call->has_stdin && restore_stdin(call))
         fail_errno(call, "stdin cannot be handed on", "", "see whether the machine has memory left");
-    unset(call->env, "SRIOV_FAST_TOKEN"); /* of another call */
-    if (call->was_sent)
-        name_the_call(call);
-    sigaction(SIGPIPE, &call->pipe_action, NULL);
-    execve(argv[0], argv, call->env);
-    fail_alone(call, "cannot execute ", argv[0],
-               "start the server, or run sriov-fast install again, from where sriov-fast is now");
+    argv = plugin_argv(call);
+    if (argv) {
+        unset(call->env, "SRIOV_FAST_TOKEN"); /* of another call */
+        if (call->was_sent)
+            name_the_call(call);
+        sigaction(SIGPIPE, &call->pipe_action, NULL);
+        execve(argv[0], argv, call->env);
+        call->interpreter = argv[0];
+    }
+    call->fault = errno;
+    ignore_pipes(NULL);
 }
 
 /* --- the request */
 
-/* Set the address of a socket; return whether the socket exists. */
-static int is_socket(struct sockaddr_un *address, const char *path, const char *name)
+/* Return the path of the n-th socket to try, NULL after the last one. */
+static const char *socket_path(int number)
 {
-    if (strlen(path) + strlen(name) >= sizeof address->sun_path)
-        return 0;
-    address->sun_family = AF_UNIX;
-    strcpy(address->sun_path, path);
-    strcat(address->sun_path, name);
-    return !access(address->sun_path, F_OK);
+    static struct text path;
+    const char *only = setting("SRIOV_FAST_SOCKET", NULL), *run = setting("SRIOV_FAST_RUN", NULL);
+
+    if (number && (number > 1 || only || run))
+        return NULL;
+    if (number)
+        return SECOND_SOCKET;
+    if (only)
+        return strcmp(only, "none") ? only : NULL;
+    path = (struct text){ 0 };
+    append(&path, run ? run : RUN_DIRECTORY);
+    append(&path, SOCKET_NAME);
+    return path.bytes;
 }
 
 /* Return whether there is a socket to connect to, with its address. */
 static int find_server(struct sockaddr_un *address)
 {
-    const char *path = setting("SRIOV_FAST_SOCKET", NULL), *run = setting("SRIOV_FAST_RUN", NULL);
+    const char *path;
 
-    if (path)
-        return strcmp(path, "none") && is_socket(address, path, "");
-    if (run)
-        return is_socket(address, run, SOCKET_NAME);
-    return is_socket(address, RUN_DIRECTORY, SOCKET_NAME) || is_socket(address, SECOND_SOCKET, "") ||
-           is_socket(address, RUN_DIRECTORY, SOCKET_NAME); /* the path for the error */
+    address->sun_family = AF_UNIX;
+    for (int number = 0; (path = socket_path(number)); number++)
+        if (strlen(path) < sizeof address->sun_path && !access(path, F_OK)) {
+            strcpy(address->sun_path, path);
+            return 1;
+        }
+    return 0;
+}
+
+/* Say which sockets were tried, and which of them do not exist. */
+static void append_sockets(struct text *text)
+{
+    const char *path;
+
+    if (!socket_path(0))
+        append(text, "; SRIOV_FAST_SOCKET=none forbids to ask a server");
+    for (int number = 0; (path = socket_path(number)); number++) {
+        append(text, number ? " or at " : "; no server answers at ");
+        append_plain(text, path, MOST_WORDS / 2);
+        if (strlen(path) >= sizeof((struct sockaddr_un *)0)->sun_path)
+            append(text, " (longer than the path of a socket may be)");
+        else if (access(path, F_OK)) {
+            append(text, " (");
+            append(text, strerror(errno));
+            append(text, ")");
+        }
+    }
+}
+
+/* Report that neither a server nor the plugin can do the work. */
+static _Noreturn void fail_alone(const struct call *call)
+{
+    struct text msg = { 0 };
+    const char *details = call->interpreter
+                              ? "start the server, or run sriov-fast install again, from where sriov-fast is now"
+                              : "start the server (the DaemonSet), or run sriov-fast install on this node";
+
+    append(&msg, call->interpreter ? "cannot execute " : "this sriov does not know its interpreter");
+    append_plain(&msg, call->interpreter ? call->interpreter : "", MOST_WORDS);
+    append(&msg, ": ");
+    append(&msg, strerror(call->fault));
+    append_sockets(&msg);
+    fail(call, is_verb("STATUS") ? NOT_AVAILABLE : IO_FAILURE, &msg, details);
 }
 
 /*
@@ -820,15 +855,15 @@ static int is_patient(void)
 }
 
 /*
- * Ask the server. Without an interpreter nothing else can do the work, so a server that is being replaced is waited
- * for, and asked again: the token tells it what its predecessor did for this call.
+ * Ask a server that is being replaced, since the plugin cannot be executed here. The token tells the next server what
+ * its predecessor did for this call.
  */
-static enum outcome ask_patiently(struct call *call, struct reply *reply, char **output)
+static enum outcome ask_again(struct call *call, struct reply *reply, char **output)
 {
     int64_t limit = now() + RETURN_WAIT;
-    enum outcome got = find_server(&call->server) ? ask(call, reply, output) : NO_ANSWER;
+    enum outcome got = NO_ANSWER;
 
-    if (got != NO_ANSWER || !is_patient() || !*call->server.sun_path || has_interpreter())
+    if (!is_patient() || !socket_path(0))
         return got;
     if (limit > call->deadline - ANSWER_WAIT)
         limit = call->deadline - ANSWER_WAIT;
@@ -840,6 +875,34 @@ static enum outcome ask_patiently(struct call *call, struct reply *reply, char *
             got = ask(call, reply, output);
     }
     return got;
+}
+
+/* Open the closed ones of the standard files, for reading only: a reply that cannot be written is undone. */
+static void open_standard_files(void)
+{
+    int fd;
+
+    do
+        fd = open("/dev/null", O_RDONLY | O_CLOEXEC);
+    while (fd >= 0 && fd <= STDERR_FILENO);
+    close(fd);
+}
+
+/* Ask the server; without an answer execute the plugin; if that is impossible, wait for a server. */
+static enum outcome served(struct call *call, struct reply *reply, char **output)
+{
+    enum outcome got = NO_ANSWER;
+
+    if (has_standard_files() && find_server(&call->server) && !compose(call))
+        got = ask(call, reply, output);
+    if (got != NO_ANSWER)
+        return got;
+    relay_log(call);
+    in_process(call);
+    open_standard_files();
+    if (!call->size && compose(call))
+        return NO_ANSWER;
+    return ask_again(call, reply, output);
 }
 
 static _Noreturn void unreadable(const struct call *call, int number)
@@ -863,6 +926,32 @@ static _Noreturn void too_late(const struct call *call)
     fail(call, TRY_AGAIN, &msg, "try again; the server undoes what it did for this call (SRIOV_FAST_WAIT is the limit)");
 }
 
+/* Set the limit of the wait for a server. */
+static void set_deadline(struct call *call)
+{
+    call->wait = setting("SRIOV_FAST_WAIT", WAIT);
+    if (!milliseconds(call->wait))
+        call->wait = WAIT;
+    call->deadline = now() + milliseconds(call->wait);
+}
+
+/* Execute the plugin as DEL, or ask a server if that is impossible. */
+static void delete(struct call *call)
+{
+    struct reply reply;
+    char *output;
+
+    unset(call->env, "CNI_COMMAND");
+    environ = call->env = extended(call->env, "CNI_COMMAND=DEL");
+    if (!call->env)
+        return;
+    call->was_sent = 0; /* that was the ADD */
+    in_process(call);
+    set_deadline(call);
+    if (!compose(call))
+        ask_again(call, &reply, &output);
+}
+
 /* Delete an attachment that cannot be reported to the caller. */
 static void undo(struct call *call)
 {
@@ -871,14 +960,9 @@ static void undo(struct call *call)
     if (!child) {
         int null = open("/dev/null", O_WRONLY | O_CLOEXEC);
 
-        if (null < 0 || dup2(null, STDOUT_FILENO) < 0)
-            _exit(1);
-        unset(call->env, "CNI_COMMAND");
-        call->env = extended(call->env, "CNI_COMMAND=DEL");
-        if (!call->env)
-            _exit(1);
-        call->was_sent = 0; /* that was the ADD */
-        in_process(call);
+        if (null >= 0 && dup2(null, STDOUT_FILENO) >= 0)
+            delete(call);
+        _exit(1);
     }
     if (child < 0)
         say("the unreported attachment cannot be deleted", errno);
@@ -895,14 +979,9 @@ int main(int argc, char **argv, char **env)
     int fault;
 
     (void)argc;
-    sigaction(SIGPIPE, &(struct sigaction){ .sa_handler = SIG_IGN }, &call.pipe_action);
-    if (!has_standard_files() || !(find_server(&call.server) || !has_interpreter()) || compose(&call))
-        in_process(&call);
-    call.wait = setting("SRIOV_FAST_WAIT", WAIT);
-    if (!milliseconds(call.wait))
-        call.wait = WAIT;
-    call.deadline = now() + milliseconds(call.wait);
-    outcome = ask_patiently(&call, &reply, &output);
+    ignore_pipes(&call.pipe_action);
+    set_deadline(&call);
+    outcome = served(&call, &reply, &output);
     fault = errno;
     relay_log(&call);
     if (outcome == TOO_LATE)
@@ -913,7 +992,7 @@ int main(int argc, char **argv, char **env)
         unreadable(&call, fault);
     }
     if (outcome == NO_ANSWER)
-        in_process(&call);
+        fail_alone(&call);
     if (put(STDOUT_FILENO, output, reply.length)) {
         say("stdout", errno);
         if (is_verb("ADD") && !reply.status)

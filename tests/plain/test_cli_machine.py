@@ -135,6 +135,17 @@ def test_doctor_without_a_card(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     assert main(["doctor"]) == 1
 
 
+def test_doctor_with_the_pf_in_a_pod(tmp_path: Path) -> None:
+    tree = build_tree(tmp_path, "pf0", vfs=1)
+    (tree.sys / "class/net/pf0").unlink()
+    roots = Roots(sys=str(tree.sys), proc=str(tree.proc), run=str(tmp_path / "run"))
+    record = Attachment(container_id="c1", ifname="net1", pci=tree.pf_pci, attach="pf", boot="b")
+    Journal(roots.run, roots.proc).write(record)
+    found = findings(roots, tmp_path)
+    assert found[f"PF {tree.pf_pci}"] == [("OK", "is in the pod c1/net1 (pfOnly)")]
+    assert "PF" not in found
+
+
 def test_doctor_in_a_virtual_machine(tmp_path: Path) -> None:
     """Its only VF has no visible PF."""
     tree = build_tree(tmp_path, "pf0", vfs=1)

@@ -289,6 +289,8 @@ def _capabilities(conf: NetConf) -> str:
 
 def _master(conf: NetConf) -> str:
     first, *more = conf.masters or ("",)
+    if conf.pf_only:
+        return f"the PF {first} itself" + "".join(f", else {name}" for name in more)
     return f"a VF of {first}" + "".join(f", else of {name}" for name in more) if first else ""
 
 
@@ -301,6 +303,8 @@ EFFECTS: dict[str, Callable[[NetConf], str]] = {
     "pciBusID": lambda conf: conf.device_id and f"the VF at {conf.device_id}",
     "vf": _vf,
     "attach": lambda conf: _ATTACH[conf.attach],
+    "rdma": lambda conf: "the VF's RDMA device follows it, in exclusive mode" if conf.rdma else "",
+    "pfOnly": lambda conf: "the pod gets the whole card" if conf.pf_only else "",
     "mac": lambda conf: f"the MAC {conf.settings.mac}" if conf.settings.mac else "",
     "rps": lambda conf: _queues(conf.rps, "receive"),
     "xps": lambda conf: _queues(conf.xps, "transmit"),

@@ -126,11 +126,14 @@ def _user() -> _Findings:
 
 def _cards(roots: Roots) -> _Findings:
     """Check the PFs and their VFs."""
-    names = machine.pf_names(roots)
+    names, owned = machine.pf_names(roots), machine.owners(roots)
+    away = machine.pfs_in_pods(roots, owned)
+    for pci, owner in away.items():
+        yield Finding(OK, f"PF {pci}", f"is in the pod {'/'.join(owner)} (pfOnly)")
     if not names:
-        yield _without_pf(roots)
+        if not away:
+            yield _without_pf(roots)
         return
-    owned = machine.owners(roots)
     pfs = [machine.pf(name, roots) for name in names]
     for pf in pfs:
         yield from _card(pf, owned, Path(roots.sys, "class/net", pf.name))

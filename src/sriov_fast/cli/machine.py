@@ -75,6 +75,11 @@ def lone_vfs(roots: Roots) -> list[Vf]:
     return [vf for vf in found if vf and usable(vf, {})]
 
 
+def pfs_in_pods(roots: Roots, owned: Owners) -> Owners:
+    """Return the owners of PFs that are in pods, by PCI address."""
+    return {pci: owner for pci, owner in owned.items() if is_there(f"{roots.device(pci)}/sriov_totalvfs")}
+
+
 def usable(vf: Vf, owned: Owners) -> bool:
     """Return whether a pod has this VF or could get it."""
     return vf.pci in owned or bool(vf.driver and vf.netdev) or candidate.has_userspace_driver(vf)

@@ -45,7 +45,7 @@ _OTHERS = (
 KEYS = (
     *("name", "type", "master", "deviceID", "pciBusID", "vf", "mac", "vlan", "vlanQoS", "vlanProto"),
     *("min_tx_rate", "max_tx_rate", "spoofchk", "trust", "link_state", "mtu", "cores", "ipam", "dns"),
-    *("timeout", "attach", "sysctl", "promisc", "allmulti", "rps", "xps"),
+    *("timeout", "attach", "pfOnly", "rdma", "sysctl", "promisc", "allmulti", "rps", "xps"),
     *("logLevel", "logFile", "prevResult", "args", "runtimeConfig"),
 )
 _ALWAYS_KNOWN = [key.casefold() for key in _OTHERS]
@@ -66,10 +66,10 @@ class NetConf(Record):
     """The settings of one call, from all sources.
 
     ``cni_version`` is the configured one ("" if there is none), ``version`` that of the result. ``masters``
-    may be empty with a ``device_id`` (a VF's PCI address, "" for none). ``timeout`` is in seconds, 0 for
-    none. ``device_info`` is the path of the device information file, "" for none. ``raw`` is the
-    configuration for IPAM. ``valid_attachments`` (container ID, ifname) is None except for a GC. ``warnings``
-    is for the log.
+    may be empty with a ``device_id`` (a VF's PCI address, "" for none). ``pf_only``: a master itself is for
+    the pod. ``timeout`` is in seconds, 0 for none. ``device_info`` is the path of the device information
+    file, "" for none. ``raw`` is the configuration for IPAM. ``valid_attachments`` (container ID, ifname) is
+    None except for a GC. ``warnings`` is for the log.
     """
 
     name: str = ""
@@ -80,6 +80,8 @@ class NetConf(Record):
     device_id: str = ""
     vf: int | None = None
     attach: str = "move"
+    pf_only: bool = False
+    rdma: bool = False
     settings: VfSettings = VfSettings()
     mtu: int = 0
     cores: tuple[int, ...] = ()
@@ -205,6 +207,36 @@ def _agree(settings: VfSettings, faults: list[SriovError] | None, *, vlan_follow
     if low and high and low > high:  # 0 is no limit
         advice = "give a min_tx_rate up to max_tx_rate"
         _fail(ConfigError(f"min_tx_rate = {low}: above max_tx_rate = {high}", advice), faults)
+
+
+_KEYS = {"qos": "vlanQoS", "proto": "vlanProto"}  # of settings; the others are the keys themselves
+
+
+def _require_no_vf(conf: NetConf, faults: list[SriovError] | None) -> None:
+    """With ``pfOnly``, refuse keys of a VF, except VLAN 0 and rates of 0, which ask for nothing."""
+    if not conf.pf_only:
+        return
+    settings = conf.settings if conf.settings.vlan else conf.settings.replace(qos=None, proto=None)
+    asked = [_KEYS.get(key, key) for key, value in settings.as_dict().items() if value or value is False]
+    asked += ["vf"] if conf.vf is not None else []
+    asked += ["deviceID"] if conf.device_id else []
+    asked += ["attach"] if conf.attach == "macvlan" else []
+    if asked:
+        msg = (
+            f"{', '.join(asked)}: with pfOnly the pod gets the PF itself, moved and without settings of a VF"
+        )
+        _fail(ConfigError(msg, "leave that out, or pfOnly"), faults)
+
+
+def _require_consistent(
+    conf: NetConf, faults: list[SriovError] | None, chooses_vlan: Callable[[str], bool]
+) -> None:
+    """Check keys against each other; ``chooses_vlan`` is as in ``parse``."""
+    if conf.rdma and conf.attach == "macvlan":
+        msg = 'rdma: with attach "macvlan" the VF stays in the host, and its RDMA device as well'
+        _fail(ConfigError(msg, 'leave rdma out, or take attach "move"'), faults)
+    _require_no_vf(conf, faults)
+    _agree(conf.settings, faults, vlan_follows=bool(conf.ipam_type) and chooses_vlan(conf.ipam_type))
 
 
 def _device_id(conf: JsonObject, runtime: JsonObject) -> str:
@@ -348,7 +380,7 @@ def parse(request: Request, chooses_vlan: Callable[[str], bool] = lambda _: Fals
     found = _known.get((request.command, request.stdin)) or _learned(request.command, request.stdin)
     faults: list[SriovError] | None = [] if _is_lenient(request.command) else None
     conf = _with_args(found, request.args, faults) if request.args else found.conf
-    _agree(conf.settings, faults, vlan_follows=bool(conf.ipam_type) and chooses_vlan(conf.ipam_type))
+    _require_consistent(conf, faults, chooses_vlan)
     warnings = (*request.warnings, *_skipped(faults))
     return conf.replace(warnings=(*warnings, *conf.warnings)) if warnings else conf
 
@@ -362,7 +394,7 @@ def examine(
     """
     faults: list[SriovError] = []
     conf = _configured("ADD", stdin, faults).conf
-    _agree(conf.settings, faults, vlan_follows=bool(conf.ipam_type) and chooses_vlan(conf.ipam_type))
+    _require_consistent(conf, faults, chooses_vlan)
     return conf, faults
 
 
@@ -407,6 +439,8 @@ def _configured(command: str, stdin: bytes, faults: list[SriovError] | None) -> 
         device_id=device_id,
         vf=pod.take("vf", fields.number_or_digits(0, 65535), conf.take("vf", _vf, None)),
         attach=pod.take("attach", _ATTACH, conf.take("attach", _ATTACH, "move")),
+        pf_only=conf.take("pfOnly", fields.boolean, False),
+        rdma=conf.take("rdma", fields.boolean, False),
         settings=_settings(conf, runtime, pod),
         mtu=conf.take("mtu", _mtu, 0),
         cores=pod.take("cores", fields.pod_cores, conf.take("cores", fields.cores, ())),
@@ -470,4 +504,6 @@ def with_extra(conf: NetConf, extra: object) -> NetConf:
         raise IpamError(f"the IPAM result's {error.msg}", error.details) from None
     settings = conf.settings.replace(vlan=vlan, mac=mac)
     _agree(settings, None, vlan_follows=False)
-    return conf.replace(vf=vf, settings=settings)
+    conf = conf.replace(vf=vf, settings=settings)
+    _require_no_vf(conf, None)
+    return conf

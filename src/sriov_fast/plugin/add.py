@@ -16,7 +16,7 @@ from sriov_fast.plugin.context import MOVES, Reply
 from sriov_fast.plugin.prepare import prepare
 from sriov_fast.plugin.release import forget, recover, release
 from sriov_fast.vf import attach, candidate, driver_socket, find, irq, locks, modes, netns, select, tuning
-from sriov_fast.vf.journal import ATTACHED, BROKEN, MACVLAN, USERSPACE, Attachment
+from sriov_fast.vf.journal import ATTACHED, BROKEN, MACVLAN, PF, USERSPACE, Attachment
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -63,7 +63,7 @@ def add(call: Call) -> Reply:
         if call.conf.ipam_type and may_choose_vf(call.conf.ipam_type):
             call = _with_choice_of_ipam(call, host, addresses)
         call.step("check, lock")
-        reserved = select.choose(vf_request_of(call, host), call.journal, call.roots)
+        reserved = _reserved(call, host)
         held.enter_context(reserved.lock)
         call = _for_device(call, reserved, pod_netns)
         call.step("choose the VF")
@@ -109,6 +109,10 @@ def _attach(call: Call, record: Attachment, access: Access, addresses: Addresses
     with MOVES:
         mode.enter(access.host, record, access.pod_netns)
     call.step(mode.ENTER, "kernel")
+    if record.rdma:
+        from sriov_fast.vf import rdma  # late: few configurations have this key
+
+        rdma.enter(record, access.pod_netns)
     prepared, pod = planning.result() if planning else plan()
     call.step("wait for IPAM", "ipam")
     link = _set_addresses(prepared, access, pod, call.roots.proc)
@@ -176,6 +180,16 @@ def _write_device_info(call: Call, record: Attachment) -> None:
     device_info.write(record, call.roots)
 
 
+def _reserved(call: Call, host: nl.Socket) -> ReservedVf:
+    """Return the VF, or the PF with ``pfOnly``, with its lock."""
+    vf_request = vf_request_of(call, host)
+    if not call.conf.pf_only:
+        return select.choose(vf_request, call.journal, call.roots)
+    from sriov_fast.vf import whole_pf  # late: few networks want a PF
+
+    return whole_pf.choose(vf_request, call.journal, call.roots)
+
+
 def _for_device(call: Call, reserved: ReservedVf, pod_netns: int) -> Call:
     """Return the call with the attach mode of the reserved VF."""
     if not reserved.link.index:
@@ -224,7 +238,8 @@ def _await_return(call: Call) -> None:
 def _with_choice_of_ipam(call: Call, host: nl.Socket, addresses: Addresses) -> Call:
     """Run IPAM; return the call with the VF, VLAN and MAC of its ``extra``."""
     # A fault that is known already must not cost an address.
-    select.present(vf_request_of(call, host).replace(warn=call.log.debug), call.roots)
+    if not call.conf.pf_only:
+        select.present(vf_request_of(call, host).replace(warn=call.log.debug), call.roots)
     with call.tasks() as tasks:
         answer = tasks.submit(addresses.obtain).result()
     return call.replace(conf=config.with_extra(call.conf, answer.extra))
@@ -258,7 +273,7 @@ def _journaled(call: Call, reserved: ReservedVf, host: nl.Socket) -> Attachment:
         netns=asked.netns,
         asked=conf.settings,
         mtu=conf.mtu,
-        attach=conf.attach,
+        attach=PF if conf.pf_only else conf.attach,
         sysctl=conf.sysctl,
         promisc=conf.promisc,
         allmulti=conf.allmulti,
@@ -278,6 +293,10 @@ def _journaled(call: Call, reserved: ReservedVf, host: nl.Socket) -> Attachment:
         from sriov_fast.vf import queues  # late: few configurations have these keys
 
         record = record.replace(before_queues=queues.masks(call.context.host_fd, record.host_name))
+    if conf.rdma:
+        from sriov_fast.vf import rdma
+
+        record = rdma.observe(record, call.roots, call.log)
     call.journal.write(record)
     call.step("write the journal")
     return record

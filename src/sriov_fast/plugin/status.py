@@ -10,7 +10,17 @@ from sriov_fast.vf import select
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from types import ModuleType
+
     from sriov_fast.plugin.context import Call
+
+
+def _chooser(call: Call) -> ModuleType:
+    if not call.conf.pf_only:
+        return select
+    from sriov_fast.vf import whole_pf  # late: few networks want a PF
+
+    return whole_pf
 
 
 def status(call: Call) -> Reply:
@@ -20,7 +30,7 @@ def status(call: Call) -> Reply:
     try:
         with nl.Socket() as host:
             vf_request = vf_request_of(call, host).replace(warn=call.log.debug)  # an ADD warns
-            usable = select.any_usable(vf_request, call.journal, call.roots)
+            usable = _chooser(call).any_usable(vf_request, call.journal, call.roots)
         why = f"no PF of {which} has a usable VF"
     except (OSError, SriovError) as error:
         usable, why = False, str(error)

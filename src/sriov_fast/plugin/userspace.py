@@ -28,6 +28,7 @@ def accept(call: Call, reserved: ReservedVf) -> Call:
     asked = {
         "attach macvlan": conf.attach == MACVLAN,
         "cores": bool(conf.cores),
+        "rdma": conf.rdma,
         "rps": bool(conf.rps),
         "xps": bool(conf.xps),
         "sysctl": bool(conf.sysctl),

@@ -40,6 +40,10 @@ def _pod_faults(record: Attachment, netns_fd: int, roots: Roots) -> list[str]:
         from sriov_fast.vf import queues  # late: few configurations have these keys
 
         faults += queues.faults(record, netns_fd)
+    if record.rdma:
+        from sriov_fast.vf import rdma
+
+        faults += rdma.faults(record, netns_fd)
     return faults + tuning.faults(netns_fd, record, link, roots.proc)
 
 

@@ -78,6 +78,10 @@ class Release:
         if self._place:
             # first: while the device is down, the kernel may accept a mask and not use it
             restore_irqs(self._record, self._roots, self._log)
+        if self._place and self._record.rdma:
+            from sriov_fast.vf import rdma  # late: few configurations have this key
+
+            rdma.bring_home(self._record, self._pod_netns, self._log)
         try:
             self._quieten()
         except NetlinkError as error:

@@ -33,6 +33,7 @@ RETURNING = "returning"
 BROKEN = "broken"  # never written: the state of a record with unusable content
 MOVE, MACVLAN = "move", "macvlan"  # the attach modes
 USERSPACE = "userspace"  # the attach mode of a VF with a userspace driver, which no configuration names
+PF = "pf"  # as "move", for a PF (``whole_pf``)
 UNKNOWN = "unknown"  # the boot where the kernel names none; such a record is kept
 
 
@@ -51,6 +52,7 @@ class Attachment(Record):
     ``asked`` has the settings made through the PF. ``request`` has CNI_ARGS, CNI_PATH and the configuration,
     for IPAM's DEL. ``token`` is the token of the client's request.
     ``stranded`` marks a deleted attachment with a VF that was not found: its address is not released yet.
+    ``rdma`` and ``rdma_index`` are the RDMA device that follows the VF, "" for none.
     ``device_info`` is the device information file that the ADD made, "" for none.
     """
 
@@ -96,6 +98,8 @@ class Attachment(Record):
     token: str = ""
     stranded: bool = False
     device_info: str = ""
+    rdma: str = ""
+    rdma_index: int = 0
 
     @property
     def owner(self) -> tuple[str, str]:
@@ -105,6 +109,8 @@ class Attachment(Record):
     @property
     def label(self) -> str:
         """The VF in the words of a message."""
+        if self.attach == PF:
+            return f"PF {self.host_name} ({self.pci})"
         return f"VF {self.vf} of {self.pf} ({self.pci})" if self.pf else f"VF {self.pci}"
 
 
@@ -232,7 +238,7 @@ def _require_usable(record: Attachment, pci: str, entry: Entry) -> None:
         raise ValueError(f"is that of {record.pci}, {' '.join(record.owner)}")
     if not record.boot or record.state not in (ATTACHING, ATTACHED, RETURNING):
         raise ValueError(f"state {record.state!r}, boot {record.boot!r}")
-    if record.attach not in (MOVE, MACVLAN, USERSPACE):
+    if record.attach not in (MOVE, MACVLAN, USERSPACE, PF):
         raise ValueError(f"attach {record.attach!r}")
     request = record.request
     _text(request.get("args", ""))

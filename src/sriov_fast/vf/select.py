@@ -16,6 +16,7 @@ from sriov_fast.vf.journal import ATTACHED, BROKEN
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Container, Iterator, Sequence
+    from contextlib import AbstractContextManager
 
     from sriov_fast.common.paths import Roots
     from sriov_fast.common.record import Vf
@@ -75,14 +76,14 @@ class VfRequest(Record):
 class ReservedVf(Record):
     """A VF that this request may change while it holds ``lock``.
 
-    ``pf`` is "" if the PF is not visible. ``link`` is the VF's network device, ``candidate.NO_DEVICE`` with a
-    userspace driver.
+    ``pf`` is "" if the PF is not visible, or is itself reserved (``whole_pf``). ``link`` is the VF's network
+    device, ``candidate.NO_DEVICE`` with a userspace driver.
     """
 
     pf: str
     vf: Vf
     link: Link
-    lock: locks.Lock
+    lock: AbstractContextManager[object]
 
 
 class _Search(Record):
@@ -127,7 +128,7 @@ def present(vf_request: VfRequest, roots: Roots) -> list[tuple[str, list[Vf]]]:
     missing: list[ConfigError] = []
     for name in vf_request.masters:
         try:
-            pfs.append(_pf(name, vf_request, roots))
+            pfs.append(pf(name, vf_request, roots))
         except ConfigError as error:
             missing.append(error)
     if missing and not pfs:
@@ -137,8 +138,8 @@ def present(vf_request: VfRequest, roots: Roots) -> list[tuple[str, list[Vf]]]:
     return pfs
 
 
-def _pf(name: str, vf_request: VfRequest, roots: Roots) -> tuple[str, list[Vf]]:
-    """Return the PF with this name or alternative name, with its VFs."""
+def pf(name: str, vf_request: VfRequest, roots: Roots) -> tuple[str, list[Vf]]:
+    """Return the name of the PF with this name or alternative name, and its VFs."""
     try:
         return name, scan(name, roots)
     except ConfigError:
@@ -341,7 +342,7 @@ def _by_address(search: _Search) -> ReservedVf:
                 vf=index,
             )
         if device.use:
-            raise _in_use_by_host(which, device.use, pf, index)
+            raise in_use_by_host(which, device.use, pf, index)
         undo.pop_all()
     return ReservedVf(pf=pf, vf=vf, link=device.link, lock=lock)
 
@@ -389,10 +390,11 @@ def _pf_of(vf_request: VfRequest, physfn: str) -> str:
     )
 
 
-def _in_use_by_host(which: str, use: str, pf: str, index: int) -> BusyError:
+def in_use_by_host(which: str, use: str, pf: str, index: int = -1) -> BusyError:
+    """Return the error for a device that the host uses."""
     return BusyError(
         f"{which} is used by the host: {use}",
-        "take that away from the VF's device first, or name another VF",
+        "take that away from the device first, or name another one",
         interface=pf,
         vf=index,
     )
@@ -404,7 +406,7 @@ def _none_free(search: _Search, pfs: Sequence[tuple[str, list[Vf]]]) -> SriovErr
     index = search.vf_request.vf
     if index is not None and uses:
         pf, _, use = uses[0]
-        return _in_use_by_host(f"vf {index} of {pf}", use, pf, index)
+        return in_use_by_host(f"vf {index} of {pf}", use, pf, index)
     if not search.vf_request.names_vf and _are_for_userspace(pfs):
         return _none_with_device(pfs)
     busy = ", ".join(f"{pf} ({len(scan(pf, search.roots))} VFs)" for pf, _ in pfs)

@@ -1,0 +1,144 @@
+"""``pfOnly``: the PF itself moves into the pod, and comes back."""
+
+from __future__ import annotations
+
+import signal
+from typing import Any
+
+import pytest
+
+from harness.veth import Node
+from harness.waiting import wait_for
+
+pytestmark = pytest.mark.modes("process", "resident", "deferred")
+
+
+def config(node: Node, **more: Any) -> dict[str, Any]:
+    base = {"pfOnly": True, "cniVersion": "1.1.0", "ipam": node.host_local(delegate=False)}
+    return node.conf(**base | more)
+
+
+def pf(node: Node) -> dict[str, Any]:
+    """Return the PF in the host, without the values that a move changes."""
+    volatile = ("ifindex", "operstate", "qdisc", "link_index", "link", "flags")
+    shown = node.link("pf0")
+    return {key: value for key, value in shown.items() if key not in volatile} | {
+        "up": "UP" in shown["flags"]
+    }
+
+
+@pytest.mark.parametrize("up", ["up", "down"])
+def test_every_verb(either: Node, up: str) -> None:
+    """The pod changes MAC and MTU; the DEL restores both."""
+    node, pod = either, either.pod()
+    node.nip("link", "set", "pf0", up, "mtu", "1450", "alias", "uplink")
+    before, vfs = pf(node), node.state()
+    conf = config(node, mtu=1400)
+    result = node.add(conf, pod)
+    shown = node.link("eth0", pod)
+    assert (shown["mtu"], shown["address"], "UP" in shown["flags"]) == (1400, before["address"], True)
+    assert result["interfaces"][0]["pciID"] == node.tree.pf_pci
+    assert node.addresses("eth0", pod) == ["10.77.0.2/24"]
+    assert "pf0" not in node.links()
+    node.check(conf, pod, result)
+    assert node.run("STATUS", conf).status == 0
+    said = node.refused(11, "ADD", conf, node.pod())
+    assert said.startswith(f"master 'pf0' is not free: it belongs to container {pod}, eth0")
+    node.ip("-n", pod, "link", "set", "eth0", "down")
+    node.ip("-n", pod, "link", "set", "eth0", "address", "02:00:00:00:00:77", "mtu", "1300")
+    assert node.run("CHECK", conf | {"prevResult": result}, pod).json["code"] == 103
+    node.delete(conf, pod)
+    assert (pf(node), node.state(), node.records(), node.leases()) == (before, vfs, [], [])
+
+
+def test_pods_have_vfs(node: Node) -> None:
+    """The PF stays as long as a pod has one of its VFs, and is refused before anything is touched."""
+    pod, other, conf = node.pod(), node.pod(), node.conf(vf=1, ipam=None)
+    node.add(conf, other)
+    before = node.snapshot(), pf(node)
+    said = node.refused(11, "ADD", config(node), pod)
+    assert said.startswith(f"pfOnly: VF 1 of pf0 is in use: it belongs to container {other}, eth0")
+    assert (node.snapshot(), pf(node)) == before
+    node.delete(conf, other)
+    node.add(config(node), pod)
+    node.delete(config(node), pod)
+
+
+def test_the_host_uses_the_pf(node: Node) -> None:
+    node.nip("address", "add", "192.0.2.1/24", "dev", "pf0")
+    before = node.snapshot(), pf(node)
+    said = node.refused(101, "ADD", config(node), node.pod())
+    assert "pfOnly: pf0 is used by the host: address 192.0.2.1/24" in said
+    assert (node.snapshot()["records"], pf(node)) == ([], before[1])
+    node.nip("address", "del", "192.0.2.1/24", "dev", "pf0")
+
+
+def test_a_card_with_representors(node: Node) -> None:
+    (node.tree.device() / "net" / "pf0rep0").mkdir()
+    assert "the card of pf0 also has pf0rep0" in node.refused(7, "ADD", config(node), node.pod())
+    (node.tree.device() / "net" / "pf0rep0").rmdir()
+    assert (node.records(), node.leases(), node.locks()) == ([], [], [])
+
+
+def test_a_failed_add(node: Node) -> None:
+    """The name exists in the pod."""
+    pod, before = node.pod(), pf(node)
+    node.ip("-n", pod, "link", "add", "eth0", "index", "500", "type", "veth", "peer", "name", "other")
+    node.refused(101, "ADD", config(node), pod)
+    assert (pf(node), node.records(), node.leases()) == (before, [], [])
+
+
+def test_gc(node: Node) -> None:
+    pod, before, conf = node.pod(), pf(node), config(node)
+    node.add(conf, pod)
+    node.collect(conf)
+    assert (pf(node), node.records(), node.leases()) == (before, [], [])
+
+
+@pytest.mark.modes("process")
+def test_a_killed_add(node: Node) -> None:
+    """The next ADD finds the PF in the pod by the record, and returns it first."""
+    pod, before, conf = node.pod(), pf(node), config(node)
+    node.prelude = (
+        "from sriov_fast.vf import attach; import os, signal; "
+        "attach.address = lambda *_: os.kill(os.getpid(), signal.SIGKILL)"
+    )
+    assert node.run("ADD", conf, pod).status == -signal.SIGKILL
+    assert "pf0" not in node.links()
+    node.prelude = "pass"
+    other = node.pod()
+    node.add(conf, other)
+    assert "UP" in node.link("eth0", other)["flags"]
+    node.delete(conf, pod)
+    node.delete(conf, other)
+    wait_for(lambda: not node.records(), "a record is left")
+    assert (pf(node), node.leases()) == (before, [])
+
+
+@pytest.mark.modes("process")
+@pytest.mark.parametrize(
+    ("more", "args", "keys"),
+    [
+        ({"vf": 0}, "", "vf"),
+        ({"vlan": 7, "vlanQoS": 1, "vlanProto": "802.1ad"}, "", "vlan, vlanQoS, vlanProto"),
+        ({"spoofchk": "off"}, "", "spoofchk"),
+        ({"max_tx_rate": 10, "trust": "on"}, "", "max_tx_rate, trust"),
+        ({"mac": "02:00:00:00:00:09"}, "", "mac"),
+        ({"attach": "macvlan"}, "", "attach"),
+        ({"deviceID": "0000:01:10.0"}, "", "deviceID"),
+        ({}, "VF=1;VLAN=3", "vlan, vf"),
+    ],
+    ids=str,
+)
+def test_keys_of_a_vf(node: Node, more: dict[str, Any], args: str, keys: str) -> None:
+    said = node.refused(7, "ADD", config(node, **more), node.pod(), args=args)
+    assert said.startswith(f"{keys}: with pfOnly the pod gets the PF itself")
+    assert (node.records(), node.leases(), pf(node)["up"]) == ([], [], False)
+
+
+@pytest.mark.modes("process")
+def test_keys_that_ask_for_nothing(node: Node) -> None:
+    pod, conf = node.pod(), config(node, vlan=0, vlanQoS=0, max_tx_rate=0, min_tx_rate=0)
+    node.add(conf, pod)
+    node.delete(conf, pod)
+    assert "a VF" not in node.refused(7, "ADD", config(node, pfOnly="maybe"), pod)

@@ -13,6 +13,7 @@ import pytest
 from harness import rdma_kernel
 from sriov_fast.common import log
 from sriov_fast.common.errors import ConfigError, HiddenError
+from sriov_fast.common.paths import Roots
 from sriov_fast.vf import find, rdma
 from sriov_fast.vf.find import PodNetns
 from sriov_fast.vf.journal import Attachment
@@ -63,14 +64,18 @@ def test_a_namespace_that_is_gone(kernel: Callable[[str, int], Path], tmp_path: 
     """The kernel has returned the device already, under the name that the pod gave it."""
     path = kernel("renamed", rdma_kernel.inode(-1))
     record = RECORD.replace(netns=str(tmp_path / "gone"))
-    rdma.bring_home(record, PodNetns(), log.Logger("error"))
+    (tmp_path / "bus/pci/devices" / RECORD.pci / "infiniband").mkdir(parents=True)
+    rdma.bring_home(record, PodNetns(), Roots(sys=str(tmp_path)), log.Logger("error"))
     assert json.loads(path.read_text())["devices"]["7"][0] == "mlx5_3"
 
 
 def test_a_device_that_is_not_found(kernel: Callable[[str, int], Path], tmp_path: Path) -> None:
     kernel("mlx5_3", 1)
+    record = RECORD.replace(netns=str(tmp_path / "gone"))
+    rdma.bring_home(record, PodNetns(), Roots(sys=str(tmp_path)), log.Logger("error"))  # it does not exist
+    (tmp_path / "bus/pci/devices" / RECORD.pci / "infiniband").mkdir(parents=True)
     with pytest.raises(HiddenError, match="its RDMA device mlx5_3 is in a namespace that is not found"):
-        rdma.bring_home(RECORD.replace(netns=str(tmp_path / "gone")), PodNetns(), log.Logger("error"))
+        rdma.bring_home(record, PodNetns(), Roots(sys=str(tmp_path)), log.Logger("error"))
 
 
 def test_a_kernel_without_rdma(monkeypatch: pytest.MonkeyPatch) -> None:

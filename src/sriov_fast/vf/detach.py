@@ -81,7 +81,7 @@ class Release:
         if self._place and self._record.rdma:
             from sriov_fast.vf import rdma  # late: few configurations have this key
 
-            rdma.bring_home(self._record, self._pod_netns, self._log)
+            rdma.bring_home(self._record, self._pod_netns, self._roots, self._log)
         try:
             self._quieten()
         except NetlinkError as error:

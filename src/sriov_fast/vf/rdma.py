@@ -19,6 +19,7 @@ from sriov_fast.common.errors import (
     KernelError,
     NoNamespaceError,
     is_absent,
+    is_there,
 )
 from sriov_fast.common.record import Record
 from sriov_fast.kernel.backend import nl
@@ -79,13 +80,15 @@ def enter(record: Attachment, netns_fd: int) -> None:
         ) from error
 
 
-def bring_home(record: Attachment, pod_netns: PodNetns, log: Logger) -> None:
-    """Return the RDMA device to the host under its old name.
+def bring_home(record: Attachment, pod_netns: PodNetns, roots: Roots, log: Logger) -> None:
+    """Return the RDMA device to the host under its old name; a missing one is logged.
 
     Raises HiddenError if the device is in a namespace that is not found.
     """
-    device = _in_host(record) or _moved_home(record, pod_netns) or _awaited(record)
-    if device.name != record.rdma:
+    device = _returned(record, pod_netns, roots)
+    if device is None:
+        log.warning("the RDMA device does not exist any more", device=record.rdma, pci=record.pci)
+    elif device.name != record.rdma:
         log.info("the pod renamed its RDMA device", device=device.name, before=record.rdma)
         _set(record.rdma_index, -1, DEV_NAME, os.fsencode(record.rdma) + b"\0")
 
@@ -111,6 +114,28 @@ def _name_of(pci: str, roots: Roots) -> str:
     raise ConfigError(f"rdma: {pci} {which}", "load its RDMA driver, or leave rdma out")
 
 
+def _returned(record: Attachment, pod_netns: PodNetns, roots: Roots) -> Device | None:
+    """Return the device when it is in the host, None if it does not exist.
+
+    The directory ``infiniband`` exists as long as the PCI device has an RDMA device in any namespace. The
+    kernel returns the device a little after the end of its namespace.
+    """
+    deadline = time.monotonic() + find.RETURN_WAIT
+    while is_there(f"{roots.device(record.pci)}/infiniband"):
+        device = _in_host(record) or _moved_home(record, pod_netns)
+        if device:
+            return device
+        if time.monotonic() >= deadline:
+            raise HiddenError(
+                f"{record.label}: its RDMA device {record.rdma} is in a namespace that is not found",
+                "it comes back when that namespace ends",
+                interface=record.ifname,
+                vf=record.vf,
+            )
+        time.sleep(find.PAUSE)
+    return None
+
+
 def _in_host(record: Attachment) -> Device | None:
     return next((device for device in devices() if device.index == record.rdma_index), None)
 
@@ -131,21 +156,6 @@ def _moved_home(record: Attachment, pod_netns: PodNetns) -> Device | None:
         return _in_host(record)
     finally:
         descriptors.close(pod)
-
-
-def _awaited(record: Attachment) -> Device:
-    """Return the device when it is in the host: the kernel returns it after the end of its namespace."""
-    deadline = time.monotonic() + find.RETURN_WAIT
-    while (device := _in_host(record)) is None:
-        if time.monotonic() >= deadline:
-            raise HiddenError(
-                f"{record.label}: its RDMA device {record.rdma} is in a namespace that is not found",
-                "it comes back when that namespace ends",
-                interface=record.ifname,
-                vf=record.vf,
-            )
-        time.sleep(find.PAUSE)
-    return device
 
 
 # --- the messages

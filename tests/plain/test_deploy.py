@@ -159,7 +159,8 @@ def test_a_path_that_does_not_exist(tmp_path: Path, option: str) -> None:
 def target(tmp_path: Path) -> Iterator[str]:
     """An address with the metrics of a node with VFs and some requests."""
     tree = build_tree(tmp_path / "tree", pf="pf0", vfs=4, numa=0)
-    metrics = Metrics(Roots(sys=str(tree.sys), proc=str(tree.proc), run=str(tmp_path / "run")), lambda: 0)
+    roots = Roots(sys=str(tree.sys), proc=str(tree.proc), run=str(tmp_path / "run"))
+    metrics = Metrics(roots, lambda: 0, vf_counters=True)
     for verb in ("ADD", "ADD", "DEL"):
         steps = Steps("", "resident", time.monotonic_ns() - 20_000_000)
         steps.done("move", "kernel")
@@ -197,7 +198,7 @@ def expressions() -> list[str]:
 
 def test_expressions_name_metrics_that_there_are(target: str) -> None:
     text = fetch(f"http://{target}/metrics")
-    there = set(re.findall(r"^([a-z_]+)", text, re.MULTILINE)) | {"sriov_fast_step_seconds_sum"}
+    there = set(re.findall(r"^(?:# TYPE )?([a-z_]+)", text, re.MULTILINE)) | {"sriov_fast_step_seconds_sum"}
     named = set(re.findall(r"\bsriov_fast_[a-z_]+", " ".join(expressions())))
     assert named <= there, named - there
 

@@ -34,6 +34,7 @@ from sriov_fast.common.paths import Roots
 from sriov_fast.common.record import Vf
 from sriov_fast.common.trace import Steps
 from sriov_fast.kernel.backend import nl, sysfs
+from sriov_fast.server import vf_counters as counters_of_vfs
 from sriov_fast.vf import candidate, locks, uplink
 from sriov_fast.vf.journal import ATTACHING, BROKEN, RETURNING, Journal
 
@@ -43,6 +44,8 @@ FREE, ATTACHED, USED = "free", "attached", "used"
 VF_STATES = (FREE, ATTACHED, RETURNING, USED, BROKEN)
 RECORD_STATES = (ATTACHING, ATTACHED, RETURNING, BROKEN)
 _SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
+_LABELS = ("pf", "vf", "direction")
+_COUNTED = {"packets": "Packets of a VF", "bytes": "Bytes of a VF", "dropped": "Dropped packets of a VF"}
 _NO_CODE = 999  # of an error that is not CNI's JSON
 
 
@@ -52,7 +55,7 @@ class Metrics:
     ``running`` returns the number of requests that are carried out now.
     """
 
-    def __init__(self, roots: Roots, running: Callable[[], int]) -> None:
+    def __init__(self, roots: Roots, running: Callable[[], int], *, vf_counters: bool = False) -> None:
         disable_created_metrics()  # type: ignore[no-untyped-call] # a second series for each counter
         registry = self._registry = CollectorRegistry()
         ProcessCollector(registry=registry)
@@ -70,7 +73,11 @@ class Metrics:
         self._steps = _histogram(registry, "step", "Time of each step of a request", "verb", "step")
         self._children: dict[tuple[str, ...], Histogram] = {}
         registry.register(_Process(running))
-        registry.register(_Node(roots))
+        errors = Tally(dict.fromkeys(("journal", "pf"), 0))
+        if vf_counters:
+            errors["vf_counters"] = 0
+            registry.register(_Counters(roots, errors))
+        registry.register(_Node(roots, errors))
 
     def served(self, verb: str, status: int, output: bytes, steps: Steps) -> None:
         """Count a request that was just replied to."""
@@ -141,6 +148,38 @@ def _retries() -> int:
     return retry.repeated.number if retry else 0
 
 
+class _Counters(Collector):
+    """Packets, bytes and drops of each VF; one request for each PF, which may take the driver long."""
+
+    def __init__(self, roots: Roots, errors: Tally[str]) -> None:
+        self._roots = roots
+        self._errors = errors
+
+    def collect(self) -> Iterator[Metric]:
+        """Return the counters of all VFs. A PF that cannot be read has no sample and counts as an error."""
+        families = {
+            kind: CounterMetricFamily(
+                f"sriov_fast_vf_{kind}", f"{text}, as the PF counts them", labels=_LABELS
+            )
+            for kind, text in _COUNTED.items()
+        }
+        try:
+            names = _pf_names(self._roots)
+        except OSError:
+            names = []  # counted by _Node
+        for pf in names:
+            try:
+                counters = counters_of_vfs.read(pf)
+            except (OSError, SriovError):
+                self._errors["vf_counters"] += 1
+                continue
+            for number, values in counters.items():
+                for name, value in values._asdict().items():
+                    direction, _, kind = name.partition("_")
+                    families[kind].add_metric((pf, str(number), direction), value)
+        yield from families.values()
+
+
 class _Known(NamedTuple):
     """The state of a record, as it was read when its file was last changed."""
 
@@ -151,10 +190,10 @@ class _Known(NamedTuple):
 class _Node(Collector):
     """VFs by PF and state, and the journal. An unreadable value has no sample and counts as an error."""
 
-    def __init__(self, roots: Roots) -> None:
+    def __init__(self, roots: Roots, errors: Tally[str]) -> None:
         self._roots = roots
         self._known: dict[str, _Known] = {}
-        self._errors: Tally[str] = Tally(dict.fromkeys(("journal", "pf"), 0))
+        self._errors = errors
 
     def collect(self) -> Iterator[Metric]:
         """Read the journal, sysfs and the host's addresses once each, and never the VF list of a PF."""

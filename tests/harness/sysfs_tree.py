@@ -119,14 +119,15 @@ def vf_address(pf_pci: str, index: int) -> str:
 
 
 def _write(path: Path, value: object) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(f"{value}\n")
+    os.makedirs(path.parent, exist_ok=True)
+    with open(path, "w") as file:
+        file.write(f"{value}\n")
 
 
 def _link(path: Path, target: Path) -> None:
     """Link as sysfs does: relative."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.symlink_to(os.path.relpath(target, path.parent))
+    os.makedirs(path.parent, exist_ok=True)
+    os.symlink(os.path.relpath(target, path.parent), path)
 
 
 def _devices(sys: Path, pf_pci: str) -> Path:

@@ -234,4 +234,4 @@ def test_sqlite_does_as_the_model() -> None:
 
 
 def test_etcd_does_as_the_model(etcd: Etcd) -> None:
-    check(f"{etcd.url}?prefix={{unique}}", 5)
+    check(f"{etcd.url}?prefix={{unique}}", 3)

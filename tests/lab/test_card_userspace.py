@@ -37,9 +37,10 @@ def vf(request: pytest.FixtureRequest, card: Card) -> Iterator[Vf]:
     if subprocess.run(["modprobe", request.param], capture_output=True, check=False).returncode:
         pytest.skip(f"the kernel has no {request.param}")
     found, number = card.vf(VF), len(card.vfs())
+    if request.param == "vfio-pci" and not Path("/sys/bus/pci/devices", found.pci, "iommu_group").exists():
+        pytest.skip("vfio-pci needs an IOMMU: `python -m lab pytest --iommu`")
     try:
-        if not bind(found, request.param):
-            pytest.skip(f"{request.param} does not take the VF: without an IOMMU?")
+        assert bind(found, request.param), f"{request.param} does not take the VF"
         yield found
     finally:
         card.make_vfs(number)

@@ -19,8 +19,14 @@ from harness.veth import KINDS, MakeNode, Node, ResidentNode
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     mark = metafunc.definition.get_closest_marker("modes")
-    if mark and "mode" in metafunc.fixturenames:
-        metafunc.parametrize("mode", mark.args, indirect=True, scope="module")
+    modes = mark.args if mark and "mode" in metafunc.fixturenames else ()
+    if "either" in metafunc.fixturenames:
+        modes = modes or ("process",)
+        plain = "resident" if "resident" in modes else modes[0]
+        pairs = [*((mode, "cython") for mode in modes), (plain, "python")]
+        metafunc.parametrize(("mode", "kernel"), pairs, indirect=True, scope="module")
+    elif modes:
+        metafunc.parametrize("mode", modes, indirect=True, scope="module")
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -32,6 +38,12 @@ def installed(tmp_path_factory: pytest.TempPathFactory) -> None:
 @pytest.fixture(scope="module")
 def mode(request: pytest.FixtureRequest) -> str:
     return getattr(request, "param", "process")
+
+
+@pytest.fixture(scope="module")
+def kernel(request: pytest.FixtureRequest) -> str:
+    """The backend of ``either``."""
+    return str(request.param)
 
 
 class Pool:
@@ -105,7 +117,7 @@ def node(make_node: MakeNode) -> Node:
     return make_node(vfs=2)
 
 
-@pytest.fixture(params=["cython", "python"])
-def either(request: pytest.FixtureRequest, make_node: MakeNode) -> Node:
-    """A node with two VFs, on each backend."""
-    return make_node(vfs=2, backend=request.param)
+@pytest.fixture
+def either(make_node: MakeNode, kernel: str) -> Node:
+    """A node with two VFs: on the compiled backend in every mode, on the plain one in one of them."""
+    return make_node(vfs=2, backend=kernel)

@@ -66,7 +66,7 @@ def test_with_a_userspace_driver(lone: Node) -> None:
     assert (node.records(), node.leases()) == ([], [])
 
 
-@pytest.mark.modes("process")
+@pytest.mark.modes("resident")
 def test_what_is_no_lone_vf(lone: Node) -> None:
     """A PF, a card that the host uses, and a device that is no network card."""
     node, pod = lone, lone.pod()
@@ -111,7 +111,7 @@ def test_an_auxiliary_device(subfunction: Node, attach: str) -> None:
     assert (node.state(), node.records(), node.drafts(), node.leases()) == (before, [], [], [])
 
 
-@pytest.mark.modes("process")
+@pytest.mark.modes("resident")
 def test_what_an_auxiliary_device_cannot_do(subfunction: Node) -> None:
     node, pod = subfunction, subfunction.pod()
     said = node.refused(7, "ADD", config(node, deviceID=SF, vlan=7), pod)

@@ -21,11 +21,10 @@ def all_at_once(node: Node, command: str, conf: dict[str, Any], pods: Sequence[s
     return done
 
 
-@pytest.mark.parametrize("way", ["host-local", "IPAM first"])
-def test_32_adds_on_8_vfs(make_node: MakeNode, way: str) -> None:
+def test_32_adds_on_8_vfs(make_node: MakeNode, mode: str) -> None:
     node = make_node(vfs=8)
     conf = node.conf(ipam=node.host_local(), cniVersion="1.0.0")
-    if way == "IPAM first":  # a delegate of another name than those that cannot choose a VF
+    if mode == "resident":  # IPAM first: a delegate of another name than those that cannot choose a VF
         (node.root / "bin").mkdir()
         (node.root / "bin" / "theirs").symlink_to("/usr/lib/cni/host-local")
         conf["ipam"]["type"] = "theirs"

@@ -93,11 +93,12 @@ def test_an_error(node: Node) -> None:
     assert not namespaces()
 
 
+@pytest.mark.modes("process", "resident")
 def test_interrupted(node: Node) -> None:
     """Whenever that is, everything is given back, and the namespace is gone."""
     before = node.snapshot()
     line, env = command(node, node.conf(ipam=node.host_local()), "--repeat", "1000")
-    for delay in (0.5, 0.7, 1.1):
+    for delay in (0.3, 0.7):
         process = subprocess.Popen(line, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
         deadline = time.monotonic() + 30
         while not node.records():

@@ -69,6 +69,7 @@ def test_205_a_broken_record_and_the_server(node: Node, how: str) -> None:
     assert record.read_bytes() == content
 
 
+@pytest.mark.modes("resident")
 @pytest.mark.parametrize("how", ["cut", "request"])
 def test_205_gc_leaves_it_alone(either: Node, how: str) -> None:
     """It does what there is to do for the others; it spares the address, too."""
@@ -83,6 +84,7 @@ def test_205_gc_leaves_it_alone(either: Node, how: str) -> None:
     assert record.read_bytes() == content
 
 
+@pytest.mark.modes("resident")
 @pytest.mark.parametrize("how", ["cut", "request", "owner"])
 def test_205_its_owners_del(either: Node, how: str) -> None:
     """The VF comes home and is kept aside, the address is free, and the pod can end."""

@@ -35,6 +35,7 @@ LINK_CHANGES = [
 ]
 
 
+@pytest.mark.modes("deferred")
 @pytest.mark.parametrize("change", LINK_CHANGES)
 def test_401_a_setting_of_the_device(node: Node, change: str) -> None:
     """The pod sets flags, queue length, alias or group of its device, and the next pod gets them."""
@@ -65,6 +66,7 @@ def test_401_all_settings_at_once(either: Node) -> None:
     assert node.state() == before
 
 
+@pytest.mark.modes("deferred")
 @pytest.mark.parametrize(("command", "value"), [(GRO, 1), (GSO, 0), (TSO, 0), (SG, 0), (TX, 0)])
 def test_401_a_feature(node: Node, command: int, value: int) -> None:
     """The pod switches an offload, and the next pod is slow; a veth has GRO off at first, the others on."""
@@ -134,6 +136,7 @@ def test_408_a_program_of_the_operator_stays(node: Node) -> None:
     assert before["pf0v0"]["xdp"]
 
 
+@pytest.mark.modes("deferred")
 @pytest.mark.parametrize("hook", ["ingress", "egress"])
 @pytest.mark.parametrize("how", ["by program", "by link"])
 def test_408_a_program_of_tcx(either: Node, hook: str, how: str) -> None:

@@ -81,8 +81,9 @@ def test_403_devices_on_top_of_the_vf(either: Node) -> None:
 # --- alternative names
 
 
-@pytest.mark.parametrize("by", ["DEL", "GC"])
-@pytest.mark.parametrize("names", [["pf0"], ["pf0v0"], ["pf0", "pf0v1", "mine"]])
+@pytest.mark.parametrize(
+    ("names", "by"), [(["pf0"], "DEL"), (["pf0v0"], "DEL"), (["pf0", "pf0v1", "mine"], "GC")]
+)
 def test_404_an_altname_that_is_a_name_in_the_host(either: Node, names: list[str], by: str) -> None:
     """The release failed with EEXIST until the pod ended, so that a pod could keep its VF."""
     node, before, pod = either, either.state(), either.pod()

@@ -21,6 +21,7 @@ from sriov_fast.common.errors import (
     is_absent,
     is_there,
 )
+from sriov_fast.common.interpreter import INTERPRETER
 from sriov_fast.common.record import Record
 from sriov_fast.kernel.backend import nl
 from sriov_fast.vf import find, netns
@@ -132,7 +133,8 @@ def _returned(record: Attachment, pod_netns: PodNetns, roots: Roots) -> Device |
                 interface=record.ifname,
                 vf=record.vf,
             )
-        time.sleep(find.PAUSE)
+        with INTERPRETER.released():
+            time.sleep(find.PAUSE)
     return None
 
 

@@ -1,7 +1,7 @@
 """The files of ``make wheels``: what they contain, and that the wheels work where they are installed.
 
-The wheels for this processor are installed for each Python that is here: those of pyenv, those on PATH, and
-one of ``SRIOV_FAST_PYTHONS``. The aarch64 wheel runs under QEMU with Debian's Python, if QEMU is installed.
+The wheels for this processor are installed for each version of CPython and for musl (``interpreters.py``).
+The aarch64 wheel for glibc runs under QEMU with Debian's Python.
 """
 
 from __future__ import annotations
@@ -9,17 +9,19 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import platform
 import shutil
 import subprocess
 import sys
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import NamedTuple
 
 import pytest
 
 from tools.wheels import TARGETS, Target
+from wheels import interpreters
+from wheels.interpreters import Interpreter
 
 TOP = Path(__file__).resolve().parents[2]
 DIST = TOP / "dist"
@@ -27,6 +29,12 @@ E_MACHINE = {"x86_64": 62, "aarch64": 183}  # of the ELF header, at its byte 18
 PT_INTERP = 3  # elf.h: the program header of what is linked dynamically
 QEMU = shutil.which("qemu-aarch64-static")
 BYTES = TOP / "tests/plain/test_nl_encode.py"
+# The plain tests that need nothing but the wheel, pytest and hypothesis.
+PLAIN = (
+    *("announce", "attach", "backend", "cni_config", "cni_request", "cni_response", "cni_result", "cpu"),
+    *("detach", "executor", "ip", "ipam_host_local", "ipam_static", "irq", "journal", "json", "locks", "log"),
+    *("nl_encode", "nl_replies", "plugin", "record", "server_protocol", "sysfs"),
+)
 pytestmark = pytest.mark.skipif(not (DIST / "SHA256SUMS").exists(), reason="needs make wheels")
 
 SETTINGS = """
@@ -49,20 +57,6 @@ assert backend.name == "cython", backend.name
 """
 
 
-def pythons() -> list[Path]:
-    """Return one interpreter for each version from 3.11 on."""
-    found: dict[str, Path] = {}
-    places = [Path(place) for place in os.environ.get("SRIOV_FAST_PYTHONS", "").split(":") if place]
-    places += sorted(Path.home().glob(".pyenv/versions/3.*/bin/python3"))
-    places += [Path(at) for at in (shutil.which(f"python3.{minor}") for minor in range(11, 20)) if at]
-    for path in places:
-        asked = [path, "-c", "import sys, ensurepip; print(sys.version_info.minor)"]
-        done = subprocess.run(asked, capture_output=True, text=True, check=False)
-        if done.returncode == 0 and int(done.stdout) >= 11:
-            found.setdefault(done.stdout.strip(), path)
-    return list(found.values())
-
-
 def run(*words: object, cwd: Path | None = None, stdin: str = "", **env: str) -> str:
     """Run a program without our settings; return its output, fail with it."""
     clean = {key: value for key, value in os.environ.items() if not key.startswith(("PYTHON", "SRIOV_FAST"))}
@@ -80,6 +74,23 @@ def wheel(target: Target) -> Path:
     return found[0]
 
 
+def wheel_tagged(tag: str) -> Path:
+    return wheel(next(each for each in TARGETS if each.tag == tag))
+
+
+class Installed(NamedTuple):
+    """A virtual environment with the wheel; its directory has the same path in the interpreter's tree."""
+
+    interpreter: Interpreter
+    directory: Path
+
+    def run(self, *words: object) -> str:
+        return run(*self.interpreter.command(self.directory, *words))
+
+    def run_program(self, name: str, *words: object) -> str:
+        return self.run(self.directory / "venv/bin" / name, *words)
+
+
 @pytest.fixture(params=TARGETS, ids=lambda target: target.tag)
 def target(request: pytest.FixtureRequest) -> Target:
     return request.param
@@ -88,10 +99,6 @@ def target(request: pytest.FixtureRequest) -> Target:
 def sums(dist: Path) -> dict[str, str]:
     """Return the SHA-256 of each file by its name."""
     return dict(reversed(line.split()) for line in (dist / "SHA256SUMS").read_text().splitlines())
-
-
-def installable(libc: str, machine: str) -> Path:
-    return wheel(next(each for each in TARGETS if each.machine == machine and each.libc.startswith(libc)))
 
 
 # --- what they contain
@@ -154,14 +161,24 @@ def test_a_second_build_is_equal_to_the_byte(tmp_path: Path) -> None:
 # --- that they work
 
 
-@pytest.fixture(scope="module", params=pythons(), ids=lambda path: path.parts[-3])
-def programs(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The programs of a clean environment in which the wheel is installed."""
-    directory = tmp_path_factory.mktemp("venv")
-    run(request.param, "-m", "venv", directory)
-    libc = "musl" if platform.libc_ver()[0] != "glibc" else "gnu"
-    run(directory / "bin/pip", "install", "-q", installable(libc, platform.machine()), "pytest", "hypothesis")
-    return directory / "bin"
+@pytest.fixture(scope="module", params=[*interpreters.VERSIONS, "musl"])
+def installed(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Installed:
+    """A clean environment in which the wheel is installed."""
+    interpreter = interpreters.musl() if request.param == "musl" else interpreters.glibc(request.param)
+    directory = tmp_path_factory.mktemp("wheel")
+    found = Installed(interpreter, directory)
+    download(directory / "packages", wheel_tagged(interpreter.tag), interpreter.version, interpreter.tag)
+    found.run(interpreter.python, "-m", "venv", directory / "venv")
+    pip = ("pip", "install", "-q", "--no-index", "--find-links", directory / "packages")
+    found.run_program(*pip, "sriov-fast", "pytest", "hypothesis")
+    return found
+
+
+def download(packages: Path, wheel: Path, version: str, tag: str) -> None:
+    """Download the wheels of a wheel's dependencies and of the tests, for another interpreter."""
+    target = ("--only-binary", ":all:", "--python-version", version, "--platform", tag)
+    pip = (sys.executable, "-m", "pip", "download", "-q", "--dest", packages)
+    run(*pip, *target, wheel, "pytest", "hypothesis")
 
 
 def copy_test_of_bytes(directory: Path) -> None:
@@ -170,23 +187,29 @@ def copy_test_of_bytes(directory: Path) -> None:
     (directory / "conftest.py").write_text(SETTINGS)
 
 
-def test_the_command_names_the_wheel(programs: Path) -> None:
-    said = run(programs / "sriov-fast", "--version")
-    assert "(backend cython; wheel cp311-abi3-" in said
+def test_the_command_names_the_wheel(installed: Installed) -> None:
+    said = installed.run_program("sriov-fast", "--version")
+    assert f"(backend cython; wheel cp311-abi3-{installed.interpreter.tag};" in said
 
 
-def test_every_module_can_be_imported(programs: Path, tmp_path: Path) -> None:
-    run(programs / "python", "-c", IMPORT_ALL, cwd=tmp_path)
+def test_every_module_can_be_imported(installed: Installed) -> None:
+    installed.run_program("python", "-c", IMPORT_ALL)
 
 
-def test_the_encoder_writes_the_same_bytes(programs: Path, tmp_path: Path) -> None:
-    copy_test_of_bytes(tmp_path)
-    run(programs / "python", "-m", "pytest", "-q", "-c", "/dev/null", tmp_path / BYTES.name, cwd=tmp_path)
+def test_the_plain_tests(installed: Installed) -> None:
+    for name in ("tests", "tools", "lab"):
+        shutil.copytree(TOP / name, installed.directory / name, ignore=shutil.ignore_patterns("__pycache__"))
+    text = (TOP / "pyproject.toml").read_text()
+    (installed.directory / "pyproject.toml").write_text(
+        text.replace('pythonpath = ["src", ', "pythonpath = [")
+    )
+    files = [f"tests/plain/test_{name}.py" for name in PLAIN]
+    installed.run_program("python", "-m", "pytest", "-q", "-p", "no:cacheprovider", "-m", "not slow", *files)
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
-def test_an_add_and_a_del_in_namespaces(programs: Path) -> None:
-    assert "10.99.0.2/24" in run(programs / "sriov-fast", "demo", "--netns")
+def test_an_add_and_a_del_in_namespaces(installed: Installed) -> None:
+    assert "10.99.0.2/24" in installed.run_program("sriov-fast", "demo", "--netns")
 
 
 # --- the other processor
@@ -195,8 +218,7 @@ def test_an_add_and_a_del_in_namespaces(programs: Path) -> None:
 @pytest.fixture(scope="module")
 def aarch64(tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[str]]:
     """The command of an aarch64 Python with the wheel, in a tree of Debian's packages."""
-    if not (QEMU and shutil.which("mmdebstrap") and os.geteuid() == 0):
-        pytest.skip("needs root, qemu-user-static and mmdebstrap")
+    assert QEMU, "apt-get install qemu-user-static"
     root = tmp_path_factory.mktemp("aarch64") / "root"
     run(
         "mmdebstrap",
@@ -210,7 +232,7 @@ def aarch64(tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[str]]:
     shutil.copy(str(QEMU), root)
     pip = [shutil.which("python3"), "-m", "pip", "install", "-q", "--target", root / "opt/site"]
     other = ["--platform", "manylinux_2_17_aarch64", "--python-version", "3.11", "--only-binary", ":all:"]
-    run(*pip, *other, installable("gnu", "aarch64"), "pytest", "hypothesis")
+    run(*pip, *other, wheel_tagged("manylinux_2_17_aarch64"), "pytest", "hypothesis")
     yield ["chroot", str(root), f"/{Path(str(QEMU)).name}", "-E", "PYTHONPATH=/opt/site", "/usr/bin/python3"]
     shutil.rmtree(root)
 

@@ -1,0 +1,99 @@
+"""The interpreters in which the wheels are tested: this machine's, and others in trees of Debian's packages.
+
+A tree is made once and kept in the cache. CPython for musl is compiled in its tree, from Debian's sources.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import NamedTuple
+
+from lab import apt, paths, tree
+from lab.chroot import Chroot
+from lab.recipe import Recipe, key
+
+VERSIONS = ("3.11", "3.12", "3.13", "3.14")
+# Debian's suite for a version that this machine lacks; none has 3.12.
+SUITES = {"3.11": "bookworm", "3.13": "trixie", "3.14": "sid"}
+BUILD = ("gcc", "libc6-dev", "make", "musl-tools", "dpkg-dev", "xz-utils", "libtool", "automake", "iproute2")
+MUSL = Recipe(packages=BUILD)
+MUSL_PYTHON = "/opt/python/bin/python3"  # musl.sh installs it there
+HERE = Path(__file__).resolve().parent
+MACHINE = platform.machine()
+
+
+class Interpreter(NamedTuple):
+    """A CPython: its version, its path in the tree, the platform of its wheels; no tree is this machine."""
+
+    version: str
+    python: str
+    tag: str
+    tree: Path | None = None
+
+    def command(self, directory: Path, *words: object) -> list[str]:
+        """Return the command that executes a program in a directory, which has the same path in the tree."""
+        argv = [str(word) for word in words]
+        if not self.tree:
+            return ["env", "-C", str(directory), *argv]
+        inside = f"{self.tree}{directory}"
+        # ip-netns(8) requires that its root directory is a mount point.
+        bind = (f"mount --bind {directory} {inside}", f"mount --rbind {self.tree} {self.tree}")
+        prepare = (f"mkdir -p {inside}", *bind)
+        return Chroot(self.tree, binds=((Path("/sys"), "/sys"),)).command(argv, prepare, cwd=str(directory))
+
+
+def glibc(version: str) -> Interpreter:
+    """Return an interpreter for glibc: this machine's, or that of Debian's suite with this version."""
+    tag = f"manylinux_2_17_{MACHINE}"
+    if found := local(version):
+        return Interpreter(version, found, tag)
+    assert version in SUITES, f"no python{version} here, and none in Debian; SRIOV_FAST_PYTHONS may name one"
+    recipe = Recipe(suite=SUITES[version], packages=(f"python{version}-venv", "iproute2"))
+    return Interpreter(version, f"/usr/bin/python{version}", tag, ensure(recipe))
+
+
+def musl() -> Interpreter:
+    """Return an interpreter for musl."""
+    return Interpreter("3.13", MUSL_PYTHON, f"musllinux_1_2_{MACHINE}", ensure(MUSL))
+
+
+def local(version: str) -> str:
+    """Return the path of this machine's interpreter with this version; "" without one."""
+    places = [Path(place) for place in os.environ.get("SRIOV_FAST_PYTHONS", "").split(":") if place]
+    places += sorted(Path.home().glob(f".pyenv/versions/{version}.*/bin/python3"))
+    places += [Path(at) for at in (shutil.which(f"python{version}"), sys.executable) if at]
+    asked = "import sys, ensurepip; print('%d.%d' % sys.version_info[:2])"
+    for path in places:
+        done = subprocess.run([path, "-c", asked], capture_output=True, text=True, check=False)
+        if done.returncode == 0 and done.stdout.strip() == version:
+            return str(path)
+    return ""
+
+
+def ensure(recipe: Recipe) -> Path:
+    """Return the tree of a recipe, made now if the cache has none."""
+    root = paths.base().parent / "pythons" / key(recipe)
+    with tree.locked(root.with_suffix(".lock")):
+        if not root.is_dir():
+            unfinished = root.with_suffix(".unfinished")
+            shutil.rmtree(unfinished, ignore_errors=True)
+            make(recipe, unfinished)
+            unfinished.rename(root)
+    return root
+
+
+def make(recipe: Recipe, root: Path) -> None:
+    """Make a tree, with CPython for musl in that of ``MUSL``."""
+    mirror = apt.mirror(apt.host_sources())
+    command = tree.bootstrap_command(recipe, root, mirror, apt.keyring(), apt.options())
+    subprocess.run(command, check=True, capture_output=True)
+    if recipe == MUSL:
+        sources = root / "etc/apt/sources.list.d/sources.list"
+        sources.write_text(f"deb-src {mirror} {recipe.suite} main\n")
+        shutil.copy(HERE / "musl.sh", root / "opt")
+        Chroot(root).run(["sh", "/opt/musl.sh"])

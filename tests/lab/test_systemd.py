@@ -13,18 +13,21 @@ from pathlib import Path
 
 import pytest
 
-from harness.card import IN_LAB, RECORDS, SOCKET, Node
+from harness.card import IN_LAB, RECORDS, SOCKET, Card, Node, differences
 from harness.lab_fixtures import Resident
 from harness.waiting import wait_for
 from sriov_fast.cli import units
+from sriov_fast.cli.node import SECOND_SOCKET
 
 pytestmark = pytest.mark.modes("own")
 
 SYSTEMD = Path("/usr/lib/systemd/systemd")
 UNITS = Path("/run/systemd/system")
+SECOND = Path(SECOND_SOCKET)
 GROUP = Path("/sys/fs/cgroup/systemd-of-the-test")
-# It would rename the cards' devices, and ends with the test.
-UDEV = ("udevd.service", "udevd-control.socket", "udevd-kernel.socket", "udev-trigger.service")
+# udev shall know the devices, as the unit of warm VFs needs, but not rename them.
+LEFT_OUT = ("80-net-setup-link.rules", "80-drivers.rules")
+RULES = Path("/run/udev/rules.d")
 # The guest has a process 1 of its own, so systemd gets namespaces in which it is that.
 BOOT = f"""
 echo 0 >{GROUP}/cgroup.procs
@@ -42,8 +45,10 @@ class Systemd:
         log = top / "log"
         GROUP.mkdir(exist_ok=True)
         UNITS.mkdir(parents=True, exist_ok=True)
-        for name in UDEV:
-            (UNITS / f"systemd-{name}").symlink_to("/dev/null")
+        RULES.mkdir(parents=True, exist_ok=True)
+        for name in LEFT_OUT:
+            (RULES / name).symlink_to("/dev/null")
+        (UNITS / "systemd-udev-trigger.service").symlink_to("/dev/null")  # it would add all devices again
         (UNITS / "idle.target").write_text("[Unit]\nDescription=What is started by hand\n")
         with log.open("wb") as out:
             self._boot = subprocess.Popen(
@@ -81,7 +86,8 @@ class Systemd:
         self._boot.kill()  # and with it, by --kill-child, all of its namespace
         self._boot.wait()
         wait_for(lambda: "populated 0" in (GROUP / "cgroup.events").read_text(), "an empty control group")
-        shutil.rmtree("/run/systemd", ignore_errors=True)
+        for path in ("/run/systemd", "/run/udev"):
+            shutil.rmtree(path, ignore_errors=True)
 
 
 @pytest.fixture(scope="module")
@@ -106,10 +112,10 @@ def node(node: Node, systemd: Systemd) -> Node:
     return node
 
 
-def served_by(node: Node, command: str, conf: dict[str, object], pod: str) -> str:
+def served_by(node: Node, command: str, conf: dict[str, object], pod: str, **env: str) -> str:
     """Run a verb; return who served it: "resident" or "in-process"."""
     trace = node.root / "trace"
-    done = node.run(command, conf, pod, env={"SRIOV_FAST_TRACE": str(trace)})
+    done = node.run(command, conf, pod, env={"SRIOV_FAST_TRACE": str(trace), **env})
     assert done.status == 0, done
     mode: str = json.loads(trace.read_text())["mode"]
     return mode
@@ -137,6 +143,11 @@ def test_the_units(node: Node, systemd: Systemd) -> None:
     assert served_by(node, "ADD", conf, pod) == "resident"
     assert (systemd.show("ActiveState"), systemd.show("SubState")) == ("active", "running")
 
+    # the second socket, of the same server
+    assert (SECOND.stat().st_mode & 0o777, SECOND.parent.stat().st_mode & 0o777) == (0o600, 0o700)
+    check = conf | {"prevResult": {"cniVersion": "1.0.0"}}
+    assert served_by(node, "CHECK", check, pod, SRIOV_FAST_SOCKET=str(SECOND)) == "resident"
+
     # killed, it is started anew, and a call that comes meanwhile waits in the socket
     first = systemd.show("MainPID")
     systemd.ctl("kill", "--signal", signal.SIGKILL.name, units.SERVICE)
@@ -152,8 +163,28 @@ def test_the_units(node: Node, systemd: Systemd) -> None:
     # the journal outlives both units, and a DEL does without them
     systemd.ctl("stop", units.SERVICE, units.SOCKET)
     assert not SOCKET.exists()
+    assert not SECOND.exists()
     assert [name for name in os.listdir(RECORDS) if pod in name]
     assert served_by(node, "DEL", conf, pod) == "in-process"
+
+
+def test_the_unit_of_warm_vfs(node: Node, card: Card, systemd: Systemd) -> None:
+    """Started, it brings the VFs of its PF up and quiet; stopped, it restores them."""
+    before, unit = card.state(), units.WARM.replace("@.", f"@{card.pf}.")
+    names = [vf.netdev for vf in card.vfs()]
+    systemd.ctl("start", "systemd-udevd")
+    systemd.run("udevadm", "trigger", "--settle", "--action=add", "--subsystem-match=net")
+    systemd.ctl("start", unit)
+    assert systemd.ctl("is-active", unit) == "active"
+    assert all(is_warm(name) for name in names)
+    systemd.ctl("stop", unit)
+    assert not differences(before, card.state())
+
+
+def is_warm(name: str) -> bool:
+    """Return whether a device is up and quiet."""
+    flags = int(Path(f"/sys/class/net/{name}/flags").read_text(), 16)
+    return flags & (0x1 | 0x80) == 0x1 | 0x80  # IFF_UP, IFF_NOARP
 
 
 def test_uninstall_removes_all(systemd: Systemd) -> None:

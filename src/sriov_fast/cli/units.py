@@ -30,6 +30,8 @@ Description=Calls to the SR-IOV CNI plugin
 
 [Socket]
 ListenStream=/run/sriov-fast/sriov.sock
+# For plugins that are executed in a pod, which mounts /var/lib/cni.
+ListenStream=/var/lib/cni/sriov-fast/sriov.sock
 SocketMode=0600
 DirectoryMode=0700
 Backlog=4096

@@ -95,6 +95,7 @@ struct call {
     int was_sent;  /* at least in part: the server may have begun */
     const char *wait;
     int64_t deadline; /* milliseconds of CLOCK_MONOTONIC */
+    int64_t patience; /* milliseconds to wait for a server that is replaced */
     struct sockaddr_un server;
     const char *interpreter; /* that could not be executed, NULL if this file names none */
     int fault;               /* the errno of that */
@@ -860,7 +861,7 @@ static int is_patient(void)
  */
 static enum outcome ask_again(struct call *call, struct reply *reply, char **output)
 {
-    int64_t limit = now() + RETURN_WAIT;
+    int64_t limit = now() + call->patience;
     enum outcome got = NO_ANSWER;
 
     if (!is_patient() || !socket_path(0))
@@ -930,9 +931,12 @@ static _Noreturn void too_late(const struct call *call)
 static void set_deadline(struct call *call)
 {
     call->wait = setting("SRIOV_FAST_WAIT", WAIT);
-    if (!milliseconds(call->wait))
+    call->patience = milliseconds(call->wait);
+    if (!call->patience)
         call->wait = WAIT;
     call->deadline = now() + milliseconds(call->wait);
+    if (!strcmp(call->wait, WAIT))
+        call->patience = RETURN_WAIT;
 }
 
 /* Execute the plugin as DEL, or ask a server if that is impossible. */

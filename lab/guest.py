@@ -81,8 +81,9 @@ class Guest:
         if self.source:
             jobs.copy_sources(job, self.source)
         if self.installed and self.image:
-            site = self.installed.site
-            node_image.build(self.place.root, site, job.sources / node_image.OUTPUT, compress=False)
+            built = node_image.ensure(self.place.root, self.installed)
+            (job.sources / node_image.OUTPUT).parent.mkdir(exist_ok=True)
+            shutil.copyfile(built, job.sources / node_image.OUTPUT)
         chroot = Chroot(self.place.root, binds=((job.top, tree.JOB),))
         exports = export_lines(self.place.root, self.installed, job, self.machine)
         argv = qemu.arguments(self.machine, version, EXPORT, tree.JOB)

@@ -23,6 +23,8 @@ from pathlib import Path
 
 from lab import image, install, source, tree
 from lab.errors import LabError
+from lab.install import Installed
+from lab.progress import step
 from lab.recipe import Recipe
 
 NAME = "sriov-fast"
@@ -236,6 +238,21 @@ def build(root: Path, site: Path, output: Path, name: str = REFERENCE, *, compre
     image.write_archive(output, name, blob, diff, settings, compressed=compress)
     output.with_suffix(".sbom.json").write_text(json.dumps(sbom, indent=1))
     return len(content)
+
+
+def ensure(root: Path, installed: Installed) -> Path:
+    """Return the image of an installation for the guest, built now if neither it nor this code is new."""
+    code = b"".join(Path(str(each)).read_bytes() for each in (__file__, image.__file__))
+    name = f"image-{hashlib.sha256(code).hexdigest()[:12]}.tar"
+    done = installed.top / name
+    if not done.exists():
+        with (
+            step("building the DaemonSet's image"),
+            tempfile.TemporaryDirectory(dir=installed.top) as scratch,
+        ):
+            build(root, installed.site, Path(scratch, name), compress=False)
+            Path(scratch, name).rename(done)
+    return done
 
 
 def main() -> None:

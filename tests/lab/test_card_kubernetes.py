@@ -72,6 +72,17 @@ def attach_as_sriov_cni(card: Card, pod: str, directory: Path) -> dict[str, Any]
     return conf
 
 
+def test_a_trusted_pod_changes_its_mac(node: Node, card: Card) -> None:
+    """The PF then holds the pod's MAC, although the ADD asked for none; the DEL restores it."""
+    before, pod = card.on_pf(VF), node.pod()
+    conf = node.conf(vf=VF, trust="on", ipam=None)
+    node.add(conf, pod)
+    ip("-n", pod, "link", "set", "eth0", "address", "02:5f:00:00:00:77")
+    assert card.on_pf(VF)["address"] == "02:5f:00:00:00:77"
+    node.delete(conf, pod)
+    assert card.on_pf(VF) == before
+
+
 @pytest.mark.modes("process")  # the shared server reads the files in their ordinary place
 def test_an_attachment_of_the_sriov_cni(node: Node, card: Card, tmp_path: Path) -> None:
     before = card.state()

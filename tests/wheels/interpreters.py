@@ -20,7 +20,8 @@ from lab.recipe import Recipe, key
 VERSIONS = ("3.11", "3.12", "3.13", "3.14")
 # Debian's suite for a version that this machine lacks; none has 3.12.
 SUITES = {"3.11": "bookworm", "3.13": "trixie", "3.14": "sid"}
-BUILD = ("gcc", "libc6-dev", "make", "musl-tools", "dpkg-dev", "xz-utils", "libtool", "automake", "iproute2")
+LIBFFI = ("automake", "libtool", "libltdl-dev")
+BUILD = ("gcc", "libc6-dev", "make", "musl-tools", "dpkg-dev", "xz-utils", "iproute2", *LIBFFI)
 MUSL = Recipe(packages=BUILD)
 MUSL_PYTHON = "/opt/python/bin/python3"  # musl.sh installs it there
 HERE = Path(__file__).resolve().parent

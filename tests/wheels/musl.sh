@@ -2,7 +2,7 @@
 # Compile CPython for musl from Debian's sources, and install it in /opt/python. Runs as root in a Debian tree.
 set -eu
 
-sources="zlib libffi python3.13" # without OpenSSL, so without _ssl
+sources="zlib libffi python3.13" # no OpenSSL, no SQLite: no _ssl, no _sqlite3
 
 mkdir -p /opt/build /opt/headers
 cd /opt/build
@@ -36,7 +36,7 @@ jobs=$(nproc)
     cd libffi
     autoreconf -i # the source package has no configure
     ./configure -q --prefix=/opt/python --libdir=/opt/python/lib --disable-shared --with-pic \
-        --disable-multi-os-directory --disable-docs
+        --disable-multi-os-directory --disable-builddir --without-gcc-arch --disable-docs
     make -s "-j$jobs"
     make -s install
 )

@@ -68,7 +68,7 @@ class Run:
             self._process = subprocess.Popen(
                 argv,
                 cwd=TOP,
-                env=os.environ | ({} if tier == "lab" else in_memory()),
+                env=with_bytecode() | ({} if tier == "lab" else in_memory()),
                 stdin=subprocess.DEVNULL,
                 stdout=file,
                 stderr=file,
@@ -164,11 +164,17 @@ def command(tier: str, report: Path) -> list[str]:
     if tier == "plain":
         return [*pytest, f"--junitxml={report}", "tests/plain", "tests/field/plain"]
     if tier == "netns":
+        pytest += ["-p", "no:schemathesis"]  # it takes seconds to import
         return [*as_root(), *pytest, f"--junitxml={report}", "tests/netns", "tests/field/netns"]
     if os.environ.get("SRIOV_FAST_PF"):  # a real card of this machine, in place of the lab's
         return [*as_root(), *pytest, f"--junitxml={report}", "tests/lab", "tests/field/lab"]
     lab = [sys.executable, "-m", "lab", "pytest", *LAB, "--output", str(report.parent)]
     return [*as_root(), *lab, "--", "-q", "--durations=25"]
+
+
+def with_bytecode() -> dict[str, str]:
+    """Return the environment without the variable that has pytest translate tests and plugins in each run."""
+    return {key: value for key, value in os.environ.items() if key != "PYTHONDONTWRITEBYTECODE"}
 
 
 def in_memory() -> dict[str, str]:

@@ -101,7 +101,7 @@ DEL = (
 PRINTED = {"ip4": {"ip": "10.55.206.46/26", "gateway": "10.55.206.1"}, "dns": {}}
 
 
-class Service:
+class AddressService:
     """The address service of this module."""
 
     def __init__(self, directory: Path) -> None:
@@ -151,8 +151,8 @@ class Service:
 
 
 @pytest.fixture(scope="module")
-def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
-    running = Service(tmp_path_factory.mktemp("service"))
+def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[AddressService]:
+    running = AddressService(tmp_path_factory.mktemp("service"))
     yield running
     running.stop()
 
@@ -183,7 +183,7 @@ def eth1(card: Card) -> Iterator[Card]:
 
 
 @pytest.fixture
-def readme(service: Service, tmp_path: Path) -> Iterator[Path]:
+def readme(service: AddressService, tmp_path: Path) -> Iterator[Path]:
     """The README's directory and files; /etc is the lab's own."""
     if not IN_LAB:
         pytest.skip("writes to /etc and renames devices: only in the lab's virtual machine")
@@ -217,7 +217,7 @@ def owned(card: Card) -> int:
     return next(vf.number for vf in card.vfs() if name.startswith(vf.pci))
 
 
-def test_the_readme_word_for_word(card: Card, service: Service, readme: Path, eth1: Card) -> None:
+def test_the_readme_word_for_word(card: Card, service: AddressService, readme: Path, eth1: Card) -> None:
     online = demo_card.parse_cpus(Path("/sys/devices/system/cpu/online").read_text())
     assert {1, 2, 3, 4} <= set(online), "start the lab with --cpus 5"
     before = eth1.state()
@@ -253,7 +253,7 @@ def test_the_readme_word_for_word(card: Card, service: Service, readme: Path, et
 # --- beyond the README, on any card
 
 
-def network(service: Service, node: Node, **ipam: Any) -> dict[str, Any]:
+def network(service: AddressService, node: Node, **ipam: Any) -> dict[str, Any]:
     own = {"type": "txipam", "remote": URL, "ca": str(service.ca), "timeout": 45}
     return node.conf(name="mynet", ipam=own | ipam)
 
@@ -264,7 +264,7 @@ def who(pod_id: str, host_ip: str = HOST) -> str:
 
 @pytest.mark.parametrize("delegate", [False, True], ids=["in-process", "executed"])
 def test_the_service_chooses_vf_vlan_and_mac(
-    node: Node, card: Card, service: Service, delegate: bool
+    node: Node, card: Card, service: AddressService, delegate: bool
 ) -> None:
     before, pod = card.state(), node.pod()
     conf, args = network(service, node, delegate=delegate), who("chosen")
@@ -279,7 +279,7 @@ def test_the_service_chooses_vf_vlan_and_mac(
     assert service.held() == set()
 
 
-def test_two_hosts_draw_from_their_own_pools(node: Node, card: Card, service: Service) -> None:
+def test_two_hosts_draw_from_their_own_pools(node: Node, card: Card, service: AddressService) -> None:
     conf, pods = network(service, node), {host: node.pod() for host in (HOST, OTHER_HOST)}
     before = card.state()
     for host, pod in pods.items():
@@ -301,7 +301,7 @@ def _index(card: Card, pod: str) -> int:
     return next(vf.number for vf in card.vfs() if name.startswith(vf.pci))
 
 
-def test_a_service_that_is_down_keeps_no_vf(node: Node, card: Card, service: Service) -> None:
+def test_a_service_that_is_down_keeps_no_vf(node: Node, card: Card, service: AddressService) -> None:
     """The DEL succeeds, and the address is given back when the service answers again."""
     before, pod = card.state(), node.pod()
     conf, args = network(service, node, timeout=20), who("later")

@@ -7,8 +7,9 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
+
+from harness.waiting import wait_for
 
 COMMAND = [sys.executable, "-m", "sriov_fast.cli", "demo", "--netns"]
 
@@ -37,10 +38,7 @@ def test_an_add_and_a_del_are_shown_and_leave_nothing(tmp_path: Path) -> None:
 
 def test_a_demo_that_is_stopped_leaves_nothing(tmp_path: Path) -> None:
     demo = subprocess.Popen(COMMAND, env=environment(tmp_path), stdout=subprocess.DEVNULL)
-    deadline = time.monotonic() + 30
-    while not left(demo.pid, tmp_path):
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
+    wait_for(lambda: left(demo.pid, tmp_path), "the demo makes nothing")
     demo.send_signal(signal.SIGTERM)
     assert demo.wait(30) in (130, 0)
     assert left(demo.pid, tmp_path) == []

@@ -16,6 +16,7 @@ from xml.etree import ElementTree
 import pytest
 
 from harness.veth import Node
+from harness.waiting import wait_for
 
 pytestmark = [pytest.mark.netns, pytest.mark.modes("process", "resident", "deferred")]
 
@@ -100,11 +101,8 @@ def test_interrupted(node: Node) -> None:
     line, env = command(node, node.conf(ipam=node.host_local()), "--repeat", "1000")
     for delay in (0.3, 0.7):
         process = subprocess.Popen(line, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-        deadline = time.monotonic() + 30
-        while not node.records():
-            assert process.poll() is None, process.communicate()
-            assert time.monotonic() < deadline
-            time.sleep(0.001)
+        wait_for(lambda process=process: node.records() or process.poll() is not None, "no ADD")
+        assert process.poll() is None, process.communicate()
         time.sleep(delay)
         process.send_signal(signal.SIGINT)
         said = process.communicate(timeout=60)

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import trustme
-from txipam_service import Reply, Service, problem
+from txipam_service import FakeService, Reply, problem
 
 from harness.veth import Node
 
@@ -25,16 +25,16 @@ def ca() -> trustme.CA:
 
 
 @pytest.fixture
-def service(node: Node, ca: trustme.CA) -> Iterator[Service]:
+def service(node: Node, ca: trustme.CA) -> Iterator[FakeService]:
     node.nip("link", "set", "lo", "up")
     ca.cert_pem.write_to_path(str(node.root / "ca.pem"))
     node.search = str(node.root / "nothing")  # no executable is needed
-    made = Service(ca, netns=node.host)
+    made = FakeService(ca, netns=node.host)
     yield made
     made.close()
 
 
-def conf(node: Node, service: Service, **more: Any) -> dict[str, Any]:
+def conf(node: Node, service: FakeService, **more: Any) -> dict[str, Any]:
     ipam = {
         "type": "txipam",
         "remote": service.url,
@@ -54,7 +54,7 @@ def owed(node: Node) -> list[Path]:
     return [path for path in found if not json.loads(path.read_text())["live"]]
 
 
-def test_the_first_readme(node: Node, service: Service) -> None:
+def test_the_first_readme(node: Node, service: FakeService) -> None:
     before, pod = node.snapshot(), node.pod()
     ask = conf(node, service, cniVersion=None)
     assert node.add(ask, pod, args=args(pod)) == {
@@ -71,7 +71,7 @@ def test_the_first_readme(node: Node, service: Service) -> None:
     assert service.methods() == ["POST", "DELETE"]
 
 
-def test_every_verb(node: Node, service: Service) -> None:
+def test_every_verb(node: Node, service: FakeService) -> None:
     pod, ask = node.pod(), conf(node, service)
     service.more = {"routes": [{"dst": "0.0.0.0/0"}], "dns": {"nameservers": ["10.0.0.53"]}}
     found = node.add(ask, pod, args=args(pod))
@@ -87,7 +87,7 @@ def test_every_verb(node: Node, service: Service) -> None:
     assert node.records() == []
 
 
-def test_the_service_chooses_the_vf(node: Node, service: Service) -> None:
+def test_the_service_chooses_the_vf(node: Node, service: FakeService) -> None:
     service.more = {"extra": {"vf": 1}}
     pod = node.pod()
     found = node.add(conf(node, service, vf=0), pod, args=args(pod, ";VF=0"))
@@ -95,7 +95,7 @@ def test_the_service_chooses_the_vf(node: Node, service: Service) -> None:
     assert "extra" not in found
 
 
-def test_a_vf_that_is_in_use_costs_no_address(node: Node, service: Service) -> None:
+def test_a_vf_that_is_in_use_costs_no_address(node: Node, service: FakeService) -> None:
     service.more = {"extra": {"vf": 1}}
     one, two = node.pod(), node.pod()
     node.add(conf(node, service), one, args=args(one))
@@ -106,7 +106,9 @@ def test_a_vf_that_is_in_use_costs_no_address(node: Node, service: Service) -> N
 
 
 @pytest.mark.parametrize("extra", [{"vlan": 100}, {"mac": "02:00:00:00:00:77"}])
-def test_what_the_pf_refuses_costs_no_address(node: Node, service: Service, extra: dict[str, Any]) -> None:
+def test_what_the_pf_refuses_costs_no_address(
+    node: Node, service: FakeService, extra: dict[str, Any]
+) -> None:
     """A stand-in's PF can set nothing, so this shows that it was asked to."""
     service.more = {"extra": extra}
     before, pod = node.state(), node.pod()
@@ -116,7 +118,7 @@ def test_what_the_pf_refuses_costs_no_address(node: Node, service: Service, extr
 
 
 @pytest.mark.parametrize("extra", [{"vf": 77}, {"vlan": 4095}, {"mac": "no"}])
-def test_what_cannot_be_costs_no_address(node: Node, service: Service, extra: dict[str, Any]) -> None:
+def test_what_cannot_be_costs_no_address(node: Node, service: FakeService, extra: dict[str, Any]) -> None:
     service.more = {"extra": extra}
     before, pod = node.state(), node.pod()
     assert node.run("ADD", conf(node, service), pod, args=args(pod)).status == 1
@@ -126,7 +128,7 @@ def test_what_cannot_be_costs_no_address(node: Node, service: Service, extra: di
 @pytest.mark.parametrize(
     ("fault", "code"), [(problem(409, "exhausted"), 11), (problem(404, "unknown-host"), 7), (Reply(500), 11)]
 )
-def test_a_refusal_touches_nothing(node: Node, service: Service, fault: Reply, code: int) -> None:
+def test_a_refusal_touches_nothing(node: Node, service: FakeService, fault: Reply, code: int) -> None:
     before, pod = node.snapshot(), node.pod()
     service.always = fault
     node.refused(code, "ADD", conf(node, service), pod, args=args(pod))
@@ -135,14 +137,14 @@ def test_a_refusal_touches_nothing(node: Node, service: Service, fault: Reply, c
     assert node.snapshot() == before
 
 
-def test_what_is_missing_is_named(node: Node, service: Service) -> None:
+def test_what_is_missing_is_named(node: Node, service: FakeService) -> None:
     pod = node.pod()
     assert "PodID is missing" in node.refused(7, "ADD", conf(node, service), pod, args=f"HostIP={HOST}")
     assert "HostIP is missing" in node.refused(7, "ADD", conf(node, service), pod, args="PodID=1")
     assert service.seen == []
 
 
-def test_del_while_the_service_is_down(node: Node, service: Service) -> None:
+def test_del_while_the_service_is_down(node: Node, service: FakeService) -> None:
     """The VF is home at once; the address when the service is back."""
     before, pod, ask = node.state(), node.pod(), conf(node, service)
     node.add(ask, pod, args=args(pod))
@@ -158,7 +160,7 @@ def test_del_while_the_service_is_down(node: Node, service: Service) -> None:
     assert (service.allocations, owed(node)) == ({}, [])
 
 
-def test_what_is_told_is_told_to_who_asked(node: Node, service: Service) -> None:
+def test_what_is_told_is_told_to_who_asked(node: Node, service: FakeService) -> None:
     """On the stderr of that request, with its pod, whoever carries it out; and in its log file."""
     log = node.root / "sriov.log"
     ask, pods = conf(node, service, logFile=str(log)), [node.pod() for _ in range(2)]
@@ -177,7 +179,7 @@ def test_what_is_told_is_told_to_who_asked(node: Node, service: Service) -> None
     assert service.allocations == {}
 
 
-def test_leases_are_remembered_while_pods_live(node: Node, service: Service) -> None:
+def test_leases_are_remembered_while_pods_live(node: Node, service: FakeService) -> None:
     ask, pods = conf(node, service), [node.pod() for _ in range(2)]
     for pod in pods:
         node.add(ask, pod, args=args(pod))
@@ -191,7 +193,7 @@ def test_leases_are_remembered_while_pods_live(node: Node, service: Service) -> 
     assert all(seen.query["lease"] for seen in service.seen if seen.method == "DELETE")
 
 
-def test_a_vf_is_free_for_the_next_pod_while_the_service_is_down(node: Node, service: Service) -> None:
+def test_a_vf_is_free_for_the_next_pod_while_the_service_is_down(node: Node, service: FakeService) -> None:
     ask, pods = conf(node, service, vf=0), [node.pod() for _ in range(2)]
     node.add(ask, pods[0], args=args(pods[0]))
     service.stop_listening()
@@ -203,14 +205,14 @@ def test_a_vf_is_free_for_the_next_pod_while_the_service_is_down(node: Node, ser
     assert (service.allocations, owed(node)) == ({}, [])
 
 
-def test_an_answer_that_was_lost(node: Node, service: Service) -> None:
+def test_an_answer_that_was_lost(node: Node, service: FakeService) -> None:
     pod = node.pod()
     service.faults.append("lose")
     assert node.add(conf(node, service), pod, args=args(pod))["ips"][0]["address"] == FIRST
     assert service.given == 1
 
 
-def test_gc_after_everything_was_forgotten(node: Node, service: Service) -> None:
+def test_gc_after_everything_was_forgotten(node: Node, service: FakeService) -> None:
     """The journal is gone, as after a reboot; the host's address is remembered."""
     pod, ask = node.pod(), conf(node, service)
     node.add(ask, pod, args=args(pod))
@@ -221,7 +223,7 @@ def test_gc_after_everything_was_forgotten(node: Node, service: Service) -> None
     assert service.allocations == {}
 
 
-def test_the_executable_is_still_there_for_who_asks(node: Node, service: Service) -> None:
+def test_the_executable_is_still_there_for_who_asks(node: Node, service: FakeService) -> None:
     node.search = str(node.root / "bin")
     node.delegate("txipam", 'echo "{\\"ips\\":[{\\"address\\":\\"10.9.9.9/24\\"}]}"')
     ask, pod = conf(node, service), node.pod()

@@ -14,7 +14,7 @@ import pytest
 
 if TYPE_CHECKING:
     import httpx
-    from ipam_server import Server, World
+    from ipam_server import AddressService, World
     from ipamd_kit import Etcd
 
 
@@ -44,12 +44,12 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
 
 
 @pytest.fixture(scope="module")
-def server(world: World) -> Server:
+def server(world: World) -> AddressService:
     return world.serve("s")
 
 
 @pytest.fixture
-def admin(world: World, server: Server) -> Iterator[httpx.Client]:
+def admin(world: World, server: AddressService) -> Iterator[httpx.Client]:
     """An administrator, of a service that has nothing but the documented network."""
     from ipam_server import DOMAIN, release_all
 

@@ -7,14 +7,13 @@ import os
 import signal
 import subprocess
 import sys
-import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
 
 import pytest
 
+from harness.waiting import wait_for
 from sriov_fast.cli import main, trace
 
 PLUGIN = """#!{python} -IS
@@ -262,10 +261,7 @@ if verb == "ADD":
     assert "was killed" in capsys.readouterr().err
     assert stage.verbs() == ["ADD", "DEL"]
     child = int(started.read_text())
-    deadline = time.monotonic() + 10
-    while is_running(child):
-        assert time.monotonic() < deadline, "what it started still runs"
-        time.sleep(0.01)
+    wait_for(lambda: not is_running(child), "what it started still runs")
 
 
 def is_running(pid: int) -> bool:
@@ -289,18 +285,11 @@ def start(stage: Stage) -> subprocess.Popen[str]:
     )
 
 
-def until(what: Callable[[], object]) -> None:
-    deadline = time.monotonic() + 30
-    while not what():
-        assert time.monotonic() < deadline
-        time.sleep(0.005)
-
-
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_ended_in_between(stage: Stage, number: signal.Signals) -> None:
     """Every ADD has its DEL, and that ran to its end."""
     process = start(stage)
-    until(lambda: len(stage.verbs()) >= 3)
+    wait_for(lambda: len(stage.verbs()) >= 3, "no second ADD")
     process.send_signal(number)
     said = process.communicate(timeout=30)
     assert process.returncode == 130, said
@@ -315,7 +304,7 @@ def test_ended_while_an_add_hangs(stage: Stage) -> None:
     done = stage.root / "done"
     stage.plugin(f"time.sleep(60 if verb == 'ADD' else 0.5)\nopen({str(done)!r}, 'w').write(verb)")
     process = start(stage)
-    until(stage.verbs)
+    wait_for(stage.verbs, "no ADD")
     process.send_signal(signal.SIGINT)
     process.communicate(timeout=30)
     assert process.returncode == 130

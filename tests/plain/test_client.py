@@ -114,7 +114,7 @@ class Request(NamedTuple):
 Behaviour = Callable[[socket.socket, Request], None]
 
 
-class Server:
+class FakeServer:
     """Accepts calls one after the other, and answers each as it is told."""
 
     def __init__(self, path: Path, behave: Behaviour, read: int | None = None) -> None:
@@ -127,7 +127,7 @@ class Server:
         self._listener.listen(8)
         self._thread = threading.Thread(target=self._serve)
 
-    def __enter__(self) -> Server:
+    def __enter__(self) -> FakeServer:
         self._thread.start()
         return self
 
@@ -232,7 +232,7 @@ def assert_in_process(
 
 def test_the_request(client: Path, address: Path) -> None:
     env = {"B": "2", **ADD, "EMPTY": "", "LATIN": "\udce9"}
-    with Server(address, replying()) as server:
+    with FakeServer(address, replying()) as server:
         done = call(client, address, env=env)
     assert (done.returncode, done.stdout, done.stderr) == (0, b"{}\n", b"")
     (request,) = server.requests
@@ -246,7 +246,7 @@ def test_the_request(client: Path, address: Path) -> None:
 @pytest.mark.parametrize("number", sorted(os.sched_getaffinity(0)))
 def test_it_says_where_it_runs(client: Path, address: Path, number: int) -> None:
     allowed = os.sched_getaffinity(0)
-    with Server(address, replying()) as server:
+    with FakeServer(address, replying()) as server:
         os.sched_setaffinity(0, {number})  # inherited
         try:
             call(client, address)
@@ -264,7 +264,7 @@ def test_it_stays_where_it_runs_while_a_device_is_moved(client: Path, address: P
         seen.append(os.sched_getaffinity(struct.unpack("3i", peer)[0]))
         replying()(connection, request)
 
-    with Server(address, behave) as server:
+    with FakeServer(address, behave) as server:
         call(client, address, env=ADD | {"CNI_COMMAND": command})
     moves = command in ("ADD", "DEL")
     assert seen == [{server.requests[0].cpu} if moves else os.sched_getaffinity(0)]
@@ -276,14 +276,14 @@ def test_what_runs_in_its_place_may_run_anywhere(
 ) -> None:
     code = "import os; print(sorted(os.sched_getaffinity(0)))"
     program = write(tmp_path / "sriov", compiled + trailer(sys.executable, "-c", code))
-    with Server(address, behave) as server:
+    with FakeServer(address, behave) as server:
         done = call(program, address)
     assert len(server.requests) == 1
     assert done.stdout.decode().strip() == str(sorted(os.sched_getaffinity(0)))
 
 
 def test_every_call_has_another_token(client: Path, address: Path) -> None:
-    with Server(address, replying()) as server:
+    with FakeServer(address, replying()) as server:
         for _ in range(3):
             call(client, address)
     assert len({request.token for request in server.requests}) == 3
@@ -291,7 +291,7 @@ def test_every_call_has_another_token(client: Path, address: Path) -> None:
 
 def test_an_environment_of_a_megabyte(client: Path, address: Path) -> None:
     env = ADD | {f"V{number}": "x" * 100_000 for number in range(10)}
-    with Server(address, replying()) as server:
+    with FakeServer(address, replying()) as server:
         call(client, address, env=env)
     assert server.requests[0].env.count(b"\0") == len(env) + 1
     assert len(server.requests[0].env) > 1_000_000
@@ -305,7 +305,7 @@ def test_the_namespace_goes_along(client: Path, address: Path) -> None:
         seen.append((about.st_dev, about.st_ino))
         replying()(connection, request)
 
-    with Server(address, behave) as server:
+    with FakeServer(address, behave) as server:
         call(client, address, env=ADD | {"CNI_NETNS": "/proc/self/ns/net"})
     here = os.stat("/proc/self/ns/net")
     assert seen == [(here.st_dev, here.st_ino)]
@@ -315,14 +315,14 @@ def test_the_namespace_goes_along(client: Path, address: Path) -> None:
 
 @pytest.mark.parametrize("path", ["", "/nonexistent/ns", "/dev/null/ns"])
 def test_a_namespace_that_cannot_be_opened_does_not(client: Path, address: Path, path: str) -> None:
-    with Server(address, replying()) as server:
+    with FakeServer(address, replying()) as server:
         assert call(client, address, env=ADD | {"CNI_NETNS": path}).returncode == 0
     assert server.requests[0].flags == HAS_STDERR
 
 
 def test_a_pipe_in_place_of_a_namespace_stops_nobody(client: Path, address: Path, tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "fifo")
-    with Server(address, replying()) as server:
+    with FakeServer(address, replying()) as server:
         assert call(client, address, env=ADD | {"CNI_NETNS": str(tmp_path / "fifo")}).returncode == 0
     assert server.requests[0].flags == HAS_NETNS | HAS_STDERR
 
@@ -332,7 +332,7 @@ def test_the_server_writes_to_the_callers_stderr(client: Path, address: Path) ->
         os.write(request.files[-1], b"a line of the log\n")
         replying()(connection, request)
 
-    with Server(address, behave):
+    with FakeServer(address, behave):
         assert call(client, address).stderr == b"a line of the log\n"
 
 
@@ -344,7 +344,7 @@ def test_a_long_log_arrives_whole(client: Path, address: Path) -> None:
             file.write(log)
         replying()(connection, request)
 
-    with Server(address, behave):
+    with FakeServer(address, behave):
         done = call(client, address)
     assert (done.returncode, done.stdout, done.stderr) == (0, b"{}\n", log)
 
@@ -358,7 +358,7 @@ def test_the_log_arrives_before_the_reply(client: Path, address: Path) -> None:
         replying()(connection, request)
 
     env = {"SRIOV_FAST_SOCKET": str(address)}
-    with Server(address, behave):
+    with FakeServer(address, behave):
         argv: list[Any] = [client]
         with subprocess.Popen(argv, env=env, stdin=subprocess.DEVNULL, stderr=subprocess.PIPE) as process:
             assert process.stderr
@@ -375,7 +375,7 @@ def test_the_log_of_a_server_that_fails_arrives(client: Path, address: Path, end
         os.write(request.files[-1], b"so far\n")
         then[ending](connection, request)
 
-    with Server(address, behave):
+    with FakeServer(address, behave):
         done = call(client, address, env=ADD | {"SRIOV_FAST_WAIT": "0.2"} if ending == "is silent" else ADD)
     assert done.stderr == b"so far\n"
 
@@ -383,20 +383,20 @@ def test_the_log_of_a_server_that_fails_arrives(client: Path, address: Path, end
 @pytest.mark.parametrize("size", [0, 1, 65_536, 300_000, 5 << 20])
 def test_stdin_of_any_size(client: Path, address: Path, size: int) -> None:
     stdin = os.urandom(size)
-    with Server(address, replying()) as server:
+    with FakeServer(address, replying()) as server:
         assert call(client, address, stdin).returncode == 0
     assert server.requests[0].stdin == stdin
 
 
 def test_stdin_without_end(client: Path, address: Path) -> None:
-    with Server(address, replying()) as server, open("/dev/zero", "rb") as zeros:
+    with FakeServer(address, replying()) as server, open("/dev/zero", "rb") as zeros:
         assert call(client, address, stdin=zeros).returncode == 0
     assert server.requests[0].stdin == bytes(MOST_STDIN)
 
 
 @pytest.mark.parametrize("blocking", [True, False])
 def test_stdin_in_pieces(client: Path, address: Path, blocking: bool) -> None:
-    with Server(address, replying()) as server:
+    with FakeServer(address, replying()) as server:
         reader, writer = os.pipe()
         os.set_blocking(reader, blocking)
         env = {"SRIOV_FAST_SOCKET": str(address)}
@@ -413,7 +413,7 @@ def test_stdin_in_pieces(client: Path, address: Path, blocking: bool) -> None:
 @pytest.mark.parametrize("env", [{}, {"CNI_COMMAND": ""}, {"CNI_COMMAND": "VERSION"}])
 def test_a_terminal_is_not_read(client: Path, address: Path, env: dict[str, str]) -> None:
     controller, terminal = pty.openpty()
-    with Server(address, replying()) as server:
+    with FakeServer(address, replying()) as server:
         assert call(client, address, env=env, stdin=terminal).returncode == 0
     os.close(terminal)
     os.close(controller)
@@ -423,7 +423,7 @@ def test_a_terminal_is_not_read(client: Path, address: Path, env: dict[str, str]
 @pytest.mark.parametrize("fits", [True, False])
 def test_the_directory_of_the_socket(client: Path, address: Path, fits: bool) -> None:
     directory = str(address.parent) + "/." * (0 if fits else 60)
-    with Server(address, replying()) as server:
+    with FakeServer(address, replying()) as server:
         done = call(client, "", env=ADD | {"SRIOV_FAST_RUN": directory})
     assert len(server.requests) == fits  # a socket's path has 107 bytes
     assert done.stdout.startswith(b"{}" if fits else b"in-process")
@@ -434,13 +434,13 @@ def test_the_directory_of_the_socket(client: Path, address: Path, fits: bool) ->
 
 @pytest.mark.parametrize("status", [0, 1, 7, 255])
 def test_the_exit_status(client: Path, address: Path, status: int) -> None:
-    with Server(address, replying(b"some\0thing", status)):
+    with FakeServer(address, replying(b"some\0thing", status)):
         done = call(client, address)
     assert (done.returncode, done.stdout) == (status, b"some\0thing")
 
 
 def test_an_empty_reply(client: Path, address: Path) -> None:
-    with Server(address, replying(b"")):
+    with FakeServer(address, replying(b"")):
         done = call(client, address)
     assert (done.returncode, done.stdout) == (0, b"")
 
@@ -451,7 +451,7 @@ def test_a_reply_byte_by_byte(client: Path, address: Path) -> None:
             connection.sendall(bytes([byte]))
             threading.Event().wait(0.002)
 
-    with Server(address, behave):
+    with FakeServer(address, behave):
         assert call(client, address).stdout == b"hello"
 
 
@@ -460,7 +460,7 @@ def test_a_large_reply_to_a_slow_reader(client: Path, address: Path, blocking: b
     output = os.urandom(1 << 20)
     reader, writer = os.pipe()
     os.set_blocking(writer, blocking)
-    with Server(address, replying(output)):
+    with FakeServer(address, replying(output)):
         env = {"SRIOV_FAST_SOCKET": str(address)}
         with subprocess.Popen([client], env=env, stdin=subprocess.DEVNULL, stdout=writer) as process:
             os.close(writer)
@@ -471,7 +471,7 @@ def test_a_large_reply_to_a_slow_reader(client: Path, address: Path, blocking: b
 
 
 def test_a_reply_to_a_request_that_was_not_read(client: Path, address: Path) -> None:
-    with Server(address, replying(b"too large\n", 1), read=REQUEST.size):
+    with FakeServer(address, replying(b"too large\n", 1), read=REQUEST.size):
         done = call(client, address, os.urandom(5 << 20))
     assert (done.returncode, done.stdout) == (1, b"too large\n")
 
@@ -484,7 +484,7 @@ def test_no_socket(client: Path, address: Path) -> None:
 
 
 def test_none_asks_nobody(client: Path, address: Path) -> None:
-    with Server(address, replying()) as server:
+    with FakeServer(address, replying()) as server:
         done = call(client, "none", env=ADD | {"SRIOV_FAST_RUN": str(address.parent)})
     assert_in_process(done)
     assert server.requests == []
@@ -508,7 +508,7 @@ def test_a_socket_of_others(compiled: bytes, address: Path) -> None:
     someone = {"user": 65534} if os.geteuid() == 0 else {}
     program = write(address.with_name("sriov"), compiled + trailer(*STAND_IN))
     address.parent.chmod(0o755)
-    with Server(address, replying()) as server:
+    with FakeServer(address, replying()) as server:
         address.chmod(0o600 if someone else 0)
         done = call(program, address, **someone)
     assert_in_process(done)
@@ -538,7 +538,7 @@ WRONG = {
 
 @pytest.mark.parametrize("raw", WRONG.values(), ids=WRONG)
 def test_not_a_whole_reply(client: Path, address: Path, raw: bytes) -> None:
-    with Server(address, saying(raw)) as server:
+    with FakeServer(address, saying(raw)) as server:
         done = call(client, address)
     assert_in_process(done, server.requests[0].token)
 
@@ -546,7 +546,7 @@ def test_not_a_whole_reply(client: Path, address: Path, raw: bytes) -> None:
 @pytest.mark.parametrize("size", [38, 5 << 20])
 def test_the_whole_of_stdin_comes_again(client: Path, address: Path, size: int) -> None:
     stdin = os.urandom(size)
-    with Server(address, leaving) as server:
+    with FakeServer(address, leaving) as server:
         done = call(client, address, stdin)
     assert_in_process(done, server.requests[0].token, stdin)
 
@@ -554,7 +554,7 @@ def test_the_whole_of_stdin_comes_again(client: Path, address: Path, size: int) 
 @pytest.mark.parametrize("read", [0, 1, REQUEST.size, REQUEST.size + 10])
 def test_a_server_that_leaves_while_it_reads(client: Path, address: Path, read: int) -> None:
     stdin = os.urandom(5 << 20)
-    with Server(address, leaving, read=read):
+    with FakeServer(address, leaving, read=read):
         done = call(client, address, stdin)
     first, _, rest = done.stdout.partition(b"\n")
     assert first.startswith(b"in-process ADD ")
@@ -565,7 +565,7 @@ def test_a_server_that_leaves_while_it_reads(client: Path, address: Path, read: 
 def test_the_reader_of_a_terminal_still_has_it(compiled: bytes, address: Path, tmp_path: Path) -> None:
     program = write(tmp_path / "sriov", compiled + trailer("/bin/sh", "-c", "test -t 0 && echo terminal"))
     controller, terminal = pty.openpty()
-    with Server(address, leaving):
+    with FakeServer(address, leaving):
         done = call(program, address, env={"CNI_COMMAND": "VERSION"}, stdin=terminal)
     os.close(terminal)
     os.close(controller)
@@ -584,7 +584,7 @@ def error_of(done: subprocess.CompletedProcess[bytes]) -> dict[str, Any]:
 
 
 def test_the_limit(client: Path, address: Path) -> None:
-    with Server(address, silent) as server:  # it would fail if the client did not leave
+    with FakeServer(address, silent) as server:  # it would fail if the client did not leave
         error = error_of(call(client, address, env=ADD | {"SRIOV_FAST_WAIT": "0.2"}))
     assert (error["code"], error["cniVersion"]) == (11, "1.0.0")
     assert str(address) in error["msg"]
@@ -598,7 +598,7 @@ def test_the_limit_within_a_reply(client: Path, address: Path) -> None:
         connection.sendall(REPLY.pack(MAGIC, 0, 100, 0) + b"some")
         silent(connection, request)
 
-    with Server(address, behave):
+    with FakeServer(address, behave):
         assert error_of(call(client, address, env=ADD | {"SRIOV_FAST_WAIT": ".2"}))["code"] == 11
 
 
@@ -639,7 +639,7 @@ def test_what_is_no_limit_changes_nothing(client: Path, address: Path, limit: st
         threading.Event().wait(0.05)
         replying()(connection, request)
 
-    with Server(address, behave):
+    with FakeServer(address, behave):
         assert call(client, address, env=ADD | {"SRIOV_FAST_WAIT": limit}).stdout == b"{}\n"
 
 
@@ -738,7 +738,7 @@ def deliver(recording: Path, address: Path, command: str, status: int, stdout: i
     """Call with a stdout that takes nothing; return what was executed in-process."""
     record = recording.with_name("record")
     env = {"CNI_COMMAND": command, "RECORD": str(record), "PATH": os.environ["PATH"]}
-    with Server(address, replying(b"result", status)):
+    with FakeServer(address, replying(b"result", status)):
         done = call(recording, address, env=env, stdout=stdout)
     assert done.returncode == 1
     assert done.stderr.startswith(b"sriov-fast: stdout: ")
@@ -781,7 +781,7 @@ def test_closed_standard_files_are_the_plugins_affair(
     code = f'test -e /proc/$$/fd/{fd} && echo open >"{tmp_path}/found" || echo closed >"{tmp_path}/found"'
     program = write(tmp_path / "sriov", compiled + trailer("/bin/sh", "-c", code))
     closing = ["/bin/sh", "-c", f'exec "$0" {fd}{"<" if fd == 0 else ">"}&-', str(program)]
-    with Server(address, replying()) as server:
+    with FakeServer(address, replying()) as server:
         call(closing, address)
     assert server.requests == []
     assert (tmp_path / "found").read_text() == "closed\n"
@@ -792,7 +792,7 @@ def test_it_inherits_nothing_else(compiled: bytes, address: Path, tmp_path: Path
     words = (sys.executable, "-ISc", code)
     program = write(tmp_path / "sriov", compiled + trailer(*words))
     plain = subprocess.run(words, input=b"", stdout=subprocess.PIPE, check=True)
-    with Server(address, leaving):
+    with FakeServer(address, leaving):
         done = call(program, address, env=ADD | {"CNI_NETNS": "/proc/self/ns/net"})
     assert done.stdout == plain.stdout
 
@@ -808,13 +808,13 @@ def test_signals_are_as_they_were(compiled: bytes, address: Path, tmp_path: Path
 
     options: dict[str, Any] = {"preexec_fn": prepare, "restore_signals": False}
     plain = subprocess.run(words, stdout=subprocess.PIPE, check=True, **options)
-    with Server(address, leaving):
+    with FakeServer(address, leaving):
         assert call(program, address, **options).stdout == plain.stdout
 
 
 def test_stdin_that_cannot_be_read(client: Path, address: Path, tmp_path: Path) -> None:
     directory = os.open(tmp_path, os.O_RDONLY)
-    with Server(address, replying()) as server:
+    with FakeServer(address, replying()) as server:
         done = call(client, address, stdin=directory)
     os.close(directory)
     assert server.requests == []
@@ -891,7 +891,7 @@ def test_an_interpreter_that_cannot_be_executed(
     program = write(tmp_path / "sriov", compiled + trailer(bytes(path), "-c", "pass"))
     env = ADD | {"SRIOV_FAST_WAIT": "0.8"}
     if served:
-        with Server(address, leaving) as server:
+        with FakeServer(address, leaving) as server:
             error = error_of(call(program, address, env=env))
         assert len(server.requests) > 1
         assert len({request.token for request in server.requests}) == 1
@@ -913,7 +913,7 @@ def test_a_server_that_starts_is_waited_for(compiled: bytes, address: Path, tmp_
         stdout=subprocess.PIPE,
     )
     time.sleep(0.2)
-    with Server(address, replying()) as server:
+    with FakeServer(address, replying()) as server:
         assert asking.communicate(CONFIG, timeout=60)[0] == b"{}\n"
     assert server.requests[0].stdin == CONFIG
 
@@ -955,7 +955,7 @@ def test_no_server_can_be_asked(bare: Path, env: dict[str, str], tried: str) -> 
 def test_a_server_is_asked_without_a_standard_file(bare: Path, address: Path, fd: int) -> None:
     """Without an interpreter there is no plugin that could report the closed file."""
     closing = ["/bin/sh", "-c", f'exec "$0" {fd}{"<" if fd == 0 else ">"}&-', str(bare)]
-    with Server(address, replying()) as server:
+    with FakeServer(address, replying()) as server:
         assert call(closing, address).stdout == b"{}\n"
     assert server.requests[0].stdin == (b"" if fd == 0 else CONFIG)
 
@@ -963,7 +963,7 @@ def test_a_server_is_asked_without_a_standard_file(bare: Path, address: Path, fd
 def test_an_unreported_attachment_is_deleted_by_the_server(
     bare: Path, address: Path, taking_nothing: int
 ) -> None:
-    with Server(address, replying()) as server:
+    with FakeServer(address, replying()) as server:
         assert call(bare, address, stdout=taking_nothing).returncode == 1
     first, second = server.requests
     assert b"CNI_COMMAND=ADD\0" in first.env
@@ -974,7 +974,7 @@ def test_an_unreported_attachment_is_deleted_by_the_server(
 
 def test_a_server_that_is_being_replaced_is_waited_for(bare: Path, address: Path) -> None:
     """The first server ends with the request; the next one is asked again, with the same token."""
-    with Server(address, leaving) as first:
+    with FakeServer(address, leaving) as first:
         asking = subprocess.Popen(
             [bare],
             env=ADD | {"SRIOV_FAST_SOCKET": str(address)},
@@ -989,7 +989,7 @@ def test_a_server_that_is_being_replaced_is_waited_for(bare: Path, address: Path
             time.sleep(0.01)
     address.unlink()
     time.sleep(0.2)
-    with Server(address, replying()) as second:
+    with FakeServer(address, replying()) as second:
         assert asking.communicate(timeout=60)[0] == b"{}\n"
     assert second.requests[0].token == first.requests[0].token
     assert second.requests[0].stdin == CONFIG
@@ -1013,13 +1013,13 @@ def test_the_plugin_answers_in_an_empty_environment(real: Path) -> None:
 
 
 def test_the_plugin_answers_when_the_server_leaves(real: Path, address: Path) -> None:
-    with Server(address, leaving):
+    with FakeServer(address, leaving):
         done = call(real, address, env={"CNI_COMMAND": "VERSION"})
     assert json.loads(done.stdout)["cniVersion"] == "1.0.0"
 
 
 def test_the_plugin_refuses_what_is_far_too_large(real: Path, address: Path) -> None:
-    with Server(address, leaving), open("/dev/zero", "rb") as zeros:
+    with FakeServer(address, leaving), open("/dev/zero", "rb") as zeros:
         done = call(real, address, zeros, env={"CNI_COMMAND": "VERSION"})
     assert done.returncode == 1
     assert "larger than" in json.loads(done.stdout)["msg"]
@@ -1061,13 +1061,13 @@ def test_every_compiler(compiler: Compiler, address: Path, tmp_path: Path) -> No
 
 def assert_works(argv: list[str], address: Path) -> None:
     assert_in_process(call(argv, address))
-    with Server(address, replying(b"served", 3)) as server:
+    with FakeServer(address, replying(b"served", 3)) as server:
         done = call(argv, address, bytes(1 << 20), env=ADD | {"CNI_NETNS": "/proc/self/ns/net"})
     assert (done.returncode, done.stdout) == (3, b"served")
     assert server.requests[0].flags == HAS_NETNS | HAS_STDERR
     assert server.requests[0].stdin == bytes(1 << 20)
     address.unlink()
-    with Server(address, leaving) as server:
+    with FakeServer(address, leaving) as server:
         done = call(argv, address)
     assert_in_process(done, server.requests[0].token)
 

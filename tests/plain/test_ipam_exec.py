@@ -16,6 +16,7 @@ from typing import Any
 
 import pytest
 
+from harness.waiting import wait_for
 from sriov_fast.common.errors import ConfigError, EnvError, IpamError
 from sriov_fast.ipam import exec as ipam_exec
 from sriov_fast.ipam.exec import Ipam, Running
@@ -206,7 +207,7 @@ def test_hanging_plugin_is_killed_with_what_it_started(plugin: Plugin, tmp_path:
     assert error.code == 11
     assert "0.5 s" in error.msg
     group = int((tmp_path / "group").read_text())
-    wait_until(lambda: not members(group))
+    wait_for(lambda: not members(group), "it does not come to that")
 
 
 def members(group: int) -> list[str]:
@@ -218,13 +219,6 @@ def members(group: int) -> list[str]:
             if int(pgid) == group and state not in "ZX":
                 found.append(path.parent.name)
     return found
-
-
-def wait_until(condition: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 5
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
 
 
 def test_a_daemon_that_keeps_the_pipe_does_not_hold_us_up(plugin: Plugin) -> None:

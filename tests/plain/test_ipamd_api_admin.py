@@ -10,7 +10,9 @@ from typing import Any
 
 import httpx
 import pytest
-from ipam_server import ASK, DOMAIN, HOST, World, address, ask, problem, roomy, until
+from ipam_server import ASK, DOMAIN, HOST, World, address, ask, problem, roomy
+
+from harness.waiting import wait_for
 
 CONFIG = "/v1/config"
 _NAMES = map("s{}".format, itertools.count())
@@ -244,7 +246,7 @@ def test_a_file_that_manages_wins_and_is_read_anew(world: World) -> None:
             assert str(server.config) in problem(response, 409, "conflict")
         server.write(server.table, roomy(grace=9))
         server.signal(signal.SIGHUP)
-        until(lambda: client.get(CONFIG).json() == roomy(grace=9), "the new file")
+        wait_for(lambda: client.get(CONFIG).json() == roomy(grace=9), "the new file")
         server.write(server.table, roomy() | {"pools": []})
         server.signal(signal.SIGHUP)
         server.wait("reload failed, all stays as it was")

@@ -21,17 +21,17 @@ from ipam_server import (
     HOST,
     OTHER_HOST,
     PATIENCE,
+    AddressService,
     Authority,
-    Server,
     World,
     address,
     ask,
     environment,
     problem,
     run,
-    until,
 )
 
+from harness.waiting import wait_for
 from sriov_fast.ipamd import auth
 from sriov_fast.ipamd.auth import Authenticator, AuthError, Caller, Tokens
 
@@ -41,7 +41,7 @@ OPEN = ("/healthz", "/readyz", "/metrics", "/v1/openapi.json")
 
 
 @pytest.fixture(scope="module")
-def server(world: World) -> Server:
+def server(world: World) -> AddressService:
     """All but open: tokens and certificates side by side."""
     run("ca", world.directory / "own", "--admin", "ipam-admin")
     both = world.directory / "clients.crt"
@@ -95,30 +95,30 @@ def check_a_stranger(client: httpx.Client) -> None:
 # --------------------------------------------------------------------------------------------- tokens
 
 
-def test_a_hosts_token(world: World, server: Server) -> None:
+def test_a_hosts_token(world: World, server: AddressService) -> None:
     with world.host(server) as client:
         check_a_host(client)
 
 
-def test_an_administrators_token(world: World, server: Server) -> None:
+def test_an_administrators_token(world: World, server: AddressService) -> None:
     with world.admin(server) as client:
         check_an_administrator(client)
 
 
-def test_no_credentials(world: World, server: Server) -> None:
+def test_no_credentials(world: World, server: AddressService) -> None:
     with server.client(world.authority) as client:
         check_a_stranger(client)
 
 
 @pytest.mark.parametrize("header", ["Bearer wrong", "Bearer", "Basic dTpw", "Bearer \u00e9"])
-def test_wrong_credentials(world: World, server: Server, header: str) -> None:
+def test_wrong_credentials(world: World, server: AddressService, header: str) -> None:
     with server.client(world.authority) as client:
         response = client.get("/v1/config", headers={"authorization": header.encode("latin-1")})
     detail = problem(response, 401, "unauthorized")
     assert "wrong" not in detail
 
 
-def test_a_token_for_several_hosts(world: World, server: Server) -> None:
+def test_a_token_for_several_hosts(world: World, server: AddressService) -> None:
     token = world.tokens.make("host", "10.55.206.128/25", OTHER_HOST)
     with server.client(world.authority, token) as client:
         for host in ("10.55.206.130", OTHER_HOST):
@@ -126,7 +126,7 @@ def test_a_token_for_several_hosts(world: World, server: Server) -> None:
         problem(client.get(STATUS, params={"host_ip": HOST}), 403, "forbidden")
 
 
-def test_a_revoked_token_is_refused_at_once(world: World, server: Server) -> None:
+def test_a_revoked_token_is_refused_at_once(world: World, server: AddressService) -> None:
     token = world.tokens.make("admin")
     with server.client(world.authority, token) as client:
         assert client.get("/v1/config").status_code == 200
@@ -134,7 +134,7 @@ def test_a_revoked_token_is_refused_at_once(world: World, server: Server) -> Non
         problem(client.get("/v1/config"), 401, "unauthorized")
 
 
-def test_a_broken_file_of_tokens_leaves_those_that_were_read(world: World, server: Server) -> None:
+def test_a_broken_file_of_tokens_leaves_those_that_were_read(world: World, server: AddressService) -> None:
     good = world.tokens.path.read_bytes()
     with world.admin(server) as client:
         world.tokens.path.write_bytes(b"{")
@@ -151,7 +151,7 @@ def test_the_file_holds_hashes_only(world: World) -> None:
     assert [len(each["sha256"]) for each in json.loads(text)["tokens"]][:2] == [64, 64]
 
 
-def test_no_secret_is_logged(world: World, server: Server) -> None:
+def test_no_secret_is_logged(world: World, server: AddressService) -> None:
     with world.host(server) as client:
         address(ask(client, "secret"))
         client.delete(f"{ASK}/secret/eth0", params={"host_ip": HOST})
@@ -161,28 +161,30 @@ def test_no_secret_is_logged(world: World, server: Server) -> None:
 # ---------------------------------------------------------------------------------------- certificates
 
 
-def test_a_hosts_certificate(world: World, server: Server) -> None:
+def test_a_hosts_certificate(world: World, server: AddressService) -> None:
     mine = world.authority.issue("host", HOST, "fd00::20")
     with server.client(world.authority, certificate=mine) as client:
         check_a_host(client)
         assert ask(client, "six", host="fd00:0:0::20").status_code == 404  # admitted; no pool serves it
 
 
-def test_an_administrators_certificate(world: World, server: Server) -> None:
+def test_an_administrators_certificate(world: World, server: AddressService) -> None:
     name = world.directory / "own/admin-ipam-admin"
     mine = (name.with_suffix(".crt"), name.with_suffix(".key"))
     with server.client(world.authority, certificate=mine) as client:
         check_an_administrator(client)
 
 
-def test_a_certificate_without_addresses_may_do_nothing(world: World, server: Server) -> None:
+def test_a_certificate_without_addresses_may_do_nothing(world: World, server: AddressService) -> None:
     mine = world.authority.issue("nobody", "node7.example")
     with server.client(world.authority, certificate=mine) as client:
         problem(ask(client, "c1"), 403, "forbidden")
         problem(client.get("/v1/config"), 403, "forbidden")
 
 
-def test_another_cas_certificate_does_not_get_through_the_handshake(world: World, server: Server) -> None:
+def test_another_cas_certificate_does_not_get_through_the_handshake(
+    world: World, server: AddressService
+) -> None:
     directory = world.directory / "foreign"
     directory.mkdir()
     foreign = Authority(directory).issue("host", HOST)
@@ -193,7 +195,7 @@ def test_another_cas_certificate_does_not_get_through_the_handshake(world: World
         client.get("/healthz")
 
 
-def test_a_token_counts_before_a_certificate(world: World, server: Server) -> None:
+def test_a_token_counts_before_a_certificate(world: World, server: AddressService) -> None:
     mine = world.authority.issue("host2", HOST)
     with server.client(world.authority, world.tokens.admin, mine) as client:
         check_an_administrator(client)
@@ -247,7 +249,7 @@ def test_without_credentials_only_this_machine_administrates(peer: str | None, a
 # ------------------------------------------------------------------------------------------------- TLS
 
 
-def test_tls_older_than_1_2_is_refused(world: World, server: Server) -> None:
+def test_tls_older_than_1_2_is_refused(world: World, server: AddressService) -> None:
     context = world.authority.trust()
     context.set_ciphers("DEFAULT:@SECLEVEL=0")
     with warnings.catch_warnings(action="ignore"):
@@ -261,7 +263,7 @@ def test_tls_older_than_1_2_is_refused(world: World, server: Server) -> None:
 
 @pytest.mark.parametrize("version", [ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3])
 def test_certificates_work_in_each_version_of_tls(
-    world: World, server: Server, version: ssl.TLSVersion
+    world: World, server: AddressService, version: ssl.TLSVersion
 ) -> None:
     context = world.authority.trust(world.authority.issue("v", HOST))
     context.minimum_version = context.maximum_version = version
@@ -336,7 +338,7 @@ def test_the_peers_certificate_arrives_with_each_parser(tmp_path: Path, parser: 
         return next((word for word in log.read_text().split() if word.startswith("https://")), "")
 
     try:
-        url = until(serving, "uvicorn")
+        url = wait_for(serving, "uvicorn")
         mine = authority.issue("host", HOST)
         with httpx.Client(base_url=url, verify=authority.trust(mine), trust_env=False) as client:
             found = x509.load_der_x509_certificate(client.get("/").content)

@@ -12,12 +12,12 @@ from typing import Any
 import httpx
 import ipam_server
 import pytest
-from ipam_server import DOMAIN, HOST, OTHER_HOST, Server, World, address, ask, run
+from ipam_server import DOMAIN, HOST, OTHER_HOST, AddressService, World, address, ask, run
 from ipamd_kit import free_port
 
 
 @pytest.fixture
-def ipam(world: World, server: Server, admin: httpx.Client) -> Any:
+def ipam(world: World, server: AddressService, admin: httpx.Client) -> Any:
     """Run a command as an administrator, told by the environment where the service is."""
 
     def call(*words: object, **options: Any) -> Any:
@@ -56,7 +56,7 @@ def test_config_apply(ipam: Any, admin: httpx.Client, tmp_path: Path) -> None:
     assert config(admin) == DOMAIN
 
 
-def test_config_apply_takes_the_services_own_file(ipam: Any, server: Server) -> None:
+def test_config_apply_takes_the_services_own_file(ipam: Any, server: AddressService) -> None:
     assert ipam("config", "apply", server.config).stdout == "nothing to change\n"
 
 
@@ -79,7 +79,7 @@ def test_a_wrong_file_is_refused_before_the_service_is_asked(
     assert "Traceback" not in done.stderr
 
 
-def test_config_check(server: Server, tmp_path: Path) -> None:
+def test_config_check(server: AddressService, tmp_path: Path) -> None:
     found = run("config", "check", server.config).stdout
     assert "1 networks, 1 pools, 1 hosts, 0 assignments" in found
     bad = tmp_path / "ipam.toml"
@@ -257,7 +257,7 @@ def test_a_trial_with_the_certificates_of_our_own_ca(tmp_path: Path) -> None:
         "auth": "certificate",
         "admins": ["CN=me"],
     }
-    server = Server(tmp_path, table, DOMAIN)
+    server = AddressService(tmp_path, table, DOMAIN)
     try:
         where = ("--url", server.url, "--ca", tmp_path / "ca/ca.crt")
         me = ("--cert", tmp_path / "ca/admin-me.crt", "--key", tmp_path / "ca/admin-me.key")

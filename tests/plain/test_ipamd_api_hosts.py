@@ -16,7 +16,7 @@ from ipam_server import (
     DOMAIN,
     HOST,
     OTHER_HOST,
-    Server,
+    AddressService,
     World,
     address,
     ask,
@@ -28,18 +28,18 @@ from prometheus_client.parser import text_string_to_metric_families
 
 
 @pytest.fixture(scope="module")
-def server(world: World) -> Server:
+def server(world: World) -> AddressService:
     return world.serve("s", receive_timeout=1.0, max_body=8192)
 
 
 @pytest.fixture
-def client(world: World, server: Server) -> Iterator[httpx.Client]:
+def client(world: World, server: AddressService) -> Iterator[httpx.Client]:
     with world.host(server) as client:
         yield client
 
 
 @pytest.fixture
-def admin(world: World, server: Server) -> Iterator[httpx.Client]:
+def admin(world: World, server: AddressService) -> Iterator[httpx.Client]:
     with world.admin(server) as client:
         yield client
 
@@ -69,7 +69,9 @@ def test_a_pod_comes_and_goes(client: httpx.Client) -> None:
     assert "p1" in detail
 
 
-def test_a_release_says_whether_its_lease_was_the_current_one(client: httpx.Client, server: Server) -> None:
+def test_a_release_says_whether_its_lease_was_the_current_one(
+    client: httpx.Client, server: AddressService
+) -> None:
     def drop(lease: str) -> Any:
         response = client.delete(owned("q"), params={"host_ip": HOST, "lease": lease})
         assert response.status_code == 200
@@ -219,7 +221,7 @@ def test_a_long_idempotency_key_is_refused(client: httpx.Client) -> None:
 # -------------------------------------------------------------------------------------- what is too much
 
 
-def raw(world: World, server: Server) -> ssl.SSLSocket:
+def raw(world: World, server: AddressService) -> ssl.SSLSocket:
     plain = socket.create_connection(("127.0.0.1", server.port), timeout=ipam_server.PATIENCE)
     return world.authority.trust().wrap_socket(plain, server_hostname="127.0.0.1")
 
@@ -251,7 +253,7 @@ def test_a_long_body_is_refused_unread(client: httpx.Client, admin: httpx.Client
     ],
     ids=["no HTTP", "an endless head", "a slow head"],
 )
-def test_a_head_that_is_none(world: World, server: Server, head: bytes, status: bytes) -> None:
+def test_a_head_that_is_none(world: World, server: AddressService, head: bytes, status: bytes) -> None:
     with raw(world, server) as connection:
         connection.sendall(head)
         found = answer(connection)
@@ -259,7 +261,7 @@ def test_a_head_that_is_none(world: World, server: Server, head: bytes, status: 
     assert b"application/problem+json" in found
 
 
-def test_a_slow_body_does_not_wait_for_ever(world: World, server: Server) -> None:
+def test_a_slow_body_does_not_wait_for_ever(world: World, server: AddressService) -> None:
     head = f"POST {ASK} HTTP/1.1\r\nhost: x\r\nauthorization: Bearer {world.tokens.host}\r\n"
     head += "content-type: application/json\r\ncontent-length: 100\r\n\r\n{"
     begin = time.monotonic()
@@ -271,7 +273,7 @@ def test_a_slow_body_does_not_wait_for_ever(world: World, server: Server) -> Non
     assert time.monotonic() - begin < ipam_server.PATIENCE
 
 
-def test_who_connects_and_says_nothing_is_sent_away(world: World, server: Server) -> None:
+def test_who_connects_and_says_nothing_is_sent_away(world: World, server: AddressService) -> None:
     with raw(world, server) as connection:
         assert b" 408 " in answer(connection).split(b"\r\n")[0]
 
@@ -284,7 +286,7 @@ def test_too_many_connections_are_refused(world: World) -> None:
     for each in held:
         each.close()
     with world.host(server) as client:
-        ipam_server.until(lambda: _succeeds(client), "a free place")
+        ipam_server.wait_for(lambda: _succeeds(client), "a free place")
     assert server.stop() == 0
 
 
@@ -341,7 +343,7 @@ def test_paths_that_are_none_make_no_series_of_their_own(client: httpx.Client) -
     assert not any(route and "random" in route for route in routes)
 
 
-def test_the_log_says_who_asked_and_what_came_of_it(client: httpx.Client, server: Server) -> None:
+def test_the_log_says_who_asked_and_what_came_of_it(client: httpx.Client, server: AddressService) -> None:
     address(ask(client, "log1"))
     client.delete(owned("log1"), params={"host_ip": HOST})
 
@@ -349,7 +351,7 @@ def test_the_log_says_who_asked_and_what_came_of_it(client: httpx.Client, server
         found = [each for each in server.events() if each.get("container_id") == "log1"]
         return found if len(found) == 2 else []
 
-    made, gone = ipam_server.until(lines, "two lines in the log")
+    made, gone = ipam_server.wait_for(lines, "two lines in the log")
     assert made["status"] == 201
     assert made["caller"].startswith("token:")
     assert made["host_ip"] == HOST

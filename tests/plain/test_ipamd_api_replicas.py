@@ -12,8 +12,10 @@ from pathlib import Path
 
 import httpx
 import pytest
-from ipam_server import ASK, HOST, Server, World, address, roomy, until, wanted
+from ipam_server import ASK, HOST, AddressService, World, address, roomy, wanted
 from ipamd_kit import Etcd
+
+from harness.waiting import wait_for
 
 CLIENTS = 64
 
@@ -27,7 +29,7 @@ def world(tmp_path: Path) -> Iterator[World]:
     found.end()
 
 
-def pair(world: World, etcd: Etcd, prefix: str) -> list[Server]:
+def pair(world: World, etcd: Etcd, prefix: str) -> list[AddressService]:
     """Two processes over the same store; both bring the same file."""
     url = f"{etcd.url}?prefix=/{prefix}"
     return [world.serve(f"{prefix}{number}", roomy(), storage=url) for number in range(2)]
@@ -61,7 +63,7 @@ class Ledger:
 class Client:
     """A node: it asks a replica, and the other one if that does not answer, with the same words."""
 
-    def __init__(self, world: World, servers: list[Server], ledger: Ledger, name: str) -> None:
+    def __init__(self, world: World, servers: list[AddressService], ledger: Ledger, name: str) -> None:
         self._clients = [world.admin(server) for server in servers]
         random.Random(name).shuffle(self._clients)
         self._ledger = ledger
@@ -96,7 +98,7 @@ class Client:
             client.close()
 
 
-def check(world: World, server: Server, ledger: Ledger) -> None:
+def check(world: World, server: AddressService, ledger: Ledger) -> None:
     """What the store holds is what was acknowledged and not released, each address once."""
     with world.admin(server) as client:
         held = client.get("/v1/allocations").json()["allocations"]
@@ -130,7 +132,7 @@ def test_clients_carry_on_when_a_replica_is_killed(world: World, etcd: Etcd) -> 
     clients = [Client(world, servers, ledger, f"c{number}") for number in range(CLIENTS)]
     with ThreadPoolExecutor(CLIENTS) as pool:
         working = [pool.submit(client.work, 8) for client in clients]
-        until(lambda: ledger.asked > CLIENTS, "the middle")
+        wait_for(lambda: ledger.asked > CLIENTS, "the middle")
         servers[0].kill()
         for each in working:
             each.result()

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, cast
 import pytest
 import schemathesis
 from hypothesis import HealthCheck, settings, strategies
-from ipam_server import HOST, OTHER_HOST, PATIENCE, Server, World
+from ipam_server import HOST, OTHER_HOST, PATIENCE, AddressService, World
 from schemathesis.specs.openapi.checks import positive_data_acceptance
 
 from sriov_fast.ipamd.api import create_app, describe
@@ -25,7 +25,7 @@ pytestmark = pytest.mark.slow
 
 
 @pytest.fixture(scope="module")
-def server(world: World) -> Server:
+def server(world: World) -> AddressService:
     Administrator.token = world.tokens.admin
     return world.serve("s")
 
@@ -59,7 +59,7 @@ def configures(case: schemathesis.Case) -> bool:
 @schema.parametrize()
 @settings(max_examples=EXAMPLES, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
 def test_the_api_does_what_its_description_says(
-    case: schemathesis.Case, world: World, server: Server
+    case: schemathesis.Case, world: World, server: AddressService
 ) -> None:
     case.call_and_validate(
         base_url=server.url,
@@ -69,14 +69,14 @@ def test_the_api_does_what_its_description_says(
     )
 
 
-def test_some_of_it_was_accepted_and_some_refused(server: Server) -> None:
+def test_some_of_it_was_accepted_and_some_refused(server: AddressService) -> None:
     """Else the above looked at nothing but refusals."""
     statuses = {(event["method"], event["status"]) for event in server.events() if event["msg"] == "request"}
     expected = {("PUT", 200), ("POST", 200), ("PUT", 422), ("POST", 404), ("DELETE", 404), ("PUT", 401)}
     assert expected <= statuses, sorted(statuses)
 
 
-def test_nothing_went_wrong_inside(server: Server, world: World) -> None:
+def test_nothing_went_wrong_inside(server: AddressService, world: World) -> None:
     """Behind the above: the process is the same, and it logged no error of its own."""
     with world.admin(server) as client:
         assert client.get("/readyz").status_code == 200

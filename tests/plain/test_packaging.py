@@ -166,9 +166,9 @@ def test_the_first_call_finds_bytecode(installed: Path, tmp_path: Path) -> None:
     assert {"process", "add", "json"} <= compiled
 
 
-def test_without_a_compiler_the_plain_backend_serves(sdist: Path, tmp_path: Path) -> None:
+def test_without_a_compiler_the_plain_backend_serves(translated: Path, tmp_path: Path) -> None:
     programs = environment(tmp_path / "venv")
-    run(programs / "pip", "install", "-q", sdist, CC="/bin/false", SRIOV_FAST_CLIENT_CC="/bin/false")
+    run(programs / "pip", "install", "-q", translated, CC="/bin/false", SRIOV_FAST_CLIENT_CC="/bin/false")
     assert "(backend python;" in run(programs / "sriov-fast", "--version")
     run(programs / "sriov-fast", "install", "--no-server", "--bin-dir", tmp_path)
     assert (tmp_path / "sriov").read_bytes().startswith(b"#!")

@@ -18,8 +18,9 @@ import pytest
 import trustme
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from txipam_service import Reply, Service, problem, wait_until
+from txipam_service import FakeService, Reply, problem
 
+from harness.waiting import wait_for
 from sriov_fast.common.errors import CheckError, ConfigError, IpamError, SriovError
 from sriov_fast.common.log import Logger
 from sriov_fast.ipam.txipam import outbox
@@ -47,8 +48,8 @@ def ca_file(ca: trustme.CA, tmp_path_factory: pytest.TempPathFactory) -> str:
 
 
 @pytest.fixture
-def service(ca: trustme.CA) -> Iterator[Service]:
-    made = Service(ca)
+def service(ca: trustme.CA) -> Iterator[FakeService]:
+    made = FakeService(ca)
     yield made
     made.close()
 
@@ -59,7 +60,7 @@ def state(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def tx(service: Service, ca_file: str, state: Path) -> Make:
+def tx(service: FakeService, ca_file: str, state: Path) -> Make:
     def make(container: str = "a", *, args: str = ARGS, version: str | None = "1.1.0", **more: Any) -> TxIpam:
         top = {key: more.pop(key) for key in tuple(more) if "." in key or key in ("prevResult", "name")}
         ipam = {"type": "txipam", "remote": service.url, "ca": ca_file, "retries": 1, "timeout": 5} | more
@@ -97,7 +98,7 @@ def retry(state: Path, level: str = "error") -> int:
 # --- what goes well
 
 
-def test_add_says_who_asks(tx: Make, service: Service) -> None:
+def test_add_says_who_asks(tx: Make, service: FakeService) -> None:
     assert tx().run("ADD") == {"cniVersion": "1.1.0", "ips": [FIRST], "dns": {}}
     (seen,) = service.seen
     assert (seen.method, seen.path) == ("POST", "/v1/networks/net1/allocations")
@@ -129,7 +130,7 @@ def test_every_version(tx: Make, version: str | None, wanted: dict[str, Any]) ->
     assert tx(version=version).run("ADD") == {"cniVersion": version} | wanted | {"dns": {}}
 
 
-def test_everything_that_a_service_may_give(tx: Make, service: Service) -> None:
+def test_everything_that_a_service_may_give(tx: Make, service: FakeService) -> None:
     service.more = {
         "ips": [FIRST, {"address": "fd00::5/64"}],
         "routes": [{"dst": "0.0.0.0/0", "gw": "10.55.206.1"}, {"dst": "fd01::/64", "gw": "fd00::1"}],
@@ -151,26 +152,26 @@ def test_everything_that_a_service_may_give(tx: Make, service: Service) -> None:
 
 
 @pytest.mark.parametrize("extra", [{}, None, {"vf": None}])
-def test_no_extra(tx: Make, service: Service, extra: object) -> None:
+def test_no_extra(tx: Make, service: FakeService, extra: object) -> None:
     service.more = {"extra": extra, "routes": None, "dns": None}
     found = tx().run("ADD")
     assert found
     assert "extra" not in found
 
 
-def test_only_what_was_given_is_in_extra(tx: Make, service: Service) -> None:
+def test_only_what_was_given_is_in_extra(tx: Make, service: FakeService) -> None:
     service.more = {"extra": {"vlan": 0}}
     found = tx().run("ADD")
     assert found
     assert found["extra"] == {"vlan": 0}
 
 
-def test_a_second_add_is_the_first(tx: Make, service: Service) -> None:
+def test_a_second_add_is_the_first(tx: Make, service: FakeService) -> None:
     assert tx().run("ADD") == tx().run("ADD")
     assert service.given == 1
 
 
-def test_del(tx: Make, service: Service, state: Path) -> None:
+def test_del(tx: Make, service: FakeService, state: Path) -> None:
     tx().run("ADD")
     assert tx().run("DEL", 10.0) is None
     assert service.allocations == {}
@@ -182,14 +183,16 @@ def test_del(tx: Make, service: Service, state: Path) -> None:
     assert list(state.parent.glob("run/leases/*/*")) == []
 
 
-def test_a_del_that_can_write_nothing_down_tells_its_fault(tx: Make, service: Service, state: Path) -> None:
+def test_a_del_that_can_write_nothing_down_tells_its_fault(
+    tx: Make, service: FakeService, state: Path
+) -> None:
     state.write_text("no directory")
     service.stop_listening()
     with pytest.raises(IpamError, match="refuses connections"):
         tx().run("DEL")
 
 
-def test_check(tx: Make, service: Service) -> None:
+def test_check(tx: Make, service: FakeService) -> None:
     found = tx().run("ADD")
     tx(prevResult=found).run("CHECK")
     more = {"ips": [FIRST | {"interface": 0}, {"address": "192.0.2.1/24"}]}
@@ -203,7 +206,7 @@ def test_check(tx: Make, service: Service) -> None:
     assert failed(tx(), "CHECK", ConfigError).msg == "prevResult is missing"
 
 
-def test_status(tx: Make, service: Service) -> None:
+def test_status(tx: Make, service: FakeService) -> None:
     tx(args="").run("STATUS")
     assert [seen.path for seen in service.seen] == ["/readyz"]  # no host is known yet
     tx().run("ADD")
@@ -225,7 +228,7 @@ def test_status(tx: Make, service: Service) -> None:
     ],
 )
 def test_status_of_a_service_that_cannot(
-    tx: Make, service: Service, at: int, fault: Any, code: int, words: str
+    tx: Make, service: FakeService, at: int, fault: Any, code: int, words: str
 ) -> None:
     tx().run("ADD")
     service.drop_connections()
@@ -234,13 +237,13 @@ def test_status_of_a_service_that_cannot(
     assert (error.code, words in error.msg) == (code, True), error.msg
 
 
-def test_status_of_a_service_that_is_down(tx: Make, service: Service) -> None:
+def test_status_of_a_service_that_is_down(tx: Make, service: FakeService) -> None:
     service.stop_listening()
     error = failed(tx(), "STATUS")
     assert (error.code, error.msg) == (50, f"IPAM txipam, STATUS: {service.url} refuses connections")
 
 
-def test_one_host_with_room_is_enough(tx: Make, service: Service) -> None:
+def test_one_host_with_room_is_enough(tx: Make, service: FakeService) -> None:
     for host in ("10.0.0.1", "10.0.0.2"):
         tx(host, args=f"PodID=1;HostIP={host}").run("ADD")
     service.faults.extend([None, problem(404, "unknown-host")])
@@ -251,7 +254,7 @@ def valid(*containers: str) -> dict[str, Any]:
     return {"cni.dev/valid-attachments": [{"containerID": name, "ifname": "eth0"} for name in containers]}
 
 
-def test_gc(tx: Make, service: Service) -> None:
+def test_gc(tx: Make, service: FakeService) -> None:
     for name in ("a", "b", "c"):
         tx(name).run("ADD")
     tx("d", args="PodID=9;HostIP=10.55.206.21").run("ADD")
@@ -272,13 +275,13 @@ def test_gc(tx: Make, service: Service) -> None:
     assert sorted(owner[1] for owner in service.allocations) == ["b"]
 
 
-def test_gc_without_a_list_or_a_host(tx: Make, service: Service) -> None:
+def test_gc_without_a_list_or_a_host(tx: Make, service: FakeService) -> None:
     assert "valid-attachments is missing" in failed(tx("", args=""), "GC", ConfigError).msg
     tx("", args="", **valid()).run("GC")
     assert service.seen == []
 
 
-def test_gc_tells_what_failed_and_does_the_rest(tx: Make, service: Service) -> None:
+def test_gc_tells_what_failed_and_does_the_rest(tx: Make, service: FakeService) -> None:
     for host in ("10.0.0.1", "10.0.0.2", "10.0.0.3"):
         tx(host, args=f"PodID=1;HostIP={host}").run("ADD")
     service.faults.extend([problem(404, "unknown-network"), Reply(500)])
@@ -286,7 +289,7 @@ def test_gc_tells_what_failed_and_does_the_rest(tx: Make, service: Service) -> N
     assert sorted(owner[1] for owner in service.allocations) == ["10.0.0.1", "10.0.0.2"]
 
 
-def test_a_late_gc_takes_no_new_address(tx: Make, service: Service) -> None:
+def test_a_late_gc_takes_no_new_address(tx: Make, service: FakeService) -> None:
     """What a GC asked for and has not come yet names what it takes."""
     tx().run("ADD")
     tx("", args="", **valid()).run("GC")
@@ -346,7 +349,13 @@ def test_a_late_gc_takes_no_new_address(tx: Make, service: Service) -> None:
     ],
 )
 def test_what_cannot_be_asked(
-    tx: Make, service: Service, state: Path, tmp_path: Path, ca_file: str, more: dict[str, Any], words: str
+    tx: Make,
+    service: FakeService,
+    state: Path,
+    tmp_path: Path,
+    ca_file: str,
+    more: dict[str, Any],
+    words: str,
 ) -> None:
     (tmp_path / "empty").touch()
     shutil.copy(ca_file, tmp_path / "ca.pem")
@@ -360,7 +369,7 @@ def test_what_cannot_be_asked(
     assert owed(state) == []
 
 
-def test_keys_of_cni_args_in_any_case(tx: Make, service: Service) -> None:
+def test_keys_of_cni_args_in_any_case(tx: Make, service: FakeService) -> None:
     tx(args="podid=p1;HOSTIP=fd00:0:0::1").run("ADD")
     assert (service.seen[-1].body["pod_id"], service.seen[-1].body["host_ip"]) == ("p1", "fd00::1")
     tx("b", args="K8S_POD_UID=u1;HostIP=10.0.0.1").run("ADD")
@@ -369,7 +378,7 @@ def test_keys_of_cni_args_in_any_case(tx: Make, service: Service) -> None:
     assert (service.seen[-1].body["pod_id"], service.seen[-1].body["host_ip"]) == ("p2", "10.0.0.2")
 
 
-def test_long_and_foreign_identifiers(tx: Make, service: Service) -> None:
+def test_long_and_foreign_identifiers(tx: Make, service: FakeService) -> None:
     pod = "ü" * 253
     tx(args=f"PodID={pod};HostIP=10.0.0.1").run("ADD")
     assert service.seen[-1].body["pod_id"] == pod
@@ -380,25 +389,27 @@ def test_long_and_foreign_identifiers(tx: Make, service: Service) -> None:
     assert service.seen[-1].fields["idempotency-key"] != key
 
 
-def test_a_path_before_the_interface(tx: Make, service: Service) -> None:
+def test_a_path_before_the_interface(tx: Make, service: FakeService) -> None:
     service.faults.append(Reply(201, {"ips": [FIRST]}))
     tx(remote=f"{service.url}/some/where/").run("ADD")
     assert service.seen[-1].path == "/some/where/v1/networks/net1/allocations"
 
 
-def test_del_without_arguments_uses_what_was_remembered(tx: Make, service: Service) -> None:
+def test_del_without_arguments_uses_what_was_remembered(tx: Make, service: FakeService) -> None:
     tx().run("ADD")
     tx(args="").run("DEL", 10.0)
     assert service.allocations == {}
     assert service.seen[-1].query == {"host_ip": "10.55.206.20", "lease": "l1"}
 
 
-def test_del_of_what_nobody_remembers_asks_all_the_same(tx: Make, service: Service) -> None:
+def test_del_of_what_nobody_remembers_asks_all_the_same(tx: Make, service: FakeService) -> None:
     assert tx(args="").run("DEL", 10.0) is None
     assert [(seen.method, seen.query) for seen in service.seen] == [("GET", {})]
 
 
-def test_del_of_what_is_not_remembered_asks_for_the_lease(tx: Make, service: Service, state: Path) -> None:
+def test_del_of_what_is_not_remembered_asks_for_the_lease(
+    tx: Make, service: FakeService, state: Path
+) -> None:
     tx().run("ADD")
     shutil.rmtree(state.with_name("run"))
     assert tx().run("DEL", 10.0) is None
@@ -407,7 +418,7 @@ def test_del_of_what_is_not_remembered_asks_for_the_lease(tx: Make, service: Ser
     assert service.allocations == {}
 
 
-def test_del_with_a_lease_that_is_not_current_any_more(tx: Make, service: Service, state: Path) -> None:
+def test_del_with_a_lease_that_is_not_current_any_more(tx: Make, service: FakeService, state: Path) -> None:
     """An operator released it, and the same owner got another that could not be remembered."""
     tx().run("ADD")
     service.allocations.clear()
@@ -422,7 +433,7 @@ def test_del_with_a_lease_that_is_not_current_any_more(tx: Make, service: Servic
     assert service.allocations == {}
 
 
-def test_a_service_without_leases(tx: Make, service: Service) -> None:
+def test_a_service_without_leases(tx: Make, service: FakeService) -> None:
     service.more = {"lease": ""}
     tx().run("ADD")
     assert tx().run("DEL", 10.0) is None
@@ -431,7 +442,7 @@ def test_a_service_without_leases(tx: Make, service: Service) -> None:
     assert service.allocations == {}
 
 
-def test_a_token(tx: Make, service: Service, ca_file: str, tmp_path: Path) -> None:
+def test_a_token(tx: Make, service: FakeService, ca_file: str, tmp_path: Path) -> None:
     token = tmp_path / "token"
     ca = shutil.copy(ca_file, tmp_path / "ca.pem")
     for text in ("first", "second"):
@@ -446,7 +457,7 @@ def test_a_token(tx: Make, service: Service, ca_file: str, tmp_path: Path) -> No
 
 
 def test_client_certificate(tx: Make, ca: trustme.CA, tmp_path: Path) -> None:
-    service = Service(ca, clients=ca)
+    service = FakeService(ca, clients=ca)
     pair = ca.issue_cert("10.55.206.20")
     pair.cert_chain_pems[0].write_to_path(str(tmp_path / "cert.pem"))
     pair.private_key_pem.write_to_path(str(tmp_path / "key.pem"))
@@ -481,7 +492,7 @@ def test_certificates_that_are_not_good(
     tx: Make, ca: trustme.CA, state: Path, names: tuple[str, ...], days: int, words: str
 ) -> None:
     until = datetime.datetime.now(datetime.UTC) + datetime.timedelta(days=days)
-    service = Service(ca, *names, not_after=until)
+    service = FakeService(ca, *names, not_after=until)
     try:
         error = failed(tx(remote=service.url))
         assert (error.code, words in error.msg, service.url in error.msg) == (111, True, True), error.msg
@@ -493,7 +504,7 @@ def test_certificates_that_are_not_good(
 
 
 def test_names_are_checked(tx: Make, ca: trustme.CA) -> None:
-    by_name, by_ip = Service(ca, "localhost"), Service(ca, "127.0.0.1")
+    by_name, by_ip = FakeService(ca, "localhost"), FakeService(ca, "127.0.0.1")
     try:
         assert tx(remote=f"https://localhost:{by_name.port}").run("ADD")
         error = failed(tx("b", remote=f"https://localhost:{by_ip.port}"))
@@ -504,7 +515,7 @@ def test_names_are_checked(tx: Make, ca: trustme.CA) -> None:
 
 
 def test_another_authority(tx: Make, ca_file: str) -> None:
-    service = Service(trustme.CA())
+    service = FakeService(trustme.CA())
     try:
         for more in ({}, {"ca": None}):  # ours, and the system's
             error = failed(tx(remote=service.url, **more))
@@ -516,7 +527,7 @@ def test_another_authority(tx: Make, ca_file: str) -> None:
 
 @pytest.mark.filterwarnings("ignore:ssl.TLSVersion")
 def test_old_tls(tx: Make, ca: trustme.CA) -> None:
-    service = Service(ca, newest=ssl.TLSVersion.TLSv1_1)
+    service = FakeService(ca, newest=ssl.TLSVersion.TLSv1_1)
     try:
         error = failed(tx(remote=service.url))
         assert (error.code, "TLS 1.2" in error.msg) == (111, True), error.msg
@@ -526,7 +537,7 @@ def test_old_tls(tx: Make, ca: trustme.CA) -> None:
 
 @pytest.mark.filterwarnings("ignore:ssl.TLSVersion")
 def test_tls_1_2_is_enough(tx: Make, ca: trustme.CA) -> None:
-    service = Service(ca, newest=ssl.TLSVersion.TLSv1_2)
+    service = FakeService(ca, newest=ssl.TLSVersion.TLSv1_2)
     try:
         assert tx(remote=service.url).run("ADD")
     finally:
@@ -582,7 +593,7 @@ def test_cut_in_the_handshake(tx: Make) -> None:
 # --- faults of the service
 
 
-def test_down(tx: Make, service: Service, state: Path) -> None:
+def test_down(tx: Make, service: FakeService, state: Path) -> None:
     service.stop_listening()
     error = failed(tx())
     assert (error.code, error.msg) == (11, f"IPAM txipam, ADD: {service.url} refuses connections")
@@ -591,7 +602,7 @@ def test_down(tx: Make, service: Service, state: Path) -> None:
 
 
 @pytest.mark.parametrize("fault", ["hang", "drip"])
-def test_slow(tx: Make, service: Service, state: Path, fault: str) -> None:
+def test_slow(tx: Make, service: FakeService, state: Path, fault: str) -> None:
     service.always = fault
     start = time.monotonic()
     error = failed(tx(timeout=0.4))
@@ -616,7 +627,7 @@ def test_an_unknown_name(tx: Make) -> None:
 @pytest.mark.parametrize("fault", ["lose", "cut", "refuse"])
 @pytest.mark.parametrize("kept", [False, True])
 def test_a_lost_reply_costs_no_address(
-    tx: Make, service: Service, state: Path, fault: str, kept: bool
+    tx: Make, service: FakeService, state: Path, fault: str, kept: bool
 ) -> None:
     if kept:
         tx("before").run("STATUS")
@@ -632,7 +643,7 @@ def test_a_lost_reply_costs_no_address(
 
 @pytest.mark.parametrize("fault", ["lose", "cut"])
 def test_replies_that_never_come_leave_nothing(
-    tx: Make, service: Service, state: Path, fault: str, monkeypatch: pytest.MonkeyPatch
+    tx: Make, service: FakeService, state: Path, fault: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(outbox, "IN_FLIGHT", 0.3)
     service.faults.extend([fault, fault])
@@ -647,7 +658,7 @@ def test_replies_that_never_come_leave_nothing(
     assert service.allocations == {}
 
 
-def test_what_may_be_on_its_way_is_awaited(tx: Make, service: Service, state: Path) -> None:
+def test_what_may_be_on_its_way_is_awaited(tx: Make, service: FakeService, state: Path) -> None:
     service.faults.extend(["lose", "lose"])
     failed(tx())
     assert retry(state) == 1  # not yet
@@ -695,7 +706,7 @@ def test_what_may_be_on_its_way_is_awaited(tx: Make, service: Service, state: Pa
         (problem(404, "exhausted"), "answered with status (404)"),  # such a kind is not a 404
     ],
 )
-def test_what_no_service_answers(tx: Make, service: Service, fault: Any, words: str) -> None:
+def test_what_no_service_answers(tx: Make, service: FakeService, fault: Any, words: str) -> None:
     service.faults.append(fault)
     error = failed(tx())
     assert (error.code, words in error.msg, service.url in error.msg) == (112, True, True), error.msg
@@ -703,7 +714,7 @@ def test_what_no_service_answers(tx: Make, service: Service, fault: Any, words: 
 
 
 @pytest.mark.parametrize("share", [0.02, 0.2, 0.4, 0.6, 0.98])
-def test_a_reply_that_ends_early_is_lost(tx: Make, service: Service, share: float) -> None:
+def test_a_reply_that_ends_early_is_lost(tx: Make, service: FakeService, share: float) -> None:
     """Also where TLS is closed in order, and within the header fields, a chunk or the trailer."""
     body = json.dumps({"ips": [FIRST]}).encode()
     chunked = CHUNKED + b"%x\r\n" % len(body) + body + b"\r\n0\r\nX-Trailer: 1\r\n\r\n"
@@ -717,14 +728,14 @@ def test_a_reply_that_ends_early_is_lost(tx: Make, service: Service, share: floa
         assert tx(f"a{len(service.seen)}").run("ADD")
 
 
-def test_a_body_up_to_the_end_of_the_connection(tx: Make, service: Service) -> None:
+def test_a_body_up_to_the_end_of_the_connection(tx: Make, service: FakeService) -> None:
     service.faults.append(HEAD + b"\r\n" + json.dumps({"ips": [FIRST]}).encode())
     assert tx().run("ADD")
 
 
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.binary(max_size=200), st.sampled_from([b"", HEAD, CHUNKED]))
-def test_any_bytes_are_an_error(tx: Make, service: Service, octets: bytes, begin: bytes) -> None:
+def test_any_bytes_are_an_error(tx: Make, service: FakeService, octets: bytes, begin: bytes) -> None:
     pool.clear()  # a request that is cut off on a kept connection is repeated
     service.faults.append(begin + octets)
     assert failed(tx(f"a{len(service.seen)}", retries=0), kind=ServiceError).code in (11, 112)
@@ -751,7 +762,7 @@ def test_any_bytes_are_an_error(tx: Make, service: Service, octets: bytes, begin
     ],
 )
 def test_allocations_that_cannot_be(
-    tx: Make, service: Service, state: Path, more: dict[str, Any], words: str
+    tx: Make, service: FakeService, state: Path, more: dict[str, Any], words: str
 ) -> None:
     service.more = more
     error = failed(tx())
@@ -762,7 +773,7 @@ def test_allocations_that_cannot_be(
         assert service.allocations == {}  # it was given back
 
 
-def test_more_than_a_legacy_version_holds(tx: Make, service: Service) -> None:
+def test_more_than_a_legacy_version_holds(tx: Make, service: FakeService) -> None:
     service.more = {"ips": [FIRST, FIRST | {"address": "10.55.206.47/26"}]}
     error = failed(tx(version="0.2.0"))
     assert (error.code, "no more than one address" in error.msg) == (112, True), error.msg
@@ -785,7 +796,7 @@ def test_more_than_a_legacy_version_holds(tx: Make, service: Service) -> None:
     ],
 )
 def test_refusals_are_not_repeated(
-    tx: Make, service: Service, state: Path, fault: Reply, code: int, words: str
+    tx: Make, service: FakeService, state: Path, fault: Reply, code: int, words: str
 ) -> None:
     service.always = fault
     error = failed(tx())
@@ -795,7 +806,7 @@ def test_refusals_are_not_repeated(
 
 
 @pytest.mark.parametrize(("status", "tries"), [(500, 1), (501, 1), (502, 2), (503, 2), (504, 2)])
-def test_server_errors(tx: Make, service: Service, status: int, tries: int) -> None:
+def test_server_errors(tx: Make, service: FakeService, status: int, tries: int) -> None:
     service.always = problem(status, "unavailable", "no database") if status == 503 else Reply(status)
     error = failed(tx())
     assert (error.code, str(status) in error.msg) == (11, True), error.msg
@@ -803,7 +814,7 @@ def test_server_errors(tx: Make, service: Service, status: int, tries: int) -> N
     assert status != 503 or "no database" in error.msg
 
 
-def test_service_that_comes_back(tx: Make, service: Service) -> None:
+def test_service_that_comes_back(tx: Make, service: FakeService) -> None:
     service.faults.extend([problem(503, "unavailable"), Reply(502), "refuse"])
     assert tx(retries=3).run("ADD")
 
@@ -811,15 +822,15 @@ def test_service_that_comes_back(tx: Make, service: Service) -> None:
 # --- several remotes
 
 
-def test_the_next_remote_serves(tx: Make, service: Service) -> None:
+def test_the_next_remote_serves(tx: Make, service: FakeService) -> None:
     with socket.create_server(("127.0.0.1", 0)) as listener:
         dead = f"https://127.0.0.1:{listener.getsockname()[1]}"
     assert tx(remote=[dead, service.url], retries=0).run("ADD")
     assert tx("b", remote=[service.url, dead], retries=0).run("ADD")
 
 
-def test_a_remote_that_hangs_leaves_time_for_the_next(tx: Make, service: Service, ca: trustme.CA) -> None:
-    slow = Service(ca)
+def test_a_remote_that_hangs_leaves_time_for_the_next(tx: Make, service: FakeService, ca: trustme.CA) -> None:
+    slow = FakeService(ca)
     slow.always = "hang"
     try:
         assert tx(remote=[slow.url, service.url], timeout=1, retries=0).run("ADD")
@@ -827,8 +838,8 @@ def test_a_remote_that_hangs_leaves_time_for_the_next(tx: Make, service: Service
         slow.close()
 
 
-def test_all_remotes_are_named(tx: Make, service: Service) -> None:
-    stranger = Service(trustme.CA())
+def test_all_remotes_are_named(tx: Make, service: FakeService) -> None:
+    stranger = FakeService(trustme.CA())
     service.stop_listening()
     try:
         error = failed(tx(remote=[service.url, stranger.url]))
@@ -842,14 +853,14 @@ def test_all_remotes_are_named(tx: Make, service: Service) -> None:
 # --- connections that are kept
 
 
-def test_one_connection_serves_many(tx: Make, service: Service) -> None:
+def test_one_connection_serves_many(tx: Make, service: FakeService) -> None:
     for name in "abc":
         tx(name).run("ADD")
         tx(name).run("DEL", 10.0)
     assert service.connections == 1
 
 
-def test_a_stale_connection_is_replaced(tx: Make, service: Service) -> None:
+def test_a_stale_connection_is_replaced(tx: Make, service: FakeService) -> None:
     service.faults.append("close")
     tx("a").run("ADD")
     tx("b", retries=0).run("ADD")
@@ -861,7 +872,7 @@ def test_a_stale_connection_is_replaced(tx: Make, service: Service) -> None:
     assert len(service.allocations) == 4
 
 
-def test_what_nobody_asked_for_is_no_reply(tx: Make, service: Service) -> None:
+def test_what_nobody_asked_for_is_no_reply(tx: Make, service: FakeService) -> None:
     service.faults.append("repeat")
     tx("a").run("ADD")
     found = tx("b").run("ADD")
@@ -869,7 +880,7 @@ def test_what_nobody_asked_for_is_no_reply(tx: Make, service: Service) -> None:
     assert found["ips"][0]["address"] == service.addresses()[1]
 
 
-def test_threads_share_the_pool(tx: Make, service: Service) -> None:
+def test_threads_share_the_pool(tx: Make, service: FakeService) -> None:
     names = [f"c{number}" for number in range(40)]
     errors: list[BaseException] = []
 
@@ -893,7 +904,7 @@ def test_threads_share_the_pool(tx: Make, service: Service) -> None:
     assert service.connections <= 8
 
 
-def test_a_child_has_no_part_in_the_connections(tx: Make, service: Service) -> None:
+def test_a_child_has_no_part_in_the_connections(tx: Make, service: FakeService) -> None:
     tx("a").run("ADD")
     child = os.fork()
     if child == 0:
@@ -910,7 +921,7 @@ def test_a_child_has_no_part_in_the_connections(tx: Make, service: Service) -> N
 # --- what is owed
 
 
-def test_del_while_the_service_is_down(tx: Make, service: Service, state: Path) -> None:
+def test_del_while_the_service_is_down(tx: Make, service: FakeService, state: Path) -> None:
     tx().run("ADD")
     service.stop_listening()
     assert tx().run("DEL", 10.0) is None
@@ -926,7 +937,7 @@ def test_del_while_the_service_is_down(tx: Make, service: Service, state: Path) 
     "fault",
     ["hang", "lose", "cut", b"garbage\r\n\r\n", Reply(500), Reply(503), Reply(401), Reply(403), Reply(404)],
 )
-def test_del_with_every_fault_loses_nothing(tx: Make, service: Service, state: Path, fault: Any) -> None:
+def test_del_with_every_fault_loses_nothing(tx: Make, service: FakeService, state: Path, fault: Any) -> None:
     tx().run("ADD")
     service.always = fault
     assert tx(timeout=0.5).run("DEL", 10.0) is None
@@ -936,7 +947,9 @@ def test_del_with_every_fault_loses_nothing(tx: Make, service: Service, state: P
     assert (service.allocations, owed(state)) == ({}, [])
 
 
-def test_del_with_untrusted_service_is_owed(tx: Make, service: Service, state: Path, tmp_path: Path) -> None:
+def test_del_with_untrusted_service_is_owed(
+    tx: Make, service: FakeService, state: Path, tmp_path: Path
+) -> None:
     tx().run("ADD")
     gone = str(tmp_path / "gone.pem")
     assert tx(ca=gone).run("DEL", 10.0) is None
@@ -949,7 +962,7 @@ def test_del_with_untrusted_service_is_owed(tx: Make, service: Service, state: P
     "fault", [problem(404, "unknown-network"), problem(404, "unknown-host"), problem(422, "invalid")]
 )
 def test_what_the_service_will_never_take_back_is_not_owed(
-    tx: Make, service: Service, state: Path, fault: Reply
+    tx: Make, service: FakeService, state: Path, fault: Reply
 ) -> None:
     service.always = fault
     assert tx().run("DEL", 10.0) is None
@@ -962,7 +975,7 @@ def test_what_the_service_will_never_take_back_is_not_owed(
     assert owed(state) == []
 
 
-def test_del_that_cannot_be_noted_fails(tx: Make, service: Service, state: Path) -> None:
+def test_del_that_cannot_be_noted_fails(tx: Make, service: FakeService, state: Path) -> None:
     state.write_text("no directory")
     service.stop_listening()
     error = failed(tx(), "DEL")
@@ -970,7 +983,7 @@ def test_del_that_cannot_be_noted_fails(tx: Make, service: Service, state: Path)
     assert "cannot be noted for later" in error.details
 
 
-def test_what_is_owed_is_for_root_alone(tx: Make, service: Service, state: Path) -> None:
+def test_what_is_owed_is_for_root_alone(tx: Make, service: FakeService, state: Path) -> None:
     service.stop_listening()
     tx().run("DEL", 10.0)
     (path,) = map(Path, outbox.entries(str(state)))
@@ -982,7 +995,7 @@ def test_what_is_owed_is_for_root_alone(tx: Make, service: Service, state: Path)
 
 
 def test_what_is_owed_reaches_the_disk(
-    tx: Make, service: Service, state: Path, monkeypatch: pytest.MonkeyPatch
+    tx: Make, service: FakeService, state: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     synced: list[str] = []
     real = os.fsync
@@ -999,7 +1012,7 @@ def test_what_is_owed_reaches_the_disk(
     assert synced[4] == str(state / "pending/net1")
 
 
-def test_an_add_pays_before_it_asks(tx: Make, service: Service, state: Path) -> None:
+def test_an_add_pays_before_it_asks(tx: Make, service: FakeService, state: Path) -> None:
     """Also where the pod is another one, to which the service would not give what it thinks is in use."""
     tx().run("ADD")
     service.stop_listening()
@@ -1012,7 +1025,7 @@ def test_an_add_pays_before_it_asks(tx: Make, service: Service, state: Path) -> 
     assert len(service.allocations) == 1
 
 
-def test_an_add_that_cannot_pay_fails(tx: Make, service: Service, state: Path) -> None:
+def test_an_add_that_cannot_pay_fails(tx: Make, service: FakeService, state: Path) -> None:
     tx().run("ADD")
     service.stop_listening()
     tx().run("DEL", 10.0)
@@ -1023,7 +1036,7 @@ def test_an_add_that_cannot_pay_fails(tx: Make, service: Service, state: Path) -
     assert service.methods() == ["POST", "DELETE"]
 
 
-def test_an_add_waits_for_who_is_paying(tx: Make, service: Service, state: Path) -> None:
+def test_an_add_waits_for_who_is_paying(tx: Make, service: FakeService, state: Path) -> None:
     tx().run("ADD")
     service.stop_listening()
     tx().run("DEL", 10.0)
@@ -1045,7 +1058,7 @@ def test_an_add_waits_for_who_is_paying(tx: Make, service: Service, state: Path)
 
 
 def test_what_comes_after_the_end_is_given_back(
-    tx: Make, service: Service, state: Path, monkeypatch: pytest.MonkeyPatch
+    tx: Make, service: FakeService, state: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The first try of an ADD reaches the service when the container is deleted already."""
     monkeypatch.setattr(outbox, "IN_FLIGHT", 0.6)
@@ -1062,7 +1075,7 @@ def test_what_comes_after_the_end_is_given_back(
 
 
 def test_who_lives_on_keeps_the_address(
-    tx: Make, service: Service, state: Path, monkeypatch: pytest.MonkeyPatch
+    tx: Make, service: FakeService, state: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(outbox, "IN_FLIGHT", 0.1)
     pool.clear()
@@ -1074,7 +1087,7 @@ def test_who_lives_on_keeps_the_address(
     assert len(service.allocations) == 1
 
 
-def test_a_del_that_fails_forgets_nothing(tx: Make, service: Service, state: Path) -> None:
+def test_a_del_that_fails_forgets_nothing(tx: Make, service: FakeService, state: Path) -> None:
     """What an ADD may bring later is owed later, also when the DEL's release is owed at once."""
     service.faults.extend(["lose", "lose"])
     failed(tx())
@@ -1086,7 +1099,7 @@ def test_a_del_that_fails_forgets_nothing(tx: Make, service: Service, state: Pat
 
 
 def test_a_new_ca_leaves_other_connections_alone(
-    tx: Make, service: Service, ca: trustme.CA, tmp_path: Path
+    tx: Make, service: FakeService, ca: trustme.CA, tmp_path: Path
 ) -> None:
     tx("a").run("ADD")
     ca.cert_pem.write_to_path(str(tmp_path / "same.pem"))
@@ -1098,7 +1111,7 @@ def test_a_new_ca_leaves_other_connections_alone(
 @pytest.mark.parametrize("retries", [0, 1])
 @pytest.mark.parametrize("remembered", [True, False])
 def test_a_late_release_takes_no_new_address(
-    tx: Make, service: Service, state: Path, retries: int, remembered: bool
+    tx: Make, service: FakeService, state: Path, retries: int, remembered: bool
 ) -> None:
     """However late it comes: it names what it releases, and the next ADD got something else."""
     tx().run("ADD")
@@ -1117,7 +1130,9 @@ def test_a_late_release_takes_no_new_address(
     assert len(before) == 1
 
 
-def test_what_an_add_takes_back_late_is_not_the_next_ones(tx: Make, service: Service, state: Path) -> None:
+def test_what_an_add_takes_back_late_is_not_the_next_ones(
+    tx: Make, service: FakeService, state: Path
+) -> None:
     service.faults.extend(["lose", "lose", None, "lose", "lose"])
     failed(tx())
     assert service.methods() == ["POST", "POST", "GET", "DELETE", "DELETE"]
@@ -1127,7 +1142,7 @@ def test_what_an_add_takes_back_late_is_not_the_next_ones(tx: Make, service: Ser
 
 
 def test_a_debt_elsewhere_is_void_when_its_address_is_in_use_again(
-    tx: Make, service: Service, state: Path
+    tx: Make, service: FakeService, state: Path
 ) -> None:
     """Two remotes lead to one service; the debt is to the one that was left out since."""
     tx().run("ADD")
@@ -1142,7 +1157,7 @@ def test_a_debt_elsewhere_is_void_when_its_address_is_in_use_again(
     assert len(service.allocations) == 1
 
 
-def test_another_interface_owes_for_itself(tx: Make, service: Service, state: Path) -> None:
+def test_another_interface_owes_for_itself(tx: Make, service: FakeService, state: Path) -> None:
     service.stop_listening()
     tx().replace(ifname="eth0~x").run("DEL", 10.0)
     tx("a").replace(ifname="eth1").run("DEL", 10.0)
@@ -1151,7 +1166,7 @@ def test_another_interface_owes_for_itself(tx: Make, service: Service, state: Pa
     assert owed(state) == ["a~eth0~x", "a~eth1"]
 
 
-def test_a_debt_elsewhere_keeps_nobody(tx: Make, service: Service, state: Path) -> None:
+def test_a_debt_elsewhere_keeps_nobody(tx: Make, service: FakeService, state: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as listener:
         elsewhere = f"https://127.0.0.1:{listener.getsockname()[1]}"
     tx(remote=elsewhere).run("DEL", 10.0)
@@ -1160,8 +1175,8 @@ def test_a_debt_elsewhere_keeps_nobody(tx: Make, service: Service, state: Path) 
     assert owed(state) == ["a~eth0"]
 
 
-def test_a_dead_service_is_asked_once(tx: Make, service: Service, state: Path, ca: trustme.CA) -> None:
-    other = Service(ca)
+def test_a_dead_service_is_asked_once(tx: Make, service: FakeService, state: Path, ca: trustme.CA) -> None:
+    other = FakeService(ca)
     other.always = "refuse"
     try:
         for name in ("a", "b", "c"):
@@ -1178,7 +1193,7 @@ def test_a_dead_service_is_asked_once(tx: Make, service: Service, state: Path, c
 
 
 def test_records_that_cannot_be_read(
-    tx: Make, service: Service, state: Path, capfd: pytest.CaptureFixture[str]
+    tx: Make, service: FakeService, state: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     service.stop_listening()
     tx().run("DEL", 10.0)
@@ -1193,7 +1208,7 @@ def test_records_that_cannot_be_read(
     assert retry(state / "nowhere") == 0
 
 
-def test_gc_pays(tx: Make, service: Service, state: Path) -> None:
+def test_gc_pays(tx: Make, service: FakeService, state: Path) -> None:
     tx().run("ADD")
     service.stop_listening()
     tx().run("DEL", 10.0)
@@ -1202,7 +1217,7 @@ def test_gc_pays(tx: Make, service: Service, state: Path) -> None:
     assert (service.allocations, owed(state)) == ({}, [])
 
 
-def test_status_pays(tx: Make, service: Service, state: Path) -> None:
+def test_status_pays(tx: Make, service: FakeService, state: Path) -> None:
     service.stop_listening()
     tx().run("DEL", 10.0)
     service.listen_again()
@@ -1211,14 +1226,14 @@ def test_status_pays(tx: Make, service: Service, state: Path) -> None:
 
 
 def test_a_state_directory_that_cannot_be_written_to(
-    tx: Make, service: Service, state: Path, capfd: pytest.CaptureFixture[str]
+    tx: Make, service: FakeService, state: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     state.write_text("no directory")
     assert tx().run("ADD")
     assert "HostIP cannot be remembered" in capfd.readouterr().err
 
 
-def test_the_log_names_the_pod(tx: Make, service: Service, capfd: pytest.CaptureFixture[str]) -> None:
+def test_the_log_names_the_pod(tx: Make, service: FakeService, capfd: pytest.CaptureFixture[str]) -> None:
     service.stop_listening()
     tx().run("DEL", 10.0)
     said = capfd.readouterr().err
@@ -1230,7 +1245,7 @@ def test_unknown_verb(tx: Make) -> None:
     assert failed(tx(), "ADDD", SriovError).code == 4
 
 
-def test_nothing_is_kept_open(tx: Make, service: Service) -> None:
+def test_nothing_is_kept_open(tx: Make, service: FakeService) -> None:
     """Each fault on its own connection, and all of them closed by us."""
     pool.clear()
     before = len(os.listdir("/proc/self/fd"))
@@ -1243,4 +1258,4 @@ def test_nothing_is_kept_open(tx: Make, service: Service) -> None:
     service.stop_listening()
     pool.clear()
     service.open.clear()
-    wait_until(lambda: len(os.listdir("/proc/self/fd")) <= before)
+    wait_for(lambda: len(os.listdir("/proc/self/fd")) <= before, "a descriptor stays open")

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from txipam_service import Reply, Service, authority, problem
+from txipam_service import FakeService, Reply, authority, problem
 
 import sriov_fast
 from sriov_fast.ipam.txipam import outbox
@@ -30,16 +30,16 @@ Run = Callable[..., subprocess.CompletedProcess[bytes]]
 
 
 @pytest.fixture
-def service(tmp_path: Path) -> Iterator[Service]:
+def service(tmp_path: Path) -> Iterator[FakeService]:
     ca = authority()
     ca.cert_pem.write_to_path(str(tmp_path / "ca.pem"))
-    made = Service(ca)
+    made = FakeService(ca)
     yield made
     made.close()
 
 
 @pytest.fixture
-def run(service: Service, tmp_path: Path) -> Run:
+def run(service: FakeService, tmp_path: Path) -> Run:
     def execute(
         verb: str,
         args: str = SEED_ARGS,
@@ -85,7 +85,7 @@ def error(done: subprocess.CompletedProcess[bytes]) -> Any:
     return found
 
 
-def test_the_first_readme(run: Run, service: Service, tmp_path: Path) -> None:
+def test_the_first_readme(run: Run, service: FakeService, tmp_path: Path) -> None:
     wanted = {"ip4": {"ip": "10.55.206.46/26", "gateway": "10.55.206.1"}, "dns": {}}
     assert answer(run("ADD")) == wanted
     assert [path.name for path in tmp_path.glob("run/leases/mynet/*")] == ["1234~eth1"]
@@ -96,7 +96,7 @@ def test_the_first_readme(run: Run, service: Service, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("version", VERSIONS)
-def test_every_version(run: Run, service: Service, version: str) -> None:
+def test_every_version(run: Run, service: FakeService, version: str) -> None:
     service.more = {"extra": {"vf": 3}}
     found = answer(run("ADD", cniVersion=version))
     assert found.pop("cniVersion") == version
@@ -131,7 +131,7 @@ def test_versions(run: Run) -> None:
     assert error(run("ADD", cniVersion=3))["code"] == 6
 
 
-def test_gc(run: Run, service: Service) -> None:
+def test_gc(run: Run, service: FakeService) -> None:
     run("ADD", pod="a")
     run("ADD", pod="b")
     valid = [{"containerID": "b", "ifname": "eth1"}]
@@ -150,19 +150,19 @@ def test_gc(run: Run, service: Service) -> None:
         ("PodID", 4, "not KEY=value"),
     ],
 )
-def test_bad_arguments(run: Run, service: Service, args: str, code: int, words: str) -> None:
+def test_bad_arguments(run: Run, service: FakeService, args: str, code: int, words: str) -> None:
     found = error(run("ADD", args, cniVersion="1.0.0"))
     assert (found["code"], words in found["msg"], found["cniVersion"]) == (code, True, "1.0.0"), found
     assert service.seen == []
 
 
-def test_arguments_of_kubernetes(run: Run, service: Service) -> None:
+def test_arguments_of_kubernetes(run: Run, service: FakeService) -> None:
     names = "K8S_POD_NAMESPACE=default;K8S_POD_NAME=web;K8S_POD_INFRA_CONTAINER_ID=1;K8S_POD_UID=u-1"
     answer(run("ADD", f"IgnoreUnknown=1;{names};HostIP=10.0.0.1;COLOUR=red"))
     assert service.seen[-1].body["pod_id"] == "u-1"
 
 
-def test_errors_are_cni_errors(run: Run, service: Service) -> None:
+def test_errors_are_cni_errors(run: Run, service: FakeService) -> None:
     service.always = problem(409, "exhausted", "pool a has no free address")
     found = error(run("ADD"))
     assert (found["code"], found["cniVersion"]) == (11, "0.1.0")
@@ -179,7 +179,7 @@ def test_what_is_no_configuration(run: Run) -> None:
     assert error(run("add"))["code"] == 4
 
 
-def test_del_while_the_service_is_down(run: Run, service: Service, tmp_path: Path) -> None:
+def test_del_while_the_service_is_down(run: Run, service: FakeService, tmp_path: Path) -> None:
     answer(run("ADD"))
     service.stop_listening()
     done = run("DEL")
@@ -191,7 +191,7 @@ def test_del_while_the_service_is_down(run: Run, service: Service, tmp_path: Pat
     assert service.allocations == {}
 
 
-def test_a_result_that_nobody_takes(run: Run, service: Service) -> None:
+def test_a_result_that_nobody_takes(run: Run, service: FakeService) -> None:
     closed = PROGRAM.replace(
         "import sys;", "import os, sys; r, w = os.pipe(); os.dup2(w, 1); os.close(r); os.close(w);"
     )

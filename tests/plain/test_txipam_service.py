@@ -13,7 +13,7 @@ import pytest
 
 pytest.importorskip("fastapi", reason="the address service needs sriov-fast[ipam]")
 
-from ipam_server import HOST, OTHER_HOST, Server, World, release_all
+from ipam_server import HOST, OTHER_HOST, AddressService, World, release_all
 from wire_faults import Fault, Proxy
 
 from sriov_fast.common.errors import SriovError
@@ -53,12 +53,12 @@ Make = Callable[..., TxIpam]
 
 
 @pytest.fixture(scope="module")
-def server(world: World) -> Server:
+def server(world: World) -> AddressService:
     return world.serve("main", WORLD)
 
 
 @pytest.fixture
-def proxy(world: World, server: Server) -> Iterator[Proxy]:
+def proxy(world: World, server: AddressService) -> Iterator[Proxy]:
     made = Proxy(server.port, *world.authority.server, world.authority.ca)
     yield made
     made.close()
@@ -70,7 +70,7 @@ def state(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def tx(world: World, server: Server, state: Path, tmp_path: Path) -> Iterator[Make]:
+def tx(world: World, server: AddressService, state: Path, tmp_path: Path) -> Iterator[Make]:
     token = world.authority.ca.parent / "token"  # where its authority is, it may go
     token.write_text(world.tokens.host)
 
@@ -94,7 +94,7 @@ def tx(world: World, server: Server, state: Path, tmp_path: Path) -> Iterator[Ma
         release_all(admin)
 
 
-def held(world: World, server: Server) -> dict[str, list[str]]:
+def held(world: World, server: AddressService) -> dict[str, list[str]]:
     """What the service has given: {container: addresses}."""
     with world.admin(server) as admin:
         listed = admin.get("/v1/allocations").json()["allocations"]
@@ -112,7 +112,7 @@ def refused(ipam: TxIpam, verb: str) -> SriovError:
     return caught.value
 
 
-def test_the_way_of_a_pod(tx: Make, world: World, server: Server) -> None:
+def test_the_way_of_a_pod(tx: Make, world: World, server: AddressService) -> None:
     found = tx("a").run("ADD")
     assert found
     assert found["extra"]["vlan"] == 100
@@ -136,7 +136,7 @@ def test_what_an_operator_assigned(tx: Make) -> None:
     assert (found["extra"]["vf"], found["extra"]["vlan"], given(found)[0]) == (3, 7, "10.55.200.1/20")
 
 
-def test_gc(tx: Make, world: World, server: Server) -> None:
+def test_gc(tx: Make, world: World, server: AddressService) -> None:
     for name in ("a", "b", "c"):
         tx(name).run("ADD")
     valid = [{"containerID": "b", "ifname": "eth0"}]
@@ -172,7 +172,7 @@ def test_exhausted(tx: Make) -> None:
     assert tx("c", **tiny).run("ADD")
 
 
-def test_many_at_once(tx: Make, world: World, server: Server) -> None:
+def test_many_at_once(tx: Make, world: World, server: AddressService) -> None:
     found: dict[str, list[str]] = {}
     errors: list[BaseException] = []
 
@@ -239,7 +239,9 @@ FAULTS = [
 
 
 @pytest.mark.parametrize("fault", FAULTS, ids=lambda fault: f"{fault.what}-{fault.at:g}")
-def test_one_fault_is_no_matter(tx: Make, world: World, server: Server, proxy: Proxy, fault: Fault) -> None:
+def test_one_fault_is_no_matter(
+    tx: Make, world: World, server: AddressService, proxy: Proxy, fault: Fault
+) -> None:
     pool.clear()
     proxy.faults.append(fault)
     found = tx("a", remote=proxy.url).run("ADD")
@@ -255,7 +257,7 @@ def test_one_fault_is_no_matter(tx: Make, world: World, server: Server, proxy: P
     assert held(world, server) == {}
 
 
-def test_two_addresses_never(tx: Make, world: World, server: Server, proxy: Proxy) -> None:
+def test_two_addresses_never(tx: Make, world: World, server: AddressService, proxy: Proxy) -> None:
     """However often the reply is lost, it is one address, and the one that is told in the end."""
     proxy.faults.extend([Fault("lose"), Fault("cut", 0.5), Fault("lose")])
     found = tx("a", remote=proxy.url).run("ADD")
@@ -263,7 +265,7 @@ def test_two_addresses_never(tx: Make, world: World, server: Server, proxy: Prox
 
 
 def test_nothing_stays_given(
-    tx: Make, world: World, server: Server, proxy: Proxy, state: Path, monkeypatch: pytest.MonkeyPatch
+    tx: Make, world: World, server: AddressService, proxy: Proxy, state: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(outbox, "IN_FLIGHT", 0.5)
     proxy.choose = lambda: Fault("late", 0.2)
@@ -277,7 +279,7 @@ def test_nothing_stays_given(
 
 @pytest.mark.parametrize("retries", [0, 2])
 def test_a_release_that_comes_late_takes_no_new_address(
-    tx: Make, world: World, server: Server, proxy: Proxy, state: Path, retries: int
+    tx: Make, world: World, server: AddressService, proxy: Proxy, state: Path, retries: int
 ) -> None:
     """It reaches the service when the same interface of the same pod has an address again."""
     tx("a", remote=proxy.url).run("ADD")
@@ -306,7 +308,7 @@ def settled(state: Path) -> None:
 def test_a_bad_day(
     tx: Make,
     world: World,
-    server: Server,
+    server: AddressService,
     proxy: Proxy,
     state: Path,
     monkeypatch: pytest.MonkeyPatch,

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import json
-import select
 import socket
 import ssl
 import threading
-import time
 from collections import deque
 from collections.abc import Iterator
 from contextlib import suppress
@@ -61,7 +59,7 @@ def authority() -> trustme.CA:
     return trustme.CA()
 
 
-class Service:
+class FakeService:
     """Serves in threads until ``close``. ``faults`` are taken by the requests that come, one each:
 
     "hang", "drip", "lose" (done, but no reply), "refuse" (neither), "cut" (half a reply), "repeat" (the reply
@@ -236,10 +234,3 @@ def requests(tls: ssl.SSLSocket, number: int) -> Iterator[Seen]:
         url = urlsplit(target)
         query = {key: values[0] for key, values in parse_qs(url.query).items()}
         yield Seen(method, url.path, query, fields, json.loads(body) if body else None, number)
-
-
-def wait_until(condition: Any, seconds: float = 10.0) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, "it does not come to that"
-        select.select([], [], [], 0.01)

@@ -12,6 +12,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
+from harness.waiting import wait_for
+
 PATIENCE = 30.0  # seconds; whoever waits longer has found a fault of its own
 
 
@@ -52,10 +54,7 @@ class Proxy:
 
     def settle(self) -> None:
         """Wait until nothing is on its way."""
-        deadline = time.monotonic() + PATIENCE
-        while self.busy:
-            assert time.monotonic() < deadline, "something is still on its way"
-            time.sleep(0.01)
+        wait_for(lambda: not self.busy, "something is still on its way")
 
     def _accept(self) -> None:
         with suppress(OSError):

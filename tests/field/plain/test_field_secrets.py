@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from txipam_service import Service, authority
+from txipam_service import FakeService, authority
 
 from sriov_fast.common import files
 from sriov_fast.common.errors import ConfigError, FileError, RefusedError
@@ -30,20 +30,20 @@ def no_rules(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 
 
 @pytest.fixture
-def service(tmp_path: Path) -> Iterator[Service]:
+def service(tmp_path: Path) -> Iterator[FakeService]:
     ca = authority()
     (tmp_path / "secret").mkdir()
     for name in ("secret/ca.pem", "ca.pem"):
         ca.cert_pem.write_to_path(str(tmp_path / name))
     (tmp_path / "secret/token").write_text("of-this-node\n")
-    made = Service(ca)
+    made = FakeService(ca)
     yield made
     made.close()
     pool.clear()
 
 
 @pytest.fixture
-def tx(service: Service, tmp_path: Path) -> Make:
+def tx(service: FakeService, tmp_path: Path) -> Make:
     def make(**ipam: Any) -> TxIpam:
         own = {"type": "txipam", "remote": service.url, "timeout": 5, "retries": 0} | ipam
         return TxIpam(
@@ -145,7 +145,7 @@ def test_702_the_usual_files_need_no_rules() -> None:
                 files.demand(where, path)
 
 
-def test_702_a_token_goes_to_no_other_server(tx: Make, service: Service, tmp_path: Path) -> None:
+def test_702_a_token_goes_to_no_other_server(tx: Make, service: FakeService, tmp_path: Path) -> None:
     """tokenFile and remote together sent a token of root's to any server."""
     token = str(tmp_path / "secret/token")
     for ca in (None, str(tmp_path / "ca.pem")):  # the system's authorities; one that is kept elsewhere
@@ -159,7 +159,7 @@ def test_702_a_token_goes_to_no_other_server(tx: Make, service: Service, tmp_pat
 
 
 def test_702_root_says_where_a_token_may_go(
-    tx: Make, service: Service, tmp_path: Path, allows: Allows
+    tx: Make, service: FakeService, tmp_path: Path, allows: Allows
 ) -> None:
     """With an entry in [tokens], a token goes to the remotes there and to no others."""
     token, ca = str(tmp_path / "secret/token"), str(tmp_path / "ca.pem")

@@ -20,7 +20,7 @@ from typing import NamedTuple
 
 TOP = Path(__file__).resolve().parent.parent
 # Two cards, so that there is a choice of PFs; CORES=1,2,3,4 names four cores besides the first.
-LAB = ("--pfs", "2", "--cpus", "5", "--timeout", "2400")
+LAB = ("--image", "--pfs", "2", "--cpus", "5", "--timeout", "3000")
 TIERS = ("plain", "netns", "lab")
 TICK = 0.5  # seconds between two looks at the processes
 PROGRESS = 30.0  # seconds between two lines of progress

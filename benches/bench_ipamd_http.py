@@ -15,7 +15,7 @@ from typing import Any
 
 import aiohttp
 import pytest
-from ipam_server import ASK, HOST, Server, World, roomy, wanted
+from ipam_server import ASK, HOST, AddressService, World, roomy, wanted
 from ipamd_kit import Etcd
 
 CLIENTS = 32
@@ -56,7 +56,7 @@ async def two_probes(session: aiohttp.ClientSession) -> None:
             await response.read()
 
 
-async def many(world: World, server: Server, step: Step, rounds: int) -> tuple[float, list[float]]:
+async def many(world: World, server: AddressService, step: Step, rounds: int) -> tuple[float, list[float]]:
     """Return the time that all took, and the time of each step; connections are there before."""
     times: list[float] = []
     context = ssl.create_default_context(cafile=str(world.authority.ca))
@@ -77,7 +77,7 @@ async def many(world: World, server: Server, step: Step, rounds: int) -> tuple[f
         return perf_counter() - begin, times
 
 
-def test_pairs(benchmark: Any, served: tuple[World, Server, str]) -> None:
+def test_pairs(benchmark: Any, served: tuple[World, AddressService, str]) -> None:
     """Allocate and release, in turns with two probes."""
     world, server, store = served
     benchmark.group = "address service"
@@ -101,7 +101,7 @@ def test_pairs(benchmark: Any, served: tuple[World, Server, str]) -> None:
     assert server.process.poll() is None
 
 
-def test_one_plugin_call(benchmark: Any, served: tuple[World, Server, str]) -> None:
+def test_one_plugin_call(benchmark: Any, served: tuple[World, AddressService, str]) -> None:
     """As an ADD sees it: a connection of its own with its handshake, one ask, then the release."""
     world, server, store = served
     benchmark.group = "address service"

@@ -150,13 +150,14 @@ def command(*words: str) -> subprocess.CompletedProcess[str]:
 
 def test_the_operator_sees_it(node: Node, card: Card) -> None:
     pod = node.pod()
-    node.add(node.conf(vf=VF), pod)
+    conf = node.conf(vf=VF, vlan=42, mac="02:00:00:00:42:01")
+    node.add(conf, pod)
     done = command("vfs", card.pf)
     assert done.returncode == 0, done
     rows = {int(line.split()[1]): line.split() for line in done.stdout.splitlines()[1:]}
     assert list(rows) == [vf.number for vf in card.vfs()]
     assert rows[VF][0] == card.pf
-    assert rows[VF][-1] == f"{pod}/eth0"
+    assert rows[VF][-4:] == ["02:00:00:00:42:01", "42", "attached", f"{pod}/eth0"]
     assert all(row[-1] != rows[VF][-1] for index, row in rows.items() if index != VF)
 
     done = command("vfs", "--json")
@@ -171,8 +172,10 @@ def test_the_operator_sees_it(node: Node, card: Card) -> None:
     assert line.startswith("OK"), line
     assert card.driver in line
     assert "1 in pods" in line
-    node.delete(node.conf(vf=VF), pod)
+    node.delete(conf, pod)
     assert f"{pod}/eth0" not in command("vfs", card.pf).stdout
+    said = command("doctor").stdout
+    assert not [text for text in ("has VLAN", "on the PF and", "of another VF") if text in said], said
 
 
 def test_cores_are_served_in_turn(node: Node, card: Card) -> None:

@@ -8,9 +8,12 @@ from pathlib import Path
 import pytest
 
 from harness.sysfs_tree import build_tree
-from sriov_fast.cli import doctor, main
+from sriov_fast.cli import doctor, main, problems
 from sriov_fast.common.paths import Roots
 from sriov_fast.vf.journal import Attachment, Journal
+
+MAC = "02:00:00:00:01:01"
+OWNER = "c1/net1 (pod shop/web-1)"
 
 
 @pytest.fixture
@@ -21,7 +24,11 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Roots:
     pf0.remove_netdev(0)
     pf0.unbind(2)
     roots = Roots(sys=str(pf0.sys), proc=str(pf0.proc), run=str(tmp_path / "run"))
-    Journal(roots.run, roots.proc).write(Attachment(container_id="c1", ifname="net1", pci=pf0.pci(0)))
+    pod = {"args": "IgnoreUnknown=1;K8S_POD_NAMESPACE=shop;K8S_POD_NAME=web-1"}
+    journal = Journal(roots.run, roots.proc)
+    owned = Attachment(container_id="c1", ifname="net1", pci=pf0.pci(0), request=pod, boot=journal.boot())
+    journal.write(owned)
+    Path(pf0.sys, "class/net/pf0v1/address").write_text(f"{MAC}\n")
     for name, root in roots.as_dict().items():
         monkeypatch.setenv(f"SRIOV_FAST_{name.upper()}", root)
     return roots
@@ -30,11 +37,24 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Roots:
 def test_table(here: Roots, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["vfs"]) == 0
     assert [line.split() for line in capsys.readouterr().out.splitlines()] == [
-        ["PF", "VF", "PCI", "DRIVER", "NETDEV", "NUMA", "OWNER"],
-        ["pf0", "0", "0000:01:10.0", "igbvf", "-", "1", "c1/net1"],
-        ["pf0", "1", "0000:01:10.1", "igbvf", "pf0v1", "1", "-"],
-        ["pf0", "2", "0000:01:10.2", "-", "-", "1", "-"],
-        ["pf1", "-", "-", "-", "-", "-", "(no", "VFs,", "up", "to", "8)"],
+        ["PF", "VF", "PCI", "DRIVER", "NETDEV", "NUMA", "MAC", "VLAN", "STATE", "OWNER"],
+        [
+            "pf0",
+            "0",
+            "0000:01:10.0",
+            "igbvf",
+            "-",
+            "1",
+            "-",
+            "-",
+            "attached",
+            "c1/net1",
+            "(pod",
+            "shop/web-1)",
+        ],
+        ["pf0", "1", "0000:01:10.1", "igbvf", "pf0v1", "1", MAC, "-", "free", "-"],
+        ["pf0", "2", "0000:01:10.2", "-", "-", "1", "-", "-", "broken", "-"],
+        ["pf1", *["-"] * 8, "(no", "VFs,", "up", "to", "8)"],
     ]
 
 
@@ -51,7 +71,7 @@ def test_attachments_of_the_sriov_cni(
         (files / "pci" / pci).write_text(netns)
     (files / "c3-net1").write_text("{")
     assert main(["vfs", "pf0"]) == 0
-    owners = [line.split()[-1] for line in capsys.readouterr().out.splitlines()[1:]]
+    owners = [line.split()[9] for line in capsys.readouterr().out.splitlines()[1:]]
     assert owners == ["c1/net1", "c1/net1", "-"]
     found = doctor.examine(here.replace(sriov_cni=str(files)), [tmp_path])
     assert [item.what for item in found if "SR-IOV CNI" in item.text] == ["VF 0000:01:10.1"]
@@ -68,9 +88,14 @@ def test_json(here: Roots, capsys: pytest.CaptureFixture[str]) -> None:
         "driver": "igbvf",
         "netdev": "pf0v1",
         "numa": 1,
+        "mac": MAC,
+        "vlan": 0,
+        "state": "free",
         "owner": None,
+        "pod": None,
         "stray": None,
         "warm": False,
+        "problems": [],
     }
 
 
@@ -127,6 +152,72 @@ def test_doctor_on_a_good_machine(here: Roots, tmp_path: Path) -> None:
     assert found["plugin"][0][0] == "OK"
     assert found["IPAM"] == [("OK", f"host-local in {plugins}")]
     assert found["state"][0][0] == "OK"
+
+
+def told(here: Roots, monkeypatch: pytest.MonkeyPatch, **vfs: tuple[str, int]) -> list[str]:
+    """Return the warnings of ``doctor`` on VF 1, which no pod has, if ``pf0`` tells this of vf0 and vf1."""
+    list_of_pf = {int(name[2:]): value for name, value in vfs.items()}
+    monkeypatch.setattr(problems, "_told", lambda pf: list_of_pf if pf == "pf0" else {})
+    found = findings(here, Path(here.run)).get("VF 0000:01:10.1", [])
+    return [text for level, text in found if level == "WARN"]
+
+
+def test_no_problem(here: Roots, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert told(here, monkeypatch, vf0=("02:00:00:00:00:07", 5), vf1=(MAC, 0)) == []
+    assert told(here, monkeypatch, vf0=(problems.NONE, 0), vf1=(problems.NONE, 0)) == []
+
+
+def test_a_mac_that_two_vfs_have(here: Roots, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert told(here, monkeypatch, vf0=(MAC, 0), vf1=(MAC, 0)) == [f"has the MAC {MAC} of another VF"]
+
+
+def test_a_vlan_that_was_left(here: Roots, monkeypatch: pytest.MonkeyPatch) -> None:
+    (line,) = told(here, monkeypatch, vf1=(MAC, 5))
+    assert line.startswith("has VLAN 5 and no pod")
+
+
+def test_a_mac_that_was_left(here: Roots, monkeypatch: pytest.MonkeyPatch) -> None:
+    (line,) = told(here, monkeypatch, vf1=("02:00:00:00:00:07", 0))
+    assert line == f"has the MAC 02:00:00:00:00:07 on the PF and {MAC} itself"
+
+
+@pytest.mark.parametrize("name", ["temp_7", "sriov12", "dev3"])
+def test_a_name_that_was_left(here: Roots, name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    net = Path(here.sys, "bus/pci/devices/0000:01:10.1/net")
+    (net / "pf0v1").rename(net / name)
+    (Path(here.sys) / "class/net" / "pf0v1").unlink()
+    (Path(here.sys) / "class/net" / name).symlink_to(net / name)
+    assert f"is named {name}" in findings(here, Path(here.run))["VF 0000:01:10.1"][0][1]
+    assert main(["vfs", "--json", "pf0"]) == 0
+    (pf,) = json.loads(capsys.readouterr().out)
+    assert pf["vfs"][1]["problems"] == [f"is named {name}, as during a move: rename it"]
+
+
+def test_networks_without_their_pf(here: Roots, tmp_path: Path) -> None:
+    directory = tmp_path / "net.d"
+    directory.mkdir()
+    (directory / "10-here.conf").write_text('{"name": "a", "type": "sriov", "master": "pf0"}')
+    (directory / "11-one-of-two.conf").write_text('{"name": "b", "type": "sriov", "master": ["eth9", "pf1"]}')
+    (directory / "12-device.conf").write_text('{"name": "c", "type": "sriov"}')
+    (directory / "13-other.conf").write_text('{"name": "d", "type": "bridge", "master": "eth9"}')
+    (directory / "14-wrong.conflist").write_text("{")
+    (directory / "15-note.txt").write_text("{")
+    chain = {"name": "e", "plugins": [{"type": "tuning"}, {"type": "sriov", "Master": "eth9"}]}
+    (directory / "16-away.conflist").write_text(json.dumps(chain))
+    found = [item for item in doctor.examine(here, [tmp_path], directory) if item.what.startswith("network")]
+    wrong, away = found
+    assert wrong.what == f"network {directory}/14-wrong.conflist"
+    assert away.what == f"network {directory}/16-away.conflist: plugins[1]"
+    assert (away.level, away.text) == ("WARN", "master eth9: no such PF here")
+
+
+def test_a_slow_setting_of_rcu(here: Roots, tmp_path: Path) -> None:
+    assert "rcu-expedited" not in findings(here, tmp_path)
+    (Path(here.sys) / "kernel").mkdir(exist_ok=True)
+    (Path(here.sys) / "kernel/rcu_normal").write_text("1\n")
+    ((level, text),) = findings(here, tmp_path)["rcu-normal"]
+    assert level == "WARN"
+    assert "sriov-fast tune --apply rcu-normal" in text
 
 
 def test_doctor_without_a_card(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,10 +11,11 @@ import sys
 from collections.abc import Iterator
 from itertools import chain
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
-from sriov_fast.cli import machine, output, release, unmanaged
+from sriov_fast.cli import check, machine, output, problems, release, unmanaged
 from sriov_fast.cli.install import PLUGIN_DIRECTORY
+from sriov_fast.cli.tune import Tuning
 from sriov_fast.cli.warm import Warmth
 from sriov_fast.common import json, log, paths
 from sriov_fast.common.errors import DecodeError, SriovError
@@ -28,6 +29,7 @@ from sriov_fast.vf.journal import Journal
 _KERNEL = (5, 3)
 # The defaults of containerd and of Debian's package of plugins.
 _CNI_PATH = f"{PLUGIN_DIRECTORY}:/usr/lib/cni"
+NETWORKS = Path("/etc/cni/net.d")
 _IPAM = ("host-local", "static", "dhcp")
 
 
@@ -84,8 +86,8 @@ def cni_path() -> list[Path]:
     return [Path(part) for part in os.environ.get("CNI_PATH", _CNI_PATH).split(":") if part]
 
 
-def examine(roots: Roots, path: list[Path]) -> _Findings:
-    """Run every check."""
+def examine(roots: Roots, path: list[Path], networks: Path = NETWORKS) -> _Findings:
+    """Run every check; ``path`` has the directories of plugins, ``networks`` their configurations."""
     yield from _interpreter()
     yield from _kernel(platform.release())
     yield from _user()
@@ -95,7 +97,9 @@ def examine(roots: Roots, path: list[Path]) -> _Findings:
     yield from _of_sriov_cni(roots)
     yield from _state(Path(roots.run))
     yield from _records(roots)
+    yield from _networks(roots, networks)
     yield from _irqbalance(Path(roots.proc))
+    yield from _slow(roots)
     yield from _plugin(path)
     yield from _delegates(path)
 
@@ -137,6 +141,8 @@ def _cards(roots: Roots) -> _Findings:
     pfs = [machine.pf(name, roots) for name in names]
     for pf in pfs:
         yield from _card(pf, owned, Path(roots.sys, "class/net", pf.name))
+    for pci, texts in problems.of(pfs, owned, problems.settings(pfs, roots), roots).items():
+        yield from (Finding(WARN, f"VF {pci}", text) for text in texts)
     if not any(machine.usable(vf, owned) for pf in pfs for vf in pf.vfs):
         yield Finding(FAIL, "VF", "no VF that a pod could get")
 
@@ -166,7 +172,7 @@ def _card(pf: machine.Pf, owned: machine.Owners, directory: Path) -> _Findings:
     userspace = [str(vf.index) for vf in pf.vfs if candidate.has_userspace_driver(vf)]
     if userspace:
         yield Finding(OK, what, f"userspace driver on VF {', '.join(userspace)}: for pods that name the VF")
-    if read_text(directory / "operstate") == "down":
+    if output.read_text(directory / "operstate") == "down":
         yield Finding(WARN, what, f"is down: ip link set {pf.name} up")
 
 
@@ -211,14 +217,6 @@ def _of_sriov_cni(roots: Roots) -> _Findings:
         yield Finding(OK, f"VF {pci}", text)
 
 
-def read_text(path: Path) -> str:
-    """Return the content of a file without blanks around it, "" if it cannot be read."""
-    try:
-        return path.read_text().strip()
-    except (OSError, UnicodeDecodeError):
-        return ""
-
-
 def _state(directory: Path) -> _Findings:
     try:
         mode = stat.S_IMODE(directory.stat().st_mode)
@@ -244,8 +242,51 @@ def _records(roots: Roots) -> _Findings:
         yield Finding(WARN, "records", f"VF {fault.pci} of {owner} is reserved: {fault.why} ({advice})")
 
 
+def _networks(roots: Roots, directory: Path) -> _Findings:
+    """Report the files of networks that name no PF of this machine."""
+    for file in sorted(directory.glob("*")):
+        if file.suffix not in (".conf", ".conflist", ".json", ".yaml", ".yml"):
+            continue
+        try:
+            found = list(check.networks(check.documents(file.read_bytes(), str(file)), str(file)))
+        except (OSError, SriovError) as error:
+            yield Finding(WARN, f"network {file}", output.explain(error))
+            continue
+        for network in found:
+            masters = _masters(network.conf)
+            if masters and not any(_is_pf(name, roots) for name in masters):
+                yield Finding(
+                    WARN, f"network {network.where}", f"master {', '.join(masters)}: no such PF here"
+                )
+
+
+def _masters(conf: dict[str, Any]) -> list[str]:
+    value = {key.casefold(): value for key, value in conf.items()}.get("master") or []
+    return [str(name) for name in (value if isinstance(value, list) else [value])]
+
+
+def _is_pf(name: str, roots: Roots) -> bool:
+    try:
+        machine.pf(name, roots)
+    except (OSError, ValueError):
+        return False
+    return True
+
+
+def _slow(roots: Roots) -> _Findings:
+    """Report the kernel's settings, such as those of RCU, with which an ADD takes longer."""
+    try:
+        slow = [state for state in Tuning(roots).states() if state.level() == "SLOW"]
+    except SriovError as error:
+        yield Finding(WARN, "tune", output.explain(error))
+        return
+    for state in slow:
+        name = state.setting.name
+        yield Finding(WARN, name, f"{state.shown()}, {state.setting.effect}: sriov-fast tune --apply {name}")
+
+
 def _irqbalance(proc: Path) -> _Findings:
-    if any(read_text(comm) == "irqbalance" for comm in proc.glob("[0-9]*/comm")):
+    if any(output.read_text(comm) == "irqbalance" for comm in proc.glob("[0-9]*/comm")):
         advice = "exclude the VFs' interrupts (--banirq, a policy script) if pods ask for cores"
         yield Finding(WARN, "irqbalance", f"is running and may undo CORES: {advice}")
 

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
+from sriov_fast.common import cni_args
 from sriov_fast.common.errors import is_there
 from sriov_fast.common.paths import Roots
 from sriov_fast.common.record import Vf
 from sriov_fast.kernel.backend import nl, sysfs
-from sriov_fast.vf import candidate, fate, sriov_cni, uplink
-from sriov_fast.vf.journal import Attachment, Journal
+from sriov_fast.vf import candidate, fate, sriov_cni, state, uplink
+from sriov_fast.vf.journal import ATTACHED, BROKEN, RETURNING, Attachment, Journal
 
 Owners = dict[str, tuple[str, str]]
 
@@ -58,13 +61,37 @@ def of_sriov_cni(roots: Roots) -> Owners:
         return {}
 
 
-def strays(roots: Roots) -> list[tuple[Attachment, str]]:
-    """Return the attachments of pods that ended without a DEL, each with the proof."""
+def records(roots: Roots) -> list[Attachment]:
+    """Return the records of this boot; none without permission to read them."""
     try:
-        records = Journal(roots.run, roots.proc).all()
+        return Journal(roots.run, roots.proc).all()
     except PermissionError:
         return []
-    fates = ((record, fate.of(record, roots)) for record in records)
+
+
+def pods(roots: Roots) -> dict[str, str]:
+    """Return namespace/name of the pods that have VFs, by PCI address, where the runtime named them."""
+    named = ((record.pci, cni_args.readable(record.request.get("args", ""))) for record in records(roots))
+    return {
+        pci: f"{args.get('K8S_POD_NAMESPACE', '')}/{args['K8S_POD_NAME']}"
+        for pci, args in named
+        if "K8S_POD_NAME" in args
+    }
+
+
+def states(pfs: Iterable[Pf], roots: Roots) -> dict[str, str]:
+    """Return the state of each VF by PCI address; without permission to read the records none is attached."""
+    taken: dict[str, str] = {}
+    with suppress(PermissionError):
+        for pci, entry in Journal(roots.run, roots.proc).entries().items():
+            taken[pci] = RETURNING if entry.returning else BROKEN if entry.aside else ATTACHED
+    addressed = state.addressed()
+    return {vf.pci: state.of(vf, taken, addressed, roots) for pf in pfs for vf in pf.vfs}
+
+
+def strays(roots: Roots) -> list[tuple[Attachment, str]]:
+    """Return the attachments of pods that ended without a DEL, each with the proof."""
+    fates = ((record, fate.of(record, roots)) for record in records(roots))
     return [(record, state.why) for record, state in fates if state.gone]
 
 

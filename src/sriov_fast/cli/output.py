@@ -17,6 +17,14 @@ def explain(error: SriovError | OSError) -> str:
     return f"{error.filename}: {why}" if error.filename else why
 
 
+def read_text(path: Path) -> str:
+    """Return the content of a file without blanks around it, "" if it cannot be read."""
+    try:
+        return path.read_text().strip()
+    except (OSError, UnicodeDecodeError):
+        return ""
+
+
 def print_json(document: object) -> None:
     """Print a document as indented JSON."""
     sys.stdout.write(json_text(document))

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from sriov_fast.cli import output
-from sriov_fast.cli.doctor import read_text
+from sriov_fast.cli.output import read_text
 from sriov_fast.common import json, paths
 from sriov_fast.common.errors import ConfigError, DecodeError, FileError
 from sriov_fast.common.paths import Roots

@@ -6,14 +6,15 @@ import argparse
 import sys
 import time
 from collections.abc import Iterable, Sequence
-from typing import Any
+from typing import Any, NamedTuple, Self
 
-from sriov_fast.cli import machine, output
+from sriov_fast.cli import machine, output, problems
 from sriov_fast.cli.warm import Warmth
 from sriov_fast.common import paths, table
+from sriov_fast.common.paths import Roots
 from sriov_fast.common.record import Vf
 
-_HEADER = ("PF", "VF", "PCI", "DRIVER", "NETDEV", "NUMA", "OWNER")
+_HEADER = ("PF", "VF", "PCI", "DRIVER", "NETDEV", "NUMA", "MAC", "VLAN", "STATE", "OWNER")
 _CLEAR = "\x1b[H\x1b[2J"  # ECMA-48: CUP, ED
 
 
@@ -40,9 +41,6 @@ def _run(args: argparse.Namespace) -> int:
 
 def _show(args: argparse.Namespace) -> int:
     roots = paths.from_environment()
-    owned = machine.owners(roots)
-    strays = {record.pci: why for record, why in machine.strays(roots)}
-    warm = Warmth(roots).marked()
     pfs = []
     status = 0
     for name in args.pf or machine.pf_names(roots):
@@ -52,42 +50,73 @@ def _show(args: argparse.Namespace) -> int:
             why = (error.strerror if isinstance(error, OSError) else None) or error
             print(f"sriov-fast vfs: {name} is no PF with SR-IOV: {why}", file=sys.stderr)
             status = 1
+    known = _Known.read(pfs, roots)
     if args.json:
-        output.print_json([_plain(pf, owned, strays, warm) for pf in pfs])
+        output.print_json([_plain(pf, known) for pf in pfs])
     elif pfs:
-        print("\n".join(table.lines([_HEADER, *_rows(pfs, owned, strays, warm)])))
+        print("\n".join(table.lines([_HEADER, *_rows(pfs, known)])))
     elif not status:
         print("no network card here can have VFs (SR-IOV)", file=sys.stderr)
     return status
 
 
-def _rows(
-    pfs: Iterable[machine.Pf], owned: machine.Owners, strays: dict[str, str], warm: set[str]
-) -> Iterable[Sequence[str]]:
+class _Known(NamedTuple):
+    """What is known of VFs besides sysfs, by PCI address."""
+
+    owned: machine.Owners
+    strays: dict[str, str]
+    warm: set[str]
+    pods: dict[str, str]
+    states: dict[str, str]
+    settings: dict[str, problems.Setting]
+    problems: dict[str, list[str]]
+
+    @classmethod
+    def read(cls, pfs: Sequence[machine.Pf], roots: Roots) -> Self:
+        """Read everything."""
+        owned, settings = machine.owners(roots), problems.settings(pfs, roots)
+        return cls(
+            owned=owned,
+            strays={record.pci: why for record, why in machine.strays(roots)},
+            warm=Warmth(roots).marked(),
+            pods=machine.pods(roots),
+            states=machine.states(pfs, roots),
+            settings=settings,
+            problems=problems.of(pfs, owned, settings, roots),
+        )
+
+    def owner(self, pci: str) -> str:
+        """Return the owner of a VF with remarks, "-" without one."""
+        pod = [f"pod {self.pods[pci]}"] if pci in self.pods else []
+        stray = [self.strays[pci]] if pci in self.strays else []
+        warm = ["warm"] if pci in self.warm else []
+        remarks = [*pod, *stray, *warm, *self.problems.get(pci, ())]
+        return " ".join(["/".join(self.owned.get(pci, ())) or "-", *(f"({text})" for text in remarks)])
+
+
+def _rows(pfs: Iterable[machine.Pf], known: _Known) -> Iterable[Sequence[str]]:
     for pf in pfs:
         if not pf.vfs:
-            yield (pf.name, "-", "-", "-", "-", "-", f"(no VFs, up to {pf.total})")
+            yield (pf.name, *["-"] * (len(_HEADER) - 2), f"(no VFs, up to {pf.total})")
         for vf in pf.vfs:
-            numa = str(vf.numa) if vf.numa >= 0 else "-"
-            owner = "/".join(owned.get(vf.pci, ())) or "-"
-            if vf.pci in strays:
-                owner += f" ({strays[vf.pci]})"
-            if vf.pci in warm:
-                owner += " (warm)"
-            yield (pf.name, str(vf.index), vf.pci, vf.driver or "-", vf.netdev or "-", numa, owner)
+            mac, vlan = known.settings[vf.pci]
+            device = (vf.driver or "-", vf.netdev or "-", str(vf.numa) if vf.numa >= 0 else "-")
+            shown = (mac or "-", str(vlan or "-"), known.states[vf.pci], known.owner(vf.pci))
+            yield (pf.name, str(vf.index), vf.pci, *device, *shown)
 
 
-def _plain(pf: machine.Pf, owned: machine.Owners, strays: dict[str, str], warm: set[str]) -> dict[str, Any]:
-    return {
-        "pf": pf.name,
-        "total": pf.total,
-        "vfs": [_plain_vf(vf, owned, strays) | {"warm": vf.pci in warm} for vf in pf.vfs],
-    }
+def _plain(pf: machine.Pf, known: _Known) -> dict[str, Any]:
+    return {"pf": pf.name, "total": pf.total, "vfs": [_plain_vf(vf, known) for vf in pf.vfs]}
 
 
-def _plain_vf(vf: Vf, owned: machine.Owners, strays: dict[str, str]) -> dict[str, Any]:
-    owner = owned.get(vf.pci)
+def _plain_vf(vf: Vf, known: _Known) -> dict[str, Any]:
+    owner = known.owned.get(vf.pci)
     return vf.as_dict() | {
+        **known.settings[vf.pci]._asdict(),
+        "state": known.states[vf.pci],
         "owner": {"containerID": owner[0], "ifname": owner[1]} if owner else None,
-        "stray": strays.get(vf.pci),  # the reason to run `sriov-fast release`
+        "pod": known.pods.get(vf.pci),
+        "stray": known.strays.get(vf.pci),  # the reason to run `sriov-fast release`
+        "warm": vf.pci in known.warm,
+        "problems": known.problems.get(vf.pci, []),
     }

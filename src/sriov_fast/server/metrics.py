@@ -6,13 +6,11 @@ by the scrape itself, so the metrics cost nothing while nobody asks for them.
 
 from __future__ import annotations
 
-import errno
 import os
 import platform
 import time
 from collections import Counter as Tally
 from collections.abc import Callable, Iterator
-from socket import if_indextoname
 from typing import NamedTuple
 
 from prometheus_client import (
@@ -29,18 +27,17 @@ from prometheus_client.registry import Collector
 
 from sriov_fast import __version__
 from sriov_fast.common import json
-from sriov_fast.common.errors import SriovError, is_absent, is_there
+from sriov_fast.common.errors import SriovError, is_there
 from sriov_fast.common.paths import Roots
-from sriov_fast.common.record import Vf
 from sriov_fast.common.trace import Steps
-from sriov_fast.kernel.backend import nl, sysfs
+from sriov_fast.kernel.backend import sysfs
 from sriov_fast.server import vf_counters as counters_of_vfs
-from sriov_fast.vf import candidate, locks, uplink
-from sriov_fast.vf.journal import ATTACHING, BROKEN, RETURNING, Journal
+from sriov_fast.vf import locks, state, uplink
+from sriov_fast.vf.journal import ATTACHED, ATTACHING, BROKEN, RETURNING, Journal
+from sriov_fast.vf.state import FREE, USED
 
 CONTENT_TYPE = CONTENT_TYPE_LATEST
 VERBS = frozenset(("ADD", "DEL", "CHECK", "GC", "STATUS", "VERSION"))
-FREE, ATTACHED, USED = "free", "attached", "used"
 VF_STATES = (FREE, ATTACHED, RETURNING, USED, BROKEN)
 RECORD_STATES = (ATTACHING, ATTACHED, RETURNING, BROKEN)
 _SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
@@ -221,16 +218,16 @@ class _Node(Collector):
                 changed = os.stat(journal.path_of(pci, entry)).st_mtime_ns
             except FileNotFoundError:
                 continue  # released since
-            state = RETURNING if entry.returning else BROKEN if entry.aside else ""
+            recorded = RETURNING if entry.returning else BROKEN if entry.aside else ""
             known = self._known.get(pci)
-            if not state and known and known.changed == changed:
-                state = known.state
-            elif not state:
+            if not recorded and known and known.changed == changed:
+                recorded = known.state
+            elif not recorded:
                 record = journal.read(pci, entry)
                 if record is None:
                     continue
-                state = record.state
-            found[pci] = _Known(changed, state)
+                recorded = record.state
+            found[pci] = _Known(changed, recorded)
         self._known = found
         return found
 
@@ -239,7 +236,7 @@ class _Node(Collector):
         family = GaugeMetricFamily("sriov_fast_vfs", "VFs by PF and state", labels=("pf", "state"))
         try:
             names = _pf_names(self._roots)
-            addressed = _addressed()
+            addressed = state.addressed()
             for pf in names:
                 self._count(family, pf, taken, addressed)
         except (OSError, SriovError):
@@ -249,12 +246,12 @@ class _Node(Collector):
     def _count(self, family: GaugeMetricFamily, pf: str, taken: dict[str, str], addressed: set[str]) -> None:
         try:
             vfs = sysfs.scan(pf, self._roots.sys)
-            states = Tally(_state(vf, taken, addressed, self._roots) for vf in vfs)
+            states = Tally(state.of(vf, taken, addressed, self._roots) for vf in vfs)
         except (OSError, SriovError):
             self._errors["pf"] += 1
             return
-        for state in VF_STATES:
-            family.add_metric((pf, state), states[state])
+        for name in VF_STATES:
+            family.add_metric((pf, name), states[name])
 
 
 def _pf_names(roots: Roots) -> list[str]:
@@ -262,49 +259,6 @@ def _pf_names(roots: Roots) -> list[str]:
     here = f"{roots.sys}/class/net"
     names = (name for name in os.listdir(here) if is_there(f"{here}/{name}/device/virtfn0"))
     return sorted(name for name in names if not uplink.is_representor(f"{here}/{name}"))
-
-
-def _state(vf: Vf, taken: dict[str, str], addressed: set[str], roots: Roots) -> str:
-    """Return the state of a VF. A VF without a driver is broken.
-
-    A VF with a userspace driver is free for a pod that names it, whether or not a program has it open.
-    """
-    recorded = taken.get(vf.pci)
-    if recorded:
-        return ATTACHED if recorded == ATTACHING else recorded
-    if not vf.driver:
-        return BROKEN
-    if candidate.has_userspace_driver(vf):
-        return USED if candidate.use_of_others(vf.pci, roots) else FREE
-    if not vf.netdev:
-        return USED
-    try:
-        above = candidate.devices_above(f"{roots.device(vf.pci)}/net/{vf.netdev}")
-        return USED if above or vf.netdev in addressed else FREE
-    except (OSError, SriovError) as error:
-        if is_absent(error):
-            return USED  # it is being moved or renamed
-        raise
-
-
-def _addressed() -> set[str]:
-    """Return the names of the host's devices with a configured address; all addresses are read at once.
-
-    A mere route is not seen, since a list of routes takes too long.
-    """
-    with nl.Socket() as host:
-        addresses = host.addresses_by_index()
-    return {_name(index) for index, found in addresses.items() if candidate.configured(found, index)[0]}
-
-
-def _name(index: int) -> str:
-    """Return the name of a device, "" if it is gone."""
-    try:
-        return if_indextoname(index)
-    except OSError as error:
-        if error.errno == errno.ENXIO:
-            return ""
-        raise
 
 
 def _journal(records: dict[str, _Known]) -> Iterator[Metric]:
@@ -318,9 +272,9 @@ def _journal(records: dict[str, _Known]) -> Iterator[Metric]:
         labels=("state",),
     )
     now = time.time()
-    for state in RECORD_STATES:
-        times = [known.changed / 1e9 for known in records.values() if known.state == state]
-        number.add_metric((state,), len(times))
-        oldest.add_metric((state,), max(0.0, now - min(times)) if times else 0.0)
+    for name in RECORD_STATES:
+        times = [known.changed / 1e9 for known in records.values() if known.state == name]
+        number.add_metric((name,), len(times))
+        oldest.add_metric((name,), max(0.0, now - min(times)) if times else 0.0)
     yield number
     yield oldest

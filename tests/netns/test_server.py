@@ -48,6 +48,18 @@ def test_for_root_alone(node: ResidentNode) -> None:
     assert [path.stat().st_mode & 0o7777 for path in paths] == [0o700, 0o600, 0o600]
 
 
+def test_behind_a_chroot(node: ResidentNode, tmp_path: Path) -> None:
+    """Multus' thick plugin executes plugins in the host's root, which its container has mounted."""
+    root = tmp_path / "hostroot"
+    root.mkdir()
+    wrap = ("unshare", "-m", "sh", "-c", 'mount --rbind / "$0" && exec chroot "$0" "$@"', str(root))
+    before, pod = node.state(), node.pod()
+    node.add(node.conf(ipam=own(node)), pod, wrap=wrap)
+    node.delete(node.conf(ipam=own(node)), pod, wrap=wrap)
+    node.settle()
+    assert node.state() == before
+
+
 @pytest.fixture
 def open_node() -> Iterator[ResidentNode]:
     """A node in a directory that everybody can look into."""

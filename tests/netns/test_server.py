@@ -430,6 +430,7 @@ def test_half_an_add_is_put_right(make_node: MakeNode, by: str) -> None:
 def flocked(node: Node, name: str) -> Iterator[None]:
     """Hold one of the plugin's locks."""
     path = node.run_dir / "locks" / name
+    wait_for(lambda: not path.exists(), "the verb before has not removed it, which it does after its reply")
     process = subprocess.Popen(["flock", str(path), "sh", "-c", "echo; read _"], stdin=-1, stdout=-1)
     assert process.stdout
     assert process.stdout.readline(), "the lock cannot be held"

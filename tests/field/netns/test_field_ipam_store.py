@@ -10,6 +10,8 @@ import ipam_server
 import pytest
 from ipam_server import World
 
+from harness.waiting import wait_for
+
 
 @pytest.fixture
 def small(tmp_path: Path) -> Iterator[Path]:
@@ -41,7 +43,7 @@ def test_803_a_full_disk(world: World, small: Path) -> None:
         ipam_server.address(ipam_server.ask(client, "c1"))
         assert client.get("/readyz").status_code == 200
         ballast = fill(small)
-        ipam_server.until(lambda: client.get("/readyz").status_code == 503, "it is not ready")
+        wait_for(lambda: client.get("/readyz").status_code == 503, "it is not ready")
         assert "full" in ipam_server.problem(client.get("/readyz"), 503, "unavailable")
         ipam_server.problem(ipam_server.ask(client, "c2"), 503, "unavailable")
         assert "sriov_ipam_store_up 0.0" in client.get("/metrics").text

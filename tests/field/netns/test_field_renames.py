@@ -40,7 +40,7 @@ def rename(node: Node, old: str, new: str) -> str:
 @pytest.mark.parametrize(
     ("module", "name", "when"),
     [
-        ("vf.select", "scan", AFTER),
+        ("vf.select", "_vf_from", AFTER),
         ("vf.candidate", "read", BEFORE),
         ("vf.candidate", "_use", BEFORE),
         ("vf.select", "choose", AFTER),

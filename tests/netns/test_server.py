@@ -430,7 +430,6 @@ def test_half_an_add_is_put_right(make_node: MakeNode, by: str) -> None:
 def flocked(node: Node, name: str) -> Iterator[None]:
     """Hold one of the plugin's locks."""
     path = node.run_dir / "locks" / name
-    wait_for(lambda: not path.exists(), "the verb before has not removed it, which it does after its reply")
     process = subprocess.Popen(["flock", str(path), "sh", "-c", "echo; read _"], stdin=-1, stdout=-1)
     assert process.stdout
     assert process.stdout.readline(), "the lock cannot be held"
@@ -457,6 +456,7 @@ def test_a_release_that_answers_before_the_move_is_kept_nowhere(node: ResidentNo
     pod, conf = node.pod(), node.conf()
     node.add(conf, pod)
     number = min(os.sched_getaffinity(0))
+    wait_for(lambda: not node.held(), "the ADD removes its locks after its reply")
     with flocked(node, f"owner-{pod}~eth0"):
         process = node.start("DEL", conf, pod, wrap=("taskset", "-c", str(number)))
         wait_for(lambda: busy(node) == 1, "there is no request")

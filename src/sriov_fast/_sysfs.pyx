@@ -115,9 +115,7 @@ def scan(str pf not None, str root not None="/sys"):
             raise os_error(-err, device + table.failed.decode())
         return _values(&table)
     finally:
-        free(table.rows)
-        free(table.text)
-        free(table.slots)
+        _discard(&table)
 
 
 def first_vf(str pf not None, skipped not None, int index=0, str root not None="/sys"):
@@ -174,9 +172,7 @@ cdef list _one(int fd, int index, str device):
             raise os_error(-err, device + table.failed.decode())
         return _values(&table)
     finally:
-        free(table.rows)
-        free(table.text)
-        free(table.slots)
+        _discard(&table)
 
 
 def vf_index(str pci not None, str root not None="/sys"):
@@ -207,6 +203,13 @@ def vf_index(str pci not None, str root not None="/sys"):
     if index < 0:
         raise os_error(-index, physfn)
     return index
+
+
+cdef void _discard(Table *table) noexcept nogil:
+    """Free the table's memory."""
+    free(table.rows)
+    free(table.text)
+    free(table.slots)
 
 
 cdef int _need(str path) except -1:

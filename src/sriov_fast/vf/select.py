@@ -107,7 +107,7 @@ def _is_no_device(error: OSError | ValueError) -> bool:
     return isinstance(error, ValueError) or is_absent(error) or error.errno == errno.ENOTSUP
 
 
-def scan(pf: str, roots: Roots, key: str = "master") -> list[Vf]:
+def scan(pf: str, roots: Roots) -> list[Vf]:
     """Return the VFs of a PF. Raises ConfigError that names the device if it is no PF."""
     try:
         return sysfs.scan(pf, roots.sys)
@@ -116,7 +116,7 @@ def scan(pf: str, roots: Roots, key: str = "master") -> list[Vf]:
             raise
         why = (error.strerror if isinstance(error, OSError) else str(error)) or str(error)
         raise ConfigError(
-            f"{key} {pf!r} is no PF with SR-IOV: {why}",
+            f"master {pf!r} is no PF with SR-IOV: {why}",
             "name the network device of a physical function; `sriov-fast vfs` lists them",
             interface=pf,
         ) from error

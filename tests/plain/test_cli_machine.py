@@ -211,6 +211,19 @@ def test_networks_without_their_pf(here: Roots, tmp_path: Path) -> None:
     assert (away.level, away.text) == ("WARN", "master eth9: no such PF here")
 
 
+def test_a_pf_that_cannot_be_read_is_not_missing(
+    here: Roots, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(name: str, _: Roots) -> None:
+        raise PermissionError(13, "Permission denied", f"/sys/class/net/{name}")
+
+    (tmp_path / "10.conf").write_text('{"name": "a", "type": "sriov", "master": "pf0"}')
+    monkeypatch.setattr(doctor.machine, "pf_names", lambda _: [])
+    monkeypatch.setattr(doctor.machine, "pf", fail)
+    found = [item for item in doctor.examine(here, [tmp_path], tmp_path) if item.what.startswith("network")]
+    assert [item.text for item in found] == ["/sys/class/net/pf0: Permission denied"]
+
+
 def test_a_slow_setting_of_rcu(here: Roots, tmp_path: Path) -> None:
     assert "rcu-expedited" not in findings(here, tmp_path)
     (Path(here.sys) / "kernel").mkdir(exist_ok=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import errno
 import os
 import platform
 import stat
@@ -18,7 +19,7 @@ from sriov_fast.cli.install import PLUGIN_DIRECTORY
 from sriov_fast.cli.tune import Tuning
 from sriov_fast.cli.warm import Warmth
 from sriov_fast.common import json, log, paths
-from sriov_fast.common.errors import DecodeError, SriovError
+from sriov_fast.common.errors import DecodeError, SriovError, is_absent
 from sriov_fast.common.paths import Roots
 from sriov_fast.kernel import backend
 from sriov_fast.plugin import recovery
@@ -248,16 +249,13 @@ def _networks(roots: Roots, directory: Path) -> _Findings:
         if file.suffix not in (".conf", ".conflist", ".json", ".yaml", ".yml"):
             continue
         try:
-            found = list(check.networks(check.documents(file.read_bytes(), str(file)), str(file)))
+            for network in check.networks(check.documents(file.read_bytes(), str(file)), str(file)):
+                masters = _masters(network.conf)
+                if masters and not any(_is_pf(name, roots) for name in masters):
+                    text = f"master {', '.join(masters)}: no such PF here"
+                    yield Finding(WARN, f"network {network.where}", text)
         except (OSError, SriovError) as error:
             yield Finding(WARN, f"network {file}", output.explain(error))
-            continue
-        for network in found:
-            masters = _masters(network.conf)
-            if masters and not any(_is_pf(name, roots) for name in masters):
-                yield Finding(
-                    WARN, f"network {network.where}", f"master {', '.join(masters)}: no such PF here"
-                )
 
 
 def _masters(conf: dict[str, Any]) -> list[str]:
@@ -268,8 +266,12 @@ def _masters(conf: dict[str, Any]) -> list[str]:
 def _is_pf(name: str, roots: Roots) -> bool:
     try:
         machine.pf(name, roots)
-    except (OSError, ValueError):
+    except ValueError:
         return False
+    except OSError as error:
+        if is_absent(error) or error.errno == errno.ENOTSUP:
+            return False
+        raise
     return True
 
 

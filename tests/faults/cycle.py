@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 from faults.modes import Mode, Run
 from faults.tracer import KILL, Fault
+from harness.pod import without_dad
 from harness.runtime import Outcome
 
 VERBS = ("ADD", "DEL", "CHECK", "GC")
@@ -82,7 +83,7 @@ class Bench:
     def _pod(self, pod: str) -> str:
         """Return the addresses and routes in a pod's namespace."""
         shown = self.node.ip("-o", "-n", pod, "-batch", "-", stdin="address\nroute\n")
-        return shown.replace(" tentative", "")
+        return without_dad(shown)
 
     def _files(self, *directories: str) -> list[str]:
         top, found = str(self.node.root), []

@@ -48,6 +48,11 @@ def addresses(name: str, netns: str = "") -> list[str]:
     return [f"{item['local']}/{item['prefixlen']}" for item in found]
 
 
+def without_dad(text: str) -> str:
+    """Return what ip(8) shows without the flags of an address whose DAD lasts: they pass by themselves."""
+    return text.replace(" tentative", "").replace(" optimistic", "")
+
+
 def path_of(netns: str) -> str:
     """Return the file of a namespace, which is given by its name or by its path."""
     return netns if netns.startswith("/") or not netns else f"/run/netns/{netns}"

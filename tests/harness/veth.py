@@ -248,7 +248,7 @@ class Node(Runtime):
     def snapshot(self) -> dict[str, Any]:
         """Return all that a failed ADD, or an ADD and its DEL, must leave as it was."""
         pods = {pod: self.ip("-o", "-n", pod, "address") + self.ip("-n", pod, "route") for pod in self.pods}
-        pods = {pod: text.replace(" tentative", "") for pod, text in pods.items()}  # it passes by itself
+        pods = {pod: netns.without_dad(text) for pod, text in pods.items()}
         masks = [self.tree.mask(irq) for index in range(self.tree.vfs) for irq in self.tree.irqs(index)]
         return {
             "vfs": self.state(),

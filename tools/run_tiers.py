@@ -2,11 +2,14 @@
 
 The guest of the lab boots while the other tiers run. The output of a tier goes to REPORTS/TIER/output.log,
 and the end of a failed tier's output is printed. A tier that skips every test fails: it has shown nothing.
+When all tiers have ended, up to three failed tests of a tier are repeated alone. A test that passes then is
+counted and named as ``once``: the load of the machine alone does not fail a run.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import re
 import subprocess
@@ -22,6 +25,9 @@ TOP = Path(__file__).resolve().parent.parent
 # Two cards, so that there is a choice of PFs; CORES=1,2,3,4 names four cores besides the first.
 LAB = ("--image", "--pfs", "2", "--cpus", "5", "--timeout", "3000")
 TIERS = ("plain", "netns", "lab")
+PATHS = {tier: (f"tests/{tier}", f"tests/field/{tier}") for tier in TIERS}
+REPEATED = ("plain", "netns")
+AGAIN = 3  # failed tests of a tier to repeat; more of them are no accident
 TICK = 0.5  # seconds between two looks at the processes
 PROGRESS = 30.0  # seconds between two lines of progress
 GRACE = 20.0  # seconds for a tier to clean up after SIGINT
@@ -39,6 +45,7 @@ class Count(NamedTuple):
     skipped: int
     seconds: float
     status: int
+    once: int = 0  # of the passed ones: those that passed only when they were repeated
 
     @property
     def ran(self) -> int:
@@ -50,18 +57,24 @@ class Count(NamedTuple):
         """Whether tests ran and all of them passed."""
         return self.status == 0 and self.failed == 0 and self.ran > 0
 
+    def with_once(self, once: int) -> Count:
+        """Return the result with some failed tests that passed when they were repeated."""
+        failed = self.failed - once
+        status = self.status if failed else 0
+        return self._replace(passed=self.passed + once, failed=failed, status=status, once=once)
+
 
 class Run:
-    """A tier in progress: a process that writes to a file."""
+    """A tier in progress: a process that writes to a file; with ``again``, only its failed tests."""
 
-    def __init__(self, tier: str, reports: Path) -> None:
+    def __init__(self, tier: str, reports: Path, again: bool = False) -> None:
         self.tier = tier
-        self.report = reports / tier / "junit.xml"
-        self.output = reports / tier / "output.log"
+        self.report = reports / tier / ("again.xml" if again else "junit.xml")
+        self.output = reports / tier / ("again.log" if again else "output.log")
         self.report.parent.mkdir(exist_ok=True)
         self.report.unlink(missing_ok=True)
         self.count: Count | None = None
-        argv = command(tier, self.report)
+        argv = command(tier, self.report, again)
         print(f"{tier}: {' '.join(argv)} > {self.output}", flush=True)
         self._begin = time.monotonic()
         with self.output.open("wb") as file:
@@ -87,6 +100,13 @@ class Run:
             return f"{self.tier} {'passed' if self.count.well else 'FAILED'}"
         shares = re.findall(r"\[ *(\d+)%\]", self.text())
         return f"{self.tier} {shares[-1] if shares else 0} %"
+
+    def failed(self) -> set[str]:
+        """Return the names of the tests that failed, as pytest has written them down for --last-failed."""
+        try:
+            return set(json.loads((cache(self.report) / "v/cache/lastfailed").read_bytes()))
+        except FileNotFoundError:
+            return set()
 
     def text(self) -> str:
         """Return what the tier has printed."""
@@ -120,18 +140,18 @@ def main() -> int:
         for run in runs:
             if run.count and not run.count.well:
                 print(f"\n--- {run.tier}: the end of {run.output}\n" + tail(run.text()), flush=True)
-        counts = [run.count for run in runs if run.count]
+        counts = [repeated(run, reports) for run in runs]
     print("\n" + "\n".join(table(counts)), flush=True)
     return 0 if all(count.well for count in counts) else 1
 
 
 @contextmanager
-def started(tiers: Sequence[str], reports: Path) -> Iterator[list[Run]]:
+def started(tiers: Sequence[str], reports: Path, again: bool = False) -> Iterator[list[Run]]:
     """Start the tiers; stop those that still run when the block is left."""
     runs: list[Run] = []
     try:
         for tier in tiers:
-            runs.append(Run(tier, reports))
+            runs.append(Run(tier, reports, again))
         yield runs
     finally:
         for run in runs:
@@ -151,23 +171,46 @@ def wait(runs: Sequence[Run]) -> None:
             print(f"{now - begin:5.0f} s: {', '.join(run.progress() for run in runs)}", flush=True)
 
 
+def repeated(run: Run, reports: Path) -> Count:
+    """Repeat the failed tests of a tier if they are few; return its count with those that pass now."""
+    assert run.count
+    failed = run.failed()
+    if run.tier not in REPEATED or run.count.status != 1 or not 0 < len(failed) <= AGAIN:
+        return run.count
+    with started((run.tier,), reports, again=True) as (again,):
+        wait((again,))
+        assert again.count
+        once = failed - again.failed() if again.count.passed + again.count.failed == len(failed) else set()
+        print("".join(f"passed when repeated: {name}\n" for name in sorted(once)), end="")
+        if len(once) < len(failed):
+            print(f"\n--- {run.tier}: the end of {again.output}\n" + tail(again.text()), flush=True)
+    return run.count.with_once(len(once))
+
+
 def tail(text: str) -> str:
     """Return the last lines of a text."""
     return "\n".join(text.splitlines()[-TAIL:])
 
 
-def command(tier: str, report: Path) -> list[str]:
-    """Return the command that runs a tier and leaves its report."""
+def cache(report: Path) -> Path:
+    """Return a directory for pytest's cache: tiers that run concurrently do not write the same one."""
+    return report.parent / "cache"
+
+
+def command(tier: str, report: Path, again: bool = False) -> list[str]:
+    """Return the command that runs a tier, or its failed tests ``again``, and leaves its report."""
     # The guest is emulated by one thread, so its tier is the longest, and goes first.
     pytest = ["nice", "-n", "10", sys.executable, "-m", "pytest", "-q", "--durations=25"]
     pytest += ["-o", "tmp_path_retention_policy=failed"]  # memory is not kept
+    pytest += ["-o", f"cache_dir={cache(report)}"]
+    pytest += ["--last-failed", "--last-failed-no-failures=none"] if again else ["--cache-clear"]
     if tier == "plain":
-        return [*pytest, f"--junitxml={report}", "tests/plain", "tests/field/plain"]
+        return [*pytest, f"--junitxml={report}", *PATHS[tier]]
     if tier == "netns":
         pytest += ["-p", "no:schemathesis"]  # it takes seconds to import
-        return [*as_root(), *pytest, f"--junitxml={report}", "tests/netns", "tests/field/netns"]
+        return [*as_root(), *pytest, f"--junitxml={report}", *PATHS[tier]]
     if os.environ.get("SRIOV_FAST_PF"):  # a real card of this machine, in place of the lab's
-        return [*as_root(), *pytest, f"--junitxml={report}", "tests/lab", "tests/field/lab"]
+        return [*as_root(), *pytest, f"--junitxml={report}", *PATHS[tier]]
     lab = [sys.executable, "-m", "lab", "pytest", *LAB, "--output", str(report.parent)]
     return [*as_root(), *lab, "--", "-q", "--durations=25"]
 
@@ -210,9 +253,10 @@ def read(report: Path) -> tuple[int, int, int]:
 
 def table(counts: list[Count]) -> list[str]:
     """Return the summary; its last line is for machines."""
-    lines = [f"{'tier':<8}{'ran':>6}{'passed':>8}{'failed':>8}{'skipped':>9}{'seconds':>9}"]
+    lines = [f"{'tier':<8}{'ran':>6}{'passed':>8}{'once':>6}{'failed':>8}{'skipped':>9}{'seconds':>9}"]
     for count in counts:
-        numbers = f"{count.ran:>6}{count.passed:>8}{count.failed:>8}{count.skipped:>9}{count.seconds:>9.0f}"
+        numbers = f"{count.ran:>6}{count.passed:>8}{count.once:>6}{count.failed:>8}{count.skipped:>9}"
+        numbers += f"{count.seconds:>9.0f}"
         lines.append(f"{count.tier:<8}{numbers}{remark(count)}")
     passed, failed, skipped = (sum(column) for column in zip(*(count[1:4] for count in counts), strict=True))
     return [*lines, f"{passed} passed, {failed} failed, {skipped} skipped"]

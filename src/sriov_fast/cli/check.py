@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 from sriov_fast.cli import output
 from sriov_fast.cni import config, fields
 from sriov_fast.cni.config import NetConf
-from sriov_fast.common import json
+from sriov_fast.common import json, terminal
 from sriov_fast.common.errors import ConfigError, DecodeError, RefusedError, SriovError
 from sriov_fast.ipam.keys import Keys
 from sriov_fast.ipam.kinds import builtin, may_choose_vf
@@ -61,11 +61,11 @@ def _run(args: argparse.Namespace) -> int:
     if args.json:
         output.print_json({name: [line._asdict() for line in each] for name, each in found.items()})
     else:
-        print(
-            "\n".join(
-                f"{line.level:<4}  {line.key}: {line.text}" if line.level else line.key for line in lines
-            )
-        )
+        for line in lines:
+            if line.level:
+                terminal.print_line(line.level, f"{line.key}: {line.text}")
+            else:
+                print(line.key)
     return int(any(line.level == FAIL for line in lines))
 
 

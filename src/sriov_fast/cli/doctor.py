@@ -18,7 +18,7 @@ from sriov_fast.cli import check, machine, output, problems, release, unmanaged
 from sriov_fast.cli.install import PLUGIN_DIRECTORY
 from sriov_fast.cli.tune import Tuning
 from sriov_fast.cli.warm import Warmth
-from sriov_fast.common import json, log, paths
+from sriov_fast.common import json, log, paths, terminal
 from sriov_fast.common.errors import DecodeError, SriovError, is_absent
 from sriov_fast.common.paths import Roots
 from sriov_fast.kernel import backend
@@ -62,7 +62,7 @@ def _run(args: argparse.Namespace) -> int:
     for finding in chain(_repaired(roots) if args.repair else (), examine(roots, cni_path())):
         found.append(finding)
         if not args.json:
-            print(f"{finding.level:<4}  {finding.what}: {finding.text}")
+            terminal.print_line(finding.level, f"{finding.what}: {finding.text}")
     if args.json:
         output.print_json([finding._asdict() for finding in found])
     return int(any(finding.level == FAIL for finding in found))

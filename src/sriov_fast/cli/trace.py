@@ -291,11 +291,8 @@ def _signals_deferred() -> Iterator[None]:
 
 def _show(items: list[Waterfall], picture: str | None, figures: str | None) -> None:
     if "-" not in (picture, figures):
-        width, colours = (
-            shutil.get_terminal_size().columns,
-            sys.stdout.isatty() and not os.environ.get("NO_COLOR"),
-        )
-        print("\n\n".join(waterfall.text(item, width, colours=colours) for item in items))
+        for item in items:
+            waterfall.show(item)
     if picture:
         _write(picture, waterfall.svg(items))
     if figures:

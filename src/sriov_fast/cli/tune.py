@@ -15,7 +15,7 @@ from typing import NamedTuple
 
 from sriov_fast.cli import output
 from sriov_fast.cli.output import read_text
-from sriov_fast.common import json, paths
+from sriov_fast.common import json, paths, terminal
 from sriov_fast.common.errors import ConfigError, DecodeError, FileError
 from sriov_fast.common.paths import Roots
 from sriov_fast.vf import locks
@@ -133,19 +133,20 @@ def _run(args: argparse.Namespace) -> int:
         settings = [state.setting._asdict() | {"now": state.now, "before": state.before} for state in states]
         output.print_json({"settings": settings, "advice": [item._asdict() for item in advice]})
     else:
-        print("\n".join(_lines(states, advice)))
+        _show(states, advice)
     return int(bool(faults))
 
 
-def _lines(states: list[State], advice: list[Advice]) -> Iterator[str]:
+def _show(states: list[State], advice: list[Advice]) -> None:
     width = max(len(name) for name in (*_BY_NAME, *(item.name for item in advice)))
     for state in states:
-        yield f"{state.level():<4}  {state.setting.name:<{width}}  {state.shown()}: {state.setting.effect}"
+        text = f"{state.setting.name:<{width}}  {state.shown()}: {state.setting.effect}"
+        terminal.print_line(state.level(), text)
     for item in advice:
-        yield f"      {item.name:<{width}}  {item.now}: {item.text}"
+        terminal.print_line("", f"{item.name:<{width}}  {item.now}: {item.text}")
     slow = [state.setting.name for state in states if state.level() == "SLOW"]
     if slow:
-        yield f"to set the marked ones, see docs/tuning.md, then: sriov-fast tune --apply {' '.join(slow)}"
+        print(f"to set the marked ones, see docs/tuning.md, then: sriov-fast tune --apply {' '.join(slow)}")
 
 
 class Tuning:

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple, Self
 
 from sriov_fast.cli import machine, output, problems
 from sriov_fast.cli.warm import Warmth
-from sriov_fast.common import paths, table
+from sriov_fast.common import paths, terminal
 from sriov_fast.common.paths import Roots
 from sriov_fast.common.record import Vf
 
@@ -54,7 +54,7 @@ def _show(args: argparse.Namespace) -> int:
     if args.json:
         output.print_json([_plain(pf, known) for pf in pfs])
     elif pfs:
-        print("\n".join(table.lines([_HEADER, *_rows(pfs, known)])))
+        terminal.print_table(_HEADER, list(_rows(pfs, known)))
     elif not status:
         print("no network card here can have VFs (SR-IOV)", file=sys.stderr)
     return status

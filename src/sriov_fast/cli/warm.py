@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from sriov_fast.cli import machine, output
-from sriov_fast.common import json, paths, table
+from sriov_fast.common import json, paths, terminal
 from sriov_fast.common.errors import ConfigError, DecodeError, FileError, is_absent
 from sriov_fast.common.paths import Roots
 from sriov_fast.common.record import Link, LinkSettings, Vf
@@ -70,7 +70,7 @@ def _run(args: argparse.Namespace) -> int:
     if args.json:
         output.print_json(list(map(_plain, states)))
     elif states:
-        print("\n".join(table.lines([_HEADER, *map(_row, states)])))
+        terminal.print_table(_HEADER, list(map(_row, states)))
     return int(args.off and any(state.warm for state in states))
 
 

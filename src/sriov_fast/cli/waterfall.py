@@ -12,6 +12,11 @@ from itertools import pairwise
 from typing import Any, NamedTuple
 from xml.sax.saxutils import escape, quoteattr
 
+from rich.bar import Bar
+from rich.console import Console
+from rich.text import Text
+
+from sriov_fast.common import terminal
 from sriov_fast.common.errors import DecodeError
 
 _CLOCK = "CLOCK_MONOTONIC"
@@ -21,22 +26,20 @@ OURS, OTHER = "ours", "other"
 
 
 class Look(NamedTuple):
-    """The colours and the block of one kind of span, and its name in the legend."""
+    """The colour of one kind of span, and its name."""
 
     colour: str
-    ansi: int
-    block: str
     text: str
 
 
 # If spans overlap, a moment counts for the first kind in this order. The colours differ for colour-blind
-# readers as well (Okabe and Ito), the blocks without colours.
+# readers as well (Okabe and Ito).
 LOOKS = {
-    "kernel": Look("#d55e00", 31, "█", "kernel"),
-    OURS: Look("#0072b2", 34, "▓", "plugin"),
-    "ipam": Look("#009e73", 32, "▒", "IPAM"),
-    "process": Look("#8c8c8c", 90, "░", "process start and end"),
-    OTHER: Look("#cc79a7", 35, "▚", "other"),
+    "kernel": Look("#d55e00", "kernel"),
+    OURS: Look("#0072b2", "plugin"),
+    "ipam": Look("#009e73", "IPAM"),
+    "process": Look("#8c8c8c", "process"),
+    OTHER: Look("#cc79a7", "other"),
 }
 
 
@@ -173,9 +176,6 @@ def _printable(name: str) -> str:
     return "".join(char if char.isprintable() else "?" for char in name)
 
 
-# --- for both renderers
-
-
 def ticks(most: int, count: int) -> list[int]:
     """Return about ``count`` round steps from 0 up to ``most``, in nanoseconds."""
     if most <= 0:
@@ -192,57 +192,20 @@ def _cut(name: str, length: int) -> str:
 
 # --- text
 
-_LEAST_BAR = 10  # columns
 
-
-def text(item: Waterfall, width: int, *, colours: bool = False) -> str:
-    """Return lines of at most ``width`` columns; about 40 are needed."""
-    right = max((len(span.spent) for span in item.spans), default=0)
-    names = max((len(span.name) for span in item.spans), default=0)
-    left = max(4, min(names, width - right - 2 - _LEAST_BAR, max(12, width // 3)))
-    bar = max(1, width - left - right - 2)
-    lines = [item.heading]
+def show(item: Waterfall) -> None:
+    """Print heading, steps and the share of each kind."""
+    steps = terminal.grid(("STEP", "KIND", "", "ms"))
+    steps.columns[2].no_wrap = False  # the bars get the space that is left
+    steps.columns[3].justify = "right"
+    least = item.total / 100  # a shorter bar may be invisible
     for span in item.spans:
-        first, length = _columns(span, item, bar)
-        mark = _coloured(span.look.block * length, span.look, colours)
-        drawn = " " * first + mark + " " * (bar - first - length)
-        lines.append(f"{_cut(span.name, left):<{left}} {drawn} {span.spent:>{right}}")
-    lines.append(f"{'':<{left}} {_axis(item.total, bar)} {'ms':>{right}}")
-    lines += _legend(item, width, colours)
-    return "\n".join(line.rstrip() for line in lines)
-
-
-def _columns(span: Span, item: Waterfall, bar: int) -> tuple[int, int]:
-    """Return the first column of a bar and its length, which is at least 1."""
-    scale = bar / max(1, item.total)
-    first = min(bar - 1, int((span.start - item.begin) * scale))
-    return first, max(1, round((span.end - item.begin) * scale) - first)
-
-
-def _coloured(mark: str, look: Look, colours: bool) -> str:
-    return f"\x1b[{look.ansi}m{mark}\x1b[0m" if colours else mark
-
-
-def _axis(total: int, bar: int) -> str:
-    """Return the line of numbers below the bars; each number begins at its column."""
-    line = ""
-    for tick in ticks(total, max(1, bar // 10)):
-        at = int(tick * bar / max(1, total))
-        number = f"{tick / _MS:g}"
-        if at >= len(line) and at + len(number) <= bar:
-            line = f"{line:<{at}}{number} "
-    return line.rstrip().ljust(bar)
-
-
-def _legend(item: Waterfall, width: int, colours: bool) -> list[str]:
-    lines, used = [""], 0
-    for look, label in item.legend():
-        if used and used + len(label) + 2 > width:
-            lines.append("")
-            used = 0
-        lines[-1] += f"{'  ' if used else ''}{_coloured(look.block, look, colours)} {label}"
-        used += len(label) + 4
-    return lines
+        start = min(span.start - item.begin, item.total - least)
+        bar = Bar(item.total, start, max(span.end - item.begin, start + least), color=span.look.colour)
+        steps.add_row(Text(span.name), span.look.text, bar, span.spent)
+    print(item.heading)
+    terminal.show(steps, Console())
+    print("; ".join(label for _, label in item.legend()))
 
 
 # --- SVG

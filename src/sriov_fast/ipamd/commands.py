@@ -17,7 +17,7 @@ import httpx
 import orjson
 
 from sriov_fast import ipamd_api
-from sriov_fast.common import table
+from sriov_fast.common import terminal
 from sriov_fast.ipamd import auth, model, settings
 from sriov_fast.ipamd.config import Config
 from sriov_fast.ipamd.errors import ServiceError
@@ -126,8 +126,7 @@ def _print_json(content: object) -> None:
 
 
 def _print_table(header: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
-    cells = [tuple(header), *(tuple(map(_cell, row)) for row in rows)]
-    print("\n".join(table.lines(cells)))
+    terminal.print_table(header, [list(map(_cell, row)) for row in rows])
 
 
 def _cell(value: object) -> str:

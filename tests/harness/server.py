@@ -21,6 +21,8 @@ from harness.waiting import PATIENCE, wait_for
 class Server:
     """A ``sriov-fast serve``; ``notices`` are its messages to systemd (sd_notify(3))."""
 
+    patience = PATIENCE  # seconds to wait for its start and for its end
+
     def __init__(
         self, words: Sequence[str], env: Mapping[str, str], log: Path, files: Sequence[int] = ()
     ) -> None:
@@ -53,9 +55,11 @@ class Server:
 
     def ready(self) -> Self:
         """Wait until it serves."""
-        deadline = time.monotonic() + PATIENCE
+        begin = time.monotonic()
         while "READY=1" not in self.notices:
-            assert time.monotonic() < deadline, self.said()
+            if time.monotonic() - begin > self.patience:
+                self.kill()
+                raise AssertionError(f"not ready within {self.patience:g} s: {self.said()}")
             assert self.process.poll() is None, self.said()
             self._listen(0.05)
         return self
@@ -69,7 +73,7 @@ class Server:
 
     def ended(self) -> int:
         """Wait for its end; return its exit status."""
-        status = self.process.wait(PATIENCE)
+        status = self.process.wait(self.patience)
         self._listen(0)
         self._listen(0)
         self._notify.close()

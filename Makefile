@@ -50,7 +50,7 @@ $(ENVIRONMENT): pyproject.toml setup.py tools/venv.sh
 	@touch $@
 
 $(EXTENSIONS): $(ENVIRONMENT) $(CYTHON_SOURCES) $(CLIENT_SOURCES) setup.py
-	$(RUN) setup.py -q build_ext --inplace
+	$(RUN) setup.py build_ext --inplace
 	@touch $@
 
 build: $(EXTENSIONS)

@@ -7,7 +7,7 @@ python=$("$1" -c 'import sys; print(sys.executable)')
 venv=$2
 
 install() {
-    "$venv/bin/python" -m pip install -qq --disable-pip-version-check "$@" </dev/null
+    "$venv/bin/python" -m pip install --disable-pip-version-check --progress-bar off "$@" </dev/null
 }
 
 [ -x "$venv/bin/python" ] || "$python" -m venv "$venv"

@@ -17,6 +17,7 @@ from typing import Any
 import pytest
 
 from sriov_fast.ipam.host_local.plugin import HostLocal
+from sriov_fast.ipam.keys import Keys
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
@@ -41,7 +42,11 @@ class Store:
 
     def ours(self, verb: str, pod: str, recorded: tuple[str, ...] = ()) -> dict[str, Any] | None:
         ipam = HostLocal(
-            config=self.ours_conf, container_id=pod, ifname="eth0", networks=str(self.root), recorded=recorded
+            keys=Keys(self.ours_conf),
+            container_id=pod,
+            ifname="eth0",
+            networks=str(self.root),
+            recorded=recorded,
         )
         return ipam.start(verb).finish(1.0)
 

@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 import sriov_fast
 from sriov_fast.common.errors import SriovError
 from sriov_fast.ipam.host_local.plugin import HostLocal
+from sriov_fast.ipam.keys import Keys
 from sriov_fast.ipam.static import Static
 
 WHERE = next((path for path in ("/usr/lib/cni", "/opt/cni/bin") if os.path.exists(f"{path}/host-local")), "")
@@ -63,7 +64,7 @@ def ours(verb: str, pod: str, conf: dict[str, Any], args: str = "") -> Answer:
     """Ask the built-in plugin."""
     kind = Static if conf["ipam"]["type"] == "static" else HostLocal
     try:
-        return kind(config=conf, container_id=pod, ifname="eth0", args=args).run(verb, 10.0)
+        return kind(keys=Keys(conf), container_id=pod, ifname="eth0", args=args).run(verb, 10.0)
     except SriovError as error:
         raise RefusedError(error.msg) from error
 
@@ -276,10 +277,11 @@ WORKER = f"""
 import json, sys
 sys.path.insert(0, {SOURCE!r})
 from sriov_fast.ipam.host_local.plugin import HostLocal
+from sriov_fast.ipam.keys import Keys
 conf, pod = json.loads(sys.argv[1]), sys.argv[2]
 sys.stdin.read(1)
 for turn in range(int(sys.argv[3])):
-    ipam = HostLocal(config=conf, container_id=f"{{pod}}-{{turn}}", ifname="eth0")
+    ipam = HostLocal(keys=Keys(conf), container_id=f"{{pod}}-{{turn}}", ifname="eth0")
     print(f"{{pod}}-{{turn}}", *(item["address"] for item in ipam.run("ADD")["ips"]), flush=True)
     if turn % 2:
         ipam.run("DEL")

@@ -47,7 +47,7 @@ class Net:
         return {"cniVersion": version, "name": "n", "type": "sriov", "ipam": ipam} | more
 
     def ipam(self, pod: str, conf: dict[str, Any], args: str = "", ifname: str = "eth0") -> HostLocal:
-        return HostLocal(config=conf, container_id=pod, ifname=ifname, args=args)
+        return HostLocal(keys=Keys(conf), container_id=pod, ifname=ifname, args=args)
 
     def add(self, pod: str, ipam: dict[str, Any] = LEGACY, cni_args: str = "", **more: Any) -> list[str]:
         found = self.ipam(pod, self.conf(ipam, **more), cni_args).run("ADD", 1.0)
@@ -687,7 +687,9 @@ def test_the_umask_opens_no_directory(net: Net, umask: int) -> None:
 def test_it_waits_for_the_lock_and_gives_up(net: Net) -> None:
     """It waits for the rest of the request's time."""
     net.add("a")
-    late = HostLocal(config=net.conf(LEGACY), container_id="b", ifname="eth0", ends=time.monotonic() + 0.1)
+    late = HostLocal(
+        keys=Keys(net.conf(LEGACY)), container_id="b", ifname="eth0", ends=time.monotonic() + 0.1
+    )
     with store.Store(str(net.store)):
         before, files = len(os.listdir("/proc/self/fd")), net.files()
         with pytest.raises(IpamError, match="lock") as caught:
@@ -913,10 +915,11 @@ import sys
 sys.path.insert(0, {source!r})
 from sriov_fast.common import files
 files.DEFAULTS["dataDir"] = ({str(tmp_path)!r},)
+from sriov_fast.ipam.keys import Keys
 from sriov_fast.ipam.kinds import builtin
 conf = {{"name": "n", "ipam": {ipam!r}}}
 serve = builtin({kind!r}, conf["ipam"])
-ipam = serve(config=conf, container_id="a", ifname="b")
+ipam = serve(keys=Keys(conf), container_id="a", ifname="b")
 ipam.run("ADD")
 ipam.run("DEL")
 print(*sys.modules)

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from sriov_fast.common.errors import CheckError, ConfigError
+from sriov_fast.ipam.keys import Keys
 from sriov_fast.ipam.static import Static
 
 ADDRESSES = {"addresses": [{"address": "10.1.0.5/24", "gateway": "10.1.0.254"}, {"address": "fd00::5/64"}]}
@@ -16,7 +17,7 @@ SIX = {"address": "fd00::5/64"}
 
 def static(ipam: dict[str, Any], version: str = "1.1.0", cni_args: str = "", **more: Any) -> Static:
     conf = {"cniVersion": version, "name": "n", "ipam": {"type": "static"} | ipam} | more
-    return Static(config=conf, container_id="a", ifname="eth0", args=cni_args)
+    return Static(keys=Keys(conf), container_id="a", ifname="eth0", args=cni_args)
 
 
 def add(ipam: dict[str, Any], version: str = "1.1.0", cni_args: str = "", **more: Any) -> dict[str, Any]:

@@ -23,6 +23,7 @@ from txipam_service import FakeService, Reply, problem
 from harness.waiting import wait_for
 from sriov_fast.common.errors import CheckError, ConfigError, IpamError, SriovError
 from sriov_fast.common.log import Logger
+from sriov_fast.ipam.keys import Keys
 from sriov_fast.ipam.txipam import outbox
 from sriov_fast.ipam.txipam.client import ServiceError
 from sriov_fast.ipam.txipam.plugin import TxIpam
@@ -67,7 +68,7 @@ def tx(service: FakeService, ca_file: str, state: Path) -> Make:
         conf = {"cniVersion": version, "name": "net1", "type": "sriov", "ipam": ipam} | top
         conf = {key: value for key, value in conf.items() if value is not None}
         return TxIpam(
-            config=conf,
+            keys=Keys(conf),
             container_id=container,
             ifname="eth0",
             args=args,

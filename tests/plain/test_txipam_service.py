@@ -18,6 +18,7 @@ from wire_faults import Fault, Proxy
 
 from sriov_fast.common.errors import SriovError
 from sriov_fast.common.log import Logger
+from sriov_fast.ipam.keys import Keys
 from sriov_fast.ipam.txipam import outbox
 from sriov_fast.ipam.txipam.plugin import TxIpam
 from sriov_fast.ipam.txipam.pool import pool
@@ -80,7 +81,7 @@ def tx(world: World, server: AddressService, state: Path, tmp_path: Path) -> Ite
         conf = {"cniVersion": "1.1.0", "name": "mynet", "ipam": {"tokenFile": str(token)} | ipam} | top
         args = f"IgnoreUnknown=1;PodID={pod or f'pod-{container}'};HostIP={host}"
         return TxIpam(
-            config=conf,
+            keys=Keys(conf),
             container_id=container,
             ifname="eth0",
             args=args,

@@ -207,7 +207,7 @@ def _ipam_faults(conf: NetConf) -> Iterator[SriovError]:
 
             read_settings(ipam)
         elif conf.ipam_type == "static":
-            serve(config=conf.raw, container_id="", ifname="").status()
+            serve(keys=Keys(conf.raw), container_id="", ifname="").status()
         elif not _has_capability(conf, "ipRanges"):
             from sriov_fast.ipam.host_local.ranges import read
 

@@ -169,10 +169,10 @@ def _listed(where: str, path: str) -> tuple[str, tuple[str, ...]]:
     return asked, entries
 
 
-def _placed(where: str, path: str) -> tuple[str, str]:
-    """Return the directory that root allows, and the rest of the path below it; links are resolved."""
+def _placed(where: str, path: str, name: str = "") -> tuple[str, str]:
+    """Return the directory that root allows, and the rest of ``path/name`` below it; links are resolved."""
     asked, entries = _listed(where, path)
-    real = os.path.realpath(asked)
+    real = os.path.realpath(f"{asked}/{name}")
     for entry in map(os.path.realpath, entries):
         if real == entry and not os.path.isdir(real):
             return os.path.split(real)
@@ -245,12 +245,12 @@ def read(where: str, path: str, most: int) -> bytes:
             raise _wrong(where, path, error) from error
 
 
-def directory(where: str, path: str) -> None:
-    """Raise an error of ``Opened`` unless root allows a directory, and only root may change it.
+def directory(where: str, path: str, name: str) -> None:
+    """Raise an error of ``Opened`` unless root allows the directory ``path``, and only root may change it.
 
-    The directory may be missing.
+    The same holds for the directory ``name`` in it. Both may be missing.
     """
-    base, rest = _placed(where, path)
+    base, rest = _placed(where, path, name)
     try:
         parent, _ = _parent(base, f"{rest}/.")
     except FileNotFoundError:

@@ -94,7 +94,7 @@ class JsonObject:
     used. ``prefix`` precedes every key in messages, such as "ipam.".
     """
 
-    __slots__ = ("asked", "error", "faults", "obj", "prefix", "values")
+    __slots__ = ("_inner", "asked", "error", "faults", "obj", "prefix", "values")
 
     def __init__(
         self,
@@ -107,9 +107,10 @@ class JsonObject:
         self.prefix = prefix
         self.error = error
         self.faults = faults
-        self.obj: dict[str, Any] = self.checked(obj, value, self.where, {})
+        self.obj: dict[str, Any] = value if type(value) is dict else self.checked(obj, value, self.where, {})
         self.values = {key.casefold(): item for key, item in self.obj.items()}
         self.asked: set[str] = set()
+        self._inner: dict[str, Self] = {}
 
     @property
     def where(self) -> str:
@@ -144,8 +145,12 @@ class JsonObject:
 
     def inner(self, key: str) -> Self:
         """Return the object under a key; an empty one if it is not given."""
-        value: dict[str, Any] = self.take(key, obj, {})
-        return type(self)(value, f"{self.place(key)}.", error=self.error, faults=self.faults)
+        found = self._inner.get(key)
+        if found is None:
+            value: dict[str, Any] = self.take(key, obj, {})
+            found = type(self)(value, f"{self.place(key)}.", error=self.error, faults=self.faults)
+            self._inner[key] = found
+        return found
 
     def items(self, key: str) -> list[tuple[str, Any]]:
         """Return place and unchecked value of each item of a list; none if it is not given."""

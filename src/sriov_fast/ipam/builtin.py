@@ -42,14 +42,14 @@ class Done:
 class Builtin(Record):
     """The IPAM of one request.
 
-    ``config`` is the whole network configuration, ``args`` the unchanged CNI_ARGS. ``recorded`` are the
+    ``keys`` reads the whole network configuration, ``args`` is the unchanged CNI_ARGS. ``recorded`` are the
     addresses in the attachment's record, with prefix lengths; it is empty if there is no record. ``networks``
     is the directory of the stores without ``dataDir``. ``runtime_dir`` is our own directory on tmpfs,
     ``state_dir`` the one that outlives a reboot. ``stderr`` has descriptors for warnings.
     ``ends`` is the deadline of the request (time.monotonic).
     """
 
-    config: dict[str, Any]
+    keys: Keys
     container_id: str = ""
     ifname: str = ""
     args: str = ""
@@ -110,11 +110,6 @@ class Builtin(Record):
     def wait(self, longest: float) -> float:
         """Return the seconds to wait: ``longest``, or the rest of the request's time if that is less."""
         return max(0.0, min(longest, self.ends - time.monotonic()))
-
-    @property
-    def keys(self) -> Keys:
-        """The network configuration."""
-        return Keys(self.config)
 
     @property
     def version(self) -> str:

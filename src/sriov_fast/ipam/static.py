@@ -29,7 +29,7 @@ class Static(Builtin):
     def check(self) -> None:
         """Raise CheckError if the previous result has one of the addresses with another gateway."""
         given = self._addresses()
-        if self.config.get("prevResult") is None:
+        if self.keys.get("prevResult") is None:
             raise ConfigError("prevResult is missing", "CHECK compares with it")
         for item in self.keys.inner("prevResult").objects("ips"):
             self._compare(item, given)

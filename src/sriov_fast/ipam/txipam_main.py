@@ -34,18 +34,19 @@ def _answer(stdin: bytes) -> Reply:
     if asked.command == "VERSION":
         return Reply(output=response.version_info(stdin))
     ipam = _ipam(asked)
-    output = _document(ipam.run(asked.command, _LONGEST), ipam.config)
+    output = _document(ipam.run(asked.command, _LONGEST), ipam.keys.obj)
     undo = (lambda: _take_back(ipam)) if asked.command == "ADD" else None
     return Reply(output=output, undelivered=undo)
 
 
 def _ipam(asked: Request) -> TxIpam:
-    from sriov_fast.ipam.txipam.plugin import TxIpam  # late: VERSION and wrong calls need none of it
+    from sriov_fast.ipam.keys import Keys  # late: VERSION and wrong calls need neither
+    from sriov_fast.ipam.txipam.plugin import TxIpam
 
     conf = config.decode(asked.stdin)
     _demand_version(asked.command, config.declared_version(conf))
     return TxIpam(
-        config=conf,
+        keys=Keys(conf),
         container_id=asked.container_id,
         ifname=asked.ifname,
         args=asked.args_text,

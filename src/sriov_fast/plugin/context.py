@@ -12,6 +12,7 @@ import time
 from sriov_fast.common import executor, json
 from sriov_fast.common.errors import TryAgainError
 from sriov_fast.common.record import Record
+from sriov_fast.ipam.keys import Keys
 from sriov_fast.ipam.kinds import builtin
 from sriov_fast.vf import locks
 from sriov_fast.vf.find import PodNetns
@@ -179,7 +180,7 @@ class Call(Record):
         serve = builtin(self.conf.ipam_type, self.conf.ipam)
         if serve:
             return serve(
-                config=self.conf.raw,
+                keys=Keys(self.conf.raw),
                 container_id=asked.container_id,
                 ifname=asked.ifname,
                 args=asked.args_text,

@@ -16,6 +16,7 @@ from txipam_service import FakeService, authority
 from sriov_fast.common import files
 from sriov_fast.common.errors import ConfigError, FileError, RefusedError
 from sriov_fast.common.log import Logger
+from sriov_fast.ipam.keys import Keys
 from sriov_fast.ipam.txipam.plugin import TxIpam
 from sriov_fast.ipam.txipam.pool import pool
 
@@ -47,7 +48,7 @@ def tx(service: FakeService, tmp_path: Path) -> Make:
     def make(**ipam: Any) -> TxIpam:
         own = {"type": "txipam", "remote": service.url, "timeout": 5, "retries": 0} | ipam
         return TxIpam(
-            config={"cniVersion": "1.0.0", "name": "net1", "ipam": own},
+            keys=Keys({"cniVersion": "1.0.0", "name": "net1", "ipam": own}),
             container_id="a",
             ifname="eth0",
             args="PodID=1;HostIP=10.0.0.1",
@@ -219,7 +220,7 @@ def test_702_directories_that_others_may_change(tmp_path: Path, change: str, all
     with pytest.raises(ConfigError, match="others than root may change the directory"):
         files.read("ipam.ca", f"{inner}/file", 10)
     with pytest.raises(ConfigError, match="others than root may change the directory"):
-        files.directory("ipam.dataDir", f"{inner}/net")
+        files.directory("ipam.dataDir", str(inner), "net")
 
 
 # --- 703: what is no regular file

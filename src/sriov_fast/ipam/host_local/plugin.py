@@ -107,8 +107,7 @@ class HostLocal(Builtin):
         if directory:
             from sriov_fast.common import files  # late: most networks have the default
 
-            files.demand("ipam.dataDir", directory)
-            files.directory("ipam.dataDir", f"{directory}/{name}")
+            files.directory("ipam.dataDir", directory, name)
         return os.path.normpath(f"{directory or self.networks}/{name}")
 
     def _recorded(self) -> list[str]:

@@ -76,7 +76,7 @@ class TxIpam(Builtin):
     def check(self) -> None:
         """Raise unless the service knows the addresses of the previous result as this interface's."""
         settings, owner = self._settings(), self._owner()
-        if self.config.get("prevResult") is None:
+        if self.keys.get("prevResult") is None:
             raise ConfigError("prevResult is missing", "CHECK compares with it")
         known = {show_cidr(*item.cidr("address")) for item in self.keys.inner("prevResult").objects("ips")}
         try:
@@ -331,9 +331,9 @@ class TxIpam(Builtin):
         context = {
             "containerID": self.container_id,
             "ifname": self.ifname,
-            "network": self.config.get("name"),
+            "network": self.keys.get("name"),
         }
-        level, file = self.config.get("logLevel"), self.config.get("logFile")
+        level, file = self.keys.get("logLevel"), self.keys.get("logFile")
         path = file if isinstance(file, str) and file.startswith("/") else ""
         known = {key: value for key, value in context.items() if value}
         return Logger(str(level or "info").lower(), path, known, self.stderr)

@@ -93,6 +93,8 @@ def make(recipe: Recipe, root: Path) -> None:
     mirror = apt.mirror(apt.host_sources())
     command = tree.bootstrap_command(recipe, root, mirror, apt.keyring(), apt.options())
     subprocess.run(command, check=True, capture_output=True)
+    for name in ("hosts", "resolv.conf"):  # on which Chroot mounts those of this machine
+        (root / "etc" / name).touch()
     if recipe == MUSL:
         sources = root / "etc/apt/sources.list.d/sources.list"
         sources.write_text(f"deb-src {mirror} {recipe.suite} main\n")

@@ -29,14 +29,15 @@ E_MACHINE = {"x86_64": 62, "aarch64": 183}  # of the ELF header, at its byte 18
 PT_INTERP = 3  # elf.h: the program header of what is linked dynamically
 QEMU = shutil.which("qemu-aarch64-static")
 BYTES = TOP / "tests/plain/test_nl_encode.py"
-# The plain tests that need nothing but the wheel, pytest and hypothesis.
-PLAIN = (
-    *("announce", "attach", "backend", "cni_config", "cni_request", "cni_response", "cni_result", "cpu"),
-    *("detach", "executor", "ip", "ipam_host_local", "ipam_static", "irq", "journal", "json", "locks", "log"),
-    *("nl_encode", "nl_replies", "plugin", "record", "server_protocol", "sysfs"),
-)
+# The plain tests that need a checkout with its tools, and those of the address service, which is an extra.
+CHECKOUT = ("client", "cni_docs", "demo", "deploy", "lab", "layers", "packaging", "run_tiers", "workflows")
+SERVICE = ("ipamd_*", "txipam_*")
+# Those that need pyroute2, which needs _ssl and _sqlite3; the CPython for musl has neither.
+PYROUTE2 = ("backend", "nl_encode", "nl_replies")
+REQUIRED = ("sriov-fast[check,metrics]", "pytest", "hypothesis")
 pytestmark = pytest.mark.skipif(not (DIST / "SHA256SUMS").exists(), reason="needs make wheels")
 
+# The settings of the checkout's tests, without a deadline.
 SETTINGS = """
 from hypothesis import settings
 settings.register_profile("same", derandomize=True, max_examples=40, deadline=None)
@@ -170,7 +171,7 @@ def installed(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathF
     download(directory / "packages", wheel_tagged(interpreter.tag), interpreter.version, interpreter.tag)
     found.run(interpreter.python, "-m", "venv", directory / "venv")
     pip = ("pip", "install", "-q", "--no-index", "--find-links", directory / "packages")
-    found.run_program(*pip, "sriov-fast", "pytest", "hypothesis")
+    found.run_program(*pip, *REQUIRED)
     return found
 
 
@@ -178,13 +179,7 @@ def download(packages: Path, wheel: Path, version: str, tag: str) -> None:
     """Download the wheels of a wheel's dependencies and of the tests, for another interpreter."""
     target = ("--only-binary", ":all:", "--python-version", version, "--platform", tag)
     pip = (sys.executable, "-m", "pip", "download", "-q", "--dest", packages)
-    run(*pip, *target, wheel, "pytest", "hypothesis")
-
-
-def copy_test_of_bytes(directory: Path) -> None:
-    """Copy the test of the encoder; the settings are those of the checkout's tests, without a deadline."""
-    shutil.copy(BYTES, directory)
-    (directory / "conftest.py").write_text(SETTINGS)
+    run(*pip, *target, wheel, *REQUIRED)
 
 
 def test_the_command_names_the_wheel(installed: Installed) -> None:
@@ -203,11 +198,10 @@ def test_the_plain_tests(installed: Installed) -> None:
     (installed.directory / "pyproject.toml").write_text(
         text.replace('pythonpath = ["src", ', "pythonpath = [")
     )
-    names = set(PLAIN)
-    if installed.interpreter.tag.startswith("musl"):
-        names -= {"backend", "nl_encode", "nl_replies"}  # need pyroute2, which needs _ssl and _sqlite3
-    files = [f"tests/plain/test_{name}.py" for name in sorted(names)]
-    installed.run_program("python", "-m", "pytest", "-q", "-p", "no:cacheprovider", "-m", "not slow", *files)
+    others = (*CHECKOUT, *SERVICE, *(PYROUTE2 if installed.interpreter.tag.startswith("musl") else ()))
+    ignored = [f"--ignore-glob=tests/plain/test_{name}.py" for name in others]
+    pytest = ("python", "-m", "pytest", "-q", "-p", "no:cacheprovider", "-m", "not slow")
+    installed.run_program(*pytest, *ignored, "tests/plain")
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
@@ -245,7 +239,9 @@ def test_another_processor_imports_every_module(aarch64: list[str]) -> None:
 
 
 def test_another_processor_encodes_the_same_bytes(aarch64: list[str]) -> None:
-    copy_test_of_bytes(Path(aarch64[1]) / "opt")
+    directory = Path(aarch64[1]) / "opt"
+    shutil.copy(BYTES, directory)
+    (directory / "conftest.py").write_text(SETTINGS)
     run(*aarch64, "-m", "pytest", "-q", "-c", "/dev/null", "-p", "no:cacheprovider", f"/opt/{BYTES.name}")
 
 

@@ -76,24 +76,11 @@ def git(*words: str) -> str:
 
 def build(kind: str, source: Path, output: Path, *options: str, **environment: str) -> None:
     """Run the build front end with the tools of this environment."""
-    command = [
-        sys.executable,
-        "-m",
-        "build",
-        "--no-isolation",
-        kind,
-        *options,
-        "--outdir",
-        str(output),
-        str(source),
-    ]
+    words = ("--no-isolation", kind, *options, "--outdir", output, source)
+    command = [sys.executable, "-m", "build", *map(str, words)]
+    env = os.environ | environment
     done = subprocess.run(
-        command,
-        env=os.environ | environment,
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        text=True,
-        check=False,
+        command, env=env, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False
     )
     if done.returncode:
         sys.exit(f"{command}: exit status {done.returncode}\n{done.stdout}\n{done.stderr}")

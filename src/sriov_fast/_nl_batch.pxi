@@ -164,12 +164,13 @@ cdef class Batch(Buffer):
         self.close_nest(nest)
         self.finish(f"drop xdp of ifindex {index}")
 
-    def add_address(self, index, cidr):
+    def add_address(self, index, cidr, *, bint dad=False):
         """Append ``RTM_NEWADDR``: ``ip address add $cidr [brd +] dev $if [nodad]``.
 
         IPv4 gets the broadcast address of its network if that has one (prefix below 31), as in CNI's own
-        plugins. IPv6 gets no duplicate address detection (IFA_F_NODAD): an allocator gives each address once,
-        and the detection would make it unusable for a second or two. EEXIST if the address exists.
+        plugins. IPv6 gets duplicate address detection only with ``dad`` (otherwise IFA_F_NODAD): an allocator
+        gives each address once, and the detection makes it unusable for a second or two. EEXIST if the
+        address exists.
         """
         cdef ifaddrmsg head
         cdef Cidr ip
@@ -179,7 +180,7 @@ cdef class Batch(Buffer):
         parse_cidr(cidr, &ip)
         head.ifa_family = <uint8_t>ip.family
         head.ifa_prefixlen = <uint8_t>ip.prefix
-        head.ifa_flags = IFA_F_NODAD if ip.family == AF_INET6 else 0
+        head.ifa_flags = IFA_F_NODAD if ip.family == AF_INET6 and not dad else 0
         self.start(RTM_NEWADDR, NLM_F_REQUEST | NLM_F_ACK | NLM_F_CREATE | NLM_F_EXCL, &head, sizeof(head))
         self.put(IFA_LOCAL, ip.address, ip.size)
         self.put(IFA_ADDRESS, ip.address, ip.size)
@@ -231,12 +232,15 @@ cdef class Batch(Buffer):
         self.put_u32(IFLA_EXT_MASK, RTEXT_FILTER_SKIP_STATS)
         self.finish("list links")
 
-    def _dump_addresses(self, int index):
+    def _dump_addresses(self, int index, uint8_t flags=0):
+        cdef Item *item
         cdef ifaddrmsg head
         memset(&head, 0, sizeof(head))
         head.ifa_index = index
         self.start(RTM_GETADDR, NLM_F_REQUEST | NLM_F_DUMP, &head, sizeof(head))
-        self.finish(f"list addresses of ifindex {index or '*'}").index = index
+        item = self.finish(f"list addresses of ifindex {index or '*'}")
+        item.index = index
+        item.flags = flags
 
     def _dump_routes(self, int family, int index):
         cdef rtmsg head

@@ -15,6 +15,7 @@ cdef struct Item:
     size_t at         # bytes before it
     int vf            # the VF that is read or set, or -1
     int index         # of a dump of addresses or routes: the device
+    uint8_t flags     # of a dump of addresses: IFA_F_* that each must have
     bint has_mac
     uint8_t mac[6]    # of RTM_GETLINK: find another VF with this MAC
 
@@ -93,6 +94,7 @@ cdef class Buffer:
         item.at = self.end
         item.vf = -1
         item.index = 0
+        item.flags = 0
         item.has_mac = False
         self.count += 1
         self.end = self.size

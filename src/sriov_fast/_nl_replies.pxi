@@ -133,17 +133,17 @@ cdef class Replies:
             family = (<const rtmsg *>(<const uint8_t *>asked + sizeof(nlmsghdr))).rtm_family
             decode_routes(body, size, family, index, self.found[position])
         else:
-            self.take_address(body, size, index, self.found[position])
+            self.take_address(body, size, &self.batch.items[position], self.found[position])
         return 0
 
-    cdef int take_address(self, const uint8_t *body, size_t size, int index, list found) except -1:
+    cdef int take_address(self, const uint8_t *body, size_t size, const Item *asked, list found) except -1:
         # Append the address if it is of the asked device, and with its ifindex if all devices were asked for.
         cdef const ifaddrmsg *head = <const ifaddrmsg *>body
-        if head.ifa_family not in (AF_INET, AF_INET6):
+        if head.ifa_family not in (AF_INET, AF_INET6) or head.ifa_flags & asked.flags != asked.flags:
             return 0
-        if index == ALL_DEVICES:
+        if asked.index == ALL_DEVICES:
             found.append((head.ifa_index, decode_address(body, size)))
-        elif head.ifa_index == <uint32_t>index:
+        elif head.ifa_index == <uint32_t>asked.index:
             found.append(decode_address(body, size))
         return 0
 

@@ -124,10 +124,13 @@ cdef class Socket:
         batch._dump_links()
         return self.dump(batch)[0]
 
-    def addresses(self, index):
-        """Return the addresses of one device as "ip/prefix", both families: ``ip address show dev $if``."""
+    def addresses(self, index, *, flags=0):
+        """Return the addresses of one device as "ip/prefix", both families: ``ip address show dev $if``.
+
+        ``flags`` are IFA_F_*, up to 0xff: only addresses with all of them.
+        """
         cdef Batch batch = Batch()
-        batch._dump_addresses(number(index, "index", 1, INT_MAX))
+        batch._dump_addresses(number(index, "index", 1, INT_MAX), number(flags, "flags", 0, 0xff))
         return self.dump(batch)[0]
 
     def addresses_by_index(self):

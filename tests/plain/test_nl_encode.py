@@ -309,9 +309,9 @@ def test_get_link_has_the_same_bytes_and_says_what_was_meant(index: int, name: s
     assert [header(message)[:3] for message in messages(data)] == [(18, 0x1, 1), (18, 0x1, 2)]
 
 
-@given(indexes, interfaces)
-def test_add_address_has_the_same_bytes_and_says_what_was_meant(index: int, cidr: str) -> None:
-    data = same(lambda batch: batch.add_address(index, cidr))
+@given(indexes, interfaces, st.booleans())
+def test_add_address_has_the_same_bytes_and_says_what_was_meant(index: int, cidr: str, dad: bool) -> None:
+    data = same(lambda batch: batch.add_address(index, cidr, dad=dad))
     assert header(data) == (20, 0x605, 1, 0)  # RTM_NEWADDR, REQUEST | ACK | CREATE | EXCL
     message = decoded(ifaddrmsg, data)
     ip = ipaddress.ip_interface(cidr)
@@ -320,7 +320,7 @@ def test_add_address_has_the_same_bytes_and_says_what_was_meant(index: int, cidr
     assert local == peer
     assert ipaddress.ip_address(local) == ip.ip
     if ip.version == 6:
-        assert message["flags"] == 0x02  # IFA_F_NODAD
+        assert message["flags"] == (0 if dad else 0x02)  # IFA_F_NODAD
     broadcast = message.get_attr("IFA_BROADCAST")
     if ip.version == 4 and ip.network.prefixlen < 31:
         assert broadcast == str(ip.network.broadcast_address)

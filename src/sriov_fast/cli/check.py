@@ -229,6 +229,9 @@ _spoofchk = _switch("the PF drops frames with another source MAC", "the PF lets 
 _trust = _switch("the VF is trusted", "the VF is not trusted")
 _promisc = _switch("the pod's interface is promiscuous", "the pod's interface is not promiscuous")
 _allmulti = _switch("the pod's interface gets all multicasts", "the pod's interface gets its own multicasts")
+_enabledad = _switch(
+    "an ADD waits until no other machine has the pod's IPv6 addresses", "IPv6 addresses are used at once"
+)
 _LINK_STATE = {
     "auto": "the VF's link follows the PF's",
     "enable": "the VF's link is up, whatever the PF's is",
@@ -311,6 +314,7 @@ EFFECTS: dict[str, Callable[[NetConf], str]] = {
     "sysctl": lambda conf: ", ".join(f"{key} is {value}" for key, value in conf.sysctl.items()),
     "promisc": lambda conf: _promisc(conf.promisc),
     "allmulti": lambda conf: _allmulti(conf.allmulti),
+    "enabledad": lambda conf: _enabledad(conf.enable_dad),
     "mtu": lambda conf: f"an MTU of {conf.mtu}" if conf.mtu else "the MTU stays",
     "vlan": _vlan,
     "vlanQoS": lambda conf: "" if conf.settings.qos is None else f"tags have priority {conf.settings.qos}",

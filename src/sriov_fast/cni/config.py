@@ -45,7 +45,7 @@ _OTHERS = (
 KEYS = (
     *("name", "type", "master", "deviceID", "pciBusID", "vf", "mac", "vlan", "vlanQoS", "vlanProto"),
     *("min_tx_rate", "max_tx_rate", "spoofchk", "trust", "link_state", "mtu", "cores", "ipam", "dns"),
-    *("timeout", "attach", "pfOnly", "rdma", "sysctl", "promisc", "allmulti", "rps", "xps"),
+    *("timeout", "attach", "pfOnly", "rdma", "sysctl", "promisc", "allmulti", "enabledad", "rps", "xps"),
     *("logLevel", "logFile", "prevResult", "args", "runtimeConfig"),
 )
 _ALWAYS_KNOWN = [key.casefold() for key in _OTHERS]
@@ -90,6 +90,7 @@ class NetConf(Record):
     sysctl: dict[str, str] = {}  # noqa: RUF012 (Record removes it from the class)
     promisc: bool | None = None
     allmulti: bool | None = None
+    enable_dad: bool = False
     ipam: dict[str, Any] | None = None
     ipam_type: str = ""
     timeout: float | None = None
@@ -449,6 +450,7 @@ def _configured(command: str, stdin: bytes, faults: list[SriovError] | None) -> 
         sysctl=conf.take("sysctl", fields.sysctls, {}),
         promisc=conf.take("promisc", fields.boolean, None),
         allmulti=conf.take("allmulti", fields.boolean, None),
+        enable_dad=conf.take("enabledad", fields.boolean, False),
         ipam=ipam,
         ipam_type=ipam_type,
         timeout=conf.take("timeout", fields.seconds, None),

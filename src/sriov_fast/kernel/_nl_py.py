@@ -107,10 +107,10 @@ class Socket:
         batch._dump_links()
         return self._dump(batch)
 
-    def addresses(self, index: int) -> list[str]:
+    def addresses(self, index: int, *, flags: int = 0) -> list[str]:
         """Return the addresses of one device as "ip/prefix", both families: ``ip address show dev $if``."""
         batch = Batch()
-        batch._dump_addresses(args.number(index, "index", 1, c.INT_MAX))
+        batch._dump_addresses(args.number(index, "index", 1, c.INT_MAX), args.number(flags, "flags", 0, 0xFF))
         return self._dump(batch)
 
     def addresses_by_index(self) -> dict[int, list[str]]:

@@ -122,6 +122,11 @@ def _attach(call: Call, record: Attachment, access: Access, addresses: Addresses
     call.step("pin the interrupts")
     if call.conf.rps or call.conf.xps:
         pinned = _steered(call, pinned, access)
+    if call.conf.enable_dad:
+        from sriov_fast.vf import dad
+
+        dad.settle(pod, prepared.record, call.wait(dad.LONGEST), call.log)
+        call.step("check for duplicates", "kernel")
     if not prepared.holds(pinned, link):
         prepared = prepare(call, pinned, prepared.given, link)
     call.journal.publish(prepared.record)
@@ -322,9 +327,9 @@ def _addressing(prepared: Prepared, pod: nl.Socket) -> Addressing:
     """
     index = netns.index_of(pod.fileno(), prepared.record.ifname)
     made = prepared.addressing
-    return (
-        made if index == made.ifindex else attach.addressing(index, made.addresses, made.routes, made.flags)
-    )
+    if index == made.ifindex:
+        return made
+    return attach.addressing(index, made.addresses, made.routes, made.flags, dad=made.dad)
 
 
 def _start_pinning(call: Call, record: Attachment, tasks: Scope) -> Task | None:

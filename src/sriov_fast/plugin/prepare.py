@@ -59,7 +59,9 @@ def prepare(call: Call, observed: Attachment, given: Result, link: Link | None =
         observed=observed,
         expected=link,
         record=record,
-        addressing=attach.addressing(link.index, record.addresses, routes, tuning.flags(record)),
+        addressing=attach.addressing(
+            link.index, record.addresses, routes, tuning.flags(record), dad=call.conf.enable_dad
+        ),
         output=response.success(_outcome(call, record, link, given), call.conf),
         tell=call.log.informing("attached", pf=record.pf, vf=record.vf, pci=record.pci, mac=record.mac),
     )

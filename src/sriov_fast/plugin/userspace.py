@@ -34,6 +34,7 @@ def accept(call: Call, reserved: ReservedVf) -> Call:
         "sysctl": bool(conf.sysctl),
         "promisc": conf.promisc is not None,
         "allmulti": conf.allmulti is not None,
+        "enabledad": conf.enable_dad,
         f"ipam {conf.ipam_type}": needs_interface(conf.ipam_type),
     }
     for what in (key for key, is_asked in asked.items() if is_asked):

@@ -215,6 +215,7 @@ class Addressing(Record):
     addresses: Sequence[str]
     routes: Sequence[Route]
     flags: int | None
+    dad: bool
     batch: nl.Batch
 
     def at(self, position: int) -> str:
@@ -226,23 +227,29 @@ class Addressing(Record):
 
 
 def addressing(
-    ifindex: int, addresses: Sequence[str], routes: Sequence[Route], flags: int | None = None
+    ifindex: int,
+    addresses: Sequence[str],
+    routes: Sequence[Route],
+    flags: int | None = None,
+    *,
+    dad: bool = False,
 ) -> Addressing:
     """Put the messages together, for one ``address``; ValueError where something cannot be meant.
 
-    There are none with ``ifindex`` 0, for a VF without a network device.
+    There are none with ``ifindex`` 0, for a VF without a network device. ``dad``: let the kernel check the
+    IPv6 addresses for duplicates.
     """
     batch = nl.Batch()
     if not ifindex:
-        return Addressing(ifindex=0, addresses=(), routes=(), flags=None, batch=batch)
+        return Addressing(ifindex=0, addresses=(), routes=(), flags=None, dad=dad, batch=batch)
     for cidr in addresses:
-        batch.add_address(ifindex, cidr)
+        batch.add_address(ifindex, cidr, dad=dad)
     for route in routes:
         batch.add_route(ifindex, route)
     if flags is not None:
         batch.set_link(ifindex, settings=LinkSettings(flags=flags))
     batch.get_link(index=ifindex)
-    return Addressing(ifindex=ifindex, addresses=addresses, routes=routes, flags=flags, batch=batch)
+    return Addressing(ifindex=ifindex, addresses=addresses, routes=routes, flags=flags, dad=dad, batch=batch)
 
 
 def address(pod: nl.Socket, record: Attachment, given: Addressing) -> Link:

@@ -85,11 +85,12 @@ def _about(message: Any, index: object, what: str = "index", low: int = 1) -> An
 class Message:
     """One encoded message with sequence number 0, and the expectations of its answer.
 
-    ``vf`` is the VF that is read or set (-1: none), ``index`` the device of a dump. With ``mac`` the answer
-    names another VF that has it. ``operation`` describes the request, for errors.
+    ``vf`` is the VF that is read or set (-1: none), ``index`` the device of a dump, ``wanted`` the IFA_F_*
+    that each address of a dump must have. With ``mac`` the answer names another VF that has it.
+    ``operation`` describes the request, for errors.
     """
 
-    __slots__ = ("data", "family", "flags", "index", "kind", "mac", "operation", "vf")
+    __slots__ = ("data", "family", "flags", "index", "kind", "mac", "operation", "vf", "wanted")
 
     def __init__(  # noqa: PLR0913
         self,
@@ -101,6 +102,7 @@ class Message:
         vf: int = -1,
         index: int = 0,
         mac: str = "",
+        wanted: int = 0,
     ) -> None:
         message["header"].update({"type": kind, "flags": flags, "sequence_number": 0, "pid": 0})
         message.encode()
@@ -112,6 +114,7 @@ class Message:
         self.vf = vf
         self.index = index
         self.mac = mac
+        self.wanted = wanted
 
     @property
     def is_dump(self) -> bool:
@@ -257,13 +260,13 @@ class Batch:
         message.put(c.IFLA_XDP, fd + _attr(c.IFLA_XDP_FLAGS, struct.pack("=I", flags)))
         self._add(message, c.RTM_SETLINK, _SET, f"drop xdp of ifindex {index}")
 
-    def add_address(self, index: int, cidr: str) -> None:
+    def add_address(self, index: int, cidr: str, *, dad: bool = False) -> None:
         """Append ``RTM_NEWADDR``: ``ip address add $cidr [brd +] dev $if [nodad]``."""
         message = _about(ifaddrmsg(), index)
         family, ip, prefix = args.cidr(cidr)
         message["family"] = family
         message["prefixlen"] = prefix
-        message["flags"] = c.IFA_F_NODAD if family == socket.AF_INET6 else 0
+        message["flags"] = c.IFA_F_NODAD if family == socket.AF_INET6 and not dad else 0
         message["attrs"] = [("IFA_LOCAL", ip), ("IFA_ADDRESS", ip)]
         if family == socket.AF_INET and prefix < 31:
             (bits,) = struct.unpack("!I", socket.inet_pton(family, ip))
@@ -296,12 +299,11 @@ class Batch:
         message.put_u32(c.IFLA_EXT_MASK, c.RTEXT_FILTER_SKIP_STATS)
         self._add(message, c.RTM_GETLINK, _READ_ALL, "list links")
 
-    def _dump_addresses(self, index: int) -> None:
+    def _dump_addresses(self, index: int, flags: int = 0) -> None:
         """Append the request of ``ip address show dev $if``; of all devices with ALL_DEVICES."""
         operation = f"list addresses of ifindex {index or '*'}"
-        self._add(
-            _about(ifaddrmsg(), index, low=c.ALL_DEVICES), c.RTM_GETADDR, _READ_ALL, operation, index=index
-        )
+        message = _about(ifaddrmsg(), index, low=c.ALL_DEVICES)
+        self._add(message, c.RTM_GETADDR, _READ_ALL, operation, index=index, wanted=flags)
 
     def _dump_routes(self, family: int, index: int) -> None:
         """Append the request of ``ip route show table all dev $if`` for one family."""

@@ -117,7 +117,7 @@ class Replies:
         if kind == c.RTM_NEWLINK:
             self._found[position].append(decode_link(data, -1))
         elif kind == c.RTM_NEWADDR:
-            self._found[position] += decode_address(data, asked.index)
+            self._found[position] += decode_address(data, asked.index, asked.wanted)
         else:
             self._found[position] += decode_routes(data, asked.family, asked.index)
 

@@ -17,13 +17,16 @@ if TYPE_CHECKING:
     Attributes = dict[int, bytes]
 
 
-def decode_address(data: bytes, index: int) -> list[str] | list[tuple[int, str]]:
+def decode_address(data: bytes, index: int, wanted: int = 0) -> list[str] | list[tuple[int, str]]:
     """Return "ip/prefix" of an address of one device; of a point-to-point address the local end.
 
-    With ALL_DEVICES for ``index``, return the pair of ifindex and address.
+    With ALL_DEVICES for ``index``, return the pair of ifindex and address. ``wanted`` are the IFA_F_* that
+    the address must have.
     """
-    family, prefix, number = struct.unpack_from("=BB2xI", data, c.HEADER.size)
+    family, prefix, flags, number = struct.unpack_from("=BBBxI", data, c.HEADER.size)
     if index not in (number, c.ALL_DEVICES) or family not in (socket.AF_INET, socket.AF_INET6):
+        return []
+    if flags & wanted != wanted:
         return []
     chosen = b""
     for kind, payload in payloads(data, c.HEADER.size + c.BODY_SIZES[c.RTM_NEWADDR]):

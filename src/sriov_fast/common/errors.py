@@ -137,9 +137,15 @@ class NetlinkError(KernelError):
 
 
 class BusyError(SriovError):
-    """The VF or the interface is already in use (code 101)."""
+    """The VF, the interface or the address is already in use (code 101)."""
 
     code = 101
+
+
+class OccupiedError(BusyError):
+    """A VF has a device on top that the host does not see (code 101). ``pci`` is the VF's address."""
+
+    pci = ""
 
 
 class IpamError(SriovError):

@@ -6,7 +6,15 @@ from contextlib import ExitStack
 
 from sriov_fast.cni import config, fields
 from sriov_fast.common import descriptors
-from sriov_fast.common.errors import BusyError, ConfigError, EnvError, FileError, SriovError, TryAgainError
+from sriov_fast.common.errors import (
+    BusyError,
+    ConfigError,
+    EnvError,
+    FileError,
+    OccupiedError,
+    SriovError,
+    TryAgainError,
+)
 from sriov_fast.common.paths import is_auxiliary
 from sriov_fast.common.record import Record
 from sriov_fast.ipam.kinds import may_choose_vf, needs_interface
@@ -21,7 +29,7 @@ from sriov_fast.vf.journal import ATTACHED, BROKEN, MACVLAN, PF, USERSPACE, Atta
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from sriov_fast.common.executor import Scope, Task
-    from sriov_fast.common.record import Link
+    from sriov_fast.common.record import Link, Vf
     from sriov_fast.plugin.context import Call
     from sriov_fast.plugin.prepare import Prepared
     from sriov_fast.vf.attach import Addressing
@@ -45,11 +53,25 @@ class Access(Record):
 
 
 def add(call: Call) -> Reply:
-    """Give the container a VF (SPEC, "ADD"). If anything fails, everything is undone."""
+    """Give the container a VF (SPEC, "ADD"). If anything fails, everything is undone.
+
+    If the VF turns out to have a device on top, another VF is tried.
+    """
     if fields.POD_CORES in (call.conf.cores, call.conf.rps, call.conf.xps):
         from sriov_fast.plugin import pod_cores  # late: few configurations ask for it
 
         call = pod_cores.resolve(call)
+    while True:
+        try:
+            return _add(call)
+        except OccupiedError as error:
+            if call.conf.device_id or call.conf.vf is not None:
+                raise
+            call.log.info("another VF is tried", why=error)
+            call = call.replace(occupied=(*call.occupied, error.pci))
+
+
+def _add(call: Call) -> Reply:
     with ExitStack() as held, ExitStack() as undo:
         host = held.enter_context(driver_socket.connect(driver_socket.Patience(call.ends)))
         pod_netns = _open_pod(call, host, held)
@@ -261,10 +283,18 @@ def vf_request_of(call: Call, host: nl.Socket) -> select.VfRequest:
         holder=call.who,
         wait=lambda: call.wait(locks.WAIT),
         recover=lambda record: recover(call, record),
-        examine=lambda vf: candidate.examine(host, vf, call.roots),
+        examine=lambda vf: _examined(call, host, vf),
         real_name=lambda name: candidate.real_name(host, name),
         warn=call.log.warning,
     )
+
+
+def _examined(call: Call, host: nl.Socket, vf: Vf) -> candidate.Device | None:
+    """Return the device of a VF. An earlier attempt may have found a use of it."""
+    device = candidate.examine(host, vf, call.roots)
+    if device and vf.pci in call.occupied:
+        return device.replace(use="a device in another namespace on top of it")
+    return device
 
 
 def _journaled(call: Call, reserved: ReservedVf, host: nl.Socket) -> Attachment:

@@ -91,6 +91,7 @@ class Call(Record):
     log: log.Logger
     context: Context
     recorded: tuple[str, ...] = ()  # addresses in the attachment's record
+    occupied: tuple[str, ...] = ()  # PCI addresses of VFs with a device on top that the host does not see
     ends: float = float("inf")
 
     @property

@@ -13,9 +13,9 @@ from contextlib import ExitStack
 
 from sriov_fast.common import descriptors, executor
 from sriov_fast.common.errors import (
-    BusyError,
     ConfigError,
     NetlinkError,
+    OccupiedError,
     SriovError,
     is_absent,
 )
@@ -46,6 +46,9 @@ _LONGEST_GONE_PAUSE = 0.001
 # The errors of a new macvlan that say that there is none: a device of another kind is on top of the VF, the
 # kernel has no macvlan, the VF is gone.
 _FREE = (errno.EBUSY, errno.EOPNOTSUPP, errno.ENODEV)
+# The errors of a new macvlan for a VF with a device on top: a macvlan in mode passthru, or another device.
+_OCCUPIED = (errno.EINVAL, errno.EBUSY)
+_TRIES = 4  # after pauses of 75 ms in all; the kernel removes a macvlan within some 20 ms
 _ETHERNET = 17  # characters of an Ethernet address
 
 
@@ -81,9 +84,25 @@ def enter(host: DriverSocket, record: Attachment, netns_fd: int) -> None:
     try:
         host.run(batch)
     except NetlinkError as error:
-        if error.position < 2 or error.errno != errno.EEXIST:
+        if error.position < 2:
             raise _not_made(error, record) from error
-        _enter_renamed(host, record, netns_fd, error)
+        _enter_again(host, record, netns_fd, error)
+
+
+def _enter_again(host: DriverSocket, record: Attachment, netns_fd: int, error: NetlinkError) -> None:
+    """Make the macvlan when the kernel has removed another pod's, or under a name that is free."""
+    making = nl.Batch()
+    making.new_macvlan(record.ifindex, netns_fd, record.ifname)
+    for _ in zip(range(_TRIES), host.patience.pauses(), strict=False):
+        if error.errno not in _OCCUPIED:
+            break
+        (answer,) = host.run(making, check=False)
+        if answer is None:
+            return
+        error = answer
+    if error.errno != errno.EEXIST:
+        raise _not_made(error, record) from error
+    _enter_renamed(host, record, netns_fd, error)
 
 
 def _quiet(record: Attachment) -> LinkSettings:
@@ -126,8 +145,8 @@ def _not_made(error: NetlinkError, record: Attachment) -> SriovError:
             errno=error.errno,
             extack=error.extack,
         )
-    if error.errno in (errno.EINVAL, errno.EBUSY):
-        return BusyError(
+    if error.errno in _OCCUPIED:
+        occupied = OccupiedError(
             f"attach macvlan: VF {record.vf} of {record.pf} ({record.host_name}) has a device on top of it: "
             f"{error.msg}",
             "delete that device, such as a macvlan in another namespace, or name another VF",
@@ -136,6 +155,8 @@ def _not_made(error: NetlinkError, record: Attachment) -> SriovError:
             vf=record.vf,
             extack=error.extack,
         )
+        occupied.pci = record.pci
+        return occupied
     return attach.refused(error, record)
 
 

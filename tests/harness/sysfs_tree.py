@@ -55,8 +55,8 @@ class Tree:
         """Return the file that holds an IRQ's mask."""
         return self.proc / "irq" / str(irq) / "smp_affinity"
 
-    def remove_netdev(self, index: int) -> None:
-        """Hide a VF's netdev, as moving it to another namespace does."""
+    def remove_netdev(self, index: int | None) -> None:
+        """Hide the netdev of a VF, or of the PF, as moving it to another namespace does."""
         net = self.device(index) / "net"
         for netdev in net.iterdir():
             (self.sys / "class/net" / netdev.name).unlink()

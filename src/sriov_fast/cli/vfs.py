@@ -13,6 +13,7 @@ from sriov_fast.cli.warm import Warmth
 from sriov_fast.common import paths, terminal
 from sriov_fast.common.paths import Roots
 from sriov_fast.common.record import Vf
+from sriov_fast.vf.journal import ATTACHED, PF, Attachment
 
 _HEADER = ("PF", "VF", "PCI", "DRIVER", "NETDEV", "NUMA", "MAC", "VLAN", "STATE", "OWNER")
 _CLEAR = "\x1b[H\x1b[2J"  # ECMA-48: CUP, ED
@@ -43,7 +44,10 @@ def _show(args: argparse.Namespace) -> int:
     roots = paths.from_environment()
     pfs = []
     status = 0
-    for name in args.pf or machine.pf_names(roots):
+    away = {pf.host_name: pf for pf in machine.records(roots) if pf.attach == PF}
+    if args.pf:
+        away = {name: record for name, record in away.items() if name in args.pf}
+    for name in [name for name in args.pf or machine.pf_names(roots) if name not in away]:
         try:
             pfs.append(machine.pf(name, roots))
         except (OSError, ValueError) as error:
@@ -52,9 +56,12 @@ def _show(args: argparse.Namespace) -> int:
             status = 1
     known = _Known.read(pfs, roots)
     if args.json:
-        output.print_json([_plain(pf, known) for pf in pfs])
-    elif pfs:
-        terminal.print_table(_HEADER, list(_rows(pfs, known)))
+        output.print_json(
+            [_plain(pf, known) for pf in pfs] + [_plain_away(pf, known) for pf in away.values()]
+        )
+    elif pfs or away:
+        rows = [*_rows(pfs, known), *(_row_away(record, known) for record in away.values())]
+        terminal.print_table(_HEADER, rows)
     elif not status:
         print("no network card here can have VFs (SR-IOV)", file=sys.stderr)
     return status
@@ -103,6 +110,18 @@ def _rows(pfs: Iterable[machine.Pf], known: _Known) -> Iterable[Sequence[str]]:
             device = (vf.driver or "-", vf.netdev or "-", str(vf.numa) if vf.numa >= 0 else "-")
             shown = (mac or "-", str(vlan or "-"), known.states[vf.pci], known.owner(vf.pci))
             yield (pf.name, str(vf.index), vf.pci, *device, *shown)
+
+
+def _row_away(record: Attachment, known: _Known) -> Sequence[str]:
+    """Return the row of a PF in a pod: its VFs can be given to nobody."""
+    unknown = ["-"] * (len(_HEADER) - 5)
+    return (record.host_name, "-", record.pci, *unknown, ATTACHED, known.owner(record.pci))
+
+
+def _plain_away(record: Attachment, known: _Known) -> dict[str, Any]:
+    owner = {"containerID": record.container_id, "ifname": record.ifname}
+    named = {"pf": record.host_name, "pci": record.pci, "vfs": [], "owner": owner}
+    return named | {"pod": known.pods.get(record.pci), "stray": known.strays.get(record.pci)}
 
 
 def _plain(pf: machine.Pf, known: _Known) -> dict[str, Any]:

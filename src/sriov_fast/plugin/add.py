@@ -266,7 +266,8 @@ def _with_choice_of_ipam(call: Call, host: nl.Socket, addresses: Addresses) -> C
     """Run IPAM; return the call with the VF, VLAN and MAC of its ``extra``."""
     # A fault that is known already must not cost an address.
     if not call.conf.pf_only:
-        select.present(vf_request_of(call, host).replace(warn=call.log.debug), call.roots)
+        wanted = vf_request_of(call, host).replace(warn=call.log.debug)
+        select.present(wanted, call.journal, call.roots)
     with call.tasks() as tasks:
         answer = tasks.submit(addresses.obtain).result()
     return call.replace(conf=config.with_extra(call.conf, answer.extra))

@@ -11,7 +11,7 @@ from sriov_fast.common.record import Link, Record
 from sriov_fast.kernel.backend import sysfs
 from sriov_fast.vf import candidate, locks
 from sriov_fast.vf.candidate import Device
-from sriov_fast.vf.journal import ATTACHED, BROKEN
+from sriov_fast.vf.journal import ATTACHED, BROKEN, PF
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -122,8 +122,35 @@ def scan(pf: str, roots: Roots) -> list[Vf]:
         ) from error
 
 
-def present(vf_request: VfRequest, roots: Roots) -> list[tuple[str, list[Vf]]]:
-    """Return the PFs among the masters with their VFs. Raises ConfigError if none of them is a PF here."""
+def pf_in_pod(journal: Journal, name: str, pci: str = "") -> Attachment | None:
+    """Return the record of a PF in a pod (``pfOnly``), by its name in the host or by its PCI address."""
+    records = (record for record in journal.all() if record.attach == PF)
+    return next(
+        (
+            each
+            for each in records
+            if each.pci == pci or name in (each.host_name, *(each.before_altnames or ()))
+        ),
+        None,
+    )
+
+
+def _require_in_host(journal: Journal, what: str, name: str, pci: str = "") -> None:
+    """Raise TryAgainError if a PF is in a pod."""
+    record = pf_in_pod(journal, name, pci)
+    if record is not None:
+        raise TryAgainError(
+            f"{what} is in a pod: it belongs to container {record.container_id}, {record.ifname}",
+            "try again when that pod has ended",
+            interface=record.host_name,
+        )
+
+
+def present(vf_request: VfRequest, journal: Journal, roots: Roots) -> list[tuple[str, list[Vf]]]:
+    """Return the PFs among the masters with their VFs.
+
+    If none of them is a PF here, raises TryAgainError if one is in a pod, ConfigError otherwise.
+    """
     pfs: list[tuple[str, list[Vf]]] = []
     missing: list[ConfigError] = []
     for name in vf_request.masters:
@@ -132,6 +159,8 @@ def present(vf_request: VfRequest, roots: Roots) -> list[tuple[str, list[Vf]]]:
         except ConfigError as error:
             missing.append(error)
     if missing and not pfs:
+        for name in vf_request.masters:
+            _require_in_host(journal, f"master {name!r}", name)
         raise missing[0]
     for absent in missing:
         vf_request.warn(f"{absent.msg}: skipped, another master is here")
@@ -203,7 +232,7 @@ def _vf_from(pf: str, taken: Container[str], index: int, roots: Roots) -> Vf | N
 def _by_preference(search: _Search) -> list[tuple[str, list[Vf]]]:
     """Return the PFs with the VFs that the request allows, the PF near the cores first."""
     vf_request = search.vf_request
-    pfs = present(vf_request, search.roots)
+    pfs = present(vf_request, search.journal, search.roots)
     if vf_request.vf is not None:
         pfs = _indexed(pfs, vf_request.vf)
     if vf_request.cores and len(pfs) > 1:
@@ -325,7 +354,7 @@ def _vf_of(search: _Search, pf: str, index: int) -> Vf | None:
 def _by_address(search: _Search) -> ReservedVf:
     """Reserve the VF at the requested PCI address."""
     vf_request = search.vf_request
-    pf, index = _pf_and_index(vf_request, search.roots)
+    pf, index = _pf_and_index(search)
     with ExitStack() as undo:
         lock = locks.acquire(
             search.roots.run, f"vf-{vf_request.device_id}", vf_request.holder, vf_request.wait()
@@ -347,8 +376,9 @@ def _by_address(search: _Search) -> ReservedVf:
     return ReservedVf(pf=pf, vf=vf, link=device.link, lock=lock)
 
 
-def _pf_and_index(vf_request: VfRequest, roots: Roots) -> tuple[str, int]:
+def _pf_and_index(search: _Search) -> tuple[str, int]:
     """Return the PF and the index of the VF at the requested PCI address; "" and -1 without a visible PF."""
+    vf_request, roots = search.vf_request, search.roots
     try:
         index = sysfs.vf_index(vf_request.device_id, roots.sys)
     except (OSError, ValueError) as error:
@@ -361,7 +391,7 @@ def _pf_and_index(vf_request: VfRequest, roots: Roots) -> tuple[str, int]:
             f"deviceID {vf_request.device_id!r} is no VF of a PF here: {error}",
             "give the PCI address of a VF",
         ) from error
-    pf = _pf_of(vf_request, f"{roots.device(vf_request.device_id)}/physfn")
+    pf = _pf_of(search, f"{roots.device(vf_request.device_id)}/physfn")
     if vf_request.vf is not None and vf_request.vf != index:
         raise ConfigError(
             f"deviceID {vf_request.device_id} is VF {index} of {pf}, not vf {vf_request.vf}", "leave vf out"
@@ -369,10 +399,12 @@ def _pf_and_index(vf_request: VfRequest, roots: Roots) -> tuple[str, int]:
     return pf, index
 
 
-def _pf_of(vf_request: VfRequest, physfn: str) -> str:
+def _pf_of(search: _Search, physfn: str) -> str:
     """Return the PF's network device: the requested master, else the uplink."""
-    names = candidate.netdevs(physfn)
+    vf_request, names = search.vf_request, candidate.netdevs(physfn)
     if not names:
+        what = f"deviceID {vf_request.device_id}: its PF"
+        _require_in_host(search.journal, what, "", os.path.basename(os.readlink(physfn)))
         raise ConfigError(
             f"deviceID {vf_request.device_id}: its PF shows no network interface here",
             "bind the PF's driver, and leave its device in the host's namespace",
@@ -480,11 +512,15 @@ def _taken_by(search: _Search, pfs: Sequence[tuple[str, list[Vf]]]) -> str:
 def any_usable(vf_request: VfRequest, journal: Journal, roots: Roots) -> bool:
     """Return whether a PF has a VF that is free or in a pod: a node with all VFs in pods is healthy.
 
-    Raises the error that an ADD with the same request would raise.
+    The same holds for a PF in a pod. Raises the error that an ADD with the same request would raise, if that
+    is not a temporary one.
     """
     search = _Search(vf_request=vf_request, journal=journal, roots=roots)
     owners = journal.owners()
-    vfs = [vf for _, its_vfs in _allowed(search) for vf in its_vfs]
+    try:
+        vfs = [vf for _, its_vfs in _allowed(search) for vf in its_vfs]
+    except TryAgainError:
+        return True
     if any(vf.pci in owners or (suits(vf, vf_request) and _is_unused(search, vf)) for vf in vfs):
         return True
     from sriov_fast.vf import sriov_cni  # late: only on a node without a usable VF
@@ -497,7 +533,7 @@ def _allowed(search: _Search) -> list[tuple[str, list[Vf]]]:
     vf_request = search.vf_request
     if not vf_request.device_id:
         return _by_preference(search) if vf_request.masters else []
-    pf, index = _pf_and_index(vf_request, search.roots)
+    pf, index = _pf_and_index(search)
     vf = _vf_of(search, pf, index)
     return [(pf, [vf] if vf else [])]
 

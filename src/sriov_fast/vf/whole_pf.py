@@ -12,12 +12,12 @@ from contextlib import ExitStack
 from sriov_fast.common.errors import ConfigError, SriovError, TryAgainError
 from sriov_fast.common.record import Vf
 from sriov_fast.vf import candidate, locks, select
-from sriov_fast.vf.journal import ATTACHED, BROKEN, PF
+from sriov_fast.vf.journal import ATTACHED, BROKEN
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from sriov_fast.common.paths import Roots
-    from sriov_fast.vf.journal import Attachment, Journal
+    from sriov_fast.vf.journal import Journal
     from sriov_fast.vf.select import ReservedVf, VfRequest
 
 
@@ -38,19 +38,13 @@ def choose(vf_request: VfRequest, journal: Journal, roots: Roots) -> ReservedVf:
 
 def any_usable(vf_request: VfRequest, journal: Journal, roots: Roots) -> bool:
     """Return whether a master is a PF here or in a pod. Raises ConfigError if none is."""
-    return any(_attached(name, journal) for name in vf_request.masters) or bool(
-        select.present(vf_request, roots)
+    return any(select.pf_in_pod(journal, name) for name in vf_request.masters) or bool(
+        select.present(vf_request, journal, roots)
     )
 
 
-def _attached(name: str, journal: Journal) -> Attachment | None:
-    """Return the record of a PF in a pod by its name in the host, None if there is none."""
-    records = (record for record in journal.all() if record.attach == PF)
-    return next((each for each in records if name in (each.host_name, *(each.before_altnames or ()))), None)
-
-
 def _reserve(name: str, vf_request: VfRequest, journal: Journal, roots: Roots) -> ReservedVf:
-    record = _attached(name, journal)
+    record = select.pf_in_pod(journal, name)
     pci = record.pci if record else _address(select.pf(name, vf_request, roots)[0], roots)
     with ExitStack() as held:
         held.enter_context(locks.acquire(roots.run, f"vf-{pci}", vf_request.holder, vf_request.wait()))

@@ -1,0 +1,42 @@
+"""netdevsim, the kernel's simulated network card, with the faults of ``lab/netdevsim_faults.h``."""
+
+from __future__ import annotations
+
+import subprocess
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from harness.card import IN_LAB
+
+BUS = Path("/sys/bus/netdevsim")
+DEBUG = Path("/sys/kernel/debug/netdevsim")
+PARAMETERS = Path("/sys/module/netdevsim/parameters")
+MODULES = ("psample", "udp_tunnel", "macsec", "netdevsim")
+
+
+@contextmanager
+def simulated(number: int, vfs: int, enter: Sequence[str] = ()) -> Iterator[str]:
+    """Make a PF with VFs in the namespace that the words ``enter`` lead to; yield the name of its parent."""
+    if not IN_LAB:
+        pytest.skip("makes a simulated network card: only in the lab")
+    for module in MODULES:
+        done = subprocess.run(["modprobe", module], capture_output=True, text=True, check=False)
+        if done.returncode:
+            pytest.skip(f"needs the kernel module {module}: {done.stderr.strip()}")
+    name = f"netdevsim{number}"
+    subprocess.run([*enter, "sh", "-c", f"echo {number} 1 >{BUS}/new_device"], check=True)
+    try:
+        (DEBUG / name / "max_vfs").write_text(str(vfs))
+        (BUS / "devices" / name / "sriov_numvfs").write_text(str(vfs))
+        yield name
+    finally:
+        (BUS / "del_device").write_text(str(number))
+
+
+def set_faults(refusals: int = 0, refusal: int = 0, late_ms: int = 0) -> None:
+    """Refuse so many changes to VFs with an errno; let a changed VF show its old settings for some time."""
+    for name, value in {"refusal": refusal, "late_ms": late_ms, "refusals": refusals}.items():
+        (PARAMETERS / name).write_text(str(value))

@@ -8,7 +8,7 @@ import sys
 import time
 import urllib.error
 import urllib.request
-from contextlib import closing
+from contextlib import ExitStack, closing
 from pathlib import Path
 
 import pytest
@@ -16,6 +16,7 @@ import pytest
 from sriov_fast.common.errors import ConfigError, FileError
 from sriov_fast.common.paths import Roots
 from sriov_fast.common.trace import Steps
+from sriov_fast.server import sockets
 from sriov_fast.server.exposition import Endpoint
 from sriov_fast.server.metrics import Metrics
 
@@ -108,3 +109,19 @@ def test_counting_costs_little(metrics: Metrics) -> None:
     spent = (time.process_time() - begin) / 200
     assert spent < 0.0005, f"{spent * 1e6:.0f} microseconds"
     print(f"{spent * 1e6:.0f} microseconds")
+
+
+def test_connections_that_no_thread_has_accepted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    roots = Roots(sys=str(tmp_path), proc=str(tmp_path), run=str(tmp_path))
+    with ExitStack() as opened:
+        path = str(tmp_path / "sriov.sock")
+        listener = opened.enter_context(sockets.listen_at(path))
+        for _ in range(3):
+            opened.enter_context(socket.socket(socket.AF_UNIX)).connect(path)
+        text = Metrics(roots, lambda: 0, [listener]).render().decode()
+        assert "sriov_fast_requests_queued 3.0" in text
+        listener.accept()[0].close()
+        assert sockets.queued(listener) == 2
+        monkeypatch.setattr(sockets, "_BY_FAMILY", 3)  # no message that the kernel knows
+        with pytest.raises(OSError, match="Invalid argument"):
+            sockets.queued(listener)

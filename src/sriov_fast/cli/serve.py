@@ -7,6 +7,7 @@ import os
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     import argparse
+    from socket import socket
 
     from sriov_fast.common.paths import Roots
     from sriov_fast.server.exposition import Endpoint
@@ -119,7 +120,7 @@ def run(args: argparse.Namespace) -> None:
         listeners.append(sockets.listen_at(args.also_listen))
         own_paths.append(args.also_listen)
     server = Server(listeners, roots, options)
-    endpoint = _endpoint(server, roots, args) if args.metrics else None
+    endpoint = _endpoint(server, listeners, roots, args) if args.metrics else None
 
     def ready() -> None:
         if endpoint:
@@ -136,7 +137,7 @@ def run(args: argparse.Namespace) -> None:
     server.run(ready, stopping)
 
 
-def _endpoint(server: Server, roots: Roots, args: argparse.Namespace) -> Endpoint:
+def _endpoint(server: Server, listeners: list[socket], roots: Roots, args: argparse.Namespace) -> Endpoint:
     """Let the server count, and listen for scrapes."""
     try:
         from sriov_fast.server.exposition import Endpoint
@@ -146,5 +147,5 @@ def _endpoint(server: Server, roots: Roots, args: argparse.Namespace) -> Endpoin
 
         advice = "pip install 'sriov-fast[metrics]', or Debian's python3-prometheus-client"
         raise ConfigError(f"--metrics needs the module {error.name}", advice) from error
-    server.metrics = Metrics(roots, server.running, vf_counters=args.vf_counters)
+    server.metrics = Metrics(roots, server.running, listeners, vf_counters=args.vf_counters)
     return Endpoint(args.metrics, server.metrics)

@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import os
 import platform
+import socket
 import time
 from collections import Counter as Tally
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from typing import NamedTuple
 
 from prometheus_client import (
@@ -31,6 +33,7 @@ from sriov_fast.common.errors import SriovError, is_there
 from sriov_fast.common.paths import Roots
 from sriov_fast.common.trace import Steps
 from sriov_fast.kernel.backend import sysfs
+from sriov_fast.server import sockets
 from sriov_fast.server import vf_counters as counters_of_vfs
 from sriov_fast.vf import locks, state, uplink
 from sriov_fast.vf.journal import ATTACHED, ATTACHING, BROKEN, RETURNING, Journal
@@ -49,10 +52,17 @@ _NO_CODE = 999  # of an error that is not CNI's JSON
 class Metrics:
     """All metrics of one server, in their own registry.
 
-    ``running`` returns the number of requests that are carried out now.
+    ``running`` returns the number of requests that are carried out now; more wait in ``listeners``.
     """
 
-    def __init__(self, roots: Roots, running: Callable[[], int], *, vf_counters: bool = False) -> None:
+    def __init__(
+        self,
+        roots: Roots,
+        running: Callable[[], int],
+        listeners: Sequence[socket.socket] = (),
+        *,
+        vf_counters: bool = False,
+    ) -> None:
         disable_created_metrics()  # type: ignore[no-untyped-call] # a second series for each counter
         registry = self._registry = CollectorRegistry()
         ProcessCollector(registry=registry)
@@ -69,7 +79,7 @@ class Metrics:
         )
         self._steps = _histogram(registry, "step", "Time of each step of a request", "verb", "step")
         self._children: dict[tuple[str, ...], Histogram] = {}
-        registry.register(_Process(running))
+        registry.register(_Process(running, listeners))
         errors = Tally(dict.fromkeys(("journal", "pf"), 0))
         if vf_counters:
             errors["vf_counters"] = 0
@@ -110,16 +120,23 @@ def _code(output: bytes) -> int:
 
 
 class _Process(Collector):
-    """Requests at work, waits for locks, and repeated requests to the address service, in this process."""
+    """Requests at work and before it, waits for locks, and repeated requests to the address service."""
 
-    def __init__(self, running: Callable[[], int]) -> None:
+    def __init__(self, running: Callable[[], int], listeners: Sequence[socket.socket]) -> None:
         self._running = running
+        self._listeners = listeners
 
     def collect(self) -> Iterator[Metric]:
         """Return the counts as they are now."""
         yield GaugeMetricFamily(
             "sriov_fast_requests_running", "Requests being carried out", value=self._running()
         )
+        with suppress(FileNotFoundError):  # this kernel cannot tell
+            yield GaugeMetricFamily(
+                "sriov_fast_requests_queued",
+                "Connections that no thread has accepted",
+                value=sum(map(sockets.queued, self._listeners)),
+            )
         waits = locks.waits
         yield CounterMetricFamily(
             "sriov_fast_lock_waits", "Locks that were not free at once", value=waits.number

@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 import os
 import socket
+import struct
 
 from sriov_fast.common import descriptors
 from sriov_fast.common.errors import BusyError, FileError
@@ -12,6 +13,10 @@ from sriov_fast.common.errors import BusyError, FileError
 NAME = "sriov.sock"
 _BACKLOG = 1024
 _FIRST_FD = 3  # SD_LISTEN_FDS_START
+_NETLINK_SOCK_DIAG = 4  # linux/netlink.h
+# struct nlmsghdr, then struct unix_diag_req of one inode with any cookie (linux/unix_diag.h).
+_QUERY = struct.Struct("=IHHII BBHIIIQ")
+_BY_FAMILY, _NLM_F_REQUEST, _NLMSG_ERROR, _SHOW_RQLEN = 20, 1, 2, 0x10
 
 
 def from_systemd(environ: os._Environ[str]) -> list[socket.socket]:
@@ -62,6 +67,23 @@ def listen_at(path: str) -> socket.socket:
         listener.close()
         raise _cannot_listen(path, error) from error
     return listener
+
+
+def queued(listener: socket.socket) -> int:
+    """Return the number of connections that are not accepted yet (UNIX_DIAG_RQLEN).
+
+    Raises FileNotFoundError on a kernel without CONFIG_UNIX_DIAG.
+    """
+    header = (_QUERY.size, _BY_FAMILY, _NLM_F_REQUEST, 0, 0)
+    inode = os.fstat(listener.fileno()).st_ino
+    query = _QUERY.pack(*header, socket.AF_UNIX, 0, 0, (1 << 32) - 1, inode, _SHOW_RQLEN, (1 << 64) - 1)
+    with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, _NETLINK_SOCK_DIAG) as kernel:
+        kernel.send(query)
+        reply = kernel.recv(4096)
+    if reply[4] == _NLMSG_ERROR:
+        code = -int(struct.unpack_from("=i", reply, 16)[0])
+        raise OSError(code, os.strerror(code))
+    return int(struct.unpack_from("=I", reply, 36)[0])  # the first attribute, after struct unix_diag_msg
 
 
 def _cannot_listen(path: str, error: OSError) -> FileError:

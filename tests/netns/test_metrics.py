@@ -68,7 +68,7 @@ def test_a_scrape_shows_requests_and_vfs(node: ResidentNode) -> None:
     assert after["sriov_fast_journal_records{state=attached}"] == 1
     assert 0 < after["sriov_fast_journal_oldest_seconds{state=attached}"] < 600
     assert after["sriov_fast_scrape_errors_total{what=pf}"] == 0
-    assert after["sriov_fast_requests_queued"] == 0
+    assert after["sriov_fast_requests_queued{}"] == 0
     node.delete(conf, pod)
     last = counted(node, "DEL", 1)
     assert states(last)["attached"] == 0

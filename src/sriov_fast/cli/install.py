@@ -22,8 +22,9 @@ from pathlib import Path
 from typing import NamedTuple
 
 from sriov_fast import client
-from sriov_fast.cli import output, units, unmanaged
+from sriov_fast.cli import units, unmanaged
 from sriov_fast.common.errors import ConfigError, EnvError
+from sriov_fast.common.replace import replace_file
 
 PLUGIN_DIRECTORY = "/opt/cni/bin"
 # The kernel reads 256 bytes of the first line since Linux 5.1, 128 before, the newline included.
@@ -254,7 +255,7 @@ def _quoted(text: str) -> str:
 
 def write_executable(path: Path, content: str | bytes) -> None:
     """Replace an executable in one step."""
-    output.replace_file(path, content if isinstance(content, bytes) else os.fsencode(content), 0o755)
+    replace_file(path, content if isinstance(content, bytes) else os.fsencode(content), 0o755)
 
 
 def compile_package() -> None:

@@ -1,8 +1,7 @@
-"""The output that several commands share: errors, JSON, and files that are replaced in one step."""
+"""The output that several commands share: errors and JSON."""
 
 from __future__ import annotations
 
-import os
 import sys
 from pathlib import Path
 
@@ -35,20 +34,3 @@ def json_text(document: object) -> str:
     import orjson
 
     return orjson.dumps(document, option=orjson.OPT_INDENT_2 | orjson.OPT_APPEND_NEWLINE).decode()
-
-
-def replace_file(path: Path, content: bytes, mode: int) -> None:
-    """Replace a file in one step, so that a reader finds the old content or the new one."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    temporary.unlink(missing_ok=True)  # in a container the process has the same number each time
-    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600)
-    try:
-        with open(descriptor, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fchmod(descriptor, mode)  # independent of the umask
-            os.fsync(descriptor)
-        os.replace(temporary, path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise

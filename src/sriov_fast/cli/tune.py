@@ -18,6 +18,7 @@ from sriov_fast.cli.output import read_text
 from sriov_fast.common import json, paths, terminal
 from sriov_fast.common.errors import ConfigError, DecodeError, FileError
 from sriov_fast.common.paths import Roots
+from sriov_fast.common.replace import replace_file
 from sriov_fast.vf import locks
 
 _STATE = "tuned.json"
@@ -33,44 +34,21 @@ class Setting(NamedTuple):
     name: str
     file: str
     value: str
-    matters: bool
-    default: bool
     effect: str
+    matters: bool = True
+    default: bool = False
 
 
+_RCU = "module/rcutree/parameters"
+_FIRST = "the kernel checks for the end of an RCU grace period at once, not a tick later"
+_AGAIN = "... and again every tick (useful with HZ above 250)"
+_NORMAL = "1 forbids expedited grace periods, which makes a move three times as long"
+_EXPEDITED = "expedites every wait for RCU; a move does not gain by it, and CPUs are interrupted"
 SETTINGS = (
-    Setting(
-        "rcu-first-fqs",
-        "module/rcutree/parameters/jiffies_till_first_fqs",
-        "0",
-        matters=True,
-        default=True,
-        effect="the kernel checks for the end of an RCU grace period at once, not a tick later",
-    ),
-    Setting(
-        "rcu-next-fqs",
-        "module/rcutree/parameters/jiffies_till_next_fqs",
-        "1",
-        matters=True,
-        default=True,
-        effect="... and again every tick (useful with HZ above 250)",
-    ),
-    Setting(
-        "rcu-normal",
-        "kernel/rcu_normal",
-        "0",
-        matters=True,
-        default=False,
-        effect="1 forbids expedited grace periods, which makes a move three times as long",
-    ),
-    Setting(
-        "rcu-expedited",
-        "kernel/rcu_expedited",
-        "1",
-        matters=False,
-        default=False,
-        effect="expedites every wait for RCU; a move does not gain by it, and CPUs are interrupted",
-    ),
+    Setting("rcu-first-fqs", f"{_RCU}/jiffies_till_first_fqs", "0", _FIRST, default=True),
+    Setting("rcu-next-fqs", f"{_RCU}/jiffies_till_next_fqs", "1", _AGAIN, default=True),
+    Setting("rcu-normal", "kernel/rcu_normal", "0", _NORMAL),
+    Setting("rcu-expedited", "kernel/rcu_expedited", "1", _EXPEDITED, matters=False),
 )
 _BY_NAME = {setting.name: setting for setting in SETTINGS}
 
@@ -278,7 +256,7 @@ class Tuning:
         try:
             if before:
                 document = json.text({"boot": self._boot(), "before": before})
-                output.replace_file(self._state, document.encode(), 0o600)
+                replace_file(self._state, document.encode(), 0o600)
             else:
                 self._state.unlink(missing_ok=True)
         except OSError as error:

@@ -12,8 +12,8 @@ import subprocess
 import sys
 from pathlib import Path
 
-from sriov_fast.cli import output
 from sriov_fast.common.errors import SriovError
+from sriov_fast.common.replace import replace_file
 
 DIRECTORY = Path("/etc/systemd/system")
 _RUNNING = Path("/run/systemd/system")  # sd_booted(3)
@@ -101,7 +101,7 @@ def write(directory: Path) -> None:
     """Write the units of the socket, of the service, and of warm VFs."""
     directory.mkdir(parents=True, exist_ok=True)
     for name in _TEXTS:
-        output.replace_file(directory / name, os.fsencode(text(name)), 0o644)
+        replace_file(directory / name, os.fsencode(text(name)), 0o644)
         print(f"wrote {directory / name}")
 
 

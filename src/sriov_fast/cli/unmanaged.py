@@ -12,7 +12,7 @@ import subprocess
 from collections.abc import Iterable
 from pathlib import Path
 
-from sriov_fast.cli import output
+from sriov_fast.common.replace import replace_file
 
 RULES = Path("etc/udev/rules.d/85-sriov-fast.rules")
 NETWORK = Path("etc/systemd/network/05-sriov-fast.network")
@@ -35,7 +35,7 @@ def write(pfs: Iterable[str], root: Path = Path("/")) -> None:
             raise ValueError(f"{name!r} cannot be a name in a udev rule")
     for path, text in ((RULES, _MARK + "".join(map(_RULE.format, names))), (NETWORK, _NETWORK_FILE)):
         (root / path).parent.mkdir(parents=True, exist_ok=True)
-        output.replace_file(root / path, text.encode(), 0o644)
+        replace_file(root / path, text.encode(), 0o644)
         print(f"wrote {root / path}")
     _apply()
 

@@ -12,7 +12,6 @@ import ipaddress
 import logging
 import os
 import secrets
-import tempfile
 from collections.abc import Iterable, Iterator, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
@@ -22,6 +21,7 @@ import orjson
 from cryptography import x509
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from sriov_fast.common.replace import KEPT, replace_file
 from sriov_fast.ipamd.logs import LOGGER
 from sriov_fast.ipamd.problems import explain, shown
 
@@ -123,17 +123,12 @@ def read_tokens(path: Path) -> list[Token]:
 def write_tokens(path: Path, tokens: Sequence[Token]) -> None:
     """Replace the file of tokens atomically, with the owner and mode of the old one (0600 for a new one)."""
     text = orjson.dumps({"tokens": [each.model_dump() for each in tokens]}, option=orjson.OPT_INDENT_2)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}-")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(text + b"\n")
-            file.flush()
-            os.fsync(file.fileno())
-            _like(path, file.fileno())
-        os.replace(temporary, path)
-    except BaseException:
-        os.unlink(temporary)
-        raise
+    mode, owner = 0o600, KEPT
+    with contextlib.suppress(FileNotFoundError):
+        old = path.stat()
+        mode = old.st_mode & 0o777
+        owner = (old.st_uid, old.st_gid) if os.geteuid() == 0 else KEPT
+    replace_file(path, text + b"\n", mode, owner)
 
 
 @contextlib.contextmanager
@@ -145,17 +140,6 @@ def locked(path: Path) -> Iterator[None]:
         yield
     finally:
         os.close(directory)
-
-
-def _like(path: Path, descriptor: int) -> None:
-    """Give an open file the owner and mode of the file at a path."""
-    try:
-        old = path.stat()
-    except FileNotFoundError:
-        return
-    if os.geteuid() == 0:
-        os.fchown(descriptor, old.st_uid, old.st_gid)
-    os.fchmod(descriptor, old.st_mode & 0o777)
 
 
 class Tokens:

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import argparse
-import os
 import ssl
 import sys
-import tempfile
 import tomllib
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
@@ -18,6 +16,7 @@ import orjson
 
 from sriov_fast import ipamd_api
 from sriov_fast.common import terminal
+from sriov_fast.common.replace import replace_file
 from sriov_fast.ipamd import auth, model, settings
 from sriov_fast.ipamd.config import Config
 from sriov_fast.ipamd.errors import ServiceError
@@ -355,7 +354,7 @@ def export(args: argparse.Namespace) -> None:
     if args.output is None:
         sys.stdout.write(content.decode() + "\n")
     else:
-        _write(args.output, content + b"\n")
+        replace_file(args.output, content + b"\n", 0o600)
 
 
 def load(args: argparse.Namespace) -> None:
@@ -385,20 +384,6 @@ def status(args: argparse.Namespace) -> int:
     return 0 if ready.is_success else 1
 
 
-def _write(path: Path, content: bytes) -> None:
-    """Replace a file atomically, with mode 0600."""
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}-")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except BaseException:
-        os.unlink(temporary)
-        raise
-
-
 # --------------------------------------------------------------------------------- tokens, certificates
 
 
@@ -412,7 +397,7 @@ def token_create(args: argparse.Namespace) -> None:
     if args.output is None:
         print(secret)
     else:
-        _write(args.output, secret.encode() + b"\n")
+        replace_file(args.output, secret.encode() + b"\n", 0o600)
     print(f"token {token.id} added to {path}", file=sys.stderr)
 
 

@@ -131,7 +131,7 @@ class _Process(Collector):
         yield GaugeMetricFamily(
             "sriov_fast_requests_running", "Requests being carried out", value=self._running()
         )
-        with suppress(FileNotFoundError):  # this kernel cannot tell
+        with suppress(OSError):  # a kernel that cannot tell
             yield GaugeMetricFamily(
                 "sriov_fast_requests_queued",
                 "Connections that no thread has accepted",

@@ -72,12 +72,13 @@ def listen_at(path: str) -> socket.socket:
 def queued(listener: socket.socket) -> int:
     """Return the number of connections that are not accepted yet (UNIX_DIAG_RQLEN).
 
-    Raises FileNotFoundError on a kernel without CONFIG_UNIX_DIAG.
+    Raises OSError on a kernel without CONFIG_UNIX_DIAG.
     """
     header = (_QUERY.size, _BY_FAMILY, _NLM_F_REQUEST, 0, 0)
     inode = os.fstat(listener.fileno()).st_ino
     query = _QUERY.pack(*header, socket.AF_UNIX, 0, 0, (1 << 32) - 1, inode, _SHOW_RQLEN, (1 << 64) - 1)
     with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, _NETLINK_SOCK_DIAG) as kernel:
+        kernel.settimeout(1.0)
         kernel.send(query)
         reply = kernel.recv(4096)
     if reply[4] == _NLMSG_ERROR:

@@ -1,8 +1,7 @@
 """containerd inside the guest, for tests that want a real runtime to execute the plugin.
 
-Everything lives below one directory on tmpfs, and no registry is asked for anything. ``ctr run --cni`` takes
-the network from the first configuration in ``/etc/cni/net.d`` and plugins from ``/opt/cni/bin``. A sandbox of
-the CRI (``Cri``, ``cri.py``) has the network of its runtime handler.
+Everything lives below one directory on tmpfs, and no registry is asked for anything. A sandbox of the CRI
+(``Cri``, ``cri.py``) has the network of its runtime handler.
 """
 
 from __future__ import annotations
@@ -12,7 +11,7 @@ import os
 import shutil
 import subprocess
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,10 +19,7 @@ from pathlib import Path
 from lab import image
 from lab.errors import LabError
 
-IMAGE = "lab.local/busybox:1"
 PAUSE_IMAGE = "lab.local/pause:1"
-NETWORKS = Path("/etc/cni/net.d")
-TOP = Path("/run/lab-containerd")
 SECONDS_TO_START = 240.0  # an emulated guest on a busy machine needs more than a minute
 
 # The plugins that ask for devices, registries or time that the lab does not have.
@@ -70,29 +66,6 @@ class Containerd:
             raise LabError(f"ctr {' '.join(words)} failed ({done.returncode}): {said}")
         return done
 
-    def run(self, name: str, argv: Sequence[str], *, check: bool = True) -> subprocess.CompletedProcess[str]:
-        """Run ``argv`` in a new container with a network; it and its network are gone when ``argv`` ends."""
-        return self.ctr(*_RUN, "--rm", IMAGE, name, *argv, check=check)
-
-    def start(self, name: str, argv: Sequence[str] = ("sleep", "1000")) -> int:
-        """Start a container with a network in the background; returns the process id of its first process."""
-        self.ctr(*_RUN, "--detach", IMAGE, name, *argv)
-        for line in self.ctr("tasks", "list").stdout.splitlines():
-            words = line.split()
-            if words[:1] == [name]:
-                return int(words[1])
-        raise LabError(f"container {name} is not running")
-
-    def exec(self, name: str, argv: Sequence[str]) -> str:
-        """Run ``argv`` in a running container and return what it printed."""
-        return self.ctr("tasks", "exec", "--exec-id", f"exec-{time.monotonic_ns()}", name, *argv).stdout
-
-    def remove(self, name: str) -> None:
-        """End a container that ``start`` started; deleting its task takes its network down (CNI DEL)."""
-        self.ctr("tasks", "kill", "--signal", "SIGKILL", name, check=False)
-        self.ctr("tasks", "delete", "--force", name, check=False)
-        self.ctr("containers", "delete", name, check=False)
-
     def launch(self) -> None:
         """Start containerd, and wait until it answers; its containers have gone on meanwhile."""
         command = ["containerd", "--config", str(self.top / "config.toml")]
@@ -113,25 +86,18 @@ class Containerd:
         self.process.wait()
 
 
-_RUN = ("run", "--cni", "--snapshotter", "native")
-_IMPORT = ("images", "import", "--snapshotter", "native")
-
-
-def start(top: Path = TOP, cri: Cri | None = None, env: Mapping[str, str] | None = None) -> Containerd:
-    """Start containerd with the images in it; ``env`` is added to the environment of the CNI plugins."""
+def start(top: Path, cri: Cri, env: Mapping[str, str] | None = None) -> Containerd:
+    """Start containerd with the image of a sandbox; ``env`` is added to the environment of CNI plugins."""
     top.mkdir(parents=True, exist_ok=True)
-    for name, conf in (cri.networks if cri else {}).items():
-        network(conf, _network_directory(top, name))
+    for name, conf in cri.networks.items():
+        _write_network(conf, _network_directory(top, name))
     (top / "config.toml").write_text(config(top, cri))
     running = Containerd(top, dict(env or {}))
     try:
-        if cri:
-            image.build_pause(top / "pause")
-            image.write(top / "image.tar", PAUSE_IMAGE, top / "pause", links=(), argv=("/bin/pause",))
-            running.ctr("-n", "k8s.io", *_IMPORT, str(top / "image.tar"))
-        else:
-            image.write(top / "image.tar", IMAGE)
-            running.ctr(*_IMPORT, str(top / "image.tar"))
+        image.build_pause(top / "pause")
+        image.write(top / "image.tar", PAUSE_IMAGE, top / "pause")
+        words = ("-n", "k8s.io", "images", "import", "--snapshotter", "native")
+        running.ctr(*words, str(top / "image.tar"))
     except BaseException:
         running.stop()
         raise
@@ -139,9 +105,7 @@ def start(top: Path = TOP, cri: Cri | None = None, env: Mapping[str, str] | None
 
 
 @contextmanager
-def running(
-    top: Path = TOP, cri: Cri | None = None, env: Mapping[str, str] | None = None
-) -> Iterator[Containerd]:
+def running(top: Path, cri: Cri, env: Mapping[str, str] | None = None) -> Iterator[Containerd]:
     """Run containerd for the length of a ``with`` block."""
     process = start(top, cri, env)
     try:
@@ -151,21 +115,18 @@ def running(
         shutil.rmtree(top, ignore_errors=True)
 
 
-def config(top: Path, cri: Cri | None = None) -> str:
-    """Return containerd's configuration; without ``cri`` it serves ``ctr`` alone."""
-    disabled = [f"io.containerd.{name}" for name in _DISABLED] + ([] if cri else [_CRI])
-    lines = [
-        "version = 2",
-        f'root = "{top}/root"',
-        f'state = "{top}/state"',
-        f"disabled_plugins = {json.dumps(disabled)}",
-        "[grpc]",
-        f'address = "{top}/containerd.sock"',
-    ]
-    return "\n".join([*lines, *(_cri_config(top, cri) if cri else ()), ""])
+def config(top: Path, cri: Cri) -> str:
+    """Return containerd's configuration."""
+    return "\n".join([*_config(top, cri), ""])
 
 
-def _cri_config(top: Path, cri: Cri) -> Iterator[str]:
+def _config(top: Path, cri: Cri) -> Iterator[str]:
+    yield "version = 2"
+    yield f'root = "{top}/root"'
+    yield f'state = "{top}/state"'
+    yield f"disabled_plugins = {json.dumps([f'io.containerd.{name}' for name in _DISABLED])}"
+    yield "[grpc]"
+    yield f'address = "{top}/containerd.sock"'
     section = f'plugins."{_CRI}"'
     yield f"[{section}]"
     yield f'sandbox_image = "{PAUSE_IMAGE}"'
@@ -187,11 +148,6 @@ def _network_directory(top: Path, handler: str) -> Path:
     return top / "net.d" / handler
 
 
-def network(conf: Mapping[str, object], directory: Path = NETWORKS) -> Path:
-    """Make ``conf`` (one plugin's configuration or a list) the only network that containerd sees."""
+def _write_network(conf: Mapping[str, object], directory: Path) -> None:
     directory.mkdir(parents=True, exist_ok=True)
-    for other in directory.iterdir():
-        other.unlink()
-    path = directory / ("10-lab.conflist" if "plugins" in conf else "10-lab.conf")
-    path.write_text(json.dumps(conf))
-    return path
+    (directory / "10-lab.conflist").write_text(json.dumps(conf))

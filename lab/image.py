@@ -8,32 +8,21 @@ import json
 import shutil
 import subprocess
 import tarfile
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from lab.errors import LabError
 
-BUSYBOX = Path("/usr/bin/busybox")
-APPLETS = ("cat", "echo", "ip", "ls", "ping", "sh", "sleep", "true")
 PAUSE = Path(__file__).with_name("pause.c")
 _DIRECTORIES = ("bin", "dev", "etc", "proc", "run", "sys", "tmp")
 _VENDOR = "application/vnd.oci.image"
 
 
-def write(
-    path: Path,
-    name: str,
-    program: Path = BUSYBOX,
-    links: Sequence[str] = APPLETS,
-    argv: Sequence[str] = ("/bin/sh",),
-) -> None:
-    """Write an OCI archive with the image ``name`` to ``path``.
-
-    ``program`` is copied to ``/bin``, ``links`` are further names of it there; ``argv`` is what a container
-    runs by default.
-    """
-    layer = _layer(program, links)
-    write_archive(path, name, layer, _digest(layer), {"Env": ["PATH=/bin"], "Cmd": list(argv)})
+def write(path: Path, name: str, program: Path) -> None:
+    """Write an OCI archive with the image ``name`` to ``path``; a container runs ``program``."""
+    layer = _layer(program)
+    settings = {"Env": ["PATH=/bin"], "Cmd": [f"/bin/{program.name}"]}
+    write_archive(path, name, layer, _digest(layer), settings)
 
 
 def write_archive(  # noqa: PLR0913 (facts, each by its name)
@@ -74,16 +63,12 @@ def build_pause(path: Path) -> None:
         raise LabError(f"{' '.join(command)} failed:\n{done.stderr}")
 
 
-def _layer(program: Path, links: Sequence[str]) -> bytes:
+def _layer(program: Path) -> bytes:
     stream, content = io.BytesIO(), program.read_bytes()
     with tarfile.open(fileobj=stream, mode="w") as tar:
         for name in _DIRECTORIES:
             tar.addfile(_entry(name, tarfile.DIRTYPE))
         tar.addfile(_entry(f"bin/{program.name}", tarfile.REGTYPE, len(content)), io.BytesIO(content))
-        for name in links:
-            link = _entry(f"bin/{name}", tarfile.SYMTYPE)
-            link.linkname = program.name
-            tar.addfile(link)
     return stream.getvalue()
 
 

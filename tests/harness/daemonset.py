@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 import yaml
 
-from harness.card import IN_LAB, Node
+from harness.card import Node
 from harness.waiting import wait_for
-from lab import containerd, node_image
+from lab import node_image
 from lab.containerd import Containerd
 
 MANIFEST = Path(__file__).resolve().parents[2] / "deploy/base/daemonset.yaml"
@@ -76,21 +76,13 @@ class Daemon:
         return next((words for words in lines if words[:1] == [CONTAINER]), [])
 
 
-@pytest.fixture(scope="module")
-def runtime(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Containerd]:
-    """containerd with the image, under two names; where it is emulated, that takes longer than the tests."""
-    if not IN_LAB:
-        pytest.skip("starts a server in place of this machine's: only in the lab")
-    if not node_image.OUTPUT.exists():
-        pytest.skip("needs the image: python -m lab pytest --image")
-    with containerd.running(tmp_path_factory.mktemp("daemonset")) as running:
-        running.ctr("images", "import", "--snapshotter", "overlayfs", str(node_image.OUTPUT.resolve()))
-        running.ctr("images", "tag", FIRST, SECOND)
-        yield running
-
-
 @pytest.fixture
 def daemon(node: Node, runtime: Containerd) -> Iterator[Daemon]:
+    """A DaemonSet whose container is not started; its image has two names."""
+    if not node_image.OUTPUT.exists():
+        pytest.skip("needs the image: python -m lab pytest --image")
+    runtime.ctr("images", "import", "--snapshotter", "overlayfs", str(node_image.OUTPUT.resolve()))
+    runtime.ctr("images", "tag", FIRST, SECOND)
     plugins = node.root / "plugins"
     plugins.mkdir()
     node.plugin = plugins / "sriov"

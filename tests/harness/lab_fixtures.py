@@ -9,9 +9,11 @@ from pathlib import Path
 import pytest
 
 from harness.card import IN_LAB, LOCKS, SOCKET, Card, Node, State, differences, start_server
+from harness.cri import networks
 from harness.pod import ip, link
 from harness.server import Server
 from harness.waiting import wait_for
+from lab import containerd
 
 
 def _names() -> list[str]:
@@ -115,6 +117,16 @@ def node(
         one.socket = "none"
     yield one
     one.close()
+
+
+@pytest.fixture(scope="session")
+def runtime(cards: list[Card], tmp_path_factory: pytest.TempPathFactory) -> Iterator[containerd.Containerd]:
+    """containerd for all tests: its start takes long where it is emulated."""
+    if not IN_LAB:
+        pytest.skip("runs containerd with the plugins in /opt/cni/bin: only in the lab")
+    top = tmp_path_factory.mktemp("cri")
+    with containerd.running(top / "containerd", containerd.Cri(networks(cards[0], top / "ipam"))) as running:
+        yield running
 
 
 @pytest.fixture

@@ -262,12 +262,9 @@ def who(pod_id: str, host_ip: str = HOST) -> str:
     return f"IgnoreUnknown=1;PodID={pod_id};HostIP={host_ip}"
 
 
-@pytest.mark.parametrize("delegate", [False, True], ids=["in-process", "executed"])
-def test_the_service_chooses_vf_vlan_and_mac(
-    node: Node, card: Card, service: AddressService, delegate: bool
-) -> None:
+def test_the_service_chooses_vf_vlan_and_mac(node: Node, card: Card, service: AddressService) -> None:
     before, pod = card.state(), node.pod()
-    conf, args = network(service, node, delegate=delegate), who("chosen")
+    conf, args = network(service, node), who("chosen")
     result = node.add(conf, pod, args=args)
     try:
         assert (link("eth0", pod)["address"], card.on_pf(3)["address"], card.vlan(3)) == (MAC, MAC, 100)

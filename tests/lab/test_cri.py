@@ -5,14 +5,14 @@ from __future__ import annotations
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import pytest
 
 from harness import pod as netns
-from harness.card import IN_LAB, RECORDS, Card, Node, differences, ip, start_server
+from harness.card import RECORDS, Card, Node, differences, ip, start_server
+from harness.cri import ARP_NOTIFY, CHAIN, MODES, MTU, NETWORK, VLAN
 from harness.server import Server
-from lab import containerd
 from lab.containerd import Containerd
 
 pytest.importorskip("grpc_tools", reason="needs grpcio-tools")
@@ -21,12 +21,7 @@ from lab import cri
 
 pytestmark = pytest.mark.modes("own")
 
-NETWORK = "lab-cri"
-MODES = ("move", "macvlan")
-CHAIN = "chain"
 HOST_PORT, POD_PORT = 8080, 80
-MTU = 1400  # that tuning sets
-ARP_NOTIFY = "/proc/sys/net/ipv4/conf/eth0/arp_notify"
 
 
 class Kubelet(NamedTuple):
@@ -58,17 +53,9 @@ class Kubelet(NamedTuple):
 
 
 @pytest.fixture(scope="module")
-def kubelet(cards: list[Card], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Kubelet]:
-    """containerd for all tests here: its start is the slowest part where it is emulated."""
-    if not IN_LAB:
-        pytest.skip("runs containerd with the plugins in /opt/cni/bin: only in the lab")
-    top = tmp_path_factory.mktemp("cri")
-    given = containerd.Cri(networks(cards[0], top / "ipam"))
-    with (
-        containerd.running(top / "containerd", given) as runtime,
-        cri.Sandboxes(runtime.socket) as sandboxes,
-    ):
-        yield Kubelet(runtime, sandboxes, top / "ipam" / NETWORK)
+def kubelet(runtime: Containerd) -> Iterator[Kubelet]:
+    with cri.Sandboxes(runtime.socket) as sandboxes:
+        yield Kubelet(runtime, sandboxes, runtime.top.with_name("ipam") / NETWORK)
 
 
 @pytest.fixture
@@ -77,22 +64,6 @@ def server(node: Node) -> Iterator[Server]:
     one = start_server(node.root / "server.log")
     yield one
     one.stop()
-
-
-def networks(card: Card, leases: Path) -> dict[str, dict[str, Any]]:
-    """Return a network for each mode, and one with other plugins after ours; all share their addresses."""
-    ipam = {"type": "host-local", "subnet": "10.78.0.0/24", "dataDir": str(leases)}
-    plugin = {"type": "sriov", "master": card.pf, "vlan": 100, "ipam": ipam}
-    sysctl = {ARP_NOTIFY.removeprefix("/proc/sys/").replace("/", "."): "1"}
-    others = [
-        {"type": "tuning", "sysctl": sysctl, "mtu": MTU},
-        {"type": "bandwidth", "capabilities": {"bandwidth": True}},
-        {"type": "portmap", "capabilities": {"portMappings": True}},
-    ]
-    lists = {mode: [plugin | {"attach": mode}] for mode in MODES} | {CHAIN: [plugin, *others]}
-    return {
-        name: {"cniVersion": "1.0.0", "name": NETWORK, "plugins": plugins} for name, plugins in lists.items()
-    }
 
 
 def attached() -> set[str]:
@@ -105,6 +76,8 @@ def test_a_sandbox_is_stopped_and_started_again(node: Node, card: Card, kubelet:
     """A kubelet makes a new sandbox of a pod that restarts, and removes the old one later."""
     before, sandboxes = card.state(), kubelet.sandboxes
     first = kubelet.start_pods()
+    held = card.state().values()
+    assert [vf["pf"]["vlan_list"][0]["vlan"] for vf in held if vf["pf"]["vlan_list"] != [{}]] == [VLAN] * 2
     kubelet.answer(node, *first.values())
     for sandbox in first.values():
         sandboxes.stop(sandbox)

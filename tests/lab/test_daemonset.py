@@ -14,11 +14,11 @@ from typing import Any
 import pytest
 
 from harness.card import Card, Node, differences
-from harness.daemonset import FIRST, SECOND, Daemon, daemon, runtime, serves
+from harness.daemonset import FIRST, SECOND, Daemon, daemon, serves
 from harness.runtime import Outcome
 from harness.waiting import wait_for
 
-__all__ = ["daemon", "runtime"]  # fixtures
+__all__ = ["daemon"]  # a fixture
 
 pytestmark = pytest.mark.modes("own")
 
@@ -71,8 +71,19 @@ def status(pid: int, key: str) -> str:
 
 
 def test_the_daemonset_attaches_pods_and_is_upgraded(node: Node, card: Card, daemon: Daemon) -> None:
-    """It has the manifest's rights; no ADD or DEL fails while it is killed, upgraded and rolled back."""
-    before, conf = card.state(), network(node)
+    """It has the manifest's rights; no ADD or DEL fails while it is killed, upgraded and rolled back.
+
+    GC releases the pod that the runtime does not name; without the mount of the namespaces it refuses.
+    """
+    before = card.state()
+    upgrade(node, card, daemon)
+    assert not differences(before, card.state())
+    collect(node, daemon)
+    assert not differences(before, card.state())
+
+
+def upgrade(node: Node, card: Card, daemon: Daemon) -> None:
+    conf = network(node)
     old, new = node.pod(), node.pod()
     pid = daemon.start(FIRST)
     wait_for(lambda: serves(node), "the container does not serve")
@@ -100,16 +111,12 @@ def test_the_daemonset_attaches_pods_and_is_upgraded(node: Node, card: Card, dae
     node.delete(conf, new)
     churn.finish()
     assert node.records() == []
-    assert not differences(before, card.state())
     assert int(status(pid, "VmRSS")) < MOST_MEMORY
 
 
-def test_gc_and_the_mount_of_the_namespaces(node: Node, card: Card, daemon: Daemon) -> None:
-    """GC releases the pod that the runtime does not name; without the mount it refuses and keeps the VF."""
-    before, conf = card.state(), network(node)
+def collect(node: Node, daemon: Daemon) -> None:
+    conf = network(node)
     kept, lost = node.pod(), node.pod()
-    daemon.start(FIRST)
-    wait_for(lambda: serves(node), "the container does not serve")
     for pod in (kept, lost):
         node.add(conf, pod)
     node.collect(kept)
@@ -122,7 +129,6 @@ def test_gc_and_the_mount_of_the_namespaces(node: Node, card: Card, daemon: Daem
     assert "is not visible here" in node.refused(5, "GC", nothing)
     assert node.attached() == {kept}
     node.delete(conf, kept)
-    assert not differences(before, card.state())
 
     daemon.end()
     told = node.refused(5, "ADD", conf, kept, env={"SRIOV_FAST_WAIT": "1"})

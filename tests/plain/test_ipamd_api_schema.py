@@ -17,7 +17,7 @@ from sriov_fast.ipamd.metrics import Metrics
 if TYPE_CHECKING:
     from sriov_fast.ipamd.service import Service
 
-EXAMPLES = int(os.environ.get("SRIOV_FAST_EXAMPLES", "10"))
+EXAMPLES = int(os.environ.get("SRIOV_FAST_EXAMPLES", "2"))
 # A configuration must fit together, which a schema cannot say: what fits the schema may be none all the same.
 CONFIGURES = ("PUT", "/v1/config"), ("POST", "/v1/import")
 

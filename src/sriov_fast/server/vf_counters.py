@@ -60,10 +60,25 @@ def parse(reply: bytes) -> dict[int, Counters]:
     if kind == c.NLMSG_ERROR:
         number = -_ERROR.unpack_from(body)[0]
         raise NetlinkError(number, operation="read the VFs' counters")
-    # Some kernels wrap the length of a list over 64 KiB, so nothing behind the list is read.
-    lists = (content for kind, content in _attributes(body[_LINK.size :]) if kind == c.IFLA_VFINFO_LIST)
-    vfs = (dict(_attributes(vf)) for _, vf in _attributes(next(lists, memoryview(b""))))
+    vfs = (dict(_attributes(vf)) for vf in _infos(body[_LINK.size :]))
     return {_NUMBER.unpack_from(vf[c.IFLA_VF_MAC])[0]: _counters(vf[_STATS]) for vf in vfs if _STATS in vf}
+
+
+def _infos(data: memoryview) -> Iterator[memoryview]:
+    """Yield the IFLA_VF_INFO of each VF in a device's attributes.
+
+    Kernels wrap the length of a list over 64 KiB, so the list ends at the first attribute of another kind.
+    """
+    at = 0
+    while at + c.ATTR.size <= len(data):
+        length, kind = c.ATTR.unpack_from(data, at)
+        if kind & c.NLA_TYPE_MASK == c.IFLA_VFINFO_LIST:
+            for inner, content in _attributes(data[at + c.ATTR.size :]):
+                if inner != c.IFLA_VF_INFO:
+                    return
+                yield content
+            return
+        at += max((length + 3) & ~3, c.ATTR.size)
 
 
 def _counters(stats: memoryview) -> Counters:

@@ -1,10 +1,12 @@
 """``netdevsim``, the kernel's simulated network card: Debian ships its source only, so it is built here.
 
-It offers what ``igb`` cannot do: VF link state, rates, 802.1ad, trust, hundreds of VFs (without netdevs).
+It offers what ``igb`` cannot do: VF link state, rates, 802.1ad, trust, hundreds of VFs (without netdevs). It
+also plays a driver that is busy or late, and counts packets of VFs (``netdevsim_faults.h``).
 """
 
 from __future__ import annotations
 
+import re
 import shutil
 import tarfile
 from pathlib import Path
@@ -14,6 +16,9 @@ from lab.errors import LabError
 from lab.progress import step
 
 FOLDER = "drivers/net/netdevsim/"
+FAULTS = Path(__file__).with_name("netdevsim_faults.h")
+_TABLE = "static const struct net_device_ops nsim_netdev_ops = {\n"
+_OPERATION = re.compile(r"(\.ndo_[gs]et_vf_(?:mac|vlan|rate|spoofchk|trust|link_state|config)\s*= )nsim_")
 
 
 def install(chroot: Chroot) -> None:
@@ -23,6 +28,7 @@ def install(chroot: Chroot) -> None:
     work = root / "usr/src/netdevsim"
     with step("  building netdevsim"):
         extract(archive, work)
+        add_faults(work)
         version = next((root / "usr/lib/modules").iterdir()).name
         chroot.run(make_command(version))
         target = root / "usr/lib/modules" / version / "updates"
@@ -54,6 +60,18 @@ def extract(archive: Path, target: Path) -> None:
             found = found or inside
     if not found:
         raise LabError(f"{archive} holds no {FOLDER}")
+
+
+def add_faults(source: Path) -> None:
+    """Let the PF's operations on VFs go through ``netdevsim_faults.h``."""
+    path = source / "netdev.c"
+    before, table, operations = path.read_text().partition(_TABLE)
+    operations, wrapped = _OPERATION.subn(r"\1faulty_", operations)
+    if not table or wrapped != 7:
+        raise LabError(f"{path} is not the netdevsim that netdevsim_faults.h is for")
+    added = "\t.ndo_get_vf_stats\t= faulty_get_vf_stats,\n"
+    path.write_text(f'{before}#include "{FAULTS.name}"\n\n{table}{added}{operations}')
+    shutil.copy(FAULTS, source)
 
 
 def _write(tar: tarfile.TarFile, member: tarfile.TarInfo, path: Path) -> None:

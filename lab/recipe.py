@@ -6,7 +6,7 @@ import hashlib
 import json
 from dataclasses import asdict, dataclass
 
-REVISION = 1
+REVISION = 2
 
 MACHINE = ("qemu-system-x86", "virtiofsd", "busybox-static")
 KERNEL = ("linux-image-amd64", "linux-headers-amd64", "linux-source", "make", "kmod")

@@ -5,25 +5,20 @@ netdevsim's VFs have no network devices and no PCI address: these are tests of n
 
 from __future__ import annotations
 
-import subprocess
 from collections.abc import Iterator
-from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
-from harness.card import IN_LAB
+from harness.netdevsim import BUS, simulated
 from harness.pod import link
 from harness.waiting import wait_for
 from sriov_fast.common.errors import NetlinkError
 from sriov_fast.common.record import Link, VfSettings
 
-BUS = Path("/sys/bus/netdevsim")
-DEBUG = Path("/sys/kernel/debug/netdevsim")
 NUMBER = 4711
 VFS = 256
-MODULES = ("psample", "udp_tunnel", "macsec", "netdevsim")
 EVERYTHING = VfSettings(
     mac="02:5f:00:00:00:01",
     vlan=100,
@@ -40,21 +35,10 @@ EVERYTHING = VfSettings(
 @pytest.fixture(scope="module")
 def pf() -> Iterator[str]:
     """A simulated PF with 256 VFs; its network device."""
-    if not IN_LAB:
-        pytest.skip("makes a simulated network card: only in the lab")
-    for module in MODULES:
-        done = subprocess.run(["modprobe", module], capture_output=True, text=True, check=False)
-        if done.returncode:
-            pytest.skip(f"needs the kernel module {module}: {done.stderr.strip()}")
-    (BUS / "new_device").write_text(f"{NUMBER} 1")
-    try:
-        device = BUS / f"devices/netdevsim{NUMBER}"
-        (DEBUG / f"netdevsim{NUMBER}/max_vfs").write_text(str(VFS))
-        (device / "sriov_numvfs").write_text(str(VFS))
-        names = wait_for(lambda: [path.name for path in (device / "net").iterdir()], "netdevsim's device")
-        yield names[0]
-    finally:
-        (BUS / "del_device").write_text(str(NUMBER))
+    with simulated(NUMBER, VFS) as name:
+        device = BUS / "devices" / name / "net"
+        (found,) = wait_for(lambda: [path.name for path in device.iterdir()], "netdevsim's device")
+        yield found
 
 
 class Port:

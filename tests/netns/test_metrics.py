@@ -2,34 +2,18 @@
 
 from __future__ import annotations
 
-import socket
-
 import pytest
-from prometheus_client.parser import text_string_to_metric_families
 
+from harness.scrape import Samples
+from harness.scrape import scrape as socket_scrape
 from harness.veth import MakeNode, ResidentNode
 from harness.waiting import wait_for
 
 pytestmark = [pytest.mark.modes("resident"), pytest.mark.fresh]
 
-Samples = dict[str, float]
-
 
 def scrape(node: ResidentNode) -> Samples:
-    """Return the samples by name and labels, such as ``sriov_fast_vfs{pf=pf0,state=free}``."""
-    with socket.socket(socket.AF_UNIX) as client:
-        client.connect(str(node.run_dir / "metrics.sock"))
-        client.sendall(b"GET /metrics HTTP/1.0\r\n\r\n")
-        with client.makefile("rb") as file:
-            answer = file.read()
-    head, _, body = answer.partition(b"\r\n\r\n")
-    assert head.startswith(b"HTTP/1.0 200 "), head
-    found: Samples = {}
-    for family in text_string_to_metric_families(body.decode()):
-        for sample in family.samples:
-            labels = ",".join(f"{key}={value}" for key, value in sample.labels.items())
-            found[f"{sample.name}{{{labels}}}"] = sample.value
-    return found
+    return socket_scrape(node.run_dir / "metrics.sock")
 
 
 def states(samples: Samples) -> dict[str, int]:

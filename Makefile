@@ -77,7 +77,7 @@ faults faults-sample: build
 # The property tests on examples that were never drawn before; SEED repeats a run.
 fuzz: build
 	@seed=$${SEED:-$$(shuf -i 0-4294967295 -n 1)}; echo "make fuzz SEED=$$seed"; \
-	$(ROOT) $(RUN) -m pytest -q -m hypothesis --hypothesis-profile=long --hypothesis-seed=$$seed \
+	SRIOV_FAST_EXAMPLES=50 $(ROOT) $(RUN) -m pytest -q -m hypothesis --hypothesis-profile=long --hypothesis-seed=$$seed \
 		tests/plain tests/netns tests/field
 
 bench: build

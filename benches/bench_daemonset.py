@@ -20,8 +20,8 @@ from typing import Any
 import pytest
 
 from harness.card import Node
-from harness.daemonset import FIRST, Daemon, daemon, runtime, serves
-from harness.lab_fixtures import _as_it_was, card, cards, known, node, resident
+from harness.daemonset import FIRST, Daemon, daemon, serves
+from harness.lab_fixtures import _as_it_was, card, cards, known, node, resident, runtime
 from harness.server import Server
 from harness.waiting import wait_for
 

@@ -29,7 +29,7 @@ def test_the_pf_comes_back_as_it_was(node: Node, second: Card) -> None:
     assert node.run("STATUS", conf).status == 0
     assert "not free: it belongs to container" in node.refused(11, "ADD", conf, node.pod())
     vf_conf = node.conf(master=second.pf, ipam=None)
-    assert "is no PF with SR-IOV" in node.refused(7, "ADD", vf_conf, node.pod())
+    assert f"is in a pod: it belongs to container {pod}, eth0" in node.refused(11, "ADD", vf_conf, node.pod())
     ip("-n", pod, "link", "set", "eth0", "down")
     ip("-n", pod, "link", "set", "eth0", "address", "02:00:00:00:00:77", "mtu", "1300")
     node.delete(conf, pod)

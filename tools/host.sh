@@ -30,6 +30,7 @@ has musl-gcc || need musl-tools
 has git || need git
 has ip || need iproute2
 has ping || need iputils-ping
+has sysctl || need procps
 has strace || need strace
 has valgrind || need valgrind
 has mmdebstrap || need mmdebstrap

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import re
+import resource
 import socket
 import struct
 import subprocess
@@ -92,7 +93,10 @@ def test_202_a_helper_that_cannot_be_started(node: ResidentNode) -> None:
 
 @contextlib.contextmanager
 def peers(node: ResidentNode, number: int) -> Iterator[list[socket.socket]]:
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     with contextlib.ExitStack() as closing:
+        closing.callback(resource.setrlimit, resource.RLIMIT_NOFILE, (soft, hard))
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))  # a login has 1024
         yield [closing.enter_context(connected(node)) for _ in range(number)]
 
 

@@ -53,7 +53,9 @@ $(EXTENSIONS): $(ENVIRONMENT) $(CYTHON_SOURCES) $(CLIENT_SOURCES) setup.py
 	$(RUN) setup.py build_ext --inplace
 	@touch $@
 
+# The user's cache directory is made here, or root would make it, for the lab.
 build: $(EXTENSIONS)
+	@mkdir -p "$${XDG_CACHE_HOME:-$$HOME/.cache}"
 	@$(VENV)/bin/sriov-fast install --bin-dir bin --no-server --name sriov --name txipam --name sriov-fast
 	@bin/sriov-fast --version
 

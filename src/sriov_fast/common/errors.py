@@ -9,6 +9,10 @@ from __future__ import annotations
 import errno as errnos
 import os
 
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
 # A lack of descriptors or memory: neither the kernel nor a driver has decided about the request.
 EXHAUSTED = frozenset((errnos.EMFILE, errnos.ENFILE, errnos.ENOMEM))
 _ABSENT = frozenset((errnos.ENOENT, errnos.ENOTDIR, errnos.ENODEV))
@@ -145,7 +149,9 @@ class BusyError(SriovError):
 class OccupiedError(BusyError):
     """A VF has a device on top that the host does not see (code 101). ``pci`` is the VF's address."""
 
-    pci = ""
+    def __init__(self, msg: str, details: str, *, pci: str, **facts: Any) -> None:
+        super().__init__(msg, details, **facts)
+        self.pci = pci
 
 
 class IpamError(SriovError):

@@ -146,17 +146,16 @@ def _not_made(error: NetlinkError, record: Attachment) -> SriovError:
             extack=error.extack,
         )
     if error.errno in _OCCUPIED:
-        occupied = OccupiedError(
+        return OccupiedError(
             f"attach macvlan: VF {record.vf} of {record.pf} ({record.host_name}) has a device on top of it: "
             f"{error.msg}",
             "delete that device, such as a macvlan in another namespace, or name another VF",
+            pci=record.pci,
             errno=error.errno,
             interface=record.host_name,
             vf=record.vf,
             extack=error.extack,
         )
-        occupied.pci = record.pci
-        return occupied
     return attach.refused(error, record)
 
 

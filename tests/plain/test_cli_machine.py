@@ -77,6 +77,22 @@ def test_attachments_of_the_sriov_cni(
     assert [item.what for item in found if "SR-IOV CNI" in item.text] == ["VF 0000:01:10.1"]
 
 
+def test_vfs_reads_each_record_once(here: Roots, monkeypatch: pytest.MonkeyPatch) -> None:
+    """All columns are of one moment."""
+    read = []
+    load = Journal.read
+    monkeypatch.setattr(Journal, "read", lambda self, *which: read.append(which) or load(self, *which))
+    assert main(["vfs"]) == 0
+    assert len(read) == 1
+
+
+@pytest.mark.parametrize("command", ["vfs", "doctor", "check", "warm", "release", "trace", "tune"])
+def test_every_report_has_json(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main([command, "--help"])
+    assert "--json" in capsys.readouterr().out
+
+
 def test_json(here: Roots, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["vfs", "--json", "pf0"]) == 0
     (pf,) = json.loads(capsys.readouterr().out)

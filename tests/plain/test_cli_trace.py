@@ -128,7 +128,7 @@ def test_what_is_shown(
 
 
 def test_figures_on_stdout(stage: Stage, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(stage.words("--json", "-")) == 0
+    assert main(stage.words("--json")) == 0
     assert json.loads(capsys.readouterr().out)["waterfalls"][0]["verb"] == "ADD"
     assert main(stage.words("--json", "-", "--svg", "-")) == 1
 

@@ -51,7 +51,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     )
     parser = subparsers.add_parser("check", help=summary, description=f"{summary}. {kinds}")
     parser.add_argument("file", nargs="+", metavar="FILE", help='a file, or "-" for stdin')
-    parser.add_argument("--json", action="store_true", help="print JSON")
+    output.add_json(parser)
     parser.set_defaults(run=_run)
 
 

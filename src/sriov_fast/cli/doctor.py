@@ -52,7 +52,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     parser = subparsers.add_parser("doctor", help=summary, description=summary)
     repair = "first release the attachments of pods that ended without a DEL, and finish interrupted requests"
     parser.add_argument("--repair", action="store_true", help=repair)
-    parser.add_argument("--json", action="store_true", help="print JSON")
+    output.add_json(parser)
     parser.set_defaults(run=_run)
 
 
@@ -73,7 +73,7 @@ def _repaired(roots: Roots) -> _Findings:
     finished = recovery.repair(roots, log.Logger("warning"))
     if finished:
         yield Finding(OK, "repair", f"finished {finished} interrupted requests")
-    for record, why in machine.strays(roots):
+    for record, why in machine.strays(machine.records(roots), roots):
         which = f"VF {record.pci} of {'/'.join(record.owner)}"
         try:
             release.release(record, roots)
@@ -206,7 +206,7 @@ def _managed(pfs: list[str], root: Path) -> _Findings:
 
 def _strays(roots: Roots) -> _Findings:
     """Report the VFs of pods that ended without a DEL."""
-    for record, why in machine.strays(roots):
+    for record, why in machine.strays(machine.records(roots), roots):
         advice = f"sriov-fast release {record.container_id} {record.ifname}, or sriov-fast doctor --repair"
         yield Finding(WARN, f"VF {record.pci}", f"belongs to {'/'.join(record.owner)}: {why}: {advice}")
 

@@ -8,6 +8,8 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+from sriov_fast.cli import output
+
 CONFIG = "/etc/sriov-fast/ipam.toml"
 URL = "https://127.0.0.1:10000"
 EXTRA = "the address service needs more packages: pip install 'sriov-fast[ipam]'"
@@ -85,7 +87,7 @@ def _remote(parser: _Parser, *, json: bool = False) -> _Parser:
         group.add_argument(f"--{name}", type=Path, default=default, metavar="FILE", help=text)
     group.add_argument("--timeout", type=float, default=30.0, metavar="SECONDS", help="for one answer (30)")
     if json:
-        parser.add_argument("--json", action="store_true", help="print JSON")
+        output.add_json(parser)
     return parser
 
 
@@ -209,7 +211,7 @@ def _add_token(commands: _Subparsers[argparse.ArgumentParser]) -> None:
     text = "write it to a file (mode 0600) and not to stdout"
     make.add_argument("--output", type=Path, metavar="FILE", help=text)
     listing = _tokens(_command(group, "list", "list the tokens", "token_list"))
-    listing.add_argument("--json", action="store_true", help="print JSON")
+    output.add_json(listing)
     revoke = _tokens(_command(group, "revoke", "revoke a token, at once", "token_revoke"))
     revoke.add_argument("id", metavar="ID", help="the ID that list shows")
 

@@ -69,9 +69,9 @@ def records(roots: Roots) -> list[Attachment]:
         return []
 
 
-def pods(roots: Roots) -> dict[str, str]:
+def pods(attachments: Iterable[Attachment]) -> dict[str, str]:
     """Return namespace/name of the pods that have VFs, by PCI address, where the runtime named them."""
-    named = ((record.pci, cni_args.readable(record.request.get("args", ""))) for record in records(roots))
+    named = ((record.pci, cni_args.readable(record.request.get("args", ""))) for record in attachments)
     return {
         pci: f"{args.get('K8S_POD_NAMESPACE', '')}/{args['K8S_POD_NAME']}"
         for pci, args in named
@@ -89,9 +89,9 @@ def states(pfs: Iterable[Pf], roots: Roots) -> dict[str, str]:
     return {vf.pci: state.of(vf, taken, addressed, roots) for pf in pfs for vf in pf.vfs}
 
 
-def strays(roots: Roots) -> list[tuple[Attachment, str]]:
+def strays(attachments: Iterable[Attachment], roots: Roots) -> list[tuple[Attachment, str]]:
     """Return the attachments of pods that ended without a DEL, each with the proof."""
-    fates = ((record, fate.of(record, roots)) for record in records(roots))
+    fates = ((record, fate.of(record, roots)) for record in attachments)
     return [(record, state.why) for record, state in fates if state.gone]
 
 

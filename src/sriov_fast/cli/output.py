@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import sys
 from pathlib import Path
 
@@ -22,6 +23,11 @@ def read_text(path: Path) -> str:
         return path.read_text().strip()
     except (OSError, UnicodeDecodeError):
         return ""
+
+
+def add_json(parser: argparse.ArgumentParser) -> None:
+    """Add the option ``--json``, which prints one document for programs in place of text."""
+    parser.add_argument("--json", action="store_true", help="print JSON")
 
 
 def print_json(document: object) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 
+from sriov_fast.cli import output
 from sriov_fast.common import log, paths
 from sriov_fast.common.errors import BusyError, SriovError
 from sriov_fast.common.paths import Roots
@@ -24,6 +25,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         "ifname", nargs="?", default="", metavar="IFNAME", help="one interface (default: all)"
     )
     parser.add_argument("--force", action="store_true", help="also if the pod's namespace may still exist")
+    output.add_json(parser)
     parser.set_defaults(run=_run)
 
 
@@ -36,9 +38,20 @@ def _run(args: argparse.Namespace) -> None:
     ]
     if not records:
         raise SriovError(f"no VF belongs to {' '.join(filter(None, (args.container, args.ifname)))}")
-    for record in records:
-        release(record, roots, force=args.force)
-        print(f"VF {record.pci} of {'/'.join(record.owner)} is released")
+    released: list[Attachment] = []
+    try:
+        for record in records:
+            release(record, roots, force=args.force)
+            released.append(record)
+            if not args.json:
+                print(f"VF {record.pci} of {'/'.join(record.owner)} is released")
+    finally:
+        if args.json:
+            output.print_json([_plain(record) for record in released])
+
+
+def _plain(record: Attachment) -> dict[str, str]:
+    return {"pci": record.pci, "containerID": record.container_id, "ifname": record.ifname}
 
 
 def release(record: Attachment, roots: Roots, *, force: bool = False) -> None:

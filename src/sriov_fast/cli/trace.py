@@ -51,7 +51,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     add("--verb", choices=list(_VERBS), default="ADD", help="the verb to show (ADD)")
     add("--repeat", type=positive, default=1, metavar="N", help="execute N times, show the median one")
     add("--svg", metavar="FILE", help="write a picture (- for stdout)")
-    add("--json", metavar="FILE", help="write the figures (- for stdout)")
+    add("--json", nargs="?", const="-", metavar="FILE", help="write the figures (to stdout without FILE)")
     parser.set_defaults(run=_run)
 
 

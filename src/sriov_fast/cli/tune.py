@@ -93,7 +93,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     action = parser.add_mutually_exclusive_group()
     action.add_argument("--apply", nargs="*", metavar="NAME", help=f"set these (default: {default})")
     action.add_argument("--restore", action="store_true", help="restore the values before --apply")
-    parser.add_argument("--json", action="store_true", help="print JSON")
+    output.add_json(parser)
     parser.set_defaults(run=_run)
 
 

@@ -24,7 +24,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     summary = "show PFs, their VFs, and which container has which"
     parser = subparsers.add_parser("vfs", help=summary, description=summary)
     parser.add_argument("pf", nargs="*", metavar="PF", help="network device of a PF (default: all)")
-    parser.add_argument("--json", action="store_true", help="print JSON")
+    output.add_json(parser)
     watch = "show them again every SECONDS (2), until Ctrl-C"
     parser.add_argument("--watch", nargs="?", type=float, const=2.0, metavar="SECONDS", help=watch)
     parser.set_defaults(run=_run)
@@ -44,7 +44,8 @@ def _show(args: argparse.Namespace) -> int:
     roots = paths.from_environment()
     pfs = []
     status = 0
-    away = {pf.host_name: pf for pf in machine.records(roots) if pf.attach == PF}
+    attachments = machine.records(roots)
+    away = {record.host_name: record for record in attachments if record.attach == PF}
     if args.pf:
         away = {name: record for name, record in away.items() if name in args.pf}
     for name in [name for name in args.pf or machine.pf_names(roots) if name not in away]:
@@ -54,7 +55,7 @@ def _show(args: argparse.Namespace) -> int:
             why = (error.strerror if isinstance(error, OSError) else None) or error
             print(f"sriov-fast vfs: {name} is no PF with SR-IOV: {why}", file=sys.stderr)
             status = 1
-    known = _Known.read(pfs, roots)
+    known = _Known.read(pfs, attachments, roots)
     if args.json:
         output.print_json(
             [_plain(pf, known) for pf in pfs] + [_plain_away(pf, known) for pf in away.values()]
@@ -79,14 +80,14 @@ class _Known(NamedTuple):
     problems: dict[str, list[str]]
 
     @classmethod
-    def read(cls, pfs: Sequence[machine.Pf], roots: Roots) -> Self:
+    def read(cls, pfs: Sequence[machine.Pf], attachments: Sequence[Attachment], roots: Roots) -> Self:
         """Read everything."""
         owned, settings = machine.owners(roots), problems.settings(pfs, roots)
         return cls(
             owned=owned,
-            strays={record.pci: why for record, why in machine.strays(roots)},
+            strays={record.pci: why for record, why in machine.strays(attachments, roots)},
             warm=Warmth(roots).marked(),
-            pods=machine.pods(roots),
+            pods=machine.pods(attachments),
             states=machine.states(pfs, roots),
             settings=settings,
             problems=problems.of(pfs, owned, settings, roots),

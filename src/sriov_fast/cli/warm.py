@@ -19,6 +19,7 @@ from sriov_fast.common import json, paths, terminal
 from sriov_fast.common.errors import ConfigError, DecodeError, FileError, is_absent
 from sriov_fast.common.paths import Roots
 from sriov_fast.common.record import Link, LinkSettings, Vf
+from sriov_fast.common.replace import replace_file
 from sriov_fast.kernel.backend import nl
 from sriov_fast.vf import candidate, find, locks
 from sriov_fast.vf.journal import Journal
@@ -57,7 +58,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     parser = subparsers.add_parser("warm", help=summary, description=summary)
     parser.add_argument("pf", nargs="+", metavar="PF", help="network device of a PF")
     parser.add_argument("--off", action="store_true", help="restore the state before")
-    parser.add_argument("--json", action="store_true", help="print JSON")
+    output.add_json(parser)
     parser.set_defaults(run=_run)
 
 
@@ -180,9 +181,7 @@ class Warmth:
 
     def _write(self, pci: str, before: Before) -> None:
         paths.private_directory(self._here.run, _DIRECTORY)
-        temporary = self._directory / f".{pci}"
-        temporary.write_bytes(json.dumps(before._asdict()))
-        temporary.replace(self._directory / pci)
+        replace_file(self._directory / pci, json.dumps(before._asdict()), 0o600)
 
 
 def _quieten(host: nl.Socket, link: Link) -> None:

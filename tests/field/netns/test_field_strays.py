@@ -79,13 +79,15 @@ def test_608_release_of_what_nobody_has(node: Node) -> None:
 def test_608_a_living_pod_keeps_its_vf_unless_forced(node: Node) -> None:
     """The VF of a running pod goes only where the operator insists."""
     pod, _ = attached(node)
-    done = operate(node, "release", pod)
-    assert done.returncode == 1
+    done = operate(node, "release", pod, "--json")
+    assert (done.returncode, json.loads(done.stdout)) == (1, [])
     assert f"its namespace /run/netns/{pod} is there" in done.stderr
     assert "is released" not in operate(node, "doctor", "--repair").stdout
     assert node.link("eth0", pod)["ifname"] == "eth0"
     assert len(node.records()) == 1
-    assert operate(node, "release", pod, "--force").returncode == 0
+    done = operate(node, "release", pod, "--force", "--json")
+    assert done.returncode == 0
+    assert json.loads(done.stdout) == [{"pci": node.tree.pci(0), "containerID": pod, "ifname": "eth0"}]
     assert (node.records(), node.leases()) == ([], [])
     assert node.tree.netdev(0) in node.links()
 

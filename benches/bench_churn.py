@@ -96,7 +96,7 @@ def attach(stage: Stage, program: str, pod: int, times: dict[str, list[float]]) 
 
 
 def leases(stage: Stage) -> list[str]:
-    found = (stage.root / "ipam").glob("*/net1/*")
+    found = (stage.root / "ipam").glob("*/*")
     return [path.name for path in found if path.name[0].isdigit()]
 
 

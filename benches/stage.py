@@ -159,6 +159,7 @@ class Stage:
         given["SRIOV_FAST_BACKEND"] = "python" if program == "plain" else "cython"
         given["SRIOV_FAST_RUN"] = str(self.root / (program if program in OWN_JOURNAL else "run"))
         given["SRIOV_FAST_STATE"] = str(self.root / "state")
+        given["SRIOV_FAST_NETWORKS"] = str(self.root / "ipam")
         given["SRIOV_FAST_SOCKET"] = "none" if program in ("compiled", "plain") else ""
         return given if verb else {key: value for key, value in given.items() if key[:4] != "CNI_"}
 
@@ -173,8 +174,8 @@ class Stage:
     def document(
         self, ipam: str, own: str = "ours", vf: int | None = None, device: int = 0
     ) -> dict[str, Any]:
-        """Return the network configuration. ``own`` names the store of addresses."""
-        found: dict[str, Any] = {"cniVersion": "1.0.0", "name": "net1", "type": "sriov"}
+        """Return the network configuration. ``own`` is the network's name, and so that of its store."""
+        found: dict[str, Any] = {"cniVersion": "1.0.0", "name": own, "type": "sriov"}
         if own == "peer":  # names the device in each of the ways that a plugin may know
             found["type"] = os.path.basename(self.peer)
             found |= {"device": self.ground.netdev(device), "deviceID": self.ground.pci(device)}
@@ -183,9 +184,9 @@ class Stage:
         if own == "macvlan":
             found["attach"] = "macvlan"
         if ipam != "none":
-            store = str(self.root / "ipam" / own)
-            found["ipam"] = {"type": "host-local", "subnet": ground.SUBNET, "dataDir": store}
-            found["ipam"] |= {"routes": [{"dst": "0.0.0.0/0"}]}
+            found["ipam"] = {"type": "host-local", "subnet": ground.SUBNET, "routes": [{"dst": "0.0.0.0/0"}]}
+        if ipam == "executed":
+            found["ipam"]["dataDir"] = str(self.root / "ipam")
         if ipam == "executed" and own != "peer":
             found["ipam"]["delegate"] = True
         return found

@@ -187,6 +187,7 @@ class Node(Runtime):
             "SRIOV_FAST_STATE": str(self.root / "state"),
             "SRIOV_FAST_SRIOV_CNI": str(self.root / "sriov-cni"),
             "SRIOV_FAST_KUBELET": str(self.root / "kubelet"),
+            "SRIOV_FAST_NETWORKS": str(self.root / "networks"),
             "SRIOV_FAST_SOCKET": self.socket,
             "SRIOV_FAST_ETC": str(self.root / "etc"),
         }

@@ -15,7 +15,8 @@ def is_auxiliary(address: str) -> bool:
 class Roots(Record):
     """Directories: the kernel's ``sys`` and ``proc``; ours, ``run`` (gone after a reboot) and ``state``.
 
-    ``sriov_cni`` is the directory of the Kubernetes project's SR-IOV CNI, ``kubelet`` that of kubelet.
+    ``sriov_cni`` is the directory of the Kubernetes project's SR-IOV CNI, ``kubelet`` that of kubelet,
+    ``networks`` that of host-local's stores.
     """
 
     sys: str = "/sys"
@@ -24,6 +25,7 @@ class Roots(Record):
     state: str = "/var/lib/sriov-fast"
     sriov_cni: str = "/var/lib/cni/sriov"
     kubelet: str = "/var/lib/kubelet"
+    networks: str = "/var/lib/cni/networks"
 
     def device(self, address: str) -> str:
         """Return the directory of a device in sysfs."""
@@ -67,4 +69,5 @@ def from_environment() -> Roots:
         state=get("SRIOV_FAST_STATE") or default.state,
         sriov_cni=get("SRIOV_FAST_SRIOV_CNI") or default.sriov_cni,
         kubelet=get("SRIOV_FAST_KUBELET") or default.kubelet,
+        networks=get("SRIOV_FAST_NETWORKS") or default.networks,
     )

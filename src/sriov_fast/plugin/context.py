@@ -187,6 +187,7 @@ class Call(Record):
                 args=asked.args_text,
                 recorded=self.recorded,
                 ends=self.ends,
+                networks=self.roots.networks,
                 runtime_dir=self.roots.run,
                 state_dir=self.roots.state,
                 stderr=self.context.stderr,

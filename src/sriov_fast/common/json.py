@@ -190,6 +190,8 @@ def loads(data: bytes, name: str = "the input", *, own: bool = False) -> Any:
     Refused with DecodeError: invalid UTF-8, a byte order mark, anything after the value, a key twice in one
     object, NaN, numbers beyond a double or 40 digits, lone surrogates, more than MAX_DEPTH levels, more than
     MAX_BYTES. With ``own``, for documents that we wrote, keys, numbers and size are not checked.
+    orjson is not used here: of a key given twice it keeps the last one, and it makes a float of an integer of
+    more than 64 bits, which IPAM plugins would get.
     """
 
     def fail(reason: str) -> DecodeError:

@@ -6,8 +6,13 @@ test's own.
 
 from __future__ import annotations
 
+import json
+import re
 import socket
+import tarfile
 import threading
+from collections.abc import Iterator
+from email.parser import HeaderParser
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +22,7 @@ from harness.card import Card, Node, differences
 from harness.daemonset import FIRST, SECOND, Daemon, daemon, serves
 from harness.runtime import Outcome
 from harness.waiting import wait_for
+from lab import node_image
 
 __all__ = ["daemon"]  # a fixture
 
@@ -24,6 +30,9 @@ pytestmark = pytest.mark.modes("own")
 
 NUMBERS = {"NET_ADMIN": 12, "NET_RAW": 13, "SYS_ADMIN": 21}  # linux/capability.h
 MOST_MEMORY = 40 << 10  # KiB
+MOST_BYTES = 120e6  # of the image's files
+DPKG = Path("/var/lib/dpkg")  # this guest's packages are those of the image
+MADE = {"usr/bin/sriov", "usr/bin/sriov-fast", "etc/passwd", "etc/group", node_image.SBOM}
 # Seconds to wait for a container that is replaced; an emulated machine under load takes a minute.
 PATIENT = {"SRIOV_FAST_WAIT": "100"}
 
@@ -134,3 +143,60 @@ def collect(node: Node, daemon: Daemon) -> None:
     told = node.refused(5, "ADD", conf, kept, env={"SRIOV_FAST_WAIT": "1"})
     assert "does not know its interpreter" in told
     assert "server" in told
+
+
+# --- the image
+
+
+@pytest.mark.skipif(not node_image.OUTPUT.exists(), reason="needs the image: python -m lab pytest --image")
+def test_the_image_is_small_and_lists_its_contents() -> None:
+    """Every file belongs to a package that the SBOM names with its version, and the SBOM names no other."""
+    sizes, sbom = contents()
+    assert sum(sizes.values()) < MOST_BYTES
+    owners = debian_owners()
+    site = f"{node_image.SITE}/"
+    found = {owners[source_of(name)] for name in sizes.keys() - MADE if not name.startswith(site)}
+    found |= {
+        f"pkg:pypi/{normal(match[1])}@{match[2]}"
+        for name in sizes
+        if (match := re.match(rf"{site}([^/]+)-([^/-]+)\.dist-info/", name))
+    }
+    assert found == {each["purl"] for each in sbom["components"]}
+    assert {each.rpartition("@")[0] for each in found} >= {"pkg:pypi/sriov-fast", "pkg:deb/debian/libc6"}
+
+
+def contents() -> tuple[dict[str, int], dict[str, Any]]:
+    """Return the size of each file of the image, and its SBOM."""
+    with tarfile.open(node_image.OUTPUT) as archive:
+        blob = archive.extractfile(max(archive.getmembers(), key=lambda member: member.size))
+        with tarfile.open(fileobj=blob) as layer:
+            sbom = layer.extractfile(node_image.SBOM)
+            assert sbom
+            return {each.name: each.size for each in layer if not each.isdir()}, json.loads(sbom.read())
+
+
+def debian_owners() -> dict[str, str]:
+    """Return the package of each installed file, as the SBOM writes it."""
+    stanzas = (HeaderParser().parsestr(text) for text in (DPKG / "status").read_text().split("\n\n"))
+    purls = {each["Package"]: f"pkg:deb/debian/{each['Package']}@{each['Version']}" for each in stanzas}
+    return {
+        path: purls[each.stem.partition(":")[0]]
+        for each in (DPKG / "info").glob("*.list")
+        if each.stem.partition(":")[0] in purls
+        for path in installed(each)
+    }
+
+
+def installed(listing: Path) -> Iterator[str]:
+    """Yield the files of a package where they are with the merged /usr."""
+    for line in listing.read_text().splitlines():
+        yield re.sub(r"^/(bin|sbin|lib|lib64)/", r"/usr/\1/", line).lstrip("/")
+
+
+def source_of(name: str) -> str:
+    """Return the file of a package that a file was made of: bytecode has a source."""
+    return re.sub(r"__pycache__/([^/]+)\.cpython-\d+\.pyc$", r"\1.py", name)
+
+
+def normal(name: str) -> str:
+    return re.sub(r"[-_.]+", "-", name).lower()

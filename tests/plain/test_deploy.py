@@ -20,6 +20,7 @@ import pytest
 import yaml
 
 from harness.sysfs_tree import build_tree
+from sriov_fast.cli import main
 from sriov_fast.cni import config
 from sriov_fast.cni.request import Request
 from sriov_fast.common.paths import Roots
@@ -32,6 +33,23 @@ VERSIONS = ("1.34", "1.37")
 EXAMPLES = sorted((DEPLOY / "examples").glob("*.yaml"))
 DASHBOARD = json.loads((DEPLOY / "monitoring/dashboard.json").read_text())
 CUSTOM = {"NetworkAttachmentDefinition"}  # kinds without a schema of Kubernetes
+# What sets each mode apart in the configurations of the examples.
+MODES = (
+    *(
+        '"attach": "macvlan"',
+        '"pfOnly": true',
+        '"rdma": true',
+        '"cores": "pod"',
+        '"master": [',
+        '"plugins": [',
+    ),
+    *(
+        '"type": "host-local"',
+        '"type": "static"',
+        '"type": "txipam"',
+        '"capabilities": {"mac": true, "ips": true',
+    ),
+)
 
 
 def run(*words: object, stdin: str = "") -> str:
@@ -116,6 +134,27 @@ def test_the_plugin_takes_an_examples_configuration(path: Path) -> None:
             stdin=json.dumps(raw).encode(),
         )
         assert config.parse(request).warnings == ()
+
+
+@pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.stem)
+def test_check_finds_no_fault_in_an_example(path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["check", "--json", str(path)]) == 0
+    (lines,) = json.loads(capsys.readouterr().out).values()
+    assert {line["level"] for line in lines} == {"", "OK"}, lines
+
+
+def test_every_mode_has_an_example() -> None:
+    configs = [
+        each["spec"]["config"] for path in EXAMPLES for each in documents(path) if each["kind"] in CUSTOM
+    ]
+    assert [mode for mode in MODES if not any(mode in config for config in configs)] == []
+    whole = "".join(path.read_text() for path in EXAMPLES)
+    for resource in (
+        "resourceName: example.com/sriov_nic",
+        "resourceName: example.com/sriov_vfio",
+        "VfConfig",
+    ):
+        assert resource in whole
 
 
 # --- the entry point

@@ -12,11 +12,11 @@ import json
 
 import pytest
 
+from harness.multus import thick, thin
 from harness.veth import Node
 
 pytestmark = pytest.mark.modes("process", "resident")
 
-UID = "f0bfbd5b-096d-48ef-998c-da26743dd0cb"
 MAC = "02:11:22:33:44:55"
 # As the Kubernetes operator renders a network, whose levels of logging begin with "panic".
 BEFORE_IPAM = (
@@ -31,22 +31,6 @@ PREV = (
 )
 RUNTIME = '"runtimeConfig":{"deviceID":"%(pci)s"},"type":"sriov"}'
 ASKED = '"runtimeConfig":{"deviceID":"%(pci)s","mac":"%(mac)s"},"type":"sriov"}'
-
-
-def given(pod: str, sandbox: bool = True) -> str:
-    """What a runtime gives: containerd and CRI-O alike, but for the order."""
-    head = f"K8S_POD_NAMESPACE=default;K8S_POD_NAME=web;K8S_POD_INFRA_CONTAINER_ID={pod if sandbox else ''}"
-    return f"{head};K8S_POD_UID={UID}"
-
-
-def thin(pod: str) -> str:
-    """The arguments of a delegate of the thin plugin."""
-    return f"IgnoreUnknown=true;{given(pod)};IgnoreUnknown=1;{given(pod)}"
-
-
-def thick(pod: str) -> str:
-    """The arguments of a delegate of the thick plugin."""
-    return f"IgnoreUnknown=true;{given(pod, sandbox=False)}"
 
 
 def stdin(node: Node, template: str, pod: str, mac: str) -> bytes:

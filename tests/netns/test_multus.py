@@ -1,0 +1,127 @@
+"""Three attachments of one pod on one network, as Multus asks for them: no VF twice, and none lost."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from harness.multus import NAMESPACED, Multus
+from harness.runtime import Outcome
+from harness.veth import MakeNode, Node
+
+NETS = ("net1", "net2", "net3")
+pytestmark = pytest.mark.modes("process", "resident", "deferred")
+
+
+@pytest.fixture
+def node(make_node: MakeNode) -> Node:
+    """A node with as many VFs as the pod asks for."""
+    node = make_node(vfs=len(NETS))
+    node.allow(CNIDeviceInfoFile=[node.root / "devinfo/cni"])
+    return node
+
+
+def network(node: Node, **more: Any) -> dict[str, Any]:
+    """Return the configuration of the NetworkAttachmentDefinition."""
+    capabilities = {"deviceID": True, "mac": True, "ips": True, "CNIDeviceInfoFile": True}
+    ipam = node.host_local(delegate=False)
+    return node.conf(
+        cniVersion="1.1.0", name="sriov-net", capabilities=capabilities, ipam=ipam, logLevel="info", **more
+    )
+
+
+def devices(node: Node, by: str) -> list[str]:
+    """Return the devices that the device plugin has allocated, or none."""
+    return [node.tree.pci(index) if by == "deviceID" else "" for index in range(len(NETS))]
+
+
+def attach(node: Node, multus: Multus, by: str) -> None:
+    """Attach all; see that each has a VF, a MAC and an address of its own, and the device that was named."""
+    before, asked = node.state(), devices(node, by)
+    done = multus.attach(network(node, **({"master": None} if by == "deviceID" else {})), asked)
+    assert [outcome.status for outcome in done] == [0, 0, 0], done
+    records = {name.split("~")[2]: name.split("~")[0] for name in node.records()}
+    assert records.keys() == set(NETS)
+    assert sorted(records.values()) == devices(node, "deviceID")
+    if by == "deviceID":
+        assert [records[ifname] for ifname in NETS] == asked
+        info = node.root / "devinfo/cni"
+        assert len(list(info.glob(f"{NAMESPACED.replace('/', '-')}-*_net?"))) == len(NETS)
+    pod = node.pods[-1]
+    named = {node.tree.pci(index): node.tree.netdev(index) for index in range(len(NETS))}
+    for ifname in NETS:
+        assert node.link(ifname, pod)["address"] == before[named[records[ifname]]]["address"]
+    addresses = [each.partition("/")[0] for name in NETS for each in node.addresses(name, pod)]
+    assert sorted(addresses) == node.leases("sriov-net")
+    assert node.state() == {}
+
+
+def succeeded(done: list[Outcome]) -> bool:
+    return [(outcome.status, outcome.stdout) for outcome in done] == [(0, b"")] * len(NETS)
+
+
+def is_as_before(node: Node, before: Any) -> None:
+    node.homed()
+    left = (node.state(), node.records(), node.leases("sriov-net"), node.locks())
+    assert left == (before, [], [], [])
+    assert not list((node.root / "devinfo").glob("cni/*"))
+
+
+@pytest.mark.parametrize(("form", "by"), [("thin", "pool"), ("thin", "deviceID"), ("thick", "deviceID")])
+def test_three_attachments_in_parallel(node: Node, form: str, by: str) -> None:
+    before, multus = node.state(), Multus(node, node.pod(), form)
+    attach(node, multus, by)
+    assert succeeded(multus.check())
+    assert succeeded(multus.detach(keep=True))
+    is_as_before(node, before)
+    assert succeeded(multus.detach())  # without the results, which the first DEL has removed
+    is_as_before(node, before)
+    multus = Multus(node, node.pod(), form)
+    attach(node, multus, by)
+    assert succeeded(multus.detach())
+
+
+@pytest.mark.parametrize("is_told", [True, False])
+def test_del_after_the_namespace(node: Node, is_told: bool) -> None:
+    """CNI_NETNS names a namespace that is gone, or is empty, as after a restart of the node's runtime."""
+    before, pod = node.state(), node.pod()
+    multus = Multus(node, pod, "thin")
+    attach(node, multus, "pool")
+    end(node, pod)
+    multus.netns = multus.netns if is_told else ""
+    assert succeeded(multus.detach(keep=True))
+    assert succeeded(multus.detach())
+    is_as_before(node, before)
+
+
+def test_del_without_the_path_of_a_living_namespace(node: Node) -> None:
+    before, multus = node.state(), Multus(node, node.pod(), "thin")
+    attach(node, multus, "deviceID")
+    multus.netns = ""
+    assert succeeded(multus.detach())
+    is_as_before(node, before)
+
+
+def test_an_attachment_without_a_free_vf(node: Node) -> None:
+    """Multus then deletes all of them, the failed one included."""
+    before, multus = node.state(), Multus(node, node.pod(), "thin")
+    node.nip("addr", "add", "192.0.2.1/24", "dev", node.tree.netdev(1))
+    done = multus.attach(network(node), devices(node, "pool"))
+    assert sorted(outcome.status for outcome in done) == [0, 0, 1], done
+    (failed,) = (outcome for outcome in done if outcome.status)
+    assert failed.json["code"] == 11
+    assert succeeded(multus.detach())
+    node.nip("addr", "del", "192.0.2.1/24", "dev", node.tree.netdev(1))
+    is_as_before(node, before)
+
+
+def end(node: Node, pod: str) -> None:
+    """End a pod's namespace. Its devices are moved first: the kernel returns a VF and deletes a veth."""
+    for name in node.records():
+        pci, _, ifname = name.split("~")
+        index = next(index for index in range(len(NETS)) if node.tree.pci(index) == pci)
+        node.ip("-n", pod, "link", "set", ifname, "down")
+        node.ip("-n", pod, "link", "set", ifname, "netns", node.host, "name", node.tree.netdev(index))
+    node.ip("netns", "del", pod)
+    node.pods.remove(pod)

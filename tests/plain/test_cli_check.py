@@ -100,6 +100,14 @@ def test_a_list_of_definitions_as_json(tmp_path: Path, capsys: Any) -> None:
         (NAD.format(config="{"), "cannot be decoded"),
         ('{"cniVersion": "9", "type": "sriov"}', 'cniVersion = "9"'),
         ('{"name": "a", "name": "b"}', "twice"),
+        ("\ufeff" + json.dumps(CONF), "byte order mark"),
+        ("# a comment\n---\n---\n", "no network"),
+        ("kind: NetworkAttachmentDefinition\nspec: {config: [{type: sriov}]}\n", "spec.config is no string"),
+        ("kind: List\nitems: &all\n- items: *all\n", "contains itself"),
+        ("a: " + "[" * 1000, "nested too deeply"),
+        ("&all\ntype: sriov\nname: x\nx: *all\n", "no JSON"),
+        ("type: sriov\nname: x\ntimeout: .nan\n", "no JSON"),
+        ("type: sriov\nname: 2026-01-01\n", "no JSON"),
         ("- a\n- b\n", "no network"),
     ],
 )
@@ -108,6 +116,61 @@ def test_what_cannot_be_read(tmp_path: Path, capsys: Any, content: str, words: s
     assert status == 1
     assert words in text
     assert "FAIL" in text
+
+
+@pytest.mark.parametrize("newline", ["\n", "\r\n"])
+@pytest.mark.parametrize("start", ["", "\ufeff"])
+def test_yaml_of_any_editor(tmp_path: Path, capsys: Any, start: str, newline: str) -> None:
+    text = "---\n".join([NAD.format(config=OPERATOR)] * 2)
+    status, said_of_it = said(tmp_path, start + text.replace("\n", newline), capsys)
+    assert (status, said_of_it.count("OK    name: the network red\n")) == (0, 2)
+
+
+def test_an_alias(tmp_path: Path, capsys: Any) -> None:
+    one = f"kind: NetworkAttachmentDefinition\n  spec: &spec {{config: '{OPERATOR}'}}"
+    text = f"kind: List\nitems:\n- {one}\n- kind: NetworkAttachmentDefinition\n  spec: *spec\n"
+    assert said(tmp_path, text, capsys)[1].count("OK    name: the network red\n") == 2
+
+
+@pytest.mark.parametrize(
+    ("config", "level", "words"),
+    [
+        ("", "WARN", "no spec.config"),
+        ("{", "FAIL", "spec.config cannot be decoded"),
+        ('{"type": "bridge"', "FAIL", "spec.config cannot be decoded"),
+    ],
+)
+def test_one_faulty_definition_hides_no_other(
+    tmp_path: Path, capsys: Any, config: str, level: str, words: str
+) -> None:
+    """Without a configuration, Multus reads a file of the node."""
+    text = "---\n".join([NAD.format(config=config), NAD.format(config=OPERATOR)])
+    status, text = said(tmp_path, text, capsys)
+    assert status == (level == "FAIL")
+    assert f"{level}  {words}" in text
+    assert "OK    vlan: the VF's traffic has no tag of the PF\n" in text
+
+
+@pytest.mark.parametrize("between", ["\n---\n", "\n", ""])
+def test_many_json_documents(tmp_path: Path, capsys: Any, between: str) -> None:
+    """The output of jq and of kubectl, and an array of objects."""
+    status, text = said(tmp_path, between.join([json.dumps(CONF), json.dumps([CONF, CONF])]), capsys)
+    assert (status, text.count("OK    master: a VF of eth1\n")) == (0, 3)
+    status, text = said(tmp_path, between.join([json.dumps(CONF), "{"]), capsys)
+    assert (status, text.count("cannot be decoded")) == (1, 1)
+
+
+def test_all_definitions_of_a_large_cluster(tmp_path: Path, capsys: Any) -> None:
+    """The file may be larger than what the plugin accepts on stdin."""
+    item = {"kind": "NetworkAttachmentDefinition", "metadata": {"name": "a" * 200}, "spec": {"config": ""}}
+    document = {"kind": "List", "items": [item] * 4000 + [CONF]}
+    assert "OK    master: a VF of eth1\n" in said(tmp_path, document, capsys)[1]
+
+
+def test_versions_of_a_list(tmp_path: Path, capsys: Any) -> None:
+    """A runtime takes the highest version that it knows."""
+    document = {"cniVersions": ["0.4.0", "1.1.0", "9.0.0"], "name": "net", "plugins": [CONF]}
+    assert "OK    cniVersion: results are in version 1.1.0\n" in said(tmp_path, document, capsys)[1]
 
 
 def test_a_file_that_is_not_there(capsys: Any) -> None:

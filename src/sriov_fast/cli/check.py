@@ -34,12 +34,14 @@ class Line(NamedTuple):
 class Network(NamedTuple):
     """One configuration for the plugin, and where it comes from.
 
-    ``names_device`` is True if the runtime adds the VF's PCI address for each pod.
+    ``names_device`` is True if the runtime adds the VF's PCI address for each pod. ``fault`` says why there
+    is no configuration.
     """
 
     where: str
     conf: dict[str, Any]
     names_device: bool = False
+    fault: Line | None = None
 
 
 def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -80,28 +82,28 @@ def check_file(name: str) -> Iterator[Line]:
     except SriovError as error:
         yield Line(FAIL, name, f"{error.msg}: {error.details}")
         return
-    if not found:
-        yield Line(FAIL, name, f'no network of type "{TYPE}" in it')
+    except RecursionError:
+        yield Line(FAIL, name, "nested too deeply, or an alias that contains itself")
+        return
     for network in found:
         yield Line("", network.where, "")
-        yield from examine(network)
+        yield from [network.fault] if network.fault else examine(network)
+    if all(network.fault and network.fault.level == WARN for network in found):
+        yield Line(FAIL, name, f'no network of type "{TYPE}" in it')
 
 
 # --- from a file to configurations
 
 
 def documents(data: bytes, name: str) -> list[object]:
-    """Return the documents of a file: one of JSON, or any number of YAML."""
+    """Return the documents of a file, of JSON or of YAML."""
+    if data.removeprefix(b"\xef\xbb\xbf").lstrip()[:1] in (b"{", b"[", b""):
+        return list(_json_documents(data, name))
     try:
-        return [json.loads(data, name)]
-    except DecodeError as not_json:
-        if data.lstrip()[:1] in (b"{", b"[", b""):
-            raise
-        try:
-            import yaml
-        except ImportError:
-            advice = "YAML needs PyYAML: pip install 'sriov-fast[check]'"
-            raise DecodeError(f"{name} is no JSON: {not_json.msg}", advice) from None
+        import yaml
+    except ImportError:
+        advice = "YAML needs PyYAML: pip install 'sriov-fast[check]'"
+        raise DecodeError(f"{name} is no JSON", advice) from None
     try:
         return list(yaml.safe_load_all(data))
     except yaml.YAMLError as error:
@@ -109,9 +111,33 @@ def documents(data: bytes, name: str) -> list[object]:
         raise DecodeError(f"{name} cannot be decoded: {words}", "give JSON or YAML") from None
 
 
+def _json_documents(data: bytes, name: str) -> Iterator[object]:
+    """Yield the JSON documents of a file, which may have lines of "---" between them."""
+    rest = data
+    while True:
+        end = _end_of_document(rest)
+        yield json.loads(rest[:end], name, own=end > json.MAX_BYTES)  # the limit is of one configuration
+        rest = rest[end:].strip().removeprefix(b"---")
+        if not rest.strip():
+            return
+
+
+def _end_of_document(data: bytes) -> int:
+    """Return the length of the first JSON document, that of everything if it cannot be decoded."""
+    from json import JSONDecoder
+
+    text = data.decode("latin-1")  # one character for each byte
+    try:
+        return JSONDecoder().raw_decode(text, len(text) - len(text.lstrip()))[1]
+    except (ValueError, RecursionError):
+        return len(data)
+
+
 def networks(found: Iterable[object], name: str) -> Iterator[Network]:
     """Yield the configurations of our type in documents; other kinds of objects are left out."""
     for document in found:
+        if isinstance(document, list):
+            yield from networks(document, name)
         if not isinstance(document, dict):
             continue
         kind = document.get("kind")
@@ -127,18 +153,31 @@ def _of_definition(document: dict[str, Any], name: str) -> Iterator[Network]:
     """Yield the configurations in a NetworkAttachmentDefinition, completed as Multus does."""
     metadata = _object(document.get("metadata"))
     title = "/".join(str(metadata[key]) for key in ("namespace", "name") if metadata.get(key))
-    where = f"{name}: NetworkAttachmentDefinition {title}"
+    where = f"{name}: NetworkAttachmentDefinition {title}".rstrip()
     text = _object(document.get("spec")).get("config")
-    if not isinstance(text, str) or not text.strip():
+    if text is None or text == "":
         advice = "Multus then reads a file of the node: check that file"
-        raise ConfigError(f"{where} has no spec.config", advice)
-    inner = json.loads(text.encode(), f"{where}, spec.config,")
-    if not isinstance(inner, dict):
-        raise DecodeError(f"{where}: spec.config is no JSON object", "give the configuration as a string")
+        yield Network(where, {}, fault=Line(WARN, "no spec.config", advice))
+        return
+    try:
+        inner = _of_text(text)
+    except SriovError as error:
+        yield Network(where, {}, fault=_fault(error))
+        return
     names_device = bool(_object(metadata.get("annotations")).get(RESOURCE))
     named = {"name": metadata.get("name")} | {key: value for key, value in inner.items() if value != ""}
     for network in _of_configuration(named, where):
         yield network._replace(names_device=names_device)
+
+
+def _of_text(text: object) -> dict[str, Any]:
+    """Return the JSON object in ``spec.config``."""
+    if not isinstance(text, str):
+        raise ConfigError("spec.config is no string", "give the configuration as JSON in a string")
+    inner = json.loads(text.encode("utf-8", "surrogatepass"), "spec.config")
+    if not isinstance(inner, dict):
+        raise DecodeError("spec.config is no JSON object", "give the configuration as a string")
+    return inner
 
 
 def _object(value: object) -> dict[str, Any]:
@@ -153,10 +192,19 @@ def _of_configuration(document: dict[str, Any], where: str) -> Iterator[Network]
         if given.get("type") == TYPE:
             yield Network(where, document)
         return
-    head = {key: given[key.casefold()] for key in ("cniVersion", "name") if key.casefold() in given}
+    head = {"cniVersion": _version(given), "name": given.get("name")}
     for number, plugin in enumerate(plugins):
         if _object({key.casefold(): value for key, value in _object(plugin).items()}).get("type") == TYPE:
             yield Network(f"{where}: plugins[{number}]", plugin | head)
+
+
+def _version(head: dict[str, Any]) -> object:
+    """Return the version of a list: the highest that is supported (libcni, ``NetworkConfFromBytes``)."""
+    declared, more = head.get("cniversion"), head.get("cniversions")
+    known = [
+        each for each in (declared, *(more if isinstance(more, list) else ())) if each in config.VERSIONS
+    ]
+    return max(known, key=config.VERSIONS.index) if known else declared
 
 
 # --- from a configuration to the report
@@ -165,9 +213,12 @@ def _of_configuration(document: dict[str, Any], where: str) -> Iterator[Network]
 def examine(network: Network) -> Iterator[Line]:
     """Report the effect of each key, and every fault."""
     try:
-        conf, faults = config.examine(json.dumps(network.conf), may_choose_vf)
+        conf, faults = config.examine(json.text(network.conf).encode(), may_choose_vf)
     except SriovError as error:
         yield _fault(error)
+        return
+    except (TypeError, ValueError, RecursionError) as error:  # YAML has values that JSON has not
+        yield Line(FAIL, "the configuration is no JSON", str(error))
         return
     if network.names_device or _has_capability(conf, "deviceID"):
         faults = [error for error in faults if error.msg != "master is missing"]

@@ -1043,12 +1043,12 @@ def test_an_add_waits_for_who_is_paying(tx: Make, service: FakeService, state: P
     tx().run("DEL", 10.0)
     service.listen_again()
     (path,) = outbox.entries(str(state))
-    with outbox.Entry(path):
+    with outbox.OutboxEntry(path):
         error = failed(tx(timeout=0.3))
         assert (error.code, "is in use" in error.msg) == (11, True), error.msg
         assert retry(state) == 1  # passes over what somebody else has
     thread = threading.Thread(target=lambda: tx(timeout=5).run("ADD"))
-    with outbox.Entry(path) as entry:
+    with outbox.OutboxEntry(path) as entry:
         thread.start()
         time.sleep(0.1)
         assert service.methods() == ["POST"]

@@ -19,14 +19,14 @@ _FILTER = 1 | 8  # RTEXT_FILTER_VF | RTEXT_FILTER_SKIP_STATS, linux/rtnetlink.h
 _TEMPORARY = re.compile(r"(sriov|temp_|dev)\d+")
 
 
-class Setting(NamedTuple):
+class VfMacVlan(NamedTuple):
     """The MAC of a VF, "" if it is unknown, and the VLAN that the PF has set."""
 
     mac: str
     vlan: int
 
 
-def settings(pfs: Sequence[machine.Pf], roots: Roots) -> dict[str, Setting]:
+def settings(pfs: Sequence[machine.Pf], roots: Roots) -> dict[str, VfMacVlan]:
     """Return the settings of VFs by PCI address: a PF's list, and the device's MAC where that has none."""
     found = {}
     for pf in pfs:
@@ -35,7 +35,7 @@ def settings(pfs: Sequence[machine.Pf], roots: Roots) -> dict[str, Setting]:
             mac, vlan = told.get(vf.index, ("", 0))
             if mac in ("", NONE):
                 mac = own_mac(vf.netdev, roots)
-            found[vf.pci] = Setting(mac, vlan)
+            found[vf.pci] = VfMacVlan(mac, vlan)
     return found
 
 
@@ -71,7 +71,7 @@ def _entry(info: Any) -> tuple[int, tuple[str, int]]:
 
 
 def of(
-    pfs: Sequence[machine.Pf], owned: machine.Owners, known: Mapping[str, Setting], roots: Roots
+    pfs: Sequence[machine.Pf], owned: machine.Owners, known: Mapping[str, VfMacVlan], roots: Roots
 ) -> dict[str, list[str]]:
     """Return the problems of each VF by PCI address; ``known`` is that of ``settings``."""
     same = Counter(setting.mac for setting in known.values() if setting.mac)
@@ -92,13 +92,13 @@ def _name(netdev: str) -> Iterator[str]:
         yield f"is named {netdev}, as during a move: rename it"
 
 
-def _of_setting(setting: Setting, same: Counter[str], *, free: bool) -> Iterator[str]:
+def _of_setting(setting: VfMacVlan, same: Counter[str], *, free: bool) -> Iterator[str]:
     if same[setting.mac] > 1:
         yield f"has the MAC {setting.mac} of another VF"
     if free and setting.vlan:
         yield f"has VLAN {setting.vlan} and no pod: an ADD without vlan leaves it"
 
 
-def _leftover_mac(setting: Setting, own: str, *, free: bool) -> Iterator[str]:
+def _leftover_mac(setting: VfMacVlan, own: str, *, free: bool) -> Iterator[str]:
     if free and own and setting.mac != own:
         yield f"has the MAC {setting.mac} on the PF and {own} itself"

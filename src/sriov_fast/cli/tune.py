@@ -53,7 +53,7 @@ SETTINGS = (
 _BY_NAME = {setting.name: setting for setting in SETTINGS}
 
 
-class State(NamedTuple):
+class SettingState(NamedTuple):
     """A setting on this machine: its current value, None without such a file; the old value if we set it."""
 
     setting: Setting
@@ -115,7 +115,7 @@ def _run(args: argparse.Namespace) -> int:
     return int(bool(faults))
 
 
-def _show(states: list[State], advice: list[Advice]) -> None:
+def _show(states: list[SettingState], advice: list[Advice]) -> None:
     width = max(len(name) for name in (*_BY_NAME, *(item.name for item in advice)))
     for state in states:
         text = f"{state.setting.name:<{width}}  {state.shown()}: {state.setting.effect}"
@@ -139,10 +139,10 @@ class Tuning:
 
     # --- reading
 
-    def states(self) -> list[State]:
+    def states(self) -> list[SettingState]:
         """Return every setting with its values."""
         before = self._recorded()
-        return [State(item, self._read(item), before.get(item.name)) for item in SETTINGS]
+        return [SettingState(item, self._read(item), before.get(item.name)) for item in SETTINGS]
 
     def advice(self) -> Iterator[Advice]:
         """Return the other values that an ADD depends on, without those that do not exist here."""

@@ -76,7 +76,7 @@ class _Known(NamedTuple):
     warm: set[str]
     pods: dict[str, str]
     states: dict[str, str]
-    settings: dict[str, problems.Setting]
+    settings: dict[str, problems.VfMacVlan]
     problems: dict[str, list[str]]
 
     @classmethod

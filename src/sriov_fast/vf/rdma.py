@@ -42,7 +42,7 @@ DEV_INDEX, DEV_NAME, NETNS_MODE, NET_NS_FD = 1, 2, 66, 68  # RDMA_NLDEV_ATTR_*, 
 _SIZE = 1 << 16  # bytes of an answer
 
 
-class Device(Record):
+class RdmaDevice(Record):
     """An RDMA device."""
 
     index: int
@@ -115,7 +115,7 @@ def _name_of(pci: str, roots: Roots) -> str:
     raise ConfigError(f"rdma: {pci} {which}", "load its RDMA driver, or leave rdma out")
 
 
-def _returned(record: Attachment, pod_netns: PodNetns, roots: Roots) -> Device | None:
+def _returned(record: Attachment, pod_netns: PodNetns, roots: Roots) -> RdmaDevice | None:
     """Return the device when it is in the host, None if it does not exist.
 
     The directory ``infiniband`` exists as long as the PCI device has an RDMA device in any namespace. The
@@ -138,11 +138,11 @@ def _returned(record: Attachment, pod_netns: PodNetns, roots: Roots) -> Device |
     return None
 
 
-def _in_host(record: Attachment) -> Device | None:
+def _in_host(record: Attachment) -> RdmaDevice | None:
     return next((device for device in devices() if device.index == record.rdma_index), None)
 
 
-def _moved_home(record: Attachment, pod_netns: PodNetns) -> Device | None:
+def _moved_home(record: Attachment, pod_netns: PodNetns) -> RdmaDevice | None:
     """Move the device from the pod to the host, and return it; None if the pod does not have it."""
     try:
         pod = netns.open_netns(record.netns, pod_netns.fd_of(record.netns))
@@ -169,10 +169,10 @@ def is_shared() -> bool:
     return answer.get(NETNS_MODE, b"\1")[0] != 0
 
 
-def devices(netns_fd: int = -1) -> list[Device]:
+def devices(netns_fd: int = -1) -> list[RdmaDevice]:
     """Return the RDMA devices of a namespace: ``rdma dev show``."""
     return [
-        Device(
+        RdmaDevice(
             index=int.from_bytes(found[DEV_INDEX], sys.byteorder),
             name=os.fsdecode(found[DEV_NAME].rstrip(b"\0")),
         )

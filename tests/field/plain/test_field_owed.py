@@ -21,7 +21,7 @@ def test_102_a_release_that_is_owed_cannot_be_read(tmp_path: Path, monkeypatch: 
     """It was taken for a file that is no record, and removed: the address stayed taken for ever."""
     owner = Owner(network="net1", container_id="c1", ifname="eth0")
     settings = Settings(remotes=REMOTE, trust=Trust())
-    outbox.enqueue(str(tmp_path), outbox.Release(owner=owner, settings=settings, due=1e12))
+    outbox.enqueue(str(tmp_path), outbox.QueuedRelease(owner=owner, settings=settings, due=1e12))
     (path,) = outbox.entries(str(tmp_path))
     before = sorted(os.listdir("/proc/self/fd"))
 
@@ -35,5 +35,5 @@ def test_102_a_release_that_is_owed_cannot_be_read(tmp_path: Path, monkeypatch: 
             outbox.flush_owner(str(tmp_path), owner, REMOTE, 0.0)
     assert sorted(os.listdir("/proc/self/fd")) == before
     assert list(outbox.entries(str(tmp_path))) == [path]
-    with outbox.Entry(path) as entry:
+    with outbox.OutboxEntry(path) as entry:
         assert entry.release is not None

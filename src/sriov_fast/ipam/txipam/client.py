@@ -121,7 +121,7 @@ class Client:
         self._remotes = tuple(map(parse_remote, settings.remotes))
         self.uncertain = False  # whether a request without a reply may still be carried out
 
-    def allocate(self, owner: Owner) -> Answer:
+    def allocate(self, owner: Owner) -> ServiceReply:
         """Allocate addresses for the owner, or return those that it has."""
         body = {
             ipamd_api.CONTAINER_ID: owner.container_id,
@@ -131,7 +131,7 @@ class Client:
         }
         return self._ask("POST", ipamd_api.allocations(owner.network), body, owner.key)
 
-    def find(self, owner: Owner) -> Answer:
+    def find(self, owner: Owner) -> ServiceReply:
         """Return the owner's allocation."""
         return self._ask("GET", ipamd_api.query(owner.path, host_ip=owner.host_ip), key=owner.key)
 
@@ -174,7 +174,7 @@ class Client:
             for container, ifname, lease in answer.owners(ipamd_api.OWNERS)
         ]
 
-    def status(self, network: str, host_ip: str) -> Answer:
+    def status(self, network: str, host_ip: str) -> ServiceReply:
         """Raise ServiceError unless a host's pools have a free address."""
         return self._ask("GET", ipamd_api.query(ipamd_api.status(network), host_ip=host_ip))
 
@@ -186,7 +186,7 @@ class Client:
         """Return the seconds that are left."""
         return self.deadline - time.monotonic()
 
-    def _ask(self, method: str, path: str, body: dict[str, Any] | None = None, key: str = "") -> Answer:
+    def _ask(self, method: str, path: str, body: dict[str, Any] | None = None, key: str = "") -> ServiceReply:
         fields = {ipamd_api.IDEMPOTENCY_KEY: key} if key else {}
         if self.settings.token_file:
             fields["Authorization"] = f"Bearer {read_token(self.settings.token_file)}"
@@ -199,7 +199,7 @@ class Client:
             raise self._failed(error, remotes) from error
         finally:
             self.uncertain = self.uncertain or remotes.uncertain
-        answer = Answer(self.verb, remote.url, reply)
+        answer = ServiceReply(self.verb, remote.url, reply)
         if reply.status not in _DONE[method]:
             raise answer.refusal(remotes.uncertain)
         return answer
@@ -208,7 +208,7 @@ class Client:
         """Return one error for all tries."""
         reply = getattr(error.fault, "reply", None)
         if reply is not None:
-            return Answer(self.verb, error.remote.url, reply).refusal(True)
+            return ServiceReply(self.verb, error.remote.url, reply).refusal(True)
         facts = [error.fault.advice]
         if error.tries > 1:
             facts.append(f"tried {error.tries} times")
@@ -226,7 +226,7 @@ def _error(verb: str, msg: str, details: str, code: int) -> ServiceError:
 # --- answers
 
 
-class Answer:
+class ServiceReply:
     """A reply of the service; errors name the remote."""
 
     def __init__(self, verb: str, url: str, reply: HttpResponse) -> None:

@@ -38,7 +38,7 @@ _TIMEOUT = 5.0  # seconds for one release
 _PAUSE = 0.01
 
 
-class Release(Record):
+class QueuedRelease(Record):
     """The release of one owner's address, not to be sent before ``due`` (Unix time in seconds).
 
     ``lease`` names the address; "" stands for the owner's current one. ``live``: the owner got its address by
@@ -57,7 +57,7 @@ def _directory(state_dir: str, network: str) -> str:
     return f"{state_dir}/pending/{network}"
 
 
-def _file_name(release: Release) -> str:
+def _file_name(release: QueuedRelease) -> str:
     from binascii import crc32  # late: only an ADD or DEL that went wrong comes here
 
     service = crc32(" ".join(release.settings.remotes).encode())
@@ -71,7 +71,7 @@ def _is_of(owner: Owner, path: str) -> bool:
 # --- writing
 
 
-def enqueue(state_dir: str, release: Release) -> None:
+def enqueue(state_dir: str, release: QueuedRelease) -> None:
     """Write a release to disk; a power cut after the return does not lose it. Raises OSError."""
     directory = _make(state_dir, release.owner.network)
     name = _file_name(release)
@@ -134,7 +134,7 @@ def _unlink(path: str) -> None:
         pass
 
 
-def _plain(release: Release) -> dict[str, object]:
+def _plain(release: QueuedRelease) -> dict[str, object]:
     settings = release.settings
     return {
         "owner": release.owner.as_dict(),
@@ -148,14 +148,14 @@ def _plain(release: Release) -> dict[str, object]:
 # --- reading
 
 
-def _read(path: str) -> Release | None:
+def _read(path: str) -> QueuedRelease | None:
     """Return an entry; None if it is gone or malformed. Raises OSError if it cannot be read."""
     try:
         with open(path, "rb", buffering=0) as file:
             plain = json.loads(file.read(), path)
         settings = plain["settings"]
         settings |= {"trust": Trust(**settings["trust"]), "remotes": tuple(settings["remotes"])}
-        return Release(**plain | {"owner": Owner(**plain["owner"]), "settings": Settings(**settings)})
+        return QueuedRelease(**plain | {"owner": Owner(**plain["owner"]), "settings": Settings(**settings)})
     except OSError as error:
         if is_absent(error):
             return None
@@ -183,7 +183,7 @@ def _entries_of(state_dir: str, owner: Owner) -> list[str]:
     return [path for path in entries(state_dir, owner.network) if _is_of(owner, path)]
 
 
-class Entry:
+class OutboxEntry:
     """An entry under its lock.
 
     ``busy``: another thread or process has the lock. ``release`` is None then, and if the entry is gone.
@@ -193,7 +193,7 @@ class Entry:
 
     def __init__(self, path: str, deadline: float = 0.0) -> None:
         self.path = path
-        self.release: Release | None = None
+        self.release: QueuedRelease | None = None
         self.busy = False
         self.lost = False
         self._fd = -1
@@ -278,12 +278,12 @@ def flush_owner(state_dir: str, owner: Owner, remotes: tuple[str, ...], deadline
     """
     until = 0.0
     for path in _entries_of(state_dir, owner):
-        with Entry(path, deadline) as entry:
+        with OutboxEntry(path, deadline) as entry:
             until = max(until, _flush_before_add(entry, remotes, deadline))
     return until
 
 
-def _flush_before_add(entry: Entry, remotes: tuple[str, ...], deadline: float) -> float:
+def _flush_before_add(entry: OutboxEntry, remotes: tuple[str, ...], deadline: float) -> float:
     if entry.busy:
         raise IpamError(
             f"IPAM txipam, ADD: {entry.path} is in use: an address is just being given back",
@@ -306,7 +306,7 @@ def _flush_before_add(entry: Entry, remotes: tuple[str, ...], deadline: float) -
 def discard(state_dir: str, owner: Owner, lease: str) -> None:
     """Remove the release of a lease that its owner has got again: two remotes may lead to one service."""
     for path in _entries_of(state_dir, owner):
-        with Entry(path) as entry:
+        with OutboxEntry(path) as entry:
             if entry.release and entry.release.lease == lease:
                 entry.remove()
 
@@ -317,7 +317,7 @@ def complete(state_dir: str, owner: Owner, remotes: tuple[str, ...]) -> None:
     A live entry that is not due becomes one to be sent: an earlier request may still allocate an address.
     """
     for path in _entries_of(state_dir, owner):
-        with Entry(path) as entry:
+        with OutboxEntry(path) as entry:
             found = entry.release
             if found is None or not set(found.settings.remotes) & set(remotes):
                 continue
@@ -336,7 +336,7 @@ def flush(state_dir: str, log: Logger, deadline: float) -> int:
     down: set[tuple[str, ...]] = set()
     for path in entries(state_dir):
         try:
-            with Entry(path) as entry:
+            with OutboxEntry(path) as entry:
                 left += _flush_one(entry, log, deadline, down)
         except OSError as error:
             log.warning("what is owed cannot be read", file=path, why=error.strerror)
@@ -344,7 +344,7 @@ def flush(state_dir: str, log: Logger, deadline: float) -> int:
     return left
 
 
-def _flush_one(entry: Entry, log: Logger, deadline: float, down: set[tuple[str, ...]]) -> bool:
+def _flush_one(entry: OutboxEntry, log: Logger, deadline: float, down: set[tuple[str, ...]]) -> bool:
     """Return whether the entry is left."""
     release = entry.release
     if entry.lost:

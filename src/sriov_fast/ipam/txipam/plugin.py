@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
     from sriov_fast.common.log import Logger
     from sriov_fast.ipam.keys import Ip
-    from sriov_fast.ipam.txipam.client import Answer
+    from sriov_fast.ipam.txipam.client import ServiceReply
 
     Given = tuple[Ip, int, Ip | None]
 
@@ -226,7 +226,7 @@ class TxIpam(Builtin):
             if getattr(error, "final", False):
                 self._warn("the service has no address to take back", why=error.msg)
                 return True
-            self._enqueue(outbox.Release(owner=owner, settings=client.settings, lease=lease), error)
+            self._enqueue(outbox.QueuedRelease(owner=owner, settings=client.settings, lease=lease), error)
             self._warn("the address is given back later", why=error.msg, state=self.state_dir)
             return False
         return True
@@ -245,13 +245,13 @@ class TxIpam(Builtin):
     def _note(self, client: Client, owner: Owner) -> None:
         """Store that an earlier try may still reach the service, though a later one was answered."""
         due = time.time() + outbox.IN_FLIGHT
-        late = outbox.Release(owner=owner, settings=client.settings, due=due, live=True)
+        late = outbox.QueuedRelease(owner=owner, settings=client.settings, due=due, live=True)
         try:
             outbox.enqueue(self.state_dir, late)
         except OSError as error:
             self._warn(_NOT_NOTED, file=error.filename, why=error.strerror)
 
-    def _enqueue(self, release: outbox.Release, why: SriovError) -> None:
+    def _enqueue(self, release: outbox.QueuedRelease, why: SriovError) -> None:
         try:
             outbox.enqueue(self.state_dir, release)
         except OSError as error:
@@ -268,7 +268,7 @@ class TxIpam(Builtin):
         Until then an earlier request may still allocate another.
         """
         try:
-            self._enqueue(outbox.Release(owner=owner, settings=client.settings, due=late), why)
+            self._enqueue(outbox.QueuedRelease(owner=owner, settings=client.settings, due=late), why)
         except IpamError as error:
             why.details = error.details
         left = client.left()
@@ -297,7 +297,7 @@ class TxIpam(Builtin):
             {"extra": given.extra} if given.extra else {}
         )
 
-    def _read(self, answer: Answer, owner: Owner) -> Allocation:
+    def _read(self, answer: ServiceReply, owner: Owner) -> Allocation:
         """Return the validated allocation in an answer."""
         body = answer.body()
         try:

@@ -19,7 +19,7 @@ _IDLE = 60.0  # seconds that an idle connection is kept
 _MOST_IDLE = 8  # connections kept for one service
 
 
-class Key(Record):
+class PeerKey(Record):
     """The key of a kept connection: its peer, and the files (with their stamp) that TLS was set up with."""
 
     host: str
@@ -28,13 +28,13 @@ class Key(Record):
     stamp: object
 
 
-class Pool:
+class ConnectionPool:
     """TLS contexts and idle connections, shared by all threads of a process."""
 
     def __init__(self) -> None:
         self._lock = _thread.allocate_lock()
         self._contexts: dict[Trust, tuple[object, SSLContext]] = {}
-        self._idle: dict[Key, list[Connection]] = {}
+        self._idle: dict[PeerKey, list[Connection]] = {}
 
     def context(self, trust: Trust) -> tuple[object, SSLContext]:
         """Return a stamp and the TLS context, which is made again when a file has changed."""
@@ -49,7 +49,7 @@ class Pool:
         self.clear(trust)  # a peer that only the old files vouched for must be verified again
         return made
 
-    def take(self, key: Key) -> Connection | None:
+    def take(self, key: PeerKey) -> Connection | None:
         """Return an idle connection that is still open; None if there is none."""
         while True:
             with self._lock:
@@ -61,7 +61,7 @@ class Pool:
                 return found
             found.close()
 
-    def give(self, key: Key, connection: Connection) -> None:
+    def give(self, key: PeerKey, connection: Connection) -> None:
         """Keep a connection for the next request."""
         with self._lock:
             kept = self._idle.setdefault(key, [])
@@ -83,5 +83,5 @@ class Pool:
         self.__init__()  # type: ignore[misc]
 
 
-pool = Pool()
+pool = ConnectionPool()
 os.register_at_fork(after_in_child=pool.forget)

@@ -7,7 +7,7 @@ import time
 
 from sriov_fast.common.interpreter import INTERPRETER
 from sriov_fast.ipam.txipam.connection import Connection
-from sriov_fast.ipam.txipam.pool import Key, pool
+from sriov_fast.ipam.txipam.pool import PeerKey, pool
 from sriov_fast.ipam.txipam.tls import Trust, TryError
 
 TYPE_CHECKING = False
@@ -73,7 +73,7 @@ class Remotes:
         deadline = self.deadline if last else now + max(0.0, self.deadline - now) / 2
         self.tries += 1
         stamp, context = pool.context(self.trust)
-        key = Key(host=remote.host, port=remote.port, trust=self.trust, stamp=stamp)
+        key = PeerKey(host=remote.host, port=remote.port, trust=self.trust, stamp=stamp)
         reply = self._on_kept(key, asked, deadline)
         if reply is None:
             connect_by = deadline if last else min(deadline, now + _CONNECT_WAIT)
@@ -83,7 +83,7 @@ class Remotes:
             raise UnreadyError(reply)
         return reply
 
-    def _on_kept(self, key: Key, asked: HttpRequest, deadline: float) -> HttpResponse | None:
+    def _on_kept(self, key: PeerKey, asked: HttpRequest, deadline: float) -> HttpResponse | None:
         """Ask on an idle connection; return None if there is none, or the peer was about to close it.
 
         A request that was cut off may be repeated at once, since all requests to the service are idempotent.
@@ -98,7 +98,7 @@ class Remotes:
         return None
 
     @staticmethod
-    def _on(connection: Connection, key: Key, asked: HttpRequest, deadline: float) -> HttpResponse:
+    def _on(connection: Connection, key: PeerKey, asked: HttpRequest, deadline: float) -> HttpResponse:
         reply = None
         try:
             with INTERPRETER.released():

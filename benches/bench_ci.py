@@ -1,9 +1,10 @@
 """What CI compares with limits (``make bench-ci``): ratios within one run, and counts.
 
-A ratio is ours to a C program that asks the kernel for the same, to the plain backend, or, for the address
-service, to its ``/healthz``. Both are measured in turns, in random order and at random phases of the kernel's
-tick. Counts do not depend on the machine's load: system calls and netlink requests of a verb in the server,
-instructions of a verb in the server, in the client and in a process of its own.
+A ratio is ours to a C program that asks the kernel for the same, to the plain backend, for a scrape to a
+listing of the VFs' directories, or, for the address service, to its ``/healthz``. Both are measured in turns,
+in random order and at random phases of the kernel's tick. Counts do not depend on the machine's load: system
+calls and netlink requests of a verb in the server, instructions of a verb in the server, in the client and in
+a process of its own.
 ``limits.toml`` has the limits.
 """
 
@@ -33,7 +34,10 @@ import report
 from bench_encode import attach
 from bench_scan import VFS
 from harness.sysfs_tree import build_tree
+from sriov_fast.common.paths import Roots
+from sriov_fast.common.trace import Steps
 from sriov_fast.kernel import _irq_py, _nl_py, backend
+from sriov_fast.server.metrics import Metrics
 from sriov_fast.vf.irq import plan
 from stage import Case, Stage, pause, standing
 
@@ -129,6 +133,24 @@ def test_masks(benchmark: Any, tmp_path: Path) -> None:
         return module.write_masks(masks, str(tree.proc))
 
     judge(benchmark, "masks/plain", in_turns(lambda: write(backend.irq), lambda: write(_irq_py), 1))
+
+
+@report.mark
+def test_scrape(benchmark: Any, tmp_path: Path) -> None:
+    """A scrape with 256 free VFs lists the directory of each one's device, and does little more."""
+    tree = build_tree(tmp_path, vfs=256)
+    metrics = Metrics(Roots(sys=str(tree.sys), proc=str(tree.proc), run=str(tmp_path / "run")), lambda: 0)
+    steps = Steps("", "resident")
+    for number in range(12):
+        steps.done(f"step {number}")
+    for verb in ("ADD", "DEL", "CHECK"):
+        metrics.served(verb, 0, b"", steps)
+    directories = [f"{tree.sys}/class/net/{tree.netdev(index)}" for index in range(256)]
+    judge(
+        benchmark,
+        "scrape/listing",
+        in_turns(metrics.render, lambda: [os.listdir(each) for each in directories], 1, rounds=30),
+    )
 
 
 # --- whole verbs, one at a time and eight at the same time

@@ -11,13 +11,17 @@ import urllib.request
 from contextlib import ExitStack, closing
 from pathlib import Path
 
+import prometheus_client
 import pytest
+from prometheus_client import CollectorRegistry, generate_latest
+from prometheus_client.parser import text_string_to_metric_families
 
 from sriov_fast.common.errors import ConfigError, FileError
 from sriov_fast.common.paths import Roots
 from sriov_fast.common.trace import Steps
 from sriov_fast.server import sockets
 from sriov_fast.server.exposition import Endpoint
+from sriov_fast.server.histogram import BOUNDS, Histogram
 from sriov_fast.server.metrics import Metrics
 
 WITHOUT = """\
@@ -109,6 +113,25 @@ def test_counting_costs_little(metrics: Metrics) -> None:
     spent = (time.process_time() - begin) / 200
     assert spent < 0.0005, f"{spent * 1e6:.0f} microseconds"
     print(f"{spent * 1e6:.0f} microseconds")
+
+
+def test_a_histogram_is_that_of_the_library() -> None:
+    """A time on a bound belongs to the bucket of that bound."""
+    registry = CollectorRegistry()
+    library = prometheus_client.Histogram(
+        "a_seconds", "Text", ["step", "verb"], buckets=BOUNDS, registry=registry
+    )
+    ours = Histogram("a_seconds", "Text", "step", "verb")
+    for number, seconds in enumerate((0.0, 0.001, 0.0011, 0.1, 2.5, 60, 61, 1e-9, 7e9)):
+        labels = f"step {number % 2}", "ADD"
+        library.labels(*labels).observe(seconds)
+        ours.observe(seconds, *labels)
+    found, wanted = (
+        list(text_string_to_metric_families(text))
+        for text in (ours.text(), generate_latest(registry).decode())
+    )
+    created = [family.name for family in wanted if family.name.endswith("_created")]
+    assert found == [family for family in wanted if family.name not in created]
 
 
 def test_connections_that_no_thread_has_accepted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

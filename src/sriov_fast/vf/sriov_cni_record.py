@@ -75,16 +75,21 @@ def _pf(pci: str, master: str, roots: Roots) -> tuple[str, int]:
 
 def _asked(conf: JsonObject) -> VfSettings:
     """Return the settings that were made: a key of the configuration that is not null or empty."""
-    words = {"on": True, "off": False}
     return VfSettings(
         mac=conf.take("MAC", string, "").lower() or None,
         vlan=conf.take("vlan", _u32, None),
         min_tx_rate=conf.take("min_tx_rate", _u32, None),
         max_tx_rate=conf.take("max_tx_rate", _u32, None),
-        spoofchk=words.get(conf.take("spoofchk", string, "")),
+        spoofchk=_switch(conf, "spoofchk"),
         link_state=conf.take("link_state", string, "") or None,
-        trust=words.get(conf.take("trust", string, "")),
+        trust=_switch(conf, "trust"),
     )
+
+
+def _switch(conf: JsonObject, key: str) -> bool | None:
+    """Return the value of a switch: every word but "on" means off there."""
+    word = conf.take(key, string, "")
+    return word == "on" if word else None
 
 
 def _before(before: JsonObject) -> VfSettings:

@@ -18,7 +18,6 @@ from typing import NamedTuple
 from prometheus_client import (
     CollectorRegistry,
     Counter,
-    Histogram,
     Info,
     ProcessCollector,
     disable_created_metrics,
@@ -31,10 +30,12 @@ from sriov_fast import __version__
 from sriov_fast.common import json
 from sriov_fast.common.errors import SriovError, is_there
 from sriov_fast.common.paths import Roots
+from sriov_fast.common.record import Vf
 from sriov_fast.common.trace import Steps
 from sriov_fast.kernel.backend import sysfs
 from sriov_fast.server import sockets
 from sriov_fast.server import vf_counters as counters_of_vfs
+from sriov_fast.server.histogram import Histogram
 from sriov_fast.vf import locks, state, uplink
 from sriov_fast.vf.journal import ATTACHED, ATTACHING, BROKEN, RETURNING, Journal
 from sriov_fast.vf.state import FREE, USED
@@ -43,7 +44,6 @@ CONTENT_TYPE = CONTENT_TYPE_LATEST
 VERBS = frozenset(("ADD", "DEL", "CHECK", "GC", "STATUS", "VERSION"))
 VF_STATES = (FREE, ATTACHED, RETURNING, USED, BROKEN)
 RECORD_STATES = (ATTACHING, ATTACHED, RETURNING, BROKEN)
-_SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
 _LABELS = ("pf", "vf", "direction")
 _COUNTED = {"packets": "Packets of a VF", "bytes": "Bytes of a VF", "dropped": "Dropped packets of a VF"}
 _NO_CODE = 999  # of an error that is not CNI's JSON
@@ -74,11 +74,10 @@ class Metrics:
             ("verb", "code"),
             registry=registry,
         )
-        self._seconds = _histogram(
-            registry, "request", "Time from the first byte of a request to its reply", "verb"
+        self._seconds = Histogram(
+            "sriov_fast_request_seconds", "Time from the first byte of a request to its reply", "verb"
         )
-        self._steps = _histogram(registry, "step", "Time of each step of a request", "verb", "step")
-        self._children: dict[tuple[str, ...], Histogram] = {}
+        self._steps = Histogram("sriov_fast_step_seconds", "Time of each step of a request", "step", "verb")
         registry.register(_Process(running, listeners))
         errors = Tally(dict.fromkeys(("journal", "pf"), 0))
         if vf_counters:
@@ -91,24 +90,13 @@ class Metrics:
         seconds = (time.monotonic_ns() - steps.begin) / 1e9
         verb = verb if verb in VERBS else "other"
         self._requests.labels(verb, str(_code(output) if status else 0)).inc()
-        self._observe(self._seconds, (verb,), seconds)
+        self._seconds.observe(seconds, verb)
         for name, _, start, end in steps.spans:
-            self._observe(self._steps, (verb, name), (end - start) / 1e9)
-
-    def _observe(self, histogram: Histogram, labels: tuple[str, ...], seconds: float) -> None:
-        """Observe a time; ``Histogram.labels`` takes longer than the observation, so its results are kept."""
-        child = self._children.get(labels)
-        if child is None:
-            child = self._children[labels] = histogram.labels(*labels)
-        child.observe(seconds)
+            self._steps.observe((end - start) / 1e9, name, verb)
 
     def render(self) -> bytes:
         """Return all metrics in Prometheus' text format."""
-        return generate_latest(self._registry)
-
-
-def _histogram(registry: CollectorRegistry, what: str, text: str, *labels: str) -> Histogram:
-    return Histogram(f"sriov_fast_{what}_seconds", text, labels, buckets=_SECONDS, registry=registry)
+        return generate_latest(self._registry) + f"{self._seconds.text()}{self._steps.text()}".encode()
 
 
 def _code(output: bytes) -> int:
@@ -178,10 +166,10 @@ class _Counters(Collector):
             for kind, text in _COUNTED.items()
         }
         try:
-            names = _pf_names(self._roots)
+            pfs = list(_pfs(self._roots))
         except OSError:
-            names = []  # counted by _Node
-        for pf in names:
+            pfs = []  # counted by _Node
+        for pf, _ in pfs:
             try:
                 counters = counters_of_vfs.read(pf)
             except (OSError, SriovError):
@@ -252,17 +240,25 @@ class _Node(Collector):
         """Return the number of VFs by PF and state."""
         family = GaugeMetricFamily("sriov_fast_vfs", "VFs by PF and state", labels=("pf", "state"))
         try:
-            names = _pf_names(self._roots)
             addressed = state.addressed()
-            for pf in names:
-                self._count(family, pf, taken, addressed)
+            for pf, vfs in _pfs(self._roots):
+                self._count(family, pf, vfs, taken, addressed)
         except (OSError, SriovError):
             self._errors["pf"] += 1
         return family
 
-    def _count(self, family: GaugeMetricFamily, pf: str, taken: dict[str, str], addressed: set[str]) -> None:
+    def _count(
+        self,
+        family: GaugeMetricFamily,
+        pf: str,
+        vfs: list[Vf] | None,
+        taken: dict[str, str],
+        addressed: set[str],
+    ) -> None:
+        if vfs is None:
+            self._errors["pf"] += 1
+            return
         try:
-            vfs = sysfs.scan(pf, self._roots.sys)
             states = Tally(state.of(vf, taken, addressed, self._roots) for vf in vfs)
         except (OSError, SriovError):
             self._errors["pf"] += 1
@@ -271,11 +267,25 @@ class _Node(Collector):
             family.add_metric((pf, name), states[name])
 
 
-def _pf_names(roots: Roots) -> list[str]:
-    """Return the network devices here that have VFs."""
+def _pfs(roots: Roots) -> Iterator[tuple[str, list[Vf] | None]]:
+    """Yield the PFs here that have VFs, each with its VFs, None if they cannot be read.
+
+    The device of a VF is no PF. Its name mostly follows that of its PF, and so it is not looked at.
+    """
     here = f"{roots.sys}/class/net"
-    names = (name for name in os.listdir(here) if is_there(f"{here}/{name}/device/virtfn0"))
-    return sorted(name for name in names if not uplink.is_representor(f"{here}/{name}"))
+    of_vfs: set[str] = set()
+    for name in sorted(os.listdir(here)):
+        if name in of_vfs or not is_there(f"{here}/{name}/device/virtfn0"):
+            continue
+        if uplink.is_representor(f"{here}/{name}"):
+            continue
+        try:
+            vfs = sysfs.scan(name, roots.sys)
+        except (OSError, SriovError):
+            yield name, None
+            continue
+        of_vfs.update(vf.netdev for vf in vfs)
+        yield name, vfs
 
 
 def _journal(records: dict[str, _Known]) -> Iterator[Metric]:

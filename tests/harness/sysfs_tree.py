@@ -119,15 +119,23 @@ def vf_address(pf_pci: str, index: int) -> str:
 
 
 def _write(path: Path, value: object) -> None:
-    os.makedirs(path.parent, exist_ok=True)
-    with open(path, "w") as file:
-        file.write(f"{value}\n")
+    _made(path.parent)
+    file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o666)
+    try:
+        os.write(file, f"{value}\n".encode())
+    finally:
+        os.close(file)
 
 
 def _link(path: Path, target: Path) -> None:
     """Link as sysfs does: relative."""
-    os.makedirs(path.parent, exist_ok=True)
+    _made(path.parent)
     os.symlink(os.path.relpath(target, path.parent), path)
+
+
+def _made(directory: Path) -> None:
+    if not os.access(directory, os.F_OK):
+        os.makedirs(directory, exist_ok=True)
 
 
 def _devices(sys: Path, pf_pci: str) -> Path:
@@ -161,7 +169,7 @@ def _bind(sys: Path, device: Path, driver: str) -> None:
 def _netdev(sys: Path, device: Path, name: str) -> None:
     netdev = device / "net" / name
     known = sys / "class/net"
-    index = 2 + len(list(known.iterdir())) if known.exists() else 2
+    index = 2 + (len(os.listdir(known)) if known.exists() else 0)
     mac = f"02:00:00:00:{index >> 8:02x}:{index & 255:02x}"
     for file, value in {"ifindex": index, "mtu": 1500, "address": mac}.items():
         _write(netdev / file, value)

@@ -15,7 +15,7 @@ from ipamd_kit import address, config, served
 from sriov_fast.ipamd.service import Service
 
 REPLICA = Path(__file__).with_name("ipamd_replica.py")
-TIMES = 4
+TIMES = 2
 
 
 def run_and_kill(url: str, name: str, seconds: float) -> list[list[str]]:

@@ -434,8 +434,8 @@ def test_the_owners_of_a_host_come_in_pages(url: str, monkeypatch: pytest.Monkey
 
 def test_macs_are_unique_in_the_pool(url: str) -> None:
     async def work(service: Service) -> None:
-        found = [(await service.allocate(ask(at)))[0].extra.mac or "" for at in range(200)]
-        assert len(set(found)) == 200
+        found = [(await service.allocate(ask(at)))[0].extra.mac or "" for at in range(60)]
+        assert len(set(found)) == 60
         assert all(mac.startswith("06:5a:") for mac in found)
 
     served(url, work, config(pool={"mac_prefix": "06:5a"}))
@@ -444,14 +444,14 @@ def test_macs_are_unique_in_the_pool(url: str) -> None:
 def test_many_at_once_get_all_addresses_once(url: str) -> None:
     async def work(service: Service) -> None:
         results = await asyncio.gather(
-            *(service.allocate(ask(at)) for at in range(300)), return_exceptions=True
+            *(service.allocate(ask(at)) for at in range(100)), return_exceptions=True
         )
         found = [it[0].ips[0].address for it in results if not isinstance(it, BaseException)]
         failed = [it for it in results if isinstance(it, BaseException)]
-        assert len(found) == len(set(found)) == 254
+        assert len(found) == len(set(found)) == 62
         assert {type(it) for it in failed} == {Exhausted}
 
-    served(url, work, config())
+    served(url, work, config("10.1.0.0/26"))
 
 
 def test_the_same_owner_at_once_gets_one_address(url: str) -> None:

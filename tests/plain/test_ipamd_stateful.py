@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import shutil
 import tempfile
 from typing import Any, ClassVar
@@ -216,6 +217,11 @@ class Model(RuleBasedStateMachine):
         assert use.used >= min(use.total, len(counted))
 
 
+# More of them in `make fuzz`.
+EXAMPLES = int(os.environ.get("SRIOV_FAST_EXAMPLES", "3"))
+pytestmark = pytest.mark.hypothesis
+
+
 def check(url: str, examples: int) -> None:
     machine = type("Model", (Model,), {"url": url})
     run_state_machine_as_test(  # type: ignore[no-untyped-call]
@@ -230,8 +236,8 @@ def check(url: str, examples: int) -> None:
 
 
 def test_sqlite_does_as_the_model() -> None:
-    check("sqlite://{directory}/ipam.db", 10)
+    check("sqlite://{directory}/ipam.db", EXAMPLES)
 
 
 def test_etcd_does_as_the_model(etcd: Etcd) -> None:
-    check(f"{etcd.url}?prefix={{unique}}", 3)
+    check(f"{etcd.url}?prefix={{unique}}", EXAMPLES // 3)

@@ -74,11 +74,24 @@ def sources(sdist: Path) -> Path:
 
 
 @pytest.fixture(scope="module")
-def wheel(sdist: Path) -> Path:
+def compiler(sdist: Path) -> str:
+    """The C compiler without optimization, which takes most of its time."""
+    path = sdist.with_name("cc")
+    path.write_text('#!/bin/sh\nexec cc "$@" -O0\n')
+    path.chmod(0o755)
+    return str(path)
+
+
+def built(sources: Path, to: Path, **env: str) -> Path:
+    """Build a wheel from unpacked sources."""
+    run(sys.executable, "-m", "build", *isolation(), "--wheel", "--outdir", to, sources, **env)
+    return next(to.glob("*.whl"))
+
+
+@pytest.fixture(scope="module")
+def wheel(sdist: Path, compiler: str) -> Path:
     workplace = unpacked(sdist, sdist.parent / "workplace")
-    build = (sys.executable, "-m", "build", *isolation(), "--wheel", "--outdir", sdist.parent, workplace)
-    run(*build, SRIOV_FAST_REQUIRE_EXT="1")
-    return next(sdist.parent.glob("*.whl"))
+    return built(workplace, sdist.parent, CC=compiler, SRIOV_FAST_REQUIRE_EXT="1")
 
 
 @pytest.fixture
@@ -91,18 +104,17 @@ def translated(sdist: Path, wheel: Path, tmp_path: Path) -> Path:
     return sources
 
 
-def environment(directory: Path) -> Path:
-    """Make a clean virtual environment and return its programs' directory."""
-    venv.create(directory, with_pip=True)
+def environment(directory: Path, wheel: Path) -> Path:
+    """Install a wheel in a clean virtual environment and return its programs' directory."""
+    venv.create(directory)
+    run(sys.executable, "-m", "pip", "--python", directory / "bin/python", "install", "-q", wheel)
     return directory / "bin"
 
 
 @pytest.fixture(scope="module")
 def installed(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The programs of an environment in which the wheel is."""
-    programs = environment(tmp_path_factory.mktemp("clean") / "venv")
-    run(programs / "pip", "install", "-q", wheel)
-    return programs
+    return environment(tmp_path_factory.mktemp("clean") / "venv", wheel)
 
 
 def test_the_sdist_is_what_git_has(sources: Path) -> None:
@@ -150,6 +162,9 @@ def test_the_installed_plugin_answers(installed: Path, tmp_path: Path) -> None:
     run(installed / "sriov-fast", "install", "--no-server", "--bin-dir", tmp_path / "bin")
     assert (tmp_path / "bin/sriov").read_bytes().startswith(b"\x7fELF")
     assert_answers(tmp_path / "bin/sriov")
+    (package,) = installed.parent.glob("lib/python*/site-packages/sriov_fast")
+    compiled = {path.name.split(".")[0] for path in package.rglob("__pycache__/*.pyc")}
+    assert {"process", "add", "json"} <= compiled, "the first call finds bytecode"
 
 
 def assert_answers(plugin: Path) -> None:
@@ -159,27 +174,20 @@ def assert_answers(plugin: Path) -> None:
     assert done.stderr == b""
 
 
-def test_the_first_call_finds_bytecode(installed: Path, tmp_path: Path) -> None:
-    run(installed / "sriov-fast", "install", "--no-server", "--bin-dir", tmp_path / "bin")
-    (package,) = installed.parent.glob("lib/python*/site-packages/sriov_fast")
-    compiled = {path.name.split(".")[0] for path in package.rglob("__pycache__/*.pyc")}
-    assert {"process", "add", "json"} <= compiled
-
-
 def test_without_a_compiler_the_plain_backend_serves(translated: Path, tmp_path: Path) -> None:
-    programs = environment(tmp_path / "venv")
-    run(programs / "pip", "install", "-q", translated, CC="/bin/false", SRIOV_FAST_CLIENT_CC="/bin/false")
+    wheel = built(translated, tmp_path, CC="/bin/false", SRIOV_FAST_CLIENT_CC="/bin/false")
+    programs = environment(tmp_path / "venv", wheel)
     assert "(backend python;" in run(programs / "sriov-fast", "--version")
     run(programs / "sriov-fast", "install", "--no-server", "--bin-dir", tmp_path)
     assert (tmp_path / "sriov").read_bytes().startswith(b"#!")
     assert_answers(tmp_path / "sriov")
 
 
-@pytest.mark.parametrize("compiler", ["CC", "SRIOV_FAST_CLIENT_CC"])
-def test_what_is_required_must_be_compiled(translated: Path, tmp_path: Path, compiler: str) -> None:
-    build = (sys.executable, "-m", "build", *isolation(), "--wheel", "--outdir", tmp_path, translated)
+@pytest.mark.parametrize("missing", ["CC", "SRIOV_FAST_CLIENT_CC"])
+def test_what_is_required_must_be_compiled(translated: Path, compiler: str, missing: str) -> None:
+    env = {"CC": compiler, missing: "/bin/false", "SRIOV_FAST_REQUIRE_EXT": "1"}
     with pytest.raises(AssertionError, match="/bin/false"):
-        run(*build, **{compiler: "/bin/false"}, SRIOV_FAST_REQUIRE_EXT="1")
+        run(sys.executable, "setup.py", "-q", "build", cwd=translated, **env)
 
 
 WITHOUT_CYTHON = """

@@ -98,6 +98,15 @@ class Server:
         kinds = Counter(name.partition(":")[0] for name in self.files())
         return (kinds["socket"], kinds["pipe"]) == (1, 0)  # the one that it listens on
 
+    def rests(self, seconds: float = 5.0) -> bool:
+        """Return whether it becomes idle soon."""
+        deadline = time.monotonic() + seconds
+        while not self.is_idle():
+            if time.monotonic() > deadline:
+                return False
+            time.sleep(0.01)
+        return True
+
     def idle(self) -> list[str]:
         """Wait until it is idle; return what it has open then."""
         wait_for(self.is_idle, "it does not come to rest")

@@ -385,7 +385,7 @@ class ResidentNode(Node):
         return [name for name in super().touched() if name not in self._running]
 
     def renew(self) -> bool:
-        if len(self.servers) > 1 or self.server.process.poll() is not None or not self.server.is_idle():
+        if len(self.servers) > 1 or self.server.process.poll() is not None or not self.server.rests():
             return False
         self._see_that_all_went_well()
         if self.records():

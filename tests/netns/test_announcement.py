@@ -12,7 +12,7 @@ import pytest
 from harness.veth import Node
 from sriov_fast import _nl
 
-pytestmark = pytest.mark.modes("process", "resident")
+pytestmark = pytest.mark.modes("resident")
 
 ETH_P_ALL = 3  # linux/if_ether.h
 

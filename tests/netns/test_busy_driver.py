@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from harness import busy_driver
-from harness.veth import Node
+from harness.veth import MakeNode, Node
 
 ERRNOS = [errno.EBUSY, errno.EAGAIN, errno.EADDRNOTAVAIL]
 MAC = "02:00:00:00:aa:01"
@@ -35,10 +35,18 @@ def round_trip(node: Node, conf: dict[str, Any], *, up: bool = False) -> dict[st
 
 @pytest.mark.parametrize("attach", ["move", "macvlan"])
 @pytest.mark.parametrize("number", ERRNOS, ids=errno.errorcode.get)
-def test_bringing_up(either: Node, number: int, attach: str) -> None:
+def test_bringing_up(node: Node, number: int, attach: str) -> None:
     """``iavf`` answers EBUSY to up until a reset of the VF has ended."""
-    either.prelude = busy_driver.prelude(number, up=4)
-    link = round_trip(either, config(either, attach=attach, mtu=1400), up=True)
+    bring_up(node, number, attach)
+
+
+def test_bringing_up_on_the_plain_backend(make_node: MakeNode) -> None:
+    bring_up(make_node(vfs=2, backend="python"), errno.EBUSY, "move")
+
+
+def bring_up(node: Node, number: int, attach: str) -> None:
+    node.prelude = busy_driver.prelude(number, up=4)
+    link = round_trip(node, config(node, attach=attach, mtu=1400), up=True)
     assert ("UP" in link["flags"], link["mtu"]) == (True, 1400)
 
 

@@ -10,7 +10,7 @@ import pytest
 from harness.sysfs_tree import build_tree
 from harness.veth import MakeNode, Node
 
-pytestmark = pytest.mark.modes("process", "resident")
+pytestmark = pytest.mark.modes("resident")
 
 
 def masks(node: Node, index: int = 0) -> list[str]:
@@ -78,7 +78,7 @@ def test_an_offline_core(node: Node, cores: str, named: str) -> None:
     assert node.touched() == []
 
 
-@pytest.mark.modes("process", "resident", falls_back=True)
+@pytest.mark.modes("resident", falls_back=True)
 def test_a_failed_add_restores_the_masks(node: Node) -> None:
     """The last step of all fails: the result cannot be written."""
     pod = node.pod()
@@ -152,7 +152,7 @@ def kubelet(node: Node, entries: object, policy: str = "static") -> None:
     path.write_text(json.dumps(state))
 
 
-@pytest.mark.modes("process", "resident")
+@pytest.mark.modes("resident")
 @pytest.mark.parametrize("given", ["configuration", "argument"])
 def test_the_exclusive_cores_of_the_pod(wide: Node, given: str) -> None:
     kubelet(wide, {OTHER: {"main": "1"}, UID: {"main": "4-5", "side": "2"}})

@@ -11,7 +11,7 @@ import pytest
 
 from harness.veth import Node
 
-pytestmark = pytest.mark.modes("process", "resident", "deferred")
+pytestmark = pytest.mark.modes("resident", "deferred")
 
 
 def change(node: Node, **fields: Any) -> None:

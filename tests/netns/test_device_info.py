@@ -10,7 +10,7 @@ import pytest
 
 from harness.veth import Node
 
-pytestmark = pytest.mark.modes("process", "resident", "deferred")
+pytestmark = pytest.mark.modes("resident")
 
 
 def info_file(node: Node) -> Path:

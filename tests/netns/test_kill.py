@@ -74,17 +74,17 @@ def killed(node: Node, command: str, conf: dict[str, Any], pod: str, call: str, 
 @pytest.mark.parametrize("attach", ["move", "macvlan"])
 @pytest.mark.parametrize("command", ["ADD", "DEL"])
 def test_killed_anywhere(make_node: MakeNode, command: str, attach: str) -> None:
-    """The kinds of repair take turns; `make faults` has all of them at every system call."""
+    """At every third call, with the kinds of repair in turns; `make faults` has all of both."""
     node = make_node(vfs=1)
     node.nip("link", "set", "pf0v0", "up", "mtu", "1400")
     before, pod = node.state(), node.pod()
     ipam = node.host_local(routes=[{"dst": "0.0.0.0/0"}])
     conf = node.conf(ipam=ipam, mtu=1450, cores=[1, 2], attach=attach)
     counts = {"ADD": made(node, "ADD", conf, pod), "DEL": made(node, "DEL", conf, pod)}
-    points = [(call, nth) for call, most in counts[command].items() for nth in range(1, most + 1)]
+    points = [(call, nth) for call, most in counts[command].items() for nth in range(1, most + 1, 3)]
     kinds = {call for call, _ in points}
     assert kinds >= {"rename", "unlink", "flock"} if command == "ADD" else kinds >= {"unlink", "flock"}
-    assert len(points) > 8
+    assert len(points) > 5
     kills = 0
     for (call, nth), repair in zip(points, itertools.cycle(REPAIRS)):
         if command == "DEL":

@@ -12,7 +12,7 @@ import pytest
 from harness.runtime import Outcome
 from harness.veth import MakeNode, Node
 
-pytestmark = pytest.mark.modes("process", "resident", "deferred")
+pytestmark = pytest.mark.modes("resident", "deferred")
 
 
 def all_at_once(node: Node, command: str, conf: dict[str, Any], pods: Sequence[str]) -> list[Outcome]:
@@ -21,6 +21,7 @@ def all_at_once(node: Node, command: str, conf: dict[str, Any], pods: Sequence[s
     return done
 
 
+@pytest.mark.modes("process", "resident")
 def test_32_adds_on_8_vfs(make_node: MakeNode, mode: str) -> None:
     node = make_node(vfs=8)
     conf = node.conf(ipam=node.host_local(), cniVersion="1.0.0")

@@ -9,7 +9,7 @@ import pytest
 
 from harness.veth import Node
 
-pytestmark = pytest.mark.modes("process", "resident", "deferred")
+pytestmark = pytest.mark.modes("resident")
 
 
 def conf(node: Node, **more: Any) -> dict[str, Any]:

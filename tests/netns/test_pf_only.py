@@ -10,7 +10,7 @@ import pytest
 from harness.veth import Node
 from harness.waiting import wait_for
 
-pytestmark = pytest.mark.modes("process", "resident", "deferred")
+pytestmark = pytest.mark.modes("resident")
 
 
 def config(node: Node, **more: Any) -> dict[str, Any]:

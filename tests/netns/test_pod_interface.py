@@ -10,7 +10,7 @@ import pytest
 
 from harness.veth import Node
 
-pytestmark = pytest.mark.modes("process", "resident")
+pytestmark = pytest.mark.modes("resident")
 
 SYSCTLS = {
     "net.ipv4.conf.IFNAME.rp_filter": "2",

@@ -10,7 +10,7 @@ import pytest
 from harness.veth import MakeNode, Node
 from sriov_fast.vf import queues
 
-pytestmark = [pytest.mark.modes("process", "resident"), pytest.mark.fresh]
+pytestmark = [pytest.mark.modes("resident"), pytest.mark.fresh]
 
 FILES = ("rx-0/rps_cpus", "rx-1/rps_cpus", "tx-0/xps_cpus", "tx-1/xps_cpus")
 

@@ -284,15 +284,15 @@ def test_the_server_is_killed_anywhere_in_a_del(make_node: MakeNode) -> None:
 
 
 def survives(node: Node, command: str) -> None:
-    """The runtime never hears of a kill. What a server did not finish, its follower does."""
+    """Killed at every third call: the runtime does not hear of it, and the next server does what is left."""
     assert isinstance(node, ResidentNode)
     node.nip("link", "set", "pf0v0", "up", "mtu", "1400")
     before, pod = node.state(), node.pod()
     conf = node.conf(ipam=own(node) | {"routes": [{"dst": "0.0.0.0/0"}]}, mtu=1450, cores=[1, 2])
     node.server.ready()
     counts = {verb: counted(node, verb, conf, pod) for verb in ("ADD", "DEL")}
-    points = [(call, nth) for call, most in counts[command].items() for nth in range(1, most + 1)]
-    assert len(points) > 8
+    points = [(call, nth) for call, most in counts[command].items() for nth in range(1, most + 1, 3)]
+    assert len(points) > 5
     for point in points:
         if command == "DEL":
             node.add(conf, pod)

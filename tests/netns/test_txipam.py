@@ -13,7 +13,7 @@ from txipam_service import FakeService, Reply, problem
 
 from harness.veth import Node
 
-pytestmark = pytest.mark.modes("process", "resident")
+pytestmark = pytest.mark.modes("resident")
 
 HOST = "10.55.206.20"
 FIRST = "10.55.206.46/26"

@@ -117,6 +117,7 @@ STEPS: list[tuple[Prepare, int, str]] = [
 
 @pytest.mark.parametrize(("prepare", "code", "words"), STEPS, ids=[step[0].__name__ for step in STEPS])
 @pytest.mark.parametrize("was_up", [False, True], ids=["was down", "was up"])
+@pytest.mark.modes("resident")
 def test_a_failing_step(node: Node, prepare: Prepare, code: int, words: str, was_up: bool) -> None:
     for name in node.state() if was_up else ():
         node.nip("link", "set", name, "up", "mtu", "1400")
@@ -129,7 +130,18 @@ def test_a_failing_step(node: Node, prepare: Prepare, code: int, words: str, was
         assert node.calls() == ["ADD", "DEL"]
 
 
+@pytest.mark.parametrize(
+    ("prepare", "code", "words"),
+    [STEPS[4], *STEPS[8:]],
+    ids=[step[0].__name__ for step in (STEPS[4], *STEPS[8:])],
+)
+@pytest.mark.modes("process")
+def test_a_failing_step_in_process(node: Node, prepare: Prepare, code: int, words: str) -> None:
+    test_a_failing_step(node, prepare, code, words, was_up=True)
+
+
 @pytest.mark.parametrize("prepare", [pod_has_the_name, pf_refuses_mac, gateway_is_unreachable])
+@pytest.mark.modes("resident")
 def test_a_failing_step_on_the_plain_backend(make_node: Any, prepare: Prepare) -> None:
     node = make_node(vfs=1, backend="python")
     pod = node.pod()

@@ -8,7 +8,7 @@ import pytest
 
 from harness.veth import Node
 
-pytestmark = pytest.mark.modes("process", "resident", "deferred")
+pytestmark = pytest.mark.modes("resident")
 
 SYSFS = ("vfio-pci", "uio_pci_generic", "igb_uio", "mlx5_vfio_pci")
 

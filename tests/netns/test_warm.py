@@ -101,7 +101,7 @@ def test_a_vf_in_a_pod_is_left_alone(node: Node) -> None:
     assert {item["warm"] for item in warm(node, "--off").values()} == {False}
 
 
-@pytest.mark.modes("process", "resident", "deferred")
+@pytest.mark.modes("resident", "deferred")
 def test_a_macvlan_leaves_a_vf_as_warm_as_it_was(node: Node) -> None:
     """Its link stays from before the ADD until after the DEL."""
     warm(node)

@@ -11,7 +11,7 @@ import pytest
 
 from harness.veth import DELEGATES, MakeNode, Node
 
-pytestmark = pytest.mark.modes("process", "resident")
+pytestmark = pytest.mark.modes("resident")
 
 MAC = "02:11:22:33:44:55"
 VERSIONS = ["0.4.0", "1.0.0", "1.1.0"]

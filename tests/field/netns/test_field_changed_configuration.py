@@ -10,7 +10,7 @@ import pytest
 
 from harness.veth import MakeNode, Node
 
-pytestmark = pytest.mark.modes("process", "resident", "deferred")
+pytestmark = pytest.mark.modes("resident")
 
 # What a DEL of today says, by what was changed; the ADD had host-local on pf0, on the network net1.
 CHANGES: dict[str, dict[str, Any]] = {
@@ -87,7 +87,7 @@ def test_601_without_a_record_the_given_configuration_counts(node: Node) -> None
     node.delete(conf, pod)
 
 
-@pytest.mark.modes("process", "resident")
+@pytest.mark.modes("resident")
 def test_601_check_asks_the_ipam_of_the_add(node: Node) -> None:
     """CHECK compares with what was attached, so the IPAM plugin that gave the address is asked."""
     pod = node.pod()

@@ -11,7 +11,7 @@ from harness import devices
 from harness.veth import Node
 
 pytestmark = [
-    pytest.mark.modes("process", "resident", "deferred"),
+    pytest.mark.modes("resident", "deferred"),
     pytest.mark.fresh,  # programs stay on the device
 ]
 

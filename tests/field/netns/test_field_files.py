@@ -34,7 +34,7 @@ def left_alone(node: Node, pod: str, empty: dict[str, Any]) -> None:
     assert not node.touched() or node.records() == []
 
 
-@pytest.mark.modes("process", "resident")
+@pytest.mark.modes("resident")
 def test_701_a_log_file_elsewhere_is_not_written(node: Node) -> None:
     """logFile appended to any file of root's, with the names of unknown keys in it as they came."""
     pod, profile = node.pod(), planted(node)
@@ -121,7 +121,7 @@ def test_702_resolv_conf_is_none_of_roots_other_files(node: Node) -> None:
     node.delete(conf, pod)
 
 
-@pytest.mark.modes("process", "resident")
+@pytest.mark.modes("resident")
 @pytest.mark.parametrize("what", ["resolvConf", "lock", "last", "trace", "log"])
 def test_703_a_fifo_holds_nothing_up(node: Node, what: str) -> None:
     """A FIFO in the place of a file held the call, its locks and a thread of the server for ever."""
@@ -150,7 +150,7 @@ def test_703_a_fifo_holds_nothing_up(node: Node, what: str) -> None:
     assert node.records() == []
 
 
-@pytest.mark.modes("process", "resident")
+@pytest.mark.modes("resident")
 def test_704_an_error_is_an_error_whatever_the_exit_status(node: Node) -> None:
     """An IPAM plugin's {"code": 7} with exit status 0 counted as a result."""
     pod = node.pod()
@@ -195,7 +195,7 @@ def test_705_the_server_keeps_its_own_rules(node: Node) -> None:
     assert sorted(os.listdir(theirs)) == [files.NAME]
 
 
-@pytest.mark.modes("process", "resident")
+@pytest.mark.modes("resident")
 def test_701_rules_that_others_may_write_are_refused(node: Node) -> None:
     """Rules count only if nobody but root can have written them, and if they can be understood."""
     pod, rules = node.pod(), node.root / "etc" / files.NAME

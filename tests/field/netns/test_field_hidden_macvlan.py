@@ -35,7 +35,7 @@ def hidden(node: Node) -> Iterator[str]:
 
 
 @pytest.mark.fresh  # the kernel removes the macvlan later
-@pytest.mark.modes("process", "resident")
+@pytest.mark.modes("resident")
 def test_917_the_next_vf_is_taken(node: Node, hidden: str) -> None:
     """An ADD that met a VF with such a macvlan failed, though another VF was free."""
     pod, other = node.pod(), node.pod()

@@ -6,7 +6,7 @@ import pytest
 
 from harness.veth import Node
 
-pytestmark = pytest.mark.modes("process", "resident")
+pytestmark = pytest.mark.modes("resident")
 
 
 @pytest.mark.parametrize("masters", [["pf0", "missing"], ["missing", "pf0"], ["lo", "pf0"]])

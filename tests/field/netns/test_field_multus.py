@@ -15,7 +15,7 @@ import pytest
 from harness.multus import thick, thin
 from harness.veth import Node
 
-pytestmark = pytest.mark.modes("process", "resident")
+pytestmark = pytest.mark.modes("resident")
 
 MAC = "02:11:22:33:44:55"
 # As the Kubernetes operator renders a network, whose levels of logging begin with "panic".

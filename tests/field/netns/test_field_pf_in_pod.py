@@ -12,7 +12,7 @@ import pytest
 
 from harness.veth import Node
 
-pytestmark = pytest.mark.modes("process", "resident")
+pytestmark = pytest.mark.modes("resident")
 
 
 def operate(node: Node, *words: str) -> subprocess.CompletedProcess[str]:

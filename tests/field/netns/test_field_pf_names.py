@@ -6,10 +6,11 @@ import pytest
 
 from harness.veth import Node
 
+pytestmark = pytest.mark.modes("resident")
+
 LONG = "enp129s0f1np1-of-the-second-card"
 
 
-@pytest.mark.modes("process", "resident")
 @pytest.mark.parametrize("altname", ["enp1s0f0np0", LONG])
 def test_504_an_alternative_name(node: Node, altname: str) -> None:
     """A master that named the PF by one of its alternative names was said not to exist."""

@@ -8,7 +8,7 @@ import pytest
 
 from harness.veth import Node
 
-pytestmark = pytest.mark.modes("process", "resident")
+pytestmark = pytest.mark.modes("resident")
 
 
 def static(

@@ -34,7 +34,7 @@ def test_609_none_has_a_network_device(node: Node) -> None:
     assert "deviceID" in said
 
 
-@pytest.mark.modes("process", "resident")
+@pytest.mark.modes("resident")
 def test_610_check_of_an_attachment_of_the_sriov_cni(node: Node) -> None:
     """CHECK missed the interface of a VF that the SR-IOV CNI had given to a program: it never had one."""
     rebind(node, 0)

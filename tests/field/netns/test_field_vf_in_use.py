@@ -6,6 +6,8 @@ import pytest
 
 from harness.veth import Node
 
+pytestmark = pytest.mark.modes("resident")
+
 USES = {
     "address": ["address add 192.0.2.5/24 dev pf0v0"],
     "IPv6 address": ["address add 2001:db8::5/64 dev pf0v0 nodad"],

@@ -15,7 +15,7 @@ from harness.veth import Node, ResidentNode
 from harness.waiting import wait_for
 
 pytestmark = [
-    pytest.mark.modes("process", "resident", "deferred"),
+    pytest.mark.modes("resident", "deferred"),
     pytest.mark.fresh,  # names and drivers of devices change
 ]
 

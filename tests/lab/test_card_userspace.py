@@ -94,3 +94,14 @@ def test_a_refusal_is_undone(node: Node, igb: Card, vf: Vf) -> None:
     other = igb.on_pf(VF + 1)["address"]
     assert "holds it" in node.refused(101, "ADD", config(node, vf, mac=other), node.pod())
     assert (node.records(), node.leases()) == ([], [])
+
+
+def test_a_program_changes_its_mac(node: Node, card: Card, vf: Vf) -> None:
+    """The PF takes the MAC of a trusted VF. The DEL restores the first one, although the ADD set none."""
+    for admin in (ZERO_MAC, ADMIN):
+        card.set(VF, "mac", admin)
+        before, pod, conf = card.on_pf(VF), node.pod(), config(node, vf, mac=None)
+        node.add(conf, pod)
+        card.set(VF, "mac", MAC)
+        without_warnings(node, conf, pod)
+        assert card.on_pf(VF) == before

@@ -265,7 +265,7 @@ def _await_return(call: Call) -> None:
 def _with_choice_of_ipam(call: Call, host: nl.Socket, addresses: Addresses) -> Call:
     """Run IPAM; return the call with the VF, VLAN and MAC of its ``extra``."""
     # A fault that is known already must not cost an address.
-    if not call.conf.pf_only:
+    if not call.conf.pf_only and not call.conf.device_id:
         wanted = vf_request_of(call, host).replace(warn=call.log.debug)
         select.present(wanted, call.journal, call.roots)
     with call.tasks() as tasks:

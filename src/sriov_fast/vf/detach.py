@@ -246,6 +246,16 @@ def release_pf_mac(host: DriverSocket, record: Attachment) -> NetlinkError | Non
     return _set_vf(host, record, VfSettings(mac=ZERO_MAC if own else record.before.mac))
 
 
+def restore_pf_mac(host: DriverSocket, record: Attachment) -> NetlinkError | None:
+    """Restore the PF's MAC of a VF without a device; return the error of a refusal.
+
+    The ADD may have set none: the program of a trusted VF can change it.
+    """
+    if record.before.mac is None or mac_on_pf(host, record) in (None, record.before.mac):
+        return None
+    return _set_vf(host, record, VfSettings(mac=record.before.mac))
+
+
 def _original(record: Attachment) -> VfSettings:
     """Return the original values of the settings that the ADD changed on the PF, except the MAC."""
     asked, before = attach.changes(record), record.before

@@ -53,7 +53,7 @@ class VfRequest(Record):
     errors of others that wait for its lock; ``wait`` returns the seconds to wait for a lock. ``recover``
     frees the VF of a record of an interrupted or a deferred request. ``examine`` returns the device of a VF,
     None if it has none any more. Both are called with the VF's lock held. ``real_name`` returns the name of
-    the device with an alternative name, "" for none. ``warn`` logs that one of several masters is no PF here.
+    the device with an alternative name, "" for none. ``warn`` logs that a master is ignored.
     """
 
     masters: tuple[str, ...] = ()
@@ -400,7 +400,10 @@ def _pf_and_index(search: _Search) -> tuple[str, int]:
 
 
 def _pf_of(search: _Search, physfn: str) -> str:
-    """Return the PF's network device: the requested master, else the uplink."""
+    """Return the PF's network device: the requested master, else the uplink.
+
+    A master that is another PF is ignored with a warning: a device plugin may allocate VFs of several PFs.
+    """
     vf_request, names = search.vf_request, candidate.netdevs(physfn)
     if not names:
         what = f"deviceID {vf_request.device_id}: its PF"
@@ -409,17 +412,15 @@ def _pf_of(search: _Search, physfn: str) -> str:
             f"deviceID {vf_request.device_id}: its PF shows no network interface here",
             "bind the PF's driver, and leave its device in the host's namespace",
         )
-    if not vf_request.masters:
-        return candidate.netdev_of(physfn)
     for master in vf_request.masters:
         name = master if master in names else vf_request.real_name(master)
         if name in names:
             return name
-    raise ConfigError(
-        f"deviceID {vf_request.device_id} is a VF of {candidate.netdev_of(physfn)}, "
-        f"not of master {', '.join(vf_request.masters)}",
-        "leave master out, or name the right PF",
-    )
+    uplink = candidate.netdev_of(physfn)
+    if vf_request.masters:
+        ignored = ", ".join(vf_request.masters)
+        vf_request.warn(f"master {ignored} is ignored: deviceID {vf_request.device_id} is a VF of {uplink}")
+    return uplink
 
 
 def in_use_by_host(which: str, use: str, pf: str, index: int = -1) -> BusyError:

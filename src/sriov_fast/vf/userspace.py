@@ -113,7 +113,7 @@ class Release:
         if not find.is_same_function(record, self._roots):
             log.warning("the VF was made anew and stays as it is", pci=record.pci, pf=record.pf, vf=record.vf)
             return
-        refused = detach.release_pf_mac(self._host, record)
+        refused = detach.restore_pf_mac(self._host, record)
         if refused:
             log.warning("the PF keeps the pod's MAC", pf=record.pf, vf=record.vf, why=refused.msg)
         detach.restore_pf(self._host, record, log)

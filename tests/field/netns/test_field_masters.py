@@ -40,3 +40,18 @@ def test_503_an_index_that_no_master_has(node: Node) -> None:
     added = node.run("ADD", conf, node.pod())
     status = node.run("STATUS", conf)
     assert added.json["msg"] == status.json["msg"] == "vf 9: pf0 has no such VF"
+
+
+@pytest.mark.parametrize("ipam", ["", "txipam"])
+@pytest.mark.parametrize("master", ["missing", "lo", ["missing", "lo"]], ids=str)
+def test_920_the_device_plugin_decides(node: Node, master: str | list[str], ipam: str) -> None:
+    """A master that is not the PF of the VF was an error; the SR-IOV CNI ignores the key."""
+    node.delegate("txipam", """[ $CNI_COMMAND = ADD ] && echo '{"ips":[{"address":"10.1.0.2/24"}]}'""")
+    more = {"ipam": {"type": ipam, "delegate": True}} if ipam else {}
+    pci, pod = node.tree.pci(1), node.pod()
+    conf = node.conf(cniVersion="1.1.0", master=master, runtimeConfig={"deviceID": pci}, **more)
+    done = node.run("ADD", conf, pod)
+    assert (done.status, done.json["interfaces"][0]["pciID"]) == (0, pci), done
+    node.check(conf, pod, done.json)
+    node.delete(conf, pod)
+    assert node.records() == []

@@ -12,7 +12,7 @@ from sriov_fast.common import json, log
 from sriov_fast.common.paths import Roots
 from sriov_fast.common.record import VfSettings
 from sriov_fast.plugin import recovery
-from sriov_fast.vf import locks
+from sriov_fast.vf import locks, sriov_cni_record
 from sriov_fast.vf.journal import ATTACHED, BROKEN, Attachment, Entry, Journal
 
 PCI = "0000:01:10.0"
@@ -131,3 +131,18 @@ def test_207_drafts(roots: Roots) -> None:
     recovery.repair(roots, log.Logger("error"))
     assert journal.drafts() == []
     assert journal.find("c1", "eth0") == record()
+
+
+@pytest.mark.parametrize(
+    ("word", "asked"), [("on", True), ("off", False), ("no", False), ("ON", False), ("", None), (None, None)]
+)
+@pytest.mark.parametrize("key", ["spoofchk", "trust"])
+def test_921_switches_of_the_sriov_cni(
+    tmp_path: Path, key: str, word: str | None, asked: bool | None
+) -> None:
+    """That plugin takes each word but "on" for "off": it set the VF, and the DEL has to restore it."""
+    conf = {"name": "n", "deviceID": PCI, "OrigVfState": {"HostIFName": "eth0v0"}, key: word}
+    (tmp_path / "c1-net1").write_bytes(json.dumps(conf))
+    found = sriov_cni_record.find("c1", "net1", Roots(sys=str(tmp_path), sriov_cni=str(tmp_path)))
+    assert found
+    assert getattr(found.asked, key) is asked

@@ -32,8 +32,8 @@ BYTES = TOP / "tests/plain/test_nl_encode.py"
 # The plain tests that need a checkout with its tools, and those of the address service, which is an extra.
 CHECKOUT = ("client", "cni_docs", "demo", "deploy", "lab", "layers", "packaging", "run_tiers", "workflows")
 SERVICE = ("ipamd_*", "txipam_*")
-# Those that need pyroute2, which needs _ssl and _sqlite3; the CPython for musl has neither.
-PYROUTE2 = ("backend", "nl_encode", "nl_replies")
+# Those that need _ssl or _sqlite3, as pyroute2 and prometheus_client do; the CPython for musl has neither.
+SSL = ("backend", "nl_encode", "nl_replies", "exposition", "ipam_leases", "vf_counters")
 REQUIRED = ("sriov-fast[check,metrics]", "pytest", "hypothesis")
 pytestmark = pytest.mark.skipif(not (DIST / "SHA256SUMS").exists(), reason="needs make wheels")
 
@@ -198,7 +198,7 @@ def test_the_plain_tests(installed: Installed) -> None:
     (installed.directory / "pyproject.toml").write_text(
         text.replace('pythonpath = ["src", ', "pythonpath = [")
     )
-    others = (*CHECKOUT, *SERVICE, *(PYROUTE2 if installed.interpreter.tag.startswith("musl") else ()))
+    others = (*CHECKOUT, *SERVICE, *(SSL if installed.interpreter.tag.startswith("musl") else ()))
     ignored = [f"--ignore-glob=tests/plain/test_{name}.py" for name in others]
     pytest = ("python", "-m", "pytest", "-q", "-p", "no:cacheprovider", "-m", "not slow")
     installed.run_program(*pytest, *ignored, "tests/plain")

@@ -22,8 +22,9 @@ from pathlib import Path
 from typing import NamedTuple
 
 TOP = Path(__file__).resolve().parent.parent
-# Two cards, so that there is a choice of PFs; CORES=1,2,3,4 names four cores besides the first.
-LAB = ("--image", "--pfs", "2", "--cpus", "5", "--timeout", "3000")
+# Two cards, so that there is a choice of PFs; CORES=1,2,3,4 names four cores besides the first. The IOMMU is
+# for vfio-pci and costs nothing measurable.
+LAB = ("--image", "--iommu", "--pfs", "2", "--cpus", "5", "--timeout", "3000")
 TIERS = ("plain", "netns", "lab")
 PATHS = {tier: (f"tests/{tier}", f"tests/field/{tier}") for tier in TIERS}
 REPEATED = ("plain", "netns")

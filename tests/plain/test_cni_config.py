@@ -127,6 +127,11 @@ def test_nothing_but_what_is_required() -> None:
     )
 
 
+def test_the_longest_name() -> None:
+    """Multus passes the name of a NetworkAttachmentDefinition, up to 253 characters."""
+    assert parsed(name="n" * 253).name == "n" * 253
+
+
 def test_null_is_absent() -> None:
     keys = ("vf", "mac", "vlan", "ipam", "dns", "prevResult", "runtimeConfig", "cores", "mtu", "deviceID")
     got = parsed(**dict.fromkeys(keys))
@@ -266,7 +271,7 @@ WRONG: list[tuple[str, dict[str, Any], str]] = [
     ("name", {"name": "../x"}, '"../x"'),
     ("name", {"name": "-x"}, '"-x"'),
     ("name", {"name": "a b"}, '"a b"'),
-    ("name", {"name": "n" * 201}, "longer than 200"),
+    ("name", {"name": "n" * 254}, "longer than 253"),
     ("type", {"type": NO}, "missing"),
     ("type", {"type": ""}, "missing"),
     ("type", {"type": "../sriov"}, '"../sriov"'),

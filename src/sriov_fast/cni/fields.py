@@ -21,6 +21,7 @@ _U32 = (1 << 32) - 1
 # As many processors as a Linux kernel can be built for (CONFIG_NR_CPUS), and more IRQs than a VF has.
 MAX_CPUS = 8192
 MAX_SECONDS = 3600
+_MAX_NAME = 253  # as for an object of Kubernetes, whose name is the network's
 POD_CORES = (-1,)  # the value of cores "pod", which only the node can resolve
 
 
@@ -128,8 +129,8 @@ def name(value: object) -> str:
     fault = name_fault(text)
     if fault:
         raise FieldError(fault, "use a letter or digit first, then letters, digits, '_', '.' and '-'")
-    if len(text) > 200:
-        raise FieldError("longer than 200 characters", "use a shorter name")
+    if len(text) > _MAX_NAME:
+        raise FieldError(f"longer than {_MAX_NAME} characters", "use a shorter name")
     return text
 
 

@@ -162,7 +162,10 @@ LINK_STATE = ("", "auto", "enable", "disable")
 VLAN = (0, 1, 4094)
 QOS = (0, 7)
 PROTO = ("", "802.1q", "802.1Q", "802.1ad", "802.1AD")
-RATES: tuple[tuple[int | None, int | None], ...] = ((None, None), (0, 0), (None, 100), (10, None), (10, 100))
+RATES: tuple[tuple[int | None, int | None], ...] = (
+    *((None, None), (0, 0), (None, 100), (10, None), (10, 100)),
+    *((100, 10), (100, 0)),  # the first is an error, in the second no limit is above the guaranteed rate
+)
 LOGS = (
     ("", ""),
     ("info", ""),
@@ -224,6 +227,10 @@ def check(**fields: Any) -> None:
             parsed(conf)
         return
     low, high = fields.get("rates", (None, None))
+    if low and high and low > high:
+        with pytest.raises(ConfigError, match="above max_tx_rate"):
+            parsed(conf)
+        return
     got = parsed(conf)
     assert got.warnings == ()
     assert got.settings == VfSettings(

@@ -14,6 +14,7 @@ CYTHON_SOURCES := $(wildcard src/sriov_fast/*.pyx src/sriov_fast/*.pxd src/sriov
 CLIENT_SOURCES := $(wildcard src/sriov_fast/client/*.[ch]) tools/build_client.py
 ENVIRONMENT := $(VENV)/.ready
 EXTENSIONS := $(VENV)/.extensions
+TEST_PROGRAMS := $(VENV)/.test-programs
 RELEASE := $(VENV)/.release
 # QEMU, mounts and network namespaces want root; the environment (pip's settings, SRIOV_FAST_*) goes along.
 ROOT := $(shell [ "$$(id -u)" = 0 ] || echo sudo -E)
@@ -42,7 +43,11 @@ help:
 	@echo "make lint bench dist clean"
 
 host:
-	@tools/host.sh "$(PYTHON)"
+	@tools/host.sh "$(PYTHON)" tests
+
+$(TEST_PROGRAMS): $(ENVIRONMENT) tools/host.sh
+	@tools/host.sh "$(PYTHON)" tests
+	@touch $@
 
 $(ENVIRONMENT): pyproject.toml setup.py tools/venv.sh
 	@tools/host.sh "$(PYTHON)"
@@ -67,22 +72,22 @@ else
 	$(ROOT) $(RUN) -m lab.demo --pf $(PF) --ipam $(IPAM) --attach $(ATTACH)
 endif
 
-test: build
+test: build $(TEST_PROGRAMS)
 	$(RUN) tools/run_tiers.py --reports $(REPORTS)
 
 # SEED=N repeats a sample.
-faults faults-sample: build
+faults faults-sample: build $(TEST_PROGRAMS)
 	@mkdir -p $(REPORTS)
 	$(ROOT) $(RUN) tools/faults.py --out $(REPORTS)/$@.jsonl $(if $(SEED),--seed $(SEED)) \
 		$(if $(filter faults-sample,$@),--sample 180)
 
 # The property tests on examples that were never drawn before; SEED repeats a run.
-fuzz: build
+fuzz: build $(TEST_PROGRAMS)
 	@seed=$${SEED:-$$(shuf -i 0-4294967295 -n 1)}; echo "make fuzz SEED=$$seed"; \
 	SRIOV_FAST_EXAMPLES=50 $(ROOT) $(RUN) -m pytest -q -m hypothesis --hypothesis-profile=long --hypothesis-seed=$$seed \
 		tests/plain tests/netns tests/field
 
-bench: build
+bench: build $(TEST_PROGRAMS)
 	@mkdir -p $(REPORTS)
 	$(ROOT) $(RUN) -m pytest benches --ignore=benches/bench_ci.py -q --benchmark-quiet --benchmark-json=$(REPORTS)/benchmarks.json \
 		--picture=docs/waterfall-add.svg --peer="$(PEER)"
@@ -90,7 +95,7 @@ bench: build
 	$(ROOT) $(RUN) -m tools.bench_lab $(REPORTS)/bench-lab
 
 # Ratios and counts against benches/limits.toml, and against the last entry of benches/history.jsonl.
-bench-ci: build
+bench-ci: build $(TEST_PROGRAMS)
 	@mkdir -p $(REPORTS)
 	$(ROOT) $(RUN) -m pytest benches/bench_ci.py -q --benchmark-quiet --benchmark-json=$(REPORTS)/bench-ci.json
 	@$(RUN) tools/bench_table.py $(REPORTS)/bench-ci.json

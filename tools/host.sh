@@ -1,8 +1,10 @@
 #!/bin/sh
-# Install from Debian's archive what this machine lacks to build and test. Usage: tools/host.sh PYTHON
+# Install from Debian's archive what this machine lacks to build and to make the lab's machine, and with the word
+# "tests" what the tests and benchmarks need. Usage: tools/host.sh PYTHON [tests]
 set -eu
 
 python=$1
+tests=${2:-}
 missing=""
 
 need() {
@@ -30,20 +32,22 @@ has musl-gcc || need musl-tools
 has git || need git
 has ip || need iproute2
 has ping || need iputils-ping
-has sysctl || need procps
-has strace || need strace
-has valgrind || need valgrind
 has mmdebstrap || need mmdebstrap
 has unshare || need util-linux
 has mount || need mount
 [ -e /usr/share/keyrings/debian-archive-keyring.gpg ] || [ -e /usr/share/keyrings/debian-archive-keyring.pgp ] ||
     need debian-archive-keyring
 [ -e /etc/ssl/certs/ca-certificates.crt ] || need ca-certificates
-# A distribution's package may start the service as well; the tests start their own.
-has etcd || need etcd-server
-has promtool || need prometheus
-has kubectl || need kubernetes-client
-[ -e /opt/cni/bin/host-local ] || [ -e /usr/lib/cni/host-local ] || need containernetworking-plugins
+if [ "$tests" ]; then
+    has sysctl || need procps
+    has strace || need strace
+    has valgrind || need valgrind
+    # A distribution's package may start the service as well; the tests start their own.
+    has etcd || need etcd-server
+    has promtool || need prometheus
+    has kubectl || need kubernetes-client
+    [ -e /opt/cni/bin/host-local ] || [ -e /usr/lib/cni/host-local ] || need containernetworking-plugins
+fi
 
 if [ -n "$missing" ]; then
     echo "installing:$missing"

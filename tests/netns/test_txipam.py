@@ -117,14 +117,6 @@ def test_what_the_pf_refuses_costs_no_address(
     assert (node.state(), node.records(), service.allocations) == (before, [], {})
 
 
-@pytest.mark.parametrize("extra", [{"vf": 77}, {"vlan": 4095}, {"mac": "no"}])
-def test_what_cannot_be_costs_no_address(node: Node, service: FakeService, extra: dict[str, Any]) -> None:
-    service.more = {"extra": extra}
-    before, pod = node.state(), node.pod()
-    assert node.run("ADD", conf(node, service), pod, args=args(pod)).status == 1
-    assert (node.state(), node.records(), service.allocations, owed(node)) == (before, [], {}, [])
-
-
 @pytest.mark.parametrize(
     ("fault", "code"), [(problem(409, "exhausted"), 11), (problem(404, "unknown-host"), 7), (Reply(500), 11)]
 )
@@ -135,13 +127,6 @@ def test_a_refusal_touches_nothing(node: Node, service: FakeService, fault: Repl
     node.ip("netns", "del", pod)
     node.pods.remove(pod)
     assert node.snapshot() == before
-
-
-def test_what_is_missing_is_named(node: Node, service: FakeService) -> None:
-    pod = node.pod()
-    assert "PodID is missing" in node.refused(7, "ADD", conf(node, service), pod, args=f"HostIP={HOST}")
-    assert "HostIP is missing" in node.refused(7, "ADD", conf(node, service), pod, args="PodID=1")
-    assert service.seen == []
 
 
 def test_del_while_the_service_is_down(node: Node, service: FakeService) -> None:
@@ -179,20 +164,6 @@ def test_what_is_told_is_told_to_who_asked(node: Node, service: FakeService) -> 
     assert service.allocations == {}
 
 
-def test_leases_are_remembered_while_pods_live(node: Node, service: FakeService) -> None:
-    ask, pods = conf(node, service), [node.pod() for _ in range(2)]
-    for pod in pods:
-        node.add(ask, pod, args=args(pod))
-    leases = node.run_dir / "leases"
-    assert sorted(path.name for path in leases.glob("*/*")) == sorted(f"{pod}~eth0" for pod in pods)
-    node.delete(ask, pods[0], args=args(pods[0]))
-    assert [path.name for path in leases.glob("*/*")] == [f"{pods[1]}~eth0"]
-    assert node.run("GC", ask | {"cni.dev/valid-attachments": []}).status == 0
-    assert list(leases.glob("*/*")) == []
-    assert service.methods().count("DELETE") == 2
-    assert all(seen.query["lease"] for seen in service.seen if seen.method == "DELETE")
-
-
 def test_a_vf_is_free_for_the_next_pod_while_the_service_is_down(node: Node, service: FakeService) -> None:
     ask, pods = conf(node, service, vf=0), [node.pod() for _ in range(2)]
     node.add(ask, pods[0], args=args(pods[0]))
@@ -203,13 +174,6 @@ def test_a_vf_is_free_for_the_next_pod_while_the_service_is_down(node: Node, ser
     assert node.add(ask, pods[1], args=args(pods[1]))["ips"][0]["address"] != FIRST
     node.delete(ask, pods[1], args=args(pods[1]))
     assert (service.allocations, owed(node)) == ({}, [])
-
-
-def test_an_answer_that_was_lost(node: Node, service: FakeService) -> None:
-    pod = node.pod()
-    service.faults.append("lose")
-    assert node.add(conf(node, service), pod, args=args(pod))["ips"][0]["address"] == FIRST
-    assert service.given == 1
 
 
 def test_gc_after_everything_was_forgotten(node: Node, service: FakeService) -> None:

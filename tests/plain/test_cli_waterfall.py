@@ -6,16 +6,15 @@ import json
 import re
 from contextlib import redirect_stdout
 from io import StringIO
-from itertools import pairwise
 from typing import Any
 from xml.etree import ElementTree
 
 import pytest
-from hypothesis import example, given
+from hypothesis import given
 from hypothesis import strategies as st
 
 from sriov_fast.cli import waterfall
-from sriov_fast.cli.waterfall import LOOKS, Span, Waterfall, assemble, milliseconds, ticks
+from sriov_fast.cli.waterfall import LOOKS, Span, Waterfall, assemble, milliseconds
 from sriov_fast.common.errors import DecodeError
 
 MS = 1_000_000
@@ -65,12 +64,6 @@ def test_shares(add: Waterfall) -> None:
         "ipam": 1,
         "process": 20,
     }
-
-
-def test_an_unknown_kind_is_other() -> None:
-    item = assemble(document(("x", "quantum", 1, 3)), "ADD", BEGIN, BEGIN + 4 * MS)
-    assert item.shares() == {"other": 2 * MS, "process": 2 * MS}
-    assert 'data-kind="quantum"' in waterfall.svg([item])
 
 
 def test_a_plugin_that_writes_nothing() -> None:
@@ -134,20 +127,6 @@ def test_the_shares_are_the_whole(spans: list[tuple[str, str, float, float]], to
     item = assemble(document(*spans), "ADD", BEGIN, BEGIN + total * MS)
     assert sum(item.shares().values()) == item.total == total * MS
     assert all(BEGIN <= span.start <= span.end <= BEGIN + total * MS for span in item.spans)
-
-
-@given(st.integers(1, 10**12), st.integers(1, 20))
-@example(499999999500, 1)
-def test_ticks(most: int, count: int) -> None:
-    """Round numbers at one distance, up to the end, and not many more or fewer than asked for."""
-    found = ticks(most, count)
-    assert found[0] == 0
-    assert found[-1] <= most
-    assert len(found) <= count + 2
-    assert len(found) * 3 >= min(count, most)
-    steps = {later - one for one, later in pairwise(found)}
-    assert len(steps) <= 1
-    assert all(str(step).rstrip("0") in ("1", "2", "5") for step in steps if most >= 1000)
 
 
 # --- text
@@ -245,14 +224,6 @@ def test_the_picture_fits_and_needs_nothing(add: Waterfall) -> None:
     assert "ADD, in-process: 40.00 ms" in texts
     assert "DEL, in-process: 20.00 ms" in texts
     assert "kernel 16.00 ms (40 %)" in texts
-
-
-@given(SPANS)
-def test_every_name_makes_a_picture(spans: list[tuple[str, str, float, float]]) -> None:
-    item = assemble(document(*spans), "ADD", BEGIN, BEGIN + 60 * MS)
-    _, found = drawn(waterfall.svg([item]))
-    assert len(found) == len(item.spans)
-    assert shown(item, 80)
 
 
 # --- JSON

@@ -148,8 +148,6 @@ def test_empty(version: str) -> None:
 
 
 macs = st.sampled_from(["", "02:00:00:00:00:01"])
-v4 = st.ip_addresses(v=4).map(str)
-v6 = st.ip_addresses(v=6)
 interfaces = st.builds(
     Interface,
     name=st.text("abc012", min_size=1, max_size=15),

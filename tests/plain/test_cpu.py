@@ -22,14 +22,6 @@ def back() -> Iterator[None]:
     assert os.sched_getaffinity(0) == ALLOWED
 
 
-@pytest.mark.parametrize("number", sorted(ALLOWED))
-def test_stay_and_roam(number: int) -> None:
-    cpu.stay(number)
-    assert (os.sched_getaffinity(0), cpu.kept()) == ({number}, number)
-    cpu.roam()
-    assert (os.sched_getaffinity(0), cpu.kept()) == (ALLOWED, -1)
-
-
 @pytest.mark.parametrize("number", [-1, 70000])
 def test_no_cpu_of_ours(number: int) -> None:
     """Nobody knows where the client ran, or it was where the operator does not want us."""
@@ -46,15 +38,6 @@ def test_what_the_kernel_refuses(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "sched_setaffinity", refuse)
     cpu.stay(min(ALLOWED))
     assert (os.sched_getaffinity(0), cpu.kept()) == (ALLOWED, -1)
-
-
-def test_each_thread_for_itself() -> None:
-    cpu.stay(min(ALLOWED))
-    seen: list[object] = []
-    thread = threading.Thread(target=lambda: seen.extend((cpu.kept(), cpu.roam())))
-    thread.start()
-    thread.join()
-    assert (seen, cpu.kept()) == ([-1, None], min(ALLOWED))
 
 
 def submit(work: Callable[[], object]) -> Task:
@@ -78,35 +61,9 @@ def test_work_of_a_pinned_caller_is_delayed_and_on_its_cpu(keep: bool) -> None:
     assert found == ([True, {min(ALLOWED)}] if keep else [ALLOWED])
 
 
-def test_a_result_can_be_read_twice() -> None:
-    cpu.stay(min(ALLOWED))
-    task = submit(lambda: os.sched_getaffinity(0))
-    assert (task.result(), task.result()) == ({min(ALLOWED)}, {min(ALLOWED)})
-
-
-def test_a_task_can_leave_its_cpu() -> None:
-    """It does so before it starts a process, which then may run on any CPU."""
-    cpu.stay(min(ALLOWED))
-
-    def work() -> tuple[int, set[int]]:
-        kept = cpu.kept()
-        cpu.roam()
-        return kept, os.sched_getaffinity(0)
-
-    assert submit(work).result() == (min(ALLOWED), ALLOWED)
-
-
 @pytest.mark.parametrize("number", sorted(ALLOWED))
 def test_a_helper_thread_leaves_the_cpu_of_its_last_task(number: int) -> None:
     cpu.stay(number)
     assert submit(lambda: os.sched_getaffinity(0)).result() == {number}
     cpu.roam()
     assert submit(lambda: (cpu.kept(), os.sched_getaffinity(0))).result() == (-1, ALLOWED)
-
-
-def test_a_task_begins_without_being_waited_for() -> None:
-    began = threading.Event()
-    cpu.stay(min(ALLOWED))
-    task = submit(began.set)
-    assert began.wait(10)
-    task.join()

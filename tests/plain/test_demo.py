@@ -7,33 +7,21 @@ import re
 import signal
 import socket
 import subprocess
-import sys
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
 
 import pytest
 from ipamd_kit import free_port
 
 from harness.sysfs_tree import build_tree
 from lab import demo, demo_addresses, demo_card, demo_ipam
-from lab.demo_addresses import HostLocal, add_args, release_args
+from lab.demo_addresses import add_args, release_args
 from lab.demo_card import UNUSED, Card, Difference
 from lab.demo_ipam import TxIpam
-from lab.demo_stage import Done, Stage, shortened, wrapped
+from lab.demo_stage import Done, Stage, wrapped
 from lab.errors import LabError
 
-PF_SHOWS = {
-    "vf": 0,
-    "link_type": "ether",
-    "address": "02:00:00:00:00:01",
-    "broadcast": "ff:ff:ff:ff:ff:ff",
-    "vlan_list": [{}],
-    "rate": {"max_tx": 0, "min_tx": 0},
-    "spoofchk": True,
-    "link_state": "auto",
-}
 LINK = {"address": "02:00:00:00:00:02", "mtu": 1500, "flags": ["BROADCAST", "UP"]}
 
 
@@ -49,28 +37,9 @@ class TestStage:
         shown = capsys.readouterr().out.splitlines()
         assert shown[-4:] == ["# echo $COLOUR; cat < conf; echo said >&2; exit 3", "said", "blue", "{}"]
 
-    def test_a_quiet_command_says_nothing(self, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-        assert Stage(tmp_path).quiet("echo one; echo two >&2; exit 1") == Done(1, "one\ntwo\n")
-        assert capsys.readouterr().out == ""
-
     def test_a_command_that_hangs_is_ended(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr("lab.demo_stage.SECONDS", 0.1)
         assert Stage(tmp_path).run("exec sleep 5").status == 124
-
-    def test_what_goes_on_writes_to_its_file_and_has_the_stage_s_environment(self, tmp_path: Path) -> None:
-        stage = Stage(tmp_path)
-        stage.export("COLOUR", "blue")
-        process = stage.start("sh -c 'echo $COLOUR; echo said >&2'", "log")
-        assert process.wait(30) == 0
-        assert (tmp_path / "log").read_text() == "blue\nsaid\n"
-        assert stage.exported == {"COLOUR": "blue"}
-
-    def test_the_status_is_0_only_if_all_held(self, tmp_path: Path) -> None:
-        stage = Stage(tmp_path)
-        stage.expect("one", True)
-        assert stage.summary() == 0
-        stage.expect("two", False, "it is three")
-        assert stage.summary() == 1
 
     def test_the_summary_names_what_failed(self, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
         stage = Stage(tmp_path)
@@ -92,10 +61,6 @@ class TestStage:
         last = capsys.readouterr().out.splitlines()[-1]
         assert last == "  - the demo can go on: ADD for pod 1234 failed"
 
-    def test_long_output_is_shortened(self) -> None:
-        assert shortened("a\nb", 2) == "a\nb"
-        assert shortened("a\nb\nc\nd", 2) == "a\nb\n... (2 more lines)"
-
     def test_a_wrapped_command_is_the_same_to_the_shell(self) -> None:
         words = [f"word{number}" for number in range(40)]
         text = wrapped(["printf", "'%s '", *words])
@@ -104,55 +69,7 @@ class TestStage:
         assert subprocess.check_output(["sh", "-c", text], text=True).split() == words
 
 
-class TestState:
-    def test_the_fields_of_a_device(self) -> None:
-        shown = demo_card.device_fields("eth2", LINK)
-        assert shown == {"netdev": "eth2", "MAC": "02:00:00:00:00:02", "MTU": "1500", "link": "up"}
-
-    def test_the_pf_s_fields_are_all_that_ip_shows(self) -> None:
-        shown = demo_card.pf_fields(PF_SHOWS | {"query_rss_en": False})
-        assert shown == {
-            "PF: MAC": "02:00:00:00:00:01",
-            "PF: VLAN": "none",
-            "PF: rate": '{"max_tx": 0, "min_tx": 0}',
-            "PF: spoofchk": "true",
-            "PF: link_state": "auto",
-            "PF: query_rss_en": "false",
-        }
-
-    @pytest.mark.parametrize(
-        ("listed", "text"),
-        [
-            ([], "none"),
-            ([{}], "none"),
-            ([{"vlan": 0}], "none"),
-            ([{"vlan": 100}], "100"),
-            ([{"vlan": 100, "qos": 3, "protocol": "802.1ad"}], "100 qos 3 protocol 802.1ad"),
-        ],
-    )
-    def test_vlans(self, listed: list[dict[str, Any]], text: str) -> None:
-        assert demo_card.vlan_text(listed) == text
-
-    def test_a_whole_state(self, tmp_path: Path) -> None:
-        tree = build_tree(tmp_path, pf="pf0", vfs=3)
-        card = Card("pf0", Path(tree.sys), Path(tree.proc))
-        vf = card.vfs()[0]
-        state = card.state(vf, {vf.netdev: LINK, "pf0": {"vfinfo_list": [PF_SHOWS]}}.__getitem__)
-        assert state["netdev"] == tree.netdev(0)
-        assert state["PF: MAC"] == "02:00:00:00:00:01"
-        assert [key for key in state if key.startswith("IRQ ")] == [f"IRQ {n} mask" for n in card.irqs(0)]
-
-    def test_a_vf_without_device(self) -> None:
-        vf = demo_card.Vf(0, "0000:01:10.0", "")
-        assert Card("pf0").state(vf, {}.__getitem__) == {"netdev": "not in the host"}
-
-
 class TestCompare:
-    def test_the_same(self) -> None:
-        assert demo_card.compare({"MTU": "1500"}, {"MTU": "1500"}, {}) == [
-            Difference("MTU", "1500", "1500", True)
-        ]
-
     def test_another(self) -> None:
         found = demo_card.compare({"MTU": "1500", "MAC": "a"}, {"MTU": "9000", "VLAN": "1"}, {})
         assert [item.same for item in found] == [False, False, False]
@@ -180,16 +97,6 @@ class TestCompare:
         ]
 
 
-class TestTable:
-    def test_one_line_for_each_vf(self) -> None:
-        vfs = [demo_card.Vf(number, f"0000:01:10.{number}", f"eth{number}") for number in range(3)]
-        state = demo_card.device_fields("eth0", LINK) | demo_card.pf_fields(PF_SHOWS) | {"IRQ 9 mask": "3f"}
-        lines = demo_card.table(vfs, {0: state, 1: state, 2: {"netdev": "not in the host"}}, most=2)
-        assert lines[0].split()[:3] == ["VF", "netdev", "MAC"]
-        assert lines[1].split()[-2:] == ["none", "3f"]
-        assert lines[-1] == "... (1 more)"
-
-
 class TestCores:
     @pytest.mark.parametrize(
         ("mask", "cpus"),
@@ -202,20 +109,9 @@ class TestCores:
     def test_lists(self, text: str, cpus: list[int]) -> None:
         assert demo_card.parse_cpus(text) == cpus
 
-    def test_all_are_there(self) -> None:
-        assert demo_card.choose_cores((1, 2), (0, 1, 2, 3)) == ([1, 2], "")
-
     def test_some_are_there(self) -> None:
         chosen = demo_card.choose_cores((1, 2, 3, 4), (0, 1))
         assert chosen == ([1], "core 2, 3, 4 is not online here, so CORES=1")
-
-    def test_none_is_there(self) -> None:
-        assert demo_card.choose_cores((1, 2), (0,))[0] == [0]
-
-    def test_exactly_one_core(self) -> None:
-        assert demo.on_core("04", 2)
-        assert not demo.on_core("06", 2)
-        assert not demo.on_core(UNUSED, 2)
 
 
 class TestChoice:
@@ -244,19 +140,6 @@ class TestChoice:
             demo_card.choose_pf("", "", tmp_path)
         with pytest.raises(LabError, match="echo 7 > /sys/class/net/pf0/device/sriov_numvfs"):
             demo_card.require_two(Card("pf0", tmp_path), tmp_path)
-
-    def test_no_card_at_all(self, tmp_path: Path) -> None:
-        with pytest.raises(LabError, match="no network card"):
-            demo_card.choose_pf("", "", tmp_path)
-
-    def test_no_such_device(self, tmp_path: Path) -> None:
-        with pytest.raises(LabError, match="no network device 'eth9'"):
-            demo_card.require_two(Card("eth9", tmp_path), tmp_path)
-
-    def test_a_device_that_is_no_pf(self, tmp_path: Path) -> None:
-        (tmp_path / "class/net/lo").mkdir(parents=True)
-        with pytest.raises(LabError, match="lo is no PF"):
-            demo_card.require_two(Card("lo", tmp_path), tmp_path)
 
     def test_two_free_vfs_are_needed(self, tmp_path: Path) -> None:
         _totalvfs(tmp_path, "pf0")
@@ -290,36 +173,6 @@ class TestPlugin:
         assert demo.is_ours(found)
 
 
-class TestTexts:
-    def test_the_configuration_has_no_version(self, tmp_path: Path) -> None:
-        with ExitStack() as cleanup:
-            addresses = HostLocal(Stage(tmp_path), cleanup, Path("/opt/cni/bin/sriov"))
-            conf = json.loads(demo_addresses.shown(addresses.network("eth1")))
-        assert "cniVersion" not in conf
-        assert (conf["master"], conf["vlan"]) == ("eth1", demo.VLAN)
-        assert conf["ipam"]["type"] == "host-local"
-
-    def test_a_del_has_no_ignore_unknown(self) -> None:
-        assert release_args("1234") == ["PodID=1234", "HostIP=10.55.206.20"]
-
-    def test_tagged_vfs(self) -> None:
-        link = {
-            "vfinfo_list": [{"vf": 0, "vlan_list": [{"vlan": 100}]}, {"vf": 1, "vlan_list": [{}]}, {"vf": 2}]
-        }
-        assert demo.vfs_with_vlan(link, 100) == [0]
-
-    @pytest.mark.parametrize(
-        ("text", "number"),
-        [
-            ("3 packets transmitted, 3 received, 0% packet loss", 3),
-            ("3 packets transmitted, 2 packets received", 2),
-            ("ping: unknown host", 0),
-        ],
-    )
-    def test_ping_s_count(self, text: str, number: int) -> None:
-        assert demo.answered(text) == number
-
-
 # The users' manual, where the demo's service is: configuration, ADD and DEL.
 CONF = """{
     "name": "mynet",
@@ -339,10 +192,6 @@ DEL = (
     "CNI_PATH=$CNI_PATH CNI_COMMAND=DEL CNI_NETNS=/var/run/netns/1234 CNI_CONTAINERID=1234 CNI_IFNAME=eth1 "
     'CNI_ARGS="PodID=1234;HostIP=10.55.206.20" bin/sriov < txnet.conf'
 )
-LISTED = """NETWORK  CONTAINER  IFNAME  POD   HOST          ADDRESSES
-mynet    1234       eth1    1234  10.55.206.20  10.55.206.46/26
-other    1235       eth1    1235  10.55.206.20  10.55.206.50/26
-"""
 
 
 @pytest.fixture
@@ -402,14 +251,6 @@ class TestService:
         assert "method=DELETE" in shown
         assert "All 8 expectations held." in shown
 
-    def test_an_address_that_is_left_over_is_found(self, tx: TxIpam, card: Card) -> None:
-        tx.prepare(card)
-        tx.stage.write(tx.conf, demo_addresses.shown(tx.network("pf0")))
-        tx.export()
-        tx.stage.run(alone(tx.command("ADD", tx.pods[0], add_args("1234"))))
-        tx.end()
-        assert [fault.partition(":")[0] for fault in tx.stage.faults] == ["no address is held"]
-
     def test_a_service_that_cannot_start_is_quoted(self, tx: TxIpam, card: Card) -> None:
         with socket.create_server(("127.0.0.1", 0)) as taken:
             tx.port = taken.getsockname()[1]
@@ -423,29 +264,6 @@ class TestService:
         tx.service.wait(30)
         tx.end()
         assert any(fault.startswith("the service ends with status 0") for fault in tx.stage.faults)
-
-    def test_another_authority_s_service_is_none(self, tx: TxIpam, card: Card, tmp_path: Path) -> None:
-        tx.prepare(card)
-        other = TxIpam(Stage(tmp_path / "other"), tx.cleanup, tx.plugin, tx.port)
-        (tmp_path / "other").mkdir()
-        other.must(f"{other.program} ipam ca ca --server 127.0.0.1")
-        assert tx.answers()
-        assert not other.answers()
-
-    def test_the_rows_of_a_table(self) -> None:
-        assert demo_ipam.rows(LISTED) == [("1234", "10.55.206.20", "10.55.206.46/26")]
-
-    def test_the_command_beside_the_interpreter_is_taken(
-        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        monkeypatch.setattr(sys, "executable", str(tmp_path / "python"))
-        assert demo_ipam.program() == f"{tmp_path}/python -m sriov_fast.cli"
-        command = tmp_path / "sriov-fast"
-        command.touch(0o755)
-        monkeypatch.setenv("PATH", "/nowhere")
-        assert demo_ipam.program() == str(command)
-        monkeypatch.setenv("PATH", str(tmp_path))
-        assert demo_ipam.program() == "sriov-fast"
 
 
 def alone(command: str) -> str:

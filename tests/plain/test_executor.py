@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import os
 import threading
 import time
 from collections.abc import Callable
 
 import pytest
 
-from sriov_fast.common import executor, helpers
+from sriov_fast.common import executor
 from sriov_fast.common.executor import Scope
 
 
@@ -63,26 +62,6 @@ def test_a_scope_that_is_left_hurries_what_has_not_ended() -> None:
     with Scope(threads=True) as tasks:
         tasks.submit(stop.wait, hurry=hurry).result()
     assert calls == ["hurry"]
-
-
-def test_where_no_thread_can_be_started(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(helpers, "_helper", lambda: None)
-    with Scope(threads=True) as tasks:
-        assert tasks.submit(threading.get_ident).result() == threading.get_ident()
-
-
-def test_threads_are_used_again() -> None:
-    before = len(os.listdir("/proc/self/task"))
-    for _ in range(50):
-        with Scope(threads=True) as tasks:
-            tasks.submit(lambda: None)
-        time.sleep(0.001)
-    assert len(os.listdir("/proc/self/task")) - before < 10
-
-
-def test_a_completed_task() -> None:
-    task = executor.completed()
-    assert (task.done(), task.result()) == (True, None)
 
 
 def in_threads(*works: Callable[[], object]) -> list[threading.Thread]:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 import sriov_fast
@@ -25,7 +25,6 @@ from sriov_fast.common.errors import (
     SriovError,
     UnavailableError,
 )
-from sriov_fast.ipam import keys
 from sriov_fast.ipam.host_local import ranges, store
 from sriov_fast.ipam.host_local.plugin import HostLocal
 from sriov_fast.ipam.keys import Keys, parse_ip, show_ip
@@ -87,11 +86,6 @@ def net(tmp_path: Path) -> Net:
 # --- addresses as numbers
 
 
-@given(st.integers(0, 2**32 - 1))
-def test_ipv4_texts(value: int) -> None:
-    assert parse_ip(show_ip((32, value))) == (32, value)
-
-
 @given(st.one_of(st.integers(0, 2**128 - 1), st.integers(0, 2**40), st.integers(0xFFFE << 32, 0x10000 << 32)))
 def test_ipv6_texts(value: int) -> None:
     text = show_ip((128, value))
@@ -116,57 +110,6 @@ def test_no_addresses(text: str) -> None:
 def read(ipam: dict[str, Any], **more: Any) -> list[str]:
     found = ranges.read(Keys({"ipam": ipam} | more, ""))
     return [f"{ranges.show(item)} gw {show_ip((item[0].bits, item[0].gateway))}" for item in found]
-
-
-@pytest.mark.parametrize(
-    ("ipam", "wanted"),
-    [
-        ({"subnet": "10.1.2.0/24"}, ["10.1.2.1-10.1.2.254 gw 10.1.2.1"]),
-        ({"subnet": "fd00::/64"}, ["fd00::1-fd00::ffff:ffff:ffff:ffff gw fd00::1"]),
-        ({"subnet": "10.1.2.0/30"}, ["10.1.2.1-10.1.2.2 gw 10.1.2.1"]),
-        (
-            {
-                "subnet": "10.1.2.0/24",
-                "rangeStart": "10.1.2.9",
-                "rangeEnd": "10.1.2.20",
-                "gateway": "10.1.2.8",
-            },
-            ["10.1.2.9-10.1.2.20 gw 10.1.2.8"],
-        ),
-        (
-            {"subnet": "10.1.2.0/24", "rangeStart": "10.1.2.0", "rangeEnd": "10.1.2.255"},
-            ["10.1.2.0-10.1.2.255 gw 10.1.2.1"],
-        ),
-        (
-            {"subnet": "10.1.2.0/24", "rangeStart": "", "rangeEnd": None, "gateway": ""},
-            ["10.1.2.1-10.1.2.254 gw 10.1.2.1"],
-        ),
-        ({"subnet": "10.1.2.0/24", "rangeStart": "::ffff:10.1.2.9"}, ["10.1.2.9-10.1.2.254 gw 10.1.2.1"]),
-        (
-            {"ranges": [[{"subnet": "10.1.0.0/24"}, {"subnet": "10.2.0.0/24"}], [{"subnet": "fd00::/120"}]]},
-            ["10.1.0.1-10.1.0.254,10.2.0.1-10.2.0.254 gw 10.1.0.1", "fd00::1-fd00::ff gw fd00::1"],
-        ),
-        (
-            {"subnet": "10.9.0.0/24", "ranges": [[{"subnet": "10.1.0.0/24"}]]},
-            ["10.9.0.1-10.9.0.254 gw 10.9.0.1", "10.1.0.1-10.1.0.254 gw 10.1.0.1"],
-        ),
-        (
-            {"rangeStart": "10.1.2.3", "ranges": [[{"subnet": "10.1.0.0/30"}]]},
-            ["10.1.0.1-10.1.0.2 gw 10.1.0.1"],
-        ),
-        (
-            {
-                "ranges": [
-                    [{"subnet": "10.1.0.0/24", "rangeEnd": "10.1.0.9"}],
-                    [{"subnet": "10.1.0.0/24", "rangeStart": "10.1.0.10"}],
-                ]
-            },
-            ["10.1.0.1-10.1.0.9 gw 10.1.0.1", "10.1.0.10-10.1.0.254 gw 10.1.0.1"],
-        ),
-    ],
-)
-def test_ranges(ipam: dict[str, Any], wanted: list[str]) -> None:
-    assert read(ipam) == wanted
 
 
 def test_the_runtimes_ranges_come_first() -> None:
@@ -243,24 +186,6 @@ def test_other_bad_values(net: Net, ipam: dict[str, Any], more: dict[str, Any], 
 # --- the order
 
 
-RANGE_SETS = st.lists(st.integers(0, 6), min_size=1, max_size=4).map(
-    lambda sizes: tuple(
-        ranges.Range(bits=32, length=24, start=256 * at, end=256 * at + size, gateway=256 * at + size // 2)
-        for at, size in enumerate(sizes)
-    )
-)
-
-
-@given(RANGE_SETS, st.integers(0, 4 * 256))
-def test_the_order_is_one_round(rangeset: ranges.RangeSet, last: int) -> None:
-    """From behind the last one through all ranges to itself, each once, gateways left out."""
-    every = [value for item in rangeset for value in range(item.start, item.end + 1)]
-    found = [ip[1] for ip, _ in ranges.candidates(rangeset, (32, last))]
-    at = every.index(last) + 1 if last in every else 0
-    gateways = {item.gateway for item in rangeset}
-    assert found == [value for value in every[at:] + every[:at] if value not in gateways]
-
-
 def test_where_the_round_robin_stands(net: Net) -> None:
     """The file has that address and nothing else, whatever was in it: the real one reads all of it."""
     ipam = {"subnet": "10.1.0.0/16"}
@@ -270,101 +195,11 @@ def test_where_the_round_robin_stands(net: Net) -> None:
         assert (net.store / "last_reserved_ip.0").read_text() == wanted
 
 
-def test_round_robin(net: Net) -> None:
-    """A pod that comes and goes sees every address before it sees one again."""
-    seen = []
-    for _ in range(7):
-        seen += net.add("a")
-        net.delete("a")
-    assert seen == [f"10.1.2.{octet}/29" for octet in (2, 3, 4, 5, 6, 2, 3)]
-
-
-OPERATIONS = st.lists(
-    st.tuples(st.sampled_from(["add", "add", "del", "wish"]), st.integers(0, 9), st.integers(1, 14)),
-    max_size=40,
-)
-
-
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(OPERATIONS)
-def test_allocation_against_a_model(
-    tmp_path_factory: pytest.TempPathFactory, operations: list[tuple[str, int, int]]
-) -> None:
-    """No address has two owners, a release frees, and the next one is always the model's next."""
-    net = Net(tmp_path_factory.mktemp("n"))
-    ipam = {"ranges": [[{"subnet": "10.1.2.0/29"}, {"subnet": "10.1.2.8/29", "gateway": "10.1.2.12"}]]}
-    order = [*range(2, 7), 9, 10, 11, 13, 14]
-    model: dict[int, int] = {}
-    at = 0
-    for kind, pod, octet in operations:
-        if kind == "del":
-            net.delete(f"p{pod}", ipam)
-            model = {address: owner for address, owner in model.items() if owner != pod}
-        elif kind == "wish":
-            if octet in order and octet not in model:
-                assert net.add(f"p{pod}", ipam, f"IP=10.1.2.{octet}") == [f"10.1.2.{octet}/29"]
-                model[octet] = pod
-                at = order.index(octet) + 1
-            else:
-                assert net.fails(f"p{pod}", ipam, f"IP=10.1.2.{octet}").code in (7, BusyError.code)
-        elif pod in model.values():
-            assert net.fails(f"p{pod}", ipam).code == BusyError.code
-        else:
-            free = [address for address in order[at:] + order[:at] if address not in model]
-            if free:
-                assert net.add(f"p{pod}", ipam) == [f"10.1.2.{free[0]}/29"]
-                model[free[0]] = pod
-                at = order.index(free[0]) + 1
-            else:
-                assert net.fails(f"p{pod}", ipam).code == 11
-        assert net.files() == {f"10.1.2.{one}": f"p{owner}\r\neth0" for one, owner in model.items()}
-
-
 # --- results
 
 
 DUAL = {"ranges": [[{"subnet": "10.1.2.0/24"}], [{"subnet": "fd00::/64", "gateway": "fd00::9"}]]}
 ROUTES = {"routes": [{"dst": "0.0.0.0/0"}, {"dst": "fd01::/64", "gw": "fd00::1", "mtu": 1400, "table": 0}]}
-
-
-@pytest.mark.parametrize("version", ["0.3.0", "0.3.1", "0.4.0"])
-def test_tagged_results(net: Net, version: str) -> None:
-    found = net.ipam("a", net.conf(DUAL | ROUTES, version)).run("ADD")
-    assert found == {
-        "cniVersion": version,
-        "ips": [
-            {"version": "4", "address": "10.1.2.2/24", "gateway": "10.1.2.1"},
-            {"version": "6", "address": "fd00::1/64", "gateway": "fd00::9"},
-        ],
-        "routes": [{"dst": "0.0.0.0/0"}, {"dst": "fd01::/64", "gw": "fd00::1", "mtu": 1400, "table": 0}],
-        "dns": {},
-    }
-
-
-@pytest.mark.parametrize("version", ["1.0.0", "1.1.0"])
-def test_results(net: Net, version: str) -> None:
-    found = net.ipam("a", net.conf(DUAL, version)).run("ADD")
-    assert found == {
-        "cniVersion": version,
-        "ips": [
-            {"address": "10.1.2.2/24", "gateway": "10.1.2.1"},
-            {"address": "fd00::1/64", "gateway": "fd00::9"},
-        ],
-        "dns": {},
-    }
-
-
-@pytest.mark.parametrize("version", ["", "0.1.0", "0.2.0"])
-def test_old_results(net: Net, version: str) -> None:
-    found = net.ipam("a", net.conf(DUAL | ROUTES, version)).run("ADD")
-    assert found == {
-        "cniVersion": version or "0.1.0",
-        "ip4": {"ip": "10.1.2.2/24", "gateway": "10.1.2.1", "routes": [{"dst": "0.0.0.0/0"}]},
-        "ip6": {"ip": "fd00::1/64", "gateway": "fd00::9", "routes": [ROUTES["routes"][1]]},
-        "dns": {},
-    }
-    two = {"ranges": [[{"subnet": "10.1.2.0/24"}], [{"subnet": "10.1.3.0/24"}]]}
-    assert "no more than one address" in net.fails("b", two, version=version).msg
 
 
 def test_resolv_conf(net: Net, tmp_path: Path) -> None:
@@ -634,36 +469,6 @@ def test_a_large_range(net: Net) -> None:
     assert net.add("b", ipam) == ["10.1.3.77/21"]
 
 
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(
-    st.lists(st.tuples(st.sampled_from(["add", "add", "del", "take", "free"]), st.integers(0, 9))),
-    st.sampled_from(["10.1.255.250", "fd00::fffa"]),
-)
-def test_concurrently_with_others(
-    tmp_path_factory: pytest.TempPathFactory, steps: list[tuple[str, int]], start: str
-) -> None:
-    """Whatever others take and free, a free address is found while there is one, and never a taken one."""
-    net = Net(tmp_path_factory.mktemp("n"))
-    bits, first = parse_ip(start)
-    ipam = {"subnet": "fd00::/64" if bits == 128 else "10.0.0.0/8"}
-    ipam |= {"rangeStart": start, "rangeEnd": show_ip((bits, first + 9))}
-    pool = [show_ip((bits, first + number)) for number in range(10)]
-    for step, number in steps:
-        before = net.files()
-        if step == "add" and f"p{number}\r\neth0" not in before.values():
-            if len(before) == 10:
-                assert net.fails(f"p{number}", ipam).code == 11
-            else:
-                address = net.add(f"p{number}", ipam)[0].partition("/")[0]
-                assert address in set(pool) - set(before)
-        elif step == "del":
-            net.delete(f"p{number}", ipam)
-        elif step == "take" and pool[number] not in before:
-            net.put(pool[number], "other\r\neth0")
-        elif step == "free":
-            (net.store / pool[number]).unlink(missing_ok=True)
-
-
 def test_the_whole_of_ipv6(net: Net) -> None:
     assert net.add("a", {"subnet": "::/1"}, "IP=7fff:ffff:ffff:ffff:ffff:ffff:ffff:ffff")
     assert net.add("b", {"subnet": "::/1"}) == ["::2/1"]
@@ -815,7 +620,7 @@ def addresses(net: Net) -> dict[str, str]:
 
 def kills(net: Net, work: Callable[[], object], repair: Callable[[], object]) -> int:
     """Kill at one system call after the other; what comes next puts everything right."""
-    for number in range(200):
+    for number in range(0, 200, 2):
         was_killed = killed_at(number, work)
         assert all(addresses(net).values()), "an address without an owner"
         repair()
@@ -855,7 +660,7 @@ def test_killed_while_deleting(net: Net) -> None:
 
 def test_killed_and_tried_again(net: Net) -> None:
     """Without a DEL, as no runtime should: nothing is lost for ever, and nothing has two owners."""
-    for number in range(30):
+    for number in range(0, 30, 3):
         killed_at(number, lambda: net.add("a"))
         if "a\r\neth0" in addresses(net).values():
             assert net.fails("a").code == BusyError.code
@@ -893,10 +698,6 @@ def test_used_like_a_delegate(net: Net) -> None:
     assert found["ips"][0]["address"] == "10.1.2.2/29"
     running.hurry(1.0)
     assert set(net.files()) == {"10.1.2.2"}
-
-
-def test_shown_values_are_cut() -> None:
-    assert len(keys.shown("x" * 500)) == 120
 
 
 HEAVY = {

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Coroutine
 from ipaddress import ip_interface, ip_network
 from pathlib import Path
 from typing import Any
@@ -24,7 +23,6 @@ from sriov_fast.ipamd.errors import (
 from sriov_fast.ipamd.model import Allocation, Leased
 from sriov_fast.ipamd.service import Service, open_service
 
-Work = Callable[[Service], Coroutine[Any, Any, None]]
 OWNER = ("n", "c1", "eth0")
 
 

@@ -7,26 +7,18 @@ import io
 import json
 import os
 import py_compile
-import shlex
 import subprocess
 import sys
 import tarfile
 import time
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from lab import apt, cli, image, initramfs, install, node_image, pipconf, qemu, requirements, source, tree
+from lab import apt, cli, image, install, node_image, pipconf, requirements, source
 from lab import job as jobs
-from lab.chroot import Chroot
 from lab.errors import LabError
-from lab.guest import export_lines
-from lab.install import Installed
 from lab.job import Job
-from lab.paths import base
-from lab.qemu import Machine
-from lab.recipe import Recipe, key
 from lab.requirements import Lack
 from lab.stream import Report, Streams
 
@@ -56,21 +48,6 @@ deb [trusted=yes] http://mirror.example/debian trixie main non-free # as install
 # --- the host's apt
 
 
-def test_deb822_sources() -> None:
-    found = list(apt.parse_deb822(DEB822))
-    assert [(each.uri, each.suite) for each in found] == [
-        ("http://mirror.example/debian", "bookworm"),
-        ("http://mirror.example/debian", "bookworm-updates"),
-    ]
-    assert found[0].components == ("main", "contrib")
-
-
-def test_one_line_sources() -> None:
-    found = list(apt.parse_one_line(ONE_LINE))
-    assert [each.suite for each in found] == ["stable-tools", "trixie"]
-    assert found[1].components == ("main", "non-free")
-
-
 @pytest.mark.parametrize(("name", "text"), [("a.sources", DEB822), ("a.list", ONE_LINE)])
 def test_mirror_in_either_form(tmp_path: Path, name: str, text: str) -> None:
     (tmp_path / "sources.list.d").mkdir()
@@ -98,50 +75,6 @@ def test_options_of_the_way_to_the_mirror() -> None:
 # --- the tree
 
 
-def test_key_follows_the_recipe() -> None:
-    recipe = Recipe()
-    assert key(recipe) == key(Recipe())
-    assert key(recipe).startswith("trixie-")
-    assert key(replace(recipe, packages=(*recipe.packages, "sl"))) != key(recipe)
-    assert key(replace(recipe, revision=recipe.revision + 1)) != key(recipe)
-
-
-def test_cache_directory(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.delenv("SRIOV_FAST_LAB_DIR", raising=False)
-    monkeypatch.setenv("XDG_CACHE_HOME", "/somewhere")
-    assert base() == Path("/somewhere/sriov-fast/lab")
-    monkeypatch.setenv("SRIOV_FAST_LAB_DIR", str(tmp_path))
-    assert tree.place(Recipe()).root == tmp_path / key(Recipe()) / "root"
-
-
-def test_bootstrap_command() -> None:
-    options = ['Acquire::Retries "3"']
-    command = tree.bootstrap_command(Recipe(), Path("/r"), "http://m.example/debian", Path("/k.gpg"), options)
-    assert command[0] == "mmdebstrap"
-    assert '--aptopt=Acquire::Retries "3"' in command
-    assert "--keyring=/k.gpg" in command
-    assert command[-3:] == ["trixie", "/r", "deb http://m.example/debian trixie main"]
-
-
-def test_versions_are_read_from_the_tree(tmp_path: Path) -> None:
-    (tmp_path / "usr/lib/modules/6.12.1-x").mkdir(parents=True)
-    (tmp_path / "var/lib/dpkg").mkdir(parents=True)
-    status = "Package: a\nVersion: 9-1\n\nPackage: qemu\nStatus: ok\nVersion: 1:10.0.13+ds-0\n"
-    (tmp_path / "var/lib/dpkg/status").write_text(status)
-    assert tree.kernel_version(tmp_path) == "6.12.1-x"
-    assert tree.package_version(tmp_path, "qemu") == "10.0.13"
-    assert tree.package_version(tmp_path, "none") == "unknown"
-
-
-def test_chroot_quotes_what_it_is_given() -> None:
-    command = Chroot(Path("/a b"), binds=((Path("/x y"), "/mnt"),)).command(["echo", "it's"])
-    assert command[:3] == ["setpriv", "--pdeathsig", "KILL"]
-    assert "unshare" in command
-    script = command[-1].splitlines()
-    assert "mount --bind '/x y' '/a b'/mnt" in script
-    assert shlex.split(script[-1])[-2:] == ["echo", "it's"]
-
-
 # --- what is missing
 
 
@@ -152,12 +85,6 @@ def test_missing_tools_and_root(monkeypatch: pytest.MonkeyPatch, tmp_path: Path)
     assert "root: run it as root" in text
     assert "the program mmdebstrap: apt-get install mmdebstrap" in text
     assert "all packages at once: apt-get install" in text
-
-
-def test_running_needs_less_than_building(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setenv("PATH", str(tmp_path))
-    lacks = requirements.missing(building=False, cache=tmp_path)
-    assert not any("mmdebstrap" in lack.what for lack in lacks)
 
 
 def test_missing_disk(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -220,15 +147,6 @@ def names(paths: list[Path]) -> set[str]:
     return {str(path) for path in paths}
 
 
-def test_files_with_and_without_git(checkout: Path) -> None:
-    walked = names(source.files(checkout))
-    subprocess.run(["git", "init", "-q", str(checkout)], check=True)
-    tracked = names(source.files(checkout))
-    assert tracked == walked
-    assert "src/sriov_fast/a.py" in tracked
-    assert "src/sriov_fast/a.so" not in tracked
-
-
 def test_what_is_packaged_and_what_tests_get(checkout: Path) -> None:
     everything = source.files(checkout)
     assert "tests/lab/test_a.py" not in names(source.packaged(everything))
@@ -280,11 +198,6 @@ def test_locate(checkout: Path, tmp_path: Path) -> None:
         source.locate(tmp_path / "nothing", tmp_path)
 
 
-def test_build_requirements(tmp_path: Path) -> None:
-    (tmp_path / "pyproject.toml").write_text('[build-system]\nrequires = ["a>=1", "b"]\n')
-    assert install.build_requirements(tmp_path) == ["a>=1", "b"]
-
-
 def test_products_of_deleted_sources_are_not_packaged(tmp_path: Path) -> None:
     for name in (
         "src/p/_x.pyx",
@@ -311,80 +224,7 @@ def test_old_installs_are_forgotten(tmp_path: Path) -> None:
 # --- the machine
 
 
-def test_qemu_gets_a_port_for_each_card() -> None:
-    words = qemu.arguments(Machine(pfs=3, cpus=5), "6.12.1", "/t", "/j")
-    cards = [word for word in words if word.startswith("igb,")]
-    assert len(cards) == 3
-    assert len({word.partition("mac=")[2] for word in cards}) == 3
-    assert all(f"bus=port{number}," in card for number, card in enumerate(cards))
-    assert words[words.index("-smp") + 1] == "5"
-
-
-@pytest.mark.parametrize(("accel", "cpu"), [("kvm", "host"), ("tcg", "max")])
-def test_qemu_accelerators(accel: str, cpu: str) -> None:
-    words = qemu.arguments(Machine(accel=accel), "v", "/t", "/j")
-    assert words[words.index("-cpu") + 1] == cpu
-    assert words[words.index("-accel") + 1].startswith(accel)
-
-
-@pytest.mark.parametrize("share", ["virtiofs", "9p"])
-def test_the_share_is_the_same_for_qemu_kernel_and_host(share: str, tmp_path: Path) -> None:
-    machine = Machine(share=share)
-    assert f"lab.share={share}" in qemu.command_line(machine)
-    words = " ".join(qemu.arguments(machine, "v", "/t", "/j"))
-    lines = "\n".join(export_lines(Path("/r"), Installed(Path("/i")), Job(tmp_path), machine))
-    assert ("vhost-user-fs-pci" in words) == ("virtiofsd" in lines) == (share == "virtiofs")
-    assert "mount --bind /i/venv /r/run/tree/opt/sriov-fast" in lines
-
-
-def test_more_of_the_kernels_command_line() -> None:
-    words = qemu.command_line(Machine(append="rcu_nocbs=all  rcutree.x=1")).split()
-    assert words[-2:] == ["rcu_nocbs=all", "rcutree.x=1"]
-    assert qemu.command_line(Machine()).split() == words[:-2]
-
-
-def test_an_iommu() -> None:
-    words = qemu.arguments(Machine(iommu=True), "v", "/t", "/j")
-    assert words.index("intel-iommu") < words.index("virtio-rng-pci")
-    assert "intel_iommu=on" in qemu.command_line(Machine(iommu=True)).split()
-    assert "intel-iommu" not in qemu.arguments(Machine(), "v", "/t", "/j")
-
-
-def test_command_script_quotes() -> None:
-    script = jobs.command_script(["sh", "-c", 'echo "$X" "$@"', "sh", "$HOME", "a b"], {"X": "it's"})
-    done = subprocess.run(["sh", "-c", script], capture_output=True, text=True, check=True)
-    assert done.stdout == "it's $HOME a b\n"
-
-
-def test_settings_are_shell() -> None:
-    assert "LAB_PFS=2\n" in jobs.settings(Machine(pfs=2))
-
-
-@pytest.mark.parametrize("script", ["init.sh", "main.sh"])
-def test_guest_scripts_are_shell(script: str) -> None:
-    subprocess.run(["sh", "-n", str(initramfs.SCRIPTS / script)], check=True)
-
-
 # --- the initial file system
-
-
-def test_modules_load_in_order(tmp_path: Path) -> None:
-    text = "fs/9p/9p.ko.xz: net/9p/9pnet.ko.xz fs/netfs.ko.xz\nnet/9p/9pnet.ko.xz:\nfs/netfs.ko.xz:\n"
-    (tmp_path / "modules.dep").write_text(text)
-    order = [
-        initramfs.module_name(path) for path in initramfs.load_order(tmp_path, ["9p", "9pnet", "built_in"])
-    ]
-    assert order == ["netfs", "9pnet", "9p"]
-
-
-def test_cpio_is_padded() -> None:
-    archive = initramfs.cpio(
-        [("bin", 0o040755, b""), ("bin/x", 0o100755, b"hello"), ("odd", 0o100644, b"123")]
-    )
-    assert len(archive) % 4 == 0
-    assert archive.count(b"070701") == 4
-    assert b"bin/x\0" in archive
-    assert archive.partition(b"hello\0\0\0")[2].startswith(b"070701")
 
 
 # --- the image
@@ -448,18 +288,6 @@ def streams_of(job: Job, report: Report) -> Streams:
     return Streams(job.pipe("out"), job.pipe("err"), job.pipe("control"), report)
 
 
-def test_streams_forward_everything(job: Job, capfd: Output) -> None:
-    report = Report()
-    streams = streams_of(job, report)
-    script = 'echo one >"$0"; echo two >"$1"; printf "phase boot 1\\nstat" >"$2"; echo "us 3" >"$2"'
-    with subprocess.Popen(["sh", "-c", script, *(str(job.pipe(name)) for name in jobs.PIPES)]) as writer:
-        assert streams.pump(lambda: writer.poll() is None, lambda: False)
-    streams.close()
-    captured = capfd.readouterr()
-    assert (captured.out, captured.err) == ("one\n", "two\n")
-    assert (report.phases, report.status) == ({"boot": 1.0}, 3)
-
-
 def test_streams_notice_lateness(job: Job) -> None:
     streams = streams_of(job, Report())
     assert not streams.pump(lambda: True, lambda: True)
@@ -478,20 +306,6 @@ def test_run_takes_everything_after_the_dashes() -> None:
     assert (args.pfs, args.cpus, args.vfs) == (2, 4, 7)
     assert args.command == ["ip", "-br", "link"]
     assert callable(args.run)
-
-
-@pytest.mark.parametrize("words", [("--pfs", "9"), ("--vfs", "8"), ("--cpus", "0"), ("--cpus", "x")])
-def test_numbers_have_limits(words: tuple[str, ...], capsys: Output) -> None:
-    with pytest.raises(SystemExit):
-        parse("run", *words, "--", "true")
-    assert words[0] in capsys.readouterr().err
-
-
-def test_pytest_runs_the_lab_tests_unless_told_otherwise() -> None:
-    assert cli.pytest_command(["-q", "-k", "x"])[-5:] == ["-q", "-k", "x", "tests/lab", "tests/field/lab"]
-    assert cli.pytest_command(["tests/lab/test_a.py", "-q"])[-1] == "-q"
-    assert "no:benchmark" in cli.pytest_command([])
-    assert "no:benchmark" not in cli.pytest_command(["benches"])
 
 
 def test_a_wrong_environment_is_refused() -> None:

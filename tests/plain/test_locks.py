@@ -34,16 +34,6 @@ def files(run: str) -> list[str]:
     return sorted(os.listdir(f"{run}/locks"))
 
 
-def test_one_holder(run: str) -> None:
-    with locks.acquire(run, "vf-1", "ADD a"):
-        assert locks.attempt(run, "vf-1", "ADD b") is None
-        with locks.acquire(run, "vf-2", "ADD b"):
-            assert files(run) == ["vf-1", "vf-2"]
-    assert files(run) == []
-    with locks.acquire(run, "vf-1", "ADD b", wait=0):
-        pass
-
-
 @contextmanager
 def held_by_a_process(run: str) -> Iterator[int]:
     """Let another process hold the lock x; yield its pid."""
@@ -94,22 +84,6 @@ def test_a_bounded_wait_names_the_holder(run: str, hold: Hold) -> None:
     assert files(run) == []
 
 
-@HOLDERS
-def test_whoever_waits_gets_it(run: str, hold: Hold) -> None:
-    got: list[str] = []
-
-    def wait() -> None:
-        with locks.acquire(run, "x", "waiting"):
-            got.append(locks.holder_of(run, "x"))
-
-    with hold(run):
-        thread = in_thread(wait)
-        thread.join(0.05)
-        assert (thread.is_alive(), got) == (True, [])
-    thread.join(30)
-    assert got == [f"pid {os.getpid()}, waiting"]
-
-
 def test_the_dead_hold_nothing(run: str) -> None:
     child = os.fork()
     if child == 0:
@@ -120,41 +94,6 @@ def test_the_dead_hold_nothing(run: str) -> None:
     with locks.acquire(run, "x", "me", wait=0):
         assert locks.holder_of(run, "x") == f"pid {os.getpid()}, me"
     assert files(run) == []
-
-
-def test_a_close_that_fails_has_let_go(run: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Close(2) closes the descriptor and drops the lock whatever it returns."""
-    close = os.close
-
-    def refuse(fd: int) -> None:
-        close(fd)
-        raise OSError(5, "Input/output error")
-
-    lock = locks.acquire(run, "vf-1", "ADD a")
-    with monkeypatch.context() as patched:
-        patched.setattr(os, "close", refuse)
-        lock.release()
-    with locks.acquire(run, "vf-1", "ADD b", wait=0):
-        pass
-
-
-def test_release_twice(run: str) -> None:
-    lock = locks.acquire(run, "x", "me")
-    lock.release()
-    with locks.acquire(run, "x", "other"):
-        lock.release()
-        assert files(run) == ["x"], "the second release took somebody else's file"
-        assert locks.attempt(run, "x", "third") is None
-
-
-def test_no_descriptor_is_left(run: str) -> None:
-    with locks.acquire(run, "x", "me"):
-        pass
-    before = os.listdir("/proc/self/fd")
-    for _ in range(20):
-        with locks.acquire(run, "x", "me"):
-            assert locks.attempt(run, "x", "other") is None
-    assert os.listdir("/proc/self/fd") == before
 
 
 @pytest.mark.parametrize("what", ["file", "directory"])
@@ -188,25 +127,6 @@ def test_a_symbolic_link_is_not_followed(run: str, tmp_path: Path) -> None:
     assert victim.read_text() == "precious"
 
 
-def test_a_directory_that_cannot_be_made(tmp_path: Path) -> None:
-    run = tmp_path / "run"
-    run.write_text("a file")
-    for take in (locks.acquire, locks.attempt):
-        with pytest.raises(FileError) as caught:
-            take(str(run), "x", "me")
-        assert f"{run}/locks/x" in caught.value.msg
-        assert caught.value.code == 5
-    run.unlink()
-    with locks.acquire(str(run), "x", "me", wait=0):
-        pass
-
-
-def test_a_name_of_somebody_strange(run: str) -> None:
-    with locks.acquire(run, "x", "ADD c \udcff\n"):
-        assert "ADD c" in locks.holder_of(run, "x")
-    assert locks.holder_of(run, "x") == "a process that has just released it"
-
-
 def hammer(run: str, counter: str, rounds: int, *, clear: bool) -> None:
     for number in range(rounds):
         with locks.acquire(run, "x", f"hammer {os.getpid()}"):
@@ -225,12 +145,12 @@ def test_one_at_a_time(run: str, tmp_path: Path, processes: int, threads: int) -
     """
     counter = tmp_path / "counter"
     counter.write_text("0")
-    work = partial(hammer, run, str(counter), 50, clear=not processes)
+    work = partial(hammer, run, str(counter), 25, clear=not processes)
     context = multiprocessing.get_context("fork")
     crowd = [context.Process(target=work) for _ in range(processes)]
     for one in crowd:
         one.start()
     for each in [*[in_thread(work) for _ in range(threads)], *crowd]:
         each.join()
-    assert counter.read_text() == "400"
+    assert counter.read_text() == "200"
     assert files(run) == []

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import os
 import threading
 import time
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -53,33 +51,12 @@ def machine(tmp_path: Path) -> Machine:
     return Machine(tmp_path)
 
 
-def test_the_first_free_one(machine: Machine) -> None:
-    assert machine.choose() == 0
-    machine.take(0)
-    assert machine.choose() == 1
-
-
 def test_the_choice_is_locked(machine: Machine) -> None:
     choice = select.choose(VfRequest(masters=("eth1",)), machine.journal, machine.roots)
     with choice.lock:
         assert (choice.pf, choice.vf.pci) == ("eth1", machine.tree.pci(0))
         assert locks.attempt(machine.roots.run, f"vf-{machine.tree.pci(0)}", "other") is None
         assert machine.choose() == 1
-
-
-def test_a_hundred_at_the_same_time(tmp_path: Path) -> None:
-    """Each of as many threads as there are VFs gets one of its own, and no lock is left."""
-    machine = Machine(tmp_path, vfs=100)
-    wish = VfRequest(masters=("eth1",))
-    with ThreadPoolExecutor(16) as pool_of_threads:
-        ask = [
-            pool_of_threads.submit(select.choose, wish, machine.journal, machine.roots) for _ in range(100)
-        ]
-        choices = [each.result() for each in ask]
-    assert sorted(choice.vf.index for choice in choices) == list(range(100))
-    for choice in choices:
-        choice.lock.release()
-    assert os.listdir(f"{machine.roots.run}/locks") == []
 
 
 def test_not_usable(machine: Machine) -> None:
@@ -97,11 +74,6 @@ def test_none_free(machine: Machine) -> None:
         machine.choose()
     assert (caught.value.code, caught.value.msg) == (11, "no VF free on eth1 (3 VFs)")
     assert "sriov_numvfs" in caught.value.details
-
-
-def test_by_index(machine: Machine) -> None:
-    assert machine.choose(vf=2) == 2
-    assert machine.choose(vf=0) == 0
 
 
 @pytest.mark.parametrize(
@@ -139,18 +111,6 @@ def test_no_pf(machine: Machine, pf: str) -> None:
     assert f"master '{pf}' is no PF with SR-IOV" in caught.value.msg
 
 
-def test_a_vf_of_the_pf_is_no_pf(machine: Machine) -> None:
-    with pytest.raises(ConfigError):
-        machine.choose(masters=(machine.tree.netdev(0),))
-
-
-def test_by_device(machine: Machine) -> None:
-    device = machine.tree.pci(2)
-    assert machine.choose(device_id=device) == 2
-    assert machine.choose(device_id=device, masters=()) == 2
-    assert machine.choose(device_id=device, vf=2) == 2
-
-
 def test_a_device_of_another_master(machine: Machine) -> None:
     """A resource of the device plugin may have VFs of several PFs: the address decides."""
     said: list[str] = []
@@ -182,27 +142,6 @@ def test_what_an_earlier_boot_left_keeps_no_vf(machine: Machine, by: str) -> Non
         machine.take(index, f"c{index}", boot="an earlier one")
     wishes: dict[str, dict[str, Any]] = {"index": {"vf": 0}, "device": {"device_id": machine.tree.pci(0)}}
     assert machine.choose(**wishes.get(by, {})) == 0
-
-
-def test_masters_in_order(machine: Machine, tmp_path: Path) -> None:
-    build_tree(tmp_path, pf="eth2", vfs=1, pf_pci="0000:02:00.0", numa=1)
-    wish = VfRequest(masters=("eth2", "eth1"))
-    with select.choose(wish, machine.journal, machine.roots).lock:
-        second = select.choose(wish, machine.journal, machine.roots)
-        second.lock.release()
-    assert second.pf == "eth1"
-
-
-def test_the_pf_near_the_cores_first(machine: Machine, tmp_path: Path) -> None:
-    build_tree(tmp_path, pf="eth2", vfs=1, pf_pci="0000:02:00.0", numa=1)
-    for core, node in ((0, 0), (4, 1), (5, 1)):
-        (machine.tree.sys / f"devices/system/cpu/cpu{core}/node{node}").mkdir(parents=True)
-    for cores, pf in (((), "eth1"), ((0,), "eth1"), ((4, 5), "eth2"), ((0, 4), "eth1"), ((77,), "eth1")):
-        choice = select.choose(
-            VfRequest(masters=("eth1", "eth2"), cores=cores), machine.journal, machine.roots
-        )
-        choice.lock.release()
-        assert choice.pf == pf, cores
 
 
 def test_any_usable(machine: Machine) -> None:

@@ -28,12 +28,6 @@ def planted(node: Node) -> Path:
     return path
 
 
-def left_alone(node: Node, pod: str, empty: dict[str, Any]) -> None:
-    """Check that a refused ADD has left nothing, and that its DEL succeeds."""
-    assert node.snapshot() == empty
-    assert not node.touched() or node.records() == []
-
-
 @pytest.mark.modes("resident")
 def test_701_a_log_file_elsewhere_is_not_written(node: Node) -> None:
     """logFile appended to any file of root's, with the names of unknown keys in it as they came."""

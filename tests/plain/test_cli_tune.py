@@ -180,7 +180,7 @@ def refuse(monkeypatch: pytest.MonkeyPatch, refused: Path, number: int) -> None:
     monkeypatch.setattr(os, "open", opened)
 
 
-@pytest.mark.parametrize(("number", "words"), [(13, "be root"), (16, "Device or resource busy")])
+@pytest.mark.parametrize(("number", "words"), [(13, "be root"), (16, os.strerror(16))])
 def test_what_cannot_be_written(
     machine: Machine, monkeypatch: pytest.MonkeyPatch, number: int, words: str
 ) -> None:

@@ -33,7 +33,7 @@ BYTES = TOP / "tests/plain/test_nl_encode.py"
 CHECKOUT = ("client", "cni_docs", "demo", "deploy", "lab", "layers", "packaging", "run_tiers", "workflows")
 SERVICE = ("ipamd_*", "txipam_*")
 # Those that need _ssl or _sqlite3, as pyroute2 and prometheus_client do; the CPython for musl has neither.
-SSL = ("backend", "nl_encode", "nl_replies", "exposition", "ipam_leases", "vf_counters")
+SSL = ("backend", "nl_encode", "nl_replies", "cli_machine", "exposition", "ipam_leases", "vf_counters")
 REQUIRED = ("sriov-fast[check,metrics]", "pytest", "hypothesis")
 pytestmark = pytest.mark.skipif(not (DIST / "SHA256SUMS").exists(), reason="needs make wheels")
 

@@ -82,6 +82,11 @@ def test_definitions_of_the_operator(tmp_path: Path, capsys: Any) -> None:
     assert "FAIL  vlanQoS = 9" in text
 
 
+def test_a_master_with_a_device_plugin(tmp_path: Path, capsys: Any) -> None:
+    text = said(tmp_path, NAD.format(config=json.dumps(CONF)), capsys)[1]
+    assert "OK    master: ignored, since deviceID names the VF\n" in text
+
+
 def test_a_list_of_definitions_as_json(tmp_path: Path, capsys: Any) -> None:
     item = {"kind": "NetworkAttachmentDefinition", "metadata": {"name": "a"}, "spec": {"config": OPERATOR}}
     status, text = said(tmp_path, {"kind": "List", "items": [item, item]}, capsys)

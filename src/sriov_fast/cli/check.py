@@ -223,6 +223,7 @@ def examine(network: Network) -> Iterator[Line]:
     if network.names_device or _has_capability(conf, "deviceID"):
         faults = [error for error in faults if error.msg != "master is missing"]
         yield Line(OK, "deviceID", "the VF that the device plugin allocates for the pod")
+        conf = conf.replace(device_id=conf.device_id or "later")
     wrong = {error.msg.split(" ", 1)[0] for error in faults}
     for key in conf.raw:
         if key in EFFECTS and key not in wrong and (text := EFFECTS[key](conf)):
@@ -345,6 +346,8 @@ def _master(conf: NetConf) -> str:
     first, *more = conf.masters or ("",)
     if conf.pf_only:
         return f"the PF {first} itself" + "".join(f", else {name}" for name in more)
+    if conf.masters and conf.device_id:
+        return "ignored, since deviceID names the VF"
     return f"a VF of {first}" + "".join(f", else of {name}" for name in more) if first else ""
 
 

@@ -87,7 +87,7 @@ class Node(Runtime):
         batch = "link\naddress\nroute\nrule\n"
         shown = self.ip("-o", "-n", self.host, "-batch", "-", stdin=batch)
         links = [line for line in shown.splitlines() if ": <" in line]
-        names = {(line.split(": ")[1], *re.findall(r"altname (\S+)", line)) for line in links}
+        names = {(line.split(": ")[1], *re.findall(r"(?:altname|alias|mtu) \S+", line)) for line in links}
         other = [line for line in shown.splitlines() if ": <" not in line and "inet6 fe80" not in line]
         return names, other, self.state(), (self.root / "etc" / files.NAME).read_text()
 

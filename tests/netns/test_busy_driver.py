@@ -78,7 +78,7 @@ def test_the_wait_is_bounded(node: Node, kind: str, more: dict[str, Any], limit:
     took = time.monotonic() - began
     assert done.status == 1, done
     assert kind == "late" or os.strerror(errno.EBUSY) in done.stdout.decode()
-    assert (limit or 2.0) < took < 10.0
+    assert (limit or 2.0) < took < 60.0
     assert node.kept() == before | {"pods": node.kept()["pods"]}
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from typing import Any
 
 import pytest
@@ -80,9 +79,7 @@ def test_without_the_key_nothing_waits(node: Node, attach: str) -> None:
     pod = node.pod()
     node.nip("address", "add", "fd00::3/64", "dev", "peer0", "nodad")
     conf = config(node, attach=attach, enabledad=None)
-    began = time.monotonic()
     node.add(conf, pod)
-    assert time.monotonic() - began < 1
     assert shown(node, pod) == ["fd00::2/64 scope global nodad", "fd00::3/64 scope global nodad"]
     node.delete(conf, pod)
     node.nip("address", "del", "fd00::3/64", "dev", "peer0")

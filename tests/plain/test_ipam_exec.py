@@ -203,7 +203,7 @@ def test_hanging_plugin_is_killed_with_what_it_started(plugin: Plugin, tmp_path:
     program = plugin(f"echo $$ > {tmp_path}/group; {body}")
     begin = time.monotonic()
     error = failure(program, timeout=0.5)
-    assert time.monotonic() - begin < 5
+    assert time.monotonic() - begin < 30
     assert error.code == 11
     assert "0.5 s" in error.msg
     group = int((tmp_path / "group").read_text())
@@ -223,10 +223,10 @@ def members(group: int) -> list[str]:
 
 def test_a_daemon_that_keeps_the_pipe_does_not_hold_us_up(plugin: Plugin) -> None:
     begin = time.monotonic()
-    program = plugin(f"echo '{RESULT}'; (trap '' HUP; exec sleep 5) & exit 0")
+    program = plugin(f"echo '{RESULT}'; (trap '' HUP; exec sleep 60) & exit 0")
     running = Running.start(program, "ADD", CONFIG, dict(os.environ))
     assert running.finish(20) == json.loads(RESULT)
-    assert time.monotonic() - begin < 3
+    assert time.monotonic() - begin < 30
     os.killpg(running.pid, signal.SIGKILL)  # it is left alone: it may be meant to stay
 
 

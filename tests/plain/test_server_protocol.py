@@ -202,7 +202,7 @@ def test_a_client_that_says_nothing(pair: Pair) -> None:
         for start in range(0, len(content) - 500, 500):
             send(client, content[start : start + 500])
             assert incoming.read(wait=False) is None
-        assert time.monotonic() - begin < 1
+        assert time.monotonic() - begin < 10
         send(client, content[-(len(content) % 500 or 500) :])
         asked = incoming.read(wait=False)
         assert asked

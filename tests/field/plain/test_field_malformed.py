@@ -97,7 +97,7 @@ def outcome(nl: ModuleType, ask: Ask, datagram: bytes) -> object:
 
 
 @pytest.mark.parametrize("name", CASES)
-@settings(max_examples=max(200, settings().max_examples))
+@settings(max_examples=max(60, settings().max_examples))
 @given(changes=CHANGES, cut=st.just(0) | st.integers(0, 80))
 def test_901_both_decoders_agree_on_malformed_messages(
     name: str, changes: list[tuple[int, int]], cut: int

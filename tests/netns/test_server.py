@@ -533,16 +533,6 @@ def test_a_namespace_that_the_server_cannot_see(node: ResidentNode) -> None:
     node.settle()
 
 
-def test_an_undo_in_a_namespace_that_the_server_cannot_see(node: ResidentNode) -> None:
-    node.server.ready().stop()
-    node.serve(enter=HIDE).ready()
-    pod = node.pod()
-    before = node.snapshot()
-    routes = [{"dst": "192.0.2.0/24", "gw": "203.0.113.1"}]  # no way to that gateway
-    assert "192.0.2.0/24" in node.refused(100, "ADD", node.conf(ipam=own(node) | {"routes": routes}), pod)
-    assert node.snapshot() == before
-
-
 # --- a client that is gone
 
 
@@ -650,24 +640,6 @@ def test_each_delegate_has_its_own_callers_environment(node: ResidentNode) -> No
 # --- many at once
 
 
-def test_32_adds_on_16_vfs(make_node: MakeNode) -> None:
-    node = make_node(vfs=16)
-    before, pods, conf = node.state(), [node.pod() for _ in range(32)], node.conf(ipam=own(node))
-    running = {pod: node.start("ADD", conf, pod) for pod in pods}
-    done = {pod: node.finish(process) for pod, process in running.items()}
-    assert Counter(outcome.status for outcome in done.values()) == {0: 16, 1: 16}
-    winners = {pod: outcome.json for pod, outcome in done.items() if outcome.status == 0}
-    assert {outcome.json["code"] for outcome in done.values() if outcome.status} == {11}
-    assert {name.split("~")[0] for name in node.records()} == {node.tree.pci(index) for index in range(16)}
-    assert {name.split("~")[1] for name in node.records()} == set(winners)
-    for pod, found in winners.items():
-        assert node.addresses("eth0", pod) == [found["ips"][0]["address"]]
-    assert len(node.leases()) == len({found["ips"][0]["address"] for found in winners.values()}) == 16
-    for process in [node.start("DEL", conf, pod) for pod in pods]:
-        assert node.finish(process).status == 0
-    assert (node.state(), node.records(), node.leases(), node.locks()) == (before, [], [], [])
-
-
 def test_a_slow_delegate_holds_up_nobody_else(node: ResidentNode) -> None:
     held_up(node)
     slow_pod, pod = node.pod(), node.pod()
@@ -702,15 +674,6 @@ def test_threads_are_bounded(make_node: MakeNode) -> None:
     for pod in pods:
         node.delete(node.conf(ipam=LATE), pod)
     assert node.state() == before
-
-
-def test_threads_must_be_some(node: ResidentNode) -> None:
-    for wrong in ("0", "-1", "many"):
-        words = [str(node.root / "sriov-fast"), "serve", "--threads", wrong]
-        done = subprocess.run(words, check=False, capture_output=True, text=True, env={})
-        assert done.returncode == 2
-        assert "argument --threads: " in done.stderr
-        assert repr(wrong) in done.stderr
 
 
 # --- what it costs

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from ipamd_kit import Etcd
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def etcd() -> Iterator[Etcd]:
     from ipamd_kit import Etcd
 

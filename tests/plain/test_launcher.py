@@ -17,7 +17,7 @@ import pytest
 
 import sriov_fast
 from sriov_fast import client
-from sriov_fast.cli import install, main, node, units
+from sriov_fast.cli import install, main, units
 
 UNITS = (units.SERVICE, units.SOCKET, units.WARM)
 SOURCES = str(Path(sriov_fast.__file__).parents[1])
@@ -74,11 +74,6 @@ def test_the_environment_changes_nothing(sriov: Path, poison: Path) -> None:
     assert_answers(call(sriov, HOSTILE | VERSION | {"PYTHONPATH": str(poison)}))
 
 
-@pytest.mark.parametrize("name", [name for name in HOSTILE if name != "PYTHONPATH"])
-def test_no_single_variable_changes_anything(sriov: Path, name: str) -> None:
-    assert_answers(call(sriov, VERSION | {name: HOSTILE[name]}))
-
-
 def test_the_directory_changes_nothing(sriov: Path, poison: Path) -> None:
     assert_answers(call(sriov, VERSION, cwd=poison))
 
@@ -87,11 +82,6 @@ def test_a_directory_that_is_gone(sriov: Path, tmp_path: Path) -> None:
     script = 'mkdir "$1" && cd "$1" && rmdir "$1" && exec "$2"'
     argv = ["/bin/sh", "-c", script, "sh", str(tmp_path / "gone"), str(sriov)]
     assert_answers(subprocess.run(argv, env=VERSION, input="{}", capture_output=True, text=True, check=False))
-
-
-def test_through_a_symbolic_link(sriov: Path, tmp_path: Path) -> None:
-    (tmp_path / "link").symlink_to(sriov)
-    assert_answers(call(tmp_path / "link", VERSION))
 
 
 def test_errors_are_cni_errors(sriov: Path) -> None:
@@ -115,23 +105,6 @@ def test_a_plugin_that_cannot_be_imported_says_so(tmp_path: Path, name: str) -> 
     said = json.loads(done.stdout)
     assert said["code"] == 5
     assert "sriov_fast" in said["msg"]
-
-
-def test_a_script_starts_the_interpreter_so() -> None:
-    text = install.executable(install.PROGRAMS["sriov"], "script").decode()
-    assert text.startswith(f"#!{' '.join(INTERPRETER)}\n")
-
-
-def test_the_client_starts_the_interpreter_so() -> None:
-    content = install.executable(install.PROGRAMS["sriov"], "client")
-    assert content.startswith(b"\x7fELF")
-    assert "\0".join((*INTERPRETER, "-c", "")).encode() in content
-
-
-def test_it_starts_without_site() -> None:
-    code = "import sys; f = sys.flags; print(f.isolated, f.no_site, f.utf8_mode, 'site' in sys.modules)"
-    done = subprocess.run([*INTERPRETER, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout == "1 1 1 False\n"
 
 
 SHOWS_ITS_WORDS = "import sys; print(*sys.argv, sep='|'); sys.exit(3)"
@@ -273,13 +246,6 @@ def test_awkward_package_directory(tmp_path: Path) -> None:
     assert_answers(call(tmp_path / "sriov", VERSION))
 
 
-def test_search_path_has_this_package_first() -> None:
-    found = install.search_path()
-    assert found[0] == SOURCES
-    assert len(found) == len(set(found))
-    assert all(os.path.isabs(directory) for directory in found)
-
-
 # --- the units of the resident server
 
 
@@ -298,25 +264,6 @@ def written(tmp_path: Path) -> Path:
     directory = tmp_path / "etc/systemd/system"
     assert main(["install", "--bin-dir", str(tmp_path / "bin"), "--unit-dir", str(directory)]) == 0
     return directory
-
-
-def test_the_socket_is_roots_alone(written: Path) -> None:
-    unit = parsed(written / "sriov-fast.socket")
-    lines = (written / "sriov-fast.socket").read_text().splitlines()
-    found = [line.partition("=")[2] for line in lines if line.startswith("ListenStream=")]
-    assert found == ["/run/sriov-fast/sriov.sock", node.SECOND_SOCKET]
-    assert (unit["Socket"]["SocketMode"], unit["Socket"]["DirectoryMode"]) == ("0600", "0700")
-    assert unit["Socket"]["RemoveOnStop"] == "yes"
-    assert unit["Install"]["WantedBy"] == "sockets.target"
-    assert "Accept" not in unit["Socket"]
-
-
-def test_the_service_and_the_socket_belong_together(written: Path) -> None:
-    unit = parsed(written / "sriov-fast.service")
-    assert unit["Unit"]["Requires"] == unit["Unit"]["After"] == "sriov-fast.socket"
-    assert (unit["Service"]["Type"], unit["Service"]["NotifyAccess"]) == ("notify", "main")
-    assert int(unit["Service"]["TimeoutStopSec"]) > 20  # the longest wait for a lock
-    assert unit.sections() == ["Unit", "Service", "Install"]
 
 
 def test_the_service_starts_the_command_of_this_environment(
@@ -487,13 +434,6 @@ def test_a_line_break_in_a_unit_is_refused(monkeypatch: pytest.MonkeyPatch) -> N
 
 
 # --- the operator's command
-
-
-def test_version_names_the_backend(capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit) as caught:
-        main(["--version"])
-    assert caught.value.code == 0
-    assert "(backend " in capsys.readouterr().out
 
 
 def test_the_shells_complete_commands_and_options(capsys: pytest.CaptureFixture[str]) -> None:

@@ -31,15 +31,13 @@ def macs(card: Card, pod: str) -> tuple[str, ...]:
     return tuple(side["address"] for side in sides)
 
 
-@pytest.mark.parametrize("history", ["cold", "up", "trusted", "mac"])
+@pytest.mark.parametrize("history", ["up", "mac"])
 def test_everything_that_the_card_can_do(node: Node, card: Card, history: str) -> None:
     """MAC on three sides, VLAN, MTU, interrupts; twice, since a driver may refuse a second MAC."""
     pod, name = node.pod(), card.vf(VF).netdev
     own = link(name)["address"]
     if history == "up":
         ip("link", "set", name, "up")
-    if history == "trusted":
-        card.set(VF, "trust", "on")
     if history == "mac":
         card.set(VF, "mac", "02:5f:00:00:00:0a")
     before = card.state()
@@ -60,8 +58,6 @@ def test_everything_that_the_card_can_do(node: Node, card: Card, history: str) -
     if history == "up":
         assert "UP" in link(name)["flags"]
         ip("link", "set", name, "down")
-    if history == "trusted":
-        card.set(VF, "trust", "off")
     if history == "mac":
         card.restore_mac(VF, own)
 

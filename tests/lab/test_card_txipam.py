@@ -12,10 +12,8 @@ import signal
 import ssl
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import httpx
 import pytest
@@ -24,9 +22,10 @@ from harness.card import IN_LAB, RECORDS, Card, Node, differences, executable
 from harness.pod import ip, link, links, try_ip
 from harness.waiting import wait_for
 from lab import demo_card
+from sriov_fast import cli
 
 URL = "https://127.0.0.1:10000"
-HOST, OTHER_HOST = "10.55.206.20", "10.55.207.20"
+HOST = "10.55.206.20"
 MAC = "02:5f:00:00:00:77"
 PATIENCE = 180.0  # seconds: the emulated machine needs half a minute for the service's imports
 OPERATORS = f"""
@@ -41,22 +40,10 @@ subnet = "10.55.206.0/26"
 gateway = "10.55.206.1"
 ranges = [{{start = "10.55.206.46", end = "10.55.206.62"}}]
 
-[[pools]]
-name = "b"
-network = "mynet"
-subnet = "10.55.207.0/26"
-gateway = "10.55.207.1"
-vlan = 207
-
 [[hosts]]
 network = "mynet"
 hosts = ["{HOST}"]
 pools = ["a"]
-
-[[hosts]]
-network = "mynet"
-hosts = ["{OTHER_HOST}"]
-pools = ["b"]
 
 [[assignments]]
 network = "mynet"
@@ -107,7 +94,7 @@ class AddressService:
     def __init__(self, directory: Path) -> None:
         self.directory = directory
         self.ca = directory / "ca.crt"
-        self._run("ca", str(directory), "--server", "127.0.0.1")
+        assert cli.main(["ipam", "ca", str(directory), "--server", "127.0.0.1"]) == 0
         config = directory / "ipam.toml"
         settings = {
             "listen": "127.0.0.1:10000",
@@ -125,9 +112,6 @@ class AddressService:
             argv = [sys.executable, "-m", "sriov_fast.cli", "ipam", "serve", "--config", str(config)]
             self.process = subprocess.Popen(argv, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
         wait_for(self._is_ready, "the address service", PATIENCE)
-
-    def _run(self, *words: str) -> None:
-        subprocess.run([sys.executable, "-m", "sriov_fast.cli", "ipam", *words], check=True, timeout=PATIENCE)
 
     def _is_ready(self) -> bool:
         assert self.process.poll() is None, (self.directory / "log").read_text()
@@ -253,18 +237,10 @@ def test_the_readme_word_for_word(card: Card, service: AddressService, readme: P
 # --- beyond the README, on any card
 
 
-def network(service: AddressService, node: Node, **ipam: Any) -> dict[str, Any]:
-    own = {"type": "txipam", "remote": URL, "ca": str(service.ca), "timeout": 45}
-    return node.conf(name="mynet", ipam=own | ipam)
-
-
-def who(pod_id: str, host_ip: str = HOST) -> str:
-    return f"IgnoreUnknown=1;PodID={pod_id};HostIP={host_ip}"
-
-
 def test_the_service_chooses_vf_vlan_and_mac(node: Node, card: Card, service: AddressService) -> None:
     before, pod = card.state(), node.pod()
-    conf, args = network(service, node), who("chosen")
+    ipam = {"type": "txipam", "remote": URL, "ca": str(service.ca), "timeout": 45}
+    conf, args = node.conf(name="mynet", ipam=ipam), f"IgnoreUnknown=1;PodID=chosen;HostIP={HOST}"
     result = node.add(conf, pod, args=args)
     try:
         assert (link("eth0", pod)["address"], card.on_pf(3)["address"], card.vlan(3)) == (MAC, MAC, 100)
@@ -274,45 +250,3 @@ def test_the_service_chooses_vf_vlan_and_mac(node: Node, card: Card, service: Ad
         node.delete(conf, pod, args=args)
     assert not differences(before, card.state())
     assert service.held() == set()
-
-
-def test_two_hosts_draw_from_their_own_pools(node: Node, card: Card, service: AddressService) -> None:
-    conf, pods = network(service, node), {host: node.pod() for host in (HOST, OTHER_HOST)}
-    before = card.state()
-    for host, pod in pods.items():
-        node.add(conf, pod, args=who(pod, host))
-    assert service.held() == set(pods.values())
-    found = {host: next(iter(node.addresses(pod))) for host, pod in pods.items()}
-    assert found[HOST].startswith("10.55.206.")
-    assert found[OTHER_HOST].startswith("10.55.207.")
-    vlans = {host: card.vlan(node.card.vf(_index(card, pod)).number) for host, pod in pods.items()}
-    assert vlans == {HOST: 0, OTHER_HOST: 207}
-    for host, pod in pods.items():
-        node.delete(conf, pod, args=who(pod, host))
-    assert service.held() == set()
-    assert not differences(before, card.state())
-
-
-def _index(card: Card, pod: str) -> int:
-    name = next(name for name in os.listdir(RECORDS) if f"~{pod}~" in name)
-    return next(vf.number for vf in card.vfs() if name.startswith(vf.pci))
-
-
-def test_a_service_that_is_down_keeps_no_vf(node: Node, card: Card, service: AddressService) -> None:
-    """The DEL succeeds, and the address is given back when the service answers again."""
-    before, pod = card.state(), node.pod()
-    conf, args = network(service, node, timeout=20), who("later")
-    node.add(conf, pod, args=args)
-    service.process.send_signal(signal.SIGSTOP)
-    try:
-        node.delete(network(service, node, timeout=2), pod, args=args)
-    finally:
-        service.process.send_signal(signal.SIGCONT)
-    assert not differences(before, card.state())
-    gc = conf | {"cniVersion": "1.1.0", "cni.dev/valid-attachments": []}
-    deadline = time.monotonic() + PATIENCE
-    while service.held():
-        assert time.monotonic() < deadline, "the address is not given back"
-        done = node.run("GC", gc, args=f"HostIP={HOST}")
-        assert done.status == 0, done
-        time.sleep(1)

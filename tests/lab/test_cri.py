@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
@@ -61,9 +62,17 @@ def kubelet(runtime: Containerd) -> Iterator[Kubelet]:
 @pytest.fixture
 def server(node: Node) -> Iterator[Server]:
     """A server, which the test may kill."""
-    one = start_server(node.root / "server.log")
-    yield one
-    one.stop()
+    with serving(node.root / "server.log") as one:
+        yield one
+
+
+@contextmanager
+def serving(log: Path) -> Iterator[Server]:
+    one = start_server(log)
+    try:
+        yield one
+    finally:
+        one.stop()
 
 
 def attached() -> set[str]:
@@ -71,9 +80,12 @@ def attached() -> set[str]:
     return {path.name.split("~")[1] for path in RECORDS.iterdir()}
 
 
-@pytest.mark.usefixtures("server")
-def test_a_sandbox_is_stopped_and_started_again(node: Node, card: Card, kubelet: Kubelet) -> None:
-    """A kubelet makes a new sandbox of a pod that restarts, and removes the old one later."""
+def test_sandboxes_outlive_restarts(node: Node, card: Card, kubelet: Kubelet, server: Server) -> None:
+    """A kubelet makes a new sandbox of a pod that restarts, and removes the old one later.
+
+    Sandboxes keep their network while containerd and the server end. One is removed without a server, the
+    other by the next server.
+    """
     before, sandboxes = card.state(), kubelet.sandboxes
     first = kubelet.start_pods()
     held = card.state().values()
@@ -88,33 +100,17 @@ def test_a_sandbox_is_stopped_and_started_again(node: Node, card: Card, kubelet:
     second = {mode: sandboxes.run(f"pod-{mode}", mode, attempt=1) for mode in MODES}
     for sandbox in first.values():
         sandboxes.remove(sandbox)
-    kubelet.answer(node, *second.values())
-    for sandbox in second.values():
-        sandboxes.remove(sandbox)
-    assert kubelet.is_empty()
-    assert not differences(before, card.state())
-
-
-def test_containerd_and_the_server_end_while_sandboxes_run(
-    node: Node, card: Card, kubelet: Kubelet, server: Server
-) -> None:
-    """Sandboxes keep their network. One is removed without a server, the other by the next server."""
-    before, (runtime, sandboxes, _) = card.state(), kubelet
-    ids = kubelet.start_pods()
-    addresses = [sandboxes.address(sandbox) for sandbox in ids.values()]
-    runtime.stop()
+    addresses = [sandboxes.address(sandbox) for sandbox in second.values()]
+    kubelet.runtime.stop()
     server.kill()
-    runtime.launch()
-    assert all(map(sandboxes.is_ready, ids.values()))
-    assert [sandboxes.address(sandbox) for sandbox in ids.values()] == addresses
-    kubelet.answer(node, *ids.values())
-    sandboxes.remove(ids["move"])
-    following = start_server(node.root / "next.log")
-    try:
-        assert attached() == {ids["macvlan"]}
-        sandboxes.remove(ids["macvlan"])
-    finally:
-        following.stop()
+    kubelet.runtime.launch()
+    assert all(map(sandboxes.is_ready, second.values()))
+    assert [sandboxes.address(sandbox) for sandbox in second.values()] == addresses
+    kubelet.answer(node, *second.values())
+    sandboxes.remove(second["move"])
+    with serving(node.root / "next.log"):
+        assert attached() == {second["macvlan"]}
+        sandboxes.remove(second["macvlan"])
     assert kubelet.is_empty()
     assert not differences(before, card.state())
 

@@ -22,8 +22,6 @@ from lab.demo_ipam import TxIpam
 from lab.demo_stage import Done, Stage, wrapped
 from lab.errors import LabError
 
-LINK = {"address": "02:00:00:00:00:02", "mtu": 1500, "flags": ["BROADCAST", "UP"]}
-
 
 class TestStage:
     def test_a_command_is_shown_as_it_is_run(

@@ -199,7 +199,6 @@ def test_where_the_round_robin_stands(net: Net) -> None:
 
 
 DUAL = {"ranges": [[{"subnet": "10.1.2.0/24"}], [{"subnet": "fd00::/64", "gateway": "fd00::9"}]]}
-ROUTES = {"routes": [{"dst": "0.0.0.0/0"}, {"dst": "fd01::/64", "gw": "fd00::1", "mtu": 1400, "table": 0}]}
 
 
 def test_resolv_conf(net: Net, tmp_path: Path) -> None:

@@ -258,44 +258,6 @@ def test_one_fault_is_no_matter(
     assert held(world, server) == {}
 
 
-def test_two_addresses_never(tx: Make, world: World, server: AddressService, proxy: Proxy) -> None:
-    """However often the reply is lost, it is one address, and the one that is told in the end."""
-    proxy.faults.extend([Fault("lose"), Fault("cut", 0.5), Fault("lose")])
-    found = tx("a", remote=proxy.url).run("ADD")
-    assert held(world, server) == {"a": given(found)}
-
-
-def test_nothing_stays_given(
-    tx: Make, world: World, server: AddressService, proxy: Proxy, state: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(outbox, "IN_FLIGHT", 0.5)
-    proxy.choose = lambda: Fault("late", 0.2)
-    assert refused(tx("a", remote=proxy.url, retries=1), "ADD").code == 11
-    proxy.choose = lambda: None
-    proxy.settle()
-    time.sleep(0.5)
-    settled(state)
-    assert held(world, server) == {}
-
-
-@pytest.mark.parametrize("retries", [0, 2])
-def test_a_release_that_comes_late_takes_no_new_address(
-    tx: Make, world: World, server: AddressService, proxy: Proxy, state: Path, retries: int
-) -> None:
-    """It reaches the service when the same interface of the same pod has an address again."""
-    tx("a", remote=proxy.url).run("ADD")
-    pool.clear()
-    proxy.faults.append(Fault("late", 3.0))
-    assert tx("a", remote=proxy.url, retries=retries).run("DEL", 20.0) is None
-    assert bool(list(outbox.entries(str(state)))) == (retries == 0)
-    again = tx("a", remote=proxy.url).run("ADD")
-    assert proxy.busy, "the release has come already"
-    proxy.settle()
-    assert held(world, server) == {"a": given(again)}
-    settled(state)
-    assert held(world, server) == {"a": given(again)}
-
-
 def settled(state: Path) -> None:
     """Pay until nothing is owed."""
     deadline = time.monotonic() + 30

@@ -112,26 +112,6 @@ def test_a_pod_that_builds_on_its_device(node: Node, card: Card) -> None:
     assert not differences(before, card.state())
 
 
-def test_the_namespace_is_gone(node: Node, card: Card) -> None:
-    pod = node.pod()
-    before = card.state()
-    node.add(conf(node, **ASKED, ipam=node.host_local()), pod)
-    ip("netns", "del", pod)
-    node.delete(conf(node, ipam=node.host_local()), pod)
-    assert not differences(before, card.state())
-    assert (node.leases(), node.records()) == ([], [])
-
-
-def test_a_name_that_the_host_has(node: Node, card: Card) -> None:
-    """Kernels before 6.15 look for the new device's name in the host."""
-    pod = node.pod()
-    before = card.state()
-    node.add(conf(node, **ASKED), pod, ifname=card.pf)
-    assert link(card.pf, pod)["address"] == MAC
-    node.delete(conf(node), pod, ifname=card.pf)
-    assert not differences(before, card.state())
-
-
 @pytest.mark.modes("process")
 def test_a_killed_add(node: Node, card: Card) -> None:
     if not shutil.which("strace"):

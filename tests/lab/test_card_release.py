@@ -47,21 +47,6 @@ def test_the_namespace_is_gone(node: Node, card: Card, ifname: str) -> None:
     node.delete(conf, pod, ifname=ifname)  # a second DEL finds nothing, and says nothing
 
 
-def test_the_pod_renamed_its_interface(node: Node, card: Card) -> None:
-    """And took an address away, set another MTU and went down: what a pod does is its own matter."""
-    pod = node.pod()
-    before = card.state()
-    conf = node.conf(**ASKED, ipam=node.host_local())
-    node.add(conf, pod)
-    for change in (("down",), ("name", "inner"), ("mtu", "1300")):
-        ip("-n", pod, "link", "set", "eth0" if change[0] != "mtu" else "inner", *change)
-    ip("-n", pod, "link", "add", "eth0", "type", "dummy")  # another device has the name now
-    node.delete(conf, pod)
-    assert devices(pod) == ["lo", "eth0"]
-    assert not differences(before, card.state())
-    assert node.leases() == []
-
-
 def test_the_pod_changed_the_mac(node: Node, card: Card) -> None:
     """With no MAC asked for, the VF may have any: the journal knows which it had."""
     pod = node.pod()

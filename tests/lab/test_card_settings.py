@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -159,70 +158,6 @@ def test_an_mtu_that_is_too_large_is_undone(node: Node, card: Card) -> None:
     assert "mtu 65535" in error
     assert not differences(before, card.state())
     assert node.leases() == []
-
-
-# --- which VF
-
-
-def test_vf_by_index_and_by_address(node: Node, card: Card) -> None:
-    """VF 0 is a choice like any other, and what is asked for is what is given."""
-    first, second, third = node.pod(), node.pod(), node.pod()
-    last = card.vfs()[-1]
-    result = node.add(node.conf(cniVersion="1.1.0"), first, args=f"VF={last.number}")
-    assert result["interfaces"][0]["pciID"] == last.pci
-    node.add(node.conf(vf=0), second)
-    assert node.owned(second).number == 0
-    by_address = node.conf(master=None, vf=None, runtimeConfig={"deviceID": card.vf(VF).pci})
-    node.add(by_address, third)
-    assert node.owned(third).number == VF
-    error = node.refused(11, "ADD", node.conf(vf=0), node.pod())
-    assert second in error
-    error = node.refused(11, "ADD", by_address, node.pod())
-    assert third in error
-    node.refused(7, "ADD", node.conf(vf=len(card.vfs())), node.pod())
-    node.collect()
-    assert not node.records()
-
-
-# --- addresses
-
-
-def gateways(pod: str, family: str) -> dict[str, str]:
-    shown = json.loads(ip(family, "-j", "-n", pod, "route"))
-    return {route["dst"]: route["gateway"] for route in shown if "gateway" in route}
-
-
-def test_dual_stack_with_routes(node: Node, card: Card) -> None:
-    pod = node.pod()
-    addresses = [
-        {"address": "10.88.0.2/24", "gateway": "10.88.0.1"},
-        {"address": "fd00:88::2/64", "gateway": "fd00:88::1"},
-    ]
-    routes = [{"dst": "0.0.0.0/0"}, {"dst": "::/0"}, {"dst": "10.99.0.0/16", "gw": "10.88.0.254"}]
-    dns = {"nameservers": ["10.88.0.53"]}
-    ipam = {"type": "static", "delegate": True, "addresses": addresses, "routes": routes}
-    conf = node.conf(ipam=ipam, dns=dns)
-    node.inside(pod, "sysctl", "-qw", "net.ipv6.conf.default.disable_ipv6=1")  # as runtimes do
-    result = node.add(conf, pod)
-    assert node.addresses(pod) == {"10.88.0.2/24", "fd00:88::2/64"}
-    assert [item["interface"] for item in result["ips"]] == [0, 0]
-    assert result["dns"] == dns
-    assert gateways(pod, "-4") == {"default": "10.88.0.1", "10.99.0.0/16": "10.88.0.254"}
-    assert gateways(pod, "-6") == {"default": "fd00:88::1"}
-    done = node.run("CHECK", conf | {"prevResult": result}, pod)
-    assert done.status == 0, done
-    node.delete(conf, pod)
-
-
-def test_an_address_that_cannot_be_set_is_undone(node: Node, card: Card) -> None:
-    """The VF is in the pod by then."""
-    pod = node.pod()
-    before = card.state()
-    routes = [{"dst": "0.0.0.0/0", "gw": "192.0.2.1"}]
-    ipam = {"type": "static", "addresses": [{"address": "10.88.0.2/24"}], "routes": routes}
-    error = node.refused(100, "ADD", node.conf(vf=VF, mac=MAC, vlan=100, ipam=ipam), pod)
-    assert "192.0.2.1" in error
-    assert not differences(before, card.state())
 
 
 @pytest.mark.modes("own")

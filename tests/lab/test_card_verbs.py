@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from harness.card import IN_LAB, Card, Node, differences
+from harness.card import IN_LAB, Card, Node
 from harness.pod import ip, link
 from sriov_fast import cli
 
@@ -112,32 +112,6 @@ def test_status(node: Node, card: Card, bare: Card) -> None:
     node.add(node.conf(master=[bare.pf, card.pf]), pod)
     assert node.owned(pod).pf == card.pf
     node.delete(node.conf(), pod)
-
-
-# --- GC
-
-
-def test_gc_releases_vf_and_address(node: Node, card: Card) -> None:
-    """Of this network, and not what is valid. The delegates of today speak 1.0.0, GC is of 1.1.0."""
-    before = card.state()
-    staying, leaving, other = node.pod(), node.pod(), node.pod()
-    conf = node.conf(vlan=100, ipam=node.host_local(delegate=True))
-    elsewhere = node.conf(name=f"{node.name}-2", ipam=node.host_local("10.78.0.0/24", delegate=True))
-    node.add(conf, staying)
-    node.add(conf, leaving)
-    node.add(elsewhere, other)
-    freed = node.owned(leaving)
-    node.collect(staying)
-    assert node.attached() == {staying, other}
-    assert len(node.leases()) == 1
-    assert len(node.leases(f"{node.name}-2")) == 1
-    assert card.vf(freed.number).netdev == before[freed.pci]["device"]["ifname"]
-    node.collect(network=f"{node.name}-2")
-    assert node.leases(f"{node.name}-2") == []
-    node.collect()
-    assert not node.records()
-    assert node.leases() == []
-    assert not differences(before, card.state())
 
 
 # --- the operator's commands

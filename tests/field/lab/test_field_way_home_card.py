@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -52,24 +51,6 @@ def test_403_devices_on_top_and_404_an_altname(node: Node, card: Card) -> None:
     node.delete(node.conf(**ASKED), pod)
     assert names(pod) == {"lo"}
     assert not differences(before, card.state())
-
-
-def holder(node: Node, pod: str) -> subprocess.Popen[bytes]:
-    """Start a process in a pod's namespace, and delete the namespace's name."""
-    process = node.background(pod, "sleep", "600")
-    wait_for(lambda: Path(f"/proc/{process.pid}/comm").read_text() == "sleep\n", "the process")
-    ip("netns", "del", pod)
-    return process
-
-
-def test_405_a_process_holds_the_namespace(node: Node, card: Card) -> None:
-    pod, before = node.pod(), card.state()
-    conf = node.conf(**ASKED, ipam=node.host_local())
-    node.add(conf, pod)
-    holder(node, pod)
-    node.delete(conf, pod)
-    assert not differences(before, card.state())
-    assert (node.leases(), node.records()) == ([], [])
 
 
 def test_405_the_namespace_is_not_found(node: Node, card: Card) -> None:

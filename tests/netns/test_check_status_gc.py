@@ -10,7 +10,8 @@ import pytest
 
 from harness.veth import MakeNode, Node
 
-pytestmark = pytest.mark.modes("process", "resident")
+pytestmark = pytest.mark.modes("resident")
+BOTH = pytest.mark.modes("process", "resident")
 
 # --- CHECK
 
@@ -92,6 +93,7 @@ def test_check_on_the_plain_backend(make_node: MakeNode) -> None:
     assert "route 192.0.2.0/24" in said
 
 
+@BOTH
 def test_check_lists_all_differences(node: Node) -> None:
     conf, pod = checked(node)
     node.ip("-n", pod, "link", "set", "eth0", "down", "mtu", "1400")
@@ -107,6 +109,7 @@ def test_check_changes_nothing(node: Node) -> None:
     assert node.snapshot() == before
 
 
+@BOTH
 def test_check_of_what_is_not_attached(node: Node) -> None:
     assert "has no eth0 of ours" in node.refused(103, "CHECK", node.conf(), node.pod())
 
@@ -122,6 +125,7 @@ def test_check_of_another_previous_result(node: Node, key: str) -> None:
     assert "prevResult" in node.refused(103, "CHECK", conf, pod)
 
 
+@BOTH
 def test_check_asks_ipam(node: Node) -> None:
     conf, pod = checked(node)
     node.delegate("txipam", 'echo \'{"code": 117, "msg": "who is that?"}\'; exit 1')
@@ -142,6 +146,7 @@ def asked(node: Node, **more: Any) -> dict[str, Any]:
     return node.conf(cniVersion="1.1.0", **more)
 
 
+@BOTH
 def test_status_is_well(either: Node) -> None:
     done = either.run("STATUS", asked(either, ipam=either.host_local()))
     assert (done.status, done.stdout) == (0, b""), done
@@ -177,6 +182,7 @@ def test_status_without_vfs(make_node: MakeNode) -> None:
     assert "sriov_numvfs" in said
 
 
+@BOTH
 @pytest.mark.parametrize("more", [{"master": "pf9"}, {"master": None, "deviceID": "0000:09:00.1"}])
 def test_status_of_what_is_not_there(node: Node, more: dict[str, Any]) -> None:
     said = node.refused(50, "STATUS", asked(node, **more))
@@ -191,6 +197,7 @@ def test_status_where_the_runtime_names_the_device_later(node: Node) -> None:
     assert node.run("STATUS", asked(node, master=None, capabilities={"deviceID": True})).status == 0
 
 
+@BOTH
 def test_status_of_ipam(node: Node) -> None:
     node.delegate("txipam", 'echo \'{"code": 50, "msg": "the service is down"}\'; exit 1')
     assert "the service is down" in node.refused(
@@ -212,6 +219,7 @@ def valid(*attachments: tuple[str, str], key: str = "cni.dev/valid-attachments")
     return {"cniVersion": "1.1.0", key: listed}
 
 
+@BOTH
 @pytest.mark.parametrize("key", ["cni.dev/valid-attachments", "cni.dev/attachments"])
 def test_gc_spares_the_valid_and_other_networks(node: Node, make_node: MakeNode, key: str) -> None:
     node = make_node(vfs=4)
@@ -246,6 +254,7 @@ def test_gc_with_the_namespace_gone(node: Node) -> None:
     assert (node.records(), node.leases()) == ([], [])
 
 
+@BOTH
 def test_gc_goes_on_after_a_fault(node: Node) -> None:
     """The first record's VF cannot be brought home, the second one's can; the fault is told."""
     pods = [node.pod(), node.pod()]
@@ -297,6 +306,7 @@ def test_gc_asks_ipam_with_the_list(node: Node) -> None:
 # --- VERSION
 
 
+@BOTH
 def test_version(either: Node) -> None:
     done = either.run("VERSION", {"cniVersion": "0.4.0"})
     assert done.json == {
@@ -306,6 +316,7 @@ def test_version(either: Node) -> None:
     assert (done.status, done.stderr) == (0, "")
 
 
+@BOTH
 @pytest.mark.parametrize(
     ("command", "version"), [("CHECK", "0.3.1"), ("GC", "1.0.0"), ("STATUS", "1.0.0"), ("ADD", "2.0.0")]
 )

@@ -11,11 +11,13 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 from pyroute2.netlink.rtnl.ifinfmsg import ifinfmsg
 
+from harness.sysfs_tree import build_tree
 from sriov_fast.common.errors import NetlinkError
 from sriov_fast.common.paths import Roots
 from sriov_fast.server import vf_counters
 from sriov_fast.server.metrics import Metrics
 from sriov_fast.server.vf_counters import Counters
+from sriov_fast.vf import state
 
 
 def attribute(kind: int, content: bytes) -> bytes:
@@ -105,6 +107,32 @@ def test_the_series(roots: Roots, monkeypatch: pytest.MonkeyPatch) -> None:
     }
     assert sorted(found.values()) == [1, 2, 3, 4, 5, 6]
     assert found["sriov_fast_vf_dropped_total", "3", "lo", "tx"] == 6
+
+
+class Addresses:
+    """A socket that reads addresses and nothing else."""
+
+    def __enter__(self) -> Addresses:
+        return self
+
+    def __exit__(self, *_: object) -> None: ...
+
+    def addresses_by_index(self) -> dict[int, list[str]]:
+        return {}
+
+
+@pytest.mark.parametrize("with_counters", [False, True])
+def test_a_scrape_reads_the_list_of_a_pf_once_at_most(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, with_counters: bool
+) -> None:
+    """The list of VFs may take the driver long: only the counters need it."""
+    tree, read = build_tree(tmp_path, "pf0", vfs=2), list[str]()
+    roots = Roots(sys=str(tree.sys), proc=str(tree.proc), run=str(tmp_path / "run"))
+    monkeypatch.setattr(vf_counters, "read", lambda pf: read.append(pf) or {})
+    monkeypatch.setattr(state.nl, "Socket", Addresses)
+    text = Metrics(roots, lambda: 0, vf_counters=with_counters).render().decode()
+    assert read == ["pf0"] * with_counters
+    assert 'sriov_fast_vfs{pf="pf0",state="free"} 2.0' in text
 
 
 def test_a_device_without_counters_has_no_series(roots: Roots) -> None:

@@ -138,6 +138,9 @@ def _config(top: Path, cri: Cri) -> Iterator[str]:
     yield f"[{section}.containerd]"
     yield 'snapshotter = "native"'
     yield f'default_runtime_name = "{next(iter(cri.networks))}"'
+    yield '[[plugins."io.containerd.transfer.v1.local".unpack_config]]'  # containerd 2 imports images with it
+    yield 'platform = "linux/amd64"'
+    yield 'snapshotter = "native"'
     for name in cri.networks:
         yield f"[{section}.containerd.runtimes.{name}]"
         yield 'runtime_type = "io.containerd.runc.v2"'

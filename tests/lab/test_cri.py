@@ -101,7 +101,8 @@ def test_sandboxes_outlive_restarts(node: Node, card: Card, kubelet: Kubelet, se
     for sandbox in first.values():
         sandboxes.remove(sandbox)
     addresses = [sandboxes.address(sandbox) for sandbox in second.values()]
-    kubelet.runtime.stop()
+    kubelet.runtime.process.kill()
+    kubelet.runtime.process.wait()
     server.kill()
     kubelet.runtime.launch()
     assert all(map(sandboxes.is_ready, second.values()))

@@ -31,6 +31,7 @@ NAME = "sriov-fast"
 REFERENCE = f"ghcr.io/{NAME}/{NAME}:latest"
 OUTPUT = Path(f"dist/{NAME}.tar")
 PACKAGES = ("base-files", "python3-minimal", "libpython3-stdlib")
+LIBC = "musl-dev"
 DISTRIBUTION = "sriov-fast[metrics]"
 SITE = "usr/lib/python3/dist-packages"
 SBOM = "usr/share/sriov-fast/sbom.json"
@@ -86,9 +87,19 @@ def debian(root: Path, wanted: Iterable[str] = PACKAGES) -> Iterator[Part]:
             next((each for each in choice.split("|") if each in known), "") for choice in package.depends
         ]
         left = [each for each in left if each]
-        purl = f"pkg:deb/debian/{name}@{package.version}"
-        component = {"type": "library", "name": name, "version": package.version, "purl": purl}
-        yield Part(component, dict(_files_of(root, package)))
+        yield Part(_debian_component(package), dict(_files_of(root, package)))
+
+
+def linked(root: Path) -> Part:
+    """Return the C library that is linked into the client; the image has its licence as a file."""
+    package = _database(root)[LIBC]
+    name = f"usr/share/doc/{LIBC}/copyright"
+    return Part(_debian_component(package), {name: root / name})
+
+
+def _debian_component(package: Package) -> dict[str, str]:
+    purl = f"pkg:deb/debian/{package.name}@{package.version}"
+    return {"type": "library", "name": package.name, "version": package.version, "purl": purl}
 
 
 def _database(root: Path) -> dict[str, Package]:
@@ -226,7 +237,7 @@ def _add(tar: tarfile.TarFile, name: str, path: Path | None) -> None:
 def build(root: Path, site: Path, output: Path, name: str = REFERENCE, *, compress: bool = True) -> int:
     """Write the image as an OCI archive, with its SBOM in a file of its own; return its uncompressed size."""
     with tempfile.TemporaryDirectory() as scratch:
-        content, sbom = layer([*debian(root), *python(site)], Path(scratch))
+        content, sbom = layer([*debian(root), linked(root), *python(site)], Path(scratch))
     diff = f"sha256:{hashlib.sha256(content).hexdigest()}"
     blob = gzip.compress(content, 6, mtime=0) if compress else content
     settings = {

@@ -12,7 +12,7 @@ MACHINE = ("qemu-system-x86", "virtiofsd", "busybox-static")
 KERNEL = ("linux-image-amd64", "linux-headers-amd64", "linux-source", "make", "kmod")
 CONTAINERS = ("containerd", "runc", "containernetworking-plugins", "iptables")
 NETWORK = ("iproute2", "iputils-ping", "iputils-arping", "dnsmasq-base", "ethtool", "tcpdump")
-PYTHON = ("python3", "python3-venv", "python3-dev", "gcc", "libc6-dev", "ca-certificates")
+PYTHON = ("python3", "python3-venv", "python3-dev", "gcc", "libc6-dev", "musl-tools", "ca-certificates")
 TOOLS = ("strace", "jq", "procps", "psmisc", "less")
 
 

@@ -23,6 +23,7 @@ def networks(card: Card, leases: Path) -> dict[str, dict[str, Any]]:
     others = [
         {"type": "tuning", "sysctl": sysctl, "mtu": MTU},
         {"type": "bandwidth", "capabilities": {"bandwidth": True}},
+        {"type": "sbr"},
         {"type": "portmap", "capabilities": {"portMappings": True}},
     ]
     lists = {mode: [plugin | {"attach": mode}] for mode in MODES} | {CHAIN: [plugin, *others]}

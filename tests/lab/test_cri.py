@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,7 +13,7 @@ import pytest
 
 from harness import pod as netns
 from harness.card import RECORDS, Card, Node, differences, ip, start_server
-from harness.cri import ARP_NOTIFY, CHAIN, MODES, MTU, NETWORK, VLAN
+from harness.cri import ARP_NOTIFY, CHAIN, MODES, MTU, NETWORK, VLAN, networks
 from harness.server import Server
 from lab.containerd import Containerd
 
@@ -23,6 +24,7 @@ from lab import cri
 pytestmark = pytest.mark.modes("own")
 
 HOST_PORT, POD_PORT = 8080, 80
+RESULTS = Path("/var/lib/cni/results")
 
 
 class Kubelet(NamedTuple):
@@ -118,7 +120,7 @@ def test_sandboxes_outlive_restarts(node: Node, card: Card, kubelet: Kubelet, se
 
 @pytest.mark.usefixtures("server")
 def test_a_list_with_other_plugins(node: Node, card: Card, kubelet: Kubelet) -> None:
-    """A list of ours, tuning, bandwidth and portmap."""
+    """A list of ours, tuning, bandwidth, sbr and portmap; CHECK gets the result of the whole list."""
     before, sandboxes = card.state(), kubelet.sandboxes
     sandbox = sandboxes.run("pod-chain", CHAIN, ports={HOST_PORT: POD_PORT})
     pod = sandboxes.namespace(sandbox).name
@@ -127,6 +129,13 @@ def test_a_list_with_other_plugins(node: Node, card: Card, kubelet: Kubelet) -> 
     command = ("iptables", "-t", "nat", "-S")
     rules = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     assert f"{sandboxes.address(sandbox)}:{POD_PORT}" in rules
+    assert f"from {sandboxes.address(sandbox)}" in node.inside(pod, "ip", "rule").stdout
+    network = networks(card, kubelet.leases.parent)[CHAIN]
+    conf = {"cniVersion": network["cniVersion"], "name": network["name"], **network["plugins"][0]}
+    cached = json.loads((RESULTS / f"{NETWORK}-{sandbox}-eth0").read_text())
+    node.check(conf, pod, cached["result"], container=sandbox)
+    netns.ip("-n", pod, "address", "flush", "dev", "eth0")
+    assert node.run("CHECK", conf | {"prevResult": cached["result"]}, pod, container=sandbox).status == 1
     sandboxes.remove(sandbox)
     assert kubelet.is_empty()
     assert not differences(before, card.state())

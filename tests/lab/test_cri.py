@@ -85,8 +85,8 @@ def attached() -> set[str]:
 def test_sandboxes_outlive_restarts(node: Node, card: Card, kubelet: Kubelet, server: Server) -> None:
     """A kubelet makes a new sandbox of a pod that restarts, and removes the old one later.
 
-    Sandboxes keep their network while containerd and the server end. One is removed without a server, the
-    other by the next server.
+    Sandboxes keep their network while containerd and the server are killed. One is removed without a
+    server, the other by the next server.
     """
     before, sandboxes = card.state(), kubelet.sandboxes
     first = kubelet.start_pods()

@@ -25,7 +25,7 @@ def config(node: Node, **more: Any) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("driver", SYSFS)
-@pytest.mark.modes("process")
+@pytest.mark.modes("resident", "deferred")
 def test_every_verb(either: Node, driver: str) -> None:
     node, pod = either, either.pod()
     rebind(node, driver=driver)
@@ -43,16 +43,6 @@ def test_every_verb(either: Node, driver: str) -> None:
     done = node.delete(conf, pod)
     assert "level=warning" not in done.stderr
     assert node.snapshot() == before
-
-
-def test_the_resident_server(node: Node) -> None:
-    rebind(node)
-    before, pod = node.snapshot(), node.pod()
-    conf = config(node)
-    node.check(conf, pod, node.add(conf, pod))
-    node.delete(conf, pod)
-    node.homed()
-    assert node.snapshot() | {"pods": {}} == before | {"pods": {}}
 
 
 def test_a_namespace_that_cannot_be_opened(node: Node) -> None:

@@ -74,13 +74,27 @@ class Node(Runtime):
         self.allow()
         self.search = f"{root}/bin:{DELEGATES}"
         self.ip("netns", "add", self.host)
+        self._make_links()
+        self._first = self._picture()
+        self._remember()
+
+    def _remember(self) -> None:
+        """Note the attributes, to which ``renew`` returns."""
+        self._settings = {name: value for name, value in vars(self).items() if name != "_settings"}
+
+    def _make_links(self) -> None:
         lines = ["link set lo up", "link add pf0 type veth peer name pf0-peer"]
-        for index in range(vfs):
+        for index in range(self.tree.vfs):
             lines.append(f"link add {self.tree.netdev(index)} type veth peer name peer{index}")
             lines.append(f"link set peer{index} up")
         self.nip("-batch", "-", stdin="\n".join(lines))
-        self._first = self._picture()
-        self._settings = dict(vars(self))
+
+    def _make_links_anew(self) -> None:
+        """Replace all devices; a pair ends with either of its devices, also with one in a dying namespace."""
+        lines = [f"link del {name}" for name in self.links() - {"lo"}]
+        words = ["ip", "-n", self.host, "-force", "-batch", "-"]
+        subprocess.run(words, check=False, capture_output=True, text=True, input="\n".join(lines))
+        self._make_links()
 
     def _picture(self) -> tuple[Any, ...]:
         """Return what a test may change of the host's namespace and of root's rules."""
@@ -94,13 +108,19 @@ class Node(Runtime):
     def renew(self) -> bool:
         """Make the node as it was at first, for another test; return whether that was possible."""
         pods, used = self.pods, self._used
-        if self.records() or self.drafts() or self.locks() or self._has_processes():
+        if self.drafts() or self.locks() or self._has_processes():
             return False
         for name in pods:
             netns.try_ip("netns", "del", name)
+        for name in vars(self).keys() - self._settings.keys() - {"_settings"}:
+            delattr(self, name)
         vars(self).update(self._settings | {"pods": [], "_used": used + len(pods)})
         if self._picture() != self._first:
-            return False
+            self._make_links_anew()
+            picture = self._picture()
+            if (picture[:2], picture[3]) != (self._first[:2], self._first[3]):
+                return False
+            self._first = self._settings["_first"] = picture
         self._tidy()
         build_tree(self.root / "tree", pf="pf0", vfs=self.tree.vfs, numa=0)
         self.reindex()
@@ -288,7 +308,7 @@ class ResidentNode(Node):
         self.servers: list[Server] = []
         self._install()
         self.serve()
-        self._settings = dict(vars(self))
+        self._remember()
 
     def _install(self) -> None:
         """Write what ``sriov-fast install`` writes, and have it told where that falls back."""

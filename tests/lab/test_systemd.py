@@ -28,6 +28,7 @@ GROUP = Path("/sys/fs/cgroup/systemd-of-the-test")
 # udev shall know the devices, as the unit of warm VFs needs, but not rename them.
 LEFT_OUT = ("80-net-setup-link.rules", "80-drivers.rules")
 RULES = Path("/run/udev/rules.d")
+GENERATORS = Path("/usr/lib/systemd/system-generators")  # each reload would execute all of them
 # The guest has a process 1 of its own, so systemd gets namespaces in which it is that.
 BOOT = f"""
 echo 0 >{GROUP}/cgroup.procs
@@ -48,6 +49,10 @@ class Systemd:
         RULES.mkdir(parents=True, exist_ok=True)
         for name in LEFT_OUT:
             (RULES / name).symlink_to("/dev/null")
+        masked = UNITS.with_name(GENERATORS.name)
+        masked.mkdir()
+        for path in GENERATORS.iterdir():
+            (masked / path.name).symlink_to("/dev/null")
         (UNITS / "systemd-udev-trigger.service").symlink_to("/dev/null")  # it would add all devices again
         (UNITS / "idle.target").write_text("[Unit]\nDescription=What is started by hand\n")
         with log.open("wb") as out:

@@ -14,7 +14,7 @@ from ipam_server import OTHER_HOST, AddressService, World
 
 from sriov_fast.ipamd import accept
 
-SOON = 5.0  # seconds
+SOON = 9.0  # seconds; less than the service gives a handshake
 FAR_HOST = "10.55.206.40"
 
 
@@ -64,7 +64,7 @@ def test_801_a_thousand_silent_connections(world: World, tls: bool, source: str)
                 ipam_server.address(ipam_server.ask(client, f"c{number}"))
         assert time.monotonic() - begin < SOON
         assert all(map(is_closed, peers))
-        assert time.monotonic() - begin < 15
+        assert time.monotonic() - begin < 60
     assert any(each["msg"] == "connections closed" for each in server.events())
     assert server.stop() == 0
 

@@ -72,15 +72,24 @@ def attach_as_sriov_cni(card: Card, pod: str, directory: Path) -> dict[str, Any]
     return conf
 
 
-def test_a_trusted_pod_changes_its_mac(node: Node, card: Card) -> None:
-    """The PF then holds the pod's MAC, although the ADD asked for none; the DEL restores it."""
-    before, pod = card.on_pf(VF), node.pod()
-    conf = node.conf(vf=VF, trust="on", ipam=None)
+@pytest.mark.parametrize("attach", ["move", "macvlan"])
+@pytest.mark.parametrize("admin", ["", "02:5f:00:00:00:7a"])
+def test_a_trusted_pod_changes_its_mac(node: Node, card: Card, admin: str, attach: str) -> None:
+    """The PF then holds the pod's MAC, although the ADD asked for none; the DEL restores it.
+
+    The operator may have set one that the VF does not use.
+    """
+    if admin:
+        card.set(VF, "mac", admin)
+    before, own, pod = card.on_pf(VF), link(card.vf(VF).netdev)["address"], node.pod()
+    conf = node.conf(vf=VF, trust="on", attach=attach, ipam=None)
     node.add(conf, pod)
     ip("-n", pod, "link", "set", "eth0", "address", "02:5f:00:00:00:77")
     assert card.on_pf(VF)["address"] == "02:5f:00:00:00:77"
     node.delete(conf, pod)
-    assert card.on_pf(VF) == before
+    assert (card.on_pf(VF), link(card.vf(VF).netdev)["address"]) == (before, own)
+    if admin:
+        card.restore_mac(VF, own)
 
 
 @pytest.mark.modes("process")  # the shared server reads the files in their ordinary place

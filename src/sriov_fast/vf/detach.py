@@ -99,6 +99,8 @@ class Release:
             return
         self._quiet = _quieten(self._host, record, location, log)
         self._on_pf = restore_pf(self._host, record, log)
+        if record.before_mac != location.link.mac and not record.asked.mac:
+            restore_pf_mac(self._host, record)  # a trusted VF's driver passes the pod's MAC, and now the VF's
 
     def bring_home(self) -> None:
         """Move the quiet VF to the host, and restore its original state.
@@ -247,10 +249,7 @@ def release_pf_mac(host: DriverSocket, record: Attachment) -> NetlinkError | Non
 
 
 def restore_pf_mac(host: DriverSocket, record: Attachment) -> NetlinkError | None:
-    """Restore the PF's MAC of a VF without a device; return the error of a refusal.
-
-    The ADD may have set none: the program of a trusted VF can change it.
-    """
+    """Restore the PF's MAC of a VF; return the error of a refusal. The pod of a trusted VF can change it."""
     if record.before.mac is None or mac_on_pf(host, record) in (None, record.before.mac):
         return None
     return _set_vf(host, record, VfSettings(mac=record.before.mac))

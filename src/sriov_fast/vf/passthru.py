@@ -355,6 +355,8 @@ def _restore(host: DriverSocket, record: Attachment, log: Logger) -> Link:
         raise answers[-1]
     now: Link = answers[-1]
     _settle(host, record, now, log)
+    if record.before_mac != link.mac and not record.asked.mac:
+        detach.restore_pf_mac(host, record)  # a trusted VF's driver passes the pod's MAC, and now the VF's
     return now
 
 

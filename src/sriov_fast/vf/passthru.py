@@ -355,8 +355,9 @@ def _restore(host: DriverSocket, record: Attachment, log: Logger) -> Link:
         raise answers[-1]
     now: Link = answers[-1]
     _settle(host, record, now, log)
-    if record.before_mac != link.mac and not record.asked.mac:
-        detach.restore_pf_mac(host, record)  # a trusted VF's driver passes the pod's MAC, and now the VF's
+    if record.before.mac != record.before_mac and not record.asked.mac:
+        # With the macvlan goes its MAC: the kernel restores the VF's, and a trusted VF's driver tells the PF.
+        detach.restore_pf_mac(host, record)
     return now
 
 

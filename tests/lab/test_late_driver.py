@@ -137,13 +137,30 @@ def test_settings_that_show_late(node: LateNode) -> None:
     wait_for(lambda: node.shown() == before, "the settings are not restored")
 
 
-def test_settings_that_show_too_late(node: LateNode) -> None:
+def test_a_vlan_that_shows_late(node: LateNode) -> None:
+    """Without a MAC the ADD waits for the VLAN alone."""
+    pod, conf = node.pod(), config(node, vlan=100)
+    set_faults(late_ms=300)
+    node.add(conf, pod)
+    assert node.shown()["vlan_list"] == [{"vlan": 100}]
+    set_faults()
+    node.delete(conf, pod)
+
+
+@pytest.mark.parametrize(
+    ("asked", "words"),
+    [
+        ({"mac": MAC}, "pf0 holds 00:00:00:00:00:00 for VF 0"),
+        ({"vlan": 100}, "vlan 100: pf0 holds 0 for VF 0"),
+    ],
+)
+def test_settings_that_show_too_late(node: LateNode, asked: dict[str, Any], words: str) -> None:
     """The error says what the PF shows."""
     pod = node.pod()
     set_faults(late_ms=3000)
-    done = node.run("ADD", config(node, mac=MAC), pod)
+    done = node.run("ADD", config(node, **asked), pod)
     assert (done.status, done.json["code"]) == (1, 100), done
-    assert "pf0 holds 00:00:00:00:00:00 for VF 0" in done.json["msg"]
+    assert words in done.json["msg"]
 
 
 def test_counters_of_256_vfs(node: LateNode) -> None:

@@ -273,41 +273,67 @@ def address(pod: nl.Socket, record: Attachment, given: Addressing) -> Link:
 
 
 def verify(host: DriverSocket, pod: DriverSocket, record: Attachment, link: Link) -> Link:
-    """Return the pod's device with the requested MAC; wait until both sides have it. Raises KernelError."""
-    wanted = record.asked.mac
-    if not wanted:
-        return link
-    link, refusal = await_mac(pod, link, wanted)
-    on_pf = await_mac_on_pf(host, record, wanted)
-    if link.mac != wanted or on_pf not in (wanted, None):
+    """Return the pod's device with the requested MAC; wait until device and PF have what was asked for.
+
+    Raises KernelError.
+    """
+    wanted, refusal = record.asked.mac, None
+    if wanted:
+        link, refusal = await_mac(pod, link, wanted)
+    on_pf = await_on_pf(host, record)
+    if wanted and (link.mac != wanted or on_pf.mac not in (wanted, None)):
         why = f": {refusal.msg}" if refusal else ""
         raise KernelError(
-            f"mac {wanted}: {record.ifname} has {link.mac} and {record.pf} holds {on_pf} "
+            f"mac {wanted}: {record.ifname} has {link.mac} and {record.pf} holds {on_pf.mac} "
             f"for VF {record.vf}{why}",
             "the driver did not take the MAC; see the kernel's log",
             errno=refusal.errno if refusal else 0,
             interface=record.ifname,
             vf=record.vf,
         )
+    require_vlan(on_pf, record)
     return link
 
 
-def await_mac_on_pf(host: DriverSocket, record: Attachment, wanted: str) -> str | None:
-    """Return the PF's MAC of the VF; wait until it is ``wanted`` or the patience ends."""
-    on_pf = _mac_on_pf(host, record)
-    for _ in host.patience.pauses() if on_pf not in (wanted, None) else ():
-        on_pf = _mac_on_pf(host, record)
-        if on_pf == wanted:
+def require_vlan(on_pf: VfSettings, record: Attachment) -> None:
+    """Raise KernelError if the PF reports another VLAN than the one that was set."""
+    vlan = changes(record).vlan
+    if vlan is not None and on_pf.vlan not in (vlan, None):
+        raise KernelError(
+            f"vlan {vlan}: {record.pf} holds {on_pf.vlan} for VF {record.vf}",
+            "the driver did not take the VLAN; see the kernel's log",
+            interface=record.pf,
+            vf=record.vf,
+        )
+
+
+def await_on_pf(host: DriverSocket, record: Attachment) -> VfSettings:
+    """Return what the PF reports of a VF with a new MAC or VLAN; wait for both, or until the patience ends.
+
+    What the PF does not report is None, and so is all if neither was set. Raises NetlinkError.
+    """
+    asked = changes(record)
+    if asked.mac is None and asked.vlan is None:
+        return NOTHING
+    on_pf = _on_pf(host, record)
+    for _ in host.patience.pauses() if _is_late(on_pf, asked) else ():
+        on_pf = _on_pf(host, record)
+        if not _is_late(on_pf, asked):
             break
     return on_pf
 
 
-def _mac_on_pf(host: DriverSocket, record: Attachment) -> str | None:
-    """Return the PF's MAC of the VF, None if the PF reports none. Raises NetlinkError."""
+def _is_late(on_pf: VfSettings, asked: VfSettings) -> bool:
+    """Return whether the PF reports another MAC or VLAN than the new one."""
+    pairs = ((on_pf.mac, asked.mac), (on_pf.vlan, asked.vlan))
+    return any(None not in pair and pair[0] != pair[1] for pair in pairs)
+
+
+def _on_pf(host: DriverSocket, record: Attachment) -> VfSettings:
     batch = nl.Batch()
     batch.get_link(index=record.pf_index, vf=record.vf)
     pf: Link = host.run(batch)[0]
-    return pf.vf.mac if pf.vf else None
+    return pf.vf or NOTHING
 
 
 def refused(error: NetlinkError, record: Attachment) -> NetlinkError:

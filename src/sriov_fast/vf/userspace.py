@@ -50,16 +50,17 @@ def configure(host: DriverSocket, record: Attachment) -> None:
 
 
 def verify(host: DriverSocket, record: Attachment) -> None:
-    """Raise KernelError unless the PF has the requested MAC."""
+    """Raise KernelError unless the PF has the requested MAC and VLAN."""
     wanted = record.asked.mac
-    on_pf = attach.await_mac_on_pf(host, record, wanted) if wanted else None
-    if on_pf not in (wanted, None):
+    on_pf = attach.await_on_pf(host, record)
+    if wanted and on_pf.mac not in (wanted, None):
         raise KernelError(
-            f"mac {wanted}: {record.pf} holds {on_pf} for VF {record.vf}",
+            f"mac {wanted}: {record.pf} holds {on_pf.mac} for VF {record.vf}",
             "the driver did not take the MAC; see the kernel's log",
             interface=record.pf,
             vf=record.vf,
         )
+    attach.require_vlan(on_pf, record)
 
 
 def described(record: Attachment) -> Link:

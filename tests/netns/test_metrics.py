@@ -27,7 +27,8 @@ def counted(node: ResidentNode, verb: str, number: int) -> Samples:
 
     def is_counted() -> bool:
         found.update(scrape(node))
-        return found.get(f"sriov_fast_request_seconds_count{{verb={verb}}}") == number
+        name, of = "sriov_fast_requests_total{", f"verb={verb}"
+        return sum(value for key, value in found.items() if key.startswith(name) and of in key) == number
 
     wait_for(is_counted, f"{number} {verb} are not counted")
     return found

@@ -89,10 +89,11 @@ class Metrics:
         """Count a request that was just replied to."""
         seconds = (time.monotonic_ns() - steps.begin) / 1e9
         verb = verb if verb in VERBS else "other"
-        self._requests.labels(verb, str(_code(output) if status else 0)).inc()
         self._seconds.observe(seconds, verb)
         for name, _, start, end in steps.spans:
             self._steps.observe((end - start) / 1e9, name, verb)
+        # last: a scrape writes this number first, so that a request which it counts has its times there, too
+        self._requests.labels(verb, str(_code(output) if status else 0)).inc()
 
     def render(self) -> bytes:
         """Return all metrics in Prometheus' text format."""

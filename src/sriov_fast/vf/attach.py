@@ -277,6 +277,8 @@ def verify(host: DriverSocket, pod: DriverSocket, record: Attachment, link: Link
 
     Raises KernelError.
     """
+    if not record.asked.mac and record.asked.vlan is None:
+        return link
     wanted, refusal = record.asked.mac, None
     if wanted:
         link, refusal = await_mac(pod, link, wanted)

@@ -11,6 +11,8 @@ import ssl
 import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +36,7 @@ FIRST = {"address": "10.55.206.46/26", "gateway": "10.55.206.1"}
 HEAD = b"HTTP/1.1 201 Created\r\nContent-Type: application/json\r\n"
 CHUNKED = HEAD + b"Transfer-Encoding: chunked\r\n\r\n"
 Make = Callable[..., TxIpam]
+Serve = Callable[..., FakeService]
 
 
 @pytest.fixture(scope="module")
@@ -49,10 +52,21 @@ def ca_file(ca: trustme.CA, tmp_path_factory: pytest.TempPathFactory) -> str:
 
 
 @pytest.fixture
-def service(ca: trustme.CA) -> Iterator[FakeService]:
-    made = FakeService(ca)
-    yield made
-    made.close()
+def serve(ca: trustme.CA) -> Iterator[Serve]:
+    """Start services, of the tests' authority or another one, which end with the test."""
+    with ExitStack() as services:
+
+        def start(*names: str, authority: trustme.CA = ca, **options: Any) -> FakeService:
+            service = FakeService(authority, *names, **options)
+            services.callback(service.close)
+            return service
+
+        yield start
+
+
+@pytest.fixture
+def service(serve: Serve) -> FakeService:
+    return serve()
 
 
 @pytest.fixture
@@ -90,6 +104,13 @@ def owed(state: Path) -> list[str]:
     """Whose addresses are to be given back; not what is only noted for the case of a DEL."""
     paths = [Path(path) for path in outbox.entries(str(state))]
     return [path.name.rpartition("~")[0] for path in paths if not json.loads(path.read_text())["live"]]
+
+
+def released_while_down(tx: Make, service: FakeService, **more: Any) -> None:
+    """A DEL that the service does not hear of; afterwards it listens again."""
+    service.stop_listening()
+    assert tx(**more).run("DEL", 10.0) is None
+    service.listen_again()
 
 
 def retry(state: Path, level: str = "error") -> int:
@@ -152,19 +173,14 @@ def test_everything_that_a_service_may_give(tx: Make, service: FakeService) -> N
     assert legacy["ip6"] == {"ip": "fd00::5/64", "routes": [{"dst": "fd01::/64", "gw": "fd00::1"}]}
 
 
-@pytest.mark.parametrize("extra", [{}, None, {"vf": None}])
-def test_no_extra(tx: Make, service: FakeService, extra: object) -> None:
+@pytest.mark.parametrize(
+    ("extra", "found"), [({}, None), (None, None), ({"vf": None}, None), ({"vlan": 0}, {"vlan": 0})]
+)
+def test_only_what_was_given_is_in_extra(
+    tx: Make, service: FakeService, extra: object, found: object
+) -> None:
     service.more = {"extra": extra, "routes": None, "dns": None}
-    found = tx().run("ADD")
-    assert found
-    assert "extra" not in found
-
-
-def test_only_what_was_given_is_in_extra(tx: Make, service: FakeService) -> None:
-    service.more = {"extra": {"vlan": 0}}
-    found = tx().run("ADD")
-    assert found
-    assert found["extra"] == {"vlan": 0}
+    assert (tx().run("ADD") or {}).get("extra") == found
 
 
 def test_a_second_add_is_the_first(tx: Make, service: FakeService) -> None:
@@ -189,8 +205,9 @@ def test_a_del_that_can_write_nothing_down_tells_its_fault(
 ) -> None:
     state.write_text("no directory")
     service.stop_listening()
-    with pytest.raises(IpamError, match="refuses connections"):
-        tx().run("DEL")
+    error = failed(tx(), "DEL")
+    assert (error.code, "refuses connections" in error.msg) == (11, True)
+    assert "cannot be noted for later" in error.details
 
 
 def test_check(tx: Make, service: FakeService) -> None:
@@ -264,13 +281,8 @@ def test_gc(tx: Make, service: FakeService) -> None:
     tx("", args="", **valid("b")).run("GC")
     assert sorted(owner[1] for owner in service.allocations) == ["b", "d"]
     asked = [seen.query for seen in service.seen if seen.method != "POST"]
-    assert [query.get("lease", query.get("after", "")) for query in asked[:5]] == [
-        "",
-        "l1",
-        "b/eth0",
-        "l3",
-        "c/eth0",
-    ]
+    pages = [query.get("lease", query.get("after", "")) for query in asked[:5]]
+    assert pages == ["", "l1", "b/eth0", "l3", "c/eth0"]
     assert {query["host_ip"] for query in asked} == {"10.55.206.20", "10.55.206.21"}
     tx("", args="", hostIP="10.55.206.99", **valid("b")).run("GC")
     assert sorted(owner[1] for owner in service.allocations) == ["b"]
@@ -311,7 +323,6 @@ def test_a_late_gc_takes_no_new_address(tx: Make, service: FakeService) -> None:
         ({"remote": 3}, "ipam.remote = 3: not a string"),
         ({"remote": ["https://127.0.0.1:1", 3]}, "ipam.remote[1] = 3: not a string"),
         ({"remote": "http://127.0.0.1:10000"}, "http:// is refused"),
-        ({"remote": "HTTP://127.0.0.1:10000"}, "http:// is refused"),
         ({"remote": "127.0.0.1:10000"}, "not an https:// URL"),
         ({"remote": "https://user:secret@h"}, "not an https:// URL"),
         ({"remote": "https://h/?x=1"}, "not an https:// URL"),
@@ -323,7 +334,6 @@ def test_a_late_gc_takes_no_new_address(tx: Make, service: FakeService) -> None:
         ({"remote": "https://[10.0.0.1]:1"}, "no IPv6 address"),
         ({"remote": "https://h:0"}, "no port"),
         ({"remote": "https://h:65536"}, "no port"),
-        ({"remote": "https://h:x"}, "no port"),
         ({"remote": "https://h:"}, "no port"),
         ({"ca": 3}, "ipam.ca = 3: not a string"),
         ({"ca": "ca.pem"}, "not an absolute path"),
@@ -335,7 +345,6 @@ def test_a_late_gc_takes_no_new_address(tx: Make, service: FakeService) -> None:
         ({"ca": "TOP/ca.pem", "tokenFile": "TOP/empty"}, "holds no token"),
         ({"timeout": 0}, "ipam.timeout = 0"),
         ({"timeout": 51}, "ipam.timeout = 51"),
-        ({"timeout": "10"}, "ipam.timeout"),
         ({"timeout": True}, "ipam.timeout"),
         ({"retries": -1}, "ipam.retries = -1"),
         ({"retries": 1.5}, "ipam.retries = 1.5"),
@@ -457,29 +466,24 @@ def test_a_token(tx: Make, service: FakeService, ca_file: str, tmp_path: Path) -
 # --- TLS
 
 
-def test_client_certificate(tx: Make, ca: trustme.CA, tmp_path: Path) -> None:
-    service = FakeService(ca, clients=ca)
+def test_client_certificate(tx: Make, ca: trustme.CA, serve: Serve, tmp_path: Path) -> None:
+    service = serve(clients=ca)
     pair = ca.issue_cert("10.55.206.20")
-    pair.cert_chain_pems[0].write_to_path(str(tmp_path / "cert.pem"))
-    pair.private_key_pem.write_to_path(str(tmp_path / "key.pem"))
-    pair.private_key_and_cert_chain_pem.write_to_path(str(tmp_path / "both.pem"))
-    ours = {"cert": str(tmp_path / "cert.pem"), "key": str(tmp_path / "key.pem")}
-    try:
-        assert tx(remote=service.url, **ours).run("ADD")
-        assert tx("b", remote=service.url, cert=str(tmp_path / "both.pem")).run("ADD")
-        without = failed(tx("c", remote=service.url))
-        assert (without.code, "refused our certificate" in without.msg) == (7, True), without.msg
-        stranger = trustme.CA().issue_cert("10.55.206.20")
-        stranger.private_key_and_cert_chain_pem.write_to_path(str(tmp_path / "other.pem"))
-        refused = failed(tx("c", remote=service.url, cert=str(tmp_path / "other.pem")))
+    cert, key, both, other = (
+        str(tmp_path / name) for name in ("cert.pem", "key.pem", "both.pem", "other.pem")
+    )
+    pair.cert_chain_pems[0].write_to_path(cert)
+    pair.private_key_pem.write_to_path(key)
+    pair.private_key_and_cert_chain_pem.write_to_path(both)
+    trustme.CA().issue_cert("10.55.206.20").private_key_and_cert_chain_pem.write_to_path(other)
+    assert tx(remote=service.url, cert=cert, key=key).run("ADD")
+    assert tx("b", remote=service.url, cert=both).run("ADD")
+    for more in ({}, {"cert": other}):
+        refused = failed(tx("c", remote=service.url, **more))
         assert (refused.code, "refused our certificate" in refused.msg) == (7, True), refused.msg
         assert "ipam.cert" in refused.details
-        mixed = failed(
-            tx(remote=service.url, cert=str(tmp_path / "other.pem"), key=ours["key"]), "ADD", ConfigError
-        )
-        assert "key values mismatch" in mixed.msg
-    finally:
-        service.close()
+    mixed = failed(tx(remote=service.url, cert=other, key=key), "ADD", ConfigError)
+    assert "key values mismatch" in mixed.msg
 
 
 @pytest.mark.parametrize(
@@ -490,59 +494,37 @@ def test_client_certificate(tx: Make, ca: trustme.CA, tmp_path: Path) -> None:
     ],
 )
 def test_certificates_that_are_not_good(
-    tx: Make, ca: trustme.CA, state: Path, names: tuple[str, ...], days: int, words: str
+    tx: Make, serve: Serve, state: Path, names: tuple[str, ...], days: int, words: str
 ) -> None:
     until = datetime.datetime.now(datetime.UTC) + datetime.timedelta(days=days)
-    service = FakeService(ca, *names, not_after=until)
-    try:
-        error = failed(tx(remote=service.url))
-        assert (error.code, words in error.msg, service.url in error.msg) == (111, True, True), error.msg
-        assert service.seen == []
-        assert service.connections == 1  # waiting does not mend it
-        assert owed(state) == []
-    finally:
-        service.close()
+    service = serve(*names, not_after=until)
+    error = failed(tx(remote=service.url))
+    assert (error.code, words in error.msg, service.url in error.msg) == (111, True, True), error.msg
+    assert service.seen == []
+    assert service.connections == 1  # waiting does not mend it
+    assert owed(state) == []
 
 
-def test_names_are_checked(tx: Make, ca: trustme.CA) -> None:
-    by_name, by_ip = FakeService(ca, "localhost"), FakeService(ca, "127.0.0.1")
-    try:
-        assert tx(remote=f"https://localhost:{by_name.port}").run("ADD")
-        error = failed(tx("b", remote=f"https://localhost:{by_ip.port}"))
-        assert (error.code, "is not for localhost" in error.msg) == (111, True), error.msg
-    finally:
-        by_name.close()
-        by_ip.close()
+def test_names_are_checked(tx: Make, serve: Serve) -> None:
+    by_name, by_ip = serve("localhost"), serve("127.0.0.1")
+    assert tx(remote=f"https://localhost:{by_name.port}").run("ADD")
+    error = failed(tx("b", remote=f"https://localhost:{by_ip.port}"))
+    assert (error.code, "is not for localhost" in error.msg) == (111, True), error.msg
 
 
-def test_another_authority(tx: Make, ca_file: str) -> None:
-    service = FakeService(trustme.CA())
-    try:
-        for more in ({}, {"ca": None}):  # ours, and the system's
-            error = failed(tx(remote=service.url, **more))
-            assert (error.code, "certificate" in error.msg) == (111, True), error.msg
-        assert service.seen == []
-    finally:
-        service.close()
+def test_another_authority(tx: Make, serve: Serve) -> None:
+    service = serve(authority=trustme.CA())
+    for more in ({}, {"ca": None}):  # ours, and the system's
+        error = failed(tx(remote=service.url, **more))
+        assert (error.code, "certificate" in error.msg) == (111, True), error.msg
+    assert service.seen == []
 
 
 @pytest.mark.filterwarnings("ignore:ssl.TLSVersion")
-def test_old_tls(tx: Make, ca: trustme.CA) -> None:
-    service = FakeService(ca, newest=ssl.TLSVersion.TLSv1_1)
-    try:
-        error = failed(tx(remote=service.url))
-        assert (error.code, "TLS 1.2" in error.msg) == (111, True), error.msg
-    finally:
-        service.close()
-
-
-@pytest.mark.filterwarnings("ignore:ssl.TLSVersion")
-def test_tls_1_2_is_enough(tx: Make, ca: trustme.CA) -> None:
-    service = FakeService(ca, newest=ssl.TLSVersion.TLSv1_2)
-    try:
-        assert tx(remote=service.url).run("ADD")
-    finally:
-        service.close()
+def test_tls_1_2_is_the_oldest(tx: Make, serve: Serve) -> None:
+    error = failed(tx(remote=serve(newest=ssl.TLSVersion.TLSv1_1).url))
+    assert (error.code, "TLS 1.2" in error.msg) == (111, True), error.msg
+    assert tx(remote=serve(newest=ssl.TLSVersion.TLSv1_2).url).run("ADD")
 
 
 def test_a_new_ca_file_is_read(tx: Make, ca: trustme.CA, tmp_path: Path) -> None:
@@ -594,14 +576,6 @@ def test_cut_in_the_handshake(tx: Make) -> None:
 # --- faults of the service
 
 
-def test_down(tx: Make, service: FakeService, state: Path) -> None:
-    service.stop_listening()
-    error = failed(tx())
-    assert (error.code, error.msg) == (11, f"IPAM txipam, ADD: {service.url} refuses connections")
-    assert "tried 2 times" in error.details
-    assert owed(state) == []  # nobody can have given anything
-
-
 @pytest.mark.parametrize("fault", ["hang", "drip"])
 def test_slow(tx: Make, service: FakeService, state: Path, fault: str) -> None:
     service.always = fault
@@ -618,11 +592,6 @@ def test_nobody_answers_at_all(tx: Make) -> None:
         error = failed(tx(remote=f"https://127.0.0.1:{listener.getsockname()[1]}", timeout=0.4))
         assert time.monotonic() - start < 20
     assert (error.code, "TLS handshake within" in error.msg) == (11, True), error.msg
-
-
-def test_an_unknown_name(tx: Make) -> None:
-    error = failed(tx(remote="https://nowhere.invalid"))
-    assert (error.code, "could not be looked up" in error.msg) == (11, True), error.msg
 
 
 @pytest.mark.parametrize("fault", ["lose", "cut", "refuse"])
@@ -646,7 +615,7 @@ def test_a_lost_reply_costs_no_address(
 def test_replies_that_never_come_leave_nothing(
     tx: Make, service: FakeService, state: Path, fault: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(outbox, "IN_FLIGHT", 0.3)
+    monkeypatch.setattr(outbox, "IN_FLIGHT", 1.0)
     service.faults.extend([fault, fault])
     error = failed(tx())
     assert (error.code, "closed the connection before" in error.msg) == (11, True), error.msg
@@ -654,8 +623,7 @@ def test_replies_that_never_come_leave_nothing(
     assert service.allocations == {}
     service.act(service.seen[0])  # the request was still on its way
     assert owed(state) == ["a~eth0"]
-    time.sleep(0.3)
-    assert retry(state) == 0
+    wait_for(lambda: retry(state) == 0, "it is still awaited")
     assert service.allocations == {}
 
 
@@ -830,25 +798,21 @@ def test_the_next_remote_serves(tx: Make, service: FakeService) -> None:
     assert tx("b", remote=[service.url, dead], retries=0).run("ADD")
 
 
-def test_a_remote_that_hangs_leaves_time_for_the_next(tx: Make, service: FakeService, ca: trustme.CA) -> None:
-    slow = FakeService(ca)
+def test_a_remote_that_hangs_leaves_time_for_the_next(tx: Make, service: FakeService, serve: Serve) -> None:
+    slow = serve()
     slow.always = "hang"
-    try:
-        assert tx(remote=[slow.url, service.url], timeout=1, retries=0).run("ADD")
-    finally:
-        slow.close()
+    assert tx(remote=[slow.url, service.url], timeout=1, retries=0).run("ADD")
 
 
-def test_all_remotes_are_named(tx: Make, service: FakeService) -> None:
-    stranger = FakeService(trustme.CA())
+def test_all_remotes_are_named(tx: Make, service: FakeService, serve: Serve, state: Path) -> None:
+    stranger = serve(authority=trustme.CA())
     service.stop_listening()
-    try:
-        error = failed(tx(remote=[service.url, stranger.url]))
-        assert (error.code, f"{service.url} refuses" in error.msg) == (11, True), error.msg
-        assert f"{stranger.url} showed a certificate" in error.details
-        assert stranger.connections == 1  # its certificate will not change
-    finally:
-        stranger.close()
+    error = failed(tx(remote=[service.url, stranger.url]))
+    assert (error.code, f"{service.url} refuses connections" in error.msg) == (11, True), error.msg
+    assert f"{stranger.url} showed a certificate" in error.details
+    assert "tried 3 times" in error.details  # the one twice, the other once
+    assert stranger.connections == 1  # its certificate will not change
+    assert owed(state) == []  # nobody can have given anything
 
 
 # --- connections that are kept
@@ -883,24 +847,15 @@ def test_what_nobody_asked_for_is_no_reply(tx: Make, service: FakeService) -> No
 
 def test_threads_share_the_pool(tx: Make, service: FakeService) -> None:
     names = [f"c{number}" for number in range(40)]
-    errors: list[BaseException] = []
 
-    def work(mine: list[str]) -> None:
-        try:
-            for name in mine:
-                found = tx(name).run("ADD")
-                assert found
-                tx(name, prevResult=found).run("CHECK")
-                assert tx(name).run("DEL", 20.0) is None
-        except BaseException as error:
-            errors.append(error)
+    def work(name: str) -> None:
+        found = tx(name).run("ADD")
+        assert found
+        tx(name, prevResult=found).run("CHECK")
+        assert tx(name).run("DEL", 20.0) is None
 
-    threads = [threading.Thread(target=work, args=(names[at::8],)) for at in range(8)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert errors == []
+    with ThreadPoolExecutor(8) as threads:
+        list(threads.map(work, names))
     assert (service.given, service.allocations) == (40, {})
     assert service.connections <= 8
 
@@ -968,20 +923,10 @@ def test_what_the_service_will_never_take_back_is_not_owed(
     service.always = fault
     assert tx().run("DEL", 10.0) is None
     assert owed(state) == []
-    service.stop_listening()
-    tx().run("DEL", 10.0)
+    released_while_down(tx, service)
     assert owed(state) == ["a~eth0"]
-    service.listen_again()
     assert retry(state) == 0
     assert owed(state) == []
-
-
-def test_del_that_cannot_be_noted_fails(tx: Make, service: FakeService, state: Path) -> None:
-    state.write_text("no directory")
-    service.stop_listening()
-    error = failed(tx(), "DEL")
-    assert (error.code, "refuses connections" in error.msg) == (11, True)
-    assert "cannot be noted for later" in error.details
 
 
 def test_what_is_owed_is_for_root_alone(tx: Make, service: FakeService, state: Path) -> None:
@@ -1016,9 +961,7 @@ def test_what_is_owed_reaches_the_disk(
 def test_an_add_pays_before_it_asks(tx: Make, service: FakeService, state: Path) -> None:
     """Also where the pod is another one, to which the service would not give what it thinks is in use."""
     tx().run("ADD")
-    service.stop_listening()
-    tx().run("DEL", 10.0)
-    service.listen_again()
+    released_while_down(tx, service)
     assert tx(args="PodID=another;HostIP=10.55.206.20").run("ADD")
     assert service.methods() == ["POST", "DELETE", "POST"]
     assert owed(state) == []
@@ -1028,9 +971,7 @@ def test_an_add_pays_before_it_asks(tx: Make, service: FakeService, state: Path)
 
 def test_an_add_that_cannot_pay_fails(tx: Make, service: FakeService, state: Path) -> None:
     tx().run("ADD")
-    service.stop_listening()
-    tx().run("DEL", 10.0)
-    service.listen_again()
+    released_while_down(tx, service)
     service.faults.append(Reply(500))
     assert failed(tx()).code == 11
     assert owed(state) == ["a~eth0"]
@@ -1039,9 +980,7 @@ def test_an_add_that_cannot_pay_fails(tx: Make, service: FakeService, state: Pat
 
 def test_an_add_waits_for_who_is_paying(tx: Make, service: FakeService, state: Path) -> None:
     tx().run("ADD")
-    service.stop_listening()
-    tx().run("DEL", 10.0)
-    service.listen_again()
+    released_while_down(tx, service)
     (path,) = outbox.entries(str(state))
     with outbox.OutboxEntry(path):
         error = failed(tx(timeout=0.3))
@@ -1092,9 +1031,7 @@ def test_a_del_that_fails_forgets_nothing(tx: Make, service: FakeService, state:
     """What an ADD may bring later is owed later, also when the DEL's release is owed at once."""
     service.faults.extend(["lose", "lose"])
     failed(tx())
-    service.stop_listening()
-    assert tx().run("DEL", 10.0) is None
-    service.listen_again()
+    released_while_down(tx, service)
     assert retry(state) == 1
     assert owed(state) == ["a~eth0"]
 
@@ -1176,29 +1113,35 @@ def test_a_debt_elsewhere_keeps_nobody(tx: Make, service: FakeService, state: Pa
     assert owed(state) == ["a~eth0"]
 
 
-def test_a_dead_service_is_asked_once(tx: Make, service: FakeService, state: Path, ca: trustme.CA) -> None:
-    other = FakeService(ca)
+def test_a_dead_service_is_asked_once(tx: Make, service: FakeService, state: Path, serve: Serve) -> None:
+    other = serve()
     other.always = "refuse"
-    try:
-        for name in ("a", "b", "c"):
-            tx(name, remote=other.url, retries=0).run("DEL", 10.0)
-        before = other.connections
-        service.stop_listening()
-        tx("d").run("DEL", 10.0)
-        service.listen_again()
-        assert retry(state) == 3
-        assert other.connections == before + 1
-        assert service.methods() == ["GET"]
-    finally:
-        other.close()
+    for name in ("a", "b", "c"):
+        tx(name, remote=other.url, retries=0).run("DEL", 10.0)
+    before = other.connections
+    released_while_down(tx, service, container="d")
+    assert retry(state) == 3
+    assert other.connections == before + 1
+    assert service.methods() == ["GET"]
+
+
+@pytest.mark.parametrize(
+    ("verb", "more"),
+    [("GC", {"name": "net2", "cni.dev/valid-attachments": []}), ("STATUS", {})],
+)
+def test_another_verb_pays(
+    tx: Make, service: FakeService, state: Path, verb: str, more: dict[str, Any]
+) -> None:
+    tx().run("ADD")
+    released_while_down(tx, service)
+    tx("", **more).run(verb)
+    assert (service.allocations, owed(state)) == ({}, [])
 
 
 def test_records_that_cannot_be_read(
     tx: Make, service: FakeService, state: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    service.stop_listening()
-    tx().run("DEL", 10.0)
-    service.listen_again()
+    released_while_down(tx, service)
     (path,) = map(Path, outbox.entries(str(state)))
     path.write_text('{"owner": {}')
     assert tx().run("ADD")
@@ -1207,23 +1150,6 @@ def test_records_that_cannot_be_read(
     assert f"file={path}" in capfd.readouterr().err
     assert owed(state) == []
     assert retry(state / "nowhere") == 0
-
-
-def test_gc_pays(tx: Make, service: FakeService, state: Path) -> None:
-    tx().run("ADD")
-    service.stop_listening()
-    tx().run("DEL", 10.0)
-    service.listen_again()
-    tx("", args="", name="net2", **valid()).run("GC")
-    assert (service.allocations, owed(state)) == ({}, [])
-
-
-def test_status_pays(tx: Make, service: FakeService, state: Path) -> None:
-    service.stop_listening()
-    tx().run("DEL", 10.0)
-    service.listen_again()
-    tx().run("STATUS")
-    assert owed(state) == []
 
 
 def test_a_state_directory_that_cannot_be_written_to(
@@ -1242,20 +1168,14 @@ def test_the_log_names_the_pod(tx: Make, service: FakeService, capfd: pytest.Cap
     assert f"{service.url} refuses connections" in said
 
 
-def test_unknown_verb(tx: Make) -> None:
-    assert failed(tx(), "ADDD", SriovError).code == 4
-
-
 def test_nothing_is_kept_open(tx: Make, service: FakeService) -> None:
     """Each fault on its own connection, and all of them closed by us."""
     pool.clear()
     before = len(os.listdir("/proc/self/fd"))
     for number, fault in enumerate(("cut", "lose", b"garbage\r\n\r\n", Reply(500), "repeat")):
         service.faults.append(fault)
-        try:
+        with suppress(ServiceError):
             tx(str(number), retries=0).run("ADD")
-        except ServiceError:
-            pass
     service.stop_listening()
     pool.clear()
     service.open.clear()

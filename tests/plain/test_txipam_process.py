@@ -14,11 +14,10 @@ import pytest
 from txipam_service import FakeService, Reply, authority, problem
 
 import sriov_fast
-from sriov_fast.ipam.txipam import outbox
+from sriov_fast.cni import config
 
 SOURCE = str(Path(sriov_fast.__file__).parents[1])
 PROGRAM = f"import sys; sys.path[:0] = [{SOURCE!r}]; from sriov_fast.ipam.txipam_main import main; main()"
-VERSIONS = ["0.1.0", "0.2.0", "0.3.0", "0.3.1", "0.4.0", "1.0.0", "1.1.0"]
 SEED_ARGS = "IgnoreUnknown=1;PodID=1234;HostIP=10.55.206.20;CORES=1,2,3,4"
 HTTPS = {"email.parser", "http.client", "re", "socket", "ssl", "threading"}
 HEAVY = {
@@ -95,22 +94,7 @@ def test_the_first_readme(run: Run, service: FakeService, tmp_path: Path) -> Non
     assert service.allocations == {}
 
 
-@pytest.mark.parametrize("version", VERSIONS)
-def test_every_version(run: Run, service: FakeService, version: str) -> None:
-    service.more = {"extra": {"vf": 3}}
-    found = answer(run("ADD", cniVersion=version))
-    assert found.pop("cniVersion") == version
-    assert found.pop("extra") == {"vf": 3}
-    assert found.pop("dns") == {}
-    gateway = {"gateway": "10.55.206.1"}
-    tag = {} if version[0] == "1" else {"version": "4"}
-    if version < "0.3":
-        assert found == {"ip4": {"ip": "10.55.206.46/26"} | gateway}
-    else:
-        assert found == {"ips": [tag | {"address": "10.55.206.46/26"} | gateway]}
-
-
-@pytest.mark.parametrize("version", [None, *VERSIONS])
+@pytest.mark.parametrize("version", [None, *config.VERSIONS])
 def test_verbs_are_there_since_their_versions(run: Run, version: str | None) -> None:
     declared = {"cniVersion": version} if version else {}
     known = (version or "0.1.0") >= "0.4.0"
@@ -126,25 +110,14 @@ def test_verbs_are_there_since_their_versions(run: Run, version: str | None) -> 
 
 def test_versions(run: Run) -> None:
     found = answer(run("VERSION", cniVersion="0.4.0"))
-    assert found == {"cniVersion": "0.4.0", "supportedVersions": VERSIONS}
+    assert found == {"cniVersion": "0.4.0", "supportedVersions": list(config.VERSIONS)}
     assert error(run("ADD", cniVersion="2.0.0"))["code"] == 1
     assert error(run("ADD", cniVersion=3))["code"] == 6
-
-
-def test_gc(run: Run, service: FakeService) -> None:
-    run("ADD", pod="a")
-    run("ADD", pod="b")
-    valid = [{"containerID": "b", "ifname": "eth1"}]
-    done = run("GC", "", cniVersion="1.1.0", **{"cni.dev/valid-attachments": valid})
-    assert (done.returncode, done.stdout) == (0, b"")
-    assert [owner[1] for owner in service.allocations] == ["b"]
 
 
 @pytest.mark.parametrize(
     ("args", "code", "words"),
     [
-        ("HostIP=10.0.0.1", 7, "PodID is missing"),
-        ("PodID=1", 7, "HostIP is missing"),
         ("PodID=1;HostIP=x", 7, 'HostIP = "x"'),
         ("PodID=1;HostIP=10.0.0.1;COLOUR=red", 4, "unknown key 'COLOUR'"),
         ("PodID", 4, "not KEY=value"),
@@ -154,12 +127,6 @@ def test_bad_arguments(run: Run, service: FakeService, args: str, code: int, wor
     found = error(run("ADD", args, cniVersion="1.0.0"))
     assert (found["code"], words in found["msg"], found["cniVersion"]) == (code, True, "1.0.0"), found
     assert service.seen == []
-
-
-def test_arguments_of_kubernetes(run: Run, service: FakeService) -> None:
-    names = "K8S_POD_NAMESPACE=default;K8S_POD_NAME=web;K8S_POD_INFRA_CONTAINER_ID=1;K8S_POD_UID=u-1"
-    answer(run("ADD", f"IgnoreUnknown=1;{names};HostIP=10.0.0.1;COLOUR=red"))
-    assert service.seen[-1].body["pod_id"] == "u-1"
 
 
 def test_errors_are_cni_errors(run: Run, service: FakeService) -> None:
@@ -177,18 +144,6 @@ def test_what_is_no_configuration(run: Run) -> None:
     assert error(run("ADD", ipam=None))["code"] == 7
     assert error(run("ADD", name="a b"))["code"] == 7
     assert error(run("add"))["code"] == 4
-
-
-def test_del_while_the_service_is_down(run: Run, service: FakeService, tmp_path: Path) -> None:
-    answer(run("ADD"))
-    service.stop_listening()
-    done = run("DEL")
-    assert (done.returncode, done.stdout) == (0, b"")
-    assert b"the address is given back later" in done.stderr
-    assert len(list(outbox.entries(str(tmp_path / "state")))) == 1
-    service.listen_again()
-    answer(run("STATUS", cniVersion="1.1.0"))
-    assert service.allocations == {}
 
 
 def test_a_result_that_nobody_takes(run: Run, service: FakeService) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import os
 import shutil
 import subprocess
@@ -45,8 +46,11 @@ def test_the_compiled_backend_is_what_is_tested() -> None:
 
 def test_both_backends_export_the_same(backend: SimpleNamespace) -> None:
     for part, names in selected.EXPORTS.items():
-        module = getattr(backend, part)
+        module, other = getattr(backend, part), getattr(selected, part)
         assert [name for name in names if not hasattr(module, name)] == []
+        for name in names if part != "nl" else ():  # its callables are types
+            found, wanted = (inspect.signature(getattr(each, name)) for each in (module, other))
+            assert list(found.parameters) == list(wanted.parameters)
 
 
 @pytest.mark.skipif(

@@ -1,6 +1,7 @@
 """netconf: every key, every wrong thing, and which source goes before which."""
 
 import json
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -11,6 +12,7 @@ from sriov_fast.cni import config, request, response
 from sriov_fast.cni.config import NetConf, parse, with_extra
 from sriov_fast.common.errors import ConfigError, DecodeError, EnvError, IpamError, SriovError, VersionError
 from sriov_fast.common.record import VfSettings
+from sriov_fast.ipam.kinds import may_choose_vf
 
 # A busy machine is no failure.
 relaxed = settings(suppress_health_check=[HealthCheck.too_slow])
@@ -66,30 +68,32 @@ def test_the_seed() -> None:
     assert (got.version, got.cni_version, got.warnings) == ("0.1.0", "", ())
 
 
+EVERY = configuration(
+    master=["eth1", "eth2"],
+    deviceID="0000:3B:02.1",
+    vf=0,
+    mac="02-00-00-00-00-AB",
+    vlan=100,
+    vlanQoS=3,
+    vlanProto="802.1AD",
+    min_tx_rate=10,
+    max_tx_rate=100,
+    spoofchk="on",
+    trust="off",
+    link_state="enable",
+    mtu=9000,
+    cores="4,1-3",
+    ipam={"type": "host-local", "subnet": "10.0.0.0/8"},
+    dns={"nameservers": ["10.1.0.1", "FD00::1"], "domain": "d", "search": ["s"], "options": ["o"]},
+    logLevel="debug",
+    logFile="/var/log/sriov.log",
+    prevResult={"cniVersion": "1.1.0", "ips": [{"address": "10.0.0.2/24"}]},
+    capabilities={"mac": True},
+)
+
+
 def test_every_key() -> None:
-    conf = configuration(
-        master=["eth1", "eth2"],
-        deviceID="0000:3B:02.1",
-        vf=0,
-        mac="02-00-00-00-00-AB",
-        vlan=100,
-        vlanQoS=3,
-        vlanProto="802.1AD",
-        min_tx_rate=10,
-        max_tx_rate=100,
-        spoofchk="on",
-        trust="off",
-        link_state="enable",
-        mtu=9000,
-        cores="4,1-3",
-        ipam={"type": "host-local", "subnet": "10.0.0.0/8"},
-        dns={"nameservers": ["10.1.0.1", "FD00::1"], "domain": "d", "search": ["s"], "options": ["o"]},
-        logLevel="debug",
-        logFile="/var/log/sriov.log",
-        prevResult={"cniVersion": "1.1.0", "ips": [{"address": "10.0.0.2/24"}]},
-        capabilities={"mac": True},
-    )
-    got = parse(asked(conf))
+    got = parse(asked(EVERY))
     assert got.prev_result is not None
     assert got.prev_result.ips[0].address == "10.0.0.2/24"
     assert got.replace(prev_result=None) == NetConf(
@@ -117,13 +121,7 @@ def test_every_key() -> None:
         dns={"nameservers": ["10.1.0.1", "fd00::1"], "domain": "d", "search": ["s"], "options": ["o"]},
         log_level="debug",
         log_file="/var/log/sriov.log",
-        raw=conf,
-    )
-
-
-def test_nothing_but_what_is_required() -> None:
-    assert parsed() == NetConf(
-        name="mynet", cni_version="1.1.0", version="1.1.0", masters=("eth1",), raw=configuration()
+        raw=EVERY,
     )
 
 
@@ -132,12 +130,16 @@ def test_the_longest_name() -> None:
     assert parsed(name="n" * 253).name == "n" * 253
 
 
-def test_null_is_absent() -> None:
-    keys = ("vf", "mac", "vlan", "ipam", "dns", "prevResult", "runtimeConfig", "cores", "mtu", "deviceID")
-    got = parsed(**dict.fromkeys(keys))
-    assert got.replace(raw={}) == parsed().replace(raw={})
-    got = parsed(**dict.fromkeys(keys, ""))
-    assert got.replace(raw={}) == parsed().replace(raw={})
+@pytest.mark.parametrize("absent", [None, ""])
+def test_null_and_the_empty_string_are_absent(absent: str | None) -> None:
+    """Go's omitempty and templates leave empty strings in place of absent keys."""
+    required = {"cniVersion", "name", "type", "master", "capabilities", "plugins", "args", "cniVersions"}
+    found = parsed(**dict.fromkeys(set(config.KEYS) - required, absent))
+    wanted = NetConf(name="mynet", cni_version="1.1.0", version="1.1.0", masters=("eth1",))
+    assert found.replace(raw={}) == wanted
+    own = {"mac": "02:00:00:00:00:01"}
+    inner = {"runtimeConfig": {"mac": absent, "deviceID": absent}, "ipam": {"type": absent}}
+    assert parsed(**own, **inner, dns={"domain": absent}).settings.mac == own["mac"]
 
 
 @pytest.mark.parametrize("version", ["", *config.VERSIONS, None, NO])
@@ -254,61 +256,41 @@ def test_mtu(mtu: int) -> None:
     assert parsed(mtu=mtu).mtu == mtu
 
 
-def test_rates_where_0_is_no_limit() -> None:
-    assert parsed(min_tx_rate=10, max_tx_rate=0).settings.max_tx_rate == 0
-    assert parsed(min_tx_rate=10).settings.min_tx_rate == 10
-    assert parsed(min_tx_rate=10, max_tx_rate=10).settings.max_tx_rate == 10
-
-
 # --- what is wrong ----------------------------------------------------------------------------------------
 
 # The key as the message names it, the change, and the value as it is shown.
 WRONG: list[tuple[str, dict[str, Any], str]] = [
     ("name", {"name": NO}, "missing"),
-    ("name", {"name": None}, "missing"),
     ("name", {"name": ""}, "missing"),
     ("name", {"name": 5}, "5"),
     ("name", {"name": "../x"}, '"../x"'),
-    ("name", {"name": "-x"}, '"-x"'),
     ("name", {"name": "a b"}, '"a b"'),
     ("name", {"name": "n" * 254}, "longer than 253"),
     ("type", {"type": NO}, "missing"),
     ("type", {"type": ""}, "missing"),
     ("type", {"type": "../sriov"}, '"../sriov"'),
-    ("type", {"type": ["sriov"]}, '["sriov"]'),
     ("master", {"master": NO}, "missing"),
     ("master", {"master": ""}, "missing"),
     ("master", {"master": []}, "[]"),
     ("master", {"master": 1}, "1"),
-    ("master", {"master": {"a": 1}}, '{"a":1}'),
     ("master", {"master": "a/b"}, '"a/b"'),
-    ("master", {"master": "eth 1"}, '"eth 1"'),
     ("master", {"master": ".."}, '".."'),
     ("master", {"master": "m" * 128}, "longer than 127 bytes"),
     ("master", {"master": "eth1\0"}, "eth1"),
-    ("master", {"master": ["eth1", ""]}, '["eth1",""]'),
     ("master", {"master": ["eth1", 2]}, '["eth1",2]'),
     ("master", {"master": ["eth1", "eth1"]}, '["eth1","eth1"]'),
     ("vf", {"vf": -1}, "-1"),
     ("vf", {"vf": 65536}, "65536"),
-    ("vf", {"vf": "3"}, '"3"'),
     ("vf", {"vf": True}, "true"),
     ("vf", {"vf": 1.0}, "1.0"),
-    ("vf", {"vf": [1]}, "[1]"),
-    ("vlan", {"vlan": -1}, "-1"),
     ("vlan", {"vlan": 4095}, "4095"),
     ("vlan", {"vlan": "100"}, '"100"'),
-    ("vlan", {"vlan": False}, "false"),
     ("vlanQoS", {"vlan": 1, "vlanQoS": 8}, "8"),
-    ("vlanQoS", {"vlan": 1, "vlanQoS": -1}, "-1"),
     ("vlanQoS", {"vlanQoS": 3}, "3"),
     ("vlanProto", {"vlan": 1, "vlanProto": "802.1x"}, '"802.1x"'),
-    ("vlanProto", {"vlan": 1, "vlanProto": 8021}, "8021"),
     ("vlanProto", {"vlanProto": "802.1q"}, '"802.1Q"'),
     ("mac", {"mac": "02:00:00:00:00"}, '"02:00:00:00:00"'),
-    ("mac", {"mac": "02:00:00:00:00:00:01"}, '"02:00:00:00:00:00:01"'),
     ("mac", {"mac": "01:00:5e:00:00:01"}, '"01:00:5e:00:00:01"'),
-    ("mac", {"mac": "ff:ff:ff:ff:ff:ff"}, '"ff:ff:ff:ff:ff:ff"'),
     ("mac", {"mac": "00:00:00:00:00:00"}, '"00:00:00:00:00:00"'),
     ("mac", {"mac": "0g:00:00:00:00:01"}, '"0g:00:00:00:00:01"'),
     ("mac", {"mac": "2:0:0:0:0:1"}, '"2:0:0:0:0:1"'),
@@ -318,7 +300,6 @@ WRONG: list[tuple[str, dict[str, Any], str]] = [
     ("mac", {"mac": 2}, "2"),
     ("deviceID", {"deviceID": "03:10.1"}, '"03:10.1"'),
     ("deviceID", {"deviceID": "0000:03:10.8"}, '"0000:03:10.8"'),
-    ("deviceID", {"deviceID": "0000:03:20.1"}, '"0000:03:20.1"'),
     ("deviceID", {"deviceID": "0000:03:10.1/.."}, '"0000:03:10.1/.."'),
     ("deviceID", {"deviceID": "mlx5_core.sf"}, '"mlx5_core.sf"'),
     ("deviceID", {"deviceID": 3}, "3"),
@@ -327,41 +308,30 @@ WRONG: list[tuple[str, dict[str, Any], str]] = [
     ("min_tx_rate", {"min_tx_rate": -1}, "-1"),
     ("min_tx_rate", {"min_tx_rate": 200, "max_tx_rate": 100}, "200"),
     ("max_tx_rate", {"max_tx_rate": 2**32}, "4294967296"),
-    ("max_tx_rate", {"max_tx_rate": "1"}, '"1"'),
     ("spoofchk", {"spoofchk": True}, "true"),
     ("spoofchk", {"spoofchk": "yes"}, '"yes"'),
     ("trust", {"trust": 1}, "1"),
     ("trust", {"trust": "ON"}, '"ON"'),
     ("link_state", {"link_state": "up"}, '"up"'),
-    ("link_state", {"link_state": []}, "[]"),
     ("mtu", {"mtu": 67}, "67"),
     ("mtu", {"mtu": 65536}, "65536"),
-    ("mtu", {"mtu": -1}, "-1"),
-    ("mtu", {"mtu": "1500"}, '"1500"'),
-    ("mtu", {"mtu": False}, "false"),
     ("mtu", {"mtu": 0.0}, "0.0"),
     ("cores", {"cores": 3}, "3"),
     ("cores", {"cores": "a"}, '"a"'),
     ("cores", {"cores": "1,,2"}, '"1,,2"'),
     ("cores", {"cores": "4-1"}, '"4-1"'),
-    ("cores", {"cores": "1-"}, '"1-"'),
-    ("cores", {"cores": "-1"}, '"-1"'),
     ("cores", {"cores": "1-2-3"}, '"1-2-3"'),
     ("cores", {"cores": "8192"}, '"8192"'),
     ("cores", {"cores": "0-8191,0"}, '"0-8191,0"'),
-    ("cores", {"cores": "0x3"}, '"0x3"'),
     ("cores", {"cores": "٣"}, '"٣"'),
     ("cores", {"cores": [1, "2"]}, '[1,"2"]'),
-    ("cores", {"cores": [-1]}, "[-1]"),
     ("cores", {"cores": [True]}, "[true]"),
     ("cores", {"cores": [0] * 8193}, "[0,0,"),
     ("ipam", {"ipam": "host-local"}, '"host-local"'),
-    ("ipam", {"ipam": [1]}, "[1]"),
     ("ipam.type", {"ipam": {"subnet": "10.0.0.0/8"}}, "missing"),
+    ("ipam.type", {"ipam": {"type": "", "subnet": "10.0.0.0/24"}}, "missing"),
     ("ipam.type", {"ipam": {"type": 5}}, "5"),
     ("ipam.type", {"ipam": {"type": "../../bin/sh"}}, '"../../bin/sh"'),
-    ("ipam.type", {"ipam": {"type": ".."}}, '".."'),
-    ("ipam.type", {"ipam": {"type": "a/b"}}, '"a/b"'),
     ("ipam.type", {"ipam": {"type": "a\0b"}}, "a"),
     ("dns", {"dns": []}, "[]"),
     ("dns.nameservers", {"dns": {"nameservers": "10.0.0.1"}}, '"10.0.0.1"'),
@@ -376,9 +346,7 @@ WRONG: list[tuple[str, dict[str, Any], str]] = [
     ("runtimeConfig.ips", {"runtimeConfig": {"ips": ["10.0.0.1/40"]}}, '["10.0.0.1/40"]'),
     ("mac", {"mac": "x", "runtimeConfig": {"mac": "02:00:00:00:00:01"}}, '"x"'),
     ("logLevel", {"logLevel": "verbose"}, '"verbose"'),
-    ("logLevel", {"logLevel": 1}, "1"),
     ("logFile", {"logFile": "sriov.log"}, '"sriov.log"'),
-    ("logFile", {"logFile": True}, "true"),
 ]
 
 
@@ -397,43 +365,33 @@ def test_wrong(key: str, change: dict[str, Any], value: str, command: str) -> No
 
 
 @pytest.mark.parametrize(("key", "change", "value"), WRONG)
-def test_a_del_passes_over_what_is_wrong(key: str, change: dict[str, Any], value: str) -> None:
+def test_del_and_gc_pass_over_what_is_wrong_but_a_gcs_name(
+    key: str, change: dict[str, Any], value: str
+) -> None:
     got = parsed("DEL", **change)
     if key != "master" or value != "missing":  # a DEL finds the PF in its own records
         assert any(key in warning and value in warning for warning in got.warnings)
-    assert got.version == "1.1.0"
-
-
-@pytest.mark.parametrize(("key", "change", "value"), WRONG)
-def test_a_gc_passes_over_what_is_wrong_but_the_name(key: str, change: dict[str, Any], value: str) -> None:
     change = change | {"cni.dev/valid-attachments": []}
     if key == "name":
-        with pytest.raises(ConfigError) as caught:
+        with pytest.raises(ConfigError, match=key):
             parsed("GC", **change)
-        assert key in caught.value.msg
-        assert value in caught.value.msg
     else:
         assert parsed("GC", **change).name == "mynet"
 
 
 WRONG_ARGS = [
     ("VF", "VF=x", '"x"'),
-    ("VF", "VF=-1", '"-1"'),
     ("VF", "vf=65536", '"65536"'),
     ("VF", "VF=0x1", '"0x1"'),
-    ("VF", "VF=1e3", '"1e3"'),
-    ("VF", "VF=1_0", '"1_0"'),
     ("VF", "VF= 1", '" 1"'),
     ("VF", "VF=99999999999999999999", '"99999999999999999999"'),
     ("VF", "VF=٣", '"٣"'),
     ("VLAN", "VLAN=4095", '"4095"'),
-    ("VLAN", "VLAN=ten", '"ten"'),
     ("MAC", "MAC=01:00:5e:00:00:01", '"01:00:5e:00:00:01"'),
     ("IP", "IP=x", '"x"'),
     ("CORES", "CORES=a-b", '"a-b"'),
     ("IP", "IP=10.0.0.1,", '"10.0.0.1,"'),
     ("HostIP", "HostIP=here", '"here"'),
-    ("HostIP", "HostIP=10.0.0.1/8", '"10.0.0.1/8"'),
     ("PodID", "PodID=a\nb", '"a\\nb"'),
 ]
 
@@ -502,6 +460,150 @@ def test_many_unknown_keys_are_not_all_named() -> None:
     assert max(map(len, got.warnings)) < 120
 
 
+# --- keys and values as other plugins and their operators write them ---------------------------------------
+
+
+def spelled(value: Any, spell: Callable[[str], str]) -> Any:
+    """Return a document with its keys spelled in another way."""
+    if isinstance(value, dict):
+        return {spell(key): spelled(item, spell) for key, item in value.items()}
+    return [spelled(item, spell) for item in value] if isinstance(value, list) else value
+
+
+@pytest.mark.parametrize("spell", [str.upper, str.lower, str.title])
+def test_keys_in_any_case(spell: Callable[[str], str]) -> None:
+    conf = EVERY | {"args": {"cni": {"vlan": 101}}}
+    got, plain = parse(asked(spelled(conf, spell))), parse(asked(conf))
+    assert got.warnings == plain.warnings == ()
+    assert got.replace(raw={}, ipam=None) == plain.replace(raw={}, ipam=None)
+    assert (got.settings.vlan, got.raw["name"]) == (101, "mynet")  # a delegate in any language finds the name
+    assert set(got.ipam or ()) == {spell("type"), spell("subnet")}  # the keys of the IPAM plugin stay its own
+    listed = {"cniVersion": "1.1.0", "CNI.dev/Valid-Attachments": [{"containerid": "a", "IfName": "b"}]}
+    assert parse(asked(BASE | listed, "GC")).valid_attachments == (("a", "b"),)
+
+
+@pytest.mark.parametrize(("first", "second"), [("vlan", "VLAN"), ("VLAN", "vlan")])
+def test_of_keys_that_differ_in_case_the_last_counts(first: str, second: str) -> None:
+    """Go's decoder writes each of them into the same field, one after the other."""
+    assert parsed(**{first: 1, second: 2}).settings.vlan == 2
+
+
+@pytest.mark.parametrize(("level", "expected"), [("Debug", "debug"), ("PANIC", "error"), ("panic", "error")])
+def test_log_levels_of_other_loggers(level: str, expected: str) -> None:
+    assert parsed(logLevel=level).log_level == expected
+
+
+@pytest.mark.parametrize(
+    ("key", "value"), [("vlanQoS", 3), ("vlanProto", "802.1ad"), ("vlanProto", "802.1AD")]
+)
+def test_vlan_0_has_no_tag_for_a_priority_or_protocol(key: str, value: Any) -> None:
+    """Unless the IPAM plugin may still choose a VLAN."""
+    wrong = {"vlan": 0, key: value}
+    with pytest.raises(ConfigError, match=key):
+        parse(asked(configuration(**wrong)), may_choose_vf)
+    assert any(key in warning for warning in parsed("DEL", **wrong).warnings)
+    with pytest.raises(ConfigError, match=key):
+        parse(
+            asked(configuration(**wrong, ipam={"type": "host-local", "subnet": "10.0.0.0/24"})), may_choose_vf
+        )
+    late = parse(asked(configuration(**wrong, ipam={"type": "txipam"})), may_choose_vf)
+    assert with_extra(late, {"vlan": 7}).settings.vlan == 7
+    for extra in (None, {}, {"vlan": 0}):
+        with pytest.raises(ConfigError, match=key):
+            with_extra(late, extra)
+
+
+@pytest.mark.parametrize(
+    ("fields", "expected"),
+    [
+        ({}, {}),
+        ({"vlan": 1, "vlanQoS": 7, "vlanProto": "802.1q"}, {"vlan": 1, "qos": 7}),
+        ({"vlan": 4094, "vlanProto": "802.1AD"}, {"vlan": 4094, "proto": "802.1ad"}),
+        ({"vlanProto": "802.1Q"}, {}),
+        ({"spoofchk": "on", "trust": "off"}, {"spoofchk": True, "trust": False}),
+        ({"link_state": "disable"}, {"link_state": "disable"}),
+        ({"min_tx_rate": 0, "max_tx_rate": 0}, {"min_tx_rate": 0, "max_tx_rate": 0}),
+        ({"min_tx_rate": 100, "max_tx_rate": 0}, {"min_tx_rate": 100, "max_tx_rate": 0}),
+        ({"min_tx_rate": 10, "max_tx_rate": 10}, {"min_tx_rate": 10, "max_tx_rate": 10}),
+        ({"min_tx_rate": 10}, {"min_tx_rate": 10}),
+    ],
+)
+def test_a_network_of_the_sriov_operator(fields: dict[str, Any], expected: dict[str, Any]) -> None:
+    """The operator writes vlan, vlanQoS and ipam into every network; Multus adds the device."""
+    device = {"deviceID": "0000:03:10.1", "pciBusID": "0000:03:10.1"}
+    written = {"vlan": 0, "vlanQoS": 0, "ipam": {}, "capabilities": {"mac": True, "ips": True}} | fields
+    got = parsed(master=NO, **device, **written)
+    proto = fields.get("vlanProto") and "802.1Q"
+    assert got.settings == VfSettings(**{"vlan": 0, "qos": 0, "proto": proto} | expected)
+    assert (got.warnings, got.ipam_type) == ((), "")
+
+
+# --- args.cni, where Multus puts the "cni-args" of a pod's annotation ---------------------------------------
+
+MAC, OTHER = "02:00:00:00:00:0a", "02:00:00:00:00:0b"
+
+
+def chosen(conf: NetConf) -> tuple[object, ...]:
+    return conf.vf, conf.settings.vlan, conf.settings.mac, conf.cores
+
+
+def annotated(pod: object, command: str = "ADD", args: str = "", **more: Any) -> NetConf:
+    return parse(asked(configuration(**more) | {"args": {"cni": pod}}, command, args))
+
+
+@pytest.mark.parametrize(
+    "pod",
+    [
+        {"vf": 3, "vlan": 100, "mac": MAC, "cores": [1, 2]},
+        {"vf": "3", "vlan": "100", "mac": MAC.upper(), "cores": "1-2"},
+        {"VF": 3, "Vlan": "100", "MAC": MAC, "cores": "1,2"},
+    ],
+)
+def test_what_an_annotation_asks_for(pod: dict[str, Any]) -> None:
+    """Numbers may be strings; it goes before the configuration, and CNI_ARGS go before it."""
+    own = {"vf": 1, "vlan": 10, "mac": OTHER, "cores": [7]}
+    assert chosen(annotated(pod, **own)) == (3, 100, MAC, (1, 2))
+    assert chosen(annotated(pod, "ADD", f"VF=4;VLAN=5;CORES=6;MAC={OTHER}", **own)) == (4, 5, OTHER, (6,))
+    assert annotated(pod, runtimeConfig={"mac": OTHER}).settings.mac == OTHER
+    assert chosen(with_extra(annotated(pod), {"vf": 0, "vlan": 0})) == (0, 0, MAC, (1, 2))
+
+
+@pytest.mark.parametrize("cores", [5, "5"])
+def test_a_single_core_of_an_annotation(cores: object) -> None:
+    assert annotated({"cores": cores}).cores == (5,)
+
+
+@pytest.mark.parametrize(
+    "pod", [None, {}, {"vf": None, "vlan": "", "mac": "", "cores": ""}, {"ips": ["10.0.0.2"]}]
+)
+def test_what_an_annotation_does_not_give_overrides_nothing(pod: object) -> None:
+    conf = annotated(pod, vf=1, vlan=10, mac=OTHER, cores="7")
+    assert (chosen(conf), conf.warnings) == ((1, 10, OTHER, (7,)), ())
+
+
+@pytest.mark.parametrize(
+    ("pod", "words"),
+    [
+        ({"vf": -1}, "args.cni.vf = -1"),
+        ({"vf": "0x1"}, 'args.cni.vf = "0x1"'),
+        ({"vf": 1.5}, "args.cni.vf = 1.5"),
+        ({"vf": True}, "args.cni.vf = true"),
+        ({"vlan": 4095}, "args.cni.vlan = 4095"),
+        ({"mac": "01:00:00:00:00:00"}, "args.cni.mac"),
+        ({"mac": 1}, "args.cni.mac = 1"),
+        ({"cores": "x"}, "args.cni.cores"),
+        ([], "args.cni = []"),
+    ],
+)
+def test_a_wrong_value_of_an_annotation(pod: object, words: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        annotated(pod)
+    assert words in caught.value.msg
+    released = annotated(pod, "DEL", vf=1)
+    assert released.vf == 1
+    assert any(words in warning for warning in released.warnings)
+
+
 # --- GC ---------------------------------------------------------------------------------------------------
 
 ONE = {"containerID": "a", "ifname": "eth0"}
@@ -537,10 +639,6 @@ def test_wrong_attachments(key: str, value: object) -> None:
 def test_a_gc_without_a_list_releases_nothing() -> None:
     with pytest.raises(ConfigError, match="valid-attachments is missing"):
         parsed("GC")
-
-
-def test_gc_needs_no_master() -> None:
-    assert parsed("GC", master=NO, **{KEYS[0]: []}).masters == ()
 
 
 # --- IPAM's extra -----------------------------------------------------------------------------------------
@@ -592,35 +690,6 @@ values = st.recursive(
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=8), inner, max_size=3),
     max_leaves=6,
 )
-KEYS_OF_ALL_KINDS = [
-    *(
-        "cniVersion",
-        "name",
-        "type",
-        "master",
-        "deviceID",
-        "pciBusID",
-        "vf",
-        "mac",
-        "vlan",
-        "vlanQoS",
-        "vlanProto",
-    ),
-    *(
-        "min_tx_rate",
-        "max_tx_rate",
-        "spoofchk",
-        "trust",
-        "link_state",
-        "mtu",
-        "cores",
-        "ipam",
-        "dns",
-        "prevResult",
-    ),
-    *("runtimeConfig", "logLevel", "logFile", "capabilities", "args", *KEYS),
-]
-names = st.sampled_from(KEYS_OF_ALL_KINDS)
 
 
 def outcome(conf: dict[str, Any], command: str) -> NetConf | SriovError:
@@ -632,7 +701,10 @@ def outcome(conf: dict[str, Any], command: str) -> NetConf | SriovError:
 
 
 @relaxed
-@given(st.dictionaries(names, values, max_size=5), st.sampled_from(["ADD", "DEL", "CHECK", "STATUS", "GC"]))
+@given(
+    st.dictionaries(st.sampled_from([*config.KEYS, *KEYS]), values, max_size=5),
+    st.sampled_from(["ADD", "DEL", "CHECK", "STATUS", "GC"]),
+)
 def test_anything_is_a_configuration_or_a_clear_error(change: dict[str, Any], command: str) -> None:
     got = outcome(BASE | change, command)
     if isinstance(got, NetConf):
@@ -676,11 +748,6 @@ def test_a_verb_is_not_told_what_another_was() -> None:
         else:
             with pytest.raises(ConfigError):
                 parsed("ADD", vlan="many")
-
-
-def test_warnings_come_with_every_call() -> None:
-    first, second = parsed(stranger=1), parsed(stranger=1)
-    assert first.warnings == second.warnings == ('unknown key "stranger" is ignored',)
 
 
 def test_what_is_remembered_is_bounded() -> None:

@@ -46,31 +46,6 @@ def test_our_errors() -> None:
     assert printed(errors.TryAgainError("later"), "") == {"cniVersion": "1.1.0", "code": 11, "msg": "later"}
 
 
-@pytest.mark.parametrize(
-    ("kind", "code"),
-    [
-        (errors.VersionError, 1),
-        (errors.EnvError, 4),
-        (errors.FileError, 5),
-        (errors.DecodeError, 6),
-        (errors.ConfigError, 7),
-        (errors.TryAgainError, 11),
-        (errors.UnavailableError, 50),
-        (errors.KernelError, 100),
-        (errors.BusyError, 101),
-        (errors.IpamError, 102),
-        (errors.CheckError, 103),
-        (errors.SriovError, 999),
-    ],
-)
-def test_codes(kind: type[errors.SriovError], code: int) -> None:
-    assert printed(kind("m"))["code"] == code
-
-
-def test_a_delegates_code_is_kept() -> None:
-    assert printed(errors.IpamError("no address left", code=11))["code"] == 11
-
-
 def test_facts_are_in_the_details() -> None:
     exc = errors.KernelError("no", "look", errno=errno.EPERM, interface="eth1", vf=0, extack="VF is odd")
     details = str(printed(exc)["details"])

@@ -1,7 +1,8 @@
 """result: every version's form in and out, and what chaining makes of two."""
 
 import json
-from ipaddress import ip_interface
+import socket
+from collections.abc import Callable
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -42,84 +43,50 @@ FULL = Result(
 )
 DNS = {"nameservers": ["10.1.0.1"], "domain": "example.org", "search": ["a", "b"], "options": ["ndots:2"]}
 
-FORMS = {
+INTERFACES = [{"name": "eth1"}, {"name": "net1", "mac": "02:00:00:00:00:01", "sandbox": "/run/netns/pod"}]
+MORE_OF_AN_INTERFACE = {
+    "mtu": 9000,
+    "sandbox": "/run/netns/pod",
+    "socketPath": "/run/x.sock",
+    "pciID": "0000:03:10.1",
+}
+IPS = [
+    {"address": "10.55.206.46/26", "gateway": "10.55.206.1", "interface": 1},
+    {"address": "fd00::2/64", "gateway": "fd00::1", "interface": 0},
+    {"address": "10.0.0.2/8"},
+]
+DEFAULT = {"dst": "0.0.0.0/0", "gw": "10.55.206.1"}
+MORE_OF_A_ROUTE = {"mtu": 1400, "advmss": 1360, "priority": 10, "table": 100, "scope": 0}
+OTHERS = [{"dst": "fd01::/64", "gw": "fd00::1"}, {"dst": "10.0.0.0/8"}]
+FORMS: dict[str, dict[str, object]] = {
     "0.2.0": {
         "cniVersion": "0.2.0",
-        "ip4": {
-            "ip": "10.55.206.46/26",
-            "gateway": "10.55.206.1",
-            "routes": [{"dst": "0.0.0.0/0", "gw": "10.55.206.1"}, {"dst": "10.0.0.0/8"}],
-        },
-        "ip6": {"ip": "fd00::2/64", "gateway": "fd00::1", "routes": [{"dst": "fd01::/64", "gw": "fd00::1"}]},
+        "ip4": {"ip": "10.55.206.46/26", "gateway": "10.55.206.1", "routes": [DEFAULT, OTHERS[1]]},
+        "ip6": {"ip": "fd00::2/64", "gateway": "fd00::1", "routes": [OTHERS[0]]},
         "dns": DNS,
     },
     "0.4.0": {
         "cniVersion": "0.4.0",
-        "interfaces": [
-            {"name": "eth1"},
-            {"name": "net1", "mac": "02:00:00:00:00:01", "sandbox": "/run/netns/pod"},
-        ],
-        "ips": [
-            {"version": "4", "address": "10.55.206.46/26", "gateway": "10.55.206.1", "interface": 1},
-            {"version": "6", "address": "fd00::2/64", "gateway": "fd00::1", "interface": 0},
-            {"version": "4", "address": "10.0.0.2/8"},
-        ],
-        "routes": [
-            {"dst": "0.0.0.0/0", "gw": "10.55.206.1"},
-            {"dst": "fd01::/64", "gw": "fd00::1"},
-            {"dst": "10.0.0.0/8"},
-        ],
+        "interfaces": INTERFACES,
+        "ips": [{"version": version} | ip for version, ip in zip("464", IPS, strict=True)],
+        "routes": [DEFAULT, *OTHERS],
         "dns": DNS,
     },
     "1.0.0": {
         "cniVersion": "1.0.0",
-        "interfaces": [
-            {"name": "eth1"},
-            {"name": "net1", "mac": "02:00:00:00:00:01", "sandbox": "/run/netns/pod"},
-        ],
-        "ips": [
-            {"address": "10.55.206.46/26", "gateway": "10.55.206.1", "interface": 1},
-            {"address": "fd00::2/64", "gateway": "fd00::1", "interface": 0},
-            {"address": "10.0.0.2/8"},
-        ],
-        "routes": [
-            {"dst": "0.0.0.0/0", "gw": "10.55.206.1"},
-            {"dst": "fd01::/64", "gw": "fd00::1"},
-            {"dst": "10.0.0.0/8"},
-        ],
+        "interfaces": INTERFACES,
+        "ips": IPS,
+        "routes": [DEFAULT, *OTHERS],
         "dns": DNS,
     },
     "1.1.0": {
         "cniVersion": "1.1.0",
         "interfaces": [
             {"name": "eth1"},
-            {
-                "name": "net1",
-                "mac": "02:00:00:00:00:01",
-                "mtu": 9000,
-                "sandbox": "/run/netns/pod",
-                "socketPath": "/run/x.sock",
-                "pciID": "0000:03:10.1",
-            },
+            {"name": "net1", "mac": "02:00:00:00:00:01"} | MORE_OF_AN_INTERFACE,
         ],
-        "ips": [
-            {"address": "10.55.206.46/26", "gateway": "10.55.206.1", "interface": 1},
-            {"address": "fd00::2/64", "gateway": "fd00::1", "interface": 0},
-            {"address": "10.0.0.2/8"},
-        ],
-        "routes": [
-            {
-                "dst": "0.0.0.0/0",
-                "gw": "10.55.206.1",
-                "mtu": 1400,
-                "advmss": 1360,
-                "priority": 10,
-                "table": 100,
-                "scope": 0,
-            },
-            {"dst": "fd01::/64", "gw": "fd00::1"},
-            {"dst": "10.0.0.0/8"},
-        ],
+        "ips": IPS,
+        "routes": [DEFAULT | MORE_OF_A_ROUTE, *OTHERS],
         "dns": DNS,
     },
 }
@@ -172,8 +139,6 @@ def cidrs(draw: st.DrawFn) -> tuple[str, str]:
 
 def codec_ip(text: str) -> str:
     """As the C library writes it, which differs from ipaddress in addresses that embed IPv4."""
-    import socket
-
     family = socket.AF_INET6 if ":" in text else socket.AF_INET
     return socket.inet_ntop(family, socket.inet_pton(family, text))
 
@@ -214,14 +179,6 @@ def test_round_trip(given_result: Result, version: str) -> None:
         assert again == given_result
 
 
-@relaxed
-@given(results())
-def test_1_1_0_loses_nothing_through_the_text(given_result: Result) -> None:
-    for item in given_result.ips:
-        assert str(ip_interface(item.address)).lower()  # a valid CIDR for somebody else, too
-    assert result.from_json(result.to_json(given_result, "1.1.0"), "0.1.0") == given_result
-
-
 @pytest.mark.parametrize(
     ("address", "canonical"),
     [
@@ -238,19 +195,14 @@ def test_canonical(address: str, canonical: str) -> None:
 
 WRONG = [
     ([], "prevResult = []", "not an object"),
-    ("x", 'prevResult = "x"', "not an object"),
     ({"cniVersion": 1}, "prevResult.cniVersion = 1", "not a string"),
     ({"cniVersion": "3.0.0"}, '"3.0.0"', "not supported"),
     ({"ips": {}}, "prevResult.ips = {}", "not a list"),
     ({"ips": [1]}, "prevResult.ips[0] = 1", "not an object"),
     ({"ips": [{}]}, "prevResult.ips[0].address", "missing"),
     ({"ips": [{"address": "10.0.0.2"}]}, '"10.0.0.2"', "prefix length"),
-    ({"ips": [{"address": "10.0.0.2/33"}]}, '"10.0.0.2/33"', "prefix length"),
     ({"ips": [{"address": "10.0.0.2/-1"}]}, '"10.0.0.2/-1"', "prefix length"),
-    ({"ips": [{"address": "10.0.0.2/"}]}, '"10.0.0.2/"', "prefix length"),
-    ({"ips": [{"address": "10.0.0/24"}]}, '"10.0.0/24"', "not an address"),
     ({"ips": [{"address": "010.0.0.1/24"}]}, '"010.0.0.1/24"', "not an address"),
-    ({"ips": [{"address": "10.0.0.300/24"}]}, '"10.0.0.300/24"', "not an address"),
     ({"ips": [{"address": "fe80::1%eth0/64"}]}, "fe80::1%eth0", "not an address"),
     ({"ips": [{"address": "fd00::1/129"}]}, '"fd00::1/129"', "not an address"),
     ({"ips": [{"address": "٣.0.0.1/8"}]}, "٣.0.0.1/8", "not an address"),
@@ -261,29 +213,23 @@ WRONG = [
     ({"ips": [{"address": "10.0.0.2/24", "version": "6"}]}, 'version = "6"', "10.0.0.2/24"),
     ({"ips": [{"address": "10.0.0.2/24", "version": 4}]}, "version = 4", "not one of"),
     ({"ips": [{"address": "10.0.0.2/24", "interface": -1}]}, "interface = -1", "not from 0"),
-    ({"ips": [{"address": "10.0.0.2/24", "interface": True}]}, "interface = true", "not a whole"),
     (
         {"interfaces": [{"name": "a"}], "ips": [{"address": "10.0.0.2/24", "interface": 1}]},
         "ips[0].interface = 1",
         "1 interfaces",
     ),
     ({"interfaces": [{}]}, "interfaces[0].name", "missing"),
-    ({"interfaces": [{"name": 1}]}, "interfaces[0].name = 1", "not a string"),
     ({"interfaces": [{"name": "a", "mtu": -1}]}, "mtu = -1", "not from 0"),
-    ({"interfaces": [{"name": "a", "mtu": 1.5}]}, "mtu = 1.5", "not a whole"),
     ({"routes": [{}]}, "routes[0].dst", "missing"),
-    ({"routes": [{"dst": "10.0.0.0"}]}, '"10.0.0.0"', "prefix length"),
     ({"routes": [{"dst": "10.0.0.0/8", "gw": "x"}]}, 'routes[0].gw = "x"', "not an IP address"),
     ({"routes": [{"dst": "10.0.0.0/8", "table": 2**32}]}, "table = 4294967296", "not from 0"),
     ({"routes": [{"dst": "10.0.0.0/8", "scope": 256}]}, "scope = 256", "not from 0"),
     ({"ip4": {"gateway": "10.0.0.1"}}, "ip4.ip", "missing"),
     ({"ip4": {"ip": "fd00::2/64"}}, 'ip4.ip = "fd00::2/64"', "other IP version"),
-    ({"ip6": {"ip": "10.0.0.2/24"}}, 'ip6.ip = "10.0.0.2/24"', "other IP version"),
     ({"ip4": []}, "ip4 = []", "not an object"),
     ({"dns": []}, "dns = []", "not an object"),
     ({"dns": {"nameservers": "x"}}, 'dns.nameservers = "x"', "not a list"),
     ({"dns": {"search": [1]}}, "dns.search = [1]", "not a string"),
-    ({"dns": {"domain": 1}}, "dns.domain = 1", "not a string"),
 ]
 
 
@@ -303,6 +249,14 @@ def test_wrong_in_an_ipam_result() -> None:
         )
     assert caught.value.msg.startswith('the result of host-local.ips[0].address = "x"')
     assert caught.value.code == 102
+
+
+@pytest.mark.parametrize("spell", [str.upper, str.title])
+def test_keys_in_any_case(spell: Callable[[str], str]) -> None:
+    """Go reads them so."""
+    ip = {"address": "10.0.0.2/24", "gateway": "10.0.0.1"}
+    odd = {spell("ips"): [{spell(key): value for key, value in ip.items()}]}
+    assert result.from_json(odd, "1.0.0") == result.from_json({"ips": [ip]}, "1.0.0")
 
 
 def test_the_form_shows_itself() -> None:

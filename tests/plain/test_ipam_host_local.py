@@ -5,8 +5,6 @@ from __future__ import annotations
 import os
 import re
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -16,7 +14,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-import sriov_fast
 from sriov_fast.common.errors import (
     BusyError,
     CheckError,
@@ -642,34 +639,6 @@ def test_killed_while_adding(net: Net, repair: str) -> None:
     assert kills(net, lambda: net.add("a", DUAL), mend) > 15
 
 
-def test_killed_while_deleting(net: Net) -> None:
-    net.add("first", DUAL | {"ranges": DUAL["ranges"][:1]})
-
-    def mend() -> None:
-        net.delete("a", DUAL)
-        net.add("a", DUAL)
-        net.delete("a", DUAL)
-
-    def work() -> None:
-        net.delete("a", DUAL)
-
-    net.add("a", DUAL)
-    assert kills(net, work, mend) > 3
-
-
-def test_killed_and_tried_again(net: Net) -> None:
-    """Without a DEL, as no runtime should: nothing is lost for ever, and nothing has two owners."""
-    for number in range(0, 30, 3):
-        killed_at(number, lambda: net.add("a"))
-        if "a\r\neth0" in addresses(net).values():
-            assert net.fails("a").code == BusyError.code
-        else:
-            net.add("a")
-        assert list(addresses(net).values()) == ["a\r\neth0"]
-        net.delete("a")
-        assert net.files() == {}
-
-
 # --- which one serves
 
 
@@ -683,11 +652,6 @@ def test_which_kinds_are_built_in() -> None:
         builtin("host-local", {"delegate": 1})
 
 
-def test_a_verb_that_is_none(net: Net) -> None:
-    with pytest.raises(SriovError, match="'NOPE'"):
-        net.ipam("a", net.conf(LEGACY)).run("NOPE")
-
-
 def test_used_like_a_delegate(net: Net) -> None:
     """``start`` has taken the address; a delegate is not undone by itself, either."""
     running = net.ipam("a", net.conf(LEGACY)).start("ADD")
@@ -697,39 +661,3 @@ def test_used_like_a_delegate(net: Net) -> None:
     assert found["ips"][0]["address"] == "10.1.2.2/29"
     running.hurry(1.0)
     assert set(net.files()) == {"10.1.2.2"}
-
-
-HEAVY = {
-    *("argparse", "collections", "contextlib", "dataclasses", "enum", "functools", "ipaddress", "json"),
-    *("pathlib", "re", "select", "site", "socket", "subprocess", "threading", "traceback", "typing"),
-}
-
-
-@pytest.mark.parametrize("kind", ["host-local", "static"])
-def test_imports(kind: str, tmp_path: Path) -> None:
-    source = str(Path(sriov_fast.__file__).parent.parent)
-    addresses = [{"address": "10.1.2.3/24"}] if kind == "static" else None
-    ipam = {"subnet": SUBNET, "dataDir": str(tmp_path / "d"), "addresses": addresses}
-    program = f"""
-import sys
-sys.path.insert(0, {source!r})
-from sriov_fast.common import files
-files.DEFAULTS["dataDir"] = ({str(tmp_path)!r},)
-from sriov_fast.ipam.keys import Keys
-from sriov_fast.ipam.kinds import builtin
-conf = {{"name": "n", "ipam": {ipam!r}}}
-serve = builtin({kind!r}, conf["ipam"])
-ipam = serve(keys=Keys(conf), container_id="a", ifname="b")
-ipam.run("ADD")
-ipam.run("DEL")
-print(*sys.modules)
-"""
-    run = subprocess.run(
-        [sys.executable, "-I", "-S", "-c", program], env={}, capture_output=True, text=True, check=True
-    )
-    found = set(run.stdout.split())
-    assert not found & HEAVY
-    ours = {name for name in found if name.startswith("sriov_fast.")}
-    assert {name.split(".")[1] for name in ours} == {"common", "ipam"}
-    assert ("sriov_fast.ipam.host_local.plugin" in ours) == (kind == "host-local")
-    assert "sriov_fast.ipam.exec" not in ours

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
-import json
 import signal
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -15,7 +13,6 @@ from ipam_server import ASK, DOMAIN, HOST, World, address, ask, problem, roomy
 from harness.waiting import wait_for
 
 CONFIG = "/v1/config"
-_NAMES = map("s{}".format, itertools.count())
 
 
 def changed(**sections: Any) -> dict[str, Any]:
@@ -23,12 +20,6 @@ def changed(**sections: Any) -> dict[str, Any]:
 
 
 # ---------------------------------------------------------------------------------------------- as a whole
-
-
-def test_the_configuration_comes_back_as_it_was_put(admin: httpx.Client) -> None:
-    response = admin.get(CONFIG)
-    assert response.json() == DOMAIN
-    assert response.headers["etag"].strip('"')
 
 
 def test_a_configuration_that_changed_meanwhile_is_not_overwritten(admin: httpx.Client) -> None:
@@ -45,35 +36,10 @@ def test_a_configuration_that_changed_meanwhile_is_not_overwritten(admin: httpx.
     assert admin.put(CONFIG, json=DOMAIN, headers={"if-match": "*"}).status_code == 200
 
 
-def test_of_many_who_change_the_same_revision_one_succeeds(admin: httpx.Client) -> None:
-    etag = admin.get(CONFIG).headers["etag"]
-
-    def put(grace: int) -> int:
-        document = changed(networks=[{"name": "mynet", "grace": grace}])
-        return admin.put(CONFIG, json=document, headers={"if-match": etag}).status_code
-
-    with ThreadPoolExecutor(8) as pool:
-        statuses = sorted(pool.map(put, range(1, 9)))
-    assert statuses == [200, *[412] * 7]
-
-
-@pytest.mark.parametrize(
-    ("document", "named"),
-    [
-        (changed(pools=[DOMAIN["pools"][0] | {"subnet": "10.55.206.5/26"}]), ("pools", "10.55.206.5/26")),
-        (changed(pools=[DOMAIN["pools"][0] | {"gateway": "10.9.9.9"}]), ("gateway", "10.9.9.9")),
-        (changed(hosts=[{"network": "mynet", "hosts": ["10.0.0.0/8"], "pools": ["zz"]}]), ("pools", "zz")),
-        (changed(networks=[{"name": "mynet", "grace": -1}]), ("networks[0].grace", "-1")),
-        (changed(networks=[{"name": "mynet", "grace": "300"}]), ("networks[0].grace", "300")),
-        (changed(surprise=[]), ("surprise",)),
-    ],
-)
-def test_a_wrong_configuration_is_refused_whole(
-    admin: httpx.Client, document: dict[str, Any], named: tuple[str, ...]
-) -> None:
+def test_a_wrong_configuration_is_refused_whole(admin: httpx.Client) -> None:
     before = admin.get(CONFIG)
-    detail = problem(admin.put(CONFIG, json=document), 422, "invalid")
-    assert all(word in detail for word in named), detail
+    wrong = changed(networks=[{"name": "mynet", "grace": -1}])
+    assert "networks[0].grace: -1" in problem(admin.put(CONFIG, json=wrong), 422, "invalid")
     after = admin.get(CONFIG)
     assert (after.json(), after.headers["etag"]) == (before.json(), before.headers["etag"])
 
@@ -162,20 +128,6 @@ def test_an_items_revision_may_be_asked_for(admin: httpx.Client) -> None:
     problem(admin.delete(f"{CONFIG}/networks/n", headers={"if-match": etag}), 412, "conflict")
 
 
-def test_what_is_held_does_not_lose_its_pool(admin: httpx.Client) -> None:
-    address(ask(admin, "held"))
-    response = admin.put(CONFIG, json=changed(pools=[], hosts=[]))
-    if response.is_success:  # then it is still held, and still its owner's
-        assert [each["container_id"] for each in admin.get("/v1/allocations").json()["allocations"]] == [
-            "held"
-        ]
-    else:
-        problem(response, response.status_code, response.json()["kind"])
-    assert admin.put(CONFIG, json=DOMAIN).status_code == 200
-    again = ask(admin, "held")
-    assert again.status_code == 200
-
-
 # ----------------------------------------------------------------------------------- what is held, backup
 
 
@@ -191,31 +143,6 @@ def test_allocations_of_a_network_or_a_host(admin: httpx.Client) -> None:
     assert held(host_ip=HOST) == {"l0", "l1"}
     problem(admin.get("/v1/allocations", params={"network": "nonet"}), 404, "unknown-network")
     admin.delete(f"{ASK}/l2/eth0", params={"host_ip": "10.55.206.30"})
-
-
-def test_an_export_is_a_backup(world: World, admin: httpx.Client) -> None:
-    given = {name: address(ask(admin, name)) for name in ("b1", "b2")}
-    document = admin.get("/v1/export").json()
-    assert "b1" in json.dumps(document)
-    fresh = world.serve(next(_NAMES), domain={})
-    with world.admin(fresh) as client:
-        assert client.get(CONFIG).json() == {}
-        assert client.post("/v1/import", json=document).json() == {"allocations": 2}
-        assert client.get(CONFIG).json() == DOMAIN
-        assert {name: address(ask(client, name)) for name in given} == given
-        assert address(ask(client, "b3")) not in given.values()
-        # what came since would be lost: only if that is said
-        problem(client.post("/v1/import", json=document), 409, "conflict")
-        replaced = client.post("/v1/import", json=document, params={"replace": "true"})
-        assert replaced.json() == {"allocations": 2}
-        problem(client.get(f"{ASK}/b3/eth0", params={"host_ip": HOST}), 404, "not-found")
-    assert fresh.stop() == 0
-
-
-@pytest.mark.parametrize("document", [{}, {"version": 99}, {"surprise": 1}])
-def test_a_wrong_import_is_refused(admin: httpx.Client, document: dict[str, Any]) -> None:
-    problem(admin.post("/v1/import", json=document), 422, "invalid")
-    assert admin.get(CONFIG).json() == DOMAIN
 
 
 # ---------------------------------------------------------------------------- the file and the store

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import socket
 import ssl
 import time
@@ -13,7 +14,6 @@ import ipam_server
 import pytest
 from ipam_server import (
     ASK,
-    DOMAIN,
     HOST,
     OTHER_HOST,
     AddressService,
@@ -21,7 +21,6 @@ from ipam_server import (
     address,
     ask,
     problem,
-    release_all,
     wanted,
 )
 from prometheus_client.parser import text_string_to_metric_families
@@ -97,35 +96,10 @@ def test_another_hosts_owners_are_not_told(client: httpx.Client) -> None:
     assert "after" in problem(client.get(path, params={"host_ip": HOST, "after": "x"}), 422, "invalid")
 
 
-def test_an_owner_with_another_pod_is_a_conflict(client: httpx.Client) -> None:
-    address(ask(client, "p2"))
-    assert "other" in problem(ask(client, "p2", pod="other"), 409, "conflict")
-    client.delete(owned("p2"), params={"host_ip": HOST})
-
-
 def test_another_hosts_allocation_is_not_found(admin: httpx.Client) -> None:
     address(ask(admin, "p3", host=OTHER_HOST))
     assert HOST in problem(admin.get(owned("p3"), params={"host_ip": HOST}), 404, "not-found")
     admin.delete(owned("p3"), params={"host_ip": OTHER_HOST})
-
-
-def test_a_pool_runs_out_and_recovers(client: httpx.Client) -> None:
-    status = "/v1/networks/mynet/status"
-    taken = [address(ask(client, f"x{number}")) for number in range(21)]
-    assert len(set(taken)) == 21
-    assert problem(ask(client, "one-more"), 409, "exhausted")
-    assert problem(client.get(status, params={"host_ip": HOST}), 409, "exhausted")
-    client.delete(owned("x7"), params={"host_ip": HOST})
-    found = client.get(status, params={"host_ip": HOST}).json()
-    assert [(pool["name"], pool["total"], pool["used"]) for pool in found["pools"]] == [("a", 21, 20)]
-    assert address(ask(client, "one-more")) == taken[7]
-    release_all(client)
-
-
-def test_an_ipv4_address_in_ipv6s_clothes_is_the_same_host(client: httpx.Client) -> None:
-    given = ask(client, "p4", host=f"::ffff:{HOST}")
-    assert given.json()["host_ip"] == HOST
-    client.delete(owned("p4"), params={"host_ip": f"::ffff:{HOST}"})
 
 
 # ------------------------------------------------------------------------------------------- refusals
@@ -134,9 +108,6 @@ def test_an_ipv4_address_in_ipv6s_clothes_is_the_same_host(client: httpx.Client)
 @pytest.mark.parametrize(
     ("change", "named"),
     [
-        ({"container_id": "../etc"}, ("body.container_id", "../etc")),
-        ({"ifname": "a/b"}, ("body.ifname", "a/b")),
-        ({"host_ip": "10.0.0"}, ("body.host_ip", "10.0.0")),
         ({"host_ip": 7}, ("body.host_ip", "7")),
         ({"pod_id": "x" * 600}, ("body.pod_id", "xxx")),
         ({"surprise": True}, ("body.surprise", "True")),
@@ -144,8 +115,6 @@ def test_an_ipv4_address_in_ipv6s_clothes_is_the_same_host(client: httpx.Client)
     ],
 )
 def test_a_wrong_value_is_named(client: httpx.Client, change: dict[str, Any], named: tuple[str, ...]) -> None:
-    import json
-
     body = json.dumps(wanted("w") | change)
     response = client.post(ASK, content=body, headers={"content-type": "application/json"})
     detail = problem(response, 422, "invalid")
@@ -357,8 +326,3 @@ def test_the_log_says_who_asked_and_what_came_of_it(client: httpx.Client, server
     assert made["host_ip"] == HOST
     assert made["ips"].startswith("10.55.206.")
     assert gone["released"] == 1
-
-
-def test_the_documented_pool_is_the_one_that_serves(admin: httpx.Client) -> None:
-    pool = admin.get("/v1/config").json()["pools"][0]
-    assert pool["ranges"] == DOMAIN["pools"][0]["ranges"]

@@ -7,6 +7,7 @@ import json
 import os
 import signal
 import socket
+import sqlite3
 import subprocess
 import threading
 import time
@@ -283,6 +284,8 @@ def test_what_was_acknowledged_survives_kill_9(world: World) -> None:
             release_all(client)
             assert client.get("/v1/allocations").json()["allocations"] == []
     assert server.stop() == 0
+    with sqlite3.connect(server.directory / "ipam.db") as db:
+        assert db.execute("PRAGMA integrity_check").fetchone() == ("ok",)
 
 
 def test_the_configuration_and_allocations_survive_a_restart(world: World) -> None:

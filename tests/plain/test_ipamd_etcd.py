@@ -5,56 +5,23 @@ from __future__ import annotations
 import asyncio
 import json
 import os
-import signal
-import subprocess
-import sys
 import urllib.request
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
 import pytest
+from ipam_server import Authority
 from ipamd_kit import Etcd, address, ask, config, free_port, served
 
 from sriov_fast.ipamd.errors import Exhausted, Invalid, ServiceError, Unavailable
 from sriov_fast.ipamd.service import Service, open_service
 from sriov_fast.ipamd.store_etcd import read_settings
 
-REPLICA = Path(__file__).with_name("ipamd_replica.py")
-CLIENTS = 24
-
 
 @pytest.fixture
 def url(etcd: Etcd) -> str:
     return f"{etcd.url}?prefix={uuid4().hex}"
-
-
-def test_two_replicas_and_many_clients_give_no_address_twice(url: str) -> None:
-    """Every client takes and gives back over and over, with either replica; who holds what is checked."""
-    held: dict[str, str] = {}
-
-    async def client(number: int, services: tuple[Service, Service]) -> int:
-        for turn in range(8):
-            name = f"{number}-{turn}"
-            found = await address(services[(number + turn) % 2], name)
-            assert held.setdefault(found, name) == name, f"{found} is held by {held[found]} and {name}"
-            if turn % 4 != 3:
-                del held[found]
-                assert await services[turn % 2].release(("n", f"c{name}", "eth0"), ask(0).host_ip)
-        return number
-
-    async def work(one: Service) -> None:
-        two = await open_service(url)
-        try:
-            await asyncio.gather(*(client(number, (one, two)) for number in range(CLIENTS)))
-            documents = await one.allocations("n")
-            assert {it.ips[0].address[:-3]: it.container_id[1:] for it in documents} == held
-            assert len(held) == 2 * CLIENTS
-            assert [use.used for use in await two.usage()] == [2 * CLIENTS]
-        finally:
-            await two.close()
-
-    served(url, work, config())
 
 
 def test_two_replicas_share_a_pool_to_its_last_address(url: str) -> None:
@@ -73,71 +40,6 @@ def test_two_replicas_share_a_pool_to_its_last_address(url: str) -> None:
     served(url, work, config("10.1.0.0/26"))
 
 
-class Replica:
-    """A process with the service on the same etcd, with clients of its own; it says what was acknowledged."""
-
-    def __init__(self, url: str, name: str, clients: int, times: int) -> None:
-        env = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
-        command = [sys.executable, str(REPLICA), url, name, str(clients), str(times)]
-        self.process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=env)
-        self.lines: list[list[str]] = []
-
-    def read(self, most: int | None = None) -> None:
-        """Read acknowledgements: so many, or all until the end."""
-        assert self.process.stdout is not None
-        while most is None or len(self.lines) < most:
-            line = self.process.stdout.readline()
-            if not line:
-                return
-            if line.endswith("\n"):
-                self.lines.append(line.split())
-
-    def kill(self) -> None:
-        self.process.send_signal(signal.SIGKILL)
-        self.read()
-        self.process.wait()
-
-
-def owners(lines: list[list[str]]) -> dict[str, str]:
-    """Who holds what after these acknowledgements."""
-    held: dict[str, str] = {}
-    for verb, name, *found in lines:
-        if verb == "took":
-            held[name] = found[0]
-        elif verb == "freeing":
-            held.pop(name, None)
-    return held
-
-
-def test_a_replica_killed_in_the_middle_stops_nobody(url: str) -> None:
-    """One of two processes is killed under load: the other's clients carry on, nothing is lost or doubled."""
-    served(url, lambda service: service.ready(), config("10.1.0.0/22"))
-    victim, other = Replica(url, "v", 32, 1000), Replica(url, "o", 32, 4)
-    try:
-        victim.read(100)
-        other.read(20)
-        victim.kill()
-        other.read()
-        assert other.process.wait() == 0
-    finally:
-        victim.process.kill()
-        other.process.kill()
-    asked = [line[1] for line in other.lines if line[0] == "took"]
-    assert len(asked) == len(set(asked)) == 32 * 4
-
-    async def work(service: Service) -> None:
-        now = {it.container_id: it.ips[0].address for it in await service.allocations("n")}
-        assert len(set(now.values())) == len(now)
-        said = owners(victim.lines) | owners(other.lines)
-        assert said.items() <= now.items()
-        unsaid = now.keys() - said.keys()
-        assert all(name.startswith("v") for name in unsaid)
-        assert len(unsaid) <= 32
-        assert sum(use.used for use in await service.usage()) == len(now)
-
-    served(url, work)
-
-
 def test_the_next_endpoint_is_asked_when_one_is_gone(etcd: Etcd) -> None:
     prefix = uuid4().hex
     second = f"etcd://127.0.0.1:{free_port()},{etcd.address},127.0.0.1:{free_port()}?prefix={prefix}"
@@ -152,8 +54,7 @@ def test_the_next_endpoint_is_asked_when_one_is_gone(etcd: Etcd) -> None:
 
 def test_without_etcd_the_service_is_unavailable_and_comes_back(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("sriov_fast.ipamd.store_etcd.PATIENCE", 0.5)
-    own = Etcd(sync=True).start()
-    try:
+    with Etcd(sync=True) as own:
 
         async def work(service: Service) -> None:
             found = await address(service, 1)
@@ -168,15 +69,12 @@ def test_without_etcd_the_service_is_unavailable_and_comes_back(monkeypatch: pyt
             assert await address(service, 2) != found
 
         served(f"etcd://{own.address}", work, config())
-    finally:
-        own.stop()
 
 
 def test_etcd_killed_under_load_loses_nothing() -> None:
     """What was acknowledged is there after etcd was killed, and clients only wait for it to come back."""
-    own = Etcd(sync=True).start()
     found: dict[str, str] = {}
-    try:
+    with Etcd(sync=True) as own:
 
         async def client(service: Service, number: int) -> None:
             for turn in range(6):
@@ -198,8 +96,6 @@ def test_etcd_killed_under_load_loses_nothing() -> None:
             assert len(set(found.values())) == 96
 
         served(f"etcd://{own.address}", work, config())
-    finally:
-        own.stop()
 
 
 def post(etcd: Etcd, path: str, body: dict[str, Any]) -> dict[str, Any]:
@@ -230,8 +126,7 @@ def test_compaction_does_no_harm(etcd: Etcd, url: str) -> None:
 
 
 def test_passwords_are_used_and_never_told() -> None:
-    own = Etcd("--auth-token-ttl", "1").start()
-    try:
+    with Etcd("--auth-token-ttl", "1") as own:
         b64 = {"key": "AA==", "range_end": "AA=="}
         post(own, "/v3/auth/user/add", {"name": "root", "password": "Sesame"})
         post(own, "/v3/auth/role/add", {"name": "root"})
@@ -251,89 +146,22 @@ def test_passwords_are_used_and_never_told() -> None:
                 served(f"etcd://{login}{own.address}", work, config())
             assert own.address in caught.value.detail
             assert "wrong7" not in caught.value.detail
-    finally:
-        own.stop()
 
 
-def openssl(*args: str) -> None:
-    subprocess.run(["openssl", *args], check=True, capture_output=True)
-
-
-@pytest.fixture(scope="module")
-def pki(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A CA, and a certificate of 127.0.0.1 that serves for both ends."""
-    root = tmp_path_factory.mktemp("pki")
-    openssl(
-        "req",
-        "-x509",
-        "-newkey",
-        "ec",
-        "-pkeyopt",
-        "ec_paramgen_curve:P-256",
-        "-nodes",
-        "-subj",
-        "/CN=ca",
-        "-addext",
-        "keyUsage=critical,keyCertSign",
-        "-keyout",
-        f"{root}/ca.key",
-        "-out",
-        f"{root}/ca.crt",
-        "-days",
-        "2",
-    )
-    openssl(
-        "req",
-        "-newkey",
-        "ec",
-        "-pkeyopt",
-        "ec_paramgen_curve:P-256",
-        "-nodes",
-        "-subj",
-        "/CN=etcd",
-        "-keyout",
-        f"{root}/end.key",
-        "-out",
-        f"{root}/end.csr",
-    )
-    keys = "subjectKeyIdentifier=hash\nauthorityKeyIdentifier=keyid\n"  # demanded by Python 3.13
-    names = "subjectAltName=IP:127.0.0.1\nextendedKeyUsage=serverAuth,clientAuth\n"
-    (root / "ext").write_text(keys + names)
-    openssl(
-        "x509",
-        "-req",
-        "-in",
-        f"{root}/end.csr",
-        "-CA",
-        f"{root}/ca.crt",
-        "-CAkey",
-        f"{root}/ca.key",
-        "-CAcreateserial",
-        "-extfile",
-        f"{root}/ext",
-        "-out",
-        f"{root}/end.crt",
-        "-days",
-        "2",
-    )
-    return root
-
-
-def test_tls_with_certificates_on_both_ends(pki: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_tls_with_certificates_on_both_ends(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("sriov_fast.ipamd.store_etcd.PATIENCE", 2.0)
-    files = ("--cert-file", f"{pki}/end.crt", "--key-file", f"{pki}/end.key")
-    own = Etcd(*files, "--client-cert-auth", "--trusted-ca-file", f"{pki}/ca.crt", scheme="https").start()
-    try:
+    authority = Authority(tmp_path)
+    cert, key = authority.server
+    files = ("--cert-file", str(cert), "--key-file", str(key), "--trusted-ca-file", str(authority.ca))
 
-        async def work(service: Service) -> None:
-            assert await address(service, 1)
+    async def work(service: Service) -> None:
+        assert await address(service, 1)
 
-        served(f"etcd://{own.address}?ca={pki}/ca.crt&cert={pki}/end.crt&key={pki}/end.key", work, config())
-        for query in (f"ca={pki}/ca.crt", "tls=1"):  # without a certificate; without trust in the CA
+    with Etcd(*files, "--client-cert-auth", scheme="https") as own:
+        served(f"etcd://{own.address}?ca={authority.ca}&cert={cert}&key={key}", work, config())
+        for query in (f"ca={authority.ca}", "tls=1"):  # without a certificate; without trust in the CA
             with pytest.raises(Unavailable, match=own.address):
                 served(f"etcd://{own.address}?{query}", work, config())
-    finally:
-        own.stop()
 
 
 def test_the_url_says_it_all(tmp_path: Path) -> None:

@@ -658,20 +658,6 @@ def test_replicas_see_each_others_changes(url: str) -> None:
     served(url, work, config())
 
 
-def test_everything_is_there_after_a_restart(url: str) -> None:
-    async def first(service: Service) -> list[str]:
-        return [await address(service, at) for at in range(50)]
-
-    found = served(url, first, config())
-
-    async def second(service: Service) -> None:
-        assert [await address(service, at) for at in range(50)] == found
-        assert await address(service, 50) not in found
-        assert [use.used for use in await service.usage()] == [51]
-
-    served(url, second)
-
-
 def test_ipv6_pools_have_no_end(url: str) -> None:
     document = config("fd00::/48", pool={"gateway": "fe80::1"})
 

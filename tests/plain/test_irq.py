@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import importlib
-import inspect
 import os
 from pathlib import Path
 from types import ModuleType
@@ -14,8 +13,6 @@ import pytest
 from harness.sysfs_tree import Tree, build_tree
 
 NAMES = ("sriov_fast._irq", "sriov_fast.kernel._irq_py")
-FUNCTIONS = ("irqs", "read_masks", "write_masks")
-MODULES = [importlib.import_module(name) for name in NAMES]
 
 
 @pytest.fixture(params=NAMES)
@@ -31,18 +28,6 @@ def tree(tmp_path: Path) -> Tree:
 
 def open_fds() -> list[str]:
     return sorted(os.listdir("/proc/self/fd"))
-
-
-def test_compiled_is_compiled() -> None:
-    assert MODULES[0].__file__ is not None
-    assert MODULES[0].__file__.endswith(".so")
-
-
-@pytest.mark.parametrize("name", FUNCTIONS)
-def test_same_surface(name: str) -> None:
-    compiled, plain = (getattr(module, name) for module in MODULES)
-    assert list(inspect.signature(compiled).parameters) == list(inspect.signature(plain).parameters)
-    assert inspect.getdoc(compiled) == inspect.getdoc(plain)  # CPython from 3.13 on strips the indent
 
 
 class TestIrqs:

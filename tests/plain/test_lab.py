@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import argparse
 import io
-import json
 import os
 import py_compile
 import subprocess
@@ -15,12 +13,10 @@ from pathlib import Path
 
 import pytest
 
-from lab import apt, cli, image, install, node_image, pipconf, requirements, source
-from lab import job as jobs
+from lab import apt, cli, node_image, pipconf, requirements, source
 from lab.errors import LabError
-from lab.job import Job
 from lab.requirements import Lack
-from lab.stream import Report, Streams
+from lab.stream import Report
 
 DEB822 = """\
 # a comment
@@ -67,14 +63,6 @@ def test_mirror_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     assert apt.mirror([]) == "http://chosen.example/debian"
 
 
-def test_options_of_the_way_to_the_mirror() -> None:
-    dump = 'Acquire "";\nAcquire::http::Proxy "http://p:1";\nAcquire::Check-Date "false";\nAPT::Color "1";\n'
-    assert apt.select_options(dump) == ['Acquire::http::Proxy "http://p:1"', 'Acquire::Check-Date "false"']
-
-
-# --- the tree
-
-
 # --- what is missing
 
 
@@ -85,12 +73,6 @@ def test_missing_tools_and_root(monkeypatch: pytest.MonkeyPatch, tmp_path: Path)
     assert "root: run it as root" in text
     assert "the program mmdebstrap: apt-get install mmdebstrap" in text
     assert "all packages at once: apt-get install" in text
-
-
-def test_missing_disk(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(requirements, "DISK_TO_BUILD", 1 << 60)
-    lacks = requirements.missing(building=True, cache=tmp_path)
-    assert any("disk space" in lack.what and "SRIOV_FAST_LAB_DIR" in lack.remedy for lack in lacks)
 
 
 def test_missing_becomes_exit_status_3(
@@ -198,55 +180,7 @@ def test_locate(checkout: Path, tmp_path: Path) -> None:
         source.locate(tmp_path / "nothing", tmp_path)
 
 
-def test_products_of_deleted_sources_are_not_packaged(tmp_path: Path) -> None:
-    for name in (
-        "src/p/_x.pyx",
-        "build/lib.linux/p/_x.so",
-        "build/lib.linux/p/_gone.so",
-        "build/lib.linux/p/a.py",
-    ):
-        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
-        (tmp_path / name).touch()
-    install._drop_products(tmp_path)
-    assert [path.name for path in tmp_path.glob("build/**/*") if path.is_file()] == ["_x.so"]
-
-
-def test_old_installs_are_forgotten(tmp_path: Path) -> None:
-    for age in range(install.KEPT + 2):
-        directory = tmp_path / f"d-{age}"
-        directory.mkdir()
-        used = time.time() - age * install.SECONDS_IN_USE
-        os.utime(directory, (used, used))
-    install._forget_old(tmp_path, install.SECONDS_IN_USE)
-    assert sorted(path.name for path in tmp_path.iterdir()) == [f"d-{age}" for age in range(install.KEPT)]
-
-
-# --- the machine
-
-
-# --- the initial file system
-
-
 # --- the image
-
-
-def test_image_digests_hold(tmp_path: Path) -> None:
-    import hashlib
-
-    busybox = tmp_path / "busybox"
-    busybox.write_bytes(b"\x7fELF")
-    image.write(tmp_path / "i.tar", "lab.local/x:1", busybox)
-    with tarfile.open(tmp_path / "i.tar") as tar:
-        files = {member.name: tar.extractfile(member).read() for member in tar}  # type: ignore[union-attr]
-    for name, data in files.items():
-        if name.startswith("blobs/sha256/"):
-            assert hashlib.sha256(data).hexdigest() == Path(name).name
-    entry = json.loads(files["index.json"])["manifests"][0]
-    assert entry["annotations"]["io.containerd.image.name"] == "lab.local/x:1"
-    manifest = json.loads(files["blobs/sha256/" + entry["digest"][7:]])
-    layer = files["blobs/sha256/" + manifest["layers"][0]["digest"][7:]]
-    with tarfile.open(fileobj=io.BytesIO(layer)) as tar:
-        assert tar.getmember("bin/busybox").mode == 0o755
 
 
 def test_the_nodes_image_has_bytecode_that_is_used(tmp_path: Path) -> None:
@@ -277,35 +211,7 @@ def test_report() -> None:
     assert report.durations() == {"boot": 7.5, "cards": 2.5, "command": 2.0}
 
 
-@pytest.fixture
-def job(tmp_path: Path) -> Job:
-    for name in jobs.PIPES:
-        os.mkfifo(tmp_path / f"{name}.pipe")
-    return Job(tmp_path)
-
-
-def streams_of(job: Job, report: Report) -> Streams:
-    return Streams(job.pipe("out"), job.pipe("err"), job.pipe("control"), report)
-
-
-def test_streams_notice_lateness(job: Job) -> None:
-    streams = streams_of(job, Report())
-    assert not streams.pump(lambda: True, lambda: True)
-    streams.close()
-
-
 # --- the command line
-
-
-def parse(*words: str) -> argparse.Namespace:
-    return cli.parser().parse_args(words)
-
-
-def test_run_takes_everything_after_the_dashes() -> None:
-    args = parse("run", "--pfs", "2", "--cpus", "4", "--", "ip", "-br", "link")
-    assert (args.pfs, args.cpus, args.vfs) == (2, 4, 7)
-    assert args.command == ["ip", "-br", "link"]
-    assert callable(args.run)
 
 
 def test_a_wrong_environment_is_refused() -> None:

@@ -446,22 +446,6 @@ def test_the_shells_complete_commands_and_options(capsys: pytest.CaptureFixture[
     assert subprocess.run(["bash", "-n"], input=text, text=True, check=False).returncode == 0
 
 
-@pytest.mark.parametrize("command", ["vfs", "doctor", "install", "uninstall"])
-def test_every_command_has_help(command: str, capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit) as caught:
-        main([command, "--help"])
-    assert caught.value.code == 0
-    assert command in capsys.readouterr().out
-
-
-@pytest.mark.parametrize("words", [[], ["nonsense"], ["vfs", "--nonsense"]])
-def test_wrong_usage(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit) as caught:
-        main(words)
-    assert caught.value.code == 2
-    assert "usage: sriov-fast" in capsys.readouterr().err
-
-
 def test_a_reader_that_leaves_is_no_error() -> None:
     code = "import sys; from sriov_fast.cli import main; sys.stdin.read(); sys.exit(main(['doctor']))"
     env = os.environ | {"PYTHONPATH": SOURCES}

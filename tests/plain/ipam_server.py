@@ -234,7 +234,7 @@ class AddressService:
         self.start()
 
     def write(self, table: dict[str, Any], domain: dict[str, Any] | None) -> None:
-        from sriov_fast.ipamd.commands import toml as domain_toml
+        from sriov_fast.cli.ipam.commands import toml as domain_toml
 
         self.table = table
         self.config.write_text(domain_toml(domain or {}) + toml(table))

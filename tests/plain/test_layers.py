@@ -18,7 +18,7 @@ ORDER = (
     *("common.__init__", "common.errors", "common.record", "common.ip", "common.json"),
     "common.json_object",
     *("common.descriptors", "common.paths", "common.files", "common.log", "common.cni_args", "common.cpu"),
-    *("common.interpreter", "common.sd_notify", "common.replace", "common.terminal"),
+    *("common.interpreter", "common.sd_notify", "common.replace"),
     *("common.helpers", "common.executor", "common.trace"),
     "ipamd_api",
     *("_nl", "_sysfs", "_irq"),

@@ -11,12 +11,12 @@ from collections.abc import Iterator
 
 import pytest
 
-from sriov_fast.common import terminal
+from sriov_fast.cli import terminal
 
 OWNER = f"{'c' * 64}/eth0 (pod default/[bold]web)"
 ROWS = [("ens1f0", "0", "attached", OWNER), ("ens1f0", "1", "free", "-")]
 CODE = f"""
-from sriov_fast.common import terminal
+from sriov_fast.cli import terminal
 terminal.print_table(("PF", "VF", "STATE", "OWNER"), {ROWS!r})
 terminal.print_line("WARN", {"word " * 40!r})
 """

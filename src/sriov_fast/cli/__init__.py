@@ -6,33 +6,19 @@ import argparse
 import importlib
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from sriov_fast import __version__
 from sriov_fast.cli import output
 from sriov_fast.common.errors import SriovError
 
-_AddParser = Callable[["argparse._SubParsersAction[argparse.ArgumentParser]"], None]
-
-# In the order of --help. ``add_parser(subparsers)`` of each module sets ``run`` to the command's function.
-COMMANDS = {
-    "vfs": "sriov_fast.cli.vfs",
-    "doctor": "sriov_fast.cli.doctor",
-    "check": "sriov_fast.cli.check",
-    "warm": "sriov_fast.cli.warm",
-    "release": "sriov_fast.cli.release",
-    "install": "sriov_fast.cli.install",
-    "uninstall": "sriov_fast.cli.uninstall",
-    "serve": "sriov_fast.cli.serve",
-    "node": "sriov_fast.cli.node",
-    "trace": "sriov_fast.cli.trace",
-    "tune": "sriov_fast.cli.tune",
-    "ipam": "sriov_fast.cli.ipam",
-    "demo": "sriov_fast.cli.demo",
-}
-
-
+# The commands in the order of --help. Each is a module of this package: ``SUMMARY``, ``add_options(parser)``
+# and ``run(args)``. A longer help text is in its ``DESCRIPTION``.
+COMMANDS = (
+    *("vfs", "doctor", "check", "warm", "release", "install", "uninstall", "serve", "node", "trace", "tune"),
+    *("ipam", "demo"),
+)
 SHELLS = ("bash", "zsh", "tcsh")
 
 
@@ -67,8 +53,11 @@ def parser(arguments: Sequence[str]) -> argparse.ArgumentParser:
     )
     subparsers = whole.add_subparsers(required=True, dest="command", metavar="COMMAND")
     for name in _needed(arguments):
-        add_parser: _AddParser = importlib.import_module(COMMANDS[name]).add_parser
-        add_parser(subparsers)
+        command = importlib.import_module(f"sriov_fast.cli.{name}")
+        description = getattr(command, "DESCRIPTION", command.SUMMARY)
+        options = subparsers.add_parser(name, help=command.SUMMARY, description=description)
+        options.set_defaults(run=command.run)
+        command.add_options(options)
     return whole
 
 
@@ -77,7 +66,7 @@ def _needed(arguments: Sequence[str]) -> Sequence[str]:
     if arguments[:1] == ["--version"]:
         return []
     first = next((argument for argument in arguments if not argument.startswith("-")), "")
-    return [first] if first in COMMANDS else list(COMMANDS)
+    return [first] if first in COMMANDS else COMMANDS
 
 
 class _Version(argparse.Action):

@@ -8,10 +8,10 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from sriov_fast.cli import output
+from sriov_fast.cli import output, terminal
 from sriov_fast.cni import config, fields
 from sriov_fast.cni.config import NetConf
-from sriov_fast.common import json, terminal
+from sriov_fast.common import json
 from sriov_fast.common.errors import ConfigError, DecodeError, RefusedError, SriovError
 from sriov_fast.ipam.keys import Keys
 from sriov_fast.ipam.kinds import builtin, may_choose_vf
@@ -44,20 +44,21 @@ class Network(NamedTuple):
     fault: Line | None = None
 
 
-def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    """Register ``check``."""
-    summary = "read network configurations without touching anything; exit status 1 if one is wrong"
-    kinds = (
-        "A file has a configuration, a list of plugins or NetworkAttachmentDefinitions; JSON, or YAML with "
-        "any number of documents. The report says for each key what the plugin will do."
-    )
-    parser = subparsers.add_parser("check", help=summary, description=f"{summary}. {kinds}")
+SUMMARY = "read network configurations without touching anything; exit status 1 if one is wrong"
+DESCRIPTION = (
+    f"{SUMMARY}. A file has a configuration, a list of plugins or NetworkAttachmentDefinitions; JSON, or "
+    "YAML with any number of documents. The report says for each key what the plugin will do."
+)
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """Add the options."""
     parser.add_argument("file", nargs="+", metavar="FILE", help='a file, or "-" for stdin')
     output.add_json(parser)
-    parser.set_defaults(run=_run)
 
 
-def _run(args: argparse.Namespace) -> int:
+def run(args: argparse.Namespace) -> int:
+    """Report on each file; return 1 if a configuration is wrong."""
     found = {name: list(check_file(name)) for name in args.file}
     lines = [line for each in found.values() for line in each]
     if args.json:

@@ -12,7 +12,6 @@ import json
 import os
 import signal
 import subprocess
-import sys
 import tempfile
 import time
 from contextlib import ExitStack
@@ -20,6 +19,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from sriov_fast.cli import install
+from sriov_fast.common.errors import EnvError, SriovError
 
 PF = "pf0"
 PF_PCI = "0000:01:00.0"
@@ -39,36 +39,32 @@ class Stage(NamedTuple):
     pod: str
 
 
-def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    """Register ``demo``."""
-    summary = "play an ADD and a DEL on veth pairs, without a card; needs root and leaves nothing"
-    parser = subparsers.add_parser("demo", help=summary, description=summary)
+SUMMARY = "play an ADD and a DEL on veth pairs, without a card; needs root and leaves nothing"
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """Add the options."""
     parser.add_argument(
         "--netns",
         action="store_true",
         required=True,
         help="use network namespaces of this machine, with veth pairs in place of VFs",
     )
-    parser.set_defaults(run=_run)
 
 
-def _run(args: argparse.Namespace) -> int:
+def run(_: argparse.Namespace) -> None:
+    """Set up the node, execute an ADD and a DEL, and remove everything."""
     if os.geteuid() != 0:
-        print("sriov-fast demo: needs root, because it makes network namespaces", file=sys.stderr)
-        return 1
+        raise EnvError("needs root, because it makes network namespaces")
     signal.signal(signal.SIGTERM, signal.default_int_handler)
-    try:
-        with ExitStack() as undo:
-            signal.pthread_sigmask(signal.SIG_BLOCK, _STOPPING)
-            stage = _set_up(undo)
-            signal.pthread_sigmask(signal.SIG_UNBLOCK, _STOPPING)
-            return _play(stage, undo)
-    except (OSError, RuntimeError) as error:
-        print(f"sriov-fast demo: {error}", file=sys.stderr)
-        return 1
+    with ExitStack() as undo:
+        signal.pthread_sigmask(signal.SIG_BLOCK, _STOPPING)
+        stage = _set_up(undo)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, _STOPPING)
+        _play(stage, undo)
 
 
-def _play(stage: Stage, undo: ExitStack) -> int:
+def _play(stage: Stage, undo: ExitStack) -> None:
     """Execute the verbs as a runtime does, and show the changes of each."""
     _serve(stage, undo)
     print(f"node: PF {PF} with the VFs {', '.join(VFS)} (veth pairs); pod: a network namespace")
@@ -78,8 +74,7 @@ def _play(stage: Stage, undo: ExitStack) -> int:
     _execute(stage, "DEL")
     print(f"node: {_shown(stage.host)}")
     if missing := set(VFS) - {link["ifname"] for link in _links(stage.host)}:
-        raise RuntimeError(f"the DEL did not bring back {', '.join(missing)}")
-    return 0
+        raise SriovError(f"the DEL did not bring back {', '.join(missing)}")
 
 
 def _execute(stage: Stage, verb: str) -> bytes:
@@ -100,7 +95,7 @@ def _execute(stage: Stage, verb: str) -> bytes:
     )
     spent = time.monotonic() - begin
     if done.returncode:
-        raise RuntimeError(f"{verb} failed: {done.stdout.decode()}{done.stderr.decode()}")
+        raise SriovError(f"{verb} failed: {done.stdout.decode()}{done.stderr.decode()}")
     print(f"\n$ CNI_COMMAND={verb} sriov    # {spent * 1e3:.1f} ms")
     return done.stdout
 
@@ -136,7 +131,7 @@ def _ip(*words: str) -> str:
     """Execute ip(8) and return its output."""
     done = subprocess.run(["ip", *words], capture_output=True, text=True, check=False)
     if done.returncode:
-        raise RuntimeError(f"ip {' '.join(words)}: {done.stderr.strip()}")
+        raise SriovError(f"ip {' '.join(words)}: {done.stderr.strip()}")
     return done.stdout
 
 
@@ -204,7 +199,7 @@ def _serve(stage: Stage, undo: ExitStack) -> None:
     deadline = time.monotonic() + _PATIENCE
     while not (stage.root / "run/sriov.sock").exists():
         if server.poll() is not None or time.monotonic() > deadline:
-            raise RuntimeError(f"the server does not start: {(stage.root / 'server.log').read_text()}")
+            raise SriovError(f"the server does not start: {(stage.root / 'server.log').read_text()}")
         time.sleep(0.01)
 
 

@@ -14,11 +14,11 @@ from itertools import chain
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from sriov_fast.cli import check, machine, output, problems, release, unmanaged
+from sriov_fast.cli import check, machine, output, problems, release, terminal, unmanaged
 from sriov_fast.cli.install import PLUGIN_DIRECTORY
 from sriov_fast.cli.tune import Tuning
 from sriov_fast.cli.warm import Warmth
-from sriov_fast.common import json, log, paths, terminal
+from sriov_fast.common import json, log, paths
 from sriov_fast.common.errors import DecodeError, SriovError, is_absent
 from sriov_fast.common.paths import Roots
 from sriov_fast.kernel import backend
@@ -46,17 +46,18 @@ OK, WARN, FAIL = "OK", "WARN", "FAIL"
 _Findings = Iterator[Finding]
 
 
-def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    """Register ``doctor``."""
-    summary = "check that this machine can attach VFs; exit status 1 when it cannot"
-    parser = subparsers.add_parser("doctor", help=summary, description=summary)
+SUMMARY = "check that this machine can attach VFs; exit status 1 when it cannot"
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """Add the options."""
     repair = "first release the attachments of pods that ended without a DEL, and finish interrupted requests"
     parser.add_argument("--repair", action="store_true", help=repair)
     output.add_json(parser)
-    parser.set_defaults(run=_run)
 
 
-def _run(args: argparse.Namespace) -> int:
+def run(args: argparse.Namespace) -> int:
+    """Repair if requested, and report; return 1 if a pod could not be attached."""
     roots = paths.from_environment()
     found = []
     for finding in chain(_repaired(roots) if args.repair else (), examine(roots, cni_path())):

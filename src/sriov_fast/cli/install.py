@@ -69,10 +69,11 @@ _IMPORTING = "from {} import main\n"
 _WRITTEN = "Written by sriov-fast install"
 
 
-def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    """Register ``install``."""
-    summary = "put the plugin where container runtimes look for it"
-    parser = subparsers.add_parser("install", help=summary, description=summary)
+SUMMARY = "put the plugin where container runtimes look for it"
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """Add the options."""
     add_bin_dir(parser)
     parser.add_argument(
         "--name",
@@ -109,7 +110,6 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         metavar="PF",
         help="write only the files that keep NetworkManager and systemd-networkd away from these PFs' VFs",
     )
-    parser.set_defaults(run=_run)
 
 
 def add_bin_dir(parser: argparse.ArgumentParser) -> None:
@@ -123,7 +123,8 @@ def add_bin_dir(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def _run(args: argparse.Namespace) -> None:
+def run(args: argparse.Namespace) -> None:
+    """Write the executables, and set up the server; or do the one thing that an option names."""
     if args.unmanaged:
         _leave_unmanaged(args.unmanaged)
         return

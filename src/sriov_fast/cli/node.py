@@ -20,10 +20,11 @@ HOST_PLUGINS = Path("/host/opt/cni/bin")
 SECOND_SOCKET = "/var/lib/cni/sriov-fast/sriov.sock"
 
 
-def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    """Register ``node``."""
-    summary = "copy the client to the host's CNI plugins and serve; the entry point of the container image"
-    parser = subparsers.add_parser("node", help=summary, description=summary)
+SUMMARY = "copy the client to the host's CNI plugins and serve; the entry point of the container image"
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """Add the options."""
     parser.add_argument(
         "--cni-bin-dir",
         type=Path,
@@ -39,10 +40,11 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     )
     parser.add_argument("--no-sleep", action="store_true", help="copy and end, as an init container")
     serve.add_options(parser)
-    parser.set_defaults(run=_run, also_listen=SECOND_SOCKET)
+    parser.set_defaults(also_listen=SECOND_SOCKET)
 
 
-def _run(args: argparse.Namespace) -> None:
+def run(args: argparse.Namespace) -> None:
+    """Copy the executable, then serve."""
     binary: Path | None = args.sriov_bin_file or client.binary()
     if binary is None:
         raise ConfigError("this package was built without the client", "build it where a C compiler is")

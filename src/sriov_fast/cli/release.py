@@ -13,11 +13,11 @@ from sriov_fast.plugin import release as plugin_release
 from sriov_fast.vf import fate
 from sriov_fast.vf.journal import BROKEN, RETURNING, Attachment, Journal
 
+SUMMARY = "release the VF and the address of a container that ended without a DEL"
 
-def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    """Register ``release``."""
-    summary = "release the VF and the address of a container that ended without a DEL"
-    parser = subparsers.add_parser("release", help=summary, description=summary)
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """Add the options."""
     parser.add_argument(
         "container", metavar="CONTAINER", help="the container's ID, as `sriov-fast vfs` shows it"
     )
@@ -26,10 +26,10 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     )
     parser.add_argument("--force", action="store_true", help="also if the pod's namespace may still exist")
     output.add_json(parser)
-    parser.set_defaults(run=_run)
 
 
-def _run(args: argparse.Namespace) -> None:
+def run(args: argparse.Namespace) -> None:
+    """Release each attachment of the container."""
     roots = paths.from_environment()
     records = [
         record

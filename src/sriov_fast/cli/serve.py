@@ -17,12 +17,7 @@ if TYPE_CHECKING:
 _MOST_FILES = 65536
 
 
-def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    """Register ``serve``."""
-    summary = "stay in memory and serve the plugin's calls, which saves each of them a start of Python"
-    parser = subparsers.add_parser("serve", help=summary, description=summary)
-    add_options(parser)
-    parser.set_defaults(run=run)
+SUMMARY = "stay in memory and serve the plugin's calls, which saves each of them a start of Python"
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:

@@ -35,12 +35,12 @@ _ENDING = frozenset((signal.SIGINT, signal.SIGTERM, signal.SIGHUP))
 _VERBS = {"ADD": ("ADD",), "DEL": ("DEL",), "both": ("ADD", "DEL")}
 
 
-def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    """Register ``trace``."""
-    summary = "execute the plugin once, for real, and show the time of each step of an ADD"
-    parser = subparsers.add_parser(
-        "trace", help=summary, description=f"{summary}. A DEL releases the VF at once."
-    )
+SUMMARY = "execute the plugin once, for real, and show the time of each step of an ADD"
+DESCRIPTION = f"{SUMMARY}. A DEL releases the VF at once."
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """Add the options."""
     add = parser.add_argument
     add("--conf", required=True, metavar="FILE", help="network configuration or list of them (- for stdin)")
     add("--netns", metavar="NAME|PATH", help="the pod's namespace (default: a temporary one)")
@@ -52,10 +52,10 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     add("--repeat", type=positive, default=1, metavar="N", help="execute N times, show the median one")
     add("--svg", metavar="FILE", help="write a picture (- for stdout)")
     add("--json", nargs="?", const="-", metavar="FILE", help="write the figures (to stdout without FILE)")
-    parser.set_defaults(run=_run)
 
 
-def _run(args: argparse.Namespace) -> None:
+def run(args: argparse.Namespace) -> None:
+    """Measure an attachment, and show the verb that was asked for."""
     with _ending_as_interrupt():
         measured = measure(_job(args), args.repeat)
     _show([measured[verb] for verb in _VERBS[args.verb]], args.svg, args.json)

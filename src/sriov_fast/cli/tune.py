@@ -13,9 +13,9 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from sriov_fast.cli import output
+from sriov_fast.cli import output, terminal
 from sriov_fast.cli.output import read_text
-from sriov_fast.common import json, paths, terminal
+from sriov_fast.common import json, paths
 from sriov_fast.common.errors import ConfigError, DecodeError, FileError
 from sriov_fast.common.paths import Roots
 from sriov_fast.common.replace import replace_file
@@ -85,19 +85,20 @@ class Advice(NamedTuple):
     text: str
 
 
-def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    """Register ``tune``."""
-    summary = "show kernel settings that an ADD waits for; set them and put them back when asked to"
-    parser = subparsers.add_parser("tune", help=summary, description=summary)
+SUMMARY = "show kernel settings that an ADD waits for; set them and put them back when asked to"
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """Add the options."""
     default = ", ".join(setting.name for setting in SETTINGS if setting.default)
     action = parser.add_mutually_exclusive_group()
     action.add_argument("--apply", nargs="*", metavar="NAME", help=f"set these (default: {default})")
     action.add_argument("--restore", action="store_true", help="restore the values before --apply")
     output.add_json(parser)
-    parser.set_defaults(run=_run)
 
 
-def _run(args: argparse.Namespace) -> int:
+def run(args: argparse.Namespace) -> int:
+    """Set or restore settings if requested, and show all; return 1 if a value was refused."""
     tuning = Tuning(paths.from_environment())
     faults: list[str] = []
     if args.apply is not None:

@@ -10,11 +10,11 @@ from sriov_fast.common import paths
 from sriov_fast.common.errors import BusyError
 from sriov_fast.vf.journal import Journal
 
+SUMMARY = "stop the resident server, remove its units and the plugin's executables"
 
-def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    """Register ``uninstall``."""
-    summary = "stop the resident server, remove its units and the plugin's executables"
-    parser = subparsers.add_parser("uninstall", help=summary, description=summary)
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """Add the options."""
     install.add_bin_dir(parser)
     parser.add_argument(
         "--unit-dir",
@@ -26,10 +26,10 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     parser.add_argument(
         "--force", action="store_true", help="also while pods have VFs, which nothing can release then"
     )
-    parser.set_defaults(run=_run)
 
 
-def _run(args: argparse.Namespace) -> None:
+def run(args: argparse.Namespace) -> None:
+    """Remove units, executables and files, unless a pod still has a VF."""
     roots = paths.from_environment()
     attached = len(Journal(roots.run, roots.proc).taken())
     if attached and not args.force:

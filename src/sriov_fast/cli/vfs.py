@@ -8,9 +8,9 @@ import time
 from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple, Self
 
-from sriov_fast.cli import machine, output, problems
+from sriov_fast.cli import machine, output, problems, terminal
 from sriov_fast.cli.warm import Warmth
-from sriov_fast.common import paths, terminal
+from sriov_fast.common import paths
 from sriov_fast.common.paths import Roots
 from sriov_fast.common.record import Vf
 from sriov_fast.vf.journal import ATTACHED, PF, Attachment
@@ -19,18 +19,19 @@ _HEADER = ("PF", "VF", "PCI", "DRIVER", "NETDEV", "NUMA", "MAC", "VLAN", "STATE"
 _CLEAR = "\x1b[H\x1b[2J"  # ECMA-48: CUP, ED
 
 
-def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    """Register ``vfs``."""
-    summary = "show PFs, their VFs, and which container has which"
-    parser = subparsers.add_parser("vfs", help=summary, description=summary)
+SUMMARY = "show PFs, their VFs, and which container has which"
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """Add the options."""
     parser.add_argument("pf", nargs="*", metavar="PF", help="network device of a PF (default: all)")
     output.add_json(parser)
     watch = "show them again every SECONDS (2), until Ctrl-C"
     parser.add_argument("--watch", nargs="?", type=float, const=2.0, metavar="SECONDS", help=watch)
-    parser.set_defaults(run=_run)
 
 
-def _run(args: argparse.Namespace) -> int:
+def run(args: argparse.Namespace) -> int:
+    """Show the VFs once or repeatedly; return 1 if a name is no PF."""
     while args.watch is not None:
         if sys.stdout.isatty():
             print(_CLEAR, end="")

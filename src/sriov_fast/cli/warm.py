@@ -14,8 +14,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from sriov_fast.cli import machine, output
-from sriov_fast.common import json, paths, terminal
+from sriov_fast.cli import machine, output, terminal
+from sriov_fast.common import json, paths
 from sriov_fast.common.errors import ConfigError, DecodeError, FileError, is_absent
 from sriov_fast.common.paths import Roots
 from sriov_fast.common.record import Link, LinkSettings, Vf
@@ -52,17 +52,18 @@ class State(NamedTuple):
     why: str = ""
 
 
-def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    """Register ``warm``."""
-    summary = "keep free VFs up and quiet, so that a pod's link is there at once (attach: macvlan)"
-    parser = subparsers.add_parser("warm", help=summary, description=summary)
+SUMMARY = "keep free VFs up and quiet, so that a pod's link is there at once (attach: macvlan)"
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """Add the options."""
     parser.add_argument("pf", nargs="+", metavar="PF", help="network device of a PF")
     parser.add_argument("--off", action="store_true", help="restore the state before")
     output.add_json(parser)
-    parser.set_defaults(run=_run)
 
 
-def _run(args: argparse.Namespace) -> int:
+def run(args: argparse.Namespace) -> int:
+    """Warm or cool the VFs of each PF, and show them; return 1 if one could not be cooled."""
     roots = paths.from_environment()
     try:
         states = [state for name in args.pf for state in _changed(name, roots, off=args.off)]

@@ -16,7 +16,7 @@ from rich.bar import Bar
 from rich.console import Console
 from rich.text import Text
 
-from sriov_fast.common import terminal
+from sriov_fast.cli import terminal
 from sriov_fast.common.errors import DecodeError
 
 _CLOCK = "CLOCK_MONOTONIC"

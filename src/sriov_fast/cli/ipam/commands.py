@@ -3,125 +3,38 @@
 from __future__ import annotations
 
 import argparse
-import ssl
 import sys
 import tomllib
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 from urllib.parse import quote
 
-import httpx
 import orjson
 
 from sriov_fast import ipamd_api
-from sriov_fast.common import terminal
+from sriov_fast.cli import output, terminal
+from sriov_fast.cli.ipam.remote import Json, Remote, explanation
+from sriov_fast.common.errors import SriovError
 from sriov_fast.common.replace import replace_file
 from sriov_fast.ipamd import auth, model, settings
 from sriov_fast.ipamd.config import Config
 from sriov_fast.ipamd.errors import ServiceError
-from sriov_fast.ipamd.settings import SettingsError, StartError
+from sriov_fast.ipamd.settings import StartError
 from sriov_fast.ipamd.trial_ca import TrialCa
 
-Json = dict[str, Any]
 _SECTIONS = ("networks", "pools", "hosts", "assignments")
 
 
-class CommandError(Exception):
-    """A failed command; the text is the reason."""
-
-
-def main(name: str, args: argparse.Namespace) -> int:
+def carry_out(name: str, args: argparse.Namespace) -> int:
     """Carry out one command; return its exit status."""
     try:
         return COMMANDS[name](args) or 0
-    except (CommandError, SettingsError, StartError, ServiceError, ValueError) as error:
-        print(f"sriov-fast ipam: {error}", file=sys.stderr)
-    except OSError as error:
-        where = f"{error.filename}: " if error.filename else ""
-        print(f"sriov-fast ipam: {where}{error.strerror or error}", file=sys.stderr)
-    return 1
+    except (StartError, ServiceError, ValueError) as error:
+        raise SriovError(str(error)) from error
 
 
-# --------------------------------------------------------------------------------------------- the client
-
-
-class Remote:
-    """An HTTP client of the service; each refusal becomes a CommandError."""
-
-    def __init__(self, args: argparse.Namespace) -> None:
-        self._url = args.url.rstrip("/")
-        headers = {"user-agent": "sriov-fast-ipam"}
-        if args.token_file:
-            headers["authorization"] = f"Bearer {args.token_file.read_text().strip()}"
-        options: Json = {"verify": _trust(args), "timeout": args.timeout, "trust_env": False}
-        try:
-            self._client = httpx.Client(base_url=self._url, headers=headers, **options)
-        except httpx.InvalidURL as error:
-            raise CommandError(f"url: {self._url!r}: {error}") from error
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._client.close()
-
-    def try_get(self, path: str) -> httpx.Response:
-        """Return the response to a GET, also an error."""
-        return self._ask("GET", path)
-
-    def get(self, path: str, **query: str | None) -> Json:
-        """Return the JSON of a successful GET."""
-        found: Json = self.ask(
-            "GET", path, params={key: value for key, value in query.items() if value}
-        ).json()
-        return found
-
-    def ask(self, method: str, path: str, **options: Any) -> httpx.Response:
-        """Send a request, and return a successful response."""
-        response = self._ask(method, path, **options)
-        if not response.is_success:
-            raise CommandError(_explanation(response))
-        return response
-
-    def _ask(self, method: str, path: str, **options: Any) -> httpx.Response:
-        try:
-            return self._client.request(method, path, **options)
-        except httpx.HTTPError as error:
-            raise CommandError(f"{self._url}: {str(error) or type(error).__name__}") from error
-        except httpx.InvalidURL as error:
-            raise CommandError(f"url: {self._url!r}: {error}") from error
-
-
-def _trust(args: argparse.Namespace) -> ssl.SSLContext:
-    if bool(args.cert) != bool(args.key):
-        raise CommandError("--cert and --key belong together")
-    try:
-        context = ssl.create_default_context(cafile=args.ca)
-        context.minimum_version = ssl.TLSVersion.TLSv1_2
-        if args.cert:
-            context.load_cert_chain(args.cert, args.key)
-    except ssl.SSLError as error:
-        raise CommandError(f"ca, cert, key: {error.reason or error}") from error
-    return context
-
-
-def _explanation(response: httpx.Response) -> str:
-    try:
-        problem = response.json()
-        return f"{problem['detail']} ({problem['kind']}, status {response.status_code})"
-    except (ValueError, KeyError, TypeError):
-        return f"{response.url}: status {response.status_code}, and no problem document: is this our service?"
-
-
-# --------------------------------------------------------------------------------------------- printing
-
-
-def _print_json(content: object) -> None:
-    # Counts of IPv6 addresses exceed the 64 bits of orjson.
-    import json
-
-    print(json.dumps(content, indent=2, ensure_ascii=False))
+# --- printing
 
 
 def _print_table(header: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
@@ -134,7 +47,7 @@ def _cell(value: object) -> str:
     return "-" if value is None or value == "" else str(value)
 
 
-# --------------------------------------------------------------------------------------- the whole config
+# --- the whole config
 
 
 def serve(args: argparse.Namespace) -> None:
@@ -151,7 +64,7 @@ def config_show(args: argparse.Namespace) -> None:
     if args.toml:
         print(toml(document), end="")
     else:
-        _print_json(document)
+        output.print_json(document)
 
 
 def config_check(args: argparse.Namespace) -> None:
@@ -182,9 +95,9 @@ def _read_document(path: Path) -> Json:
     try:
         found = orjson.loads(content) if path.suffix == ".json" else tomllib.loads(content.decode())
     except ValueError as error:
-        raise CommandError(f"{path}: {error}") from error
+        raise SriovError(f"{path}: {error}") from error
     if not isinstance(found, dict):
-        raise CommandError(f"{path}: is no table of networks, pools, hosts and assignments")
+        raise SriovError(f"{path}: is no table of networks, pools, hosts and assignments")
     return found
 
 
@@ -208,8 +121,14 @@ def _toml(value: Any) -> str:
     return str(value).lower() if isinstance(value, bool) else str(value)
 
 
-# --------------------------------------------------------------------------------------------- its items
+# --- its items
 
+_VALUES = {
+    "networks": ("grace",),
+    "pools": ("subnet", "ranges", "gateway", "vlan", "routes", "mac_prefix", "dns"),
+    "hosts": ("pools",),
+    "assignments": ("hosts", "ips", "mac", "vlan", "vf"),
+}
 _COLUMNS = {
     "networks": ("name", "grace"),
     "pools": ("network", "name", "subnet", "gateway", "vlan", "ranges", "mac_prefix"),
@@ -223,7 +142,7 @@ def items_list(args: argparse.Namespace) -> None:
     with Remote(args) as remote:
         items = remote.get(ipamd_api.CONFIG).get(args.kind, [])
     if args.json:
-        _print_json(items)
+        output.print_json(items)
         return
     columns = _COLUMNS[args.kind]
     defaults = {"grace": model.GRACE}
@@ -240,10 +159,10 @@ def _shown(value: Any) -> Any:
 
 def items_set(args: argparse.Namespace) -> None:
     """Add or replace an item."""
-    body = {name: value for name, value in _CONTENT[args.kind](args).items() if value not in (None, [], {})}
+    body = _body(args)
     with Remote(args) as remote:
         response = remote.ask("PUT", _item_path(args), json=body)
-    _print_json(response.json())
+    output.print_json(response.json())
 
 
 def items_delete(args: argparse.Namespace) -> None:
@@ -257,11 +176,13 @@ def _item_path(args: argparse.Namespace) -> str:
     return "/".join([f"{ipamd_api.CONFIG}/{args.kind}", *(quote(key, safe="") for key in keys)])
 
 
-def _network(args: argparse.Namespace) -> Json:
-    return {"grace": args.grace}
+def _body(args: argparse.Namespace) -> Json:
+    """Return the given values of an item; those that are not given are left out."""
+    given = vars(args) | (_of_pool(args) if args.kind == "pools" else {})
+    return {name: given[name] for name in _VALUES[args.kind] if given[name] not in (None, [], {})}
 
 
-def _pool(args: argparse.Namespace) -> Json:
+def _of_pool(args: argparse.Namespace) -> Json:
     dns = {
         "nameservers": args.dns_nameserver,
         "domain": args.dns_domain,
@@ -269,12 +190,8 @@ def _pool(args: argparse.Namespace) -> Json:
         "options": args.dns_option,
     }
     return {
-        "subnet": args.subnet,
         "ranges": [_range(text) for text in args.ranges or ()],
-        "gateway": args.gateway,
-        "vlan": args.vlan,
         "routes": [_route(text) for text in args.routes or ()],
-        "mac_prefix": args.mac_prefix,
         "dns": {key: value for key, value in dns.items() if value},
     }
 
@@ -282,7 +199,7 @@ def _pool(args: argparse.Namespace) -> Json:
 def _range(text: str) -> Json:
     start, dash, end = text.partition("-")
     if not dash:
-        raise CommandError(f"--range: {text!r}: must be FIRST-LAST, such as 10.0.0.10-10.0.0.20")
+        raise SriovError(f"--range: {text!r}: must be FIRST-LAST, such as 10.0.0.10-10.0.0.20")
     return {"start": start, "end": end}
 
 
@@ -291,23 +208,7 @@ def _route(text: str) -> Json:
     return {"dst": destination} | ({"gw": gateway} if gateway else {})
 
 
-def _hosts(args: argparse.Namespace) -> Json:
-    return {"pools": args.pools}
-
-
-def _assignment(args: argparse.Namespace) -> Json:
-    return {"hosts": args.hosts, "ips": args.ips, "mac": args.mac, "vlan": args.vlan, "vf": args.vf}
-
-
-_CONTENT: dict[str, Callable[[argparse.Namespace], Json]] = {
-    "networks": _network,
-    "pools": _pool,
-    "hosts": _hosts,
-    "assignments": _assignment,
-}
-
-
-# ---------------------------------------------------------------------------------------- allocations
+# --- allocations
 
 
 def allocations_list(args: argparse.Namespace) -> None:
@@ -317,7 +218,7 @@ def allocations_list(args: argparse.Namespace) -> None:
             "allocations"
         ]
     if args.json:
-        _print_json(held)
+        output.print_json(held)
         return
     header = ("NETWORK", "CONTAINER", "IFNAME", "POD", "HOST", "ADDRESSES")
     rows = [
@@ -338,12 +239,12 @@ def allocations_release(args: argparse.Namespace) -> None:
         held = remote.get(f"{ipamd_api.ROOT}/allocations", network=args.network)["allocations"]
         found = next((each for each in held if owner.items() <= each.items()), None)
         if found is None:
-            raise CommandError(f"{args.container_id}/{args.ifname} holds nothing in {args.network}")
+            raise SriovError(f"{args.container_id}/{args.ifname} holds nothing in {args.network}")
         path = ipamd_api.allocation(args.network, args.container_id, args.ifname)
         named = {ipamd_api.HOST_IP: found[ipamd_api.HOST_IP], ipamd_api.LEASE: found.get(ipamd_api.LEASE, "")}
         answer = remote.ask("DELETE", path, params=named)
     if answer.content and not answer.json()[ipamd_api.RELEASED]:
-        raise CommandError(f"{args.container_id}/{args.ifname} has got something else meanwhile")
+        raise SriovError(f"{args.container_id}/{args.ifname} has got something else meanwhile")
     print(f"released {','.join(_ips(found))}")
 
 
@@ -375,16 +276,16 @@ def status(args: argparse.Namespace) -> int:
         ready = remote.try_get(ipamd_api.READY)
         pools = remote.get(f"{ipamd_api.ROOT}/usage")["pools"] if ready.is_success else []
     if args.json:
-        _print_json({"ready": ready.is_success, "pools": pools})
-    elif ready.is_success:
+        output.print_json({"ready": ready.is_success, "pools": pools})
+    elif not ready.is_success:
+        raise SriovError(f"not ready: {explanation(ready)}")
+    else:
         rows = [(pool["network"], pool["name"], pool["used"], pool["total"]) for pool in pools]
         _print_table(("NETWORK", "POOL", "USED", "TOTAL"), rows)
-    else:
-        print(f"sriov-fast ipam: not ready: {_explanation(ready)}", file=sys.stderr)
     return 0 if ready.is_success else 1
 
 
-# --------------------------------------------------------------------------------- tokens, certificates
+# --- tokens, certificates
 
 
 def token_create(args: argparse.Namespace) -> None:
@@ -405,7 +306,7 @@ def token_list(args: argparse.Namespace) -> None:
     """List the tokens."""
     tokens = auth.read_tokens(_tokens_path(args))
     if args.json:
-        _print_json([token.model_dump(exclude={"sha256"}) for token in tokens])
+        output.print_json([token.model_dump(exclude={"sha256"}) for token in tokens])
         return
     rows = [(token.id, token.role, token.hosts, token.created, token.note) for token in tokens]
     _print_table(("ID", "ROLE", "HOSTS", "CREATED", "NOTE"), rows)
@@ -418,7 +319,7 @@ def token_revoke(args: argparse.Namespace) -> None:
         tokens = auth.read_tokens(path)
         rest = [token for token in tokens if token.id != args.id]
         if len(rest) == len(tokens):
-            raise CommandError(f"{path}: there is no token {args.id}")
+            raise SriovError(f"{path}: there is no token {args.id}")
         auth.write_tokens(path, rest)
 
 
@@ -444,16 +345,9 @@ def ca(args: argparse.Namespace) -> None:
     print("\n".join(map(str, made)))
 
 
-COMMANDS: dict[str, Callable[[argparse.Namespace], int | None]] = {
-    each.__name__: each
-    for each in (
-        serve,
-        config_show,
-        config_check,
-        config_apply,
-        items_list,
-        items_set,
-        items_delete,
+_FUNCTIONS: tuple[Callable[[argparse.Namespace], int | None], ...] = (
+    *(serve, config_show, config_check, config_apply, items_list, items_set, items_delete),
+    *(
         allocations_list,
         allocations_release,
         export,
@@ -463,5 +357,6 @@ COMMANDS: dict[str, Callable[[argparse.Namespace], int | None]] = {
         token_list,
         token_revoke,
         ca,
-    )
-}
+    ),
+)
+COMMANDS = {each.__name__: each for each in _FUNCTIONS}

@@ -4,27 +4,25 @@ from __future__ import annotations
 
 import argparse
 import os
-import sys
-from collections.abc import Callable
 from pathlib import Path
 
 from sriov_fast.cli import output
+from sriov_fast.common.errors import SriovError
 
 CONFIG = "/etc/sriov-fast/ipam.toml"
 URL = "https://127.0.0.1:10000"
 EXTRA = "the address service needs more packages: pip install 'sriov-fast[ipam]'"
 _MODULES = ("fastapi", "uvicorn", "pydantic", "prometheus_client", "httpx", "cryptography")
 
+SUMMARY = "run the address service that the txipam plugin asks, and operate it"
+
 _Parser = argparse.ArgumentParser
 _Subparsers = argparse._SubParsersAction
-_Run = Callable[[argparse.Namespace], int]
 
 
-def add_parser(subparsers: _Subparsers[argparse.ArgumentParser]) -> None:
-    """Register ``ipam`` and its commands."""
-    commands = _group(
-        subparsers, "ipam", "run the address service that the txipam plugin asks, and operate it"
-    )
+def add_options(parser: _Parser) -> None:
+    """Add the commands."""
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
     _file(_command(commands, "serve", "run the address service in the foreground", "serve"))
     _add_config(commands)
     _add_items(commands)
@@ -34,29 +32,28 @@ def add_parser(subparsers: _Subparsers[argparse.ArgumentParser]) -> None:
     _add_ca(commands)
 
 
+def run(args: argparse.Namespace) -> int:
+    """Import the address service and carry a command out."""
+    try:
+        from sriov_fast.cli.ipam import commands
+
+        return commands.carry_out(args.function, args)
+    except ModuleNotFoundError as error:
+        if (error.name or "").partition(".")[0] not in _MODULES:
+            raise
+        raise SriovError(f"{EXTRA} (missing: {error.name})") from error
+
+
 # --- helpers
 
 
 def _command(
     commands: _Subparsers[argparse.ArgumentParser], name: str, summary: str, function: str
 ) -> _Parser:
-    """Add a command that ``function`` of ``ipamd.commands`` carries out."""
+    """Add a command that ``function`` of ``commands`` carries out."""
     parser = commands.add_parser(name, help=summary, description=summary)
-    parser.set_defaults(run=lambda args: _run(function, args))
+    parser.set_defaults(function=function)
     return parser
-
-
-def _run(function: str, args: argparse.Namespace) -> int:
-    """Import the address service and carry a command out."""
-    try:
-        from sriov_fast.ipamd import commands
-
-        return commands.main(function, args)
-    except ModuleNotFoundError as error:
-        if (error.name or "").partition(".")[0] not in _MODULES:
-            raise
-        print(f"sriov-fast ipam: {EXTRA} (missing: {error.name})", file=sys.stderr)
-        return 1
 
 
 def _group(

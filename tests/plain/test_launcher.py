@@ -324,9 +324,9 @@ def test_the_server_is_set_up_where_systemd_runs(tmp_path: Path, systemctl: Path
     assert main(["install", "--bin-dir", str(tmp_path / "bin")]) == 0
     assert sorted(os.listdir(tmp_path / "units")) == sorted(UNITS)
     assert systemctl.read_text().splitlines() == [
+        "--quiet --no-reload enable sriov-fast.socket sriov-fast.service",
         "--quiet daemon-reload",
-        "--quiet enable --now sriov-fast.socket",
-        "--quiet enable sriov-fast.service",
+        "--quiet start sriov-fast.socket",
         "--quiet restart sriov-fast.service",
     ]
 
@@ -351,7 +351,10 @@ def test_a_server_that_cannot_be_started_is_told(
 ) -> None:
     (tmp_path / "path/systemctl").write_text("#!/bin/sh\nexit 1\n")
     assert main(["install", "--bin-dir", str(tmp_path / "bin")]) == 1
-    assert "systemctl --quiet daemon-reload failed" in capsys.readouterr().err
+    assert (
+        "systemctl --quiet --no-reload enable sriov-fast.socket sriov-fast.service failed"
+        in capsys.readouterr().err
+    )
     assert (tmp_path / "bin/sriov").exists()
 
 
@@ -389,7 +392,7 @@ def test_uninstall_takes_everything_back(tmp_path: Path, systemctl: Path) -> Non
     )
     assert systemctl.read_text().splitlines() == [
         "--quiet stop sriov-fast.service sriov-fast.socket sriov-fast-warm@*.service",
-        "--quiet disable sriov-fast.service sriov-fast.socket sriov-fast-warm@.service",
+        "--quiet --no-reload disable sriov-fast.service sriov-fast.socket sriov-fast-warm@.service",
         "--quiet daemon-reload",
     ]
     assert main(["uninstall", *words, "--unit-dir", str(tmp_path / "units")]) == 0

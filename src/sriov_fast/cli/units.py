@@ -110,9 +110,9 @@ def start() -> None:
 
     Calls wait in the socket meanwhile. Raises SriovError if systemctl fails.
     """
+    _systemctl("--no-reload", "enable", SOCKET, SERVICE)
     _systemctl("daemon-reload")
-    _systemctl("enable", "--now", SOCKET)
-    _systemctl("enable", SERVICE)
+    _systemctl("start", SOCKET)
     _systemctl("restart", SERVICE)
     print(f"started {SOCKET} and {SERVICE}")
 
@@ -124,7 +124,7 @@ def remove(directory: Path) -> None:
         return
     if is_systemd_running():
         _systemctl("stop", *(name.replace("@.", "@*.") for name in ours))
-        _systemctl("disable", *ours)
+        _systemctl("--no-reload", "disable", *ours)
     for name in ours:
         (directory / name).unlink()
         print(f"removed {directory / name}")

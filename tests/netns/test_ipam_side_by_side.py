@@ -16,6 +16,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import sriov_fast
+from sriov_fast.cni import result
 from sriov_fast.common.errors import SriovError
 from sriov_fast.ipam.host_local.plugin import HostLocal
 from sriov_fast.ipam.keys import Keys
@@ -61,12 +62,14 @@ def real(verb: str, pod: str, conf: dict[str, Any], args: str = "") -> Answer:
 
 
 def ours(verb: str, pod: str, conf: dict[str, Any], args: str = "") -> Answer:
-    """Ask the built-in plugin."""
+    """Ask the built-in plugin, and give its result the form of the version, as the main plugin does."""
     kind = Static if conf["ipam"]["type"] == "static" else HostLocal
     try:
-        return kind(keys=Keys(conf), container_id=pod, ifname="eth0", args=args).run(verb, 10.0)
+        answer = kind(keys=Keys(conf), container_id=pod, ifname="eth0", args=args).run(verb, 10.0)
     except SriovError as error:
         raise RefusedError(error.msg) from error
+    version = conf["cniVersion"]
+    return answer and result.to_json(result.from_json(answer, version), version)
 
 
 def network(data: Path, ipam: dict[str, Any], version: str = "1.0.0", **more: Any) -> dict[str, Any]:

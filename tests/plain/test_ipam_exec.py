@@ -18,6 +18,7 @@ import pytest
 from harness.waiting import wait_for
 from sriov_fast.common.errors import ConfigError, EnvError, IpamError
 from sriov_fast.ipam import exec as ipam_exec
+from sriov_fast.ipam import kinds
 from sriov_fast.ipam.exec import Ipam, Running
 
 RESULT = '{"cniVersion": "1.0.0", "ips": [{"address": "10.0.0.2/24"}]}'
@@ -380,13 +381,13 @@ def test_other_errors_are_relayed(plugin: Plugin, command: str, code: int) -> No
 
 
 def test_who_may_choose_the_vf() -> None:
-    assert ipam_exec.may_choose_vf("txipam")
-    assert not any(map(ipam_exec.may_choose_vf, ("dhcp", "host-local", "static")))
+    assert kinds.may_choose_vf("txipam")
+    assert not any(map(kinds.may_choose_vf, ("dhcp", "host-local", "static")))
 
 
 def test_who_needs_the_interface() -> None:
-    assert ipam_exec.needs_interface("dhcp")
-    assert not any(map(ipam_exec.needs_interface, ("host-local", "static", "txipam")))
+    assert kinds.needs_interface("dhcp")
+    assert not any(map(kinds.needs_interface, ("host-local", "static", "txipam")))
 
 
 # --- what it costs

@@ -121,7 +121,7 @@ def retry(state: Path, level: str = "error") -> int:
 
 
 def test_add_says_who_asks(tx: Make, service: FakeService) -> None:
-    assert tx().run("ADD") == {"cniVersion": "1.1.0", "ips": [FIRST], "dns": {}}
+    assert tx().run("ADD") == {"ips": [FIRST], "dns": {}}
     (seen,) = service.seen
     assert (seen.method, seen.path) == ("POST", "/v1/networks/net1/allocations")
     assert seen.body == {
@@ -135,23 +135,6 @@ def test_add_says_who_asks(tx: Make, service: FakeService) -> None:
     assert "authorization" not in seen.fields
 
 
-@pytest.mark.parametrize(
-    ("version", "wanted"),
-    [
-        (None, {"cniVersion": "0.1.0", "ip4": {"ip": "10.55.206.46/26", "gateway": "10.55.206.1"}}),
-        ("0.1.0", {"ip4": {"ip": "10.55.206.46/26", "gateway": "10.55.206.1"}}),
-        ("0.2.0", {"ip4": {"ip": "10.55.206.46/26", "gateway": "10.55.206.1"}}),
-        ("0.3.0", {"ips": [{"version": "4"} | FIRST]}),
-        ("0.3.1", {"ips": [{"version": "4"} | FIRST]}),
-        ("0.4.0", {"ips": [{"version": "4"} | FIRST]}),
-        ("1.0.0", {"ips": [FIRST]}),
-        ("1.1.0", {"ips": [FIRST]}),
-    ],
-)
-def test_every_version(tx: Make, version: str | None, wanted: dict[str, Any]) -> None:
-    assert tx(version=version).run("ADD") == {"cniVersion": version} | wanted | {"dns": {}}
-
-
 def test_everything_that_a_service_may_give(tx: Make, service: FakeService) -> None:
     service.more = {
         "ips": [FIRST, {"address": "fd00::5/64"}],
@@ -161,16 +144,11 @@ def test_everything_that_a_service_may_give(tx: Make, service: FakeService) -> N
         "later": "versions may add keys",
     }
     assert tx().run("ADD") == {
-        "cniVersion": "1.1.0",
         "ips": [FIRST, {"address": "fd00::5/64"}],
         "routes": service.more["routes"],
         "dns": {"nameservers": ["10.0.0.1"], "search": ["a"]},
         "extra": {"vf": 0, "vlan": 100, "mac": "02:00:00:00:00:01"},
     }
-    legacy = tx(version="0.2.0").run("ADD")
-    assert legacy
-    assert legacy["ip4"]["routes"] == [{"dst": "0.0.0.0/0", "gw": "10.55.206.1"}]
-    assert legacy["ip6"] == {"ip": "fd00::5/64", "routes": [{"dst": "fd01::/64", "gw": "fd00::1"}]}
 
 
 @pytest.mark.parametrize(

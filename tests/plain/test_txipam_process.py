@@ -94,6 +94,32 @@ def test_the_first_readme(run: Run, service: FakeService, tmp_path: Path) -> Non
     assert service.allocations == {}
 
 
+@pytest.mark.parametrize("version", config.VERSIONS)
+def test_every_version(run: Run, service: FakeService, version: str) -> None:
+    service.more = {"extra": {"vf": 3}}
+    found = answer(run("ADD", cniVersion=version))
+    assert found.pop("cniVersion") == version
+    assert found.pop("extra") == {"vf": 3}
+    assert found.pop("dns") == {}
+    gateway = {"gateway": "10.55.206.1"}
+    tag = {} if version[0] == "1" else {"version": "4"}
+    if version < "0.3":
+        assert found == {"ip4": {"ip": "10.55.206.46/26"} | gateway}
+    else:
+        assert found == {"ips": [tag | {"address": "10.55.206.46/26"} | gateway]}
+
+
+def test_both_families_in_an_old_version(run: Run, service: FakeService) -> None:
+    four, six = {"dst": "0.0.0.0/0", "gw": "10.55.206.1"}, {"dst": "fd01::/64", "gw": "fd00::1"}
+    service.more = {"ips": [{"address": "10.0.0.5/8"}, {"address": "fd00::5/64"}], "routes": [four, six]}
+    assert answer(run("ADD", cniVersion="0.2.0")) == {
+        "cniVersion": "0.2.0",
+        "ip4": {"ip": "10.0.0.5/8", "routes": [four]},
+        "ip6": {"ip": "fd00::5/64", "routes": [six]},
+        "dns": {},
+    }
+
+
 @pytest.mark.parametrize("version", [None, *config.VERSIONS])
 def test_verbs_are_there_since_their_versions(run: Run, version: str | None) -> None:
     declared = {"cniVersion": version} if version else {}

@@ -14,7 +14,16 @@ from __future__ import annotations
 from sriov_fast.cni import fields, result
 from sriov_fast.common import cni_args, json
 from sriov_fast.common.errors import ConfigError, DecodeError, IpamError, VersionError
-from sriov_fast.common.json_object import FieldError, JsonObject, array, obj, shown, string, strings, whole
+from sriov_fast.common.json_object import (
+    ATTACHMENTS,
+    JsonObject,
+    array,
+    shown,
+    string,
+    strings,
+    valid_attachments,
+    whole,
+)
 from sriov_fast.common.record import Record, VfSettings
 
 TYPE_CHECKING = False
@@ -30,7 +39,6 @@ if TYPE_CHECKING:
 
 VERSIONS = result.VERSIONS
 _SINCE = {"CHECK": "0.4.0", "GC": "1.1.0", "STATUS": "1.1.0"}
-_ATTACHMENTS = ("cni.dev/valid-attachments", "cni.dev/attachments")
 # SPEC section 1 names them for everybody; they mean nothing here or are the runtime's.
 _OTHERS = (
     "cniVersion",
@@ -49,7 +57,7 @@ KEYS = (
     *("logLevel", "logFile", "prevResult", "args", "runtimeConfig"),
 )
 _ALWAYS_KNOWN = [key.casefold() for key in _OTHERS]
-_SPELLING = {key.casefold(): key for key in (*KEYS, *_OTHERS, *_ATTACHMENTS)}
+_SPELLING = {key.casefold(): key for key in (*KEYS, *_OTHERS, *ATTACHMENTS)}
 
 _MAX_WARNINGS = 20  # about unknown keys
 # Limits of the server's cache: a node has few configurations. A larger one is different for each pod.
@@ -151,7 +159,7 @@ def declared_version(raw: dict[str, Any]) -> str:
     return version
 
 
-def _spoken(command: str, declared: str) -> str:
+def spoken(command: str, declared: str) -> str:
     """Return the version to speak, or raise VersionError where we or the verb cannot."""
     supported = f"supported: {', '.join(VERSIONS)}"
     version = declared or "0.1.0"  # no version is 0.1.0, as before there were any
@@ -313,37 +321,6 @@ def _prev_result(conf: JsonObject, version: str) -> Result | None:
         return None
 
 
-def _attachment(value: object) -> tuple[str, str]:
-    item = {key.casefold(): text for key, text in obj(value).items()}
-    container, name = item.get("containerid"), item.get("ifname")
-    if not isinstance(container, str) or not isinstance(name, str) or not container or not name:
-        advice = 'list {"containerID": "...", "ifname": "..."}'
-        raise FieldError("an attachment lacks containerID or ifname", advice)
-    return container, name
-
-
-def _attachments(value: object) -> list[tuple[str, str]]:
-    return [_attachment(item) for item in array(value)]
-
-
-def _valid_attachments(raw: dict[str, Any]) -> tuple[tuple[str, str], ...]:
-    """Return the attachments that a GC must keep, from both spellings of the key.
-
-    A wrong list is an error even for a GC, because it releases every attachment that is not listed. Go
-    writes an empty list as null.
-    """
-    if not any(key in raw for key in _ATTACHMENTS):
-        raise ConfigError(
-            f"{_ATTACHMENTS[0]} is missing", "GC needs the list of attachments that are still valid"
-        )
-    source = JsonObject(raw)
-    found: dict[tuple[str, str], None] = {}
-    for key in _ATTACHMENTS:
-        listed: list[tuple[str, str]] = source.take(key, _attachments, [])
-        found.update(dict.fromkeys(listed))
-    return tuple(found)
-
-
 def _late_device(conf: JsonObject) -> bool:
     """Whether the runtime names the VF for each pod (capability ``deviceID``), so that STATUS has none."""
     capabilities = conf.get("capabilities")
@@ -422,7 +399,7 @@ def _is_lenient(command: str) -> bool:
 def _configured(command: str, stdin: bytes, faults: list[SriovError] | None) -> _Configured:
     raw = decode(stdin)
     declared = declared_version(raw)
-    version = _spoken(command, declared)
+    version = spoken(command, declared)
     warnings: list[str] = []
     conf = JsonObject(raw, faults=faults)
     runtime = conf.inner("runtimeConfig")
@@ -460,7 +437,7 @@ def _configured(command: str, stdin: bytes, faults: list[SriovError] | None) -> 
         log_file=conf.take("logFile", fields.path, ""),
         device_info=runtime.take("CNIDeviceInfoFile", fields.path, ""),
         raw=raw,
-        valid_attachments=_valid_attachments(raw) if command == "GC" else None,
+        valid_attachments=valid_attachments(JsonObject(raw)) if command == "GC" else None,
     )
     found = found.replace(warnings=tuple(warnings + _unknown(conf) + _unknown(runtime)))
     fixed = frozenset(key for key, value in runtime.values.items() if value not in (None, ""))

@@ -181,3 +181,38 @@ class JsonObject:
     def unasked(self) -> list[str]:
         """Return the keys that were not asked for, as they are written."""
         return [key for key in self.obj if key.casefold() not in self.asked]
+
+
+# --- the attachments that a GC must keep
+
+ATTACHMENTS = ("cni.dev/valid-attachments", "cni.dev/attachments")
+
+
+def valid_attachments(conf: JsonObject) -> tuple[tuple[str, str], ...]:
+    """Return (container ID, ifname) of the attachments that a GC must keep, from both spellings of the key.
+
+    A wrong list is an error even for a GC, because it releases every attachment that is not listed. Go
+    writes an empty list as null.
+    """
+    if not any(key in conf for key in ATTACHMENTS):
+        raise ConfigError(
+            f"{ATTACHMENTS[0]} is missing", "GC needs the list of attachments that are still valid"
+        )
+    found: dict[tuple[str, str], None] = {}
+    for key in ATTACHMENTS:
+        listed: list[tuple[str, str]] = conf.take(key, _attachments, [])
+        found.update(dict.fromkeys(listed))
+    return tuple(found)
+
+
+def _attachments(value: object) -> list[tuple[str, str]]:
+    return [_attachment(item) for item in array(value)]
+
+
+def _attachment(value: object) -> tuple[str, str]:
+    item = {key.casefold(): text for key, text in obj(value).items()}
+    container, name = item.get("containerid"), item.get("ifname")
+    if not isinstance(container, str) or not isinstance(name, str) or not container or not name:
+        advice = 'list {"containerID": "...", "ifname": "..."}'
+        raise FieldError("an attachment lacks containerID or ifname", advice)
+    return container, name

@@ -60,14 +60,5 @@ def private_directory(run: str, name: str) -> str:
 
 def from_environment() -> Roots:
     """Return the roots; ``SRIOV_FAST_SYS`` and so on move them."""
-    get = os.environ.get
-    default = Roots()
-    return Roots(
-        sys=get("SRIOV_FAST_SYS") or default.sys,
-        proc=get("SRIOV_FAST_PROC") or default.proc,
-        run=get("SRIOV_FAST_RUN") or default.run,
-        state=get("SRIOV_FAST_STATE") or default.state,
-        sriov_cni=get("SRIOV_FAST_SRIOV_CNI") or default.sriov_cni,
-        kubelet=get("SRIOV_FAST_KUBELET") or default.kubelet,
-        networks=get("SRIOV_FAST_NETWORKS") or default.networks,
-    )
+    given = {name: os.environ.get(f"SRIOV_FAST_{name.upper()}") for name in Roots._fields}
+    return Roots(**{name: path for name, path in given.items() if path})

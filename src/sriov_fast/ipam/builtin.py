@@ -19,8 +19,10 @@ if TYPE_CHECKING:
 
     from sriov_fast.ipam.keys import Ip
 
+    Given = tuple[Ip, int, Ip | None]  # address, prefix length, gateway
+
 _LEGACY = ("0.1.0", "0.2.0")  # one address a family: ip4, ip6
-_TAGGED = ("0.3.0", "0.3.1", "0.4.0")  # each address says its IP version
+_NAME = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_.-")
 
 
 class Done:
@@ -111,11 +113,6 @@ class Builtin(Record):
         """Return the seconds to wait: ``longest``, or the rest of the request's time if that is less."""
         return max(0.0, min(longest, self.ends - time.monotonic()))
 
-    @property
-    def version(self) -> str:
-        """The ``cniVersion`` of the configuration; 0.1.0 if it has none."""
-        return self.keys.text("cniVersion") or "0.1.0"
-
     def requested(self) -> list[tuple[str, object]]:
         """Return the place and the value of each address that ``args`` and ``runtimeConfig`` ask for."""
         in_args = self.keys.inner("args").inner("cni").items("ips")
@@ -123,42 +120,53 @@ class Builtin(Record):
 
     def one_each(self, bits: list[int]) -> None:
         """Raise ConfigError for two addresses of one family, which the oldest CNI versions cannot express."""
-        if self.version in _LEGACY and len(set(bits)) != len(bits):
+        version = self.keys.text("cniVersion") or "0.1.0"
+        if version in _LEGACY and len(set(bits)) != len(bits):
             raise ConfigError(
-                f"cniVersion = {self.version!r}: it has no more than one address of each IP version",
+                f"cniVersion = {version!r}: it has no more than one address of each IP version",
                 "raise cniVersion to 0.3.0 or later, or ask for fewer addresses",
             )
 
     def result(
-        self, ips: list[tuple[Ip, int, Ip | None]], routes: list[dict[str, Any]], dns: dict[str, Any]
+        self, ips: Sequence[Given], routes: list[dict[str, Any]], dns: dict[str, Any]
     ) -> dict[str, Any]:
-        """Return the CNI result in the configuration's version: addresses as (address, length, gateway)."""
-        head: dict[str, Any] = {"cniVersion": self.version}
-        if self.version in _LEGACY:
-            return head | _families(ips, routes) | {"dns": dns}
-        tagged = self.version in _TAGGED
-        body = {"ips": [_address(*item, tagged) for item in ips], "routes": routes}
-        return head | {key: value for key, value in body.items() if value} | {"dns": dns}
+        """Return a result without a version; ``cni.result`` gives it the form of the configured one."""
+        body = {"ips": [_address(*item) for item in ips], "routes": routes}
+        return {key: value for key, value in body.items() if value} | {"dns": dns}
+
+    def network(self) -> str:
+        """Return the network's name, which is a part of paths."""
+        name = self.keys.text("name")
+        if not name[:1].isalnum() or not _NAME.issuperset(name):
+            advice = "use a letter or digit first, then letters, digits, '_', '.' and '-'"
+            raise wrong("name", name, "no network's name", advice)
+        return name
+
+    def given_before(self) -> list[Keys]:
+        """Return the addresses in ``prevResult``, with which CHECK compares."""
+        if self.keys.get("prevResult") is None:
+            raise ConfigError("prevResult is missing", "CHECK compares with it")
+        return self.keys.inner("prevResult").objects("ips")
 
 
-def _address(ip: Ip, length: int, gateway: Ip | None, tagged: bool) -> dict[str, Any]:
-    found = {"version": "4" if ip[0] == 32 else "6"} if tagged else {}
-    found["address"] = show_cidr(ip, length)
-    return found | _with_gateway(gateway)
+def _address(ip: Ip, length: int, gateway: Ip | None) -> dict[str, str]:
+    found = {"address": show_cidr(ip, length)}
+    return found | {"gateway": show_ip(gateway)} if gateway else found
 
 
-def _with_gateway(gateway: Ip | None) -> dict[str, str]:
-    return {"gateway": show_ip(gateway)} if gateway else {}
+def read_address(item: Keys) -> Given:
+    """Return an address, its prefix length and its gateway."""
+    ip, length = item.cidr("address")
+    gateway = item.ip("gateway")
+    same_family(gateway, ip, item.place("gateway"))
+    return ip, length, gateway
 
 
-def _families(ips: list[tuple[Ip, int, Ip | None]], routes: list[dict[str, Any]]) -> dict[str, Any]:
-    found: dict[str, Any] = {}
-    for ip, length, gateway in ips:
-        six = ip[0] == 128
-        theirs = [route for route in routes if (":" in route["dst"]) == six]
-        family = {"ip": show_cidr(ip, length)} | _with_gateway(gateway)
-        found["ip6" if six else "ip4"] = family | ({"routes": theirs} if theirs else {})
-    return found
+def read_dns(dns: Keys) -> dict[str, Any]:
+    """Return the given keys of ``dns``."""
+    found: dict[str, Any] = {key: dns.texts(key) for key in ("nameservers", "search", "options")}
+    found["domain"] = dns.text("domain")
+    return {key: value for key, value in found.items() if value}
 
 
 def read_routes(ipam: Keys) -> list[dict[str, Any]]:
@@ -176,18 +184,3 @@ def _route(item: Keys) -> dict[str, Any]:
     numbers = {key: item.number(key) or None for key in ("mtu", "advmss", "priority")}
     numbers |= {"table": item.number("table"), "scope": item.number("scope", 255)}
     return found | {key: value for key, value in numbers.items() if value is not None}
-
-
-def valid_attachments(keys: Keys) -> set[tuple[str, str]]:
-    """Return the attachments that a GC must keep; ConfigError if the configuration has no list of them."""
-    names = ("cni.dev/valid-attachments", "cni.dev/attachments")
-    if not any(name in keys for name in names):
-        raise ConfigError(f"{names[0]} is missing", "GC needs the list of attachments that are still valid")
-    found = set()
-    for item in (item for name in names for item in keys.objects(name)):
-        pair = item.text("containerID"), item.text("ifname")
-        if not all(pair):
-            advice = 'list {"containerID": "...", "ifname": "..."}'
-            raise wrong(item.where, item.obj, "an attachment lacks containerID or ifname", advice)
-        found.add(pair)
-    return found

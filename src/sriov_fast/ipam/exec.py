@@ -16,7 +16,6 @@ from sriov_fast.common import cpu, descriptors, json
 from sriov_fast.common.errors import ConfigError, DecodeError, EnvError, IpamError, is_absent
 from sriov_fast.common.interpreter import INTERPRETER
 from sriov_fast.common.record import Record
-from sriov_fast.ipam.kinds import may_choose_vf, needs_interface
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -43,8 +42,6 @@ _UNKNOWN_VERB = (1, 3, 4)
 _OPTIONAL_VERBS = ("GC", "STATUS")
 _TRY_AGAIN = 11
 _LOOK = 1.0  # seconds between two looks at the deadline
-
-__all__ = ["Ipam", "Running", "delegate_args", "find", "may_choose_vf", "needs_interface"]
 
 
 def find(kind: str, path: Sequence[str]) -> str:

@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 from sriov_fast.common import cni_args
-from sriov_fast.common.errors import CheckError, ConfigError
-from sriov_fast.ipam.builtin import Builtin, read_routes
-from sriov_fast.ipam.keys import Keys, as_value, check_cidr, check_ip, same_family, show_ip
+from sriov_fast.common.errors import CheckError
+from sriov_fast.ipam.builtin import Builtin, read_address, read_dns, read_routes
+from sriov_fast.ipam.keys import as_value, check_cidr, check_ip, show_ip
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
 
-    from sriov_fast.ipam.keys import Ip
-
-    Given = tuple[Ip, int, Ip | None]
+    from sriov_fast.ipam.builtin import Given
+    from sriov_fast.ipam.keys import Ip, Keys
 
 
 class Static(Builtin):
@@ -24,14 +23,12 @@ class Static(Builtin):
     def add(self) -> dict[str, Any]:
         """Return a result with the configured addresses, routes and DNS settings."""
         ipam = self.keys.inner("ipam")
-        return self.result(self._addresses(), read_routes(ipam), _dns(ipam.inner("dns")))
+        return self.result(self._addresses(), read_routes(ipam), read_dns(ipam.inner("dns")))
 
     def check(self) -> None:
         """Raise CheckError if the previous result has one of the addresses with another gateway."""
         given = self._addresses()
-        if self.keys.get("prevResult") is None:
-            raise ConfigError("prevResult is missing", "CHECK compares with it")
-        for item in self.keys.inner("prevResult").objects("ips"):
+        for item in self.given_before():
             self._compare(item, given)
 
     def status(self) -> None:
@@ -50,7 +47,7 @@ class Static(Builtin):
 
     def _addresses(self) -> list[Given]:
         """Return the addresses; those of ``args`` or ``runtimeConfig`` replace those of the configuration."""
-        found = [*_configured(self.keys.inner("ipam")), *self._from_args()]
+        found = [*map(read_address, self.keys.inner("ipam").objects("addresses")), *self._from_args()]
         for source in (self.keys.inner("args").inner("cni"), self.keys.inner("runtimeConfig")):
             asked = [as_value(check_cidr, value, where) for where, value in source.items("ips")]
             found = [(ip, length, None) for ip, length in asked] or found
@@ -74,19 +71,3 @@ def _gateway(ip: Ip, length: int, gateways: list[Ip]) -> Ip | None:
     host = ip[0] - length
     inside = [item for item in gateways if item[0] == ip[0] and item[1] >> host == ip[1] >> host]
     return inside[-1] if inside else None
-
-
-def _configured(ipam: Keys) -> list[Given]:
-    found: list[Given] = []
-    for item in ipam.objects("addresses"):
-        ip, length = item.cidr("address")
-        gateway = item.ip("gateway")
-        same_family(gateway, ip, item.place("gateway"))
-        found.append((ip, length, gateway))
-    return found
-
-
-def _dns(dns: Keys) -> dict[str, Any]:
-    found: dict[str, Any] = {key: dns.texts(key) for key in ("nameservers", "search", "options")}
-    found["domain"] = dns.text("domain")
-    return {key: value for key, value in found.items() if value}

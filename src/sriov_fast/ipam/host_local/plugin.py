@@ -10,7 +10,8 @@ import os
 
 from sriov_fast.common import cni_args
 from sriov_fast.common.errors import BusyError, CheckError, ConfigError, IpamError, UnavailableError, is_there
-from sriov_fast.ipam.builtin import Builtin, read_routes, valid_attachments
+from sriov_fast.common.json_object import valid_attachments
+from sriov_fast.ipam.builtin import Builtin, read_routes
 from sriov_fast.ipam.host_local import ranges
 from sriov_fast.ipam.host_local.store import WAIT, Store
 from sriov_fast.ipam.keys import as_value, check_ip_or_cidr, parse_ip, show_ip
@@ -28,7 +29,6 @@ MOST_READ = 32
 # The number of times that a process without the lock may take an address which was just chosen here.
 _ATTEMPTS = 10
 _LARGEST_RESOLVER = 1 << 16  # bytes
-_NAME = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_.-")
 
 
 class HostLocal(Builtin):
@@ -89,7 +89,7 @@ class HostLocal(Builtin):
 
     def collect(self) -> None:
         """Free the addresses that no valid attachment has."""
-        valid = valid_attachments(self.keys)
+        valid = set(valid_attachments(self.keys))
         path = self._path()
         if is_there(path):
             with Store(path, self.wait(WAIT)) as store:
@@ -97,12 +97,7 @@ class HostLocal(Builtin):
 
     def _path(self) -> str:
         """Return the directory of the network's store; RefusedError if root does not allow ``dataDir``."""
-        name = self.keys.text("name")
-        if not name[:1].isalnum() or not _NAME.issuperset(name):
-            raise ConfigError(
-                f"name = {name!r}: no name of a network",
-                "use a letter or digit first, then letters, digits, '_', '.' and '-'",
-            )
+        name = self.network()
         directory = self.keys.inner("ipam").text("dataDir")
         if directory:
             from sriov_fast.common import files  # late: most networks have the default

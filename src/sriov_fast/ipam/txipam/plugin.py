@@ -12,8 +12,9 @@ import time
 from sriov_fast import ipamd_api
 from sriov_fast.common import cni_args
 from sriov_fast.common.errors import CheckError, ConfigError, IpamError, SriovError
-from sriov_fast.ipam.builtin import Builtin, read_routes, valid_attachments
-from sriov_fast.ipam.keys import Keys, parse_ip, same_family, show_cidr, show_ip, wrong
+from sriov_fast.common.json_object import valid_attachments
+from sriov_fast.ipam.builtin import Builtin, read_address, read_dns, read_routes
+from sriov_fast.ipam.keys import Keys, parse_ip, show_cidr, show_ip, wrong
 from sriov_fast.ipam.txipam import hosts, leases, outbox
 from sriov_fast.ipam.txipam.client import Client, Owner, ServiceError, read_lease
 from sriov_fast.ipam.txipam.settings import Settings, read_settings
@@ -23,15 +24,12 @@ if TYPE_CHECKING:
     from typing import Any
 
     from sriov_fast.common.log import Logger
-    from sriov_fast.ipam.keys import Ip
+    from sriov_fast.ipam.builtin import Given
     from sriov_fast.ipam.txipam.client import ServiceReply
-
-    Given = tuple[Ip, int, Ip | None]
 
 _FLUSH = 1.0  # seconds for the outbox, after the service has answered
 _NOT_NOTED = "a request may be on its way, which cannot be noted"
 _WORTH = 0.05  # seconds; the shortest time for a release
-_NAME = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_.-")
 
 
 class TxIpam(Builtin):
@@ -76,9 +74,7 @@ class TxIpam(Builtin):
     def check(self) -> None:
         """Raise unless the service knows the addresses of the previous result as this interface's."""
         settings, owner = self._settings(), self._owner()
-        if self.keys.get("prevResult") is None:
-            raise ConfigError("prevResult is missing", "CHECK compares with it")
-        known = {show_cidr(*item.cidr("address")) for item in self.keys.inner("prevResult").objects("ips")}
+        known = {show_cidr(*item.cidr("address")) for item in self.given_before()}
         try:
             given = self._read(Client(settings, "CHECK").find(owner), owner)
         except ServiceError as error:
@@ -108,8 +104,8 @@ class TxIpam(Builtin):
 
     def collect(self) -> None:
         """Release this host's allocations in this network but the valid attachments'; flush the outbox."""
-        valid = valid_attachments(self.keys)
-        network, settings = self._network(), self._settings()
+        valid = set(valid_attachments(self.keys))
+        network, settings = self.network(), self._settings()
         client = Client(settings, "GC")
         log = self._log()
         outbox.flush(self.state_dir, log, time.monotonic() + client.left() / 2)
@@ -140,17 +136,9 @@ class TxIpam(Builtin):
         settings = read_settings(self.keys.inner("ipam"))
         return settings.replace(timeout=self.wait(settings.timeout))
 
-    def _network(self) -> str:
-        name = self.keys.text("name")
-        if not name or len(name) > 200 or not name[0].isalnum() or not _NAME.issuperset(name):
-            raise wrong(
-                "name", name, "no network's name", "start with a letter or digit; then also '_', '.', '-'"
-            )
-        return name
-
     def _owner(self) -> Owner:
         return Owner(
-            network=self._network(),
+            network=self.network(),
             container_id=self.container_id,
             ifname=self.ifname,
             pod_id=self._pod_id(),
@@ -167,7 +155,7 @@ class TxIpam(Builtin):
         except ConfigError:
             pod_id = ""
         owner = Owner(
-            network=self._network(), container_id=self.container_id, ifname=self.ifname, pod_id=pod_id
+            network=self.network(), container_id=self.container_id, ifname=self.ifname, pod_id=pod_id
         )
         return [owner.replace(host_ip=host_ip) for host_ip in self._hosts() or [""]]
 
@@ -205,7 +193,7 @@ class TxIpam(Builtin):
         try:
             return [self._host_ip()]
         except ConfigError:
-            return hosts.remembered(self.state_dir, self._network())
+            return hosts.remembered(self.state_dir, self.network())
 
     def _remember(self, owner: Owner) -> None:
         try:
@@ -315,7 +303,7 @@ class TxIpam(Builtin):
         faults = []
         for host_ip in self._hosts():
             try:
-                client.status(self._network(), host_ip)
+                client.status(self.network(), host_ip)
             except ServiceError as error:
                 faults.append(error)
             else:
@@ -348,23 +336,13 @@ class Allocation:
     """An allocation of the service. ConfigError names an invalid value."""
 
     def __init__(self, body: Keys) -> None:
-        self.ips: list[Given] = [_address(item) for item in body.objects("ips")]
+        self.ips: list[Given] = [read_address(item) for item in body.objects("ips")]
         if not self.ips:
             raise wrong(body.place("ips"), body.get("ips"), "no address", "")
         self.lease = read_lease(body)
         self.routes = read_routes(body)
-        dns = body.inner("dns")
-        names: dict[str, Any] = {key: dns.texts(key) for key in ("nameservers", "search", "options")}
-        names["domain"] = dns.text("domain")
-        self.dns = {key: value for key, value in names.items() if value}
+        self.dns = read_dns(body.inner("dns"))
         extra = body.inner("extra")
         chosen: dict[str, Any] = {"vf": extra.number("vf", 65535), "vlan": extra.number("vlan", 4094)}
         chosen["mac"] = extra.text("mac") or None
         self.extra = {key: value for key, value in chosen.items() if value is not None}
-
-
-def _address(item: Keys) -> Given:
-    ip, length = item.cidr("address")
-    gateway = item.ip("gateway")
-    same_family(gateway, ip, item.place("gateway"))
-    return ip, length, gateway

@@ -15,11 +15,6 @@ VERSIONS = ("0.1.0", "0.2.0", "0.3.0", "0.3.1", "0.4.0", "1.0.0", "1.1.0")
 LEGACY = ("0.1.0", "0.2.0")
 TAGGED = ("0.3.0", "0.3.1", "0.4.0")
 
-# What the usage in the README of the first sriov-cni prints, byte for byte.
-README_RESULT = {"ip4": {"ip": "10.55.206.46/26", "gateway": "10.55.206.1"}, "dns": {}}
-README_ARGS = "IgnoreUnknown=1;PodID=1234;HostIP=10.55.206.20;CORES=1,2,3,4"
-README_DEL_ARGS = "PodID=1234;HostIP=10.55.206.20"
-
 
 def static(*addresses: dict[str, Any], **more: Any) -> dict[str, Any]:
     return {"type": "static", "addresses": list(addresses), **more}
@@ -29,25 +24,6 @@ def answer(node: Node, body: dict[str, Any], name: str = "txipam") -> None:
     """Install a delegate that answers every ADD with ``body``."""
     (node.root / "answer.json").write_text(json.dumps(body))
     node.delegate(name, '[ "$CNI_COMMAND" = ADD ] && cat "$ROOT/answer.json"; exit 0')
-
-
-def test_the_readmes_usage(either: Node) -> None:
-    node = either
-    answer(node, {"ip4": {"ip": "10.55.206.46/26", "gateway": "10.55.206.1"}})
-    ca = "/etc/pki/ca-trust/source/anchors/ca.crt"
-    ipam = {"type": "txipam", "delegate": True, "remote": "https://127.0.0.1:10000", "ca": ca}
-    conf = {"name": "mynet", "type": "sriov", "master": "pf0", "ipam": ipam}
-    before, pod = node.state(), node.pod()
-    done = node.run("ADD", conf, pod, ifname="eth1", args=README_ARGS)
-    assert (done.status, done.json) == (0, README_RESULT), done
-    eth1 = node.link("eth1", pod)
-    assert {"UP", "LOWER_UP"} <= set(eth1["flags"])
-    assert node.addresses("eth1", pod) == ["10.55.206.46/26"]
-    assert [node.tree.mask(irq).read_text().strip() for irq in node.tree.irqs(0)] == ["00000002", "00000004"]
-    node.delete(conf, pod, ifname="eth1", args=README_DEL_ARGS)
-    assert (node.state(), node.records(), node.locks()) == (before, [], [])
-    assert [node.tree.mask(irq).read_text().strip() for irq in node.tree.irqs(0)] == ["ff", "ff"]
-    assert node.calls() == ["ADD", "DEL"]
 
 
 @pytest.mark.parametrize("version", [None, *VERSIONS])

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from harness.veth import KINDS, MakeNode, Node
+from harness.veth import KINDS, Node
 
 pytestmark = pytest.mark.modes("process", "resident")
 
@@ -68,6 +68,7 @@ CONFIGURATIONS: list[tuple[dict[str, Any], str]] = [
     ({"cores": [99]}, "core 99 is not online"),
     ({"logFile": "relative.log"}, "relative.log"),
     ({"ipam": {"type": "../evil"}}, "../evil"),
+    ({"ipam": {"type": "host-local", "delegate": "no"}}, "delegate"),
 ]
 
 STDIN: list[tuple[bytes, str]] = [
@@ -130,13 +131,6 @@ def test_stdin(untouched: Node, stdin: bytes, words: str) -> None:
 @pytest.mark.parametrize("command", ["DEL", "CHECK", "STATUS", "GC"])
 def test_no_json_for_any_verb(untouched: Node, command: str) -> None:
     assert "cannot be decoded" in untouched.refused(6, command, b"{", untouched.pods[0])
-
-
-def test_on_the_plain_backend(make_node: MakeNode) -> None:
-    node = make_node(vfs=1, backend="python")
-    pod = node.pod()
-    assert "empty" in node.refused(6, "ADD", b"", pod)
-    assert "pf7" in node.refused(7, "ADD", node.conf(master="pf7"), pod)
 
 
 def test_unknown_keys_are_a_warning(node: Node) -> None:

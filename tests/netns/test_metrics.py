@@ -84,11 +84,6 @@ def test_a_userspace_vf_without_an_attachment_is_free(node: ResidentNode) -> Non
     assert states(scrape(node)) == before | {"free": 0, "attached": 1}
 
 
-def test_a_missing_directory_of_records_is_no_error(node: ResidentNode) -> None:
-    node.again("--metrics", f"unix:{node.run_dir}/metrics.sock")
-    assert states(scrape(node))["free"] == 2
-
-
 def test_a_scrape_of_256_vfs(make_node: MakeNode) -> None:
     """A scrape with 256 VFs, half of them up, takes at most 20 ms of CPU time; load adds to most of them."""
     node = make_node(vfs=256)

@@ -175,3 +175,22 @@ def test_a_file_that_is_not_understood(node: Node, content: str) -> None:
     done = node.delete(conf_of(node), pod, ifname="net1")
     assert "the VF is not restored" in done.stderr
     assert node.link("net1", pod)["address"] == MAC
+
+
+@pytest.mark.modes("resident")
+def test_check_of_an_attachment_of_the_sriov_cni(node: Node) -> None:
+    """CHECK missed the interface of a VF that the SR-IOV CNI had given to a program: it never had one."""
+    node.tree.unbind(0)
+    node.tree.bind(0, "vfio-pci")
+    pod, pci = node.pod(), node.tree.pci(0)
+    original: dict[str, Any] = {"HostIFName": "", "AdminMAC": "00:00:00:00:00:00", "EffectiveMAC": ""}
+    conf = node.conf(master=None, deviceID=pci)
+    files = node.root / "sriov-cni"
+    (files / "pci").mkdir(parents=True)
+    (files / "pci" / pci).write_text(f"/run/netns/{pod}")
+    (files / f"{pod}-net1").write_text(json.dumps(conf | {"OrigVfState": original, "Master": "pf0"}))
+    done = node.run("CHECK", conf, pod, ifname="net1")
+    assert done.status == 0, done
+    done = node.delete(conf, pod, ifname="net1")
+    assert "level=warning" not in done.stderr
+    assert [path.name for path in files.rglob("*") if path.is_file()] == []

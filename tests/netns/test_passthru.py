@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import errno
 import json
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
 
-from harness.veth import Node
+from harness import busy_driver
+from harness.veth import Node, ResidentNode, let_go
+from harness.waiting import wait_for
 
 pytestmark = pytest.mark.modes("resident")
 
@@ -26,8 +30,8 @@ def disabled_ipv6(node: Node, name: str) -> str:
     return node.ip("netns", "exec", node.host, "cat", path).strip()
 
 
-def test_add_and_del(node: Node) -> None:
-    pod, name = node.pod(), node.tree.netdev(0)
+def test_add_and_del(either: Node) -> None:
+    node, pod, name = either, either.pod(), either.tree.netdev(0)
     before = node.snapshot()
     done = node.add(conf(node, mtu=1400, cniVersion="1.1.0"), pod)
     (interface,) = done["interfaces"]
@@ -125,11 +129,11 @@ def test_the_namespace_goes_first(node: Node) -> None:
     assert node.snapshot() == before
 
 
-def test_a_pod_renames_its_device(node: Node) -> None:
+def test_a_pod_changes_its_device(node: Node) -> None:
     pod = node.pod()
     before = node.snapshot()
     node.add(conf(node), pod)
-    for words in ("link set eth0 name x0", "link set x0 down"):
+    for words in ("link set eth0 promisc on", "link set eth0 name x0", "link set x0 down"):
         node.ip("-n", pod, *words.split())
     node.delete(conf(node), pod)
     node.settle()
@@ -143,16 +147,6 @@ def test_a_taken_name(node: Node) -> None:
     assert "CNI_IFNAME" in node.refused(101, "ADD", conf(node), pod)
     node.settle()
     assert node.snapshot() == before
-
-
-def test_a_second_macvlan(node: Node) -> None:
-    """Somebody's macvlan in another namespace is seen by no look at the VF; the kernel refuses ours."""
-    pod, other = node.pod(), node.pod()
-    node.nip("link", "add", "link", node.tree.netdev(0), "netns", other, "name", "m0", "type", "macvlan")
-    before = node.kept()
-    assert "on top of it" in node.refused(101, "ADD", conf(node), pod)
-    node.settle()
-    assert node.kept() == before
 
 
 @pytest.mark.fresh  # the kernel may still be removing the macvlan of a namespace that the test before deleted
@@ -189,10 +183,106 @@ def test_gc(node: Node) -> None:
     assert node.snapshot() == before
 
 
-def test_both_backends(either: Node) -> None:
-    pod = either.pod()
-    before = either.snapshot()
-    either.add(conf(either), pod)
-    either.delete(conf(either), pod)
-    either.settle()
-    assert either.snapshot() == before
+GIVE = """echo '{"ips":[{"address":"10.1.0.2/24"}]EXTRA}'"""
+
+
+@pytest.fixture
+def hidden(node: Node) -> Iterator[str]:
+    """A namespace with a macvlan on the first VF."""
+    name = f"{node.host}-other"
+    node.ip("netns", "add", name)
+    words = (
+        "link",
+        "pf0v0",
+        "name",
+        "mv0",
+        "netns",
+        name,
+        "type",
+        "macvlan",
+        "mode",
+        "passthru",
+        "nopromisc",
+    )
+    node.nip("link", "add", *words)
+    yield name
+    node.ip("netns", "del", name)
+
+
+@pytest.mark.fresh  # the kernel removes the macvlan later
+@pytest.mark.modes("resident")
+def test_the_next_vf_is_taken(node: Node, hidden: str) -> None:
+    """An ADD that met a VF with such a macvlan failed, though another VF was free."""
+    pod, other = node.pod(), node.pod()
+    before = node.state()
+    conf = node.conf(attach="macvlan", ipam=node.host_local(delegate=False))
+    node.add(conf, pod)
+    assert [record.partition("~")[0] for record in node.records()] == [node.tree.pci(1)]
+    assert len(node.leases()) == 1
+    said = node.refused(11, "ADD", conf, other)
+    assert "VF 0 of pf0 is used by the host: a device in another namespace on top of it" in said
+    node.delete(conf, pod)
+    assert (node.state(), node.leases()) == (before, [])
+
+
+@pytest.mark.modes("process")
+@pytest.mark.fresh
+def test_a_named_vf(node: Node, hidden: str) -> None:
+    """The error says why, and everything is undone: no other VF is taken."""
+    before = node.kept()
+    said = node.refused(101, "ADD", node.conf(attach="macvlan", vf=0), node.pod())
+    assert said.startswith("attach macvlan: VF 0 of pf0 (pf0v0) has a device on top of it")
+    assert node.kept() == before | {"pods": node.kept()["pods"]}
+
+
+@pytest.mark.fresh
+@pytest.mark.modes("process", "resident")
+def test_ipam_names_the_same_vf_again(node: Node, hidden: str) -> None:
+    """IPAM decides: its VF is refused with the reason, and each of its addresses is given back."""
+    give = GIVE.replace("EXTRA", ',"extra":{"vf":0}')
+    node.delegate("txipam", f'[ "$CNI_COMMAND" = ADD ] && {give}')
+    before = node.kept()
+    conf = node.conf(attach="macvlan", ipam={"type": "txipam", "delegate": True})
+    said = node.refused(101, "ADD", conf, node.pod())
+    assert "vf 0 of pf0 is used by the host: a device in another namespace on top of it" in said
+    assert node.calls() == ["ADD", "DEL", "ADD", "DEL"]
+    assert node.kept() == before | {"pods": node.kept()["pods"]}
+
+
+@pytest.mark.fresh
+@pytest.mark.modes("resident", falls_back=True)
+@pytest.mark.parametrize("command", ["ADD", "DEL"])
+def test_killed_between_the_attempts(node: ResidentNode, hidden: str, command: str) -> None:
+    """The server is killed when it has given up the first VF; the client does the whole by itself.
+
+    With "DEL" the address of the first attempt is being given back, with "ADD" the second one is asked for.
+    """
+    first = "" if command == "DEL" else '[ -e "$ROOT/first" ] || { : >"$ROOT/first"; GIVE; exit 0; }\n'
+    wait = '[ -e "$ROOT/between" ] || { : >"$ROOT/between"; while [ ! -e "$ROOT/go" ]; do sleep 0.02; done; }'
+    give = GIVE.replace("EXTRA", "")
+    script = f'if [ "$CNI_COMMAND" = {command} ]; then\n{first}{wait}\nfi\n[ "$CNI_COMMAND" = ADD ] && GIVE'
+    node.delegate("other", script.replace("GIVE", give))
+    before, pod = node.state(), node.pod()
+    conf = node.conf(cniVersion="1.1.0", attach="macvlan", ipam={"type": "other"})
+    process = node.start("ADD", conf, pod)
+    wait_for((node.root / "between").exists, "no second attempt was made")
+    node.server.kill()
+    let_go(node)
+    done = node.finish(process)
+    assert (done.status, node.addresses("eth0", pod)) == (0, ["10.1.0.2/24"]), done
+    assert [record.partition("~")[0] for record in node.records()] == [node.tree.pci(1)]
+    node.check(conf, pod, done.json)
+    node.delete(conf, pod)
+    assert node.calls()[-1] == "DEL"
+    assert (node.state(), node.records(), node.drafts(), node.held()) == (before, [], [], [])
+
+
+@pytest.mark.modes("process")
+@pytest.mark.parametrize("number", [errno.EINVAL, errno.EBUSY], ids=errno.errorcode.get)
+def test_a_macvlan_that_ends(node: Node, number: int) -> None:
+    """An ADD for a VF whose old macvlan ended a moment later failed."""
+    node.prelude = busy_driver.prelude(number, macvlan=3)
+    pod, conf = node.pod(), node.conf(attach="macvlan", vf=0)
+    node.add(conf, pod)
+    node.prelude = "pass"
+    node.delete(conf, pod)

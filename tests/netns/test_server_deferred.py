@@ -135,7 +135,7 @@ def test_the_next_add_waits_for_it(node: DeferredNode, hold: Hold, asked: str, w
     assert (node.state(), node.records(), node.leases(), node.locks()) == (before, [], [], [])
 
 
-def test_209_the_same_interface_is_attached_again_at_once(make_node: MakeNode) -> None:
+def test_the_same_interface_is_attached_again_at_once(make_node: MakeNode) -> None:
     """The ADD took another VF, and failed: the first one still had the interface's name in the pod."""
     node = make_node(vfs=2)
     assert isinstance(node, DeferredNode)
@@ -244,24 +244,6 @@ def test_it_is_killed_and_the_next_brings_the_vf_home(
 
 
 # --- IPAM has the last word on a DEL
-
-
-def test_ipam_fails(node: DeferredNode) -> None:
-    """Then nothing is deferred: the VF is home with the error, and the record waits for the next DEL."""
-    node.delegate(
-        "theirs",
-        """[ "$CNI_COMMAND" = ADD ] && echo '{"ips":[{"address":"10.1.0.2/24"}]}'
-        [ "$CNI_COMMAND" = DEL ] && [ ! -e "$ROOT/works" ] && exit 3""",
-    )
-    before, pod, conf = node.state(), node.pod(), node.conf(ipam={"type": "theirs"})
-    node.add(conf, pod)
-    assert "exit status 3" in node.refused(102, "DEL", conf, pod)
-    assert (node.state(), node.locks()) == (before, [])
-    assert node.records() == [f"{node.tree.pci(0)}~{pod}~eth0"]
-    (node.root / "works").touch()
-    node.delete(conf, pod)
-    assert (node.state(), node.records(), node.locks()) == (before, [], [])
-    assert node.calls() == ["ADD", "DEL", "DEL"]
 
 
 def test_the_server_dies_before_ipam_has_answered(node: DeferredNode) -> None:

@@ -148,3 +148,13 @@ def test_a_vf_that_was_made_anew(node: Node) -> None:
     assert "made anew" in said
     assert "made anew" in node.delete(conf, pod).stderr
     assert (node.records(), node.leases()) == ([], [])
+
+
+@pytest.mark.modes("process")
+def test_none_has_a_network_device(node: Node) -> None:
+    """A PF with VFs for userspace alone said "try again" as well, to a request that names none."""
+    for index in (0, 1):
+        rebind(node, index)
+    said = node.refused(7, "ADD", node.conf(), node.pod())
+    assert "no VF of pf0 has a network device: driver vfio-pci" in said
+    assert "deviceID" in said

@@ -14,6 +14,7 @@ from harness.veth import Node, ResidentNode
 from harness.waiting import wait_for
 
 CONTENTS = {
+    "nothing": lambda content: b"",
     "cut": lambda content: content[: len(content) // 2],
     "ipam": lambda content: changed(content, request={"config": {"ipam": "x"}}),
     "owner": lambda content: changed(content, container_id="another"),
@@ -45,7 +46,7 @@ def works(node: Node, conf: dict[str, Any]) -> None:
 
 @pytest.mark.modes("resident")
 @pytest.mark.parametrize("how", CONTENTS)
-def test_205_a_broken_record_and_the_server(node: Node, how: str) -> None:
+def test_a_broken_record_and_the_server(node: Node, how: str) -> None:
     """It kept the server from starting, or had it take the VF of a pod that runs."""
     assert isinstance(node, ResidentNode)
     conf, pod, record = broken(node, how)
@@ -62,7 +63,7 @@ def test_205_a_broken_record_and_the_server(node: Node, how: str) -> None:
 
 @pytest.mark.modes("resident")
 @pytest.mark.parametrize("how", ["cut", "ipam"])
-def test_205_gc_leaves_it_alone(either: Node, how: str) -> None:
+def test_gc_leaves_it_alone(either: Node, how: str) -> None:
     """It does what there is to do for the others; it spares the address, too."""
     node = either
     conf, pod, record = broken(node, how)
@@ -76,8 +77,8 @@ def test_205_gc_leaves_it_alone(either: Node, how: str) -> None:
 
 
 @pytest.mark.modes("resident")
-@pytest.mark.parametrize("how", ["cut", "ipam", "owner"])
-def test_205_its_owners_del(either: Node, how: str) -> None:
+@pytest.mark.parametrize("how", CONTENTS)
+def test_its_owners_del(either: Node, how: str) -> None:
     """The VF comes home and is kept aside, the address is free, and the pod can end."""
     node = either
     conf, pod, record = broken(node, how)
@@ -97,7 +98,7 @@ def test_205_its_owners_del(either: Node, how: str) -> None:
     assert node.record().read_bytes() == content
 
 
-def test_205_doctor_shows_it(node: Node) -> None:
+def test_doctor_shows_it(node: Node) -> None:
     """Before and after its owner has given the VF back."""
     from sriov_fast.cli import doctor
     from sriov_fast.common.paths import Roots
@@ -119,7 +120,7 @@ def test_205_doctor_shows_it(node: Node) -> None:
 
 @pytest.mark.skipif(not has_strace, reason="needs strace")
 @pytest.mark.modes("resident")
-def test_207_the_draft_of_a_killed_add(node: Node) -> None:
+def test_the_draft_of_a_killed_add(node: Node) -> None:
     """It stayed for ever; now upkeep removes it, unless somebody holds its VF's lock."""
     assert isinstance(node, ResidentNode)
     conf, pod = node.conf(vf=0), node.pod()
@@ -135,7 +136,7 @@ def test_207_the_draft_of_a_killed_add(node: Node) -> None:
     wait_for(lambda: not node.drafts(), "the draft stays")
 
 
-def test_205_release_refuses_it(node: Node) -> None:
+def test_release_refuses_it(node: Node) -> None:
     """The operator's command does not claim to have released what it leaves alone."""
     from sriov_fast.cli import release
     from sriov_fast.common.errors import BusyError

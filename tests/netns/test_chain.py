@@ -56,7 +56,7 @@ def is_well(node: Node, conf: dict[str, Any], pod: str) -> None:
 
 @pytest.mark.parametrize("version", VERSIONS)
 @pytest.mark.parametrize("change", [{"mac": MAC}, {"mtu": 1400}, {"mac": MAC, "mtu": 1400}])
-def test_602_behind_tuning(node: Node, version: str, change: dict[str, Any]) -> None:
+def test_behind_tuning(node: Node, version: str, change: dict[str, Any]) -> None:
     """The tuning plugin has changed MAC and MTU: that is how the attachment should be."""
     conf, pod = attached(node, version)
     conf = chained("tuning", conf, pod, **change)
@@ -67,7 +67,7 @@ def test_602_behind_tuning(node: Node, version: str, change: dict[str, Any]) -> 
 
 
 @pytest.mark.parametrize("version", VERSIONS)
-def test_602_behind_sbr(node: Node, version: str) -> None:
+def test_behind_sbr(node: Node, version: str) -> None:
     """The sbr plugin has moved the routes to a table of their own: there they are looked for."""
     conf, pod = attached(node, version)
     conf = chained("sbr", conf, pod)
@@ -78,7 +78,7 @@ def test_602_behind_sbr(node: Node, version: str) -> None:
     node.delete(conf, pod)
 
 
-def test_602_routes_that_multus_takes_away(node: Node) -> None:
+def test_routes_that_multus_takes_away(node: Node) -> None:
     """With a default route on another network, Multus removes ours and takes it from the cached result."""
     conf, pod = attached(node, "1.0.0")
     node.ip("-n", pod, "route", "del", "default")
@@ -89,7 +89,7 @@ def test_602_routes_that_multus_takes_away(node: Node) -> None:
     is_well(node, conf, pod)
 
 
-def test_602_a_gateway_that_multus_sets(node: Node) -> None:
+def test_a_gateway_that_multus_sets(node: Node) -> None:
     """With ``default-route`` in the annotation Multus sets another gateway, here and in the cached result."""
     conf, pod = attached(node, "1.0.0")
     node.ip("-n", pod, "route", "replace", "default", "via", "10.77.0.9", "dev", "eth0")
@@ -100,7 +100,7 @@ def test_602_a_gateway_that_multus_sets(node: Node) -> None:
     assert "route 0.0.0.0/0 via 10.77.0.9 is missing" in node.refused(103, "CHECK", conf, pod)
 
 
-def test_602_other_interfaces_and_addresses_of_the_chain(node: Node) -> None:
+def test_other_interfaces_and_addresses_of_the_chain(node: Node) -> None:
     """What later plugins add to the result is theirs: their interfaces, and addresses of other ones."""
     conf, pod = attached(node, "1.0.0")
     more = {"name": "v0", "mac": MAC, "sandbox": f"/run/netns/{pod}"}
@@ -113,7 +113,7 @@ def test_602_other_interfaces_and_addresses_of_the_chain(node: Node) -> None:
     assert "address 10.77.0.3/24 is missing" in node.refused(103, "CHECK", conf, pod)
 
 
-def test_602_an_mtu_that_is_listed(node: Node) -> None:
+def test_an_mtu_that_is_listed(node: Node) -> None:
     """A plugin that lists its MTU is taken at its word."""
     conf, pod = attached(node, "1.1.0")
     conf["prevResult"]["interfaces"][0]["mtu"] = 1300
@@ -122,7 +122,7 @@ def test_602_an_mtu_that_is_listed(node: Node) -> None:
     is_well(node, conf, pod)
 
 
-def test_602_an_mtu_that_is_asked_for(node: Node) -> None:
+def test_an_mtu_that_is_asked_for(node: Node) -> None:
     """Before 1.1.0 no result has an MTU, so nobody can have told of a change: it is not compared."""
     conf, pod = attached(node, "1.1.0", mtu=1450)
     node.ip("-n", pod, "link", "set", "eth0", "mtu", "1300")
@@ -131,7 +131,7 @@ def test_602_an_mtu_that_is_asked_for(node: Node) -> None:
     is_well(node, conf | {"cniVersion": "1.0.0"}, pod)
 
 
-def test_602_without_a_previous_result(make_node: MakeNode) -> None:
+def test_without_a_previous_result(make_node: MakeNode) -> None:
     """Without ``prevResult`` there is only the record to compare with."""
     node = make_node(vfs=1, backend="python")
     conf, pod = attached(node, "1.0.0", mtu=1450)

@@ -48,7 +48,7 @@ def rename(node: Node, old: str, new: str) -> str:
         ("vf.move", "enter", BEFORE),
     ],
 )
-def test_502_a_vf_that_is_renamed_meanwhile(node: Node, module: str, name: str, when: dict[str, str]) -> None:
+def test_a_vf_that_is_renamed_meanwhile(node: Node, module: str, name: str, when: dict[str, str]) -> None:
     """A pod got the host's device, which had taken the VF's name between the look at sysfs and the move."""
     node.nip("link", "add", "uplink", "type", "veth", "peer", "name", "switch")
     index, mac = node.link("pf0v0")["ifindex"], node.link("pf0v0")["address"]
@@ -65,7 +65,7 @@ def test_502_a_vf_that_is_renamed_meanwhile(node: Node, module: str, name: str, 
     assert node.records() == []
 
 
-def test_502_a_pf_that_is_renamed_meanwhile(node: Node) -> None:
+def test_a_pf_that_is_renamed_meanwhile(node: Node) -> None:
     """The settings of a VF went through another device, which had taken the PF's name."""
     node.nip("link", "add", "uplink", "type", "veth", "peer", "name", "switch")
     index = node.link("pf0")["ifindex"]
@@ -77,7 +77,7 @@ def test_502_a_pf_that_is_renamed_meanwhile(node: Node) -> None:
     assert '"pf":"ens1"' in node.record().read_text().replace(" ", "")
 
 
-def test_502_a_vf_that_is_renamed_on_the_way_home(node: Node) -> None:
+def test_a_vf_that_is_renamed_on_the_way_home(node: Node) -> None:
     """A DEL brought the device up that had taken the VF's name, and left the VF as the pod had it."""
     node.nip("link", "add", "uplink", "type", "veth", "peer", "name", "switch")
     node.nip("link", "set", "pf0v0", "up")

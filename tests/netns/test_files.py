@@ -29,7 +29,7 @@ def planted(node: Node) -> Path:
 
 
 @pytest.mark.modes("resident")
-def test_701_a_log_file_elsewhere_is_not_written(node: Node) -> None:
+def test_a_log_file_elsewhere_is_not_written(node: Node) -> None:
     """logFile appended to any file of root's, with the names of unknown keys in it as they came."""
     pod, profile = node.pod(), planted(node)
     conf = node.conf(logFile=str(profile), **{"$(id)": 1, "x" * 500: 2})
@@ -42,7 +42,7 @@ def test_701_a_log_file_elsewhere_is_not_written(node: Node) -> None:
     node.delete(conf, pod)
 
 
-def test_701_a_log_file_is_not_reached_through_a_link(node: Node) -> None:
+def test_a_log_file_is_not_reached_through_a_link(node: Node) -> None:
     """A link in any component of logFile led out of the directory of logs."""
     pod, profile, logs = node.pod(), planted(node), node.root / "logs"
     logs.mkdir()
@@ -57,7 +57,7 @@ def test_701_a_log_file_is_not_reached_through_a_link(node: Node) -> None:
         node.delete(node.conf(), pod)
 
 
-def test_702_addresses_are_kept_where_root_allows(node: Node) -> None:
+def test_addresses_are_kept_where_root_allows(node: Node) -> None:
     """A dataDir with planted links overwrote root's files."""
     pod, profile = node.pod(), planted(node)
     empty = node.snapshot()
@@ -73,7 +73,7 @@ def test_702_addresses_are_kept_where_root_allows(node: Node) -> None:
     assert profile.read_text() == "as it was\n"
 
 
-def test_702_no_link_in_a_store_is_followed(node: Node) -> None:
+def test_no_link_in_a_store_is_followed(node: Node) -> None:
     """A link in the place of one of the store's own files was written through."""
     pod, profile = node.pod(), planted(node)
     store = node.root / "ipam" / "net1"
@@ -87,7 +87,7 @@ def test_702_no_link_in_a_store_is_followed(node: Node) -> None:
     node.delete(own(node), pod)
 
 
-def test_702_what_is_attached_stays_until_root_allows_it(node: Node) -> None:
+def test_what_is_attached_stays_until_root_allows_it(node: Node) -> None:
     """A DEL that is refused forgets nothing; it succeeds when root allows the path again."""
     pod = node.pod()
     node.add(own(node), pod)
@@ -99,7 +99,7 @@ def test_702_what_is_attached_stays_until_root_allows_it(node: Node) -> None:
     assert (node.records(), node.leases()) == ([], [])
 
 
-def test_702_resolv_conf_is_none_of_roots_other_files(node: Node) -> None:
+def test_resolv_conf_is_none_of_roots_other_files(node: Node) -> None:
     """resolvConf returned lines of any file, and its errors told which files exist."""
     pod, profile = node.pod(), planted(node)
     node.allow(resolvConf=[node.root / "resolv.conf"])
@@ -117,7 +117,7 @@ def test_702_resolv_conf_is_none_of_roots_other_files(node: Node) -> None:
 
 @pytest.mark.modes("resident")
 @pytest.mark.parametrize("what", ["resolvConf", "lock", "last", "trace", "log"])
-def test_703_a_fifo_holds_nothing_up(node: Node, what: str) -> None:
+def test_a_fifo_holds_nothing_up(node: Node, what: str) -> None:
     """A FIFO in the place of a file held the call, its locks and a thread of the server for ever."""
     pod, fifo = node.pod(), node.root / "fifo"
     conf = own(node)
@@ -145,7 +145,7 @@ def test_703_a_fifo_holds_nothing_up(node: Node, what: str) -> None:
 
 
 @pytest.mark.modes("resident")
-def test_704_an_error_is_an_error_whatever_the_exit_status(node: Node) -> None:
+def test_an_error_is_an_error_whatever_the_exit_status(node: Node) -> None:
     """An IPAM plugin's {"code": 7} with exit status 0 counted as a result."""
     pod = node.pod()
     empty = node.snapshot()
@@ -157,7 +157,7 @@ def test_704_an_error_is_an_error_whatever_the_exit_status(node: Node) -> None:
 
 
 @pytest.mark.parametrize("code", ["18446744073709551616", "4294967296", "-7", "0", "true", '"7"', "7.5"])
-def test_704_codes_and_texts_of_a_delegate_are_bounded(node: Node, code: str) -> None:
+def test_codes_and_texts_of_a_delegate_are_bounded(node: Node, code: str) -> None:
     """A delegate's code was passed on whatever it was; runtimes read it into 32 bits."""
     pod = node.pod()
     long = "m" * 100_000
@@ -167,7 +167,7 @@ def test_704_codes_and_texts_of_a_delegate_are_bounded(node: Node, code: str) ->
     assert len(said) < 3000
 
 
-def test_704_a_delegates_long_message_is_cut(node: Node) -> None:
+def test_a_delegates_long_message_is_cut(node: Node) -> None:
     """A delegate's own error keeps its code, with texts of a bounded length."""
     long = "m" * 100_000
     answer = f'{{"code": 4294967295, "msg": "{long}", "details": "{long}"}}'
@@ -177,7 +177,7 @@ def test_704_a_delegates_long_message_is_cut(node: Node) -> None:
 
 
 @pytest.mark.modes("resident")
-def test_705_the_server_keeps_its_own_rules(node: Node) -> None:
+def test_the_server_keeps_its_own_rules(node: Node) -> None:
     """Of its client's environment the server takes no directory."""
     pod = node.pod()
     theirs = node.root / "theirs"
@@ -190,7 +190,7 @@ def test_705_the_server_keeps_its_own_rules(node: Node) -> None:
 
 
 @pytest.mark.modes("resident")
-def test_701_rules_that_others_may_write_are_refused(node: Node) -> None:
+def test_rules_that_others_may_write_are_refused(node: Node) -> None:
     """Rules count only if nobody but root can have written them, and if they can be understood."""
     pod, rules = node.pod(), node.root / "etc" / files.NAME
     rules.chmod(0o666)

@@ -39,7 +39,7 @@ def ended(node: Node, pod: str) -> None:
     node.ip("netns", "del", pod)
 
 
-def test_608_vfs_and_doctor_show_a_pod_that_is_gone(node: Node) -> None:
+def test_vfs_and_doctor_show_a_pod_that_is_gone(node: Node) -> None:
     """A pod that ended without a DEL kept its VF for ever, and no command said so."""
     pod, _ = attached(node)
     for line in (operate(node, "vfs").stdout, operate(node, "doctor").stdout):
@@ -54,7 +54,7 @@ def test_608_vfs_and_doctor_show_a_pod_that_is_gone(node: Node) -> None:
 
 
 @pytest.mark.parametrize("words", [["release", "POD"], ["release", "POD", "eth0"], ["doctor", "--repair"]])
-def test_608_release_gives_back_vf_and_address(node: Node, words: list[str]) -> None:
+def test_release_gives_back_vf_and_address(node: Node, words: list[str]) -> None:
     """Nothing but a GC, which plain runtimes never send, gave the VF of such a pod back."""
     before = node.state()
     pod, conf = attached(node)
@@ -67,7 +67,7 @@ def test_608_release_gives_back_vf_and_address(node: Node, words: list[str]) -> 
     node.add(conf | {"vf": 0}, node.pod())
 
 
-def test_608_release_of_what_nobody_has(node: Node) -> None:
+def test_release_of_what_nobody_has(node: Node) -> None:
     """A wrong container ID is an error, and releases nothing."""
     attached(node)
     done = operate(node, "release", "nobody", "eth0")
@@ -76,7 +76,7 @@ def test_608_release_of_what_nobody_has(node: Node) -> None:
     assert len(node.records()) == 1
 
 
-def test_608_a_living_pod_keeps_its_vf_unless_forced(node: Node) -> None:
+def test_a_living_pod_keeps_its_vf_unless_forced(node: Node) -> None:
     """The VF of a running pod goes only where the operator insists."""
     pod, _ = attached(node)
     done = operate(node, "release", pod, "--json")
@@ -92,7 +92,7 @@ def test_608_a_living_pod_keeps_its_vf_unless_forced(node: Node) -> None:
     assert node.tree.netdev(0) in node.links()
 
 
-def test_608_a_namespace_without_a_file_is_not_gone(node: Node) -> None:
+def test_a_namespace_without_a_file_is_not_gone(node: Node) -> None:
     """The file of a namespace was removed while a process kept the namespace, with the VF in it."""
     pod, _ = attached(node)
     holder = subprocess.Popen(["nsenter", f"--net=/run/netns/{pod}", "--", "sleep", "600"])
@@ -111,7 +111,7 @@ def test_608_a_namespace_without_a_file_is_not_gone(node: Node) -> None:
         holder.wait()
 
 
-def test_608_could_not_look_is_not_gone(node: Node) -> None:
+def test_could_not_look_is_not_gone(node: Node) -> None:
     """An error of the look at the namespace was taken for its end."""
     path = node.root / "netns"
     pod = node.pod()

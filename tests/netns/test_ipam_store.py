@@ -36,7 +36,7 @@ def fill(path: Path) -> Path:
     return ballast
 
 
-def test_803_a_full_disk(world: World, small: Path) -> None:
+def test_a_full_disk(world: World, small: Path) -> None:
     """/readyz said 200, so a load balancer went on to send what could not be served."""
     server = world.serve("full", storage=f"sqlite://{small}/ipam.db")
     with world.host(server) as client:
@@ -54,7 +54,7 @@ def test_803_a_full_disk(world: World, small: Path) -> None:
     assert server.stop() == 0
 
 
-def test_803_probes_do_not_wear_the_store(world: World, small: Path) -> None:
+def test_probes_do_not_wear_the_store(world: World, small: Path) -> None:
     """Many probes a second write no more than one does."""
     server = world.serve("probed", storage=f"sqlite://{small}/ipam.db")
     with world.host(server) as client:

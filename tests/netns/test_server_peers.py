@@ -3,14 +3,10 @@
 from __future__ import annotations
 
 import contextlib
-import json
-import re
 import resource
 import socket
 import struct
-import subprocess
 import time
-from collections import Counter
 from collections.abc import Iterator
 
 import pytest
@@ -55,7 +51,7 @@ def own(node: Node) -> dict[str, object]:
 
 
 @needs_strace
-def test_201_a_thread_that_cannot_be_started(node: ResidentNode) -> None:
+def test_a_thread_that_cannot_be_started(node: ResidentNode) -> None:
     """A clone that fails with EAGAIN left a server that accepted nothing and that SIGTERM did not end."""
     server, conf = node.server.ready(), node.conf(ipam=own(node))
     pods = [node.pod(), node.pod()]
@@ -76,7 +72,7 @@ def test_201_a_thread_that_cannot_be_started(node: ResidentNode) -> None:
 
 
 @needs_strace
-def test_202_a_helper_that_cannot_be_started(node: ResidentNode) -> None:
+def test_a_helper_that_cannot_be_started(node: ResidentNode) -> None:
     """An ADD failed with code 999 where the thread for IPAM and the interrupts could not be started."""
     server, conf, pod = node.server.ready(), node.conf(ipam=own(node), cores=[1]), node.pod()
     before = node.snapshot()
@@ -100,7 +96,7 @@ def peers(node: ResidentNode, number: int) -> Iterator[list[socket.socket]]:
         yield [closing.enter_context(connected(node)) for _ in range(number)]
 
 
-def test_208_silent_connections(node: ResidentNode) -> None:
+def test_silent_connections(node: ResidentNode) -> None:
     """500 connections that sent nothing delayed a call by 70 seconds."""
     node.server.ready()
     conf, pod = node.conf(ipam=own(node)), node.pod()
@@ -117,7 +113,7 @@ def test_208_silent_connections(node: ResidentNode) -> None:
     wait_for(lambda: node.server.idle(), "connections are left")
 
 
-def test_208_as_many_silent_connections_as_there_are_descriptors(node: ResidentNode) -> None:
+def test_as_many_silent_connections_as_there_are_descriptors(node: ResidentNode) -> None:
     """The one that has been silent for longest goes first."""
     node.server.ready()
     before = node.server.idle()
@@ -131,7 +127,7 @@ def test_208_as_many_silent_connections_as_there_are_descriptors(node: ResidentN
     assert node.server.resident_kib() < 40 << 10
 
 
-def test_208_slow_senders(node: ResidentNode) -> None:
+def test_slow_senders(node: ResidentNode) -> None:
     """A client that sends a byte now and then holds no thread."""
     node.server.ready()
     content = whole()
@@ -148,7 +144,7 @@ def test_208_slow_senders(node: ResidentNode) -> None:
             assert b"supportedVersions" in reply(peer)
 
 
-def test_208_half_closed_connections(node: ResidentNode) -> None:
+def test_half_closed_connections(node: ResidentNode) -> None:
     """A client that will send nothing more is answered, or closed at once where its request is not whole."""
     node.server.ready()
     for content, answered in ((b"", False), (whole()[:-1], False), (whole(), True)):
@@ -160,7 +156,7 @@ def test_208_half_closed_connections(node: ResidentNode) -> None:
             assert time.monotonic() - begin < SOON
 
 
-def test_208_clients_that_do_not_read(node: ResidentNode) -> None:
+def test_clients_that_do_not_read(node: ResidentNode) -> None:
     """More of them than there are threads hold up nobody."""
     node.again("--threads", "4")
     before = node.server.idle()
@@ -174,7 +170,7 @@ def test_208_clients_that_do_not_read(node: ResidentNode) -> None:
 
 
 @needs_strace
-def test_208_a_client_that_does_not_read_its_log(node: ResidentNode) -> None:
+def test_a_client_that_does_not_read_its_log(node: ResidentNode) -> None:
     """A stopped client's pipe is full; what the server logs for it must hold no thread and no lock."""
     node.server.ready()
     more = {f"unknown{number}": "x" for number in range(2000)}  # each is a line of the log
@@ -185,60 +181,3 @@ def test_208_a_client_that_does_not_read_its_log(node: ResidentNode) -> None:
     wait_for(lambda: node.records() and not node.held(), "the server waits for the client to read")
     assert time.monotonic() - begin < 10
     assert node.finish(process).status == 0
-
-
-# --- the client's system calls
-
-
-def calls_of(node: ResidentNode, command: str, conf: dict[str, object], pod: str) -> Counter[str]:
-    """Return how often the client makes each system call when all goes well."""
-    output = node.root / "calls-of-client"
-    done = node.run(command, conf, pod, wrap=("strace", "-o", str(output)))
-    assert done.status == 0, done
-    names = re.findall(r"^([a-z0-9_]+)\(", output.read_text(), re.MULTILINE)
-    own_calls = names[names.index("execve", names.index("execve") + 1) :]  # behind nsenter's
-    return Counter(own_calls[1:])
-
-
-CANNOT_FAIL = {"exit_group", "execve", "arch_prctl", "set_tid_address", "brk"}
-
-
-@needs_strace
-@pytest.mark.modes("resident", falls_back=True)
-def test_206_a_system_call_of_the_client_fails(node: ResidentNode) -> None:
-    """The client hung where fcntl(F_SETFL) failed. Whatever fails, it answers or does the work itself."""
-    node.server.ready()
-    conf, pod = node.conf(ipam=own(node)), node.pod()
-    node.add(conf, pod)
-    node.delete(conf, pod)
-    counts = calls_of(node, "ADD", conf, pod)
-    node.delete(conf, pod)
-    before = node.snapshot()
-    for name, number in sorted(counts.items()):
-        if name in CANNOT_FAIL:
-            continue
-        for nth in range(1, number + 1):
-            fails(node, name, nth, conf, pod)
-            node.delete(conf, pod)
-            assert node.snapshot() == before, (name, nth)
-
-
-def fails(node: ResidentNode, name: str, nth: int, conf: dict[str, object], pod: str) -> None:
-    """Run an ADD with one system call failing; its outcome must be true, and come in time."""
-    inject = ("-e", f"inject={name}:error=EIO:when={nth}")
-    # nsenter first, so that only the client's own calls count
-    words = [*node.enter(), "strace", "-o", "/dev/null", *inject, str(node.root / "sriov")]
-    environment = node.environment("ADD", pod, "eth0", "", "")
-    process = subprocess.Popen(
-        words, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE
-    )
-    try:
-        out, err = process.communicate(json.dumps(conf).encode(), timeout=30)
-    except subprocess.TimeoutExpired:
-        process.kill()
-        pytest.fail(f"{name} number {nth} fails: the client hangs")
-    if process.returncode == 0:
-        assert b'"ips"' in out, (name, nth, out, err)
-        assert node.addresses("eth0", pod), (name, nth)
-    else:
-        assert b'"code"' in out or name in ("write", "writev"), (name, nth, out, err)

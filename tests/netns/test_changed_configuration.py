@@ -38,7 +38,7 @@ def released(node: Node, before: object, pod: str, conf: dict[str, Any] | bytes,
 
 @pytest.mark.parametrize("what", CHANGES)
 @pytest.mark.parametrize("delegate", [False, True])
-def test_601_a_del_releases_what_the_add_recorded(node: Node, what: str, delegate: bool) -> None:
+def test_a_del_releases_what_the_add_recorded(node: Node, what: str, delegate: bool) -> None:
     """A DEL after a change of the configuration gives the address back that the ADD took."""
     before, pod = node.state(), node.pod()
     node.add(node.conf(ipam=node.host_local(delegate=delegate)), pod)
@@ -47,21 +47,21 @@ def test_601_a_del_releases_what_the_add_recorded(node: Node, what: str, delegat
 
 
 @pytest.mark.parametrize("stdin", [b"", b"{", b"[]", b'{"name": "a", "name": "b"}', b"\xff"])
-def test_601_a_configuration_that_no_longer_parses(node: Node, stdin: bytes) -> None:
+def test_a_configuration_that_no_longer_parses(node: Node, stdin: bytes) -> None:
     """What is on stdin now cannot be read: the record can, so VF and address come back."""
     before, pod = node.state(), node.pod()
     node.add(node.conf(ipam=node.host_local()), pod)
     released(node, before, pod, stdin)
 
 
-def test_601_on_the_plain_backend(make_node: MakeNode) -> None:
+def test_on_the_plain_backend(make_node: MakeNode) -> None:
     node = make_node(vfs=2, backend="python")
     before, pod = node.state(), node.pod()
     node.add(node.conf(ipam=node.host_local()), pod)
     released(node, before, pod, node.conf(name="renamed", ipam=None))
 
 
-def test_601_the_plugin_gets_what_its_add_got(node: Node) -> None:
+def test_the_plugin_gets_what_its_add_got(node: Node) -> None:
     """The IPAM plugin's DEL has the ADD's configuration and arguments, and the runtime's prevResult."""
     body = '{"cniVersion": "1.0.0", "ips": [{"address": "10.5.0.2/24"}]}'
     node.delegate("given", f"cat > \"$ROOT/$CNI_COMMAND\"; [ $CNI_COMMAND = DEL ] || echo '{body}'")
@@ -75,7 +75,7 @@ def test_601_the_plugin_gets_what_its_add_got(node: Node) -> None:
     assert [re.search(r"K8S_POD_NAME=\w+", call)[0] for call in calls] == ["K8S_POD_NAME=web"] * 2  # type: ignore[index]
 
 
-def test_601_without_a_record_the_given_configuration_counts(node: Node) -> None:
+def test_without_a_record_the_given_configuration_counts(node: Node) -> None:
     """A DEL of what has no record gives back by what it was given: there is nothing else."""
     pod = node.pod()
     conf = node.conf(ipam=node.host_local())
@@ -88,7 +88,7 @@ def test_601_without_a_record_the_given_configuration_counts(node: Node) -> None
 
 
 @pytest.mark.modes("resident")
-def test_601_check_asks_the_ipam_of_the_add(node: Node) -> None:
+def test_check_asks_the_ipam_of_the_add(node: Node) -> None:
     """CHECK compares with what was attached, so the IPAM plugin that gave the address is asked."""
     pod = node.pod()
     conf = node.conf(ipam=node.host_local())

@@ -27,7 +27,7 @@ def attached(node: Node, conf: dict[str, Any]) -> str:
     return pod
 
 
-def test_604_a_gateway_outside_a_host_address(either: Node) -> None:
+def test_a_gateway_outside_a_host_address(either: Node) -> None:
     """With /32 and /128 the gateway is in no network of the pod's: its routes are on link."""
     node = either
     addresses = [
@@ -45,7 +45,7 @@ def test_604_a_gateway_outside_a_host_address(either: Node) -> None:
     assert (way["gateway"], "onlink" in way["flags"]) == ("fd00:9::1", True)
 
 
-def test_604_a_gateway_inside_a_network(either: Node) -> None:
+def test_a_gateway_inside_a_network(either: Node) -> None:
     """A gateway that the address's network has needs no flag; one that it has not is a mistake."""
     node = either
     addresses = [{"address": "10.1.0.2/24", "gateway": "10.1.0.1"}, {"address": "10.2.0.2/32"}]
@@ -56,7 +56,7 @@ def test_604_a_gateway_inside_a_network(either: Node) -> None:
     assert "route 0.0.0.0/0 via 10.9.0.1" in node.refused(100, "ADD", wrong, node.pod())
 
 
-def test_604_a_link_local_gateway(either: Node) -> None:
+def test_a_link_local_gateway(either: Node) -> None:
     """A router's link-local address is reached without the flag, also with a /128."""
     node = either
     pod = attached(node, static(node, [{"address": "fd00:1::2/128"}], [{"dst": "::/0", "gw": "fe80::1"}]))
@@ -64,7 +64,7 @@ def test_604_a_link_local_gateway(either: Node) -> None:
     assert (way["gateway"], "onlink" in way["flags"]) == ("fe80::1", False)
 
 
-def test_605_what_is_given_twice_is_set_once(either: Node) -> None:
+def test_what_is_given_twice_is_set_once(either: Node) -> None:
     """The same address and the same route in two spellings are no conflict."""
     node = either
     address = {"address": "10.1.0.2/24", "gateway": "10.1.0.1"}
@@ -84,7 +84,7 @@ def test_605_what_is_given_twice_is_set_once(either: Node) -> None:
 
 
 @pytest.mark.modes("process")
-def test_606_more_routes_than_one_send_takes(either: Node) -> None:
+def test_more_routes_than_one_send_takes(either: Node) -> None:
     """Some ten thousand routes are set, and the one that the kernel refuses is named."""
     node = either
     address = {"address": "10.1.0.2/24", "gateway": "10.1.0.1"}

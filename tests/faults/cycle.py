@@ -49,6 +49,7 @@ class Bench:
         self.node.delete(self._conf(), self.pod)
         mode.at_rest()
         self._is_attached = False
+        self.status: int | None = None  # of the verb that was injected last
         self.before = self.world()
 
     def _conf(self, verb: str = "") -> dict[str, Any]:
@@ -75,7 +76,7 @@ class Bench:
             "records": self.node.records(),
             "drafts": self.node.drafts(),
             "files": self._files("run", "ipam", "state"),
-            "held locks": self._held(),
+            "held locks": self.node.held(),
             "masks": {path.parent.name: path.read_text() for path in masks},
             "pods": {name: self._pod(pod) for pod, name in ((self.bystander, "other"), (self.pod, "pod"))},
         }
@@ -93,13 +94,6 @@ class Bench:
                 below[:] = [name for name in below if f"{directory}/{name}" not in _APART]
         return sorted(name for name in found if not name.startswith(("run/s", "run/vfs/.")))
 
-    def _held(self) -> list[str]:
-        """Locks that somebody has (/proc/locks)."""
-        with open("/proc/locks") as file:
-            inodes = {line.split()[5].rpartition(":")[2] for line in file if " FLOCK " in line}
-        directory = self.node.run_dir / "locks"
-        return [name for name in self.node.locks() if str((directory / name).stat().st_ino) in inodes]
-
     # --- the cycle
 
     def record(self, verb: str) -> Run:
@@ -115,6 +109,7 @@ class Bench:
         """Run a verb with a fault; look what it said and did, and whether all comes right after it."""
         self._prepare(verb)
         run = self.mode.run(verb, self._conf(verb), self.pod, fault)
+        self.status = run.outcome.status if run.outcome else None
         found = judged(run, verb, fault)
         self._refill_masks()
         self.mode.restart()

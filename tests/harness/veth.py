@@ -246,6 +246,17 @@ class Node(Runtime):
                 continue
         return found
 
+    def held(self, prefix: str = "") -> list[str]:
+        """Return the locks that somebody has (/proc/locks); a file alone may be a dead one's."""
+        inodes = {line.split()[5].rpartition(":")[2] for line in Path("/proc/locks").read_text().splitlines()}
+        return [name for name in self.locks() if name.startswith(prefix) and self._inode(name) in inodes]
+
+    def _inode(self, lock: str) -> str:
+        try:
+            return str((self.run_dir / "locks" / lock).stat().st_ino)
+        except FileNotFoundError:
+            return ""
+
     def announcing(self, pod: str) -> bool:
         """Say whether somebody has a packet socket in the pod (packet(7)); one that is gone has none."""
         words = ["nsenter", f"--net=/run/netns/{pod}", "cat", "/proc/net/packet"]
@@ -381,17 +392,6 @@ class ResidentNode(Node):
 
     def _held_free(self) -> set[str]:
         return {name[3:] for name in self.held("vf-")} - {name.partition("~")[0] for name in self.records()}
-
-    def held(self, prefix: str = "") -> list[str]:
-        """Return the locks that somebody has (/proc/locks); a file alone may be a dead one's."""
-        inodes = {line.split()[5].rpartition(":")[2] for line in Path("/proc/locks").read_text().splitlines()}
-        return [name for name in self.locks() if name.startswith(prefix) and self._inode(name) in inodes]
-
-    def _inode(self, lock: str) -> str:
-        try:
-            return str((self.run_dir / "locks" / lock).stat().st_ino)
-        except FileNotFoundError:
-            return ""
 
     def settle(self) -> None:
         super().settle()

@@ -17,11 +17,44 @@ from faults.tracer import KILL, Fault, Seen
 pytestmark = pytest.mark.skipif(not ptrace.SUPPORTED, reason="the tracer knows x86-64 alone")
 
 
+# Where the machine or the journal is different before and after.
+CHANGES = ("sendto", "rename", "unlink", "flock", "setns")
+KILLED = [
+    *(("process", verb) for verb in ("ADD", "DEL")),
+    *(("resident", verb) for verb in ("ADD", "DEL")),
+    *(("macvlan", verb) for verb in ("ADD", "DEL")),
+    ("deferred", "DEL"),
+]
+CANNOT_FAIL = ("exit_group", "execve", "arch_prctl", "set_tid_address", "brk")
+
+
 @pytest.fixture(params=["process", "resident"])
 def bench(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Bench]:
     mode = MODES[request.param](tmp_path)
     yield Bench(mode)
     mode.close()
+
+
+@pytest.mark.parametrize(("bench", "verb"), KILLED, indirect=["bench"])
+def test_a_kill_anywhere_comes_right(bench: Bench, verb: str) -> None:
+    """At every third call; `make faults` has all. The client does the whole where its server was killed."""
+    points = [call for call in bench.record(verb).seen if call.call in CHANGES]
+    assert {call.call for call in points} >= {"unlink", "flock", "sendto"}
+    for call in points[::3]:
+        verdict = bench.inject(verb, Fault(call.call, call.ordinal, KILL))
+        assert verdict.faults == [], call
+        assert bench.mode.name == "process" or bench.status == 0, call
+
+
+@pytest.mark.parametrize("bench", ["client"], indirect=True)
+def test_any_call_of_the_client_may_fail(bench: Bench) -> None:
+    """The client answers or does the work itself; it cannot answer where writing the answer fails."""
+    for call in bench.record("ADD").seen:
+        if call.call not in CANNOT_FAIL:
+            faults = bench.inject("ADD", Fault(call.call, call.ordinal, "EIO")).faults
+            if call.call in ("write", "writev"):
+                faults = [fault for fault in faults if "without an error" not in fault]
+            assert faults == [], call
 
 
 def test_the_record_is_made_and_published_by_rename(bench: Bench) -> None:

@@ -11,14 +11,12 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from harness.runtime import Outcome
 from harness.server import Strace, has_strace
 from harness.veth import MakeNode, Node, ResidentNode, held_up, let_go, waits
 from harness.waiting import wait_for
@@ -243,77 +241,6 @@ def test_one_attaches_the_other_releases(node: ResidentNode) -> None:
     node.delete(conf, pods[1])
     assert (node.state(), node.records(), node.leases(), node.locks()) == (before, [], [], [])
     assert node.in_process() == ["DEL", "ADD"]
-
-
-# Where the machine or the journal is different before and after.
-CALLS = ("sendto", "rename", "unlink", "flock", "setns")
-
-
-def counted(node: ResidentNode, command: str, conf: dict[str, Any], pod: str) -> Counter[str]:
-    """Run a verb and count the calls of the thread that served it."""
-    output = node.root / "strace"
-    with Strace(node.server.pid, output, "-e", f"trace={','.join(CALLS)}") as trace:
-        assert node.run(command, conf, pod).status == 0
-        node.settle()
-    busiest = max(trace.calls().values(), key=len)
-    return Counter(call.partition("(")[0] for call in busiest)
-
-
-def killed(
-    node: ResidentNode, command: str, conf: dict[str, Any], pod: str, point: tuple[str, int]
-) -> Outcome:
-    """Run a verb, with the server killed before one thread's nth call of one kind."""
-    call, nth = point
-    words = ("-e", f"trace={call}", "-e", f"inject={call}:signal=SIGKILL:when={nth}")
-    with Strace(node.server.pid, node.root / "strace", *words):
-        done = node.run(command, conf, pod)
-        assert node.server.ended() == -signal.SIGKILL, point
-    return done
-
-
-@pytest.mark.skipif(not has_strace, reason="needs strace")
-@pytest.mark.modes("resident", falls_back=True)
-def test_the_server_is_killed_anywhere_in_an_add(make_node: MakeNode) -> None:
-    survives(make_node(vfs=1), "ADD")
-
-
-@pytest.mark.skipif(not has_strace, reason="needs strace")
-@pytest.mark.modes("resident", "deferred", falls_back=True)
-def test_the_server_is_killed_anywhere_in_a_del(make_node: MakeNode) -> None:
-    survives(make_node(vfs=1), "DEL")
-
-
-def survives(node: Node, command: str) -> None:
-    """Killed at every third call: the runtime does not hear of it, and the next server does what is left."""
-    assert isinstance(node, ResidentNode)
-    node.nip("link", "set", "pf0v0", "up", "mtu", "1400")
-    before, pod = node.state(), node.pod()
-    conf = node.conf(ipam=own(node) | {"routes": [{"dst": "0.0.0.0/0"}]}, mtu=1450, cores=[1, 2])
-    node.server.ready()
-    counts = {verb: counted(node, verb, conf, pod) for verb in ("ADD", "DEL")}
-    points = [(call, nth) for call, most in counts[command].items() for nth in range(1, most + 1, 3)]
-    assert len(points) > 5
-    for point in points:
-        if command == "DEL":
-            node.add(conf, pod)
-        done = killed(node, command, conf, pod, point)
-        assert done.status == 0, (point, done)
-        if command == "ADD":
-            address = done.json["ips"][0]["address"]
-            assert node.addresses("eth0", pod) == [address], point
-            assert (len(node.records()), node.leases()) == (1, [address.partition("/")[0]]), point
-            node.serve().ready()
-            node.delete(conf, pod)
-        else:
-            node.serve().ready()
-        assert (node.state(), node.records(), node.leases(), node.held()) == (before, [], [], []), point
-        masks = {node.tree.mask(irq): node.tree.mask(irq).read_text().strip() for irq in node.tree.irqs(0)}
-        assert set(masks.values()) <= {"ff", ""}, point
-        for path in masks:
-            path.write_text("ff\n")  # between open and write, this file is empty, as procfs never is
-    served_again = node.in_process()
-    assert set(served_again) == {f"{command} again"}
-    assert len(served_again) > len(points) / 2
 
 
 @pytest.mark.skipif(not has_strace, reason="needs strace")

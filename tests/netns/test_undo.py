@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 import subprocess
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -333,3 +334,30 @@ def test_the_log_file_cannot_be_written(node: Node) -> None:
     done = node.run("ADD", node.conf(logFile="/proc/nowhere/log"), node.pod())
     assert done.status == 0
     assert "the log file cannot be written" in done.stderr
+
+
+@pytest.mark.modes("process")
+def test_ipam_that_chose_before_the_crash_is_asked_to_give_back(node: Node) -> None:
+    """Killed after IPAM's answer and before a record: DEL goes to IPAM all the same."""
+    node.delegate("txipam", '[ "$CNI_COMMAND" = ADD ] && echo \'{"ips":[{"address":"10.1.0.2/24"}]}\'')
+    conf, pod = node.conf(ipam={"type": "txipam", "delegate": True}), node.pod()
+    before = node.state()
+    inject = ("-e", "trace=rename", "-e", "inject=rename:signal=SIGKILL:when=1")
+    done = node.run("ADD", conf, pod, wrap=("strace", "-o", "/dev/null", *inject))
+    assert done.status in (-signal.SIGKILL, 128 + signal.SIGKILL), done
+    assert (node.calls(), node.records()) == (["ADD"], [])
+    node.delete(conf, pod)
+    assert (node.calls(), node.state()) == (["ADD", "DEL"], before)
+
+
+@pytest.mark.modes("process")
+def test_the_records_file_is_whole_at_all_times(node: Node) -> None:
+    """Killed in the middle of writing a draft, there is the old record or none."""
+    pod, conf = node.pod(), node.conf()
+    wrap = ("strace", "-o", "/dev/null", "-P", f"{node.run_dir}/vfs/.{node.tree.pci(0)}")
+    inject = ("-e", "trace=write", "-e", "inject=write:signal=SIGKILL:when=1")
+    done = node.run("ADD", conf, pod, wrap=(*wrap, *inject))
+    assert done.status in (-signal.SIGKILL, 128 + signal.SIGKILL), done
+    assert node.records() == []
+    node.add(conf, pod)
+    assert Path(node.record()).read_text().startswith("{")

@@ -1,16 +1,21 @@
-"""The return of a VF to the host where a driver refuses what is not essential to it."""
+"""The return of a VF to the host: its MAC on the PF, and refusals of a driver that do not fail a DEL."""
 
 from __future__ import annotations
 
 import errno
+from typing import Any
 
 import pytest
 
 from sriov_fast.common.errors import NetlinkError
 from sriov_fast.common.log import Logger
-from sriov_fast.common.record import Link
+from sriov_fast.common.paths import Roots
+from sriov_fast.common.record import Link, VfSettings
 from sriov_fast.kernel.backend import nl
 from sriov_fast.vf import detach
+from sriov_fast.vf.driver_socket import Patience
+from sriov_fast.vf.find import PodNetns
+from sriov_fast.vf.journal import Attachment
 
 
 class Refusing:
@@ -28,10 +33,63 @@ class Refusing:
 @pytest.mark.parametrize("refused", [errno.ENETDOWN, errno.EIO])
 def test_a_device_that_will_not_come_up_is_a_warning(capfd: pytest.CaptureFixture[str], refused: int) -> None:
     host, wanted = Refusing(refused), nl.Batch()
-    detach.bring_up(host, Link(index=7, name="eth7", mac="", mtu=0, up=False), Logger())  # type: ignore[arg-type]
+    record = Attachment(container_id="c", ifname="eth0", pci="")
+    release = detach.Release(record, PodNetns(), Roots(), Logger(), Patience())
+    release._host = host  # type: ignore[assignment]
+    release._bring_up(Link(index=7, name="eth7", mac="", mtu=0, up=False))
     wanted.set_link(7, up=True)
     assert host.asked == [wanted.tobytes()]
     said = capfd.readouterr().err
     assert "level=warning" in said
     assert "interface=eth7" in said
     assert "set link of eth7" in said
+
+
+OWN, ADMIN, OTHER, ZERO = ("02:00:00:00:00:01", "02:00:00:00:00:0a", "02:00:00:00:00:77", "00:00:00:00:00:00")
+
+
+class Pf:
+    """A PF that holds a MAC for VF 1, and takes every change."""
+
+    def __init__(self, mac: str | None) -> None:
+        self.mac = mac
+        self.asked: list[str] = []
+
+    def run(self, batch: nl.Batch, *, check: bool = True) -> list[Any]:
+        self.asked += [operation.partition(",")[0] for operation in batch.operations]
+        vf = VfSettings(mac=self.mac)
+        read = Link(index=3, name="pf0", mac="", mtu=1500, up=True, vf=vf)
+        return [read if operation.startswith("get") else None for operation in batch.operations]
+
+
+@pytest.mark.parametrize(
+    ("before", "now", "asked", "changed", "requests"),
+    [
+        pytest.param(ADMIN, OWN, {"trust": True}, False, 2, id="the pod has restored its device's MAC"),
+        pytest.param(ADMIN, OTHER, {"trust": True}, True, 2, id="the pod has changed its device's MAC"),
+        pytest.param(ADMIN, ADMIN, {"trust": True}, False, 1, id="the PF has its MAC"),
+        pytest.param(ADMIN, ADMIN, {"trust": False}, False, 0, id="the driver refuses an untrusted VF's MAC"),
+        pytest.param(OWN, OWN, {"trust": True}, False, 0, id="the VF used the PF's MAC"),
+        pytest.param(OWN, ZERO, {"mac": OTHER}, False, 2, id="the ADD set a MAC"),
+        pytest.param(None, None, {"mac": OTHER}, False, 0, id="the PF reports no MAC"),
+    ],
+)
+def test_the_mac_on_the_pf(
+    before: str | None, now: str | None, asked: dict[str, Any], changed: bool, requests: int
+) -> None:
+    """The PF is read only if it may hold another MAC, and set only if it does."""
+    record = Attachment(
+        container_id="c",
+        ifname="eth0",
+        pci="0000:01:10.0",
+        pf_index=3,
+        vf=1,
+        before=VfSettings(mac=before, trust=False),
+        before_mac=OWN,
+        asked=VfSettings(**asked),
+    )
+    release = detach.Release(record, PodNetns(), Roots(), Logger(), Patience())
+    host = Pf(now)
+    release._host = host  # type: ignore[assignment]
+    release._restore_macs(Link(index=7, name="eth7", mac=OWN, mtu=0, up=False), changed=changed)
+    assert len(host.asked) == requests, host.asked

@@ -29,7 +29,8 @@ def reply(vfs: dict[int, bytes]) -> bytes:
         attribute(1, attribute(1, struct.pack("=I32s", number, b"")) + attribute(8, stats))
         for number, stats in vfs.items()
     )
-    body = struct.pack("=BxHiII", 0, 1, 2, 0, 0) + attribute(3, b"pf0\0") + attribute(22, infos)
+    body = struct.pack("=BxHiII", 0, 1, 2, 0, 0) + attribute(3, b"pf0\0")
+    body += attribute(21, struct.pack("=I", len(vfs))) + attribute(22, infos)
     body += attribute(23, bytes(4))
     return struct.pack("=IHHII", len(body) + 16, 16, 0, 1, 0) + body
 
@@ -71,7 +72,7 @@ def test_an_error_of_the_kernel() -> None:
 def test_a_list_that_is_longer_than_its_length_can_say(shown: int) -> None:
     """Kernels wrap the length to 16 bits."""
     whole = bytearray(reply({number: counted(*[number] * 8) for number in range(1, 301)}))
-    at = whole.index(attribute(3, b"pf0\0")) + 8
+    at = whole.index(attribute(3, b"pf0\0")) + 16
     struct.pack_into("=H", whole, at, shown)
     found = vf_counters.parse(bytes(whole))
     assert found == {number: Counters(*[number] * 6) for number in range(1, 301)}

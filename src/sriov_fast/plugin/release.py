@@ -126,12 +126,12 @@ def release(call: Call, record: Attachment, *, defer: bool = False) -> Reply:
     return Reply(afterwards=lambda: _bring_home_deferred(call, returning, vf, later))
 
 
-def _release_of(call: Call, record: Attachment) -> modes.Release:
+def _release_of(call: Call, record: Attachment) -> detach.Release:
     patience = driver_socket.Patience(call.ends)
     return modes.of(record).Release(record, call.pod_netns, call.roots, call.log, patience)
 
 
-def _release_both(call: Call, vf: modes.Release, leave: str, *, defer: bool = False) -> None:
+def _release_both(call: Call, vf: detach.Release, leave: str, *, defer: bool = False) -> None:
     """Make the VF quiet, then release the addresses while the VF returns to the host, a step named ``leave``.
 
     With ``defer`` only wait for IPAM; if IPAM fails, return the VF nevertheless. The caller has the VF's
@@ -164,7 +164,7 @@ def _release_addresses(call: Call, tasks: Scope) -> Task:
     return tasks.submit(lambda: ipam.run("DEL", call.wait(IPAM_WAIT)), waits=ipam.waits)
 
 
-def _bring_home_deferred(call: Call, record: Attachment, vf: modes.Release, held: ExitStack) -> None:
+def _bring_home_deferred(call: Call, record: Attachment, vf: detach.Release, held: ExitStack) -> None:
     """Bring a quiet VF home after the reply; its lock is released then. An error is logged."""
     with held:
         try:

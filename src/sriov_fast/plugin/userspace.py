@@ -5,7 +5,7 @@ from __future__ import annotations
 from sriov_fast.common.errors import ConfigError
 from sriov_fast.ipam.kinds import needs_interface
 from sriov_fast.plugin.prepare import prepare
-from sriov_fast.vf import userspace
+from sriov_fast.vf import attach, userspace
 from sriov_fast.vf.journal import MACVLAN, USERSPACE
 
 TYPE_CHECKING = False
@@ -56,7 +56,7 @@ def serve(call: Call, record: Attachment, host: DriverSocket, addresses: Address
     answer = addresses.obtain()
     call.step("wait for IPAM", "ipam")
     prepared = prepare(call, record, answer.result, userspace.described(record))
-    userspace.verify(host, record)
+    attach.verify_on_pf(host, record)
     call.journal.publish(prepared.record)
     prepared.tell()
     call.step("journal, result")

@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import socket
 import struct
-from collections.abc import Iterator
 from typing import NamedTuple
 
 from sriov_fast.common.errors import NetlinkError
 from sriov_fast.kernel.netlink import constants as c
+from sriov_fast.kernel.netlink import links
+from sriov_fast.kernel.netlink.attributes import inner, payloads
 
 _LINK = struct.Struct("=BxHiII")  # struct ifinfomsg
 _ERROR = struct.Struct("=i")  # the first field of struct nlmsgerr
@@ -56,43 +57,14 @@ def read(pf: str) -> dict[int, Counters]:
 def parse(reply: bytes) -> dict[int, Counters]:
     """Return the counters in a reply of the kernel. Raises NetlinkError for an error message."""
     length, kind, *_ = c.HEADER.unpack_from(reply)
-    body = memoryview(reply)[c.HEADER.size : length]
     if kind == c.NLMSG_ERROR:
-        number = -_ERROR.unpack_from(body)[0]
-        raise NetlinkError(number, operation="read the VFs' counters")
-    vfs = (dict(_attributes(vf)) for vf in _infos(body[_LINK.size :]))
-    return {_NUMBER.unpack_from(vf[c.IFLA_VF_MAC])[0]: _counters(vf[_STATS]) for vf in vfs if _STATS in vf}
+        (number,) = _ERROR.unpack_from(reply, c.HEADER.size)
+        raise NetlinkError(-number, operation="read the VFs' counters")
+    found = ((vf, inner(info, _STATS)) for vf, info in links.vf_infos(reply[:length]))
+    return {vf: _counters(stats) for vf, stats in found if stats is not None}
 
 
-def _infos(data: memoryview) -> Iterator[memoryview]:
-    """Yield the IFLA_VF_INFO of each VF in a device's attributes.
-
-    Kernels wrap the length of a list over 64 KiB, so the list ends at the first attribute of another kind.
-    """
-    at = 0
-    while at + c.ATTR.size <= len(data):
-        length, kind = c.ATTR.unpack_from(data, at)
-        if kind & c.NLA_TYPE_MASK == c.IFLA_VFINFO_LIST:
-            for inner, content in _attributes(data[at + c.ATTR.size :]):
-                if inner != c.IFLA_VF_INFO:
-                    return
-                yield content
-            return
-        at += max((length + 3) & ~3, c.ATTR.size)
-
-
-def _counters(stats: memoryview) -> Counters:
+def _counters(stats: bytes) -> Counters:
     """Return the counters of one VF; older kernels have no drops."""
-    values = {kind: _COUNTER.unpack_from(value)[0] for kind, value in _attributes(stats) if len(value) >= 8}
+    values = {kind: _COUNTER.unpack_from(value)[0] for kind, value in payloads(stats) if len(value) >= 8}
     return Counters(*(values.get(kind, 0) for kind in _KINDS))
-
-
-def _attributes(data: memoryview) -> Iterator[tuple[int, memoryview]]:
-    """Return type and content of each attribute (struct nlattr); stop at a cut one."""
-    at = 0
-    while at + c.ATTR.size <= len(data):
-        length, kind = c.ATTR.unpack_from(data, at)
-        if length < c.ATTR.size or at + length > len(data):
-            return
-        yield kind & c.NLA_TYPE_MASK, data[at + c.ATTR.size : at + length]
-        at += (length + 3) & ~3

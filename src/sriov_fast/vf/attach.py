@@ -7,7 +7,14 @@ through the PF first, then on the device after a reset of the VF.
 
 from __future__ import annotations
 
-from sriov_fast.common.errors import BusyError, ConfigError, KernelError, NetlinkError, TryAgainError
+from sriov_fast.common.errors import (
+    BusyError,
+    ConfigError,
+    KernelError,
+    NetlinkError,
+    TryAgainError,
+    is_absent,
+)
 from sriov_fast.common.record import LinkSettings, Record, VfSettings
 from sriov_fast.kernel.backend import nl
 from sriov_fast.vf import candidate
@@ -123,10 +130,11 @@ def _tag(settings: VfSettings) -> tuple[int | None, int, str]:
     return settings.vlan, settings.qos or 0, settings.proto or "802.1Q"
 
 
-def configure(host: DriverSocket, record: Attachment, *, down: bool) -> None:
+def configure(host: DriverSocket, record: Attachment, *, down: bool = False) -> None:
     """Set the requested values through the PF, and the MAC on both sides, in one send.
 
-    ``down``: bring the device down first.
+    ``down``: bring the device down first. A device that is up stays up otherwise, unless its driver refuses
+    the MAC. A VF with a userspace driver has no device.
     """
     asked = changes(record)
     if asked == NOTHING and not down:
@@ -136,7 +144,7 @@ def configure(host: DriverSocket, record: Attachment, *, down: bool) -> None:
     if down:
         batch.set_link(record.ifindex, up=False)
         kinds.append("down")
-    if asked.mac and asked.mac != record.before_mac:
+    if record.ifindex and asked.mac and asked.mac != record.before_mac:
         batch.set_link(record.ifindex, mac=asked.mac)
         kinds.append("mac")
     if asked != NOTHING:
@@ -277,65 +285,60 @@ def verify(host: DriverSocket, pod: DriverSocket, record: Attachment, link: Link
 
     Raises KernelError.
     """
-    if not record.asked.mac and record.asked.vlan is None:
-        return link
-    wanted, refusal = record.asked.mac, None
+    wanted = record.asked.mac
     if wanted:
         link, refusal = await_mac(pod, link, wanted)
-    on_pf = await_on_pf(host, record)
-    if wanted and (link.mac != wanted or on_pf.mac not in (wanted, None)):
-        why = f": {refusal.msg}" if refusal else ""
-        raise KernelError(
-            f"mac {wanted}: {record.ifname} has {link.mac} and {record.pf} holds {on_pf.mac} "
-            f"for VF {record.vf}{why}",
-            "the driver did not take the MAC; see the kernel's log",
-            errno=refusal.errno if refusal else 0,
-            interface=record.ifname,
-            vf=record.vf,
-        )
-    require_vlan(on_pf, record)
+        if link.mac != wanted:
+            why, errno = (f": {refusal.msg}", refusal.errno) if refusal else ("", 0)
+            raise _not_taken(record, f"mac {wanted}", f"{record.ifname} has {link.mac}{why}", errno)
+    verify_on_pf(host, record)
     return link
 
 
-def require_vlan(on_pf: VfSettings, record: Attachment) -> None:
-    """Raise KernelError if the PF reports another VLAN than the one that was set."""
-    vlan = changes(record).vlan
-    if vlan is not None and on_pf.vlan not in (vlan, None):
-        raise KernelError(
-            f"vlan {vlan}: {record.pf} holds {on_pf.vlan} for VF {record.vf}",
-            "the driver did not take the VLAN; see the kernel's log",
-            interface=record.pf,
-            vf=record.vf,
-        )
+def verify_on_pf(host: DriverSocket, record: Attachment) -> None:
+    """Wait until the PF reports the VF's new MAC and VLAN. Raises KernelError if it does not."""
+    if not record.asked.mac and record.asked.vlan is None:
+        return
+    new = changes(record)
+    late = _late(host, record, new)
+    for _ in host.patience.pauses() if late else ():
+        late = _late(host, record, new)
+        if not late:
+            return
+    if late:
+        raise _not_taken(record, *late)
 
 
-def await_on_pf(host: DriverSocket, record: Attachment) -> VfSettings:
-    """Return what the PF reports of a VF with a new MAC or VLAN; wait for both, or until the patience ends.
-
-    What the PF does not report is None, and so is all if neither was set. Raises NetlinkError.
-    """
-    asked = changes(record)
-    if asked.mac is None and asked.vlan is None:
-        return NOTHING
-    on_pf = _on_pf(host, record)
-    for _ in host.patience.pauses() if _is_late(on_pf, asked) else ():
-        on_pf = _on_pf(host, record)
-        if not _is_late(on_pf, asked):
-            break
-    return on_pf
+def _late(host: DriverSocket, record: Attachment, new: VfSettings) -> tuple[str, str] | None:
+    """Return a new MAC or VLAN, and the other value that the PF reports; None without such a difference."""
+    now = on_pf(host, record) if new.mac or new.vlan is not None else None
+    for key, wanted, held in (("mac", new.mac, now.mac), ("vlan", new.vlan, now.vlan)) if now else ():
+        if None not in (wanted, held) and wanted != held:
+            return f"{key} {wanted}", f"{record.pf} holds {held}"
+    return None
 
 
-def _is_late(on_pf: VfSettings, asked: VfSettings) -> bool:
-    """Return whether the PF reports another MAC or VLAN than the new one."""
-    pairs = ((on_pf.mac, asked.mac), (on_pf.vlan, asked.vlan))
-    return any(None not in pair and pair[0] != pair[1] for pair in pairs)
-
-
-def _on_pf(host: DriverSocket, record: Attachment) -> VfSettings:
+def on_pf(host: nl.Socket, record: Attachment) -> VfSettings | None:
+    """Return what the PF reports of the VF, None if there is no such PF or VF. Raises NetlinkError."""
     batch = nl.Batch()
     batch.get_link(index=record.pf_index, vf=record.vf)
-    pf: Link = host.run(batch)[0]
-    return pf.vf or NOTHING
+    (pf,) = host.run(batch, check=False)
+    if not isinstance(pf, NetlinkError):
+        settings: VfSettings | None = pf.vf
+        return settings
+    if not is_absent(pf):
+        raise pf
+    return None
+
+
+def _not_taken(record: Attachment, wanted: str, held: str, errno: int = 0) -> KernelError:
+    return KernelError(
+        f"{wanted}: {held} for VF {record.vf}",
+        "the driver did not take it; see the kernel's log",
+        errno=errno,
+        interface=record.ifname,
+        vf=record.vf,
+    )
 
 
 def refused(error: NetlinkError, record: Attachment) -> NetlinkError:

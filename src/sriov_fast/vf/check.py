@@ -5,7 +5,7 @@ from __future__ import annotations
 from sriov_fast.common.errors import CheckError, NetlinkError, is_absent
 from sriov_fast.common.record import Route
 from sriov_fast.kernel.backend import nl
-from sriov_fast.vf import find, irq, modes, tuning
+from sriov_fast.vf import attach, find, irq, modes, tuning
 from sriov_fast.vf.journal import MACVLAN, USERSPACE
 
 TYPE_CHECKING = False
@@ -110,14 +110,10 @@ def _pf_faults(host: nl.Socket, record: Attachment) -> list[str]:
     asked = {key: value for key, value in record.asked.as_dict().items() if value is not None}
     if not asked:
         return []
-    batch = nl.Batch()
-    batch.get_link(index=record.pf_index, vf=record.vf)
-    pf = host.run(batch, check=False)[0]
-    if isinstance(pf, NetlinkError) and not is_absent(pf):
-        raise pf
-    if isinstance(pf, NetlinkError) or pf.vf is None:
+    on_pf = attach.on_pf(host, record)
+    if on_pf is None:
         return [f"{record.pf} shows no VF {record.vf}"]
-    now = pf.vf.as_dict()
+    now = on_pf.as_dict()
     return [
         f"{record.pf} holds {key} {now[key]} for VF {record.vf}, not {value}"
         for key, value in asked.items()

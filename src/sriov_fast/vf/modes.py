@@ -1,4 +1,4 @@
-"""The attach modes. Each is a module with the same functions, and a class ``Release`` that undoes them.
+"""The attach modes. Each is a module with the same functions, and a subclass of ``detach.Release``.
 
 A VF with a userspace driver has no network device; its mode has no function ``enter``.
 """
@@ -10,35 +10,16 @@ from sriov_fast.vf.journal import MACVLAN, USERSPACE
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Protocol, Self
+    from typing import Protocol
 
     from sriov_fast.common.log import Logger
     from sriov_fast.common.paths import Roots
     from sriov_fast.kernel.backend import nl
+    from sriov_fast.vf import detach
     from sriov_fast.vf.driver_socket import DriverSocket, Patience
     from sriov_fast.vf.find import PodNetns
     from sriov_fast.vf.journal import Attachment
     from sriov_fast.vf.select import ReservedVf
-
-    class Release(Protocol):
-        """One VF that its pod gives back: ``quieten`` it, then ``bring_home``.
-
-        A context manager, which owns sockets. The one in the pod keeps the pod's namespace alive, so that the
-        namespace may be deleted between the two steps.
-        """
-
-        def __enter__(self) -> Self: ...
-
-        def __exit__(self, *_: object) -> None: ...
-
-        def find(self) -> None:
-            """Find the VF and the pod's device; HiddenError if a device exists and cannot be found."""
-
-        def quieten(self) -> None:
-            """Restore the PF's settings and make sure that the pod can send nothing through the VF."""
-
-        def bring_home(self) -> None:
-            """Restore the VF's device in the host."""
 
     class Mode(Protocol):
         """The module of an attach mode. ``RESTORE`` is the name of the step ``bring_home`` in a trace."""
@@ -55,7 +36,7 @@ if TYPE_CHECKING:
 
         def Release(  # noqa: N802 (a class)
             self, record: Attachment, pod_netns: PodNetns, roots: Roots, log: Logger, patience: Patience
-        ) -> Release:
+        ) -> detach.Release:
             """Return the release of a VF."""
 
         def silence(self, record: Attachment, log: Logger) -> bool:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import errno
 import os
 import time
-from contextlib import ExitStack
 
 from sriov_fast.common import descriptors, executor
 from sriov_fast.common.errors import (
@@ -22,22 +21,21 @@ from sriov_fast.common.errors import (
 from sriov_fast.common.interpreter import INTERPRETER
 from sriov_fast.common.record import LinkSettings
 from sriov_fast.kernel.backend import nl
-from sriov_fast.vf import attach, candidate, detach, driver_socket, find, netns
+from sriov_fast.vf import attach, candidate, detach, find, netns
 from sriov_fast.vf.journal import ATTACHING
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Self
-
     from sriov_fast.common.log import Logger
     from sriov_fast.common.paths import Roots
     from sriov_fast.common.record import Link
-    from sriov_fast.vf.driver_socket import DriverSocket, Patience
-    from sriov_fast.vf.find import PodNetns, VfLocation
+    from sriov_fast.vf.driver_socket import DriverSocket
+    from sriov_fast.vf.find import VfLocation
     from sriov_fast.vf.journal import Attachment
     from sriov_fast.vf.select import ReservedVf
 
 WAITS = False
+configure = attach.configure
 ENTER, RESTORE = "macvlan", "restore the VF"
 
 _GEN_MODE_NONE = 1  # IN6_ADDR_GEN_MODE_NONE, linux/if_link.h
@@ -66,11 +64,6 @@ def observe(host: nl.Socket, reserved: ReservedVf, record: Attachment, roots: Ro
             vf=reserved.vf.index,
         )
     return attach.observe(host, reserved, record, roots).replace(before_disable_ipv6=link.disable_ipv6)
-
-
-def configure(host: DriverSocket, record: Attachment) -> None:
-    """Set the requested values; a VF that is up stays up, unless its driver then refuses the MAC."""
-    attach.configure(host, record, down=False)
 
 
 def enter(host: DriverSocket, record: Attachment, netns_fd: int) -> None:
@@ -192,29 +185,16 @@ def is_detached(record: Attachment, roots: Roots) -> bool:
         return not is_occupied(host, link.index)
 
 
-class Release:
-    """One VF that is given back (``modes.Release``)."""
+class Release(detach.Release):
+    """The deletion of a VF's macvlan."""
 
-    def __init__(
-        self, record: Attachment, pod_netns: PodNetns, roots: Roots, log: Logger, patience: Patience
-    ) -> None:
-        self._record = record
-        self._patience = patience
-        self._pod_netns = pod_netns
-        self._roots = roots
-        self._log = log
-        self._opened = ExitStack()
-        self._found = False
-        self._has_device = False
-        self._macvlan: VfLocation | None = None
-
-    def __enter__(self) -> Self:
-        self._host = self._opened.enter_context(driver_socket.connect(self._patience))
-        return self
+    _found = False
+    _has_device = False
+    _macvlan: VfLocation | None = None
 
     def __exit__(self, *_: object) -> None:
         self._leave_pod()
-        self._opened.close()
+        super().__exit__()
 
     def _leave_pod(self) -> None:
         if self._macvlan and self._macvlan.pod:
@@ -264,33 +244,56 @@ class Release:
         """Delete the macvlan, and restore the interrupts' masks and the PF's settings."""
         if not self._found:
             self.find()
-        record, log = self._record, self._log
         if not self._has_device:
-            log.warning("the VF has no network device any more", pci=record.pci, pf=record.pf, vf=record.vf)
-            detach.restore_held(self._host, record, self._roots, log)
+            self._quieten_without_device()
             return
-        detach.restore_irqs(record, self._roots, log)
+        self._restore_irqs()
         macvlan, self._macvlan = self._macvlan, None
         if macvlan and macvlan.pod:
             _delete(macvlan.pod, macvlan.link.index)
-        detach.release_pf_mac(self._host, record)
-        detach.restore_pf(self._host, record, log)
+        detach.release_pf_mac(self._host, self._record)
+        detach.restore_pf(self._host, self._record, self._log)
 
     def bring_home(self) -> None:
         """Restore the VF's MAC, MTU and settings, and bring it down if it was down."""
         if not self._has_device:
             return
         try:
-            link = _restore(self._host, self._record, self._log)
-            detach.settle_irqs(self._host, self._record, link, self._roots, self._log)
-            if self._record.before_up:
-                detach.bring_up(self._host, link, self._log)
-            detach.restore_queues(self._record, link, self._pod_netns, self._log)
+            link = self._restore()
+            # The macvlan is gone, so the kernel has restored the MAC of the VF's device.
+            self._restore_macs(link)
+            self._bring_into_use(link)
         except NetlinkError as error:
             if not is_absent(error):
                 raise
             if find.has_device(self._record, self._roots):
                 raise find.hidden(self._record) from error
+
+    def _restore(self) -> Link:
+        """Restore the VF's device, as far as the driver does it at once; return the device."""
+        record, index = self._record, self._record.ifindex
+        link = _read(self._host, index)
+        if not find.is_vf(link, record):
+            raise NetlinkError(errno.ENODEV, operation=f"restore VF {record.pci}")
+        batch = nl.Batch()
+        if self._may_have_another_mac(link):
+            batch.set_link(index, mac=record.before_mac)
+        if link.up and not record.before_up:
+            batch.set_link(index, up=False)
+        if record.before_mtu not in (0, link.mtu):
+            batch.set_link(index, mtu=record.before_mtu)
+        before = record.before_settings
+        batch.set_link(index, settings=LinkSettings(flags=before.flags, addrgenmode=before.addrgenmode))
+        batch.get_link(index=index)
+        answers = self._host.run(batch, check=False)
+        if isinstance(answers[-1], NetlinkError):
+            raise answers[-1]
+        now: Link = answers[-1]
+        if record.before_mtu not in (0, now.mtu):
+            self._log.warning(
+                "the VF keeps an MTU that it did not have", mtu=now.mtu, before=record.before_mtu
+            )
+        return now
 
 
 def _delete(pod: nl.Socket, index: int) -> None:
@@ -332,44 +335,6 @@ def _read(host: nl.Socket, index: int) -> Link:
     batch.get_link(index=index)
     link: Link = host.run(batch)[0]
     return link
-
-
-def _restore(host: DriverSocket, record: Attachment, log: Logger) -> Link:
-    """Restore the VF's device."""
-    index = record.ifindex
-    link = _read(host, index)
-    if not find.is_vf(link, record):
-        raise NetlinkError(errno.ENODEV, operation=f"restore VF {record.pci}")
-    batch = nl.Batch()
-    if record.before_mac and (record.asked.mac or link.mac != record.before_mac):
-        batch.set_link(index, mac=record.before_mac)
-    if link.up and not record.before_up:
-        batch.set_link(index, up=False)
-    if record.before_mtu not in (0, link.mtu):
-        batch.set_link(index, mtu=record.before_mtu)
-    before = record.before_settings
-    batch.set_link(index, settings=LinkSettings(flags=before.flags, addrgenmode=before.addrgenmode))
-    batch.get_link(index=index)
-    answers = host.run(batch, check=False)
-    if isinstance(answers[-1], NetlinkError):
-        raise answers[-1]
-    now: Link = answers[-1]
-    _settle(host, record, now, log)
-    if record.before.mac != record.before_mac and not record.asked.mac:
-        # With the macvlan goes its MAC: the kernel restores the VF's, and a trusted VF's driver tells the PF.
-        detach.restore_pf_mac(host, record)
-    return now
-
-
-def _settle(host: DriverSocket, record: Attachment, now: Link, log: Logger) -> None:
-    """Correct the remaining differences by further requests, and log those that stay."""
-    if record.before_mtu not in (0, now.mtu):
-        log.warning("the VF keeps an MTU that it did not have", mtu=now.mtu, before=record.before_mtu)
-    if record.asked.mac or (record.before_mac and now.mac != record.before_mac):
-        on_pf = detach.mac_on_pf(host, record) if record.asked.mac else None
-        detach.settle_mac(host, record, now, on_pf, log)
-    if record.before_disable_ipv6 is False and now.disable_ipv6:
-        attach.set_disable_ipv6(now.name, "0")
 
 
 def silence(record: Attachment, log: Logger) -> bool:

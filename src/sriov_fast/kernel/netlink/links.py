@@ -106,6 +106,15 @@ def _is_ipv6_disabled(families: bytes) -> bool | None:
 # --- the list of VFs
 
 
+def vf_infos(data: bytes) -> Iterator[tuple[int, bytes]]:
+    """Yield index and payload of each IFLA_VF_INFO of a PF. The kernel writes the list behind IFLA_NUM_VF."""
+    for kind, start, end in attributes(data, c.HEADER.size + _BODY, len(data)):
+        if kind == c.IFLA_NUM_VF:
+            for index, first, last in _vf_infos(data, end, u32(data[start + _ATTR : end])):
+                yield index, data[first + _ATTR : last]
+            return
+
+
 def _vf_number(data: bytes, start: int, end: int) -> int:
     """Return the VF of an IFLA_VF_INFO, which begins with a MAC that has its number; -1 for anything else."""
     kind, at, stop = next(attributes(data, start + _ATTR, end), (0, 0, 0))

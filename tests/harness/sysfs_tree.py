@@ -10,6 +10,14 @@ import os
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
+
+from sriov_fast.common.paths import Roots
+from sriov_fast.common.record import Link
+from sriov_fast.vf import locks
+from sriov_fast.vf.candidate import Device
+from sriov_fast.vf.journal import Journal
+from sriov_fast.vf.select import VfRequest
 
 FIRST_VF = 0x80  # routing IDs from the PF's to the first VF's, as on an Intel 82576
 FIRST_IRQ = 100
@@ -188,3 +196,17 @@ def _vf(tree: Tree, index: int, numa: int) -> None:
         home = tree.proc / "irq" / str(irq)
         for file, value in {"smp_affinity": "ff", "smp_affinity_list": f"0-{CPUS - 1}", "node": numa}.items():
             _write(home / file, value)
+
+
+def vf_request(journal: Journal, roots: Roots, **wish: Any) -> VfRequest:
+    """Return a request for a VF of eth1, with what a made-up sysfs shows of devices."""
+    default: dict[str, Any] = {
+        "holder": "test",
+        "wait": lambda: locks.WAIT,
+        "recover": lambda record: None,
+        "examine": lambda vf: Device(link=Link(index=0, name=vf.netdev, mac="", mtu=0, up=False)),
+        "real_name": lambda name: "",
+        "warn": lambda message: None,
+        "masters": ("eth1",),
+    }
+    return VfRequest(journal=journal, roots=roots, **default | wish)

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from harness.sysfs_tree import Tree, build_tree
+from harness.sysfs_tree import Tree, build_tree, vf_request
 from sriov_fast.common.errors import ConfigError, TryAgainError
 from sriov_fast.common.paths import Roots
 from sriov_fast.vf import locks, select
@@ -38,12 +38,14 @@ class Machine:
         self.journal.write(record)
         return record
 
+    def request(self, **wish: Any) -> VfRequest:
+        return vf_request(self.journal, self.roots, **wish)
+
     def choose(self, **wish: Any) -> int:
         """Choose, release the lock, and return the VF's index."""
-        asked = VfRequest(masters=("eth1",), holder="test").replace(**wish)
-        choice = select.choose(asked, self.journal, self.roots)
-        choice.lock.release()
-        return choice.vf.index
+        choice = select.choose(self.request(**wish))
+        with choice.lock:
+            return choice.vf.index
 
 
 @pytest.fixture
@@ -52,7 +54,7 @@ def machine(tmp_path: Path) -> Machine:
 
 
 def test_the_choice_is_locked(machine: Machine) -> None:
-    choice = select.choose(VfRequest(masters=("eth1",)), machine.journal, machine.roots)
+    choice = select.choose(machine.request())
     with choice.lock:
         assert (choice.pf, choice.vf.pci) == ("eth1", machine.tree.pci(0))
         assert locks.attempt(machine.roots.run, f"vf-{machine.tree.pci(0)}", "other") is None
@@ -146,7 +148,7 @@ def test_what_an_earlier_boot_left_keeps_no_vf(machine: Machine, by: str) -> Non
 
 def test_any_usable(machine: Machine) -> None:
     def usable(masters: tuple[str, ...] = ("eth1",), device: str = "") -> bool:
-        return select.any_usable(VfRequest(masters=masters, device_id=device), machine.journal, machine.roots)
+        return select.any_usable(machine.request(masters=masters, device_id=device))
 
     assert usable()
     assert usable((), machine.tree.pci(1))
@@ -316,7 +318,7 @@ def test_the_second_pf_where_the_first_has_nothing(tmp_path: Path) -> None:
     other = Attachment(container_id="d", ifname="eth0", pci="0000:02:10.0", boot=machine.journal.boot())
     machine.journal.write(other)
     recover = Recovery(machine)
-    wish = VfRequest(masters=("eth1", "eth2"), holder="test", recover=recover)
-    choice = select.choose(wish, machine.journal, machine.roots)
-    choice.lock.release()
+    choice = select.choose(machine.request(masters=("eth1", "eth2"), recover=recover))
+    with choice.lock:
+        pass
     assert (choice.pf, recover.seen) == ("eth2", [("0000:02:10.0", ATTACHING)])

@@ -168,7 +168,7 @@ def _open_pod(call: Call, host: nl.Socket, held: ExitStack) -> int:
     try:
         fd = netns.open_pod(call.request.netns, call.context.netns_fd, call.context.host_fd)
     except (EnvError, FileError):
-        if select.names_userspace_vf(vf_request_of(call, host), call.journal, call.roots):
+        if select.names_userspace_vf(vf_request_of(call, host)):
             return -1
         raise
     held.callback(descriptors.close, fd)
@@ -209,12 +209,11 @@ def _write_device_info(call: Call, record: Attachment) -> None:
 
 def _reserved(call: Call, host: nl.Socket) -> ReservedVf:
     """Return the VF, or the PF with ``pfOnly``, with its lock."""
-    vf_request = vf_request_of(call, host)
     if not call.conf.pf_only:
-        return select.choose(vf_request, call.journal, call.roots)
+        return select.choose(vf_request_of(call, host))
     from sriov_fast.vf import whole_pf  # late: few networks want a PF
 
-    return whole_pf.choose(vf_request, call.journal, call.roots)
+    return whole_pf.choose(vf_request_of(call, host))
 
 
 def _for_device(call: Call, reserved: ReservedVf, pod_netns: int) -> Call:
@@ -266,8 +265,7 @@ def _with_choice_of_ipam(call: Call, host: nl.Socket, addresses: Addresses) -> C
     """Run IPAM; return the call with the VF, VLAN and MAC of its ``extra``."""
     # A fault that is known already must not cost an address.
     if not call.conf.pf_only and not call.conf.device_id:
-        wanted = vf_request_of(call, host).replace(warn=call.log.debug)
-        select.present(wanted, call.journal, call.roots)
+        select.present(vf_request_of(call, host).replace(warn=call.log.debug))
     with call.tasks() as tasks:
         answer = tasks.submit(addresses.obtain).result()
     return call.replace(conf=config.with_extra(call.conf, answer.extra))
@@ -277,16 +275,18 @@ def vf_request_of(call: Call, host: nl.Socket) -> select.VfRequest:
     """Return the conditions for the VF; ``host`` is a socket in the host's namespace."""
     conf = call.conf
     return select.VfRequest(
-        masters=conf.masters,
-        vf=conf.vf,
-        device_id=conf.device_id,
-        cores=conf.cores,
+        journal=call.journal,
+        roots=call.roots,
         holder=call.who,
         wait=lambda: call.wait(locks.WAIT),
         recover=lambda record: recover(call, record),
         examine=lambda vf: _examined(call, host, vf),
         real_name=lambda name: candidate.real_name(host, name),
         warn=call.log.warning,
+        masters=conf.masters,
+        vf=conf.vf,
+        device_id=conf.device_id,
+        cores=conf.cores,
     )
 
 

@@ -10,17 +10,7 @@ from sriov_fast.vf import select
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from types import ModuleType
-
     from sriov_fast.plugin.context import Call
-
-
-def _chooser(call: Call) -> ModuleType:
-    if not call.conf.pf_only:
-        return select
-    from sriov_fast.vf import whole_pf  # late: few networks want a PF
-
-    return whole_pf
 
 
 def status(call: Call) -> Reply:
@@ -29,8 +19,13 @@ def status(call: Call) -> Reply:
     which = ", ".join(conf.masters) or conf.device_id
     try:
         with nl.Socket() as host:
-            vf_request = vf_request_of(call, host).replace(warn=call.log.debug)  # an ADD warns
-            usable = _chooser(call).any_usable(vf_request, call.journal, call.roots)
+            wanted = vf_request_of(call, host).replace(warn=call.log.debug)  # an ADD warns
+            if conf.pf_only:
+                from sriov_fast.vf import whole_pf  # late: few networks want a PF
+
+                usable = whole_pf.any_usable(wanted)
+            else:
+                usable = select.any_usable(wanted)
         why = f"no PF of {which} has a usable VF"
     except (OSError, SriovError) as error:
         usable, why = False, str(error)

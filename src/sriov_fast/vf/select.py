@@ -7,10 +7,9 @@ import os
 from contextlib import ExitStack
 
 from sriov_fast.common.errors import BusyError, ConfigError, SriovError, TryAgainError, is_absent
-from sriov_fast.common.record import Link, Record
+from sriov_fast.common.record import Record
 from sriov_fast.kernel.backend import sysfs
 from sriov_fast.vf import candidate, locks
-from sriov_fast.vf.candidate import Device
 from sriov_fast.vf.journal import ATTACHED, BROKEN, PF
 
 TYPE_CHECKING = False
@@ -19,31 +18,9 @@ if TYPE_CHECKING:
     from contextlib import AbstractContextManager
 
     from sriov_fast.common.paths import Roots
-    from sriov_fast.common.record import Vf
+    from sriov_fast.common.record import Link, Vf
+    from sriov_fast.vf.candidate import Device
     from sriov_fast.vf.journal import Attachment, Entry, Journal
-
-
-def _no_recovery(_: Attachment) -> None:
-    """Recover nothing."""
-
-
-def _from_sysfs(vf: Vf) -> Device:
-    """Return a VF's device as sysfs shows it."""
-    return Device(link=Link(index=0, name=vf.netdev, mac="", mtu=0, up=False))
-
-
-def _no_altname(_: str) -> str:
-    """Return no device."""
-    return ""
-
-
-def _no_warning(_: str) -> None:
-    """Log nothing."""
-
-
-def _wait_for_lock() -> float:
-    """Return the default limit."""
-    return locks.WAIT
 
 
 class VfRequest(Record):
@@ -56,21 +33,41 @@ class VfRequest(Record):
     the device with an alternative name, "" for none. ``warn`` logs that a master is ignored.
     """
 
+    journal: Journal
+    roots: Roots
+    holder: str
+    wait: Callable[[], float]
+    recover: Callable[[Attachment], object]
+    examine: Callable[[Vf], Device | None]
+    real_name: Callable[[str], str]
+    warn: Callable[[str], None]
     masters: tuple[str, ...] = ()
     vf: int | None = None
     device_id: str = ""
     cores: tuple[int, ...] = ()
-    holder: str = ""
-    wait: Callable[[], float] = _wait_for_lock
-    recover: Callable[[Attachment], object] = _no_recovery
-    examine: Callable[[Vf], Device | None] = _from_sysfs
-    real_name: Callable[[str], str] = _no_altname
-    warn: Callable[[str], None] = _no_warning
 
     @property
     def names_vf(self) -> bool:
         """Whether the request is for one certain VF."""
         return bool(self.device_id) or self.vf is not None
+
+    def suits(self, vf: Vf) -> bool:
+        """Return whether the VF has a driver and a network device in this namespace.
+
+        A VF with a userspace driver suits only a request that names it: it gives a pod no interface.
+        """
+        return bool(vf.driver and vf.netdev) or (self.names_vf and candidate.has_userspace_driver(vf))
+
+    def try_lock(self, pci: str, held: ExitStack) -> bool:
+        """Have ``held`` hold the lock of a VF; return False if another request holds it."""
+        lock = locks.attempt(self.roots.run, f"vf-{pci}", self.holder)
+        if lock is not None:
+            held.enter_context(lock)
+        return lock is not None
+
+    def await_lock(self, pci: str, held: ExitStack) -> None:
+        """Have ``held`` hold the lock of a VF. Raises TryAgainError if another request keeps it."""
+        held.enter_context(locks.acquire(self.roots.run, f"vf-{pci}", self.holder, self.wait()))
 
 
 class ReservedVf(Record):
@@ -84,22 +81,6 @@ class ReservedVf(Record):
     vf: Vf
     link: Link
     lock: AbstractContextManager[object]
-
-
-class _Search(Record):
-    """A request with the state to search."""
-
-    vf_request: VfRequest
-    journal: Journal
-    roots: Roots
-
-
-def suits(vf: Vf, vf_request: VfRequest) -> bool:
-    """Return whether the VF has a driver and a network device in this namespace.
-
-    A VF with a userspace driver suits only a request that names it: it gives a pod no interface.
-    """
-    return bool(vf.driver and vf.netdev) or (vf_request.names_vf and candidate.has_userspace_driver(vf))
 
 
 def _is_no_device(error: OSError | ValueError) -> bool:
@@ -124,15 +105,11 @@ def scan(pf: str, roots: Roots) -> list[Vf]:
 
 def pf_in_pod(journal: Journal, name: str, pci: str = "") -> Attachment | None:
     """Return the record of a PF in a pod (``pfOnly``), by its name in the host or by its PCI address."""
-    records = (record for record in journal.all() if record.attach == PF)
-    return next(
-        (
-            each
-            for each in records
-            if each.pci == pci or name in (each.host_name, *(each.before_altnames or ()))
-        ),
-        None,
-    )
+    for record in journal.all():
+        names = (record.host_name, *(record.before_altnames or ()))
+        if record.attach == PF and (record.pci == pci or name in names):
+            return record
+    return None
 
 
 def _require_in_host(journal: Journal, what: str, name: str, pci: str = "") -> None:
@@ -146,73 +123,71 @@ def _require_in_host(journal: Journal, what: str, name: str, pci: str = "") -> N
         )
 
 
-def present(vf_request: VfRequest, journal: Journal, roots: Roots) -> list[tuple[str, list[Vf]]]:
+def present(wanted: VfRequest) -> list[tuple[str, list[Vf]]]:
     """Return the PFs among the masters with their VFs.
 
     If none of them is a PF here, raises TryAgainError if one is in a pod, ConfigError otherwise.
     """
     pfs: list[tuple[str, list[Vf]]] = []
     missing: list[ConfigError] = []
-    for name in vf_request.masters:
+    for name in wanted.masters:
         try:
-            pfs.append(pf(name, vf_request, roots))
+            pfs.append(pf(name, wanted))
         except ConfigError as error:
             missing.append(error)
     if missing and not pfs:
-        for name in vf_request.masters:
-            _require_in_host(journal, f"master {name!r}", name)
+        for name in wanted.masters:
+            _require_in_host(wanted.journal, f"master {name!r}", name)
         raise missing[0]
     for absent in missing:
-        vf_request.warn(f"{absent.msg}: skipped, another master is here")
+        wanted.warn(f"{absent.msg}: skipped, another master is here")
     return pfs
 
 
-def pf(name: str, vf_request: VfRequest, roots: Roots) -> tuple[str, list[Vf]]:
+def pf(name: str, wanted: VfRequest) -> tuple[str, list[Vf]]:
     """Return the name of the PF with this name or alternative name, and its VFs."""
     try:
-        return name, scan(name, roots)
+        return name, scan(name, wanted.roots)
     except ConfigError:
-        real = vf_request.real_name(name)
+        real = wanted.real_name(name)
         if real in ("", name):
             raise
-    return real, scan(real, roots)
+    return real, scan(real, wanted.roots)
 
 
-def choose(vf_request: VfRequest, journal: Journal, roots: Roots) -> ReservedVf:
+def choose(wanted: VfRequest) -> ReservedVf:
     """Return a VF with its lock.
 
     Raises ConfigError if no such VF exists, TryAgainError if every VF is in use, and BusyError if the host
     uses the requested VF.
     """
-    search = _Search(vf_request=vf_request, journal=journal, roots=roots)
-    if vf_request.device_id:
-        return _by_address(search)
-    reserved = _next_free(search)
+    if wanted.device_id:
+        return _by_address(wanted)
+    reserved = _next_free(wanted)
     if reserved is not None:
         return reserved
-    pfs = _by_preference(search)
-    reserved = _first_free(search, pfs)
-    if reserved is None and journal.prune():
-        reserved = _first_free(search, pfs)
+    pfs = _by_preference(wanted)
+    reserved = _first_free(wanted, pfs)
+    if reserved is None and wanted.journal.prune():
+        reserved = _first_free(wanted, pfs)
     if reserved is None:
-        reserved = _first_recovered(search, pfs)
+        reserved = _first_recovered(wanted, pfs)
     if reserved is None:
-        raise _none_free(search, pfs)
+        raise _none_free(wanted, pfs)
     return reserved
 
 
-def _next_free(search: _Search) -> ReservedVf | None:
+def _next_free(wanted: VfRequest) -> ReservedVf | None:
     """Reserve the first VF of the only master that has no record, or that of the requested index.
 
     Only the VFs up to that one are read: with 256 VFs, reading all takes a third of an ADD. Return None if
     there is no such VF, for whatever reason.
     """
-    wanted = search.vf_request
     if len(wanted.masters) != 1:
         return None
-    pf, taken, index = wanted.masters[0], search.journal.taken(), wanted.vf or 0
-    while (vf := _vf_from(pf, taken, index, search.roots)) and wanted.vf in (None, vf.index):
-        reserved = _attempt(search, pf, vf) if suits(vf, wanted) else None
+    pf, taken, index = wanted.masters[0], wanted.journal.taken(), wanted.vf or 0
+    while (vf := _vf_from(pf, taken, index, wanted.roots)) and wanted.vf in (None, vf.index):
+        reserved = _attempt(wanted, pf, vf) if wanted.suits(vf) else None
         if reserved is not None:
             return reserved
         index = vf.index + 1
@@ -229,14 +204,13 @@ def _vf_from(pf: str, taken: Container[str], index: int, roots: Roots) -> Vf | N
         raise
 
 
-def _by_preference(search: _Search) -> list[tuple[str, list[Vf]]]:
+def _by_preference(wanted: VfRequest) -> list[tuple[str, list[Vf]]]:
     """Return the PFs with the VFs that the request allows, the PF near the cores first."""
-    vf_request = search.vf_request
-    pfs = present(vf_request, search.journal, search.roots)
-    if vf_request.vf is not None:
-        pfs = _indexed(pfs, vf_request.vf)
-    if vf_request.cores and len(pfs) > 1:
-        near = numa_nodes(vf_request.cores, search.roots)
+    pfs = present(wanted)
+    if wanted.vf is not None:
+        pfs = _indexed(pfs, wanted.vf)
+    if wanted.cores and len(pfs) > 1:
+        near = numa_nodes(wanted.cores, wanted.roots)
         pfs.sort(key=lambda item: not (item[1] and item[1][0].numa in near))
     return pfs
 
@@ -265,161 +239,146 @@ def numa_nodes(cores: Sequence[int], roots: Roots) -> set[int]:
     return nodes
 
 
-def _first_free(search: _Search, pfs: Sequence[tuple[str, list[Vf]]]) -> ReservedVf | None:
+def _first_free(wanted: VfRequest, pfs: Sequence[tuple[str, list[Vf]]]) -> ReservedVf | None:
     """Reserve the first VF without a record. A VF with a held lock is skipped: another ADD examines it."""
-    taken, wanted = search.journal.taken(), search.vf_request
+    taken = wanted.journal.taken()
     for pf, vfs in pfs:
         for vf in vfs:
-            reserved = _attempt(search, pf, vf) if vf.pci not in taken and suits(vf, wanted) else None
+            reserved = _attempt(wanted, pf, vf) if vf.pci not in taken and wanted.suits(vf) else None
             if reserved is not None:
                 return reserved
     return None
 
 
-def _attempt(search: _Search, pf: str, vf: Vf) -> ReservedVf | None:
+def _attempt(wanted: VfRequest, pf: str, vf: Vf) -> ReservedVf | None:
     """Reserve a VF, unless it is locked, was taken meanwhile, or is used by the host."""
-    lock = locks.attempt(search.roots.run, f"vf-{vf.pci}", search.vf_request.holder)
-    if lock is None:
-        return None
-    with ExitStack() as undo:
-        undo.callback(lock.release)
+    with ExitStack() as held:
         # another ADD may have taken and unlocked it between the listing and the lock
-        device = search.vf_request.examine(vf) if vf.pci not in search.journal.taken() else None
-        if device is None or device.use:
-            return None
-        undo.pop_all()
-    return ReservedVf(pf=pf, vf=vf, link=device.link, lock=lock)
+        if wanted.try_lock(vf.pci, held) and vf.pci not in wanted.journal.taken():
+            return _unused(wanted, pf, vf, held)
+    return None
 
 
-def _first_recovered(search: _Search, pfs: Sequence[tuple[str, list[Vf]]]) -> ReservedVf | None:
+def _unused(wanted: VfRequest, pf: str, vf: Vf, held: ExitStack) -> ReservedVf | None:
+    """Return a VF with the lock that ``held`` holds; None if it has no device or the host uses that."""
+    device = wanted.examine(vf)
+    if device is None or device.use:
+        return None
+    return ReservedVf(pf=pf, vf=vf, link=device.link, lock=held.pop_all())
+
+
+def _first_recovered(wanted: VfRequest, pfs: Sequence[tuple[str, list[Vf]]]) -> ReservedVf | None:
     """Reserve a VF that is moving to the host, or one of a request that was killed."""
-    entries = search.journal.entries()
+    entries = wanted.journal.entries()
     for pf, vfs in pfs:
         taken = [vf for vf in vfs if vf.pci in entries]
         for vf in sorted(taken, key=lambda vf: not entries[vf.pci].returning):
-            reserved = _recover(search, pf, vf, entries[vf.pci])
+            reserved = _recover(wanted, pf, vf, entries[vf.pci])
             if reserved is not None:
                 return reserved
     return None
 
 
-def _recover(search: _Search, pf: str, vf: Vf, entry: Entry) -> ReservedVf | None:
-    if not entry.returning and not _is_unfinished(search.journal, vf.pci, entry):
+def _recover(wanted: VfRequest, pf: str, vf: Vf, entry: Entry) -> ReservedVf | None:
+    record = None if entry.returning else wanted.journal.read(vf.pci, entry)
+    if not entry.returning and (record is None or record.state in (ATTACHED, BROKEN)):
         return None  # attached: its lock is not tried, since its DEL may need the lock now
-    run, holder, name = search.roots.run, search.vf_request.holder, f"vf-{vf.pci}"
-    if entry.returning:
-        lock: locks.Lock | None = locks.acquire(run, name, holder, search.vf_request.wait())
-    else:
-        lock = locks.attempt(run, name, holder)
-    if lock is None:
-        return None
-    with ExitStack() as undo:
-        undo.callback(lock.release)
-        free = _free(search, pf, vf.index)
-        device = search.vf_request.examine(free) if free else None
-        if free is None or device is None or device.use:
+    with ExitStack() as held:
+        if entry.returning:
+            wanted.await_lock(vf.pci, held)
+        elif not wanted.try_lock(vf.pci, held):
             return None
-        undo.pop_all()
-    return ReservedVf(pf=pf, vf=free, link=device.link, lock=lock)
+        free = _free(wanted, pf, vf.index)
+        return _unused(wanted, pf, free, held) if free else None
 
 
-def _is_unfinished(journal: Journal, pci: str, entry: Entry) -> bool:
-    record = journal.read(pci, entry)
-    return record is not None and record.state not in (ATTACHED, BROKEN)
-
-
-def _free(search: _Search, pf: str, index: int) -> Vf | None:
+def _free(wanted: VfRequest, pf: str, index: int) -> Vf | None:
     """Return a locked VF if it is free, else None; an interrupted request for it is finished first."""
-    vf = _vf_of(search, pf, index)
-    entry = search.journal.entries().get(vf.pci) if vf else None
+    vf = _vf_of(wanted, pf, index)
+    entry = wanted.journal.entries().get(vf.pci) if vf else None
     if vf is None or entry is None:
-        return vf if vf and suits(vf, search.vf_request) else None
-    record = search.journal.read(vf.pci, entry)
+        return vf if vf and wanted.suits(vf) else None
+    record = wanted.journal.read(vf.pci, entry)
     if record is not None and record.state in (ATTACHED, BROKEN):
         return None
     if record is not None:
-        search.vf_request.recover(record)
-    vf = _vf_of(search, pf, index)
-    is_free = vf and suits(vf, search.vf_request) and vf.pci not in search.journal.taken()
+        wanted.recover(record)
+    vf = _vf_of(wanted, pf, index)
+    is_free = vf and wanted.suits(vf) and vf.pci not in wanted.journal.taken()
     return vf if is_free else None
 
 
-def _vf_of(search: _Search, pf: str, index: int) -> Vf | None:
+def _vf_of(wanted: VfRequest, pf: str, index: int) -> Vf | None:
     if not pf:
-        return candidate.lone_vf(search.vf_request.device_id, search.roots)
-    vf = _vf_from(pf, (), index, search.roots)
+        return candidate.lone_vf(wanted.device_id, wanted.roots)
+    vf = _vf_from(pf, (), index, wanted.roots)
     return vf if vf and vf.index == index else None
 
 
-def _by_address(search: _Search) -> ReservedVf:
+def _by_address(wanted: VfRequest) -> ReservedVf:
     """Reserve the VF at the requested PCI address."""
-    vf_request = search.vf_request
-    pf, index = _pf_and_index(search)
-    with ExitStack() as undo:
-        lock = locks.acquire(
-            search.roots.run, f"vf-{vf_request.device_id}", vf_request.holder, vf_request.wait()
-        )
-        undo.callback(lock.release)
-        vf = _free(search, pf, index)
-        device = vf_request.examine(vf) if vf else None
-        which = f"deviceID {vf_request.device_id}" + (f" (VF {index} of {pf})" if pf else "")
+    pf, index = _pf_and_index(wanted)
+    which = f"deviceID {wanted.device_id}" + (f" (VF {index} of {pf})" if pf else "")
+    with ExitStack() as held:
+        wanted.await_lock(wanted.device_id, held)
+        vf = _free(wanted, pf, index)
+        device = wanted.examine(vf) if vf else None
         if vf is None or device is None:
             raise TryAgainError(
-                f"{which} is not free{_state_of(search, pf, index)}",
+                f"{which} is not free{_state_of(wanted, pf, index)}",
                 "try again when its pod has ended",
                 interface=pf,
                 vf=index,
             )
         if device.use:
             raise in_use_by_host(which, device.use, pf, index)
-        undo.pop_all()
-    return ReservedVf(pf=pf, vf=vf, link=device.link, lock=lock)
+        return ReservedVf(pf=pf, vf=vf, link=device.link, lock=held.pop_all())
 
 
-def _pf_and_index(search: _Search) -> tuple[str, int]:
+def _pf_and_index(wanted: VfRequest) -> tuple[str, int]:
     """Return the PF and the index of the VF at the requested PCI address; "" and -1 without a visible PF."""
-    vf_request, roots = search.vf_request, search.roots
+    roots = wanted.roots
     try:
-        index = sysfs.vf_index(vf_request.device_id, roots.sys)
+        index = sysfs.vf_index(wanted.device_id, roots.sys)
     except (OSError, ValueError) as error:
         if not _is_no_device(error):
             raise
-        names_pf = vf_request.masters or vf_request.vf is not None
-        if not names_pf and candidate.lone_vf(vf_request.device_id, roots):
+        names_pf = wanted.masters or wanted.vf is not None
+        if not names_pf and candidate.lone_vf(wanted.device_id, roots):
             return "", -1
         raise ConfigError(
-            f"deviceID {vf_request.device_id!r} is no VF of a PF here: {error}",
+            f"deviceID {wanted.device_id!r} is no VF of a PF here: {error}",
             "give the PCI address of a VF",
         ) from error
-    pf = _pf_of(search, f"{roots.device(vf_request.device_id)}/physfn")
-    if vf_request.vf is not None and vf_request.vf != index:
+    pf = _pf_of(wanted, f"{roots.device(wanted.device_id)}/physfn")
+    if wanted.vf is not None and wanted.vf != index:
         raise ConfigError(
-            f"deviceID {vf_request.device_id} is VF {index} of {pf}, not vf {vf_request.vf}", "leave vf out"
+            f"deviceID {wanted.device_id} is VF {index} of {pf}, not vf {wanted.vf}", "leave vf out"
         )
     return pf, index
 
 
-def _pf_of(search: _Search, physfn: str) -> str:
+def _pf_of(wanted: VfRequest, physfn: str) -> str:
     """Return the PF's network device: the requested master, else the uplink.
 
     A master that is another PF is ignored with a warning: a device plugin may allocate VFs of several PFs.
     """
-    vf_request, names = search.vf_request, candidate.netdevs(physfn)
+    names = candidate.netdevs(physfn)
     if not names:
-        what = f"deviceID {vf_request.device_id}: its PF"
-        _require_in_host(search.journal, what, "", os.path.basename(os.readlink(physfn)))
+        what = f"deviceID {wanted.device_id}: its PF"
+        _require_in_host(wanted.journal, what, "", os.path.basename(os.readlink(physfn)))
         raise ConfigError(
-            f"deviceID {vf_request.device_id}: its PF shows no network interface here",
+            f"deviceID {wanted.device_id}: its PF shows no network interface here",
             "bind the PF's driver, and leave its device in the host's namespace",
         )
-    for master in vf_request.masters:
-        name = master if master in names else vf_request.real_name(master)
+    for master in wanted.masters:
+        name = master if master in names else wanted.real_name(master)
         if name in names:
             return name
     uplink = candidate.netdev_of(physfn)
-    if vf_request.masters:
-        ignored = ", ".join(vf_request.masters)
-        vf_request.warn(f"master {ignored} is ignored: deviceID {vf_request.device_id} is a VF of {uplink}")
+    if wanted.masters:
+        ignored = ", ".join(wanted.masters)
+        wanted.warn(f"master {ignored} is ignored: deviceID {wanted.device_id} is a VF of {uplink}")
     return uplink
 
 
@@ -433,20 +392,21 @@ def in_use_by_host(which: str, use: str, pf: str, index: int = -1) -> BusyError:
     )
 
 
-def _none_free(search: _Search, pfs: Sequence[tuple[str, list[Vf]]]) -> SriovError:
+def _none_free(wanted: VfRequest, pfs: Sequence[tuple[str, list[Vf]]]) -> SriovError:
     """Return the error that tells why no VF is free."""
-    uses = list(_uses(search, pfs))
-    index = search.vf_request.vf
+    uses = list(_uses(wanted, pfs))
+    index = wanted.vf
     if index is not None and uses:
         pf, _, use = uses[0]
         return in_use_by_host(f"vf {index} of {pf}", use, pf, index)
-    if not search.vf_request.names_vf and _are_for_userspace(pfs):
+    if not wanted.names_vf and _are_for_userspace(pfs):
         return _none_with_device(pfs)
-    busy = ", ".join(f"{pf} ({len(scan(pf, search.roots))} VFs)" for pf, _ in pfs)
+    busy = ", ".join(f"{pf} ({len(scan(pf, wanted.roots))} VFs)" for pf, _ in pfs)
     which = "no VF" if index is None else f"vf {index} is not"
+    why = _state_of(wanted, pfs[0][0], index) if index is not None and len(pfs) == 1 else ""
     host = "; ".join(f"VF {vf.index} of {pf} is used by the host: {use}" for pf, vf, use in uses)
     return TryAgainError(
-        f"{which} free on {busy}{_taken_by(search, pfs)}{'; ' if host else ''}{host}",
+        f"{which} free on {busy}{why}{'; ' if host else ''}{host}",
         "try again when a pod has ended, or give the PF more VFs (sriov_numvfs)",
     )
 
@@ -466,79 +426,65 @@ def _none_with_device(pfs: Sequence[tuple[str, list[Vf]]]) -> ConfigError:
     )
 
 
-def names_userspace_vf(vf_request: VfRequest, journal: Journal, roots: Roots) -> bool:
+def names_userspace_vf(wanted: VfRequest) -> bool:
     """Return whether the request is for a certain VF, and that VF has a userspace driver."""
-    if not vf_request.names_vf:
-        return False
-    return _are_for_userspace(_allowed(_Search(vf_request=vf_request, journal=journal, roots=roots)))
+    return wanted.names_vf and _are_for_userspace(_allowed(wanted))
 
 
-def _uses(search: _Search, pfs: Sequence[tuple[str, list[Vf]]]) -> Iterator[tuple[str, Vf, str]]:
+def _uses(wanted: VfRequest, pfs: Sequence[tuple[str, list[Vf]]]) -> Iterator[tuple[str, Vf, str]]:
     """Yield the VFs that the host uses, each with its PF and a description of the use."""
-    taken = search.journal.taken()
+    taken = wanted.journal.taken()
     for pf, vfs in pfs:
         for vf in vfs:
-            is_free = vf.pci not in taken and suits(vf, search.vf_request)
-            device = search.vf_request.examine(vf) if is_free else None
+            is_free = vf.pci not in taken and wanted.suits(vf)
+            device = wanted.examine(vf) if is_free else None
             if device and device.use:
                 yield pf, vf, device.use
 
 
-def _state_of(search: _Search, pf: str, index: int) -> str:
-    vf = _vf_of(search, pf, index)
-    return _why(vf, search.journal.owners().get(vf.pci) if vf else None, search.roots)
-
-
-def _why(vf: Vf | None, owner: tuple[str, str] | None, roots: Roots) -> str:
-    if owner:
-        return f": it belongs to container {owner[0]}, {owner[1]}"
+def _state_of(wanted: VfRequest, pf: str, index: int) -> str:
+    """Return why a VF is not free, for an error."""
+    vf = _vf_of(wanted, pf, index)
     if vf is None:
         return ": it is gone"
+    if owner := wanted.journal.owners().get(vf.pci):
+        return f": it belongs to container {owner[0]}, {owner[1]}"
     from sriov_fast.vf import sriov_cni  # late: only for errors
 
-    if others := sriov_cni.use(vf.pci, roots):
+    if others := sriov_cni.use(vf.pci, wanted.roots):
         return f": it belongs to {others}"
     if not vf.driver:
         return ": it has no driver"
     return f": driver {vf.driver}, and no network device in this namespace"
 
 
-def _taken_by(search: _Search, pfs: Sequence[tuple[str, list[Vf]]]) -> str:
-    """Return why the VF of the requested index is not free, "" without one."""
-    if search.vf_request.vf is None or len(pfs) != 1:
-        return ""
-    return _state_of(search, pfs[0][0], search.vf_request.vf)
-
-
-def any_usable(vf_request: VfRequest, journal: Journal, roots: Roots) -> bool:
+def any_usable(wanted: VfRequest) -> bool:
     """Return whether a PF has a VF that is free or in a pod: a node with all VFs in pods is healthy.
 
     The same holds for a PF in a pod. Raises the error that an ADD with the same request would raise, if that
     is not a temporary one.
     """
-    search = _Search(vf_request=vf_request, journal=journal, roots=roots)
-    owners = journal.owners()
+    owners = wanted.journal.owners()
     try:
-        vfs = [vf for _, its_vfs in _allowed(search) for vf in its_vfs]
+        vfs = [vf for _, its_vfs in _allowed(wanted) for vf in its_vfs]
     except TryAgainError:
         return True
-    if any(vf.pci in owners or (suits(vf, vf_request) and _is_unused(search, vf)) for vf in vfs):
+    if any(vf.pci in owners or (wanted.suits(vf) and _is_unused(wanted, vf)) for vf in vfs):
         return True
     from sriov_fast.vf import sriov_cni  # late: only on a node without a usable VF
 
-    return any(sriov_cni.holds(vf.pci, roots) for vf in vfs)
+    return any(sriov_cni.holds(vf.pci, wanted.roots) for vf in vfs)
 
 
-def _allowed(search: _Search) -> list[tuple[str, list[Vf]]]:
+def _allowed(wanted: VfRequest) -> list[tuple[str, list[Vf]]]:
     """Return the VFs that an ADD may use, by PF."""
-    vf_request = search.vf_request
-    if not vf_request.device_id:
-        return _by_preference(search) if vf_request.masters else []
-    pf, index = _pf_and_index(search)
-    vf = _vf_of(search, pf, index)
+    if not wanted.device_id:
+        return _by_preference(wanted) if wanted.masters else []
+    pf, index = _pf_and_index(wanted)
+    vf = _vf_of(wanted, pf, index)
     return [(pf, [vf] if vf else [])]
 
 
-def _is_unused(search: _Search, vf: Vf) -> bool:
-    device = search.vf_request.examine(vf)
+def _is_unused(wanted: VfRequest, vf: Vf) -> bool:
+    device = wanted.examine(vf)
     return device is not None and not device.use

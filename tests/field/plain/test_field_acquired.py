@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from harness.sysfs_tree import build_tree
+from harness.sysfs_tree import build_tree, vf_request
 from sriov_fast.common.errors import SriovError
 from sriov_fast.common.paths import Roots
 from sriov_fast.kernel import _irq_py
@@ -43,10 +43,11 @@ def test_204_the_journals_listing_fails_once(tmp_path: Path, nth: int, named: bo
     roots = Roots(sys=str(tree.sys), proc=str(tree.proc), run=str(tmp_path / "run"))
     journal = FailingJournal(roots.run, roots.proc)
     journal.nth = nth
-    wish = select.VfRequest(masters=("eth1",), device_id=tree.pci(0) if named else "", holder="test")
+    wish = vf_request(journal, roots, device_id=tree.pci(0) if named else "")
     before = descriptors()
     try:
-        select.choose(wish, journal, roots).lock.release()
+        with select.choose(wish).lock:
+            pass
     except OSError as error:
         assert error.errno == 24  # noqa: PT017 (a listing that is not reached fails nothing)
     assert descriptors() == before

@@ -109,6 +109,17 @@ def test_a_del_after_the_pod_has_ended(node: Node) -> None:
     assert files(node) == []
 
 
+def test_a_del_without_the_pf(node: Node) -> None:
+    """The PF's device is elsewhere, so its settings of the VF cannot be restored."""
+    pod = node.pod()
+    attach_as_sriov_cni(node, pod, vlan=100, spoofchk="off")
+    node.nip("link", "set", node.tree.pf, "name", "elsewhere0")
+    done = node.delete(conf_of(node), pod, ifname="net1")
+    assert "the PF refuses to restore" in done.stderr
+    assert node.tree.netdev(0) in node.state()
+    assert files(node) == []
+
+
 def test_an_ipam_that_fails_keeps_the_files(node: Node) -> None:
     pod = node.pod()
     attach_as_sriov_cni(node, pod)

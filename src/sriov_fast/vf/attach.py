@@ -320,6 +320,8 @@ def _late(host: DriverSocket, record: Attachment, new: VfSettings) -> tuple[str,
 
 def on_pf(host: nl.Socket, record: Attachment) -> VfSettings | None:
     """Return what the PF reports of the VF, None if there is no such PF or VF. Raises NetlinkError."""
+    if not record.pf_index:
+        return None
     batch = nl.Batch()
     batch.get_link(index=record.pf_index, vf=record.vf)
     (pf,) = host.run(batch, check=False)

@@ -6,6 +6,7 @@ host, in the pod, on its way back from a deleted namespace, or gone.
 
 from __future__ import annotations
 
+import errno
 from contextlib import ExitStack
 
 from sriov_fast.common.errors import NetlinkError, TryAgainError
@@ -259,6 +260,8 @@ def _held(host: DriverSocket, record: Attachment) -> Attachment:
 
 def _set_vf(host: DriverSocket, record: Attachment, settings: VfSettings) -> NetlinkError | None:
     """Make settings through the PF; return the error of a refusal."""
+    if not record.pf_index:
+        return NetlinkError(errno.ENODEV, operation=f"set vf {record.vf} of {record.pf}")
     batch = nl.Batch()
     batch.set_vf(record.pf_index, record.vf, settings)
     (answer,) = host.run(batch, check=False)

@@ -47,7 +47,7 @@ HOT = {
     *("plugin", "plugin.context", "plugin.process", "plugin.release", "plugin.run"),
     *("ipam", "ipam.kinds"),
     *("vf", "vf.attach", "vf.candidate", "vf.detach", "vf.device", "vf.driver_socket", "vf.find", "vf.irq"),
-    *("vf.journal", "vf.locks", "vf.modes", "vf.move", "vf.netns", "vf.programs"),
+    *("vf.journal", "vf.locks", "vf.modes", "vf.move", "vf.netns", "vf.programs", "vf.rtnl"),
 }
 VERBS = {
     "ADD": {"plugin.add", "plugin.addresses", "plugin.prepare", "vf.select", "vf.tuning"},

@@ -17,7 +17,7 @@ from sriov_fast.common.errors import (
 )
 from sriov_fast.common.record import LinkSettings, Record, VfSettings
 from sriov_fast.kernel.backend import nl
-from sriov_fast.vf import candidate
+from sriov_fast.vf import candidate, rtnl
 from sriov_fast.vf.journal import Attachment
 
 TYPE_CHECKING = False
@@ -198,15 +198,10 @@ def _device(answer: Link | NetlinkError) -> Link:
     return answer
 
 
-def write_disable_ipv6(netns_fd: int, name: str, value: str, proc: str = "/proc") -> None:
-    """Write the sysctl disable_ipv6 of a device; raises OSError."""
-    nl.netns_write(netns_fd, f"{proc}/sys/net/ipv6/conf/{name}/disable_ipv6", value)
-
-
 def set_disable_ipv6(name: str, value: str) -> None:
     """Set the sysctl disable_ipv6 of a device in the host."""
     try:
-        write_disable_ipv6(-1, name, value)
+        rtnl.disable_ipv6(-1, name, value)
     except OSError as error:
         raise TryAgainError(
             f"disable_ipv6 of {name} cannot be set to {value}: {error.strerror}",

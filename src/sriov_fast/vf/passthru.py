@@ -21,7 +21,7 @@ from sriov_fast.common.errors import (
 from sriov_fast.common.interpreter import INTERPRETER
 from sriov_fast.common.record import LinkSettings
 from sriov_fast.kernel.backend import nl
-from sriov_fast.vf import attach, candidate, detach, find, netns
+from sriov_fast.vf import attach, candidate, detach, find, netns, rtnl
 from sriov_fast.vf.journal import ATTACHING
 
 TYPE_CHECKING = False
@@ -250,7 +250,9 @@ class Release(detach.Release):
         self._restore_irqs()
         macvlan, self._macvlan = self._macvlan, None
         if macvlan and macvlan.pod:
-            _delete(macvlan.pod, macvlan.link.index)
+            with rtnl.TURNS:
+                _delete(macvlan.pod, macvlan.link.index)
+                _read(self._host, self._record.ifindex)  # waits until the deletion has left RTNL
         detach.release_pf_mac(self._host, self._record)
         detach.restore_pf(self._host, self._record, self._log)
 

@@ -11,7 +11,7 @@ from contextlib import suppress
 
 from sriov_fast.common.errors import ConfigError, FileError, is_absent, is_there
 from sriov_fast.kernel.backend import nl
-from sriov_fast.vf import attach
+from sriov_fast.vf import attach, rtnl
 from sriov_fast.vf.journal import MACVLAN
 
 TYPE_CHECKING = False
@@ -52,7 +52,7 @@ def set_sysctls(netns_fd: int, record: Attachment, proc: str, *, ipv6: bool) -> 
     """
     with suppress(OSError):
         if ipv6:
-            attach.write_disable_ipv6(netns_fd, record.ifname, "0", proc)
+            rtnl.disable_ipv6(netns_fd, record.ifname, "0", proc)
     for key in _ALWAYS + _FOR_IPV6 if ipv6 else _ALWAYS:
         with suppress(OSError):
             nl.netns_write(netns_fd, _path(key, record.ifname, proc), "1")

@@ -23,7 +23,7 @@ _Command = Callable[[argparse.Namespace], int]
 
 INTERRUPTED = 130
 SUMMARY = "a virtual machine with real SR-IOV cards"
-TESTS = ("tests/lab", "tests/field/lab")
+TESTS = ("tests/lab",)
 PYTEST = ("python", "-m", "pytest", "-p", "no:cacheprovider", "-p", "no:hypothesispytest")
 
 

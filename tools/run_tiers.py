@@ -28,7 +28,6 @@ LAB = ("--image", "--iommu", "--pfs", "2", "--cpus", "5", "--timeout", "3000")
 TIERS = ("plain", "netns", "lab")
 PATHS = {tier: (f"tests/{tier}",) for tier in TIERS}
 PATHS["plain"] += ("tests/field/plain",)
-PATHS["lab"] += ("tests/field/lab",)
 REPEATED = ("plain", "netns")
 AGAIN = 3  # failed tests of a tier to repeat; more of them are no accident
 TICK = 0.5  # seconds between two looks at the processes

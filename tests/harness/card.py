@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import os
 import shutil
-import socket
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -251,14 +250,6 @@ class Node(Runtime):
     def pings(self, pod: str, address: str, seconds: int = int(PATIENCE)) -> bool:
         """Return whether one answer comes in time."""
         return self.inside(pod, "ping", "-c1", f"-w{seconds}", address, check=False).returncode == 0
-
-    def sniffer(self, pod: str, name: str = "eth0") -> socket.socket:
-        """Return a packet socket that receives every frame of a pod."""
-        with netns.inside(pod):
-            found = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, 0)
-        found.bind((name, 3))  # ETH_P_ALL
-        found.settimeout(PATIENCE)
-        return found
 
     # --- the journal
 

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from harness.card import Card, Node, differences
-from harness.pod import ip, link, links, try_ip
+from harness.pod import ip, link, links
 from harness.waiting import wait_for
 
 MAC, OTHER = "02:5f:00:00:00:01", "02:5f:00:00:00:02"
@@ -75,41 +75,6 @@ def test_pods_reach_each_other_and_vlans_are_kept_apart(node: Node, card: Card) 
     assert not node.pings(pods["one"], address["other"], seconds=2)
     node.collect()
     assert not node.records()
-
-
-def test_check_sees_what_was_changed(node: Node, card: Card) -> None:
-    pod, name = node.pod(), card.vf(VF).netdev
-    before = card.state()
-    asked = conf(node, **ASKED, trust="on")  # the driver lets no other VF change its MAC
-    asked["prevResult"] = node.add(asked, pod)
-    ip("-n", pod, "link", "set", "eth0", "address", OTHER)
-    assert link(name)["address"] == OTHER
-    assert OTHER in node.refused(103, "CHECK", asked, pod)
-    ip("-n", pod, "link", "set", "eth0", "address", MAC)
-    card.set(VF, "vlan", "7")
-    assert "vlan 7" in node.refused(103, "CHECK", asked, pod)
-    card.set(VF, "vlan", "100")
-    ip("link", "set", name, "down")
-    assert f"{name} in the host is down" in node.refused(103, "CHECK", asked, pod)
-    ip("-n", pod, "link", "set", "eth0", "address", OTHER)
-    node.delete(asked, pod)
-    assert not differences(before, card.state())
-
-
-def test_a_pod_that_builds_on_its_device(node: Node, card: Card) -> None:
-    pod = node.pod()
-    before = card.state()
-    node.add(conf(node, **ASKED), pod)
-    assert not try_ip("-n", pod, "link", "add", "link", "eth0", "name", "m0", "type", "macvlan")
-    for words in (
-        "link add link eth0 name v5 type vlan id 5",
-        "link set eth0 promisc on",
-        "link set eth0 down",
-    ):
-        ip("-n", pod, *words.split())
-    node.delete(conf(node), pod)
-    assert "eth0" not in {item["ifname"] for item in links(pod)}
-    assert not differences(before, card.state())
 
 
 @pytest.mark.modes("process")

@@ -36,15 +36,6 @@ def test_the_pf_comes_back_as_it_was(node: Node, second: Card) -> None:
     assert (of_pf(second), node.records()) == (before, [])
 
 
-def test_a_pod_has_a_vf(node: Node, second: Card) -> None:
-    before, pod, vf_conf = of_pf(second), node.pod(), node.conf(master=second.pf, vf=0, ipam=None)
-    node.add(vf_conf, pod)
-    said = node.refused(11, "ADD", config(node, second), node.pod())
-    assert said.startswith(f"pfOnly: VF 0 of {second.pf} is in use: it belongs to container {pod}, eth0")
-    node.delete(vf_conf, pod)
-    assert of_pf(second) == before
-
-
 def test_the_namespace_ends_first(node: Node, second: Card) -> None:
     """The kernel returns the PF under its name in the pod; DEL and GC rename it."""
     before, conf = of_pf(second), config(node, second)

@@ -1,4 +1,4 @@
-"""The way home of real VFs: after crashes, renames, lost namespaces, and many at once."""
+"""The way home of real VFs: after crashes and lost namespaces."""
 
 from __future__ import annotations
 
@@ -16,7 +16,6 @@ from harness.waiting import wait_for
 MAC = "02:5f:00:00:00:01"
 VF = 1
 ASKED: dict[str, Any] = {"vf": VF, "mac": MAC, "vlan": 100, "mtu": 1400, "cores": "0"}
-PARALLEL = 10
 HANGING = """#!/bin/sh
 [ "$CNI_COMMAND" = ADD ] || exit 0
 echo $$ >"${0%/*}/pid"
@@ -45,17 +44,6 @@ def test_the_namespace_is_gone(node: Node, card: Card, ifname: str) -> None:
     assert node.leases() == []
     assert not node.records()
     node.delete(conf, pod, ifname=ifname)  # a second DEL finds nothing, and says nothing
-
-
-def test_the_pod_changed_the_mac(node: Node, card: Card) -> None:
-    """With no MAC asked for, the VF may have any: the journal knows which it had."""
-    pod = node.pod()
-    before = card.state()
-    node.add(node.conf(vf=VF), pod)
-    ip("-n", pod, "link", "set", "eth0", "address", MAC)
-    assert card.on_pf(VF)["address"] == MAC
-    node.delete(node.conf(vf=VF), pod)
-    assert not differences(before, card.state())
 
 
 # --- ADDs that are cut short
@@ -102,42 +90,3 @@ def test_an_add_killed_while_ipam_hangs(node: Node, card: Card) -> None:
     node.collect()
     assert not node.records()
     assert not differences(before, card.state())
-
-
-# --- many at once
-
-
-def test_parallel(node: Node, card: Card) -> None:
-    """No VF twice; those beyond the last are told to try again; with a second PF in the list, it serves."""
-    free = [vf for vf in card.vfs() if vf.netdev]
-    if len(free) >= PARALLEL:
-        pytest.skip(f"{card.pf} has {len(free)} free VFs: no {PARALLEL} ADDs fill it")
-    before = [one.state() for one in node.cards]
-    pods = [node.pod() for _ in range(PARALLEL)]
-    conf = node.conf(vlan=100, cores="0", ipam=node.host_local())
-    running = {pod: node.start("ADD", conf, pod) for pod in pods}
-    done = {pod: node.finish(process) for pod, process in running.items()}
-    lucky = [pod for pod in pods if done[pod].status == 0]
-    refused = [done[pod] for pod in pods if done[pod].status]
-    assert len(lucky) == len(free), refused
-    assert len({node.owned(pod).pci for pod in lucky}) == len(free)
-    assert {outcome.json["code"] for outcome in refused} == {11}, refused
-    assert all(card.pf in outcome.json["msg"] for outcome in refused)
-    assert len(node.leases()) == len(free)
-    assert node.attached() == set(lucky)
-
-    status = node.run("STATUS", node.conf(cniVersion="1.1.0"))
-    assert status.status == 0, status  # a full card is no broken card
-    if len(node.cards) > 1:
-        pod = next(pod for pod in pods if pod not in lucky)
-        node.add(node.conf(master=[one.pf for one in node.cards]), pod)
-        assert node.owned(pod).pf == node.cards[1].pf
-
-    leaving = {pod: node.start("DEL", conf, pod) for pod in node.attached()}
-    for pod, process in leaving.items():
-        outcome = node.finish(process)
-        assert outcome.status == 0, (pod, outcome)
-    assert not node.records()
-    assert node.leases() == []
-    for one, state in zip(node.cards, before, strict=True):
-        assert not differences(state, one.state())

@@ -81,24 +81,6 @@ def test_a_namespace_that_goes_at_once(node: Node, card: Card, serve: Serve) -> 
     assert not differences(before, card.state())
 
 
-def test_every_vf_at_once(node: Node, card: Card, serve: Serve) -> None:
-    serve("--defer-release")
-    before = card.state()
-    number = len([vf for vf in card.vfs() if vf.netdev])
-    pods = [node.pod() for _ in range(number)]
-    ipam = {"type": "host-local", "subnet": "10.77.0.0/24", "dataDir": str(node.root / "ipam")}
-    conf = node.conf(ipam=ipam)
-    for _ in range(2):  # the second time, every VF may still be on its way home
-        added = [node.finish(one) for one in [node.start("ADD", conf, pod) for pod in pods]]
-        assert [done.status for done in added] == [0] * number, added
-        assert len({next(iter(node.addresses(pod))) for pod in pods}) == number
-        removed = [node.finish(one) for one in [node.start("DEL", conf, pod) for pod in pods]]
-        assert [done.status for done in removed] == [0] * number, removed
-    settled()
-    assert not differences(before, card.state())
-    assert node.leases() == []
-
-
 def test_a_server_that_is_killed(node: Node, card: Card, serve: Serve) -> None:
     """Its client does the rest itself, or takes it back and begins anew."""
     before, pod = card.state(), node.pod()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -9,11 +10,12 @@ from typing import Any
 
 import pytest
 
-from harness.card import Card, Node, differences, start_server
+from harness.card import ZERO_MAC, Card, Node, differences, start_server
 from harness.pod import ip, link
 from harness.waiting import wait_for
 
 MAC, OTHER, ADMIN = "02:5f:00:00:00:01", "02:5f:00:00:00:02", "02:5f:00:00:00:0a"
+SHARED = "02:5f:00:00:05:06"
 VF = 1
 
 
@@ -149,17 +151,6 @@ def test_what_the_driver_refuses_is_undone(node: Node, igb: Card, asked: dict[st
     assert not node.records()
 
 
-def test_an_mtu_that_is_too_large_is_undone(node: Node, card: Card) -> None:
-    pod = node.pod()
-    before = card.state()
-    error = node.refused(
-        7, "ADD", node.conf(vf=VF, mac=MAC, vlan=100, mtu=65535, ipam=node.host_local()), pod
-    )
-    assert "mtu 65535" in error
-    assert not differences(before, card.state())
-    assert node.leases() == []
-
-
 @pytest.mark.modes("own")
 def test_the_plain_backend_does_the_whole(
     node: Node, card: Card, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -178,3 +169,55 @@ def test_the_plain_backend_does_the_whole(
     server.stop()
     assert not differences(before, card.state())
     assert node.leases() == []
+
+
+def test_a_mac_that_another_vf_holds(node: Node, card: Card) -> None:
+    """Two VFs of one PF were given one MAC, and the card sent the traffic of both to one of them."""
+    first, second = node.pod(), node.pod()
+    node.add(node.conf(vf=1, mac=SHARED), first)
+    said = node.refused(101, "ADD", node.conf(vf=0, mac=SHARED), second)
+    assert ("VF 1" in said, "VF 0" in said) == (True, True), said
+    node.delete(node.conf(), first)
+    held = card.on_pf(1)["address"]
+    if held not in ("", ZERO_MAC):
+        assert "VF 1" in node.refused(101, "ADD", node.conf(vf=0, mac=held), second)
+        node.add(node.conf(vf=1, mac=held), first)
+        node.delete(node.conf(), first)
+
+
+# How the host uses a device, and how that ends; DEV is the device.
+USES = {
+    "vlan7": (["link add link DEV name vlan7 type vlan id 7"], ["link del vlan7"]),
+}
+
+
+@contextmanager
+def used(device: str, kind: str) -> Iterator[None]:
+    """Use a device as the host; skip where the kernel lacks the kind of device."""
+    begin, end = USES[kind]
+    for line in begin:
+        words = ["ip", *line.replace("DEV", device).split()]
+        done = subprocess.run(words, check=False, capture_output=True, text=True)
+        if done.returncode and "type" in line:
+            pytest.skip(f"{line}: {done.stderr}")
+        assert done.returncode == 0, done.stderr
+    yield
+    for line in end:
+        ip(*line.replace("DEV", device).split())
+
+
+@pytest.mark.parametrize("kind", USES)
+def test_a_vf_that_the_host_uses(node: Node, card: Card, kind: str) -> None:
+    """The first VF went to the pod, although the host used it, and the host lost its address."""
+    device = card.vf(0).netdev
+    pod = node.pod()
+    with used(device, kind):
+        for conf in (node.conf(vf=0), node.conf(deviceID=card.vf(0).pci)):
+            said = node.refused(101, "ADD", conf, pod)
+            assert "used by the host" in said
+            assert kind in said
+        conf = node.conf(cniVersion="1.1.0")
+        assert node.add(conf, pod)["interfaces"][0]["pciID"] != card.vf(0).pci
+        node.delete(conf, pod)
+    node.add(node.conf(vf=0), pod)
+    node.delete(node.conf(), pod)

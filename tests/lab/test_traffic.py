@@ -2,20 +2,14 @@
 
 from __future__ import annotations
 
-import json
 import shutil
-import socket
-import time
 from pathlib import Path
 
 import pytest
 
 from harness.card import Card, Node, delegate, differences
-from harness.pod import ip, link
+from harness.pod import link
 from harness.waiting import wait_for
-
-ETH_IPV6 = b"\x86\xdd"
-ALL_NODES = bytes.fromhex("333300000001")
 
 
 def test_vlans_are_kept_apart(node: Node, card: Card) -> None:
@@ -36,46 +30,6 @@ def test_vlans_are_kept_apart(node: Node, card: Card) -> None:
     assert not node.pings(pods["other"], address["two"], seconds=3)
     node.collect()
     assert not node.records()
-
-
-# --- announcements
-
-
-def heard(sniffer: socket.socket, wanted: set[bytes], seconds: float = 30.0) -> set[bytes]:
-    """Return which of the wanted frames came, by how they begin."""
-    found: set[bytes] = set()
-    deadline = time.monotonic() + seconds
-    while found != wanted and time.monotonic() < deadline:
-        try:
-            frame = sniffer.recv(2048)
-        except TimeoutError:
-            break
-        found |= {start for start in wanted if frame.startswith(start)}
-    return found
-
-
-def test_neighbours_are_told(node: Node, card: Card) -> None:
-    """A pod that was there before hears of the new one, by ARP and by neighbour advertisement."""
-    old, new = node.pod(), node.pod()
-    ranges = [[{"subnet": "10.77.0.0/24"}], [{"subnet": "fd00:77::/64"}]]
-    ipam = {"type": "host-local", "dataDir": str(node.root / "ipam"), "ranges": ranges}
-    conf = node.conf(vlan=100, ipam=ipam)
-    node.add(conf, old)
-    node.await_carrier(old)
-    with node.sniffer(old) as sniffer:
-        result = node.add(conf, new)
-        mac = bytes.fromhex(result["interfaces"][0]["mac"].replace(":", ""))
-        four, six = (item["address"].partition("/")[0] for item in result["ips"])
-        packed = socket.inet_aton(four)
-        arp = b"\xff" * 6 + mac + bytes.fromhex("0806 0001 0800 0604 0001") + mac + packed + bytes(6) + packed
-        header = bytes.fromhex("60000000 0020 3aff")  # 32 bytes of ICMPv6, hop limit 255
-        source = socket.inet_pton(socket.AF_INET6, six)
-        advertisement = ALL_NODES + mac + ETH_IPV6 + header + source
-        wanted = {arp, advertisement}
-        assert heard(sniffer, wanted) == wanted
-    # the entry is there before the first packet, so a new MAC for an old address is no trouble
-    assert node.pings(old, four)
-    node.collect()
 
 
 # --- DHCP
@@ -142,14 +96,3 @@ def test_dhcp(node: Node, card: Card, dhcp_server: Path, dhcp_daemon: Path) -> N
     wait_for(lambda: "02:5f:00:00:00:01" not in dhcp_server.read_text(), "the lease's end")
     assert not differences(before, card.state())
     node.collect(network=f"{node.name}-server")
-
-
-def test_dhcp_without_an_answer_is_undone(node: Node, card: Card) -> None:
-    """No daemon: the VF is in the pod already, and comes home."""
-    pod = node.pod()
-    before = card.state()
-    ipam = {"type": "dhcp", "daemonSocketPath": str(node.root / "nobody")}
-    error = node.refused(999, "ADD", node.conf(vf=1, vlan=100, ipam=ipam), pod)  # dhcp's own code
-    assert "nobody" in error
-    assert [item["ifname"] for item in json.loads(ip("-j", "-n", pod, "link"))] == ["lo"]
-    assert not differences(before, card.state())

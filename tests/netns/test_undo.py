@@ -70,6 +70,14 @@ def host_local_is_exhausted(node: Node, pod: str) -> dict[str, Any]:
     return conf
 
 
+def dhcp_has_no_daemon(node: Node, pod: str) -> dict[str, Any]:
+    """The plugin needs the VF in the pod, where it is up when the plugin fails."""
+    node.delegate(
+        "dhcp", 'if [ "$CNI_COMMAND" = ADD ]; then echo \'{"code": 999, "msg": "dial"}\'; exit 1; fi'
+    )
+    return node.conf(ipam={"type": "dhcp"})
+
+
 def pod_has_the_name(node: Node, pod: str) -> dict[str, Any]:
     node.ip("-n", pod, "link", "add", "eth0", "type", "veth", "peer", "name", "its-peer")
     return node.conf(ipam=node.host_local())
@@ -106,6 +114,7 @@ STEPS: list[tuple[Prepare, int, str]] = [
     (ipam_names_no_vf_of_the_pf, 7, "vf 77"),
     (ipam_names_a_wrong_vlan, 102, "4095"),
     (host_local_is_exhausted, 999, "no IP addresses available"),
+    (dhcp_has_no_daemon, 999, "dial"),
     (pod_has_the_name, 101, "'eth0'"),
     (pf_refuses_vlan, 100, "vlan 100"),
     (pf_refuses_mac, 100, "02:00:00:00:00:77"),

@@ -1,17 +1,110 @@
-"""The way home of real VFs: what only a card and its drivers do."""
+"""What a pod does to a real VF's device, and how the VF comes home; the fixtures compare each VF's state."""
 
 from __future__ import annotations
 
+import errno
+import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pytest
+
+from harness import devices
 from harness.card import Card, Node, differences
 from harness.pod import ip, link, links
 from harness.waiting import wait_for
 
+GRINGPARAM, SRINGPARAM, GCOALESCE, SCOALESCE, GMSGLVL, SMSGLVL = 0x10, 0x11, 0x0E, 0x0F, 0x07, 0x08
+SGSO, STSO, STXCSUM = 0x24, 0x1F, 0x17
+
+Change = Callable[[str], None]
+
+
+def halve_the_rings(pod: str) -> None:
+    rings = devices.ethtool(pod, "eth0", GRINGPARAM, size=9)
+    devices.ethtool(pod, "eth0", SRINGPARAM, *rings[1:5], rings[5] // 2, *rings[6:8], rings[8] // 2)
+
+
+def wait_longer(pod: str) -> None:
+    coalescing = devices.ethtool(pod, "eth0", GCOALESCE, size=23)
+    devices.ethtool(pod, "eth0", SCOALESCE, coalescing[1] + 50, *coalescing[2:])
+
+
+def switch_offloads_off(pod: str) -> None:
+    for command in (SGSO, STSO, STXCSUM):
+        devices.switch(pod, "eth0", command, 0)
+
+
+def say_more(pod: str) -> None:
+    devices.ethtool(pod, "eth0", SMSGLVL, devices.ethtool(pod, "eth0", GMSGLVL, size=2)[1] ^ 1)
+
+
+def set_the_link(pod: str) -> None:
+    words = "promisc on allmulticast on arp off txqueuelen 7 alias left-behind group 5 gso_max_size 4000"
+    ip("-n", pod, "link", "set", "dev", "eth0", *words.split())
+    ip("-n", pod, "link", "property", "add", "dev", "eth0", "altname", "the-pods")
+
+
+def attach_a_program(pod: str) -> None:
+    devices.attach_xdp(pod, "eth0", "generic")
+
+
+CHANGES: list[Change] = [
+    halve_the_rings,
+    wait_longer,
+    switch_offloads_off,
+    say_more,
+    set_the_link,
+    attach_a_program,
+]
+
+
+@pytest.mark.parametrize("asked", [{}, {"mac": "02:5f:00:00:00:01", "vlan": 100}], ids=["plain", "mac"])
+def test_everything_at_once(node: Node, card: Card, asked: dict[str, object]) -> None:
+    """A pod changes all that a driver lets it, and its VF comes home as it was."""
+    before, pod = card.state(), node.pod()
+    node.add(node.conf(vf=0, **asked), pod)
+    made = [change.__name__ for change in CHANGES if _done(change, pod)]
+    node.delete(node.conf(), pod)
+    assert {"switch_offloads_off", "set_the_link"} <= set(made)
+    if card.driver == "igb":
+        assert len(made) == len(CHANGES)
+    assert not differences(before, card.state())
+
+
+def _done(change: Change, pod: str) -> bool:
+    """Make a change; say whether the driver lets the pod do so."""
+    try:
+        change(pod)
+    except OSError as error:
+        if error.errno != errno.EOPNOTSUPP:
+            raise
+        return False
+    return True
+
+
+def test_a_namespace_that_is_gone(node: Node, card: Card) -> None:
+    """The pod's namespace ends before the DEL, and the device comes home with the pod's settings on it."""
+    before, pod = card.state(), node.pod()
+    node.add(node.conf(vf=0), pod)
+    for change in CHANGES:
+        _done(change, pod)
+    ip("netns", "del", pod)
+    time.sleep(1)
+    node.delete(node.conf(), pod)
+    assert not differences(before, card.state())
+
+
 VF = 1
+
+
 OTHER = 2
+
+
 MACS = {VF: "02:5f:00:00:00:01", OTHER: "02:5f:00:00:00:02"}
+
+
 ASKED: dict[str, Any] = {"vf": VF, "mac": MACS[VF], "vlan": 100, "mtu": 1400}
 
 
@@ -19,7 +112,7 @@ def names(pod: str) -> set[str]:
     return {item["ifname"] for item in links(pod)}
 
 
-def test_402_two_vfs_in_a_bond(node: Node, card: Card) -> None:
+def test_two_vfs_in_a_bond(node: Node, card: Card) -> None:
     """During the move the bond gave the pod's MAC back to the VF, and the next pod had it."""
     pod, before = node.pod(), card.state()
     ip("-n", pod, "link", "add", "bond0", "type", "bond", "mode", "active-backup")
@@ -41,7 +134,7 @@ def test_402_two_vfs_in_a_bond(node: Node, card: Card) -> None:
     assert not differences(before, card.state())
 
 
-def test_403_devices_on_top_and_404_an_altname(node: Node, card: Card) -> None:
+def test_devices_on_top_and_an_altname(node: Node, card: Card) -> None:
     """Of the kinds that are modules, and a name of the host that keeps a VF from coming home."""
     pod, before = node.pod(), card.state()
     node.add(node.conf(**ASKED), pod)
@@ -53,7 +146,7 @@ def test_403_devices_on_top_and_404_an_altname(node: Node, card: Card) -> None:
     assert not differences(before, card.state())
 
 
-def test_405_the_namespace_is_not_found(node: Node, card: Card) -> None:
+def test_the_namespace_is_not_found(node: Node, card: Card) -> None:
     """Only a descriptor holds it. The VF keeps its VLAN and its address until it is home."""
     pod, before = node.pod(), card.state()
     conf = node.conf(**ASKED, ipam=node.host_local())
@@ -72,7 +165,7 @@ def test_405_the_namespace_is_not_found(node: Node, card: Card) -> None:
     assert not list(Path("/run/sriov-fast/vfs").iterdir())
 
 
-def test_406_the_vfs_were_made_anew(node: Node, card: Card) -> None:
+def test_the_vfs_were_made_anew(node: Node, card: Card) -> None:
     """The old pod's DEL overwrote what the operator had set for the new VF."""
     pod, number = node.pod(), len(card.vfs())
     conf = node.conf(**ASKED, ipam=node.host_local())
@@ -90,7 +183,7 @@ def test_406_the_vfs_were_made_anew(node: Node, card: Card) -> None:
         card.make_vfs(number)
 
 
-def test_406_the_driver_was_bound_anew(node: Node, card: Card) -> None:
+def test_the_driver_was_bound_anew(node: Node, card: Card) -> None:
     """The device is the operator's; the PF has our VLAN still, which is taken back."""
     pod, pci = node.pod(), card.vf(VF).pci
     conf = node.conf(vf=VF, vlan=100)

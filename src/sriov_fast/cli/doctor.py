@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from sriov_fast.cli import check, machine, output, problems, release, terminal, unmanaged
+from sriov_fast.cli.check import FAIL, OK, WARN
 from sriov_fast.cli.install import PLUGIN_DIRECTORY
 from sriov_fast.cli.tune import Tuning
 from sriov_fast.cli.warm import Warmth
@@ -42,7 +43,6 @@ class Finding(NamedTuple):
     text: str
 
 
-OK, WARN, FAIL = "OK", "WARN", "FAIL"
 _Findings = Iterator[Finding]
 
 

@@ -1,4 +1,4 @@
-"""What a PF says of its VFs, and what is wrong with them: for ``vfs`` and ``doctor``."""
+"""The settings of VFs as their PFs report them, and the problems of VFs: for ``vfs`` and ``doctor``."""
 
 from __future__ import annotations
 

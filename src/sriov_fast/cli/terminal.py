@@ -35,7 +35,7 @@ def print_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
 
 
 def grid(header: Sequence[str]) -> Table:
-    """Return a table without borders, whose cells are not folded."""
+    """Return a table without borders and without folded cells."""
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
     for name in header:
         table.add_column(name, no_wrap=True)

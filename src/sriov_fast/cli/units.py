@@ -71,7 +71,7 @@ WantedBy=multi-user.target
 Also=sriov-fast.socket
 """
 
-# %i is the network device of a PF, whose VFs must exist when the unit starts.
+# %i is the network device of a PF. Its VFs must exist when the unit starts.
 _WARM_UNIT = """\
 # Written by sriov-fast install.
 [Unit]

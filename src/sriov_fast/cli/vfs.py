@@ -70,7 +70,7 @@ def _show(args: argparse.Namespace) -> int:
 
 
 class _Known(NamedTuple):
-    """What is known of VFs besides sysfs, by PCI address."""
+    """Facts about VFs from other sources than sysfs, by PCI address."""
 
     owned: machine.Owners
     strays: dict[str, str]

@@ -21,7 +21,7 @@ _U32 = (1 << 32) - 1
 # As many processors as a Linux kernel can be built for (CONFIG_NR_CPUS), and more IRQs than a VF has.
 MAX_CPUS = 8192
 MAX_SECONDS = 3600
-_MAX_NAME = 253  # as for an object of Kubernetes, whose name is the network's
+_MAX_NAME = 253  # as for the name of an object of Kubernetes, which names the network
 POD_CORES = (-1,)  # the value of cores "pod", which only the node can resolve
 
 

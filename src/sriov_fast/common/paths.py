@@ -33,7 +33,7 @@ class Roots(Record):
 
 
 def make_directories(path: str, mode: int) -> None:
-    """Create a directory and its missing parents, each with this mode or less, whatever the umask.
+    """Create a directory and its missing parents, each with at most this mode, less the umask.
 
     ``os.makedirs`` gives its mode to the last one only.
     """

@@ -155,7 +155,7 @@ class Running:
         chunks: list[bytes] = []
         size = 0
         while True:
-            ended = self._poll(timeout)
+            ended = self._pidfd in self._poll(timeout, self._out, self._pidfd)
             while chunk := _read_some(self._out):
                 chunks.append(chunk)
                 size += len(chunk)
@@ -164,17 +164,17 @@ class Running:
             if chunk == b"" or ended:
                 return b"".join(chunks)
 
-    def _poll(self, timeout: float) -> bool:
-        """Wait for output, its end, or the end of the process; return whether it was the last."""
+    def _poll(self, timeout: float, *fds: int) -> list[int]:
+        """Wait until a descriptor has input or ends; return those of which it is true."""
         poller = select.poll()
-        poller.register(self._out, select.POLLIN)
-        if self._pidfd >= 0:
-            poller.register(self._pidfd, select.POLLIN)
+        for fd in fds:
+            if fd >= 0:
+                poller.register(fd, select.POLLIN)
         with INTERPRETER.released():
             while not (events := poller.poll(min(_LOOK, self._left()) * 1000)):
                 if not self._left():
                     raise self._late(timeout)
-        return any(fd == self._pidfd for fd, _ in events)
+        return [fd for fd, _ in events]
 
     def _left(self) -> float:
         """Return the seconds until the deadline, which another thread may bring forward (``hurry``)."""
@@ -183,11 +183,7 @@ class Running:
     def _wait(self, timeout: float) -> int:
         """Reap the process, which has closed its output and so is about to end."""
         if self._pidfd >= 0:
-            poller = select.poll()
-            poller.register(self._pidfd, select.POLLIN)
-            with INTERPRETER.released():
-                while not poller.poll(min(_LOOK, self._left()) * 1000) and self._left():
-                    pass
+            self._poll(timeout, self._pidfd)
         while not self._reap(os.WNOHANG):
             if not self._left():
                 raise self._late(timeout)

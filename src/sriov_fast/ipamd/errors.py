@@ -10,64 +10,60 @@ class ServiceError(Exception):
     """An error of the API: `kind` is for programs, `detail` names the key and the value."""
 
     kind = ipamd_api.UNAVAILABLE
-    status = ipamd_api.STATUS[kind]
 
     def __init__(self, detail: str) -> None:
         super().__init__(detail)
         self.detail = detail
+
+    @property
+    def status(self) -> int:
+        """The status of HTTP."""
+        return ipamd_api.STATUS[self.kind]
 
 
 class Invalid(ServiceError):
     """An invalid request or configuration."""
 
     kind = ipamd_api.INVALID
-    status = ipamd_api.STATUS[kind]
 
 
 class Forbidden(ServiceError):
     """The caller lacks the right, or has it for other hosts."""
 
     kind = ipamd_api.FORBIDDEN
-    status = ipamd_api.STATUS[kind]
 
 
 class UnknownNetwork(ServiceError):
     """No network has this name."""
 
     kind = ipamd_api.UNKNOWN_NETWORK
-    status = ipamd_api.STATUS[kind]
 
 
 class UnknownHost(ServiceError):
     """No pool of the network serves this HostIP."""
 
     kind = ipamd_api.UNKNOWN_HOST
-    status = ipamd_api.STATUS[kind]
 
 
 class NotFound(ServiceError):
     """No such allocation."""
 
     kind = ipamd_api.NOT_FOUND
-    status = ipamd_api.STATUS[kind]
 
 
 class Exhausted(ServiceError):
     """No address is left."""
 
     kind = ipamd_api.EXHAUSTED
-    status = ipamd_api.STATUS[kind]
 
 
 class Conflict(ServiceError):
     """The request contradicts the allocations or the revision of the configuration."""
 
     kind = ipamd_api.CONFLICT
-    status = ipamd_api.STATUS[kind]
 
 
 class Unavailable(ServiceError):
     """Temporary failure of the store; the client should retry."""
 
     kind = ipamd_api.UNAVAILABLE
-    status = ipamd_api.STATUS[kind]

@@ -48,6 +48,21 @@ class Transaction(View, Protocol):
         ...
 
 
+class Changes:
+    """The writes of a transaction by key; None deletes the key."""
+
+    def __init__(self) -> None:
+        self.changes: dict[str, bytes | None] = {}
+
+    def put(self, key: str, value: bytes) -> None:
+        """Write a key on commit."""
+        self.changes[key] = value
+
+    def delete(self, key: str) -> None:
+        """Delete a key on commit."""
+        self.changes[key] = None
+
+
 class Store(Protocol):
     """A store; all methods raise `Unavailable` if it cannot be reached or written.
 

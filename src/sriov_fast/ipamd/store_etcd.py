@@ -19,7 +19,7 @@ import aiohttp
 import orjson
 
 from sriov_fast.ipamd.errors import Invalid, Unavailable
-from sriov_fast.ipamd.store import PROVEN, Rows, Span, Transaction, View
+from sriov_fast.ipamd.store import PROVEN, Changes, Rows, Span, Transaction, View
 
 T = TypeVar("T")
 
@@ -123,15 +123,15 @@ class _Client:
             return found
 
 
-class _Transaction:
+class _Transaction(Changes):
     """A view at one revision, with its comparisons and changes."""
 
     def __init__(self, client: _Client, prefix: str, attempt: int) -> None:
+        super().__init__()
         self._client, self._prefix, self._attempt = client, prefix, attempt
         self._revision = 0
         self._seen: dict[str, int] = {}
         self._quiet: list[tuple[str, str]] = []
-        self.changes: dict[str, bytes | None] = {}
 
     def _key(self, key: str) -> str:
         return _b64(self._prefix + key)
@@ -165,12 +165,6 @@ class _Transaction:
 
     def unchanged(self, first: str, end: str) -> None:
         self._quiet.append((first, end))
-
-    def put(self, key: str, value: bytes) -> None:
-        self.changes[key] = value
-
-    def delete(self, key: str) -> None:
-        self.changes[key] = None
 
     async def commit(self) -> bool:
         """Write the changes unless a key that was read has changed; say whether it was done."""

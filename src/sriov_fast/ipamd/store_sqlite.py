@@ -8,14 +8,14 @@ import sqlite3
 import threading
 import time
 from collections.abc import Awaitable, Callable, Coroutine, Iterable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
 from queue import Empty, SimpleQueue
 from typing import Any, TypeVar, cast
 
 from sriov_fast.ipamd.errors import ServiceError, Unavailable
-from sriov_fast.ipamd.store import PROVEN, Rows, Span, Transaction, View
+from sriov_fast.ipamd.store import PROVEN, Changes, Rows, Span, Transaction, View
 
 T = TypeVar("T")
 
@@ -34,12 +34,12 @@ _DELETE = "DELETE FROM record WHERE key = ?"
 _WIPE = "DELETE FROM record WHERE key IN (SELECT key FROM record WHERE key >= ? AND key < ? LIMIT ?)"
 
 
-class _Transaction:
+class _Transaction(Changes):
     """A view, and in the only writer thread a transaction, which needs no comparisons."""
 
     def __init__(self, db: sqlite3.Connection) -> None:
+        super().__init__()
         self._db = db
-        self.changes: dict[str, bytes | None] = {}
 
     def _get(self, key: str) -> bytes | None:
         row = self._db.execute(_GET, (key,)).fetchone()
@@ -56,12 +56,6 @@ class _Transaction:
 
     def unchanged(self, first: str, end: str) -> None:
         pass
-
-    def put(self, key: str, value: bytes) -> None:
-        self.changes[key] = value
-
-    def delete(self, key: str) -> None:
-        self.changes[key] = None
 
     def wipe(self, first: str, end: str) -> int:
         """Delete at most `BULK` keys of a span; return the number."""
@@ -85,35 +79,34 @@ def _drive(work: Awaitable[T]) -> T:
 
 
 class _Job:
-    """Work for the writer thread, and the future of its result."""
+    """Work for the writer thread. The future gets the result when that is durable."""
 
     def __init__(self, work: Callable[[_Transaction], object]) -> None:
-        self.loop = asyncio.get_running_loop()
-        self.future: asyncio.Future[Any] = self.loop.create_future()
-        self.work = work
-        self.result: object = None
-        self.error: BaseException | None = None
+        self.future: Future[Any] = Future()
+        self._work = work
+        self._result: object = None
+        self._error: BaseException | None = None
 
     def run(self, db: sqlite3.Connection) -> None:
         """Do the work in the transaction of the group; only errors of the database fail the whole group."""
         tx = _Transaction(db)
         try:
-            self.result = self.work(tx)
+            self._result = self._work(tx)
         except sqlite3.Error:
             raise
         except BaseException as error:
-            self.error = error
+            self._error = error
         else:
             tx.apply()
 
-    def settle(self) -> None:
-        """Set the result of the future, in its loop."""
-        if self.future.done():
+    def settle(self, failure: Exception | None) -> None:
+        """Set the result of the future, unless its waiter was cancelled. ``failure`` is the group's."""
+        if not self.future.set_running_or_notify_cancel():
             return
-        if self.error is None:
-            self.future.set_result(self.result)
+        if error := failure or self._error:
+            self.future.set_exception(error)
         else:
-            self.future.set_exception(self.error)
+            self.future.set_result(self._result)
 
 
 class SqliteStore:
@@ -173,6 +166,7 @@ class SqliteStore:
 
     def _commit(self, group: list[_Job]) -> None:
         """Run all the work in one transaction, completely or not at all."""
+        failure = None
         try:
             self._db.execute("BEGIN IMMEDIATE")
             for job in group:
@@ -185,19 +179,16 @@ class SqliteStore:
             with suppress(sqlite3.Error):
                 self._db.execute("ROLLBACK")
             self._written = -PROVEN
-            for job in group:
-                job.error = Unavailable(f"store {self._path!r}: {error}")
-        for loop in {job.loop for job in group}:
-            mine = [job for job in group if job.loop is loop]
-            with suppress(RuntimeError):  # the loop is closed
-                loop.call_soon_threadsafe(_settle, mine)
+            failure = Unavailable(f"store {self._path!r}: {error}")
+        for job in group:
+            job.settle(failure)
 
     async def _submit(self, work: Callable[[_Transaction], object]) -> Any:
         if self._closed:
             raise Unavailable(f"store {self._path!r}: is closed")
         job = _Job(work)
         self._jobs.put(job)
-        return await job.future
+        return await asyncio.wrap_future(job.future)
 
     async def run(self, work: Callable[[Transaction], Awaitable[T]]) -> T:
         """Run `work` in a transaction, which is committed together with other waiting ones."""
@@ -266,11 +257,6 @@ class SqliteStore:
         self._readers.shutdown()
         for db in self._opened:
             db.close()
-
-
-def _settle(jobs: list[_Job]) -> None:
-    for job in jobs:
-        job.settle()
 
 
 def open_sqlite(path: str) -> SqliteStore:

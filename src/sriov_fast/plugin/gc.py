@@ -28,7 +28,7 @@ def collect(call: Call) -> Reply:
     valid = set(call.conf.valid_attachments or ())
     for pci, entry in call.journal.entries().items():
         if entry.owner in valid and not entry.returning:
-            continue  # whatever its network is, it stays
+            continue  # a valid attachment of any network stays
         try:
             record = call.journal.read(pci, entry)
             if record is not None and record.state == BROKEN:

@@ -32,7 +32,7 @@ class _Child:
 
 
 class Histogram:
-    """A histogram with labels, whose values have no quotes, backslashes or line breaks."""
+    """A histogram with labels. Their values have no quotes, backslashes or line breaks."""
 
     def __init__(self, name: str, text: str, *labels: str) -> None:
         self._name = name

@@ -26,7 +26,7 @@ _KINDS = (0, 1, 2, 3, 7, 8)  # IFLA_VF_STATS_{RX,TX}_PACKETS, _{RX,TX}_BYTES, _{
 
 
 class Counters(NamedTuple):
-    """The counters of a VF; ``rx`` is what the VF received."""
+    """The counters of a VF; ``rx`` is received by the VF, ``tx`` sent by it."""
 
     rx_packets: int = 0
     tx_packets: int = 0

@@ -1,4 +1,4 @@
-"""A rtnetlink socket that repeats what a driver refuses for a moment.
+"""A rtnetlink socket that repeats changes which a driver refuses for a moment.
 
 A PF that changes a setting of a VF may reset the VF. Until the reset has ended, drivers (iavf, i40e, mlx5)
 answer EBUSY or EAGAIN to other changes, and EADDRNOTAVAIL to "up" if the VF has no MAC yet.

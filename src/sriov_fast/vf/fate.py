@@ -59,7 +59,7 @@ def _without_file(record: Attachment, roots: Roots) -> Fate:
 
 
 def require_sight(record: Attachment, roots: Roots) -> None:
-    """Raise FileError if the VF is in a namespace whose file this process cannot see.
+    """Raise FileError if the VF is in a namespace and this process cannot see the namespace's file.
 
     A server in a container sees no namespaces if their directory is not mounted. Without mount propagation,
     a namespace that was made later is an empty file there.

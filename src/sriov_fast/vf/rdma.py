@@ -49,7 +49,7 @@ class RdmaDevice(Record):
     name: str
 
 
-# --- what the verbs do
+# --- the actions of the verbs
 
 
 def observe(record: Attachment, roots: Roots, log: Logger) -> Attachment:

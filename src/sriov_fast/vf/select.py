@@ -181,7 +181,7 @@ def _next_free(wanted: VfRequest) -> ReservedVf | None:
     """Reserve the first VF of the only master that has no record, or that of the requested index.
 
     Only the VFs up to that one are read: with 256 VFs, reading all takes a third of an ADD. Return None if
-    there is no such VF, for whatever reason.
+    there is no such VF.
     """
     if len(wanted.masters) != 1:
         return None

@@ -110,13 +110,10 @@ def _make(state_dir: str, network: str) -> str:
 
 def _put(path: str, content: bytes) -> None:
     fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
-    try:
-        rest = memoryview(content)
-        while rest:
-            rest = rest[os.write(fd, rest) :]
+    with open(fd, "wb") as file:
+        file.write(content)
+        file.flush()
         os.fsync(fd)
-    finally:
-        os.close(fd)
 
 
 def _sync(directory: str) -> None:

@@ -21,6 +21,7 @@ from sriov_fast.ipam.txipam.settings import Settings, read_settings
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from typing import Any
 
     from sriov_fast.common.log import Logger
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
     from sriov_fast.ipam.txipam.client import ServiceReply
 
 _FLUSH = 1.0  # seconds for the outbox, after the service has answered
+_FORGOTTEN = "HostIP cannot be remembered for GC"
 _NOT_NOTED = "a request may be on its way, which cannot be noted"
 _WORTH = 0.05  # seconds; the shortest time for a release
 
@@ -44,7 +46,7 @@ class TxIpam(Builtin):
         """Allocate addresses and return the result. A failed ADD leaves no allocation behind."""
         settings, owner = self._settings(), self._owner()
         client = Client(settings, "ADD")
-        self._remember(owner)
+        self._noted(_FORGOTTEN, hosts.remember, owner.network, owner.host_ip)
         late = outbox.flush_owner(self.state_dir, owner, settings.remotes, client.deadline)
         try:
             given = self._read(client.allocate(owner), owner)
@@ -195,12 +197,6 @@ class TxIpam(Builtin):
         except ConfigError:
             return hosts.remembered(self.state_dir, self.network())
 
-    def _remember(self, owner: Owner) -> None:
-        try:
-            hosts.remember(self.state_dir, owner.network, owner.host_ip)
-        except OSError as error:
-            self._warn("HostIP cannot be remembered for GC", file=error.filename, why=error.strerror)
-
     # --- releases
 
     def _release(self, client: Client, owner: Owner) -> bool:
@@ -225,19 +221,20 @@ class TxIpam(Builtin):
         return time.time() + outbox.IN_FLIGHT if client.uncertain else 0.0
 
     def _complete(self, owner: Owner, settings: Settings) -> None:
-        try:
-            outbox.complete(self.state_dir, owner, settings.remotes)
-        except OSError as error:
-            self._warn(_NOT_NOTED, file=error.filename, why=error.strerror)
+        self._noted(_NOT_NOTED, outbox.complete, owner, settings.remotes)
 
     def _note(self, client: Client, owner: Owner) -> None:
         """Store that an earlier try may still reach the service, though a later one was answered."""
         due = time.time() + outbox.IN_FLIGHT
         late = outbox.QueuedRelease(owner=owner, settings=client.settings, due=due, live=True)
+        self._noted(_NOT_NOTED, outbox.enqueue, late)
+
+    def _noted(self, failed: str, write: Callable[..., None], *facts: object) -> None:
+        """Write facts to the state directory; an error is only logged."""
         try:
-            outbox.enqueue(self.state_dir, late)
+            write(self.state_dir, *facts)
         except OSError as error:
-            self._warn(_NOT_NOTED, file=error.filename, why=error.strerror)
+            self._warn(failed, file=error.filename, why=error.strerror)
 
     def _enqueue(self, release: outbox.QueuedRelease, why: SriovError) -> None:
         try:

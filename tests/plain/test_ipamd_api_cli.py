@@ -145,6 +145,12 @@ def test_hosts_and_assignments(ipam: Any, admin: httpx.Client) -> None:
         {"network": "mynet", "pod_id": "ns/pod", "ips": ["10.55.206.50"], "vf": 0, "vlan": 5}
     ]
     assert "ns/pod" in ipam("assignments", "list").stdout
+    words = ("assignments", "set", "mynet", "db", "--ip", "10.55.206.46", "--host")
+    ipam(*words, HOST)
+    assert HOST in ipam("assignments", "list").stdout
+    wrong = ipam(*words, f"{HOST}/24", check=False)
+    assert (wrong.returncode, "hosts[0]" in wrong.stderr) == (1, True)
+    ipam("assignments", "delete", "mynet", "db")
     ipam("assignments", "delete", "mynet", "ns/pod")
     ipam("hosts", "delete", "mynet", "10.1.0.0/16")
     assert config(admin) == DOMAIN

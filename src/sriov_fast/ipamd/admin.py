@@ -156,7 +156,11 @@ def _without(document: Json, key: Key) -> list[Json]:
     for item in document.get(key.section, ()):
         if not _matches(item, key):
             rest.append(item)
-        elif hosts := [host for host in item.get("hosts", ()) if host != key.values.get("host")]:
+            continue
+        hosts = (
+            [host for host in item["hosts"] if host != key.values["host"]] if key.section == "hosts" else []
+        )
+        if hosts:
             rest.append(item | {"hosts": hosts})
     return rest
 

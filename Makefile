@@ -85,7 +85,7 @@ faults faults-sample: build $(TEST_PROGRAMS)
 fuzz: build $(TEST_PROGRAMS)
 	@seed=$${SEED:-$$(shuf -i 0-4294967295 -n 1)}; echo "make fuzz SEED=$$seed"; \
 	SRIOV_FAST_EXAMPLES=50 $(ROOT) $(RUN) -m pytest -q -m hypothesis --hypothesis-profile=long --hypothesis-seed=$$seed \
-		tests/plain tests/netns tests/field
+		tests/plain tests/netns
 
 bench: build $(TEST_PROGRAMS)
 	@mkdir -p $(REPORTS)

@@ -129,9 +129,8 @@ def pfs() -> list[str]:
 
 
 def tier_of(path: Path) -> str:
-    """The tier of a test, named by its directory: tests/TIER or tests/field/TIER; "" outside."""
-    parts = path.relative_to(HERE).parts if path.is_relative_to(HERE) else ("",)
-    return parts[1] if parts[0] == "field" else parts[0]
+    """The tier of a test, named by its directory; "" outside."""
+    return path.relative_to(HERE).parts[0] if path.is_relative_to(HERE) else ""
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

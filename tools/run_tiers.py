@@ -26,8 +26,7 @@ TOP = Path(__file__).resolve().parent.parent
 # for vfio-pci and costs nothing measurable.
 LAB = ("--image", "--iommu", "--pfs", "2", "--cpus", "5", "--timeout", "3000")
 TIERS = ("plain", "netns", "lab")
-PATHS = {tier: (f"tests/{tier}",) for tier in TIERS}
-PATHS["plain"] += ("tests/field/plain",)
+PATHS = {tier: f"tests/{tier}" for tier in TIERS}
 REPEATED = ("plain", "netns")
 AGAIN = 3  # failed tests of a tier to repeat; more of them are no accident
 TICK = 0.5  # seconds between two looks at the processes
@@ -207,12 +206,12 @@ def command(tier: str, report: Path, again: bool = False) -> list[str]:
     pytest += ["-o", f"cache_dir={cache(report)}"]
     pytest += ["--last-failed", "--last-failed-no-failures=none"] if again else ["--cache-clear"]
     if tier == "plain":
-        return [*pytest, f"--junitxml={report}", *PATHS[tier]]
+        return [*pytest, f"--junitxml={report}", PATHS[tier]]
     if tier == "netns":
         pytest += ["-p", "no:schemathesis"]  # it takes seconds to import
-        return [*as_root(), *pytest, f"--junitxml={report}", *PATHS[tier]]
+        return [*as_root(), *pytest, f"--junitxml={report}", PATHS[tier]]
     if os.environ.get("SRIOV_FAST_PF"):  # a real card of this machine, in place of the lab's
-        return [*as_root(), *pytest, f"--junitxml={report}", *PATHS[tier]]
+        return [*as_root(), *pytest, f"--junitxml={report}", PATHS[tier]]
     lab = [sys.executable, "-m", "lab", "pytest", *LAB, "--output", str(report.parent)]
     return [*as_root(), *lab, "--", "-q", "--durations=25"]
 

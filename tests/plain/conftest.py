@@ -10,6 +10,7 @@ sys.path.insert(0, str(Path(__file__).parents[0]))
 from plain_fixtures import (  # noqa: F401 (pytest finds them here)
     admin,
     etcd,
+    late_error,
     server,
     url,
     world,

@@ -1,10 +1,12 @@
-"""What the tests of the address service share: an etcd, stores, and the service as a process.
+"""What the plain tests share: closes that fail, and an etcd, stores and the address service as a process.
 
-Its libraries are an extra, so nothing of it is imported before a test asks for it.
+The libraries of the address service are an extra, so they are imported when a test asks for them.
 """
 
 from __future__ import annotations
 
+import errno
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -16,6 +18,20 @@ if TYPE_CHECKING:
     import httpx
     from ipam_server import AddressService, World
     from ipamd_kit import Etcd
+
+
+@pytest.fixture
+def late_error(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Let every close fail with EIO after it has released the descriptor, as on NFS."""
+    real_close = os.close
+
+    def close(fd: int) -> None:
+        real_close(fd)
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "close", close)
+        yield
 
 
 @pytest.fixture(scope="session")

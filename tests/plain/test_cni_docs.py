@@ -101,6 +101,6 @@ def test_codes() -> None:
 def test_the_tests_that_the_readme_names_exist() -> None:
     tests = PAGE.parents[1] / "tests"
     table = (PAGE.parents[1] / "README.md").read_text().split("## Compared with other plugins")[1]
-    named = re.findall(r"`((?:plain|netns|lab|field)/[\w/.]+)`", table)
+    named = re.findall(r"`((?:plain|netns|lab)/[\w/.]+)`", table)
     assert len(named) > 10
     assert [name for name in named if not (tests / name).exists()] == []

@@ -15,19 +15,15 @@ from typing import Any
 
 import pytest
 
+from harness.descriptors import open_files
 from harness.waiting import wait_for
 from sriov_fast.common.errors import ConfigError, EnvError, IpamError
 from sriov_fast.ipam import exec as ipam_exec
-from sriov_fast.ipam import kinds
 from sriov_fast.ipam.exec import Ipam, Running
 
 RESULT = '{"cniVersion": "1.0.0", "ips": [{"address": "10.0.0.2/24"}]}'
 CONFIG = b'{"name": "n", "type": "sriov", "ipam": {"type": "fake"}}'
 Plugin = Callable[..., str]
-
-
-def open_files() -> set[str]:
-    return set(os.listdir("/proc/self/fd"))
 
 
 def children() -> list[str]:
@@ -107,18 +103,15 @@ def test_find_without_cni_path(path: list[str]) -> None:
 # --- the answer
 
 
-def test_result(plugin: Plugin) -> None:
-    assert run(plugin(f"echo '{RESULT}'")) == json.loads(RESULT)
+@pytest.mark.parametrize("stdin", [CONFIG, b" " * (4 << 20)], ids=["small", "large"])
+def test_a_result_without_a_look_at_the_configuration(plugin: Plugin, stdin: bytes) -> None:
+    assert run(plugin(f"echo '{RESULT}'"), stdin=stdin) == json.loads(RESULT)
 
 
 def test_configuration_arrives_whole(plugin: Plugin, tmp_path: Path) -> None:
     stdin = b'{"filler": "' + os.urandom(4 << 20).hex().encode() + b'"}'
     run(plugin(f"cat > {tmp_path}/got; echo '{RESULT}'"), stdin=stdin)
     assert (tmp_path / "got").read_bytes() == stdin
-
-
-def test_large_configuration_that_nobody_reads(plugin: Plugin) -> None:
-    assert run(plugin(f"echo '{RESULT}'"), stdin=b" " * (4 << 20)) == json.loads(RESULT)
 
 
 def test_large_result_while_the_configuration_is_read(plugin: Plugin) -> None:
@@ -231,17 +224,14 @@ def test_a_daemon_that_keeps_the_pipe_does_not_hold_us_up(plugin: Plugin) -> Non
 
 
 def test_cancel(plugin: Plugin) -> None:
+    """Also of one that has ended."""
+    ended = Running.start(plugin(f"echo '{RESULT}'"), "ADD", CONFIG, dict(os.environ))
+    ended.finish(20)
     running = Running.start(plugin("sleep 60"), "ADD", CONFIG, dict(os.environ))
-    running.cancel()
-    running.cancel()
+    for each in (ended, running, running):
+        each.cancel()
     with pytest.raises(ProcessLookupError):
         os.kill(running.pid, 0)
-
-
-def test_cancel_after_finish_is_harmless(plugin: Plugin) -> None:
-    running = Running.start(plugin(f"echo '{RESULT}'"), "ADD", CONFIG, dict(os.environ))
-    running.finish(20)
-    running.cancel()
 
 
 def test_kernel_without_pidfd(plugin: Plugin, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -377,22 +367,6 @@ def test_other_errors_are_relayed(plugin: Plugin, command: str, code: int) -> No
     assert caught.value.code == code
 
 
-# --- order of the steps
-
-
-def test_who_may_choose_the_vf() -> None:
-    assert kinds.may_choose_vf("txipam")
-    assert not any(map(kinds.may_choose_vf, ("dhcp", "host-local", "static")))
-
-
-def test_who_needs_the_interface() -> None:
-    assert kinds.needs_interface("dhcp")
-    assert not any(map(kinds.needs_interface, ("host-local", "static", "txipam")))
-
-
-# --- what it costs
-
-
 def waiting(running: Running, timeout: float) -> threading.Thread:
     """Wait for a delegate in another thread."""
 
@@ -405,12 +379,10 @@ def waiting(running: Running, timeout: float) -> threading.Thread:
     return thread
 
 
-def test_hurrying_lets_a_slow_one_end(tmp_path: Path) -> None:
+def test_hurrying_lets_a_slow_one_end(plugin: Plugin, tmp_path: Path) -> None:
     """A delegate whose result is not needed any more is not killed at once."""
-    program = tmp_path / "slow"
-    program.write_text(f"#!/bin/sh\nsleep 0.3\ntouch {tmp_path}/done\necho '{{}}'\n")
-    program.chmod(0o755)
-    running = Running.start(str(program), "ADD", b"{}", {"PATH": os.environ["PATH"]})
+    program = plugin(f"sleep 0.3\ntouch {tmp_path}/done\necho '{{}}'")
+    running = Running.start(program, "ADD", b"{}", dict(os.environ))
     thread = waiting(running, 60)
     running.hurry(20)
     thread.join()
@@ -419,12 +391,9 @@ def test_hurrying_lets_a_slow_one_end(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("first", [True, False])
-def test_hurrying_has_an_end(tmp_path: Path, first: bool) -> None:
+def test_hurrying_has_an_end(plugin: Plugin, first: bool) -> None:
     """The delegate is killed when its time is over, also if nobody waited for it when that was set."""
-    program = tmp_path / "hangs"
-    program.write_text(f"#!/bin/sh\nsleep 600\ntouch {tmp_path}/done\n")
-    program.chmod(0o755)
-    running = Running.start(str(program), "ADD", b"{}", {"PATH": os.environ["PATH"]})
+    running = Running.start(plugin("sleep 600"), "ADD", b"{}", dict(os.environ))
     if first:
         running.hurry(0.2)
     thread = waiting(running, 600)

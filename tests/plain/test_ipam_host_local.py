@@ -14,6 +14,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from harness.descriptors import open_files
 from sriov_fast.common.errors import (
     BusyError,
     CheckError,
@@ -492,12 +493,12 @@ def test_it_waits_for_the_lock_and_gives_up(net: Net) -> None:
         keys=Keys(net.conf(LEGACY)), container_id="b", ifname="eth0", ends=time.monotonic() + 0.1
     )
     with store.Store(str(net.store)):
-        before, files = len(os.listdir("/proc/self/fd")), net.files()
+        before, files = len(open_files()), net.files()
         with pytest.raises(IpamError, match="lock") as caught:
             late.run("ADD")
         assert caught.value.code == 11
         assert time.monotonic() >= late.ends
-        assert (len(os.listdir("/proc/self/fd")), net.files()) == (before, files)
+        assert (len(open_files()), net.files()) == (before, files)
     assert net.add("b") == ["10.1.2.3/29"]
 
 
@@ -566,15 +567,11 @@ def test_a_full_disk_takes_nothing(net: Net, monkeypatch: pytest.MonkeyPatch) ->
     assert net.add("a") == ["10.1.2.4/29"]  # 10.1.2.3 was the first range's before the second one failed
 
 
-def open_fds() -> set[str]:
-    return set(os.listdir("/proc/self/fd"))
-
-
 @pytest.fixture(autouse=True)
 def leaves_no_file_open() -> Iterator[None]:
-    before = open_fds()
+    before = open_files()
     yield
-    assert open_fds() == before
+    assert open_files() == before
 
 
 # --- kill -9

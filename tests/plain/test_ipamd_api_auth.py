@@ -18,6 +18,7 @@ from cryptography import x509
 from ipam_server import (
     ADMIN,
     ASK,
+    DOMAIN,
     HOST,
     OTHER_HOST,
     PATIENCE,
@@ -36,6 +37,7 @@ from sriov_fast.ipamd import auth
 from sriov_fast.ipamd.auth import Authenticator, AuthError, Caller, Tokens
 
 STATUS = "/v1/networks/mynet/status"
+FAR_HOST = "10.55.206.40"
 ADMINS = ("/v1/config", "/v1/allocations", "/v1/export", "/v1/usage")
 OPEN = ("/healthz", "/readyz", "/metrics", "/v1/openapi.json")
 
@@ -209,6 +211,24 @@ def test_a_certificate_means_nothing_where_it_is_not_asked_for(world: World) -> 
     with server.client(world.authority, certificate=mine) as client:
         problem(ask(client, "c1"), 401, "unauthorized")
     assert server.stop() == 0
+
+
+@pytest.mark.parametrize("hosts", [["10.55.206.20"], ["10.55.206.16/28", "fd00::/64"], []])
+def test_an_assignment_of_another_hosts_pod(world: World, hosts: list[str]) -> None:
+    assigned = {"network": "mynet", "pod_id": "db", "ips": ["10.55.206.46"], "mac": "02:00:00:00:00:01"}
+    domain = DOMAIN | {"assignments": [assigned | ({"hosts": hosts} if hosts else {})]}
+    server = world.serve(f"assigned-{len(hosts)}", domain)
+    thief = world.tokens.make("host", OTHER_HOST if len(hosts) < 2 else FAR_HOST)
+    with world.host(server) as mine, server.client(world.authority, thief) as theirs:
+        host = OTHER_HOST if len(hosts) < 2 else FAR_HOST
+        refused = ask(theirs, "c1", host=host, pod="db")
+        if not hosts:  # where none is named, the pod may be anywhere
+            assert address(refused) == "10.55.206.46/26"
+            return
+        detail = problem(refused, 403, "forbidden")
+        assert "assignment of pod 'db' is for hosts 10.55.206." in detail
+        assert address(ask(mine, "c2", pod="db")) == "10.55.206.46/26"
+        assert address(ask(theirs, "c3", host=host)) != "10.55.206.46/26"
 
 
 # ------------------------------------------------------------------------------------------------ open

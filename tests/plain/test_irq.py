@@ -10,7 +10,9 @@ from types import ModuleType
 
 import pytest
 
+from harness.descriptors import open_files
 from harness.sysfs_tree import Tree, build_tree
+from sriov_fast.kernel import _irq_py
 
 NAMES = ("sriov_fast._irq", "sriov_fast.kernel._irq_py")
 
@@ -24,10 +26,6 @@ def irq(request: pytest.FixtureRequest) -> ModuleType:
 @pytest.fixture
 def tree(tmp_path: Path) -> Tree:
     return build_tree(tmp_path, vfs=4, irqs_per_vf=3)
-
-
-def open_fds() -> list[str]:
-    return sorted(os.listdir("/proc/self/fd"))
 
 
 class TestIrqs:
@@ -71,6 +69,10 @@ class TestIrqs:
 
 
 class TestMasks:
+    def test_a_mask_whose_close_fails_is_written(self, tree: Tree, late_error: None) -> None:
+        assert _irq_py.write_masks([(100, "2")], str(tree.proc)) == [0]
+        assert tree.mask(100).read_text() == "2\n"
+
     def test_read(self, irq: ModuleType, tree: Tree) -> None:
         tree.mask(100).write_text("ffffffff,00000001\n")
         tree.mask(101).write_text("3")
@@ -128,13 +130,13 @@ class TestMasks:
     def test_no_descriptor_is_left(self, irq: ModuleType, tree: Tree) -> None:
         tree.mask(101).unlink()
         tree.mask(101).mkdir()
-        before = open_fds()
+        before = open_files()
         for _ in range(200):
             irq.write_masks([(100, "1"), (101, "1"), (102, ""), (9999, "1")], str(tree.proc))
             with pytest.raises(IsADirectoryError):
                 irq.read_masks([100, 101], str(tree.proc))
             irq.irqs(tree.pci(0), str(tree.sys))
-        assert open_fds() == before
+        assert open_files() == before
 
 
 def real_irqs() -> list[int]:

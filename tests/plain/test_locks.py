@@ -154,3 +154,8 @@ def test_one_at_a_time(run: str, tmp_path: Path, processes: int, threads: int) -
         each.join()
     assert counter.read_text() == "200"
     assert files(run) == []
+
+
+def test_a_holder_that_cannot_be_read(run: str) -> None:
+    os.makedirs(f"{run}/locks/vf-x")
+    assert locks.holder_of(run, "vf-x") == "an unknown process (Is a directory)"

@@ -2,18 +2,28 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
 
+from harness.descriptors import open_files
 from sriov_fast.cni.request import Request
 from sriov_fast.cni.result import IpConfig, Result
 from sriov_fast.common import paths
-from sriov_fast.common.errors import CheckError, ConfigError, DecodeError, UnavailableError
+from sriov_fast.common.errors import (
+    CheckError,
+    ConfigError,
+    DecodeError,
+    EnvError,
+    SriovError,
+    UnavailableError,
+)
 from sriov_fast.common.paths import Roots
 from sriov_fast.common.record import Route
 from sriov_fast.plugin import prepare
 from sriov_fast.plugin.run import run
+from sriov_fast.vf import netns
 
 FOUR = IpConfig(address="10.0.0.2/24", gateway="10.0.0.1")
 SECOND = IpConfig(address="10.1.0.2/24", gateway="10.1.0.1")
@@ -75,8 +85,6 @@ def test_status_of_nothing(nowhere: Roots) -> None:
 
 
 def test_an_add_into_our_own_namespace(nowhere: Roots) -> None:
-    from sriov_fast.common.errors import EnvError
-
     with pytest.raises(EnvError, match="is the host's own namespace") as caught:
         run(request("ADD", CONF, netns="/proc/self/ns/net"), nowhere)
     assert caught.value.code == 4
@@ -106,3 +114,16 @@ def test_private_directories_keep_what_is_there(tmp_path: Path) -> None:
     assert paths.private_directory(str(run), "vfs") == f"{run}/vfs"
     assert paths.private_directory(str(run), "vfs") == f"{run}/vfs"
     assert [path.stat().st_mode & 0o777 for path in (run, run / "vfs")] == [0o750, 0o700]
+
+
+def test_a_namespace_that_is_refused_is_closed(tmp_path: Path) -> None:
+    path = f"/proc/{os.getpid()}/ns/net"
+    home = 1 << 20  # not open
+    before = open_files()
+    with pytest.raises(OSError, match="Bad file descriptor"):
+        netns.open_pod(path, -1, home)
+    assert open_files() == before
+    for wrong in ("/proc/self/ns/mnt", "/etc/hostname", str(tmp_path), str(tmp_path / "nowhere")):
+        with pytest.raises(SriovError):
+            netns.open_pod(wrong)
+    assert open_files() == before

@@ -28,7 +28,7 @@ def tiers(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> ModuleType:
     module = importlib.util.module_from_spec(spec)
     monkeypatch.setitem(sys.modules, "run_tiers", module)
     spec.loader.exec_module(module)
-    monkeypatch.setitem(module.PATHS, "plain", (str(tmp_path / "test_it.py"),))
+    monkeypatch.setitem(module.PATHS, "plain", str(tmp_path / "test_it.py"))
     monkeypatch.setenv("PYTEST_DISABLE_PLUGIN_AUTOLOAD", "1")  # plugins take seconds to import
     monkeypatch.setattr(sys, "argv", ["run_tiers.py", "--tier", "plain", "--reports", str(tmp_path / "out")])
     return module

@@ -17,6 +17,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from harness.descriptors import open_files
 from sriov_fast.server import protocol
 from sriov_fast.server.protocol import NETNS, STDERR, BrokenRequestError, Incoming, WireRequest
 
@@ -32,10 +33,6 @@ def pair() -> Iterator[Pair]:
     ours, theirs = socket.socketpair()
     with ours, theirs:
         yield ours, theirs
-
-
-def open_files() -> int:
-    return len(os.listdir("/proc/self/fd"))
 
 
 def whole(environ: bytes = b"", stdin: bytes = b"", flags: int = 0, magic: int = MAGIC) -> bytes:
@@ -255,3 +252,15 @@ def test_a_reply_that_nobody_takes(pair: Pair) -> None:
     client.close()
     with pytest.raises(OSError, match=r"pipe|reset"):
         protocol.answer(server, 0, b"x")
+
+
+def test_a_close_that_fails_loses_no_descriptor(late_error: None) -> None:
+    ours, theirs = socket.socketpair()
+    incoming = protocol.Incoming(ours)
+    incoming._fds += [os.dup(ours.fileno()), os.dup(ours.fileno()), os.dup(ours.fileno())]
+    received = list(incoming._fds)
+    with theirs, incoming:
+        incoming.close_files(received[0])
+    for fd in received:
+        with pytest.raises(OSError, match="Bad file descriptor"):
+            os.fstat(fd)

@@ -13,6 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from harness.descriptors import open_files
 from harness.sysfs_tree import Tree, build_tree
 from sriov_fast.common.record import Vf
 
@@ -28,10 +29,6 @@ def sysfs(request: pytest.FixtureRequest) -> ModuleType:
 def expected(tree: Tree, index: int, **other: object) -> Vf:
     vf = Vf(index=index, pci=tree.pci(index), driver="igbvf", netdev=tree.netdev(index), numa=0)
     return vf.replace(**other)
-
-
-def open_fds() -> list[str]:
-    return sorted(os.listdir("/proc/self/fd"))
 
 
 @pytest.mark.parametrize("vfs", [0, 1, 256])
@@ -292,7 +289,7 @@ def test_no_descriptor_is_left(sysfs: ModuleType, tmp_path: Path) -> None:
     (bad.device() / "virtfn5").mkdir()
     tree.unbind(6)
     tree.vanish(7)
-    before = open_fds()
+    before = open_files()
     for _ in range(200):
         sysfs.scan("eth1", root)
         sysfs.vf_index(tree.pci(1), root)
@@ -306,7 +303,7 @@ def test_no_descriptor_is_left(sysfs: ModuleType, tmp_path: Path) -> None:
         ):
             with pytest.raises(OSError, match=r"."):
                 call(name, where)
-    assert open_fds() == before
+    assert open_files() == before
 
 
 @pytest.mark.parametrize("free", [0, 1])

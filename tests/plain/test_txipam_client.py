@@ -1158,3 +1158,21 @@ def test_nothing_is_kept_open(tx: Make, service: FakeService) -> None:
     pool.clear()
     service.open.clear()
     wait_for(lambda: len(os.listdir("/proc/self/fd")) <= before, "a descriptor stays open")
+
+
+def test_a_debt_that_cannot_be_read_stays(
+    tx: Make, service: FakeService, state: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    released_while_down(tx, service)
+    opening = open
+
+    def no_descriptors(path: str, *words: Any, **more: Any) -> Any:
+        if str(path).startswith(f"{state}/pending"):
+            raise OSError(24, "Too many open files")
+        return opening(path, *words, **more)
+
+    with monkeypatch.context() as patched:
+        patched.setattr("builtins.open", no_descriptors)
+        assert retry(state) == 1
+        assert failed(tx()).errno == 24
+    assert owed(state) == ["a~eth0"]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
 import threading
 import time
 from pathlib import Path
@@ -322,3 +324,28 @@ def test_the_second_pf_where_the_first_has_nothing(tmp_path: Path) -> None:
     with choice.lock:
         pass
     assert (choice.pf, recover.seen) == ("eth2", [("0000:02:10.0", ATTACHING)])
+
+
+class FailingJournal(Journal):
+    """A journal whose ``nth`` listing fails, and no other."""
+
+    nth = 0
+
+    def _names(self) -> list[str]:
+        self.nth -= 1
+        if not self.nth:
+            raise OSError(24, "Too many open files", self._dir)
+        return super()._names()
+
+
+@pytest.mark.parametrize("nth", [1, 2, 3])
+@pytest.mark.parametrize("by", ["any", "device alone"])
+def test_a_listing_of_the_journal_that_fails_leaves_no_lock(tmp_path: Path, nth: int, by: str) -> None:
+    machine = Machine(tmp_path, vfs=1)
+    machine.journal = FailingJournal(machine.roots.run, machine.roots.proc)
+    machine.journal.nth = nth
+    with contextlib.suppress(OSError):  # a listing that is not reached fails nothing
+        machine.choose(**wishes(machine, by))
+    with locks.acquire(machine.roots.run, f"vf-{machine.tree.pci(0)}", "the next", wait=0):
+        pass
+    assert os.listdir(f"{machine.roots.run}/locks") == []

@@ -1,4 +1,4 @@
-"""Field reports on the resident server: a fault in one of its parts neither deafens nor ends it."""
+"""A fault in one part of the resident server neither deafens nor ends it."""
 
 from __future__ import annotations
 
@@ -9,11 +9,12 @@ import socket
 import struct
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+
+from harness.waiting import wait_for
 
 HEADER = struct.Struct("=IIII16s")
 MAGIC = int.from_bytes(b"SRF1", "little")
@@ -67,11 +68,8 @@ class Served:
         self.wait_for(lambda: (root / "ready").exists())
 
     def wait_for(self, what: Callable[[], object]) -> None:
-        deadline = time.monotonic() + 20
-        while not what():
-            assert time.monotonic() < deadline, self.log.read_text()
-            assert self.process.poll() is None, self.log.read_text()
-            time.sleep(0.01)
+        wait_for(lambda: what() or self.process.poll() is not None, "the server does not come to that")
+        assert self.process.poll() is None, self.log.read_text()
 
     def ask(self, content: bytes = VERSION) -> bytes:
         """Send a request; return all that comes of it."""
@@ -129,8 +127,8 @@ _thread.start_new_thread = late
 """
 
 
-def test_201_no_thread_at_the_start(serve: Serve, tmp_path: Path) -> None:
-    """A server that could not start its first thread ended; it tries again until it can."""
+def test_no_thread_at_the_start(serve: Serve, tmp_path: Path) -> None:
+    """The server tries again until it can start its first thread."""
     served = serve("", LATE)
     served.wait_for(lambda: "cannot start a thread" in served.log.read_text())
     (tmp_path / "go").touch()
@@ -138,8 +136,7 @@ def test_201_no_thread_at_the_start(serve: Serve, tmp_path: Path) -> None:
     served.end()
 
 
-def test_202_a_thread_for_the_upkeep_that_cannot_be_started(serve: Serve, tmp_path: Path) -> None:
-    """The server ended where the thread that gives back owed addresses could not be started."""
+def test_a_thread_for_the_upkeep_that_cannot_be_started(serve: Serve, tmp_path: Path) -> None:
     (tmp_path / "pending").mkdir()
     served = serve("_thread.start_new_thread = no_thread")
     served.wait_for(lambda: "cannot start a thread" in served.log.read_text())
@@ -147,8 +144,7 @@ def test_202_a_thread_for_the_upkeep_that_cannot_be_started(serve: Serve, tmp_pa
     served.end()
 
 
-def test_203_a_failing_upkeep(serve: Serve) -> None:
-    """An unexpected exception in the upkeep ended the server."""
+def test_a_failing_upkeep(serve: Serve) -> None:
     served = serve("recovery.repair = fault")
     served.wait_for(lambda: served.faults() > 3)
     assert b"supportedVersions" in served.ask()
@@ -156,7 +152,7 @@ def test_203_a_failing_upkeep(serve: Serve) -> None:
     served.end()
 
 
-def test_203_an_upkeep_that_hangs(serve: Serve) -> None:
+def test_an_upkeep_that_hangs(serve: Serve) -> None:
     """Neither requests nor SIGTERM wait for it."""
     waits = "lambda *_: os.close(os.open(f'{root}/hangs', os.O_CREAT)) or hang(60)"
     served = serve(f"threads._LAST = 0.2; recovery.repair = {waits}")
@@ -181,7 +177,7 @@ PARTS = {
 
 
 @pytest.mark.parametrize("fault", PARTS.values(), ids=list(PARTS))
-def test_203_a_fault_in_a_request(serve: Serve, fault: str) -> None:
+def test_a_fault_in_a_request(serve: Serve, fault: str) -> None:
     """It costs that request; no thread, no connection and no descriptor is lost, and the server can end."""
     served = serve(fault)
     contents = [b"HTTP/1.1 and no request at all, but long enough", VERSION[:40], VERSION]

@@ -24,7 +24,9 @@ _Command = Callable[[argparse.Namespace], int]
 INTERRUPTED = 130
 SUMMARY = "a virtual machine with real SR-IOV cards"
 TESTS = ("tests/lab",)
-PYTEST = ("python", "-m", "pytest", "-p", "no:cacheprovider", "-p", "no:hypothesispytest")
+PYTEST = (install.PYTHON, "-m", "pytest", "-p", "no:cacheprovider")
+# Plugins that load themselves (schemathesis, anyio) cost half a minute of emulated start.
+ALONE = "PYTEST_DISABLE_PLUGIN_AUTOLOAD=1"
 
 
 def parser() -> argparse.ArgumentParser:
@@ -146,17 +148,13 @@ def _run(args: argparse.Namespace) -> int:
 
 
 def _pytest(args: argparse.Namespace) -> int:
-    args.env = ["PYTHONDONTWRITEBYTECODE=1", *args.env]
-    return _in_guest(args, pytest_command(args.arguments))
-
-
-def pytest_command(arguments: Sequence[str]) -> list[str]:
-    """Build the command for the guest; plugins that only cost seconds of emulated start are left out."""
-    named = [word for word in arguments if word.startswith(("tests", "benches", "/"))]
-    plugins = [] if any(word.startswith("benches") for word in named) else ["-p", "no:benchmark"]
+    named = [word for word in args.arguments if word.startswith(("tests", "benches", "/"))]
+    plugin = ("-p", "pytest_benchmark.plugin") if any(word.startswith("benches") for word in named) else ()
+    words = [*PYTEST, *plugin, *(() if named else TESTS)]
     script = 'exec "$@" --junitxml="$SRIOV_FAST_OUT/junit.xml"'
-    words = [*PYTEST, *plugins, *arguments, *([] if named else TESTS)]
-    return ["sh", "-c", script, "pytest", *words]
+    args.env = [ALONE, *args.env]
+    argv = ["sh", "-c", script, "pytest", *words, *args.arguments]
+    return _in_guest(args, argv, native=[*words, *named, "--collect-only"])
 
 
 def _shell(args: argparse.Namespace) -> int:
@@ -166,7 +164,9 @@ def _shell(args: argparse.Namespace) -> int:
     return _in_guest(args, ["bash", "-i"], terminal=True)
 
 
-def _in_guest(args: argparse.Namespace, argv: Sequence[str], terminal: bool = False) -> int:
+def _in_guest(
+    args: argparse.Namespace, argv: Sequence[str], terminal: bool = False, native: Sequence[str] = ()
+) -> int:
     place = tree.ensure(Recipe())
     requirements.require(building=False, cache=base())
     machine = Machine(
@@ -180,7 +180,7 @@ def _in_guest(args: argparse.Namespace, argv: Sequence[str], terminal: bool = Fa
         append=args.append,
         iommu=args.iommu,
     )
-    task = Task(argv, _environment(args.env), args.timeout, args.output)
+    task = Task(argv, _environment(args.env), args.timeout, args.output, native)
     if args.no_install:
         return Guest(place, machine).run(task)
     with tempfile.TemporaryDirectory() as scratch:

@@ -9,7 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from sriov_fast.common.interpreter import Interpreter
+from sriov_fast.common.interpreter import INTERPRETER, Interpreter, attempts
 
 Threads = ThreadPoolExecutor
 LONG = 10.0  # seconds; a test that works waits for none of them
@@ -103,3 +103,19 @@ def test_an_error_in_a_wait_gives_it_back(interpreter: Interpreter) -> None:
     with pytest.raises(ZeroDivisionError), interpreter.released():
         1 / 0  # noqa: B018
     assert interpreter.release()
+
+
+def test_other_threads_run_between_attempts(threads: ThreadPoolExecutor) -> None:
+    INTERPRETER.take()
+    others = [threads.submit(taken, INTERPRETER)]
+    for _ in attempts(time.monotonic() + LONG):
+        if others[0].done():
+            break
+    assert INTERPRETER.release()
+    assert others[0].result()
+
+
+def test_a_last_attempt_is_made_at_the_deadline() -> None:
+    begin = time.monotonic()
+    assert len(list(attempts(begin + 0.02))) > 2
+    assert len(list(attempts(begin))) == 1

@@ -17,7 +17,9 @@ from sriov_fast.common.errors import ConfigError, DecodeError, IpamError, Versio
 from sriov_fast.common.json_object import (
     ATTACHMENTS,
     JsonObject,
+    absolute_path,
     array,
+    label,
     shown,
     string,
     strings,
@@ -288,7 +290,7 @@ def _address_text(value: object) -> tuple[str, ...]:
 # CNI_ARGS that IPAM reads; they are checked before anything is touched.
 _OF_IPAM: dict[str, Callable[[object], object]] = {
     "IP": _address_text,
-    "PodID": fields.label,
+    "PodID": label,
     "HostIP": fields.ip,
 }
 
@@ -434,8 +436,8 @@ def _configured(command: str, stdin: bytes, faults: list[SriovError] | None) -> 
         dns=_dns(conf, warnings),
         prev_result=_prev_result(conf, version),
         log_level=conf.take("logLevel", _log_level, "info"),
-        log_file=conf.take("logFile", fields.path, ""),
-        device_info=runtime.take("CNIDeviceInfoFile", fields.path, ""),
+        log_file=conf.take("logFile", absolute_path, ""),
+        device_info=runtime.take("CNIDeviceInfoFile", absolute_path, ""),
         raw=raw,
         valid_attachments=valid_attachments(JsonObject(raw)) if command == "GC" else None,
     )

@@ -189,14 +189,6 @@ def plugin(value: object) -> str:
     return text
 
 
-def path(value: object) -> str:
-    """Accept an absolute path."""
-    text = string(value)
-    if not text.startswith("/"):
-        raise FieldError("not an absolute path", "give a path that starts with '/'")
-    return text
-
-
 def mac(value: object) -> str:
     """Accept six octets in hex with ':' or '-' between, and return them in lower case with ':'."""
     text = string(value).lower()
@@ -302,11 +294,3 @@ def cores(value: object) -> tuple[int, ...]:
 def pod_cores(value: object) -> tuple[int, ...]:
     """Accept cores as ``cores`` does, and a single one as a number."""
     return cores([value] if type(value) is int else value)
-
-
-def label(value: object) -> str:
-    """Accept a short printable identifier that came from outside."""
-    text = string(value)
-    if len(text) > 253 or not text.isprintable():
-        raise FieldError("not a printable identifier", "give at most 253 printable characters")
-    return text

@@ -8,6 +8,14 @@ keeps the interpreter until it calls ``release``, or enters the block of ``relea
 from __future__ import annotations
 
 import _thread
+import time
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+# Seconds between two attempts, twice as many before each later one.
+_PAUSE, _LONGEST_PAUSE = 0.0001, 0.002
 
 
 class Interpreter:
@@ -63,3 +71,15 @@ class Released:
 
 
 INTERPRETER = Interpreter(patience=0.02)
+
+
+def attempts(deadline: float) -> Iterator[None]:
+    """Yield once for each attempt, until ``deadline`` (time.monotonic). Other threads run in the pauses."""
+    pause = _PAUSE
+    while True:
+        yield
+        if time.monotonic() >= deadline:
+            return
+        with INTERPRETER.released():
+            time.sleep(pause)
+        pause = min(pause * 2, _LONGEST_PAUSE)

@@ -45,6 +45,22 @@ def string(value: object) -> str:
     return value
 
 
+def absolute_path(value: object) -> str:
+    """Accept an absolute path."""
+    text = string(value)
+    if not text.startswith("/"):
+        raise FieldError("not an absolute path", "give a path that starts with '/'")
+    return text
+
+
+def label(value: object) -> str:
+    """Accept a short printable identifier that came from outside."""
+    text = string(value)
+    if len(text) > 253 or not text.isprintable():
+        raise FieldError("not a printable identifier", "give at most 253 printable characters")
+    return text
+
+
 def obj(value: object) -> dict[str, Any]:
     """Accept a JSON object."""
     if not isinstance(value, dict):

@@ -14,7 +14,7 @@ import time
 
 from sriov_fast.common import descriptors
 from sriov_fast.common.errors import FileError, TryAgainError
-from sriov_fast.common.interpreter import INTERPRETER
+from sriov_fast.common.interpreter import INTERPRETER, attempts
 from sriov_fast.common.paths import private_directory
 
 TYPE_CHECKING = False
@@ -22,8 +22,6 @@ if TYPE_CHECKING:
     from typing import Self
 
 WAIT = 20.0  # seconds; a runtime waits for minutes
-_PAUSE = 0.0005
-_LONGEST_PAUSE = 0.002
 _AT_ONCE = 0.0005  # seconds; taking a free lock is faster
 
 
@@ -147,12 +145,10 @@ def _acquire_file_lock(path: str, holder: str, wait: float = 0) -> Lock | None:
     """Take the file lock within ``wait`` seconds; if that fails, release the in-process lock."""
     lock = None
     try:
-        deadline = time.monotonic() + wait
-        pause = _PAUSE
-        while (lock := _try_file_lock(path, holder)) is None and time.monotonic() < deadline:
-            with INTERPRETER.released():
-                time.sleep(pause)
-            pause = min(pause * 2, _LONGEST_PAUSE)
+        for _ in attempts(time.monotonic() + wait):
+            lock = _try_file_lock(path, holder)
+            if lock is not None:
+                break
     finally:
         if lock is None:
             _leave_thread_lock(path, held=True)

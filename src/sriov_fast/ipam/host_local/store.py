@@ -13,8 +13,8 @@ import os
 import time
 
 from sriov_fast.common import descriptors, paths
-from sriov_fast.common.errors import IpamError, is_absent
-from sriov_fast.common.interpreter import INTERPRETER
+from sriov_fast.common.errors import IpamError, TryAgainError, is_absent
+from sriov_fast.common.interpreter import attempts
 from sriov_fast.ipam.keys import parse_ip
 
 TYPE_CHECKING = False
@@ -27,8 +27,6 @@ if TYPE_CHECKING:
     Owner = tuple[str, str]  # container ID, interface name
 
 WAIT = 20.0  # seconds; a runtime waits for minutes
-_PAUSE = 0.0001
-_LONGEST_PAUSE = 0.005
 
 _LONGEST_OWNER = 1024  # bytes; more than any container ID with an interface name
 _TEMPORARY = "sriov-fast.new"
@@ -210,18 +208,13 @@ def _open_lock(path: str) -> int:
 
 def _acquire(fd: int, path: str, wait: float) -> None:
     """Take the lock; IpamError if it is not free within ``wait`` seconds."""
-    deadline = time.monotonic() + wait
-    pause = _PAUSE
-    while True:
+    for _ in attempts(time.monotonic() + wait):
         try:
             return fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            if time.monotonic() >= deadline:
-                raise IpamError(
-                    f"the lock {path}/lock was not free within {wait:g} s",
-                    "try again; `fuser` shows which process has it open",
-                    code=11,  # "try again later"
-                ) from None
-        with INTERPRETER.released():
-            time.sleep(pause)
-        pause = min(pause * 2, _LONGEST_PAUSE)
+            pass
+    raise IpamError(
+        f"the lock {path}/lock was not free within {wait:g} s",
+        "try again; `fuser` shows which process has it open",
+        code=TryAgainError.code,
+    )

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 
-from sriov_fast.common import descriptors
+from sriov_fast.common import descriptors, paths
 
 
 def _directory(state_dir: str, network: str) -> str:
@@ -20,8 +20,7 @@ def remember(state_dir: str, network: str, host_ip: str) -> None:
     path = f"{_directory(state_dir, network)}/{host_ip}"
     if os.path.exists(path):
         return
-    for directory in (state_dir, f"{state_dir}/hosts", _directory(state_dir, network)):
-        os.makedirs(directory, 0o700, exist_ok=True)
+    paths.make_directories(_directory(state_dir, network), 0o700)
     descriptors.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600))
 
 

@@ -20,6 +20,7 @@ import time
 
 from sriov_fast.common import descriptors, json
 from sriov_fast.common.errors import ConfigError, DecodeError, FileError, IpamError, SriovError, is_absent
+from sriov_fast.common.interpreter import attempts
 from sriov_fast.common.record import Record
 from sriov_fast.ipam.txipam.client import Client, Owner, ServiceError
 from sriov_fast.ipam.txipam.settings import Settings
@@ -35,7 +36,6 @@ if TYPE_CHECKING:
 
 IN_FLIGHT = 30.0  # seconds after which a request without a reply cannot reach the service any more
 _TIMEOUT = 5.0  # seconds for one release
-_PAUSE = 0.01
 
 
 class QueuedRelease(Record):
@@ -214,15 +214,13 @@ class OutboxEntry:
                 self.remove()
 
     def _locked(self, deadline: float) -> bool:
-        while True:
+        for _ in attempts(deadline):
             try:
                 fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
-                if time.monotonic() >= deadline:
-                    return False
-                time.sleep(_PAUSE)
-            else:
-                return True
+                continue
+            return True
+        return False
 
     def _is_current(self) -> bool:
         """Return whether the locked file still has its name."""

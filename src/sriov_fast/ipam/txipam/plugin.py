@@ -12,9 +12,9 @@ import time
 from sriov_fast import ipamd_api
 from sriov_fast.common import cni_args
 from sriov_fast.common.errors import CheckError, ConfigError, IpamError, SriovError
-from sriov_fast.common.json_object import valid_attachments
+from sriov_fast.common.json_object import label, valid_attachments
 from sriov_fast.ipam.builtin import Builtin, read_address, read_dns, read_routes
-from sriov_fast.ipam.keys import Keys, parse_ip, show_cidr, show_ip, wrong
+from sriov_fast.ipam.keys import Keys, as_value, parse_ip, show_cidr, show_ip, wrong
 from sriov_fast.ipam.txipam import hosts, leases, outbox
 from sriov_fast.ipam.txipam.client import Client, Owner, ServiceError, read_lease
 from sriov_fast.ipam.txipam.settings import Settings, read_settings
@@ -164,10 +164,7 @@ class TxIpam(Builtin):
     def _pod_id(self) -> str:
         given = cni_args.readable(self.args)
         for key in ("PodID", "K8S_POD_UID"):
-            text = given.get(key.upper(), "")
-            if len(text) > 253 or not text.isprintable():
-                advice = "give at most 253 printable characters"
-                raise wrong(f"CNI_ARGS {key}", text, "not a printable identifier", advice)
+            text = as_value(label, given.get(key.upper(), ""), f"CNI_ARGS {key}")
             if text:
                 return text
         raise ConfigError(

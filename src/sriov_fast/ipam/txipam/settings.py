@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from sriov_fast.common import files
 from sriov_fast.common.errors import ConfigError, RefusedError
+from sriov_fast.common.json_object import absolute_path
 from sriov_fast.common.record import Record
 from sriov_fast.ipam.keys import Keys, parse_ip, wrong
 from sriov_fast.ipam.txipam.connection import Remote
@@ -30,7 +31,11 @@ def read_settings(ipam: Keys) -> Settings:
     """Return the settings in an ``ipam`` object, or raise ConfigError."""
     for where, text in _remotes(ipam):
         parse_remote(text, where)
-    trust = Trust(ca=_path(ipam, "ca"), cert=_path(ipam, "cert"), key=_path(ipam, "key"))
+    trust = Trust(
+        ca=ipam.take("ca", absolute_path, ""),
+        cert=ipam.take("cert", absolute_path, ""),
+        key=ipam.take("key", absolute_path, ""),
+    )
     if trust.key and not trust.cert:
         raise ConfigError(
             f"ipam.key = {trust.key!r}: there is no ipam.cert", "give the certificate that it belongs to"
@@ -39,7 +44,7 @@ def read_settings(ipam: Keys) -> Settings:
     return Settings(
         remotes=tuple(text for _, text in _remotes(ipam)),
         trust=trust,
-        token_file=_path(ipam, "tokenFile"),
+        token_file=ipam.take("tokenFile", absolute_path, ""),
         timeout=_timeout(ipam),
         retries=_RETRIES if retries is None else retries,
     )
@@ -86,13 +91,6 @@ def _host_and_port(authority: str) -> tuple[str, str]:
     if not colon or "]" in port:
         return authority, "443"
     return host, port
-
-
-def _path(ipam: Keys, key: str) -> str:
-    path = ipam.text(key)
-    if path and not path.startswith("/"):
-        raise wrong(ipam.place(key), path, "not an absolute path", "give a path that starts with '/'")
-    return path
 
 
 def _timeout(ipam: Keys) -> float:

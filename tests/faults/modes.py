@@ -8,9 +8,8 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -20,6 +19,7 @@ from faults.tracer import KILL, Fault, Seen, Tracer
 from harness import pod as netns
 from harness.runtime import Outcome
 from harness.veth import DeferredNode, Node, ResidentNode
+from harness.waiting import wait_for
 
 HANG = 40.0  # seconds; longer than any lock is waited for
 # The main thread, those that wait for connections and those that run something while the kernel works. Idle
@@ -316,7 +316,8 @@ class Client(Mode):
         if not self._files:
             server.idle()
             self._files = self.files()
-        _soon(lambda: self.has_rested() or server.process.poll() is not None)
+        with suppress(AssertionError):
+            wait_for(lambda: self.has_rested() or server.process.poll() is not None, "it does not rest", 4)
         found = self._unlike_before()
         server.log.write_text("")
         if found:
@@ -396,15 +397,6 @@ class Delegating(Resident):
         node = super().make(root)
         node.delegate("host-local", STORE)
         return node
-
-
-def _soon(what: Callable[[], bool], limit: float = 4.0) -> bool:
-    deadline = time.monotonic() + limit
-    while not what():
-        if time.monotonic() > deadline:
-            return False
-        time.sleep(0.005)
-    return True
 
 
 MODES: dict[str, type[Mode]] = {

@@ -166,26 +166,18 @@ def _device(shown: dict[str, Any] | None) -> dict[str, Any] | None:
 
 def differences(before: State, after: State) -> list[str]:
     """Say in words what is not as it was."""
-    return [
-        f"{pci} {part}: {left} -> {right}"
-        for pci in sorted(before.keys() | after.keys())
-        for part, left, right in _parts(before.get(pci, {}), after.get(pci, {}))
-    ]
+    left, right = _flat(before), _flat(after)
+    keys = sorted(key for key in left.keys() | right.keys() if left.get(key) != right.get(key))
+    return [f"{key}: {left.get(key)} -> {right.get(key)}" for key in keys]
 
 
-def _parts(before: dict[str, Any], after: dict[str, Any]) -> list[tuple[str, Any, Any]]:
-    flat = [
-        (part, before.get(part), after.get(part))
-        for part in ("index", "device", "pf", "masks")
-        if before.get(part) != after.get(part)
-    ]
-    found: list[tuple[str, Any, Any]] = []
-    for part, left, right in flat:
-        if isinstance(left, dict) and isinstance(right, dict):
-            keys = [key for key in {**left, **right} if left.get(key) != right.get(key)]
-            found += [(f"{part} {key}", left.get(key), right.get(key)) for key in keys]
-        else:
-            found.append((part, left, right))
+def _flat(state: State) -> dict[str, Any]:
+    """Return each value by the words that name it: the VF, the part, and the part's key."""
+    found: dict[str, Any] = {}
+    for pci, vf in state.items():
+        for part, value in vf.items():
+            parts = value if isinstance(value, dict) else {"": value}
+            found |= {f"{pci} {part} {key}".rstrip(): one for key, one in parts.items()}
     return found
 
 

@@ -15,6 +15,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Self
 
+import pytest
+
 from harness.waiting import PATIENCE, wait_for
 
 
@@ -160,4 +162,16 @@ class Strace:
         return found
 
 
+def injecting(calls: str, effect: str, path: object = "") -> tuple[str, ...]:
+    """Return options of strace that have system calls fail (``error=EIO:when=2``), be late or kill."""
+    only = ("-P", str(path)) if path else ()
+    return (*only, "-e", f"trace={calls}", "-e", f"inject={calls}:{effect}")
+
+
+def interfered(calls: str, effect: str, path: object = "") -> tuple[str, ...]:
+    """Return the words before a program that is to run with ``injecting``."""
+    return ("strace", "-f", "-o", "/dev/null", *injecting(calls, effect, path))
+
+
 has_strace = shutil.which("strace") is not None
+needs_strace = pytest.mark.skipif(not has_strace, reason="needs strace")

@@ -6,13 +6,15 @@ for settings through the PF and interrupts.
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -172,12 +174,30 @@ class Node(Runtime):
         )
         return found
 
+    def builtin(self, **more: Any) -> dict[str, Any]:
+        """Return a configuration for VF 0 with an address of the built-in host-local."""
+        return self.conf(**{"ipam": self.host_local(delegate=False), "vf": 0} | more)
+
     def reindex(self) -> None:
         """Write the devices' indices to the tree: the plugin tells by them whether a name is a VF's."""
         for item in json.loads(self.nip("-j", "link", "show")):
             path = self.tree.sys / "class/net" / item["ifname"] / "ifindex"
             if path.exists():
                 path.write_text(f"{item['ifindex']}\n")
+
+    def return_device(self, pod: str, name: str = "", ifname: str = "eth0", index: int = 0) -> None:
+        """Do what the kernel does with a VF when its namespace ends; a stand-in would be deleted."""
+        name = name or self.tree.netdev(index)
+        self.ip("-n", pod, "link", "set", ifname, "down")
+        self.ip("-n", pod, "link", "set", ifname, "netns", self.host, "name", name)
+        self.tree.remove_netdev(index)
+        self.tree.add_netdev(index, name)
+        self.reindex()
+
+    def end(self, pod: str) -> None:
+        """End a pod: its namespace is deleted."""
+        self.ip("netns", "del", pod)
+        self.pods.remove(pod)
 
     def links(self) -> set[str]:
         return {item["ifname"] for item in json.loads(self.nip("-j", "link", "show"))}
@@ -223,6 +243,14 @@ class Node(Runtime):
             return [*self.enter(), self.executable]
         program = LAUNCHER.format(path=paths, prelude=self.prelude)
         return [*self.enter(), sys.executable, *self.options, "-IS", "-c", program]
+
+    def operate(self, *words: str, status: int = 0) -> subprocess.CompletedProcess[str]:
+        """Run the operator's command on the node."""
+        line = [*self.enter(), sys.executable, "-m", "sriov_fast.cli", *words]
+        environment = self.environment("", "") | {"PYTHONPATH": os.pathsep.join(sys.path)}
+        done = subprocess.run(line, env=environment, check=False, capture_output=True, text=True, timeout=60)
+        assert done.returncode == status, (words, done.stdout, done.stderr)
+        return done
 
     def settle(self) -> None:
         """Wait until nothing of the plugin's is at work any more: what it started may live longer than it."""
@@ -455,6 +483,36 @@ def waits(node: Node, container: str) -> int:
 
 def let_go(node: Node) -> None:
     (node.root / "go").touch()
+
+
+@contextmanager
+def flocked(path: Path) -> Iterator[None]:
+    """Hold a file lock, as another process does."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+@contextmanager
+def tmpfs(path: Path, options: str) -> Iterator[None]:
+    """Mount a small file system on a directory."""
+    path.mkdir(exist_ok=True)
+    subprocess.run(["mount", "-t", "tmpfs", "-o", options, "none", path], check=True)
+    try:
+        yield
+    finally:
+        subprocess.run(["umount", "-l", path], check=True)
+
+
+def fill(path: Path) -> Path:
+    """Take all space of a file system; return the file that has it."""
+    with (path / "ballast").open("wb", buffering=0) as file:
+        for size in (4096, 1):
+            with suppress(OSError):
+                while True:
+                    file.write(b"x" * size)
+    return path / "ballast"
 
 
 KINDS: dict[str, type[Node]] = {

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from harness.card import Card, Node, differences
-from harness.pod import ip, link, links
-from harness.waiting import wait_for
+from harness.pod import ip, link
 
 MAC, OTHER = "02:5f:00:00:00:01", "02:5f:00:00:00:02"
 VF = 1
@@ -75,21 +73,3 @@ def test_pods_reach_each_other_and_vlans_are_kept_apart(node: Node, card: Card) 
     assert not node.pings(pods["one"], address["other"], seconds=2)
     node.collect()
     assert not node.records()
-
-
-@pytest.mark.modes("process")
-def test_a_killed_add(node: Node, card: Card) -> None:
-    if not shutil.which("strace"):
-        pytest.skip("needs strace")
-    pod = node.pod()
-    before = card.state()
-    static = {"type": "static", "addresses": [{"address": "10.88.0.2/24"}]}
-    kill = "inject=sendto,sendmsg:signal=SIGKILL:when=6"
-    strace = ("strace", "-o", "/dev/null", "-e", "trace=sendto,sendmsg", "-e", kill)
-    asked = conf(node, **ASKED, ipam=static)
-    killed = node.run("ADD", asked, pod, wrap=strace, env={"SRIOV_FAST_BACKEND": "cython"})
-    assert killed.status == -9, killed
-    node.delete(asked, pod)
-    assert not node.records()
-    wait_for(lambda: "eth0" not in {item["ifname"] for item in links(pod)}, "the macvlan goes")
-    assert not differences(before, card.state())

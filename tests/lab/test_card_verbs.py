@@ -1,18 +1,17 @@
-"""CHECK, STATUS, GC, and the operator's commands, on a real card."""
+"""CHECK and the operator's commands, on a real card."""
 
 from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import redirect_stdout
 from io import StringIO
 from pathlib import Path
-from typing import Any
 
 import pytest
 
-from harness.card import IN_LAB, Card, Node
+from harness.card import Card, Node
 from harness.pod import ip, link
 from sriov_fast import cli
 
@@ -76,42 +75,6 @@ def test_check_of_a_mac_that_the_pf_holds(node: Node, card: Card) -> None:
     error = node.refused(103, "CHECK", conf, pod)
     assert f"mac {OTHER}" in error
     node.delete(conf, pod)
-
-
-# --- STATUS
-
-
-@pytest.fixture
-def bare(second: Card) -> Iterator[Card]:
-    """A PF without VFs; which are new ones afterwards, so what they were is no longer of interest."""
-    if not IN_LAB:
-        pytest.skip(f"would remove the VFs of {second.pf}: only in the lab")
-    number = len(second.vfs())
-    second.make_vfs(0)
-    yield second
-    second.make_vfs(number)
-
-
-def test_status(node: Node, card: Card, bare: Card) -> None:
-    def status(master: object, **more: Any) -> Any:
-        return node.run("STATUS", node.conf(cniVersion="1.1.0", master=master, **more))
-
-    assert status(card.pf).status == 0
-    assert status([bare.pf, card.pf]).status == 0
-    done = status(bare.pf)
-    assert done.status == 1
-    assert done.json["code"] == 50
-    assert bare.pf in done.json["msg"]
-    done = status("no-such-pf")
-    assert done.json["code"] == 50
-    assert "no-such-pf" in done.json["msg"]
-    error = node.refused(11, "ADD", node.conf(master=bare.pf, ipam=node.host_local()), node.pod())
-    assert bare.pf in error
-    assert node.leases() == []
-    pod = node.pod()
-    node.add(node.conf(master=[bare.pf, card.pf]), pod)
-    assert node.owned(pod).pf == card.pf
-    node.delete(node.conf(), pod)
 
 
 # --- the operator's commands

@@ -5,10 +5,8 @@
 
 from __future__ import annotations
 
-import errno
 import json
 import os
-import time
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -97,33 +95,6 @@ def assert_asked(shown: dict[str, Any]) -> None:
     assert shown["vlan_list"] == [{"vlan": 100, "qos": 5, "protocol": "802.1ad"}]
     assert shown["rate"] == {"max_tx": 1000, "min_tx": 0}
     assert (shown["spoofchk"], shown["trust"], shown["link_state"]) == (True, True, "enable")
-
-
-@pytest.mark.parametrize(
-    ("number", "attach"),
-    [(errno.EBUSY, "move"), (errno.EADDRNOTAVAIL, "macvlan")],
-)
-def test_a_busy_driver(node: LateNode, number: int, attach: str) -> None:
-    """Four changes are refused, in ADD and in DEL."""
-    pod, conf = node.pod(), config(node, attach=attach, **ASKED)
-    set_faults(refusals=4, refusal=number)
-    node.add(conf, pod)
-    assert_asked(node.shown())
-    assert node.link("eth0", pod)["address"] == MAC
-    set_faults(refusals=4, refusal=number)
-    node.delete(conf, pod)
-
-
-def test_a_driver_that_stays_busy(node: LateNode) -> None:
-    """The error names the last errno, in bounded time, and everything is undone."""
-    pod = node.pod()
-    set_faults(refusals=10**6, refusal=errno.EBUSY)
-    began = time.monotonic()
-    done = node.run("ADD", config(node, **ASKED), pod)
-    assert (done.status, done.json["code"]) == (1, 100), done
-    assert "EBUSY to each of" in done.json["msg"]
-    assert 2 < time.monotonic() - began < 60
-    assert node.addresses_of(pod) == ""
 
 
 def test_settings_that_show_late(node: LateNode) -> None:

@@ -91,17 +91,20 @@ def test_dual_stack_where_ipv6_is_off(either: Node) -> None:
     assert node.state() == before
 
 
-def test_routes_with_every_attribute(either: Node) -> None:
+def test_routes_with_every_attribute_and_dns_of_the_configuration(either: Node) -> None:
     node, pod = either, either.pod()
     routes = [
         {"dst": "192.0.2.0/24", "gw": "10.1.0.9", "mtu": 1400, "advmss": 1360, "priority": 7, "table": 1000},
         {"dst": "198.51.100.0/24", "scope": 253},
         {"dst": "203.0.113.0/24"},
     ]
-    answer(node, {"ips": [{"address": "10.1.0.2/24", "gateway": "10.1.0.1"}], "routes": routes})
-    conf = node.conf(cniVersion="1.1.0", ipam={"type": "txipam", "delegate": True})
+    theirs, ours = {"domain": "b.example"}, {"nameservers": ["192.0.2.53"]}
+    answer(
+        node, {"ips": [{"address": "10.1.0.2/24", "gateway": "10.1.0.1"}], "routes": routes, "dns": theirs}
+    )
+    conf = node.conf(cniVersion="1.1.0", ipam={"type": "txipam", "delegate": True}, dns=ours)
     found = node.add(conf, pod)
-    assert found["routes"] == routes
+    assert (found["routes"], found["dns"]) == (routes, ours)
     (full,) = node.routes(pod, "table", "1000")
     assert (full["dst"], full["gateway"], full["metric"]) == ("192.0.2.0/24", "10.1.0.9", 7)
     assert full["metrics"] == [{"mtu": 1400, "advmss": 1360}]
@@ -134,14 +137,6 @@ def test_a_previous_result_is_kept_in_front(node: Node) -> None:
     assert node.run("CHECK", conf | {"prevResult": found}, pod).status == 0
 
 
-@pytest.mark.parametrize("where", ["configuration", "IPAM", "both"])
-def test_dns_is_passed_through(node: Node, where: str) -> None:
-    ours, theirs = {"nameservers": ["192.0.2.53"], "search": ["a.example"]}, {"domain": "b.example"}
-    ipam = static({"address": "10.1.0.2/24"}, dns=theirs if where != "configuration" else {})
-    conf = node.conf(ipam=ipam, dns=ours if where != "IPAM" else None)
-    assert node.add(conf, node.pod())["dns"] == (theirs if where == "IPAM" else ours)
-
-
 @pytest.mark.modes("process", "resident", "deferred")
 def test_mtu_and_what_was_up_before(either: Node) -> None:
     node = either
@@ -164,34 +159,32 @@ def test_without_mtu_the_vf_keeps_its_own(node: Node) -> None:
     assert node.link("eth0", pod)["mtu"] == 1300
 
 
-@pytest.mark.parametrize("how", ["configuration", "CNI_ARGS", "deviceID", "runtimeConfig", "extra"])
-def test_the_vf_that_was_asked_for(node: Node, how: str) -> None:
-    pci, conf, args = node.tree.pci(1), node.conf(cniVersion="1.1.0"), ""
-    if how == "configuration":
-        conf["vf"] = 1
-    elif how == "CNI_ARGS":
-        conf["vf"], args = 0, "vf=1"
-    elif how == "deviceID":
-        conf = node.conf(cniVersion="1.1.0", master=None, deviceID=pci)
-    elif how == "runtimeConfig":
-        conf = node.conf(cniVersion="1.1.0", deviceID=node.tree.pci(0), runtimeConfig={"deviceID": pci})
-    else:
-        conf["vf"], conf["ipam"] = 0, {"type": "txipam", "delegate": True}
-        answer(node, {"ips": [{"address": "10.1.0.2/24"}], "extra": {"vf": 1}})
+IPAM: dict[str, Any] = {"ipam": {"type": "txipam", "delegate": True}}
+
+
+@pytest.mark.parametrize(
+    ("more", "args", "extra", "given"),
+    [
+        ({"vf": 1}, "", {}, 1),
+        ({"vf": 0}, "vf=1", {}, 1),
+        ({"vf": 1}, "VF=0", {}, 0),
+        ({"master": None, "deviceID": "0000:01:10.1"}, "", {}, 1),
+        ({"deviceID": "0000:01:10.0", "runtimeConfig": {"deviceID": "0000:01:10.1"}}, "", {}, 1),
+        ({"vf": 0} | IPAM, "", {"vf": 1}, 1),
+        ({"vf": 1} | IPAM, "", {"vf": None}, 1),
+    ],
+    ids=str,
+)
+def test_the_vf_that_was_asked_for(
+    node: Node, more: dict[str, Any], args: str, extra: dict[str, Any], given: int
+) -> None:
+    """By configuration, CNI_ARGS, device or IPAM: what comes later in this order wins, and 0 is a choice."""
+    answer(node, {"ips": [{"address": "10.1.0.2/24"}], "extra": extra})
+    conf = node.conf(cniVersion="1.1.0", **more)
+    pci = node.tree.pci(given)
     assert node.add(conf, node.pod(), args=args)["interfaces"][0]["pciID"] == pci
     assert node.records()[0].startswith(pci)
-    assert set(node.state()) == {"pf0v0"}
-
-
-def test_vf_0_is_a_choice(node: Node) -> None:
-    conf = node.conf(vf=1, cniVersion="1.1.0")
-    assert node.add(conf, node.pod(), args="VF=0")["interfaces"][0]["pciID"] == node.tree.pci(0)
-
-
-def test_an_absent_extra_overrides_nothing(node: Node) -> None:
-    answer(node, {"ips": [{"address": "10.1.0.2/24"}], "extra": {"vf": None}})
-    conf = node.conf(vf=1, cniVersion="1.1.0", ipam={"type": "txipam", "delegate": True})
-    assert node.add(conf, node.pod())["interfaces"][0]["pciID"] == node.tree.pci(1)
+    assert set(node.state()) == {node.tree.netdev(1 - given)}
 
 
 def test_ipam_that_may_choose_runs_before_a_vf_is_touched(node: Node) -> None:

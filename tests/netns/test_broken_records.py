@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from harness.server import has_strace
+from harness.server import interfered, needs_strace
 from harness.veth import Node, ResidentNode
 from harness.waiting import wait_for
 
@@ -70,8 +70,7 @@ def test_gc_leaves_it_alone(either: Node, how: str) -> None:
     other = node.pod()
     node.add(conf, other)
     content, address = record.read_bytes(), node.addresses_of(pod)
-    done = node.run("GC", conf | {"cniVersion": "1.1.0", "cni.dev/valid-attachments": []})
-    assert done.status == 0, done
+    node.collect(conf)
     assert (node.records(), node.leases(), node.addresses_of(pod)) == ([record.name], ["10.77.0.2"], address)
     assert record.read_bytes() == content
 
@@ -92,8 +91,7 @@ def test_its_owners_del(either: Node, how: str) -> None:
     assert node.record().read_bytes() == content
     for _ in range(2):
         node.delete(conf, pod)
-    done = node.run("GC", conf | {"cniVersion": "1.1.0", "cni.dev/valid-attachments": []})
-    assert done.status == 0, done
+    node.collect(conf)
     works(node, conf)
     assert node.record().read_bytes() == content
 
@@ -118,7 +116,7 @@ def test_doctor_shows_it(node: Node) -> None:
     assert said() == []
 
 
-@pytest.mark.skipif(not has_strace, reason="needs strace")
+@needs_strace
 @pytest.mark.modes("resident")
 def test_the_draft_of_a_killed_add(node: Node) -> None:
     """It stayed for ever; now upkeep removes it, unless somebody holds its VF's lock."""
@@ -127,9 +125,7 @@ def test_the_draft_of_a_killed_add(node: Node) -> None:
     node.server.stop()
     node.may_fall_back = True
     draft = str(node.run_dir / "vfs" / f".{node.tree.pci(0)}")
-    inject = "inject=rename:signal=SIGKILL"
-    wrap = ("strace", "-f", "-o", "/dev/null", "-P", draft, "-e", "trace=rename", "-e", inject)
-    done = node.run("ADD", conf, pod, wrap=wrap)
+    done = node.run("ADD", conf, pod, wrap=interfered("rename", "signal=SIGKILL", draft))
     assert done.status in (-signal.SIGKILL, 128 + signal.SIGKILL)
     assert node.drafts() == [f".{node.tree.pci(0)}"]
     node.serve().ready()

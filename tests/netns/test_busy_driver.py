@@ -16,10 +16,6 @@ ERRNOS = [errno.EBUSY, errno.EAGAIN, errno.EADDRNOTAVAIL]
 MAC = "02:00:00:00:aa:01"
 
 
-def config(node: Node, **more: Any) -> dict[str, Any]:
-    return node.conf(**{"ipam": node.host_local(delegate=False), "vf": 0} | more)
-
-
 def round_trip(node: Node, conf: dict[str, Any], *, up: bool = False) -> dict[str, Any]:
     """Attach and release; return the pod's device in between. The VF must be as before after that."""
     if up:
@@ -46,7 +42,7 @@ def test_bringing_up_on_the_plain_backend(make_node: MakeNode) -> None:
 
 def bring_up(node: Node, number: int, attach: str) -> None:
     node.prelude = busy_driver.prelude(number, up=4)
-    link = round_trip(node, config(node, attach=attach, mtu=1400), up=True)
+    link = round_trip(node, node.builtin(attach=attach, mtu=1400), up=True)
     assert ("UP" in link["flags"], link["mtu"]) == (True, 1400)
 
 
@@ -55,14 +51,14 @@ def bring_up(node: Node, number: int, attach: str) -> None:
 def test_settings_of_the_pf(node: Node, number: int, attach: str) -> None:
     """ADD and DEL set them; each is refused three times."""
     node.prelude = busy_driver.prelude(number, vf=3)
-    round_trip(node, config(node, vlan=100, attach=attach))
+    round_trip(node, node.builtin(vlan=100, attach=attach))
 
 
 @pytest.mark.parametrize("attach", ["move", "macvlan"])
 @pytest.mark.parametrize("how", [{"mac": 4}, {"late": 4}, {"mac": 3, "late": 3, "up": 2}], ids=str)
 def test_a_mac_that_is_refused_or_applied_late(node: Node, how: dict[str, int], attach: str) -> None:
     node.prelude = busy_driver.prelude(errno.EADDRNOTAVAIL, **how)
-    assert round_trip(node, config(node, mac=MAC, attach=attach), up=True)["address"] == MAC
+    assert round_trip(node, node.builtin(mac=MAC, attach=attach), up=True)["address"] == MAC
 
 
 @pytest.mark.parametrize(
@@ -74,7 +70,7 @@ def test_the_wait_is_bounded(node: Node, kind: str, more: dict[str, Any], limit:
     before, pod = node.kept(), node.pod()
     node.prelude = busy_driver.prelude(errno.EBUSY, **{kind: 10**6})
     began = time.monotonic()
-    done = node.run("ADD", config(node, **more, timeout=limit), pod)
+    done = node.run("ADD", node.builtin(**more, timeout=limit), pod)
     took = time.monotonic() - began
     assert done.status == 1, done
     assert kind == "late" or os.strerror(errno.EBUSY) in done.stdout.decode()

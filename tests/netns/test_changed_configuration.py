@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from harness.veth import MakeNode, Node
+from harness.veth import Node
 
 pytestmark = pytest.mark.modes("resident")
 
@@ -52,13 +52,6 @@ def test_a_configuration_that_no_longer_parses(node: Node, stdin: bytes) -> None
     before, pod = node.state(), node.pod()
     node.add(node.conf(ipam=node.host_local()), pod)
     released(node, before, pod, stdin)
-
-
-def test_on_the_plain_backend(make_node: MakeNode) -> None:
-    node = make_node(vfs=2, backend="python")
-    before, pod = node.state(), node.pod()
-    node.add(node.conf(ipam=node.host_local()), pod)
-    released(node, before, pod, node.conf(name="renamed", ipam=None))
 
 
 def test_the_plugin_gets_what_its_add_got(node: Node) -> None:

@@ -5,23 +5,19 @@ from __future__ import annotations
 import errno
 import os
 import resource
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from harness.server import interfered, needs_strace
 from harness.veth import Node, ResidentNode
-
-needs_strace = pytest.mark.skipif(shutil.which("strace") is None, reason="needs strace")
 
 
 def failing(path: Path | str, error: str, *calls: str) -> tuple[str, ...]:
     """Return a command that makes system calls on one path fail."""
-    names = ",".join(calls or ("openat", "open"))
-    inject = f"inject={names}:error={error}"
-    return ("strace", "-f", "-o", "/dev/null", "-P", str(path), "-e", f"trace={names}", "-e", inject)
+    return interfered(",".join(calls or ("openat", "open")), f"error={error}", path)
 
 
 def attached(node: Node, **conf: Any) -> tuple[dict[str, Any], str, dict[str, Any]]:
@@ -146,10 +142,7 @@ def test_an_undo_that_cannot_find_the_vf(node: Node) -> None:
     pod = node.pod()
     ipam = node.host_local(delegate=False, routes=[{"dst": "192.0.2.0/24", "gw": "172.16.0.1"}])
     conf = node.conf(vf=0, ipam=ipam)
-    path = f"/run/netns/{pod}"
-    again = ("-e", "inject=openat:error=EMFILE:when=2+")
-    wrap = ("strace", "-f", "-o", "/dev/null", "-P", path, "-e", "trace=openat", *again)
-    node.refused(100, "ADD", conf, pod, wrap=wrap)
+    node.refused(100, "ADD", conf, pod, wrap=failing(f"/run/netns/{pod}", "EMFILE:when=2+", "openat"))
     assert (len(node.records()), node.leases()) == (1, ["10.77.0.2"])
     assert node.link("eth0", pod)
     node.delete(conf, pod)
@@ -163,8 +156,7 @@ def test_an_earlier_add_whose_address_cannot_be_given_back(node: Node) -> None:
     node.delegate("txipam", f'{given}\n[ "$CNI_COMMAND" = DEL ] && [ -e "$ROOT/down" ] && exit 1')
     conf, pod = node.conf(vf=0, ipam={"type": "txipam", "delegate": True}), node.pod()
     draft = str(node.run_dir / "vfs" / f".{node.tree.pci(0)}")
-    kill = ("-e", "trace=rename", "-e", "inject=rename:signal=SIGKILL:when=2")
-    node.run("ADD", conf, pod, wrap=("strace", "-f", "-o", "/dev/null", "-P", draft, *kill))
+    node.run("ADD", conf, pod, wrap=interfered("rename", "signal=SIGKILL:when=2", draft))
     record = node.records()
     assert len(record) == 1
     (node.root / "down").touch()
@@ -181,9 +173,8 @@ def test_an_interrupt_whose_mask_cannot_be_opened(node: Node) -> None:
     """A DEL forgot what the mask was before, where it could not open the mask's file to write it back."""
     conf, pod, _ = attached(node, cores=[1, 2])
     mask = node.tree.mask(node.tree.irqs(0)[0])
-    wrap = ("strace", "-f", "-o", "/dev/null", "-P", str(mask), "-e", "trace=openat")
     record, address = node.records(), node.addresses_of(pod)
-    node.refused(5, "DEL", conf, pod, wrap=(*wrap, "-e", "inject=openat:error=EMFILE:when=2+"))
+    node.refused(5, "DEL", conf, pod, wrap=failing(mask, "EMFILE:when=2+", "openat"))
     assert (node.records(), node.leases(), node.addresses_of(pod)) == (record, ["10.77.0.2"], address)
     node.delete(conf, pod)
     assert mask.read_text().strip() == "ff"

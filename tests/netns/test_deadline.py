@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-import fcntl
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 import pytest
 
-from harness.veth import MakeNode, Node, ResidentNode
+from harness.veth import MakeNode, Node, ResidentNode, flocked
 
 pytestmark = pytest.mark.modes("process", "resident")
 
@@ -27,15 +23,6 @@ def late(node: Node, command: str, conf: dict[str, Any], pod: str, limit: float 
     said = node.refused(11, command, conf, pod)
     assert limit / 2 < time.monotonic() - began < limit + SLACK
     return said
-
-
-@contextmanager
-def held(path: Path) -> Iterator[None]:
-    """Hold a file lock, as another process does."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield
 
 
 @pytest.mark.parametrize("kind", ["txipam", "host-local"])  # before the choice of the VF; during the move
@@ -67,7 +54,7 @@ def test_a_del_whose_ipam_never_ends_can_be_repeated(node: Node) -> None:
 def test_a_lock_of_the_owner_that_is_held(node: Node, command: str) -> None:
     pod = node.pod()
     before = node.state()
-    with held(node.run_dir / "locks" / f"owner-{pod}~eth0"):
+    with flocked(node.run_dir / "locks" / f"owner-{pod}~eth0"):
         assert "not free within" in late(node, command, node.conf(timeout=LIMIT), pod)
     assert node.state() == before
 
@@ -76,7 +63,7 @@ def test_a_lock_of_the_vf_that_is_held(node: Node) -> None:
     pod = node.pod()
     pci = node.tree.pci(0)
     before = node.state()
-    with held(node.run_dir / "locks" / f"vf-{pci}"):
+    with flocked(node.run_dir / "locks" / f"vf-{pci}"):
         conf = node.conf(timeout=LIMIT, deviceID=pci)
         assert "not free within" in late(node, "ADD", conf, pod)
     assert (node.state(), node.records()) == (before, [])
@@ -88,7 +75,7 @@ def test_a_store_of_addresses_that_is_locked(node: Node) -> None:
     node.add(conf, pod)
     node.delete(conf, pod)
     before = node.kept()
-    with held(node.root / "ipam" / "net1" / "lock"):
+    with flocked(node.root / "ipam" / "net1" / "lock"):
         late(node, "ADD", conf, pod)
     assert node.kept() == before
 
@@ -121,6 +108,6 @@ def test_the_servers_default(make_node: MakeNode) -> None:
     assert isinstance(node, ResidentNode)
     node.again("--timeout", str(LIMIT))
     pod = node.pod()
-    with held(node.run_dir / "locks" / f"owner-{pod}~eth0"):
+    with flocked(node.run_dir / "locks" / f"owner-{pod}~eth0"):
         late(node, "ADD", node.conf(), pod)
     node.add(node.conf(timeout=0), pod)

@@ -63,13 +63,6 @@ def test_the_namespace_under_a_new_path(node: Node) -> None:
     assert (node.state(), node.records()) == (before, [])
 
 
-def came_home(node: Node, pod: str, name: str) -> None:
-    """Do what the kernel does with a VF whose namespace ends: it is in the host under another name."""
-    node.ip("-n", pod, "link", "set", "eth0", "netns", node.host, "name", name)
-    node.tree.remove_netdev(0)
-    node.tree.add_netdev(0, name)
-
-
 @pytest.mark.parametrize("name", ["eth0", "dev7"])
 def test_the_namespace_has_ended_and_the_vf_came_home(either: Node, name: str) -> None:
     node = either
@@ -77,7 +70,7 @@ def test_the_namespace_has_ended_and_the_vf_came_home(either: Node, name: str) -
     before, pod = node.state(), node.pod()
     conf = node.conf(ipam=node.host_local(), mtu=1400, vf=0)
     node.add(conf, pod)
-    came_home(node, pod, name)
+    node.return_device(pod, name)
     node.ip("netns", "del", pod)
     node.delete(conf, pod)
     assert (node.state(), node.records(), node.leases()) == (before, [], [])

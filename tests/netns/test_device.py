@@ -25,7 +25,6 @@ pytestmark = [
 GRO, GSO, TSO, SG, TX = 0x2C, 0x24, 0x1F, 0x19, 0x17  # ETHTOOL_S*
 
 
-GC = {"cniVersion": "1.1.0", "cni.dev/valid-attachments": []}
 LINK_CHANGES = [
     "promisc on",
     "allmulticast on",
@@ -42,10 +41,6 @@ LINK_CHANGES = [
     "mtu 1400",
     "address 02:00:00:00:00:66",
 ]
-
-
-def config(node: Node, **more: Any) -> dict[str, Any]:
-    return node.conf(**{"ipam": node.host_local(delegate=False), "vf": 0} | more)
 
 
 def in_pod(node: Node, pod: str, *lines: str) -> None:
@@ -185,8 +180,7 @@ def test_gc_restores_as_a_del_does(node: Node) -> None:
     node.add(node.conf(), pod)
     node.ip("-n", pod, "link", "set", "dev", "eth0", "promisc", "on", "alias", "left-behind")
     devices.switch(pod, "eth0", GRO, 1)
-    done = node.run("GC", node.conf(cniVersion="1.1.0") | {"cni.dev/valid-attachments": []})
-    assert done.status == 0, done
+    node.collect(node.conf())
     is_released(node, before)
 
 
@@ -205,9 +199,9 @@ def test_nothing_is_set_where_nothing_differs(node: Node) -> None:
 def test_a_vf_in_a_bridge_of_the_pod(either: Node) -> None:
     """A pod enslaved its VF: the master lets go of the VF before its settings are restored, and stays."""
     node, before, pod = either, either.state(), either.pod()
-    node.add(config(node, mtu=1400), pod)
+    node.add(node.builtin(mtu=1400), pod)
     in_pod(node, pod, "link add br0 type bridge", "link set eth0 master br0")
-    node.delete(config(node), pod)
+    node.delete(node.builtin(), pod)
     is_released(node, before)
     assert names_in(pod) == {"lo", "br0"}
     assert "master" not in node.link("pf0v0")
@@ -216,7 +210,7 @@ def test_a_vf_in_a_bridge_of_the_pod(either: Node) -> None:
 def test_devices_on_top_of_the_vf(either: Node) -> None:
     """A macvlan on the VF stayed alive after DEL and worked on the next pod's VF; others are left alone."""
     node, before, pod = either, either.state(), either.pod()
-    node.add(config(node), pod)
+    node.add(node.builtin(), pod)
     in_pod(
         node,
         pod,
@@ -226,7 +220,7 @@ def test_devices_on_top_of_the_vf(either: Node) -> None:
         "link add link eth0 name two type macvlan mode bridge",
         "link add link one name three type macvlan mode bridge",
     )
-    node.delete(config(node), pod)
+    node.delete(node.builtin(), pod)
     is_released(node, before)
     assert names_in(pod) == {"lo", "other", "other-peer", "stays"}
 
@@ -237,13 +231,13 @@ def test_devices_on_top_of_the_vf(either: Node) -> None:
 def test_an_altname_that_is_a_name_in_the_host(either: Node, names: list[str], by: str) -> None:
     """The release failed with EEXIST until the pod ended, so that a pod could keep its VF."""
     node, before, pod = either, either.state(), either.pod()
-    node.add(config(node), pod)
+    node.add(node.builtin(), pod)
     for name in names:
         in_pod(node, pod, f"link property add dev eth0 altname {name}")
     if by == "DEL":
-        node.delete(config(node), pod)
+        node.delete(node.builtin(), pod)
     else:
-        assert node.run("GC", config(node, **GC)).status == 0
+        node.collect(node.builtin())
     is_released(node, before)
     assert altnames(node, "pf0v0") == []
 
@@ -254,14 +248,14 @@ def test_the_operators_altnames_come_back(either: Node) -> None:
     for name in ("enp3s16", "enp3s16v0np0-which-is-a-long-one"):
         node.nip("link", "property", "add", "dev", "pf0v0", "altname", name)
     before, known = node.state(), altnames(node, "pf0v0")
-    node.add(config(node), pod)
+    node.add(node.builtin(), pod)
     in_pod(
         node,
         pod,
         "link property del dev eth0 altname enp3s16",
         "link property add dev eth0 altname mine",
     )
-    node.delete(config(node), pod)
+    node.delete(node.builtin(), pod)
     is_released(node, before)
     assert sorted(altnames(node, "pf0v0")) == sorted(known)
 
@@ -271,9 +265,9 @@ def test_an_operators_altname_that_was_taken_meanwhile(either: Node) -> None:
     node, pod = either, either.pod()
     node.nip("link", "property", "add", "dev", "pf0v0", "altname", "enp3s16")
     before = node.state()
-    node.add(config(node), pod)
+    node.add(node.builtin(), pod)
     node.nip("link", "property", "add", "dev", "pf0", "altname", "enp3s16")
-    node.delete(config(node), pod)
+    node.delete(node.builtin(), pod)
     before["pf0v0"]["altnames"] = []
     is_released(node, before)
     assert altnames(node, "pf0") == ["enp3s16"]
@@ -285,7 +279,7 @@ def test_an_altname_that_clashes_in_the_pod(either: Node) -> None:
     node.nip("link", "property", "add", "dev", "pf0v0", "altname", "enp3s16")
     in_pod(node, pod, "link add enp3s16 type veth peer name p")
     before = node.snapshot()
-    said = node.refused(101, "ADD", config(node), pod)
+    said = node.refused(101, "ADD", node.builtin(), pod)
     assert "altname 'enp3s16' of pf0v0" in said
     assert node.snapshot() == before
 
@@ -312,9 +306,9 @@ def nameless(node: Node, pod: str, *, found: bool) -> Iterator[None]:
 def test_a_process_holds_the_namespace(either: Node) -> None:
     """The VF was forgotten in a namespace without a name, and its address went to the next pod."""
     node, before, pod = either, either.state(), either.pod()
-    node.add(config(node), pod)
+    node.add(node.builtin(), pod)
     with nameless(node, pod, found=True):
-        node.delete(config(node), pod)
+        node.delete(node.builtin(), pod)
         is_released(node, before)
 
 
@@ -325,13 +319,6 @@ def lost(node: Node, pod: str, conf: dict[str, Any]) -> None:
     assert "kept until the VF is found" in done.stderr
     assert node.records() == [f"{node.tree.pci(0)}~~{pod}~eth0"]
     assert (len(node.leases()), node.locks()) == (1, [])
-
-
-def appears(node: Node, namespace: str, name: str = "dev7") -> None:
-    """End the namespace: the kernel brings the VF home."""
-    node.ip("-n", namespace, "link", "set", "eth0", "netns", node.host, "name", name)
-    node.tree.add_netdev(0, name)
-    node.reindex()
 
 
 @contextmanager
@@ -352,26 +339,26 @@ def kept(node: Node, pod: str) -> Iterator[str]:
 def test_a_namespace_that_is_not_found(either: Node, by: str) -> None:
     """The VF and its address stay the pod's until the VF is back; then whoever comes first brings it home."""
     node, before, pod = either, either.state(), either.pod()
-    conf = config(node)
+    conf = node.builtin()
     address = node.add(conf, pod)["ips"][0]["address"]
     with kept(node, pod) as namespace:
         lost(node, pod, conf)
         assert node.run("DEL", conf, pod).status == 0
-        assert node.run("GC", conf | GC).status == 0
+        node.collect(conf)
         assert len(node.leases()) == 1
         other = node.pod()
-        given = node.add(config(node, vf=1), other)["ips"][0]["address"]
+        given = node.add(node.builtin(vf=1), other)["ips"][0]["address"]
         assert given != address
-        assert node.run("DEL", config(node, vf=1), other).status == 0
+        assert node.run("DEL", node.builtin(vf=1), other).status == 0
         assert "not free" in node.refused(11, "ADD", conf, other)
         assert node.addresses("eth0", namespace) == [address]
         assert len(node.leases()) == 1
         # a stand-in's name in sysfs stays as it is told, and an ADD must find it there again
-        appears(node, namespace, "dev7" if by != "ADD" else "pf0v0")
+        node.return_device(namespace, "dev7" if by != "ADD" else "pf0v0")
         if by == "DEL":
             node.delete(conf, pod)
         elif by == "GC":
-            assert node.run("GC", conf | GC).status == 0
+            node.collect(conf)
         else:
             node.add(conf, other)
             node.delete(conf, other)
@@ -384,11 +371,11 @@ def test_a_namespace_that_is_not_found(either: Node, by: str) -> None:
 def test_the_server_brings_it_home(node: ResidentNode) -> None:
     """Its upkeep does, without a request."""
     before, pod = node.state(), node.pod()
-    conf = config(node)
+    conf = node.builtin()
     node.add(conf, pod)
     with kept(node, pod) as namespace:
         lost(node, pod, conf)
-        appears(node, namespace)
+        node.return_device(namespace, "dev7")
         node.server.process.terminate()
         assert node.server.ended() == 0
         node.serve().ready()
@@ -397,17 +384,17 @@ def test_the_server_brings_it_home(node: ResidentNode) -> None:
 
 def test_the_delegates_gc_spares_its_address(node: Node) -> None:
     """The real host-local is told that the attachment is valid until its VF is back."""
-    pod, conf = node.pod(), config(node, ipam=node.host_local())
+    pod, conf = node.pod(), node.builtin(ipam=node.host_local())
     node.add(conf, pod)
     with kept(node, pod):
         lost(node, pod, conf)
-        assert node.run("GC", conf | GC).status == 0
+        node.collect(conf)
         assert len(node.leases()) == 1
 
 
 def test_a_vf_that_really_is_gone(node: Node) -> None:
     """Then nothing can answer for the address, and it is given back at once."""
-    pod, conf = node.pod(), config(node)
+    pod, conf = node.pod(), node.builtin()
     node.add(conf, pod)
     with kept(node, pod):
         node.tree.vanish(0)
@@ -421,7 +408,7 @@ def test_a_vf_that_really_is_gone(node: Node) -> None:
 def test_another_driver_is_bound(either: Node, driver: str) -> None:
     """A DEL waited 3 seconds for the network device of a VF whose driver makes none."""
     node, pod = either, either.pod()
-    conf = config(node)
+    conf = node.builtin()
     node.add(conf, pod)
     node.tree.unbind(0)
     if driver:

@@ -65,9 +65,10 @@ def test_the_record_is_made_and_published_by_rename(bench: Bench) -> None:
     assert [call.ordinal for call in seen if call.call == "rename"] == [1, 2]
 
 
-@pytest.mark.parametrize("error", ["ENOSPC", KILL])
-def test_a_fault_at_the_last_rename_comes_right(bench: Bench, error: str) -> None:
-    verdict = bench.inject("ADD", Fault("rename", 2, error))
+@pytest.mark.parametrize(("ordinal", "error"), [(1, "ENOSPC"), (2, "EIO"), (2, KILL)])
+def test_a_fault_at_a_rename_comes_right(bench: Bench, ordinal: int, error: str) -> None:
+    """The record says "attached" last; where that cannot be written, all goes back."""
+    verdict = bench.inject("ADD", Fault("rename", ordinal, error))
     assert verdict == (True, [])
 
 

@@ -156,24 +156,19 @@ def test_an_error_is_an_error_whatever_the_exit_status(node: Node) -> None:
     node.delete(conf, pod)
 
 
-@pytest.mark.parametrize("code", ["18446744073709551616", "4294967296", "-7", "0", "true", '"7"', "7.5"])
+CODES = {"4294967295": 4294967295}  # it is the delegate's own; of the others runtimes can read none
+CODES |= dict.fromkeys(("18446744073709551616", "4294967296", "-7", "0", "true", '"7"', "7.5"), 102)
+
+
+@pytest.mark.parametrize("code", CODES)
 def test_codes_and_texts_of_a_delegate_are_bounded(node: Node, code: str) -> None:
-    """A delegate's code was passed on whatever it was; runtimes read it into 32 bits."""
-    pod = node.pod()
+    """Runtimes read a code into 32 bits, and log the texts."""
     long = "m" * 100_000
     answer = f'{{"code": {code}, "msg": "{long}", "details": "{long}"}}'
     node.delegate("odd", f"[ \"$CNI_COMMAND\" = ADD ] || exit 0\nprintf '%s' '{answer}'\nexit 3")
-    said = node.refused(102, "ADD", node.conf(ipam={"type": "odd"}), pod)
+    said = node.refused(CODES[code], "ADD", node.conf(ipam={"type": "odd"}), node.pod())
     assert len(said) < 3000
-
-
-def test_a_delegates_long_message_is_cut(node: Node) -> None:
-    """A delegate's own error keeps its code, with texts of a bounded length."""
-    long = "m" * 100_000
-    answer = f'{{"code": 4294967295, "msg": "{long}", "details": "{long}"}}'
-    node.delegate("odd", f"[ \"$CNI_COMMAND\" = ADD ] || exit 0\nprintf '%s' '{answer}'\nexit 1")
-    said = node.refused(4294967295, "ADD", node.conf(ipam={"type": "odd"}), node.pod())
-    assert 1000 < len(said) < 3000
+    assert CODES[code] == 102 or len(said) > 1000
 
 
 @pytest.mark.modes("resident")

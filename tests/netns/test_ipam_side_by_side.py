@@ -239,16 +239,6 @@ def played(
 
 
 @SLOW
-@given(st.sampled_from(SETS), SEQUENCES)
-def test_the_same_order(
-    tmp_path_factory: pytest.TempPathFactory, sets: list[Any], sequence: list[tuple[str, int, int]]
-) -> None:
-    root = tmp_path_factory.mktemp("n")
-    mine = played(lambda: ours, root / "ours", sets, sequence)
-    assert mine == played(lambda: real, root / "theirs", sets, sequence)
-
-
-@SLOW
 @given(st.sampled_from(SETS), SEQUENCES, st.randoms(use_true_random=False))
 def test_the_same_order_when_both_take_turns(
     tmp_path_factory: pytest.TempPathFactory,
@@ -260,18 +250,6 @@ def test_the_same_order_when_both_take_turns(
     root = tmp_path_factory.mktemp("n")
     mixed = played(lambda: dice.choice([ours, real]), root / "mixed", sets, sequence)
     assert mixed == played(lambda: real, root / "theirs", sets, sequence)
-
-
-def test_the_real_one_takes_over(tmp_path: Path) -> None:
-    """Either may go on with what the other left, after an upgrade and after a step back."""
-    conf = network(tmp_path, {"ranges": SETS[2]})
-    for first, second in ((ours, real), (real, ours)):
-        first("ADD", "a", conf)
-        second("CHECK", "a", conf)
-        with pytest.raises(RefusedError):
-            second("ADD", "a", network(tmp_path, {"ranges": SETS[2]}))
-        second("DEL", "a", conf)
-        assert without_pointers(tmp_path) == {}
 
 
 # --- at once

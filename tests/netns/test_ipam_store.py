@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -10,30 +9,15 @@ import ipam_server
 import pytest
 from ipam_server import World
 
+from harness.veth import fill, tmpfs
 from harness.waiting import wait_for
 
 
 @pytest.fixture
 def small(tmp_path: Path) -> Iterator[Path]:
     """A file system of 2 MiB."""
-    path = tmp_path / "small"
-    path.mkdir()
-    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=2m", "none", path], check=True)
-    yield path
-    subprocess.run(["umount", "-l", path], check=True)
-
-
-def fill(path: Path) -> Path:
-    """Take all space."""
-    ballast = path / "ballast"
-    with ballast.open("wb", buffering=0) as file:
-        for size in (4096, 1):
-            try:
-                while True:
-                    file.write(b"x" * size)
-            except OSError:
-                continue
-    return ballast
+    with tmpfs(tmp_path / "small", "size=2m"):
+        yield tmp_path / "small"
 
 
 def test_a_full_disk(world: World, small: Path) -> None:

@@ -124,10 +124,8 @@ def end(node: Node, pod: str) -> None:
     for name in node.records():
         pci, _, ifname = name.split("~")
         index = next(index for index in range(len(NETS)) if node.tree.pci(index) == pci)
-        node.ip("-n", pod, "link", "set", ifname, "down")
-        node.ip("-n", pod, "link", "set", ifname, "netns", node.host, "name", node.tree.netdev(index))
-    node.ip("netns", "del", pod)
-    node.pods.remove(pod)
+        node.return_device(pod, ifname=ifname, index=index)
+    node.end(pod)
 
 
 MAC = "02:11:22:33:44:55"

@@ -117,13 +117,16 @@ def test_by_argument(node: Node) -> None:
     assert "ATTACH" in node.refused(7, "ADD", conf(node), pod, args="ATTACH=veth")
 
 
-def test_the_namespace_goes_first(node: Node) -> None:
+@pytest.mark.parametrize("by", ["DEL", "GC"])
+def test_the_namespace_goes_first(node: Node, by: str) -> None:
     pod = node.pod()
     before = node.snapshot()
     node.add(conf(node), pod)
-    node.ip("netns", "del", pod)
-    node.pods.remove(pod)
-    node.delete(conf(node), pod)
+    node.end(pod)
+    if by == "DEL":
+        node.delete(conf(node), pod)
+    else:
+        node.collect(conf(node))
     node.settle()
     del before["pods"][pod]
     assert node.snapshot() == before
@@ -171,16 +174,6 @@ def test_check_sees(node: Node) -> None:
     assert "not in the namespace" in node.refused(103, "CHECK", asked, pod)
     node.nip("address", "del", "192.0.2.1/24", "dev", name)
     node.delete(asked, pod)
-
-
-def test_gc(node: Node) -> None:
-    pod = node.pod()
-    before = node.snapshot()
-    node.add(conf(node), pod)
-    done = node.run("GC", conf(node, cniVersion="1.1.0") | {"cni.dev/valid-attachments": []})
-    assert done.status == 0, done
-    node.settle()
-    assert node.snapshot() == before
 
 
 GIVE = """echo '{"ips":[{"address":"10.1.0.2/24"}]EXTRA}'"""

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import signal
-import subprocess
-import sys
 from collections.abc import Iterator
 from typing import Any
 
@@ -148,13 +146,6 @@ def test_keys_that_ask_for_nothing(node: Node) -> None:
     assert "a VF" not in node.refused(7, "ADD", config(node, pfOnly="maybe"), pod)
 
 
-def operate(node: Node, *words: str) -> subprocess.CompletedProcess[str]:
-    """Run the operator's command on the node."""
-    line = [*node.enter(), sys.executable, "-m", "sriov_fast.cli", *words]
-    environment = node.environment("", "", "", "", "")
-    return subprocess.run(line, env=environment, check=True, capture_output=True, text=True, timeout=60)
-
-
 @pytest.fixture
 def owner(node: Node) -> Iterator[str]:
     """A pod with the PF; the tree shows what sysfs shows then."""
@@ -192,7 +183,7 @@ def test_status(node: Node, owner: str) -> None:
 @pytest.mark.modes("process")
 def test_vfs_shows_the_pf(node: Node, owner: str) -> None:
     """The command said that no network card here can have VFs."""
-    shown = operate(node, "vfs").stdout
+    shown = node.operate("vfs").stdout
     assert any(node.tree.pf_pci in line and f"{owner}/eth0" in line for line in shown.splitlines()), shown
-    (pf,) = json.loads(operate(node, "vfs", "--json").stdout)
+    (pf,) = json.loads(node.operate("vfs", "--json").stdout)
     assert (pf["pf"], pf["owner"]) == ("pf0", {"containerID": owner, "ifname": "eth0"})

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import subprocess
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -20,10 +19,6 @@ SYSCTLS = {
 IPV6 = {"type": "static", "addresses": [{"address": "fd00::2/64"}]}
 
 
-def config(node: Node, **more: Any) -> dict[str, Any]:
-    return node.conf(**{"ipam": node.host_local(delegate=False), "vf": 0} | more)
-
-
 def sysctl(pod: str, name: str) -> str:
     words = ["ip", "netns", "exec", pod, "cat", f"/proc/sys/net/{name.replace('IFNAME', 'eth0')}"]
     return subprocess.run(words, capture_output=True, text=True, check=True).stdout.strip()
@@ -35,7 +30,7 @@ def test_what_is_always_set(either: Node, attach: str, ipam: str) -> None:
     """The SR-IOV CNI of Kubernetes sets the same."""
     node, pod = either, either.pod()
     more = {"ipv4": {}, "ipv6": {"ipam": IPV6}, "none": {"ipam": None}}[ipam]
-    node.add(config(node, attach=attach, **more), pod)
+    node.add(node.builtin(attach=attach, **more), pod)
     assert sysctl(pod, "ipv4/conf/IFNAME/arp_notify") == "1"
     assert sysctl(pod, "ipv6/conf/IFNAME/ndisc_notify") == "1"
     assert sysctl(pod, "ipv6/conf/IFNAME/optimistic_dad") == "1"
@@ -48,7 +43,7 @@ def test_the_loopback_stays_as_it_is(node: Node, attach: str) -> None:
     pod = node.pod()
     node.ip("-n", pod, "link", "set", "lo", "up")
     before = node.ip("-o", "-n", pod, "address", "show", "dev", "lo")
-    conf = config(node, attach=attach, ipam=IPV6)
+    conf = node.builtin(attach=attach, ipam=IPV6)
     node.add(conf, pod)
     assert "::1/128" in before
     assert node.ip("-o", "-n", pod, "address", "show", "dev", "lo") == before
@@ -59,7 +54,7 @@ def test_the_loopback_stays_as_it_is(node: Node, attach: str) -> None:
 @pytest.mark.parametrize("attach", ["move", "macvlan"])
 def test_sysctls_and_flags(either: Node, attach: str) -> None:
     node, before, pod = either, either.state(), either.pod()
-    conf = config(node, attach=attach, sysctl=SYSCTLS, promisc=True, allmulti="on")
+    conf = node.builtin(attach=attach, sysctl=SYSCTLS, promisc=True, allmulti="on")
     added = node.add(conf, pod)
     for key, value in SYSCTLS.items():
         assert sysctl(pod, key.replace(".", "/").removeprefix("net/")) == value
@@ -83,7 +78,7 @@ def test_sysctls_and_flags(either: Node, attach: str) -> None:
 def test_a_flag_is_switched_off_in_the_pod_only(node: Node) -> None:
     node.nip("link", "set", "pf0v0", "promisc", "on")
     before, pod = node.state(), node.pod()
-    conf = config(node, promisc=False)
+    conf = node.builtin(promisc=False)
     node.add(conf, pod)
     assert "PROMISC" not in node.link("eth0", pod)["flags"]
     node.delete(conf, pod)
@@ -101,7 +96,7 @@ def test_a_flag_is_switched_off_in_the_pod_only(node: Node) -> None:
 )
 def test_a_wrong_sysctl_changes_nothing(node: Node, key: str, value: str, why: str) -> None:
     before, pod = node.kept(), node.pod()
-    done = node.run("ADD", config(node, sysctl={key: value}), pod)
+    done = node.run("ADD", node.builtin(sysctl={key: value}), pod)
     assert (done.json["code"], why in done.json["msg"]) == (7, True), done
     node.homed()
     assert node.kept() | {"pods": {}} == before | {"pods": {}}
@@ -124,7 +119,7 @@ def test_a_read_only_proc_sys(node: Node, tmp_path: Path) -> None:
     pod = node.pod()
     ip_disabled = ["ip", "netns", "exec", pod, "sysctl", "-qw", "net.ipv6.conf.default.disable_ipv6=1"]
     subprocess.run(ip_disabled, check=True)
-    node.add(config(node, ipam=IPV6, sysctl=SYSCTLS), pod)
+    node.add(node.builtin(ipam=IPV6, sysctl=SYSCTLS), pod)
     assert sysctl(pod, "ipv6/conf/IFNAME/keep_addr_on_down") == "1"
     assert sysctl(pod, "ipv4/conf/IFNAME/rp_filter") == "2"
     assert node.addresses("eth0", pod) == ["fd00::2/64"]

@@ -17,8 +17,8 @@ from typing import Any
 
 import pytest
 
-from harness.server import Strace, has_strace
-from harness.veth import MakeNode, Node, ResidentNode, held_up, let_go, waits
+from harness.server import Strace, injecting, needs_strace
+from harness.veth import MakeNode, Node, ResidentNode, flocked, held_up, let_go, waits
 from harness.waiting import wait_for
 from sriov_fast import client
 
@@ -110,12 +110,6 @@ def test_a_second_server_is_refused(node: ResidentNode) -> None:
     node.servers.remove(second)
     assert node.run("VERSION", {}).status == 0
     assert second.notices == []
-
-
-def test_it_tells_systemd(node: ResidentNode) -> None:
-    node.server.ready().stop()
-    assert node.server.notices == ["READY=1", "STOPPING=1"]
-    assert not (node.run_dir / "sriov.sock").exists()
 
 
 # What systemd does between fork and exec (sd_listen_fds(3)).
@@ -219,17 +213,6 @@ def test_a_stop_waits_for_what_runs(node: ResidentNode) -> None:
 
 
 @pytest.mark.modes("resident", falls_back=True)
-def test_without_a_server(node: ResidentNode) -> None:
-    before, pod, conf = node.state(), node.pod(), node.conf(ipam=own(node))
-    node.server.stop()
-    found = node.add(conf, pod)
-    assert node.addresses("eth0", pod) == [found["ips"][0]["address"]]
-    node.delete(conf, pod)
-    assert node.in_process() == ["ADD", "DEL"]
-    assert (node.state(), node.records(), node.leases(), node.locks()) == (before, [], [], [])
-
-
-@pytest.mark.modes("resident", falls_back=True)
 def test_one_attaches_the_other_releases(node: ResidentNode) -> None:
     """Both ways round: the journal is the same."""
     before, pods, conf = node.state(), [node.pod(), node.pod()], node.conf(ipam=own(node), cores=[1])
@@ -243,7 +226,7 @@ def test_one_attaches_the_other_releases(node: ResidentNode) -> None:
     assert node.in_process() == ["DEL", "ADD"]
 
 
-@pytest.mark.skipif(not has_strace, reason="needs strace")
+@needs_strace
 @pytest.mark.modes("resident", falls_back=True)
 def test_an_attachment_that_nobody_was_told_of(node: ResidentNode) -> None:
     """The server dies with the reply in its hands: the record says "attached", and by whose call."""
@@ -251,10 +234,9 @@ def test_an_attachment_that_nobody_was_told_of(node: ResidentNode) -> None:
     node.add(conf, pod)
     node.delete(conf, pod)
     node.settle()
-    words = ("-e", "trace=sendto", "-e", "inject=sendto:signal=SIGKILL:when=")
     calls = sending(node, conf, pod)
     reply = next(number for number, call in enumerate(calls, 1) if '"SRF1' in call)
-    with Strace(node.server.pid, node.root / "strace", *words[:-1], f"{words[-1]}{reply}"):
+    with Strace(node.server.pid, node.root / "strace", *injecting("sendto", f"signal=SIGKILL:when={reply}")):
         done = node.run("ADD", conf, pod)
         assert node.server.ended() == -signal.SIGKILL
     assert done.status == 0, done
@@ -328,13 +310,13 @@ def test_half_an_add_is_put_right(make_node: MakeNode, by: str) -> None:
     before, other = node.state(), node.pod()
     conf, pod = half_done(node)
     if by in ("GC", "ADD"):  # through a server that could repair nothing: it could not take the lock
-        with flocked(node, f"vf-{node.tree.pci(0)}"):
+        with flocked(node.run_dir / "locks" / f"vf-{node.tree.pci(0)}"):
             node.serve().ready()
         assert len(node.records()) == 1
     if by == "start":
         node.serve().ready()
     elif by == "GC":
-        assert node.run("GC", conf | GC).status == 0
+        node.collect(conf)
     elif by == "DEL":
         node.delete(conf, pod)
     else:
@@ -351,19 +333,6 @@ def test_half_an_add_is_put_right(make_node: MakeNode, by: str) -> None:
     assert node.calls()[0] == "DEL", "the address, if there was one, is given back"
     assert f"DEL {pod} eth0" in (node.root / "calls").read_text()
     assert (node.state(), node.records(), node.held()) == (before, [], [])
-
-
-@contextlib.contextmanager
-def flocked(node: Node, name: str) -> Iterator[None]:
-    """Hold one of the plugin's locks."""
-    path = node.run_dir / "locks" / name
-    process = subprocess.Popen(["flock", str(path), "sh", "-c", "echo; read _"], stdin=-1, stdout=-1)
-    assert process.stdout
-    assert process.stdout.readline(), "the lock cannot be held"
-    try:
-        yield
-    finally:
-        process.communicate(b"\n")
 
 
 # --- where it works
@@ -384,7 +353,7 @@ def test_a_release_that_answers_before_the_move_is_kept_nowhere(node: ResidentNo
     node.add(conf, pod)
     number = min(os.sched_getaffinity(0))
     wait_for(lambda: not node.held(), "the ADD removes its locks after its reply")
-    with flocked(node, f"owner-{pod}~eth0"):
+    with flocked(node.run_dir / "locks" / f"owner-{pod}~eth0"):
         process = node.start("DEL", conf, pod, wrap=("taskset", "-c", str(number)))
         wait_for(lambda: busy(node) == 1, "there is no request")
         if node.options_of_server:
@@ -405,7 +374,10 @@ def test_a_request_alone_is_served_on_its_clients_cpu(node: ResidentNode, last: 
     node.add(conf, first)  # makes the directories
     node.delete(conf, first)
     before = node.snapshot()
-    with flocked(node, f"owner-{first}~eth0"), flocked(node, f"owner-{second}~eth0"):
+    with (
+        flocked(node.run_dir / "locks" / f"owner-{first}~eth0"),
+        flocked(node.run_dir / "locks" / f"owner-{second}~eth0"),
+    ):
         assert kept(node) == []
         adding = [node.start("ADD", conf, first, wrap=("taskset", "-c", str(number)))]
         wait_for(lambda: kept(node) == [number], f"no thread is kept on CPU {number}")
@@ -441,51 +413,35 @@ def test_what_it_executes_may_run_anywhere(node: ResidentNode) -> None:
     node.delete(conf, pod)
 
 
-# --- the namespace
-
-
-HIDE = ("unshare", "--mount", "sh", "-c", 'mount -t tmpfs none /run/netns && exec "$@"', "sh")
-
-
-def test_a_namespace_that_the_server_cannot_see(node: ResidentNode) -> None:
-    """The client opens it: runtime and server need not have the same mounts."""
-    node.server.ready().stop()
-    node.serve(enter=HIDE).ready()
-    assert os.listdir(f"/proc/{node.server.pid}/root/run/netns") == []
-    before, pod = node.state(), node.pod()
-    conf = node.conf(cniVersion="1.1.0", ipam=own(node))
-    found = node.add(conf, pod)
-    assert node.addresses("eth0", pod) == ["10.77.0.2/24"]
-    assert node.run("CHECK", conf | {"prevResult": found}, pod).status == 0
-    node.delete(conf, pod)
-    assert (node.state(), node.records(), node.leases(), node.locks()) == (before, [], [], [])
-    node.settle()
-
-
 # --- a client that is gone
 
 
-@pytest.mark.skipif(not has_strace, reason="needs strace")
+@needs_strace
 @pytest.mark.modes("resident")
 def test_an_interrupted_wait_for_a_signal_ends_no_server(node: ResidentNode) -> None:
     """A debugger interrupts sigtimedwait(2), and the time is over when it goes on."""
     server = node.server.ready()
-    inject = "inject=rt_sigtimedwait:error=EINTR:delay_exit=1500000:when=1"
-    with Strace(server.pid, node.root / "strace", "-e", "trace=rt_sigtimedwait", "-e", inject) as trace:
+    words = injecting("rt_sigtimedwait", "error=EINTR:delay_exit=1500000:when=1")
+    with Strace(server.pid, node.root / "strace", *words) as trace:
         wait_for(lambda: "INJECTED" in trace.output.read_text(), "it does not wait for a signal")
         wait_for(lambda: trace.output.read_text().count("sigtimedwait(") > 2, "it waits for no other")
     assert server.process.poll() is None
     node.delete(node.conf(), node.pod())
 
 
-@pytest.mark.skipif(not has_strace, reason="needs strace")
+@needs_strace
 @pytest.mark.modes("resident", "deferred", falls_back=True)
 def test_a_reply_that_cannot_be_received(node: ResidentNode) -> None:
     """The server takes the reply for delivered, so the client deletes what the ADD attached."""
     pod, conf = node.pod(), node.conf(ipam=node.host_local(), mtu=1300)
     before = node.snapshot()
-    inject = ("-e", "trace=recvfrom", "-e", "inject=recvfrom:error=ENOMEM:when=2+")
-    said = node.refused(11, "ADD", conf, pod, wrap=("strace", "-o", "/dev/null", *inject))
+    wrap = (
+        "strace",
+        "-o",
+        "/dev/null",
+        *injecting("recvfrom", "error=ENOMEM:when=2+"),
+    )
+    said = node.refused(11, "ADD", conf, pod, wrap=wrap)
     assert "cannot be received" in said
     node.settle()
     assert node.snapshot() == before
@@ -569,21 +525,6 @@ def test_each_delegate_has_its_own_callers_environment(node: ResidentNode) -> No
 # --- many at once
 
 
-def test_a_slow_delegate_holds_up_nobody_else(node: ResidentNode) -> None:
-    held_up(node)
-    slow_pod, pod = node.pod(), node.pod()
-    slow = node.start("ADD", node.conf(ipam=LATE), slow_pod)
-    waits(node, slow_pod)
-    conf = node.conf(cniVersion="1.1.0", ipam=own(node))
-    assert node.run("STATUS", conf).status == 0
-    node.add(conf, pod)
-    node.delete(conf, pod)
-    assert node.run("VERSION", {}).status == 0
-    assert slow.poll() is None
-    let_go(node)
-    assert node.finish(slow).status == 0
-
-
 def test_threads_are_bounded(make_node: MakeNode) -> None:
     """Who is beyond them waits, and is served."""
     node = make_node(vfs=6)
@@ -635,20 +576,10 @@ def test_memory_and_descriptors(make_node: MakeNode, mode: str) -> None:
     assert node.server.threads() <= most
 
 
-def test_memory_after_a_crowd(make_node: MakeNode) -> None:
-    """Each thread of 32 had a request; all that is left of them is stacks."""
-    node = make_node(vfs=1)
-    assert isinstance(node, ResidentNode)
-    conf = node.conf(cniVersion="1.1.0", ipam=own(node))
-    for process in [node.start("STATUS", conf) for _ in range(64)]:
-        assert node.finish(process).status == 0
-    assert node.server.resident_kib() < MOST_MEMORY
-
-
 # --- what runs beside
 
 
-@pytest.mark.skipif(not has_strace, reason="needs strace")
+@needs_strace
 def test_a_failed_add_waits_for_what_runs_beside_it(node: ResidentNode) -> None:
     """Interrupts are pinned while the kernel moves the VF; where that fails, none is set behind the undo."""
     pod = node.pod()
@@ -656,7 +587,7 @@ def test_a_failed_add_waits_for_what_runs_beside_it(node: ResidentNode) -> None:
     before = node.snapshot()
     mask = node.tree.mask(node.tree.irqs(0)[0])
     # the first to write it is the pinning, the second the undo
-    words = ("-P", str(mask), "-e", "trace=write", "-e", "inject=write:delay_enter=300000:when=1")
+    words = injecting("write", "delay_enter=300000:when=1", mask)
     with Strace(node.server.ready().pid, node.root / "strace", *words) as trace:
         node.refused(101, "ADD", node.conf(ipam=own(node), cores=[1], vf=0), pod)
         wait_for(lambda: "write" in (node.root / "strace").read_text(), "nothing was pinned")
@@ -679,7 +610,7 @@ def test_gc_of_a_server_that_does_not_see_the_namespaces(node: ResidentNode) -> 
     pod, conf = node.pod(), node.conf(ipam=own(node))
     node.server.stop()
     node.serve(enter=hiding("/run")).ready()
-    node.add(conf, pod)
+    node.check(conf, pod, node.add(conf, pod))  # the client opens the namespace
     records, leases = node.records(), node.leases()
     error = node.run("GC", conf | GC).json
     assert error["code"] == 5
@@ -698,7 +629,7 @@ def test_gc_without_sight_releases_a_vf_whose_pod_is_gone(node: ResidentNode) ->
     node.add(conf, pod)
     node.ip("netns", "del", pod)
     node.tree.unbind(0)
-    assert node.run("GC", conf | GC).status == 0
+    node.collect(conf)
     assert (node.records(), node.leases()) == ([], [])
 
 

@@ -13,17 +13,16 @@ from typing import Any
 import pytest
 
 from harness.runtime import Outcome
-from harness.server import Strace, has_strace
+from harness.server import Strace, injecting, needs_strace
 from harness.veth import DeferredNode, MakeNode
 from harness.waiting import wait_for
 
 pytestmark = [
     pytest.mark.modes("deferred"),
     pytest.mark.fresh,
-    pytest.mark.skipif(not has_strace, reason="needs strace"),
+    needs_strace,
 ]
 
-GC = {"cniVersion": "1.1.0", "cni.dev/valid-attachments": []}
 HELD = 1.0  # seconds, where the way home is to go on by itself
 FOR_GOOD = 60.0  # where the server is killed before that
 
@@ -73,8 +72,8 @@ def hold(node: DeferredNode) -> Hold:
         conf, pod = config(node), node.pod()
         node.add(conf, pod)
         node.settle()
-        inject = f"inject=sendto:delay_enter={int(seconds * 1e6)}:when={number}"
-        with Strace(node.server.pid, node.root / "held", "-e", "trace=sendto", "-e", inject) as holder:
+        words = injecting("sendto", f"delay_enter={int(seconds * 1e6)}:when={number}")
+        with Strace(node.server.pid, node.root / "held", *words) as holder:
             done = node.run("DEL", conf, pod)
             assert (done.status, done.stdout) == (0, b""), done
             assert on_its_way(node, pod)
@@ -99,6 +98,7 @@ def test_the_reply_comes_first(node: DeferredNode, hold: Hold) -> None:
         assert "UP" not in node.link("eth0", returning.pod)["flags"]
         assert masks(node) == {"ff"}
         assert on_its_way(node, returning.pod)
+        assert "msg=released" not in returning.done.stderr, "``run`` has read stderr to its end"
         node.homed()
         assert (node.state(), node.records(), node.locks()) == (before, [], [])
         assert f"msg=released command=DEL containerID={returning.pod}" in node.server.said()
@@ -108,8 +108,7 @@ def test_the_runtime_deletes_the_namespace_at_once(node: DeferredNode, hold: Hol
     """Whose end would destroy a stand-in, and rename a VF: whoever brings it home keeps the namespace."""
     before = node.state()
     with hold() as returning:
-        node.ip("netns", "del", returning.pod)
-        node.pods.remove(returning.pod)
+        node.end(returning.pod)
         assert on_its_way(node, returning.pod)
         node.homed()
         assert (node.state(), node.records(), node.leases(), masks(node)) == (before, [], [], {"ff"})
@@ -144,8 +143,8 @@ def test_the_same_interface_is_attached_again_at_once(make_node: MakeNode) -> No
     number = way_home(node, conf, pod)
     node.add(conf, pod)
     node.settle()
-    inject = f"inject=sendto:delay_enter={int(HELD * 1e6)}:when={number}"
-    with Strace(node.server.pid, node.root / "held", "-e", "trace=sendto", "-e", inject):
+    words = injecting("sendto", f"delay_enter={int(HELD * 1e6)}:when={number}")
+    with Strace(node.server.pid, node.root / "held", *words):
         assert node.run("DEL", conf, pod).status == 0
         assert node.returning()
         node.add(conf | {"vf": 1}, pod)
@@ -174,7 +173,7 @@ def test_who_looks_meanwhile(node: DeferredNode, hold: Hold) -> None:
         assert "has no eth0 of ours" in node.refused(103, "CHECK", conf, returning.pod)
         assert node.run("STATUS", conf).status == 0
         assert on_its_way(node, returning.pod)
-        assert node.run("GC", conf | GC).status == 0
+        node.collect(conf)
         assert (node.state(), node.records()) == (before, [])
 
 
@@ -186,14 +185,6 @@ def test_a_stop_waits_until_it_is_home(node: DeferredNode, hold: Hold) -> None:
         assert on_its_way(node, returning.pod)
         assert node.server.ended() == 0
         assert (node.state(), node.records(), node.locks()) == (before, [], [])
-
-
-def test_the_streams_of_the_caller_have_ended(node: DeferredNode, hold: Hold) -> None:
-    """``run`` has read stderr to its end, or there would be no window; what comes later is in the log."""
-    with hold() as returning:
-        assert "msg=released" not in returning.done.stderr
-        node.homed()
-    assert "msg=released" in node.server.said()
 
 
 # --- and the server is killed
@@ -221,16 +212,12 @@ def test_it_is_killed_and_the_next_brings_the_vf_home(
     if namespace == "has ended":
         # a stand-in's name in sysfs stays as it is told, and an ADD must find it there again
         name = "dev7" if by in ("start", "GC") else "pf0v0"
-        node.ip("-n", pod, "link", "set", "eth0", "netns", node.host, "name", name)
-        node.tree.remove_netdev(0)
-        node.tree.add_netdev(0, name)
-        node.reindex()
-        node.ip("netns", "del", pod)
-        node.pods.remove(pod)
+        node.return_device(pod, name)
+        node.end(pod)
     if by == "start":
         node.serve().ready()
     elif by == "GC":
-        assert node.run("GC", conf | GC).status == 0
+        node.collect(conf)
     else:
         pod = other if by != "ADD again" or namespace == "has ended" else pod
         more = {"ADD vf": {"vf": 0}, "ADD deviceID": {"master": None, "deviceID": node.tree.pci(0)}}
@@ -270,8 +257,8 @@ def test_it_does_not_come_home(node: DeferredNode) -> None:
     number = way_home(node, conf, node.pod())
     node.add(conf, pod)
     node.settle()
-    inject = f"inject=sendto:error=ENOBUFS:when={number}"
-    with Strace(node.server.pid, node.root / "held", "-e", "trace=sendto", "-e", inject):
+    words = injecting("sendto", f"error=ENOBUFS:when={number}")
+    with Strace(node.server.pid, node.root / "held", *words):
         assert node.run("DEL", conf, pod).status == 0
         wait_for(lambda: not node.held(), "the lock is kept")
     assert on_its_way(node, pod)

@@ -11,14 +11,13 @@ from collections.abc import Iterator
 
 import pytest
 
-from harness.server import Strace, has_strace
+from harness.server import Strace, injecting, interfered, needs_strace
 from harness.veth import Node, ResidentNode
 from harness.waiting import wait_for
 
 pytestmark = [pytest.mark.modes("resident"), pytest.mark.fresh]
 
-needs_strace = pytest.mark.skipif(not has_strace, reason="needs strace")
-NO_THREADS = ("-e", "trace=clone,clone3", "-e", "inject=clone,clone3:error=EAGAIN")
+NO_THREADS = injecting("clone,clone3", "error=EAGAIN")
 HEADER = struct.Struct("=IIII16s")
 MAGIC = int.from_bytes(b"SRF1", "little")
 SOON = 8.0  # seconds; less than any time limit of the server
@@ -174,8 +173,7 @@ def test_a_client_that_does_not_read_its_log(node: ResidentNode) -> None:
     """A stopped client's pipe is full; what the server logs for it must hold no thread and no lock."""
     node.server.ready()
     more = {f"unknown{number}": "x" for number in range(2000)}  # each is a line of the log
-    late = ("-e", "trace=poll", "-e", "inject=poll:delay_enter=15000000:when=1")
-    wrap = ("strace", "-f", "-o", "/dev/null", *late)
+    wrap = interfered("poll", "delay_enter=15000000:when=1")
     process = node.start("ADD", node.conf(logLevel="debug", **more), node.pod(), wrap=wrap)
     begin = time.monotonic()
     wait_for(lambda: node.records() and not node.held(), "the server waits for the client to read")

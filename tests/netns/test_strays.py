@@ -4,20 +4,11 @@ from __future__ import annotations
 
 import json
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
 from harness.veth import Node
-
-
-def operate(node: Node, *words: str) -> subprocess.CompletedProcess[str]:
-    """Run the operator's command on the node."""
-    enter = ["nsenter", f"--net=/run/netns/{node.host}", "--"]
-    line = [*enter, sys.executable, "-m", "sriov_fast.cli", *words]
-    environment = node.environment("", "", "", "", "")
-    return subprocess.run(line, env=environment, check=False, capture_output=True, text=True, timeout=60)
 
 
 def attached(node: Node, netns: str = "") -> tuple[str, dict[str, object]]:
@@ -28,27 +19,17 @@ def attached(node: Node, netns: str = "") -> tuple[str, dict[str, object]]:
     return pod, conf
 
 
-def return_device(node: Node, pod: str) -> None:
-    """Do what the kernel does with a VF when its namespace ends; a stand-in would be deleted."""
-    node.ip("-n", pod, "link", "set", "eth0", "down")
-    node.ip("-n", pod, "link", "set", "eth0", "netns", node.host, "name", node.tree.netdev(0))
-
-
-def ended(node: Node, pod: str) -> None:
-    return_device(node, pod)
-    node.ip("netns", "del", pod)
-
-
 def test_vfs_and_doctor_show_a_pod_that_is_gone(node: Node) -> None:
     """A pod that ended without a DEL kept its VF for ever, and no command said so."""
     pod, _ = attached(node)
-    for line in (operate(node, "vfs").stdout, operate(node, "doctor").stdout):
+    for line in (node.operate("vfs").stdout, node.operate("doctor").stdout):
         assert "is gone" not in line
-    ended(node, pod)
-    assert f"{pod}/eth0 (its namespace /run/netns/{pod} is gone since " in operate(node, "vfs").stdout
-    (pf,) = json.loads(operate(node, "vfs", "--json").stdout)
+    node.return_device(pod)
+    node.end(pod)
+    assert f"{pod}/eth0 (its namespace /run/netns/{pod} is gone since " in node.operate("vfs").stdout
+    (pf,) = json.loads(node.operate("vfs", "--json").stdout)
     assert [bool(vf["stray"]) for vf in pf["vfs"]] == [True, False]
-    said = operate(node, "doctor").stdout
+    said = node.operate("doctor").stdout
     assert f"WARN  VF {node.tree.pci(0)}: belongs to {pod}/eth0: its namespace" in said
     assert f"sriov-fast release {pod} eth0" in said
 
@@ -58,20 +39,20 @@ def test_release_gives_back_vf_and_address(node: Node, words: list[str]) -> None
     """Nothing but a GC, which plain runtimes never send, gave the VF of such a pod back."""
     before = node.state()
     pod, conf = attached(node)
-    ended(node, pod)
-    done = operate(node, *[pod if word == "POD" else word for word in words])
+    node.return_device(pod)
+    node.end(pod)
+    done = node.operate(*[pod if word == "POD" else word for word in words])
     assert f"VF {node.tree.pci(0)} of {pod}/eth0 is released" in done.stdout, done
     assert (node.records(), node.leases(), node.locks()) == ([], [], [])
     assert node.state() == before
-    node.pods.remove(pod)
     node.add(conf | {"vf": 0}, node.pod())
 
 
 def test_release_of_what_nobody_has(node: Node) -> None:
     """A wrong container ID is an error, and releases nothing."""
     attached(node)
-    done = operate(node, "release", "nobody", "eth0")
-    assert (done.returncode, done.stdout) == (1, "")
+    done = node.operate("release", "nobody", "eth0", status=1)
+    assert done.stdout == ""
     assert "no VF belongs to nobody eth0" in done.stderr
     assert len(node.records()) == 1
 
@@ -79,14 +60,13 @@ def test_release_of_what_nobody_has(node: Node) -> None:
 def test_a_living_pod_keeps_its_vf_unless_forced(node: Node) -> None:
     """The VF of a running pod goes only where the operator insists."""
     pod, _ = attached(node)
-    done = operate(node, "release", pod, "--json")
-    assert (done.returncode, json.loads(done.stdout)) == (1, [])
+    done = node.operate("release", pod, "--json", status=1)
+    assert json.loads(done.stdout) == []
     assert f"its namespace /run/netns/{pod} is there" in done.stderr
-    assert "is released" not in operate(node, "doctor", "--repair").stdout
+    assert "is released" not in node.operate("doctor", "--repair").stdout
     assert node.link("eth0", pod)["ifname"] == "eth0"
     assert len(node.records()) == 1
-    done = operate(node, "release", pod, "--force", "--json")
-    assert done.returncode == 0
+    done = node.operate("release", pod, "--force", "--json")
     assert json.loads(done.stdout) == [{"pci": node.tree.pci(0), "containerID": pod, "ifname": "eth0"}]
     assert (node.records(), node.leases()) == ([], [])
     assert node.tree.netdev(0) in node.links()
@@ -99,11 +79,9 @@ def test_a_namespace_without_a_file_is_not_gone(node: Node) -> None:
     try:
         while Path(f"/proc/{holder.pid}/comm").read_text() != "sleep\n":
             pass
-        node.ip("netns", "del", pod)
-        node.pods.remove(pod)
-        assert "is gone" not in operate(node, "vfs").stdout
-        done = operate(node, "release", pod)
-        assert done.returncode == 1
+        node.end(pod)
+        assert "is gone" not in node.operate("vfs").stdout
+        done = node.operate("release", pod, status=1)
         assert "the VF is not back in the host" in done.stderr
         assert len(node.records()) == 1
     finally:
@@ -117,13 +95,12 @@ def test_could_not_look_is_not_gone(node: Node) -> None:
     pod = node.pod()
     path.symlink_to(f"/run/netns/{pod}")
     node.add(node.conf(), str(path), container="c1")
-    return_device(node, pod)
+    node.return_device(pod)
     path.unlink()
     path.symlink_to(path)
-    assert "is gone" not in operate(node, "vfs").stdout
-    done = operate(node, "release", "c1")
-    assert done.returncode == 1
+    assert "is gone" not in node.operate("vfs").stdout
+    done = node.operate("release", "c1", status=1)
     assert "Too many levels" in done.stderr
     assert len(node.records()) == 1
     path.unlink()
-    assert operate(node, "release", "c1").returncode == 0
+    node.operate("release", "c1")

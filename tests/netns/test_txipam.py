@@ -64,8 +64,7 @@ def test_the_first_readme(node: Node, service: FakeService) -> None:
     assert node.addresses("eth0", pod) == [FIRST]
     node.delete(ask, pod, args=f"PodID={pod};HostIP={HOST}")
     node.homed()
-    node.ip("netns", "del", pod)
-    node.pods.remove(pod)
+    node.end(pod)
     assert node.snapshot() == before
     assert service.allocations == {}
     assert service.methods() == ["POST", "DELETE"]
@@ -82,8 +81,7 @@ def test_every_verb(node: Node, service: FakeService) -> None:
     assert node.run("STATUS", ask).status == 0
     service.allocations.clear()
     assert "never heard of it" in node.refused(103, "CHECK", ask | {"prevResult": found}, pod, args=args(pod))
-    valid = {"cni.dev/valid-attachments": []}
-    assert node.run("GC", ask | valid).status == 0
+    node.collect(ask)
     assert node.records() == []
 
 
@@ -124,8 +122,7 @@ def test_a_refusal_touches_nothing(node: Node, service: FakeService, fault: Repl
     before, pod = node.snapshot(), node.pod()
     service.always = fault
     node.refused(code, "ADD", conf(node, service), pod, args=args(pod))
-    node.ip("netns", "del", pod)
-    node.pods.remove(pod)
+    node.end(pod)
     assert node.snapshot() == before
 
 
@@ -140,8 +137,7 @@ def test_del_while_the_service_is_down(node: Node, service: FakeService) -> None
     assert len(owed(node)) == 1
     assert len(service.allocations) == 1
     service.listen_again()
-    valid = {"cni.dev/valid-attachments": []}
-    assert node.run("GC", ask | valid).status == 0
+    node.collect(ask)
     assert (service.allocations, owed(node)) == ({}, [])
 
 
@@ -183,7 +179,7 @@ def test_gc_after_everything_was_forgotten(node: Node, service: FakeService) -> 
     node.settle()
     for name in node.records():
         (node.run_dir / "vfs" / name).unlink()
-    assert node.run("GC", ask | {"cni.dev/valid-attachments": []}).status == 0
+    node.collect(ask)
     assert service.allocations == {}
 
 

@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import os
-import shutil
 import signal
-import subprocess
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from harness.veth import Node
+from harness.server import interfered
+from harness.veth import Node, fill, tmpfs
 
 pytestmark = pytest.mark.modes("process", "resident")
 
@@ -26,56 +24,11 @@ def txipam(node: Node, body: str = "") -> dict[str, Any]:
     return {"type": "txipam", "delegate": True}
 
 
-def failing(node: Node, script: str) -> dict[str, Any]:
-    node.delegate("txipam", f'if [ "$CNI_COMMAND" = ADD ]; then {script}; fi')
-    return {"type": "txipam", "delegate": True}
-
-
-def ipam_fails(node: Node, pod: str) -> dict[str, Any]:
-    return node.conf(ipam=failing(node, 'echo \'{"code": 11, "msg": "no address left"}\'; exit 1'))
-
-
-def ipam_is_killed(node: Node, pod: str) -> dict[str, Any]:
-    return node.conf(ipam=failing(node, "kill -9 $$"))
-
-
-def ipam_talks_garbage(node: Node, pod: str) -> dict[str, Any]:
-    return node.conf(ipam=failing(node, "echo hello"))
-
-
-def ipam_gives_no_address_but_a_name(node: Node, pod: str) -> dict[str, Any]:
-    return node.conf(ipam=failing(node, 'echo \'{"ips":[{"address":"example.org"}]}\''))
-
-
-def ipam_is_silent(node: Node, pod: str) -> dict[str, Any]:
-    return node.conf(ipam=failing(node, "true"))
-
-
-def ipam_names_no_vf_of_the_pf(node: Node, pod: str) -> dict[str, Any]:
-    return node.conf(ipam=txipam(node, ',"extra":{"vf":77}'))
-
-
-def ipam_names_a_wrong_vlan(node: Node, pod: str) -> dict[str, Any]:
-    return node.conf(ipam=txipam(node, ',"extra":{"vlan":4095}'))
-
-
-def gateway_is_of_another_version(node: Node, pod: str) -> dict[str, Any]:
-    return node.conf(ipam=txipam(node, ',"routes":[{"dst":"192.0.2.0/24","gw":"fd00::1"}]'))
-
-
 def host_local_is_exhausted(node: Node, pod: str) -> dict[str, Any]:
     only = {"rangeStart": "10.77.0.2", "rangeEnd": "10.77.0.2"}
     conf = node.conf(ipam=node.host_local(**only))
     node.add(conf, node.pod())
     return conf
-
-
-def dhcp_has_no_daemon(node: Node, pod: str) -> dict[str, Any]:
-    """The plugin needs the VF in the pod, where it is up when the plugin fails."""
-    node.delegate(
-        "dhcp", 'if [ "$CNI_COMMAND" = ADD ]; then echo \'{"code": 999, "msg": "dial"}\'; exit 1; fi'
-    )
-    return node.conf(ipam={"type": "dhcp"})
 
 
 def pod_has_the_name(node: Node, pod: str) -> dict[str, Any]:
@@ -92,10 +45,6 @@ def pf_refuses_mac(node: Node, pod: str) -> dict[str, Any]:
     return node.conf(ipam=node.host_local(), mac="02:00:00:00:00:77")
 
 
-def pf_refuses_what_ipam_wants(node: Node, pod: str) -> dict[str, Any]:
-    return node.conf(ipam=txipam(node, ',"extra":{"vlan":5,"mac":"02:00:00:00:00:78"}'))
-
-
 def gateway_is_unreachable(node: Node, pod: str) -> dict[str, Any]:
     return node.conf(ipam=node.host_local(routes=[{"dst": "192.0.2.0/24", "gw": "172.16.0.1"}]))
 
@@ -105,30 +54,54 @@ def address_is_there_already(node: Node, pod: str) -> dict[str, Any]:
     return node.conf(ipam={"type": "txipam", "delegate": True})
 
 
-STEPS: list[tuple[Prepare, int, str]] = [
-    (ipam_fails, 11, "no address left"),
-    (ipam_is_killed, 102, "signal 9"),
-    (ipam_talks_garbage, 102, "hello"),
-    (ipam_gives_no_address_but_a_name, 102, "example.org"),
-    (ipam_is_silent, 102, "without a result"),
-    (ipam_names_no_vf_of_the_pf, 7, "vf 77"),
-    (ipam_names_a_wrong_vlan, 102, "4095"),
-    (host_local_is_exhausted, 999, "no IP addresses available"),
-    (dhcp_has_no_daemon, 999, "dial"),
-    (pod_has_the_name, 101, "'eth0'"),
-    (pf_refuses_vlan, 100, "vlan 100"),
-    (pf_refuses_mac, 100, "02:00:00:00:00:77"),
-    (pf_refuses_what_ipam_wants, 100, "vlan 5"),
-    (gateway_is_of_another_version, 102, "fd00::1"),
-    (gateway_is_unreachable, 100, "192.0.2.0/24 via 172.16.0.1"),
-    (address_is_there_already, 100, "fd00::2/128"),
-]
+def answers(body: str) -> Prepare:
+    """An IPAM whose address is right, with more in its answer."""
+    return lambda node, pod: node.conf(ipam=txipam(node, body))
 
 
-@pytest.mark.parametrize(("prepare", "code", "words"), STEPS, ids=[step[0].__name__ for step in STEPS])
+def runs(script: str, kind: str = "txipam") -> Prepare:
+    """An IPAM that runs a script at ADD; "dhcp" needs the VF in the pod, where it is up then."""
+
+    def prepare(node: Node, pod: str) -> dict[str, Any]:
+        node.delegate(kind, f'if [ "$CNI_COMMAND" = ADD ]; then {script}; fi')
+        return node.conf(ipam={"type": kind, "delegate": True})
+
+    return prepare
+
+
+STEPS: dict[str, tuple[Prepare, int, str]] = {
+    "IPAM fails": (runs("""echo '{"code": 11, "msg": "no address left"}'; exit 1"""), 11, "no address left"),
+    "IPAM is killed": (runs("kill -9 $$"), 102, "signal 9"),
+    "IPAM talks garbage": (runs("echo hello"), 102, "hello"),
+    "IPAM gives a name": (runs("""echo '{"ips":[{"address":"example.org"}]}'"""), 102, "example.org"),
+    "IPAM is silent": (runs("true"), 102, "without a result"),
+    "IPAM names no VF of the PF": (answers(',"extra":{"vf":77}'), 7, "vf 77"),
+    "IPAM names a wrong VLAN": (answers(',"extra":{"vlan":4095}'), 102, "4095"),
+    "DHCP has no daemon": (runs("""echo '{"code": 999, "msg": "dial"}'; exit 1""", "dhcp"), 999, "dial"),
+    "host-local is exhausted": (host_local_is_exhausted, 999, "no IP addresses available"),
+    "the pod has the name": (pod_has_the_name, 101, "'eth0'"),
+    "the PF refuses the VLAN": (pf_refuses_vlan, 100, "vlan 100"),
+    "the PF refuses the MAC": (pf_refuses_mac, 100, "02:00:00:00:00:77"),
+    "the PF refuses what IPAM wants": (
+        answers(',"extra":{"vlan":5,"mac":"02:00:00:00:00:78"}'),
+        100,
+        "vlan 5",
+    ),
+    "a gateway of another version": (
+        answers(',"routes":[{"dst":"192.0.2.0/24","gw":"fd00::1"}]'),
+        102,
+        "fd00::1",
+    ),
+    "a gateway that is not reached": (gateway_is_unreachable, 100, "192.0.2.0/24 via 172.16.0.1"),
+    "an address that is there already": (address_is_there_already, 100, "fd00::2/128"),
+}
+
+
+@pytest.mark.parametrize("step", STEPS)
 @pytest.mark.parametrize("was_up", [False, True], ids=["was down", "was up"])
 @pytest.mark.modes("resident")
-def test_a_failing_step(node: Node, prepare: Prepare, code: int, words: str, was_up: bool) -> None:
+def test_a_failing_step(node: Node, step: str, was_up: bool) -> None:
+    prepare, code, words = STEPS[step]
     for name in node.state() if was_up else ():
         node.nip("link", "set", name, "up", "mtu", "1400")
     pod = node.pod()
@@ -138,16 +111,6 @@ def test_a_failing_step(node: Node, prepare: Prepare, code: int, words: str, was
     assert node.snapshot() == before
     if (node.root / "calls").exists():
         assert node.calls() == ["ADD", "DEL"]
-
-
-@pytest.mark.parametrize(
-    ("prepare", "code", "words"),
-    [STEPS[4], *STEPS[8:]],
-    ids=[step[0].__name__ for step in (STEPS[4], *STEPS[8:])],
-)
-@pytest.mark.modes("process")
-def test_a_failing_step_in_process(node: Node, prepare: Prepare, code: int, words: str) -> None:
-    test_a_failing_step(node, prepare, code, words, was_up=True)
 
 
 @pytest.mark.parametrize("prepare", [pod_has_the_name, pf_refuses_mac, gateway_is_unreachable])
@@ -260,25 +223,6 @@ def test_closed_streams(node: Node, closed: str) -> None:
         assert "stdout is closed" in done.stderr
 
 
-@contextmanager
-def tmpfs(path: Path, options: str) -> Iterator[None]:
-    path.mkdir(exist_ok=True)
-    subprocess.run(["mount", "-t", "tmpfs", "-o", options, "tmpfs", str(path)], check=True)
-    try:
-        yield
-    finally:
-        subprocess.run(["umount", str(path)], check=True)
-
-
-def fill(path: Path) -> None:
-    with open(path / "filler", "wb", buffering=0) as file:
-        try:
-            while file.write(b"x" * 4096):
-                pass
-        except OSError:
-            pass
-
-
 @pytest.mark.modes("process")
 def test_a_full_run_directory(either: Node) -> None:
     """An ADD needs a record and is refused; a DEL must be possible."""
@@ -317,28 +261,6 @@ def test_a_run_directory_that_cannot_be_one(node: Node) -> None:
     assert node.run_dir.read_text() == "a file\n"
 
 
-@pytest.mark.skipif(shutil.which("strace") is None, reason="needs strace")
-@pytest.mark.modes("process")
-def test_the_journal_cannot_be_renamed(node: Node) -> None:
-    pod = node.pod()
-    before = node.snapshot()
-    wrap = ("strace", "-o", "/dev/null", "-e", "trace=rename", "-e", "inject=rename:error=ENOSPC")
-    assert "No space left" in node.refused(5, "ADD", node.conf(ipam=node.host_local()), pod, wrap=wrap)
-    assert node.snapshot() == before
-    assert list((node.run_dir / "vfs").iterdir()) == []
-
-
-@pytest.mark.skipif(shutil.which("strace") is None, reason="needs strace")
-@pytest.mark.modes("process")
-def test_the_journal_cannot_be_closed_after_all_is_done(node: Node) -> None:
-    """The record says "attached" last; where that cannot be written, all goes back."""
-    pod = node.pod()
-    before = node.snapshot()
-    wrap = ("strace", "-o", "/dev/null", "-e", "trace=rename", "-e", "inject=rename:error=EIO:when=2")
-    assert "Input/output error" in node.refused(5, "ADD", node.conf(ipam=node.host_local()), pod, wrap=wrap)
-    assert node.snapshot() == before
-
-
 def test_the_log_file_cannot_be_written(node: Node) -> None:
     done = node.run("ADD", node.conf(logFile="/proc/nowhere/log"), node.pod())
     assert done.status == 0
@@ -351,8 +273,7 @@ def test_ipam_that_chose_before_the_crash_is_asked_to_give_back(node: Node) -> N
     node.delegate("txipam", '[ "$CNI_COMMAND" = ADD ] && echo \'{"ips":[{"address":"10.1.0.2/24"}]}\'')
     conf, pod = node.conf(ipam={"type": "txipam", "delegate": True}), node.pod()
     before = node.state()
-    inject = ("-e", "trace=rename", "-e", "inject=rename:signal=SIGKILL:when=1")
-    done = node.run("ADD", conf, pod, wrap=("strace", "-o", "/dev/null", *inject))
+    done = node.run("ADD", conf, pod, wrap=interfered("rename", "signal=SIGKILL:when=1"))
     assert done.status in (-signal.SIGKILL, 128 + signal.SIGKILL), done
     assert (node.calls(), node.records()) == (["ADD"], [])
     node.delete(conf, pod)
@@ -363,9 +284,8 @@ def test_ipam_that_chose_before_the_crash_is_asked_to_give_back(node: Node) -> N
 def test_the_records_file_is_whole_at_all_times(node: Node) -> None:
     """Killed in the middle of writing a draft, there is the old record or none."""
     pod, conf = node.pod(), node.conf()
-    wrap = ("strace", "-o", "/dev/null", "-P", f"{node.run_dir}/vfs/.{node.tree.pci(0)}")
-    inject = ("-e", "trace=write", "-e", "inject=write:signal=SIGKILL:when=1")
-    done = node.run("ADD", conf, pod, wrap=(*wrap, *inject))
+    draft = node.run_dir / "vfs" / f".{node.tree.pci(0)}"
+    done = node.run("ADD", conf, pod, wrap=interfered("write", "signal=SIGKILL:when=1", draft))
     assert done.status in (-signal.SIGKILL, 128 + signal.SIGKILL), done
     assert node.records() == []
     node.add(conf, pod)

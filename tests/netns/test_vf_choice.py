@@ -8,6 +8,8 @@ from harness.veth import Node
 
 pytestmark = pytest.mark.modes("resident")
 
+ADVERTISED = "address add 2001:db8::7/64 dev pf0v0 nodad valid_lft 1000 preferred_lft 1000"
+LOCAL = "address add fe80::7/64 dev pf0v0 nodad"
 USES = {
     "address": ["address add 192.0.2.5/24 dev pf0v0"],
     "IPv6 address": ["address add 2001:db8::5/64 dev pf0v0 nodad"],
@@ -67,37 +69,31 @@ def test_a_named_vf_that_the_host_uses_is_refused(node: Node, kind: str, by: str
     assert node.snapshot() == snapshot | {"pods": node.snapshot()["pods"]}
 
 
-def test_router_advertisements_are_no_use(either: Node) -> None:
-    """Where a router advertises a prefix, each VF that is up has an address and routes from it."""
-    for line in (
+# A router's advertisements, and what network managers do, who bring up every device.
+NO_USES = {
+    "advertised": [
         "link set pf0v0 up",
-        "-6 address add 2001:db8::7/64 dev pf0v0 nodad valid_lft 1000 preferred_lft 1000",
-        "-6 address add fe80::7/64 dev pf0v0 nodad",
+        ADVERTISED,
+        LOCAL,
         "-6 route add default via fe80::1 dev pf0v0 proto ra",
-    ):
+    ],
+    "up": ["link set pf0v0 up", "address add 169.254.7.7/16 dev pf0v0 scope link", LOCAL],
+}
+
+
+@pytest.mark.parametrize("kind", NO_USES)
+def test_a_vf_that_the_host_does_not_use_is_free(either: Node, kind: str) -> None:
+    for line in NO_USES[kind]:
         either.nip(*line.split())
     added = either.add(either.conf(cniVersion="1.1.0"), either.pod())
     assert added["interfaces"][0]["pciID"] == either.tree.pci(0)
 
 
 def test_a_route_beyond_the_advertised_ones_is_a_use(node: Node) -> None:
-    for line in (
-        "link set pf0v0 up",
-        "-6 address add 2001:db8::7/64 dev pf0v0 nodad valid_lft 1000 preferred_lft 1000",
-        "-6 route add 2001:db8:1::/48 dev pf0v0",
-    ):
+    for line in ("link set pf0v0 up", ADVERTISED, "-6 route add 2001:db8:1::/48 dev pf0v0"):
         node.nip(*line.split())
     said = node.refused(101, "ADD", node.conf(vf=0), node.pod())
     assert "is used by the host: route 2001:db8:1::/48" in said
-
-
-def test_a_vf_that_is_merely_up_is_free(either: Node) -> None:
-    """Network managers bring every device up, which gives it a link-local address and nothing else."""
-    either.nip("link", "set", "pf0v0", "up")
-    either.nip("address", "add", "169.254.7.7/16", "dev", "pf0v0", "scope", "link")
-    either.nip("address", "add", "fe80::7/64", "dev", "pf0v0", "nodad")
-    added = either.add(either.conf(cniVersion="1.1.0"), either.pod())
-    assert added["interfaces"][0]["pciID"] == either.tree.pci(0)
 
 
 def test_status_sees_that_the_host_uses_every_vf(node: Node) -> None:

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +15,7 @@ pytestmark = pytest.mark.netns
 
 
 def cli(node: Node, *words: str, status: int = 0) -> str:
-    enter = ["nsenter", f"--net=/run/netns/{node.host}", "--"]
-    environ = node.environment("", "") | {"PYTHONPATH": os.pathsep.join(sys.path)}
-    line = [*enter, sys.executable, "-m", "sriov_fast.cli", *words]
-    done = subprocess.run(line, env=environ, capture_output=True, text=True, timeout=60, check=False)
-    assert done.returncode == status, (words, done.stdout, done.stderr)
+    done = node.operate(*words, status=status)
     return done.stdout + done.stderr
 
 

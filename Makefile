@@ -134,7 +134,7 @@ wheels: $(RELEASE)
 
 test-wheels: $(RELEASE)
 	@ls dist/SHA256SUMS
-	$(ROOT) $(RUN) -m pytest -q tests/wheels
+	$(ROOT) env PATH="$$PATH:/usr/sbin:/sbin" $(RUN) -m pytest -q tests/wheels
 
 # Of Debian packages and this checkout, without a registry; IMAGE names it.
 image: build

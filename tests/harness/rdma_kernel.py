@@ -16,6 +16,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+from sriov_fast.kernel.netlink import constants as c
 from sriov_fast.vf import rdma
 
 TESTS = Path(__file__).parents[1]
@@ -63,7 +64,7 @@ class Kernel:
         state = json.loads(self._path.read_text())
         if command == rdma.CMD_SYS_GET:
             mode = bytes([state["shared"]])
-            return [rdma.request(command, 0, {rdma.NETNS_MODE: mode}), _end(rdma.NLMSG_ERROR, 0)]
+            return [rdma.request(command, 0, {rdma.NETNS_MODE: mode}), _end(c.NLMSG_ERROR, 0)]
         if command == rdma.CMD_GET:
             found = [
                 rdma.request(
@@ -72,8 +73,8 @@ class Kernel:
                 for index, (name, place) in state["devices"].items()
                 if place == namespace
             ]
-            return [b"".join(found), _end(rdma.NLMSG_DONE, 0)] if found else [_end(rdma.NLMSG_DONE, 0)]
-        return [_end(rdma.NLMSG_ERROR, self._set(state, asked, namespace))]
+            return [b"".join(found), _end(c.NLMSG_DONE, 0)] if found else [_end(c.NLMSG_DONE, 0)]
+        return [_end(c.NLMSG_ERROR, self._set(state, asked, namespace))]
 
     def _set(self, state: dict[str, Any], asked: dict[int, bytes], namespace: int) -> int:
         device = state["devices"].get(str(int.from_bytes(asked[rdma.DEV_INDEX], sys.byteorder)))

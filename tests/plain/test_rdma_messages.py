@@ -15,6 +15,7 @@ from harness import rdma_kernel
 from sriov_fast.common import log
 from sriov_fast.common.errors import ConfigError, HiddenError
 from sriov_fast.common.paths import Roots
+from sriov_fast.kernel.netlink import constants as c
 from sriov_fast.vf import find, rdma
 from sriov_fast.vf.find import PodNetns
 from sriov_fast.vf.journal import Attachment
@@ -43,7 +44,7 @@ def kernel(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str, in
 
 def test_a_move_as_bytes() -> None:
     asked = {rdma.DEV_INDEX: (7).to_bytes(4, "little"), rdma.NET_NS_FD: (5).to_bytes(4, "little")}
-    assert rdma.request(rdma.CMD_SET, rdma.NLM_F_ACK, asked) == MOVE
+    assert rdma.request(rdma.CMD_SET, c.NLM_F_ACK, asked) == MOVE
 
 
 def test_two_devices_and_the_end() -> None:

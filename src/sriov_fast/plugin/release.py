@@ -82,7 +82,7 @@ def _release_theirs(call: Call, record: Attachment) -> None:
             _release_addresses_alone(call)
         else:
             with _release_of(call, record) as vf:
-                _release_both(call, vf, modes.of(record).RESTORE)
+                _release_both(call, vf)
         sriov_cni.forget(record, call.roots, released=not is_moved_on)
     call.log.info("released an attachment of the SR-IOV CNI", pf=record.pf, vf=record.vf, pci=record.pci)
 
@@ -111,7 +111,7 @@ def release(call: Call, record: Attachment, *, defer: bool = False) -> Reply:
             return Reply()  # another request finished it meanwhile
         vf = held.enter_context(_release_of(call.unlimited() if defer else call, record))
         try:
-            _release_both(call, vf, modes.of(record).RESTORE, defer=defer)
+            _release_both(call, vf, defer=defer)
         except HiddenError as error:
             if record.state == BROKEN:
                 raise  # the record has not enough to finish this later
@@ -131,8 +131,8 @@ def _release_of(call: Call, record: Attachment) -> detach.Release:
     return modes.of(record).Release(record, call.pod_netns, call.roots, call.log, patience)
 
 
-def _release_both(call: Call, vf: detach.Release, leave: str, *, defer: bool = False) -> None:
-    """Make the VF quiet, then release the addresses while the VF returns to the host, a step named ``leave``.
+def _release_both(call: Call, vf: detach.Release, *, defer: bool = False) -> None:
+    """Make the VF quiet, then release the addresses while the VF returns to the host.
 
     With ``defer`` only wait for IPAM; if IPAM fails, return the VF nevertheless. The caller has the VF's
     lock. An error of IPAM is raised last.
@@ -151,7 +151,7 @@ def _release_both(call: Call, vf: detach.Release, leave: str, *, defer: bool = F
             call.step("start IPAM", "ipam")
         if not (defer and freeing.succeeded()):
             vf.bring_home()
-            call.step(leave, "kernel")
+            call.step(vf.last_step, "kernel")
         freeing.result()
         call.step("wait for IPAM", "ipam")
 
@@ -220,7 +220,7 @@ def recover(call: Call, record: Attachment) -> bool:
             modes.release(record, theirs.pod_netns, call.roots, call.log)
         else:
             with _release_of(theirs, record) as vf:
-                _release_both(theirs, vf, modes.of(record).RESTORE)
+                _release_both(theirs, vf)
         _forget(theirs, record)
     except HiddenError as error:
         call.log.debug("still not found", pci=record.pci, why=error)

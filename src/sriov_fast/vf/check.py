@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from sriov_fast.common.errors import CheckError, NetlinkError, is_absent
+from sriov_fast.common.errors import CheckError
 from sriov_fast.common.record import Route
 from sriov_fast.kernel.backend import nl
-from sriov_fast.vf import attach, find, irq, modes, tuning
+from sriov_fast.vf import attach, candidate, find, irq, modes, tuning
 from sriov_fast.vf.journal import MACVLAN, USERSPACE
 
 TYPE_CHECKING = False
@@ -57,16 +57,11 @@ def _fault(record: Attachment, what: str) -> CheckError:
 
 
 def _device(pod: nl.Socket, record: Attachment) -> Link:
-    batch = nl.Batch()
-    batch.get_link(name=record.ifname)
-    found = pod.run(batch, check=False)[0]
-    if isinstance(found, NetlinkError):
-        if not is_absent(found):
-            raise found
-        raise _fault(record, f"not in the namespace: {found.msg}")
-    if not find.is_ours(found, record) and not find.is_unknown(found, record):
-        raise _fault(record, f"is another device ({found.parent or found.index}), not {_expected(record)}")
-    link: Link = found
+    link = candidate.named(pod, record.ifname)
+    if link is None:
+        raise _fault(record, "not in the namespace")
+    if not find.is_ours(link, record) and not find.is_unknown(link, record):
+        raise _fault(record, f"is another device ({link.parent or link.index}), not {_expected(record)}")
     return link
 
 

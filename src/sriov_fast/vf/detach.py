@@ -33,8 +33,10 @@ class Release:
     """The return of one VF in two steps: ``quieten``, then ``bring_home``. Each attach mode has a subclass.
 
     A context manager that owns the sockets. The socket in the pod keeps the pod's namespace alive, so the
-    namespace may be deleted between the two steps.
+    namespace may be deleted between the two steps. ``last_step`` is the name of ``bring_home`` in a trace.
     """
+
+    last_step = "restore the VF"
 
     def __init__(
         self, record: Attachment, pod_netns: PodNetns, roots: Roots, log: Logger, patience: Patience

@@ -11,7 +11,7 @@ from sriov_fast.common.errors import HiddenError, NetlinkError, NoNamespaceError
 from sriov_fast.common.interpreter import INTERPRETER
 from sriov_fast.common.record import Record
 from sriov_fast.kernel.backend import nl
-from sriov_fast.vf import driver_socket, netns
+from sriov_fast.vf import candidate, driver_socket, netns
 from sriov_fast.vf.journal import MACVLAN
 
 TYPE_CHECKING = False
@@ -128,11 +128,19 @@ def _connect(fd: int) -> DriverSocket:
     return driver_socket.connect(driver_socket.Patience(), fd)
 
 
-def in_namespace(pod: DriverSocket, record: Attachment) -> VfLocation | None:
-    """Return the VF's place with ``pod``; None if the VF is not in it, and ``pod`` is closed then."""
+def in_namespace(pod: DriverSocket, record: Attachment, macs: tuple[str, ...] = ()) -> VfLocation | None:
+    """Return the VF's place with ``pod``; None if the VF is not in it, and ``pod`` is closed then.
+
+    ``macs``: the namespace need not have to do with the record. There an index alone says nothing, so a
+    device without a parent must have one of these MACs.
+    """
     link = None
     try:
-        link = link_in(pod, record)
+        if macs:
+            ours = (each for each in pod.links() if is_ours(each, record))
+            link = next((each for each in ours if each.parent or each.mac in macs), None)
+        else:
+            link = link_in(pod, record)
     finally:
         if link is None:
             pod.close()
@@ -141,11 +149,8 @@ def in_namespace(pod: DriverSocket, record: Attachment) -> VfLocation | None:
 
 def link_in(pod: nl.Socket, record: Attachment) -> Link | None:
     """Return the VF by its name in the pod; if that is another device or none, search all."""
-    batch = nl.Batch()
-    batch.get_link(name=record.ifname)
-    answer = pod.run(batch, check=False)[0]
-    if not isinstance(answer, NetlinkError) and (is_ours(answer, record) or is_unknown(answer, record)):
-        link: Link = answer
+    link = candidate.named(pod, record.ifname)
+    if link and (is_ours(link, record) or is_unknown(link, record)):
         return link
     return next((link for link in pod.links() if is_ours(link, record)), None)
 
@@ -172,23 +177,33 @@ def is_unknown(link: Link, record: Attachment) -> bool:
 
 def _in_host(record: Attachment, pod_netns: PodNetns, roots: Roots) -> VfLocation | None:
     """Wait until the device is in the host; if it is not there at once, search all namespaces once."""
-    begin = time.monotonic()
-    patience = 0.0 if record.stranded else RETURN_WAIT
-    has_searched = False
-    while True:
+    for is_search_due in looks(record):
         link = link_in_host(record, roots)
         if link:
             return VfLocation(link=link)
         if not has_device(record, roots):
             return None
+        location = searched(record, pod_netns, roots) if is_search_due else None
+        if location:
+            return location
+    raise hidden(record)
+
+
+def looks(record: Attachment) -> Iterator[bool]:
+    """Yield for each look for a device that is on its way back, until the patience ends.
+
+    Yield True once: when all namespaces are to be searched, since the device has not come back at once.
+    """
+    begin = time.monotonic()
+    patience = 0.0 if record.stranded else RETURN_WAIT
+    has_searched = False
+    while True:
         waited = time.monotonic() - begin
-        if not has_searched and waited >= min(SEARCH_AFTER, patience):
-            location = searched(record, pod_netns, roots)
-            if location:
-                return location
-            has_searched = True
+        is_due = not has_searched and waited >= min(SEARCH_AFTER, patience)
+        has_searched = has_searched or is_due
+        yield is_due
         if waited >= patience:
-            raise hidden(record)
+            return
         with INTERPRETER.released():
             time.sleep(PAUSE)
 
@@ -221,7 +236,9 @@ def searched(record: Attachment, pod_netns: PodNetns, roots: Roots, mac: str = "
         finally:
             descriptors.close(fd)
         known.add(identity)
-        location = _in_strange(pod, record, mac) if pod else None
+        location = (
+            in_namespace(pod, record, (mac,) if mac else (record.mac, record.before_mac)) if pod else None
+        )
         if location:
             return location
     return None
@@ -229,22 +246,6 @@ def searched(record: Attachment, pod_netns: PodNetns, roots: Roots, mac: str = "
 
 def _identity(of: os.stat_result) -> tuple[int, int]:
     return of.st_dev, of.st_ino
-
-
-def _in_strange(pod: DriverSocket, record: Attachment, mac: str) -> VfLocation | None:
-    """Return the device's place in a namespace that need not have to do with the record.
-
-    There an index alone says nothing, so a device without a parent must have one of the VF's MACs.
-    """
-    link = None
-    try:
-        macs = (mac,) if mac else (record.mac, record.before_mac)
-        ours = (link for link in pod.links() if is_ours(link, record) and (link.parent or link.mac in macs))
-        link = next(ours, None)
-    finally:
-        if link is None:
-            pod.close()
-    return VfLocation(link=link, pod=pod) if link else None
 
 
 def link_in_host(record: Attachment, roots: Roots) -> Link | None:
@@ -261,14 +262,12 @@ def link_in_host(record: Attachment, roots: Roots) -> Link | None:
     for name in names:
         batch.get_link(name=name)
     with nl.Socket() as host:
-        links = [link for link in map(_found, host.run(batch, check=False)) if link]
-    return next((link for link in links if is_vf(link, record) or is_unknown(link, record)), None)
-
-
-def _found(answer: Link | NetlinkError) -> Link | None:
-    """Return the device that the kernel answered with, None where there is none."""
-    if not isinstance(answer, NetlinkError):
-        return answer
-    if answer.errno != errno.ENODEV:
-        raise answer
+        answers = host.run(batch, check=False)
+    for answer in answers:
+        if isinstance(answer, NetlinkError):
+            if answer.errno != errno.ENODEV:
+                raise answer
+        elif is_vf(answer, record) or is_unknown(answer, record):
+            link: Link = answer
+            return link
     return None

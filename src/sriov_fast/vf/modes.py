@@ -22,9 +22,7 @@ if TYPE_CHECKING:
     from sriov_fast.vf.select import ReservedVf
 
     class Mode(Protocol):
-        """The module of an attach mode. ``RESTORE`` is the name of the step ``bring_home`` in a trace."""
-
-        RESTORE: str
+        """The module of an attach mode."""
 
         def observe(
             self, host: nl.Socket, reserved: ReservedVf, record: Attachment, roots: Roots

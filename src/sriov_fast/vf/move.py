@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 _MOVE_TRIES = 10  # the pod may add names to its device at the same time
 WAITS = True  # the kernel waits for RCU in ``enter``
-ENTER, RESTORE = "move", "move home"  # the names of the steps
+ENTER = "move"  # the name of the step
 silence = detach.silence
 
 
@@ -132,6 +132,7 @@ def is_detached(record: Attachment, roots: Roots) -> bool:
 class Release(detach.Release):
     """The return of a VF's device from the pod."""
 
+    last_step = "move home"
     _found = False
     _place: VfLocation | None = None
     _quiet: Link | None = None

@@ -27,10 +27,7 @@ def open_netns(path: str, passed_fd: int = -1) -> int:
     another mount namespace.
     """
     try:
-        # O_NONBLOCK: opening a FIFO must not wait
-        fd = (
-            os.dup(passed_fd) if passed_fd >= 0 else os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
-        )
+        fd = os.dup(passed_fd) if passed_fd >= 0 else os.open(path, _FLAGS)
     except OSError as error:
         raise _not_opened(path, error) from error
     try:

@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 
 WAITS = False
 configure = attach.configure
-ENTER, RESTORE = "macvlan", "restore the VF"
+ENTER = "macvlan"  # the name of the step
 
 _GEN_MODE_NONE = 1  # IN6_ADDR_GEN_MODE_NONE, linux/if_link.h
 _GONE_PAUSE = 0.0002  # seconds between the first two looks at a device that is being deleted
@@ -223,22 +223,16 @@ class Release(detach.Release):
 
     def _elsewhere(self) -> VfLocation | None:
         """Wait until the VF has no macvlan; search for it once, if it does not go at once."""
-        record, begin = self._record, time.monotonic()
-        patience = 0.0 if record.stranded else find.RETURN_WAIT
-        searched = False
-        while is_occupied(self._host, record.ifindex, self._pod_netns.host_fd):
-            waited = time.monotonic() - begin
-            if not searched and waited >= min(find.SEARCH_AFTER, patience):
+        record = self._record
+        for is_search_due in find.looks(record):
+            if not is_occupied(self._host, record.ifindex, self._pod_netns.host_fd):
+                return None
+            if is_search_due:
                 mac = _read(self._host, record.ifindex).mac
                 location = find.searched(record, self._pod_netns, self._roots, mac)
                 if location:
                     return location
-                searched = True
-            if waited >= patience:
-                raise find.hidden(record)
-            with INTERPRETER.released():
-                time.sleep(find.PAUSE)
-        return None
+        raise find.hidden(record)
 
     def quieten(self) -> None:
         """Delete the macvlan, and restore the interrupts' masks and the PF's settings."""

@@ -24,6 +24,8 @@ from sriov_fast.common.errors import (
 from sriov_fast.common.interpreter import INTERPRETER
 from sriov_fast.common.record import Record
 from sriov_fast.kernel.backend import nl
+from sriov_fast.kernel.netlink import constants as c
+from sriov_fast.kernel.netlink.attributes import aligned, packed, payloads
 from sriov_fast.vf import find, netns
 
 TYPE_CHECKING = False
@@ -34,8 +36,6 @@ if TYPE_CHECKING:
     from sriov_fast.vf.journal import Attachment
 
 AF_NETLINK, SOCK_RAW, NETLINK_RDMA = 16, 3, 20  # linux/socket.h, linux/net.h, linux/netlink.h
-NLM_F_REQUEST, NLM_F_ACK, NLM_F_DUMP = 0x1, 0x4, 0x300  # linux/netlink.h
-NLMSG_ERROR, NLMSG_DONE = 2, 3  # linux/netlink.h
 _NLDEV = 5 << 10  # RDMA_NL_GET_TYPE(RDMA_NL_NLDEV, 0)
 CMD_GET, CMD_SET, CMD_SYS_GET = _NLDEV + 1, _NLDEV + 2, _NLDEV + 6  # RDMA_NLDEV_CMD_*
 DEV_INDEX, DEV_NAME, NETNS_MODE, NET_NS_FD = 1, 2, 66, 68  # RDMA_NLDEV_ATTR_*, _SYS_ATTR_*, _NET_NS_FD
@@ -165,7 +165,7 @@ def _moved_home(record: Attachment, pod_netns: PodNetns) -> RdmaDevice | None:
 
 def is_shared() -> bool:
     """Return whether every network namespace sees every RDMA device: ``rdma system show``."""
-    (answer,) = exchange(-1, CMD_SYS_GET, NLM_F_ACK)
+    (answer,) = exchange(-1, CMD_SYS_GET, c.NLM_F_ACK)
     return answer.get(NETNS_MODE, b"\1")[0] != 0
 
 
@@ -176,7 +176,7 @@ def devices(netns_fd: int = -1) -> list[RdmaDevice]:
             index=int.from_bytes(found[DEV_INDEX], sys.byteorder),
             name=os.fsdecode(found[DEV_NAME].rstrip(b"\0")),
         )
-        for found in exchange(netns_fd, CMD_GET, NLM_F_DUMP)
+        for found in exchange(netns_fd, CMD_GET, c.NLM_F_DUMP)
     ]
 
 
@@ -186,7 +186,7 @@ def _move(index: int, netns_fd: int, target_fd: int) -> None:
 
 
 def _set(index: int, netns_fd: int, attribute: int, value: bytes) -> None:
-    exchange(netns_fd, CMD_SET, NLM_F_ACK, {DEV_INDEX: index.to_bytes(4, sys.byteorder), attribute: value})
+    exchange(netns_fd, CMD_SET, c.NLM_F_ACK, {DEV_INDEX: index.to_bytes(4, sys.byteorder), attribute: value})
 
 
 def exchange(
@@ -210,37 +210,20 @@ def exchange(
 
 
 def request(command: int, flags: int, attributes: dict[int, bytes]) -> bytes:
-    """Return a message: struct nlmsghdr, then each struct nlattr with its value, padded to four bytes."""
-    body = b"".join(
-        (4 + len(value)).to_bytes(2, sys.byteorder)
-        + kind.to_bytes(2, sys.byteorder)
-        + value
-        + bytes(-len(value) % 4)
-        for kind, value in attributes.items()
-    )
-    head = (16 + len(body)).to_bytes(4, sys.byteorder) + command.to_bytes(2, sys.byteorder)
-    return head + (flags | NLM_F_REQUEST).to_bytes(2, sys.byteorder) + bytes(8) + body
+    """Return a message: struct nlmsghdr, then the attributes."""
+    body = b"".join(packed(kind, value) for kind, value in attributes.items())
+    return c.HEADER.pack(c.HEADER.size + len(body), command, flags | c.NLM_F_REQUEST, 0, 0) + body
 
 
 def decode(datagram: bytes, answers: list[dict[int, bytes]]) -> bool:
     """Append the attributes of each answer; return whether it was the last. Raises OSError for a refusal."""
     while datagram:
-        length = int.from_bytes(datagram[:4], sys.byteorder)
-        kind = int.from_bytes(datagram[4:6], sys.byteorder)
-        if kind in (NLMSG_ERROR, NLMSG_DONE):
+        length, kind, *_ = c.HEADER.unpack_from(datagram)
+        if kind in (c.NLMSG_ERROR, c.NLMSG_DONE):
             refusal = -int.from_bytes(datagram[16:20], sys.byteorder, signed=True)
             if refusal:
                 raise OSError(refusal, os.strerror(refusal))
             return True
-        answers.append(_attributes(datagram[16:length]))
-        datagram = datagram[length + -length % 4 :]
+        answers.append(dict(payloads(datagram[:length], c.HEADER.size)))
+        datagram = datagram[aligned(length) :]
     return False
-
-
-def _attributes(body: bytes) -> dict[int, bytes]:
-    found = {}
-    while len(body) >= 4:
-        length = max(int.from_bytes(body[:2], sys.byteorder), 4)
-        found[int.from_bytes(body[2:4], sys.byteorder) & 0x3FFF] = body[4:length]  # NLA_TYPE_MASK
-        body = body[length + -length % 4 :]
-    return found

@@ -18,7 +18,6 @@ if TYPE_CHECKING:
     from sriov_fast.vf.journal import Attachment
     from sriov_fast.vf.select import ReservedVf
 
-RESTORE = "restore the VF"
 configure, silence = attach.configure, detach.silence
 
 

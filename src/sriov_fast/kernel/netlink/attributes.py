@@ -1,7 +1,7 @@
-"""Attributes of a received message.
+"""Attributes of messages.
 
-pyroute2 does not decode them, because its message classes raise TypeError and other errors for malformed
-input. The compiled decoder skips malformed attributes, and so does this one.
+pyroute2 does not decode received ones, because its message classes raise TypeError and other errors for
+malformed input. The compiled decoder skips malformed attributes, and so does this one.
 """
 
 from __future__ import annotations
@@ -19,6 +19,11 @@ if TYPE_CHECKING:
 def aligned(size: int) -> int:
     """Return a size with its padding to a multiple of 4 bytes."""
     return (size + 3) & ~3
+
+
+def packed(kind: int, payload: bytes) -> bytes:
+    """Return an attribute (struct nlattr), padded."""
+    return ATTR.pack(ATTR.size + len(payload), kind) + payload + bytes(-len(payload) % 4)
 
 
 def attributes(data: bytes, at: int, end: int) -> Iterator[tuple[int, int, int]]:

@@ -13,6 +13,7 @@ from pyroute2.netlink.rtnl.rtmsg import rtmsg
 from sriov_fast.common.record import LinkSettings, Route, VfSettings
 from sriov_fast.kernel.netlink import arguments as args
 from sriov_fast.kernel.netlink import constants as c
+from sriov_fast.kernel.netlink.attributes import packed
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -231,9 +232,9 @@ class Batch:
         message.put_u32(c.IFLA_NET_NS_FD, args.number(netns_fd, "netns_fd", 0, c.INT_MAX))
         message.put(c.IFLA_IFNAME, args.interface_name(name) + b"\0")
         message.put_u32(c.IFLA_LINK, args.number(index, "index", 1, c.INT_MAX))
-        mode = _attr(c.IFLA_MACVLAN_MODE, struct.pack("=I", c.MACVLAN_MODE_PASSTHRU))
-        data = mode + _attr(c.IFLA_MACVLAN_FLAGS, struct.pack("=H", c.MACVLAN_FLAG_NOPROMISC))
-        message.put(c.IFLA_LINKINFO, _attr(c.IFLA_INFO_KIND, b"macvlan\0") + _attr(c.IFLA_INFO_DATA, data))
+        mode = packed(c.IFLA_MACVLAN_MODE, struct.pack("=I", c.MACVLAN_MODE_PASSTHRU))
+        data = mode + packed(c.IFLA_MACVLAN_FLAGS, struct.pack("=H", c.MACVLAN_FLAG_NOPROMISC))
+        message.put(c.IFLA_LINKINFO, packed(c.IFLA_INFO_KIND, b"macvlan\0") + packed(c.IFLA_INFO_DATA, data))
         flags = _SET | c.NLM_F_CREATE | c.NLM_F_EXCL
         self._add(message, c.RTM_NEWLINK, flags, f"add macvlan {name} to ifindex {index}")
 
@@ -256,8 +257,8 @@ class Batch:
         """Append one ``RTM_SETLINK`` that detaches one mode's XDP program: ``ip link set $if xdpdrv off``."""
         flags = c.XDP_FLAGS_SKB_MODE << args.number(mode, "mode", 0, 2)
         message = _about(_LinkMessage(), index)
-        fd = _attr(c.IFLA_XDP_FD, struct.pack("=i", -1))
-        message.put(c.IFLA_XDP, fd + _attr(c.IFLA_XDP_FLAGS, struct.pack("=I", flags)))
+        fd = packed(c.IFLA_XDP_FD, struct.pack("=i", -1))
+        message.put(c.IFLA_XDP, fd + packed(c.IFLA_XDP_FLAGS, struct.pack("=I", flags)))
         self._add(message, c.RTM_SETLINK, _SET, f"drop xdp of ifindex {index}")
 
     def add_address(self, index: int, cidr: str, *, dad: bool = False) -> None:
@@ -369,10 +370,6 @@ def _vf_switches(vf: int, settings: VfSettings) -> list[tuple[str, Any]]:
 # --- a device
 
 
-def _attr(kind: int, payload: bytes) -> bytes:
-    return c.ATTR.pack(c.ATTR.size + len(payload), kind) + payload + bytes(-len(payload) % 4)
-
-
 def _altnames(index: int, names: tuple[str, ...]) -> Any:
     listed = [("IFLA_ALT_IFNAME", args.alternative_name(name)) for name in names]
     message = _about(ifinfmsg(), index)
@@ -405,7 +402,7 @@ def _put_settings(message: _LinkMessage, settings: LinkSettings) -> None:
         message.put(kind, payload)
     if settings.addrgenmode is not None:
         mode = struct.pack("=B", args.number(settings.addrgenmode, "addrgenmode", 0, 255))
-        message.put(c.IFLA_AF_SPEC, _attr(socket.AF_INET6, _attr(c.IFLA_INET6_ADDR_GEN_MODE, mode)))
+        message.put(c.IFLA_AF_SPEC, packed(socket.AF_INET6, packed(c.IFLA_INET6_ADDR_GEN_MODE, mode)))
 
 
 # --- a route

@@ -15,3 +15,10 @@ def close(fd: int) -> None:
         os.close(fd)
     except OSError:
         pass
+
+
+def write_all(fd: int, content: bytes) -> None:
+    """Write bytes to a descriptor; the kernel may take fewer at once. Raises OSError."""
+    rest = memoryview(content)
+    while rest:
+        rest = rest[os.write(fd, rest) :]

@@ -303,9 +303,7 @@ def _memory_file(content: bytes) -> int:
     """Return an anonymous file that holds ``content``, to be read from its start."""
     fd = os.memfd_create("cni-config", os.MFD_CLOEXEC)
     try:
-        rest = memoryview(content)
-        while rest:
-            rest = rest[os.write(fd, rest) :]
+        descriptors.write_all(fd, content)
         os.lseek(fd, 0, os.SEEK_SET)
     except BaseException:
         descriptors.close(fd)

@@ -6,6 +6,7 @@ import errno
 import gc
 import os
 
+from sriov_fast.common import descriptors
 from sriov_fast.common.errors import FileError
 
 TYPE_CHECKING = False
@@ -178,14 +179,8 @@ def _read_stdin() -> bytes:
 def _delivered(output: bytes) -> bool:
     """Print the reply; return whether that succeeded."""
     try:
-        _write(output)
+        descriptors.write_all(_STDOUT, output)
     except OSError as error:
         say(f"stdout: {error.strerror}")
         return False
     return True
-
-
-def _write(output: bytes) -> None:
-    rest = memoryview(output)
-    while rest:
-        rest = rest[os.write(_STDOUT, rest) :]

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import os
 
-from sriov_fast.common import json
+from sriov_fast.common import descriptors, json
 from sriov_fast.common.errors import DecodeError, FileError, is_absent, is_there
 from sriov_fast.common.paths import private_directory
 from sriov_fast.common.record import LinkSettings, Record, Route, VfSettings
@@ -299,8 +299,7 @@ class Journal:
 
     def entries(self) -> dict[str, Entry]:
         """Return the content of all records' names, by PCI address."""
-        parts = (name.split("~", 2) for name in self._names())
-        return {part[0]: _entry(*part) for part in parts}
+        return dict(map(_parsed, self._names()))
 
     def taken(self) -> set[str]:
         """Return the PCI addresses of the VFs that have a record."""
@@ -312,21 +311,20 @@ class Journal:
 
     def find(self, container_id: str, ifname: str) -> Attachment | None:
         """Return the record of this container's interface, if there is one of this boot."""
-        suffix = f"~{container_id}~{ifname}"
-        for name in self._names():
-            pci = name.removesuffix(suffix)
-            if pci != name and "~" not in pci:
-                return self.read(pci, Entry(owner=(container_id, ifname)))
-        return None
+        wanted = Entry(owner=(container_id, ifname))
+        return next((self.read(pci, wanted) for pci in self._having(wanted)), None)
 
     def returning(self, container_id: str, ifname: str) -> list[Attachment]:
         """Return the records of this container's released VFs that are not back in the host yet."""
-        suffix = f"~{container_id}~{ifname}"
-        parts = [name.split("~", 2) for name in self._names() if name.endswith(suffix)]
-        entries = [(part[0], _entry(*part)) for part in parts]
         wanted = Entry(owner=(container_id, ifname), returning=True)
-        records = [self.read(pci, entry) for pci, entry in entries if entry == wanted]
+        records = [self.read(pci, wanted) for pci in self._having(wanted)]
         return [record for record in records if record is not None]
+
+    def _having(self, entry: Entry) -> list[str]:
+        """Return the PCI addresses of the VFs with records of this content of the name."""
+        suffix = self.path_of("", entry).removeprefix(f"{self._dir}/")
+        pcis = [name.removesuffix(suffix) for name in self._names() if name.endswith(suffix)]
+        return [pci for pci in pcis if "~" not in pci]
 
     def stranded(self, container_id: str, ifname: str) -> Attachment | None:
         """Return the record of this container's released VF that was not found, None if there is none."""
@@ -485,20 +483,22 @@ class Journal:
         return f"{self._dir}/{pci}~{mark}{entry.owner[0]}~{entry.owner[1]}"
 
 
-def _entry(_: str, container_id: str, rest: str) -> Entry:
+def _parsed(name: str) -> tuple[str, Entry]:
+    """Return PCI address and content of a record's name."""
+    pci, container_id, rest = name.split("~", 2)
     if container_id:
-        return Entry(owner=(container_id, rest))
+        return pci, Entry(owner=(container_id, rest))
     aside = rest.startswith("~")
     container_id, _, ifname = rest.removeprefix("~").partition("~")
-    return Entry(owner=(container_id, ifname), returning=not aside, aside=aside)
+    return pci, Entry(owner=(container_id, ifname), returning=not aside, aside=aside)
 
 
 def _put(path: str, content: bytes) -> None:
     fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
-    with open(fd, "wb", buffering=0) as file:
-        unwritten = memoryview(content)
-        while unwritten:
-            unwritten = unwritten[file.write(unwritten) :]
+    try:
+        descriptors.write_all(fd, content)
+    finally:
+        os.close(fd)
 
 
 def _unlink(path: str) -> None:

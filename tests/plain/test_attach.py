@@ -29,7 +29,7 @@ def changes(asked: dict[str, Any], **before: Any) -> dict[str, Any]:
         asked=VfSettings(**asked),
         before=VfSettings(**(BEFORE | before)),
     )
-    return {key: value for key, value in attach.changes(record).as_dict().items() if value is not None}
+    return attach.changes(record).known()
 
 
 @pytest.mark.parametrize(

@@ -85,6 +85,10 @@ class Record(_Base, metaclass=_Meta):
         """Return the fields by name, in order, with their values."""
         return dict(zip(type(self)._fields, self, strict=True))  # type: ignore[call-overload]
 
+    def known(self) -> dict[str, Any]:
+        """Return the fields that are not None, by name, with their values."""
+        return {name: value for name, value in self.as_dict().items() if value is not None}
+
     def replace(self, **changes: Any) -> Self:
         """Return a copy with some fields changed."""
         cls = type(self)

@@ -75,7 +75,7 @@ def observe_pf(
 def _require_no_settings(record: Attachment) -> None:
     """Raise ConfigError for a setting that only a PF can make. No VLAN and no rate are nothing to set."""
     asked = record.asked if record.asked.vlan else record.asked.replace(qos=None, proto=None)
-    keys = [key for key, value in asked.as_dict().items() if value is not None and (value or value is False)]
+    keys = [key for key, value in asked.known().items() if value or value is False]
     if keys:
         raise ConfigError(
             f"{', '.join(keys)}: the PF of {record.pci} is not visible here, so nothing can set that",
@@ -372,7 +372,7 @@ def mtu_refused(error: NetlinkError, record: Attachment) -> ConfigError:
 
 
 def _shown(record: Attachment) -> str:
-    asked = {key: value for key, value in record.asked.as_dict().items() if value is not None}
+    asked = record.asked.known()
     if record.mtu:
         asked["mtu"] = record.mtu
     return ", ".join(f"{key} {value}" for key, value in asked.items()) or f"attach {record.attach}"

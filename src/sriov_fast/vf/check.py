@@ -102,7 +102,7 @@ def _matches(wanted: Route, found: Route) -> bool:
 
 
 def _pf_faults(host: nl.Socket, record: Attachment) -> list[str]:
-    asked = {key: value for key, value in record.asked.as_dict().items() if value is not None}
+    asked = record.asked.known()
     if not asked:
         return []
     on_pf = attach.on_pf(host, record)

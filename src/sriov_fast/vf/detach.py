@@ -231,7 +231,7 @@ def _original(record: Attachment) -> VfSettings:
 
 
 def _parts(whole: VfSettings) -> list[VfSettings]:
-    values = {key: value for key, value in whole.as_dict().items() if value is not None}
+    values = whole.known()
     together = [("vlan", "qos", "proto"), ("min_tx_rate", "max_tx_rate")]
     together += [(key,) for key in ("spoofchk", "link_state", "trust")]
     parts = ({key: values[key] for key in keys if key in values} for keys in together)
@@ -253,8 +253,7 @@ def restore_held(host: DriverSocket, record: Attachment, roots: Roots, log: Logg
 def _held(host: DriverSocket, record: Attachment) -> Attachment:
     """Return the record with only the requested settings that the PF still has."""
     now, asked = attach.on_pf(host, record) or attach.NOTHING, record.asked
-    wanted = {key: value for key, value in asked.as_dict().items() if value is not None}
-    changed = [key for key, value in wanted.items() if getattr(now, key) != value]
+    changed = [key for key, value in asked.known().items() if getattr(now, key) != value]
     if {"vlan", "qos", "proto"} & set(changed):
         changed += ["vlan", "qos", "proto"]
     return record.replace(asked=asked.replace(**dict.fromkeys(changed)))

@@ -149,7 +149,7 @@ def _differing(before: LinkSettings, now: LinkSettings) -> dict[str, Any]:
     """Return the old values of the changed settings, and of those that the kernel sets with them."""
     if before == now:
         return {}
-    known = {key: value for key, value in before.as_dict().items() if value is not None}
+    known = before.known()
     changed = {key: value for key, value in known.items() if value != getattr(now, key)}
     for size, ipv4 in (("gso_max_size", "gso_ipv4_max_size"), ("gro_max_size", "gro_ipv4_max_size")):
         if size in changed and ipv4 in known:  # netif_set_gso_max_size() sets both

@@ -105,9 +105,10 @@ def translated(sdist: Path, wheel: Path, tmp_path: Path) -> Path:
 
 
 def environment(directory: Path, wheel: Path) -> Path:
-    """Install a wheel in a clean virtual environment and return its programs' directory."""
+    """Install a wheel, without bytecode, in a clean virtual environment; return its programs' directory."""
     venv.create(directory)
-    run(sys.executable, "-m", "pip", "--python", directory / "bin/python", "install", "-q", wheel)
+    pip = (sys.executable, "-m", "pip", "--python", directory / "bin/python")
+    run(*pip, "install", "-q", "--no-compile", wheel)
     return directory / "bin"
 
 

@@ -178,23 +178,25 @@ def told(here: Roots, monkeypatch: pytest.MonkeyPatch, **vfs: tuple[str, int]) -
     return [text for level, text in found if level == "WARN"]
 
 
-def test_no_problem(here: Roots, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert told(here, monkeypatch, vf0=("02:00:00:00:00:07", 5), vf1=(MAC, 0)) == []
-    assert told(here, monkeypatch, vf0=(problems.NONE, 0), vf1=(problems.NONE, 0)) == []
+OTHER = "02:00:00:00:00:07"
 
 
-def test_a_mac_that_two_vfs_have(here: Roots, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert told(here, monkeypatch, vf0=(MAC, 0), vf1=(MAC, 0)) == [f"has the MAC {MAC} of another VF"]
-
-
-def test_a_vlan_that_was_left(here: Roots, monkeypatch: pytest.MonkeyPatch) -> None:
-    (line,) = told(here, monkeypatch, vf1=(MAC, 5))
-    assert line.startswith("has VLAN 5 and no pod")
-
-
-def test_a_mac_that_was_left(here: Roots, monkeypatch: pytest.MonkeyPatch) -> None:
-    (line,) = told(here, monkeypatch, vf1=("02:00:00:00:00:07", 0))
-    assert line == f"has the MAC 02:00:00:00:00:07 on the PF and {MAC} itself"
+@pytest.mark.parametrize(
+    ("vfs", "words"),
+    [
+        ({"vf0": (OTHER, 5), "vf1": (MAC, 0)}, None),
+        ({"vf0": (problems.NONE, 0), "vf1": (problems.NONE, 0)}, None),
+        ({"vf0": (MAC, 0), "vf1": (MAC, 0)}, f"has the MAC {MAC} of another VF"),
+        ({"vf1": (MAC, 5)}, "has VLAN 5 and no pod"),
+        ({"vf1": (OTHER, 0)}, f"has the MAC {OTHER} on the PF and {MAC} itself"),
+    ],
+)
+def test_settings_that_a_pod_left(
+    here: Roots, monkeypatch: pytest.MonkeyPatch, vfs: dict[str, tuple[str, int]], words: str | None
+) -> None:
+    found = told(here, monkeypatch, **vfs)
+    assert len(found) == (words is not None)
+    assert all(line.startswith(words or "") for line in found)
 
 
 @pytest.mark.parametrize("name", ["temp_7", "sriov12", "dev3"])
@@ -303,7 +305,7 @@ def test_doctor_sees_irqbalance_and_open_state(here: Roots, tmp_path: Path) -> N
     assert found["state"][0][0] == "WARN"
 
 
-def test_505_representors_are_no_pfs(here: Roots, capsys: pytest.CaptureFixture[str]) -> None:
+def test_representors_are_no_pfs(here: Roots, capsys: pytest.CaptureFixture[str]) -> None:
     """`vfs` and `doctor` showed each representor of a card in switchdev mode as one more PF."""
     tree = build_tree(Path(here.sys).parent, "pf2", vfs=1, pf_pci="0000:03:00.0")
     tree.add_netdev(None, "pf2rep0")

@@ -18,8 +18,10 @@ from typing import Any
 import kubernetes_validate
 import pytest
 import yaml
+from ipamd_kit import free_port
 
 from harness.sysfs_tree import build_tree
+from harness.waiting import wait_for
 from sriov_fast.cli import main
 from sriov_fast.cni import config
 from sriov_fast.cni.request import Request
@@ -267,7 +269,7 @@ def test_prometheus_scrapes_and_evaluates(target: str, tmp_path: Path) -> None:
     with (tmp_path / "log").open("wb") as log:
         process = subprocess.Popen(words, stdout=log, stderr=log)
     try:
-        result = wait_for(lambda: query(port, 'sum by (state) (sriov_fast_vfs{pf="pf0"})'))
+        result = wait_for(lambda: query(port, 'sum by (state) (sriov_fast_vfs{pf="pf0"})'), "a scrape")
         assert len(result) == 5, result
         for expression in expressions():
             query(port, expression, check=True)
@@ -288,20 +290,4 @@ def query(port: int, expression: str, *, check: bool = False) -> list[Any]:
             raise
         return []
     found: list[Any] = answer["data"]["result"]
-    return found
-
-
-def free_port() -> int:
-    import socket
-
-    with socket.socket() as taken:
-        taken.bind(("127.0.0.1", 0))
-        return int(taken.getsockname()[1])
-
-
-def wait_for(what: Any) -> Any:
-    deadline = time.monotonic() + 60
-    while not (found := what()):
-        assert time.monotonic() < deadline
-        time.sleep(0.1)
     return found

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from lab import apt, cli, node_image, pipconf, requirements, source
+from lab import apt, cli, install, node_image, pipconf, requirements, source
 from lab.errors import LabError
 from lab.requirements import Lack
 from lab.stream import Report
@@ -63,6 +63,11 @@ def test_mirror_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     assert apt.mirror([]) == "http://chosen.example/debian"
 
 
+def test_options_of_the_way_to_the_mirror() -> None:
+    dump = 'Acquire "";\nAcquire::http::Proxy "http://p:1";\nAcquire::Check-Date "false";\nAPT::Color "1";\n'
+    assert apt.select_options(dump) == ['Acquire::http::Proxy "http://p:1"', 'Acquire::Check-Date "false"']
+
+
 # --- what is missing
 
 
@@ -73,6 +78,12 @@ def test_missing_tools_and_root(monkeypatch: pytest.MonkeyPatch, tmp_path: Path)
     assert "root: run it as root" in text
     assert "the program mmdebstrap: apt-get install mmdebstrap" in text
     assert "all packages at once: apt-get install" in text
+
+
+def test_missing_disk(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(requirements, "DISK_TO_BUILD", 1 << 60)
+    lacks = requirements.missing(building=True, cache=tmp_path)
+    assert any("disk space" in lack.what and "SRIOV_FAST_LAB_DIR" in lack.remedy for lack in lacks)
 
 
 def test_missing_becomes_exit_status_3(
@@ -178,6 +189,29 @@ def test_locate(checkout: Path, tmp_path: Path) -> None:
     assert source.locate(tmp_path / "x.whl", tmp_path).is_wheel
     with pytest.raises(LabError, match="neither a checkout"):
         source.locate(tmp_path / "nothing", tmp_path)
+
+
+def test_products_of_deleted_sources_are_not_packaged(tmp_path: Path) -> None:
+    for name in (
+        "src/p/_x.pyx",
+        "build/lib.linux/p/_x.so",
+        "build/lib.linux/p/_gone.so",
+        "build/lib.linux/p/a.py",
+    ):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    install._drop_products(tmp_path)
+    assert [path.name for path in tmp_path.glob("build/**/*") if path.is_file()] == ["_x.so"]
+
+
+def test_old_installs_are_forgotten(tmp_path: Path) -> None:
+    for age in range(install.KEPT + 2):
+        directory = tmp_path / f"d-{age}"
+        directory.mkdir()
+        used = time.time() - age * install.SECONDS_IN_USE
+        os.utime(directory, (used, used))
+    install._forget_old(tmp_path, install.SECONDS_IN_USE)
+    assert sorted(path.name for path in tmp_path.iterdir()) == [f"d-{age}" for age in range(install.KEPT)]
 
 
 # --- the image

@@ -130,21 +130,8 @@ def test_what_is_written(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> 
     directory = tmp_path / "opt/cni/bin"
     before = os.umask(0o077)
     try:
-        assert (
-            main(
-                [
-                    "install",
-                    "--no-server",
-                    "--bin-dir",
-                    str(directory),
-                    "--name",
-                    "sriov",
-                    "--name",
-                    "sriov-fast",
-                ]
-            )
-            == 0
-        )
+        words = ["--bin-dir", str(directory), "--name", "sriov", "--name", "sriov-fast"]
+        assert main(["install", "--no-server", *words]) == 0
     finally:
         os.umask(before)
     assert sorted(os.listdir(directory)) == ["sriov", "sriov-fast"]

@@ -379,12 +379,6 @@ def test_a_batch_numbers_its_messages_and_grows(backend: ModuleType) -> None:
     assert [header(message)[2] for message in messages(batch.tobytes())] == list(range(1, 500))
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
-def test_an_empty_batch(backend: ModuleType) -> None:
-    assert len(backend.Batch()) == 0
-    assert backend.Batch().tobytes() == b""
-
-
 WRONG: list[tuple[str, Callable[[Any], None]]] = [
     ("index 0", lambda b: b.set_link(0, mtu=1)),
     ("index -1", lambda b: b.add_address(-1, "10.0.0.1/8")),

@@ -572,6 +572,11 @@ def test_nobody_answers_at_all(tx: Make) -> None:
     assert (error.code, "TLS handshake within" in error.msg) == (11, True), error.msg
 
 
+def test_an_unknown_name(tx: Make) -> None:
+    error = failed(tx(remote="https://nowhere.invalid"))
+    assert (error.code, "could not be looked up" in error.msg) == (11, True), error.msg
+
+
 @pytest.mark.parametrize("fault", ["lose", "cut", "refuse"])
 @pytest.mark.parametrize("kept", [False, True])
 def test_a_lost_reply_costs_no_address(

@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import struct
 from pathlib import Path
-from typing import Any
 
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
-from pyroute2.netlink.rtnl.ifinfmsg import ifinfmsg
 
 from harness.sysfs_tree import build_tree
 from sriov_fast.common.errors import NetlinkError
@@ -46,15 +44,6 @@ def counted(*values: int) -> bytes:
 def test_the_counters_of_a_reply() -> None:
     message = reply({0: counted(1, 2, 3, 4, 5, 6, 7, 8), 2: counted(1 << 63, 0, 0, 0, 0, 0, 0, 0)})
     assert vf_counters.parse(message) == {0: Counters(1, 2, 3, 4, 7, 8), 2: Counters(1 << 63)}
-
-
-def test_pyroute2_reads_the_same() -> None:
-    """The reply of this file has the form that another reader of netlink expects."""
-    message: Any = ifinfmsg(reply({0: counted(1, 2, 3, 4, 5, 6, 7, 8)}))
-    message.decode()
-    vf = message.get_attr("IFLA_VFINFO_LIST").get_attr("IFLA_VF_INFO").get_attr("IFLA_VF_STATS")
-    names = [f"IFLA_VF_STATS_{name.upper()}" for name in Counters._fields]
-    assert [vf.get_attr(name) for name in names] == [1, 2, 3, 4, 7, 8]
 
 
 def test_a_reply_without_counters() -> None:

@@ -74,10 +74,11 @@ def attach_as_sriov_cni(card: Card, pod: str, directory: Path) -> dict[str, Any]
 
 @pytest.mark.parametrize("admin", ["", "02:5f:00:00:00:7a"])
 @pytest.mark.parametrize("attach", ["move", "macvlan"])
-def test_a_trusted_pod_changes_its_mac(node: Node, card: Card, admin: str, attach: str) -> None:
+@pytest.mark.parametrize("undone", [False, True])
+def test_a_trusted_pod_changes_its_mac(node: Node, card: Card, admin: str, attach: str, undone: bool) -> None:
     """The PF then holds the pod's MAC, although the ADD asked for none; the DEL restores it.
 
-    The operator may have set one that the VF does not use.
+    The operator may have set one that the VF does not use, and the pod may have restored its device's MAC.
     """
     if admin:
         card.set(VF, "mac", admin)
@@ -86,6 +87,8 @@ def test_a_trusted_pod_changes_its_mac(node: Node, card: Card, admin: str, attac
     node.add(conf, pod)
     ip("-n", pod, "link", "set", "eth0", "address", "02:5f:00:00:00:77")
     assert card.on_pf(VF)["address"] == "02:5f:00:00:00:77"
+    if undone:
+        ip("-n", pod, "link", "set", "eth0", "address", own)
     node.delete(conf, pod)
     assert (card.on_pf(VF), link(card.vf(VF).netdev)["address"]) == (before, own)
     if admin:

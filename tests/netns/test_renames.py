@@ -85,7 +85,7 @@ def test_a_vf_that_is_renamed_on_the_way_home(node: Node) -> None:
     pod = node.pod()
     node.add(node.conf(vf=0), pod)
     script = rename(node, "pf0v0", "ens1v0") + "ip link set uplink name pf0v0"
-    interfere(node, "vf.detach", "_in_host", BEFORE, script)
+    interfere(node, "vf.move", "Release._in_host", BEFORE, script)
     node.delete(node.conf(), pod)
     found = {node.link(name)["address"]: node.link(name) for name in node.links()}
     assert (found[mac]["ifname"], "UP" in found[mac]["flags"]) == ("ens1v0", True)

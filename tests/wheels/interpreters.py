@@ -1,6 +1,7 @@
 """The interpreters in which the wheels are tested: this machine's, and others in trees of Debian's packages.
 
-A tree is made once and kept in the cache. CPython for musl is compiled in its tree, from Debian's sources.
+A tree is made once and kept in the cache. CPython for musl is compiled in its tree, from Debian's sources;
+for the other processor, by a cross compiler. QEMU executes the interpreters for the other processor.
 """
 
 from __future__ import annotations
@@ -8,6 +9,7 @@ from __future__ import annotations
 import os
 import platform
 import shutil
+import stat
 import subprocess
 import sys
 from pathlib import Path
@@ -22,10 +24,15 @@ VERSIONS = ("3.11", "3.12", "3.13", "3.14")
 SUITES = {"3.11": "bookworm", "3.13": "trixie", "3.14": "sid"}
 LIBFFI = ("automake", "libtool", "libltdl-dev")
 BUILD = ("gcc", "libc6-dev", "make", "musl-tools", "dpkg-dev", "xz-utils", "iproute2", *LIBFFI)
-MUSL = Recipe(packages=BUILD)
+MACHINE = platform.machine()
+OTHER = "aarch64"
+QEMU = f"qemu-{OTHER}-static"
+CROSS = ("python3", "gcc-aarch64-linux-gnu")
+# The trees in which CPython for musl is compiled, by the processor that it is for.
+MUSL = {MACHINE: Recipe(packages=BUILD), OTHER: Recipe(packages=(*BUILD, *CROSS))}
+MUSL_VERSION = "3.13"
 MUSL_PYTHON = "/opt/python/bin/python3"  # musl.sh installs it there
 HERE = Path(__file__).resolve().parent
-MACHINE = platform.machine()
 
 
 class Interpreter(NamedTuple):
@@ -51,6 +58,20 @@ class Interpreter(NamedTuple):
         return chroot.command([*first, *argv], prepare, cwd=str(directory))
 
 
+class Emulated(NamedTuple):
+    """A CPython for the other processor, like ``Interpreter``, in a new tree with QEMU."""
+
+    version: str
+    python: str
+    tag: str
+    root: Path
+
+    def command(self, *words: object) -> list[str]:
+        """Return the command that executes Python with the packages of /opt/site."""
+        emulator = (f"/{QEMU}", "-E", "PYTHONPATH=/opt/site")
+        return ["chroot", str(self.root), *emulator, self.python, *map(str, words)]
+
+
 def glibc(version: str) -> Interpreter:
     """Return an interpreter for glibc: this machine's, or that of Debian's suite with this version."""
     tag = f"manylinux_2_17_{MACHINE}"
@@ -63,7 +84,34 @@ def glibc(version: str) -> Interpreter:
 
 def musl() -> Interpreter:
     """Return an interpreter for musl."""
-    return Interpreter("3.13", MUSL_PYTHON, f"musllinux_1_2_{MACHINE}", ensure(MUSL))
+    return Interpreter(MUSL_VERSION, MUSL_PYTHON, f"musllinux_1_2_{MACHINE}", ensure(MUSL[MACHINE]))
+
+
+def emulated_glibc(root: Path) -> Emulated:
+    """Make a tree with Debian's CPython for the other processor."""
+    options = ("-q", "--variant=extract", "--architectures=arm64", "--include=python3")
+    subprocess.run(["mmdebstrap", *options, "bookworm", root], check=True, capture_output=True)
+    copy_qemu(root)
+    return Emulated("3.11", "/usr/bin/python3", f"manylinux_2_17_{OTHER}", root)
+
+
+def emulated_musl(root: Path) -> Emulated:
+    """Make a tree with CPython for musl and the other processor; the rest of the tree is musl, one file."""
+    compiled = ensure(MUSL[OTHER])
+    shutil.copytree(compiled / "opt/python", root / "opt/python", symlinks=True)
+    for name in ("lib", "dev", "tmp"):
+        (root / name).mkdir()
+    shutil.copy(compiled / f"lib/ld-musl-{OTHER}.so.1", root / "lib")
+    os.mknod(root / "dev/null", stat.S_IFCHR | 0o666, os.makedev(1, 3))
+    copy_qemu(root)
+    return Emulated(MUSL_VERSION, MUSL_PYTHON, f"musllinux_1_2_{OTHER}", root)
+
+
+def copy_qemu(root: Path) -> None:
+    """Copy QEMU to the root of a tree."""
+    qemu = shutil.which(QEMU)
+    assert qemu, "apt-get install qemu-user-static"
+    shutil.copy(qemu, root)
 
 
 def local(version: str) -> str:
@@ -92,14 +140,14 @@ def ensure(recipe: Recipe) -> Path:
 
 
 def make(recipe: Recipe, root: Path) -> None:
-    """Make a tree, with CPython for musl in that of ``MUSL``."""
+    """Make a tree, with CPython for musl in those of ``MUSL``."""
     mirror = apt.mirror(apt.host_sources())
     command = tree.bootstrap_command(recipe, root, mirror, apt.keyring(), apt.options())
     subprocess.run(command, check=True, capture_output=True)
     for name in ("hosts", "resolv.conf"):  # on which Chroot mounts those of this machine
         (root / "etc" / name).touch()
-    if recipe == MUSL:
+    for machine in (machine for machine, made in MUSL.items() if made == recipe):
         sources = root / "etc/apt/sources.list.d/sources.list"
         sources.write_text(f"deb-src {mirror} {recipe.suite} main\n")
         shutil.copy(HERE / "musl.sh", root / "opt")
-        Chroot(root).run(["sh", "/opt/musl.sh"])
+        Chroot(root).run(["sh", "/opt/musl.sh", machine])

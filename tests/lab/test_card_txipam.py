@@ -13,16 +13,17 @@ import ssl
 import subprocess
 import sys
 from collections.abc import Iterator
+from http import HTTPStatus
+from http.client import HTTPResponse, HTTPSConnection
 from pathlib import Path
 
-import httpx
 import pytest
 
 from harness.card import IN_LAB, RECORDS, Card, Node, differences, executable
 from harness.pod import ip, link, links, try_ip
 from harness.waiting import wait_for
 from lab import demo_card
-from sriov_fast import cli
+from sriov_fast.ipamd.trial_ca import TrialCa
 
 URL = "https://127.0.0.1:10000"
 HOST = "10.55.206.20"
@@ -94,7 +95,7 @@ class AddressService:
     def __init__(self, directory: Path) -> None:
         self.directory = directory
         self.ca = directory / "ca.crt"
-        assert cli.main(["ipam", "ca", str(directory), "--server", "127.0.0.1"]) == 0
+        TrialCa(directory).server(["127.0.0.1"], days=1)
         config = directory / "ipam.toml"
         settings = {
             "listen": "127.0.0.1:10000",
@@ -116,17 +117,19 @@ class AddressService:
     def _is_ready(self) -> bool:
         assert self.process.poll() is None, (self.directory / "log").read_text()
         try:
-            return self._get("/readyz").status_code == 200
-        except httpx.TransportError:
+            return self._get("/readyz").status == HTTPStatus.OK
+        except OSError:
             return False
 
-    def _get(self, path: str, **params: str) -> httpx.Response:
+    def _get(self, path: str) -> HTTPResponse:
         trust = ssl.create_default_context(cafile=str(self.ca))
-        return httpx.get(f"{URL}{path}", params=params, verify=trust, timeout=30)
+        connection = HTTPSConnection(URL.partition("//")[2], context=trust, timeout=30)
+        connection.request("GET", path, headers={"Connection": "close"})
+        return connection.getresponse()  # closes the connection when it has been read
 
     def held(self) -> set[str]:
         """Return whose addresses the service has given: the pods' identifiers."""
-        found = self._get("/v1/allocations").json()
+        found = json.load(self._get("/v1/allocations"))
         return {item["pod_id"] for item in found["allocations"]}
 
     def stop(self) -> None:

@@ -107,10 +107,8 @@ class Card:
     def warm_up(self) -> None:
         """Use every VF once: an interrupt shows a mask only then."""
         up = {item["ifname"] for item in links() if "UP" in item["flags"]}
-        for vf in self.vfs():
-            if vf.netdev and vf.netdev not in up:
-                ip("link", "set", vf.netdev, "up")
-                ip("link", "set", vf.netdev, "down")
+        cold = [vf.netdev for vf in self.vfs() if vf.netdev and vf.netdev not in up]
+        ip("-batch", "-", stdin="".join(f"link set {name} up\nlink set {name} down\n" for name in cold))
 
     def state(self) -> State:
         """Return all that is known of every VF, by PCI address: device, the PF's words, interrupts."""

@@ -58,22 +58,22 @@ class Daemon:
 
     def start(self, image: str, *, without: str = "") -> int:
         """Start the container; return its process."""
-        options = ["run", "--detach", "--snapshotter", "overlayfs", *self.options(without)]
+        pid = self.log.with_suffix(".pid")
+        options = ["run", "--detach", f"--pid-file={pid}", "--snapshotter=overlayfs", *self.options(without)]
         # ctr replaces the image's entry point by the arguments.
         self.runtime.ctr(*options, image, CONTAINER, *node_image.ENTRYPOINT, *self.container["args"])
-        return int(self._task()[1])
+        return int(pid.read_text())
 
     def end(self, signal: str = "SIGTERM") -> None:
         """End the container, as kubelet does before it starts the next one."""
         self.runtime.ctr("tasks", "kill", "--signal", signal, CONTAINER, check=False)
-        wait_for(lambda: "RUNNING" not in self._task(), "the container does not end")
+        wait_for(lambda: not self._runs(), "the container does not end")
         self.runtime.ctr("tasks", "delete", "--force", CONTAINER, check=False)
         self.runtime.ctr("containers", "delete", CONTAINER, check=False)
 
-    def _task(self) -> list[str]:
-        """Return ID, process and state of its task; nothing without one."""
+    def _runs(self) -> bool:
         lines = (line.split() for line in self.runtime.ctr("tasks", "list").stdout.splitlines())
-        return next((words for words in lines if words[:1] == [CONTAINER]), [])
+        return any(words[0] == CONTAINER and "RUNNING" in words for words in lines)
 
 
 @pytest.fixture

@@ -277,6 +277,7 @@ WRONG: list[tuple[str, dict[str, Any], str]] = [
     ("master", {"master": ".."}, '".."'),
     ("master", {"master": "m" * 128}, "longer than 127 bytes"),
     ("master", {"master": "eth1\0"}, "eth1"),
+    ("master", {"master": ["eth1", ""]}, '["eth1",""]'),
     ("master", {"master": ["eth1", 2]}, '["eth1",2]'),
     ("master", {"master": ["eth1", "eth1"]}, '["eth1","eth1"]'),
     ("vf", {"vf": -1}, "-1"),

@@ -10,7 +10,7 @@ import pytest
 from harness.card import Card, Node
 from harness.netlink_sends import count, wrap
 
-MOST = {"ADD": 7, "DEL": 7}
+MOST = {"ADD": 7, "DEL": 8}
 
 
 @pytest.mark.modes("process")

@@ -13,7 +13,7 @@ from txipam_service import FakeService, Reply, problem
 
 from harness.veth import Node
 
-pytestmark = pytest.mark.modes("resident")
+pytestmark = [pytest.mark.modes("resident"), pytest.mark.fresh]  # a server keeps its connections
 
 HOST = "10.55.206.20"
 FIRST = "10.55.206.46/26"

@@ -29,8 +29,19 @@ E_MACHINE = {"x86_64": 62, "aarch64": 183}  # of the ELF header, at its byte 18
 PT_INTERP = 3  # elf.h: the program header of what is linked dynamically
 BYTES = TOP / "tests/plain/test_nl_encode.py"
 # The plain tests that need a checkout with its tools, and those of the address service, which is an extra.
-CHECKOUT = ("client", "cni_docs", "demo", "deploy", "lab", "layers", "packaging", "run_tiers", "workflows")
-SERVICE = ("ipamd_*", "txipam_*")
+CHECKOUT = (
+    "bench_history",
+    "client",
+    "cni_docs",
+    "demo",
+    "deploy",
+    "lab",
+    "layers",
+    "packaging",
+    "run_tiers",
+    "workflows",
+)
+SERVICE = ("allowed_files", "ipamd_*", "txipam_*")
 # Those that need _ssl or _sqlite3, as pyroute2 and prometheus_client do; the CPython for musl has neither.
 SSL = ("backend", "nl_encode", "nl_replies", "cli_machine", "exposition", "ipam_leases", "vf_counters")
 REQUIRED = ("sriov-fast[check,metrics]", "pytest", "hypothesis")

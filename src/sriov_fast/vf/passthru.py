@@ -246,9 +246,15 @@ class Release(detach.Release):
         if macvlan and macvlan.pod:
             with rtnl.TURNS:
                 _delete(macvlan.pod, macvlan.link.index)
-                _read(self._host, self._record.ifindex)  # waits until the deletion has left RTNL
+                self._await_rtnl()
         detach.release_pf_mac(self._host, self._record)
         detach.restore_pf(self._host, self._record, self._log)
+
+    def _await_rtnl(self) -> None:
+        """Wait by a request until the deletion has left RTNL; a later step finds whether the VF is gone."""
+        batch = nl.Batch()
+        batch.get_link(index=self._record.ifindex)
+        self._host.run(batch, check=False)
 
     def bring_home(self) -> None:
         """Restore the VF's MAC, MTU and settings, and bring it down if it was down."""

@@ -21,7 +21,8 @@ def sysctl(tmp_path: Path) -> Path:
 
 
 def start(sysctl: Path, value: str) -> threading.Thread:
-    thread = threading.Thread(target=rtnl.disable_ipv6, args=(-1, "eth0", value, str(sysctl.parents[5])))
+    args = -1, "eth0", value, str(sysctl.parents[5])
+    thread = threading.Thread(target=rtnl.require_disable_ipv6, args=args)
     thread.start()
     return thread
 

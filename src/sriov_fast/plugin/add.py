@@ -77,8 +77,9 @@ def _add(call: Call) -> Reply:
         pod_netns = _open_pod(call, host, held)
         _require_possible(call)
         held.enter_context(call.owner_lock())
-        _finish_interrupted(call)
-        _await_return(call)
+        names = call.journal.names()
+        _finish_interrupted(call, names)
+        _await_return(call, names)
         addresses = Addresses(call)
         # Undone last: an address may go to the next pod only when this pod's VF cannot send.
         undo.callback(addresses.give_back)
@@ -227,10 +228,10 @@ def _for_device(call: Call, reserved: ReservedVf, pod_netns: int) -> Call:
     return call
 
 
-def _finish_interrupted(call: Call) -> None:
+def _finish_interrupted(call: Call, names: list[str]) -> None:
     """Refuse a second ADD; undo a first one that was killed."""
     asked = call.request
-    record = call.journal.find(asked.container_id, asked.ifname)
+    record = call.journal.find(asked.container_id, asked.ifname, names)
     if record is None:
         return
     if record.state == BROKEN:
@@ -250,9 +251,9 @@ def _finish_interrupted(call: Call) -> None:
     release(call.of(record), record)
 
 
-def _await_return(call: Call) -> None:
+def _await_return(call: Call, names: list[str]) -> None:
     """Wait for the VF that this container has given back: until it has left, its name is taken in the pod."""
-    for record in call.journal.returning(call.request.container_id, call.request.ifname):
+    for record in call.journal.returning(call.request.container_id, call.request.ifname, names):
         if record.stranded:
             continue  # not found yet, and so not in this pod
         with call.vf_lock(record.pci):

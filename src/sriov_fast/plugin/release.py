@@ -138,7 +138,7 @@ def _release_both(call: Call, vf: detach.Release, *, defer: bool = False) -> Non
     lock. An error of IPAM is raised last.
     """
     vf.find()
-    with call.tasks() as tasks:
+    with executor.Scope(threads=call.context.threads and vf.WAITS) as tasks:
         if needs_interface(call.conf.ipam_type):
             freeing = _release_addresses(call, tasks)
             freeing.join()

@@ -198,10 +198,10 @@ def _device(answer: Link | NetlinkError) -> Link:
     return answer
 
 
-def set_disable_ipv6(name: str, value: str) -> None:
-    """Set the sysctl disable_ipv6 of a device in the host."""
+def change_disable_ipv6(name: str, value: str) -> None:
+    """Set the sysctl disable_ipv6 of a device in the host, which has another value now."""
     try:
-        rtnl.disable_ipv6(-1, name, value)
+        rtnl.change_disable_ipv6(-1, name, value)
     except OSError as error:
         raise TryAgainError(
             f"disable_ipv6 of {name} cannot be set to {value}: {error.strerror}",

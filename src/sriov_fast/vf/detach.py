@@ -33,9 +33,11 @@ class Release:
     """The return of one VF in two steps: ``quieten``, then ``bring_home``. Each attach mode has a subclass.
 
     A context manager that owns the sockets. The socket in the pod keeps the pod's namespace alive, so the
-    namespace may be deleted between the two steps. ``last_step`` is the name of ``bring_home`` in a trace.
+    namespace may be deleted between the two steps. ``WAITS``: the kernel waits in ``bring_home``, so other
+    work should be done meanwhile. ``last_step`` is the name of ``bring_home`` in a trace.
     """
 
+    WAITS = False
     last_step = "restore the VF"
 
     def __init__(
@@ -121,7 +123,7 @@ class Release:
         if before is None or link.disable_ipv6 in (None, before):
             return
         try:
-            attach.set_disable_ipv6(link.name, str(int(before)))
+            attach.change_disable_ipv6(link.name, str(int(before)))
         except TryAgainError as error:
             self._log.warning("the VF keeps another disable_ipv6", interface=link.name, why=error.msg)
 

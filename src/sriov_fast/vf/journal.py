@@ -294,36 +294,41 @@ class Journal:
         except FileNotFoundError:
             return []
 
-    def _names(self) -> list[str]:
+    def names(self) -> list[str]:
+        """Return the names of all records."""
         return [name for name in self._listed() if name[0] != "." and name.count("~") > 1]
 
     def entries(self) -> dict[str, Entry]:
         """Return the content of all records' names, by PCI address."""
-        return dict(map(_parsed, self._names()))
+        return dict(map(_parsed, self.names()))
 
     def taken(self) -> set[str]:
         """Return the PCI addresses of the VFs that have a record."""
-        return {name.partition("~")[0] for name in self._names()}
+        return {name.partition("~")[0] for name in self.names()}
 
     def owners(self) -> dict[str, tuple[str, str]]:
         """Return the (last) owner of each VF with a record: {PCI address: (container ID, ifname)}."""
         return {pci: entry.owner for pci, entry in self.entries().items()}
 
-    def find(self, container_id: str, ifname: str) -> Attachment | None:
-        """Return the record of this container's interface, if there is one of this boot."""
-        wanted = Entry(owner=(container_id, ifname))
-        return next((self.read(pci, wanted) for pci in self._having(wanted)), None)
+    def find(self, container_id: str, ifname: str, names: list[str] | None = None) -> Attachment | None:
+        """Return the record of this container's interface, if there is one of this boot.
 
-    def returning(self, container_id: str, ifname: str) -> list[Attachment]:
+        ``names`` are those of ``names()`` from before, if no other request can have changed this owner's.
+        """
+        wanted = Entry(owner=(container_id, ifname))
+        return next((self.read(pci, wanted) for pci in self._having(wanted, names)), None)
+
+    def returning(self, container_id: str, ifname: str, names: list[str] | None = None) -> list[Attachment]:
         """Return the records of this container's released VFs that are not back in the host yet."""
         wanted = Entry(owner=(container_id, ifname), returning=True)
-        records = [self.read(pci, wanted) for pci in self._having(wanted)]
+        records = [self.read(pci, wanted) for pci in self._having(wanted, names)]
         return [record for record in records if record is not None]
 
-    def _having(self, entry: Entry) -> list[str]:
+    def _having(self, entry: Entry, names: list[str] | None) -> list[str]:
         """Return the PCI addresses of the VFs with records of this content of the name."""
         suffix = self.path_of("", entry).removeprefix(f"{self._dir}/")
-        pcis = [name.removesuffix(suffix) for name in self._names() if name.endswith(suffix)]
+        names = self.names() if names is None else names
+        pcis = [name.removesuffix(suffix) for name in names if name.endswith(suffix)]
         return [pci for pci in pcis if "~" not in pci]
 
     def stranded(self, container_id: str, ifname: str) -> Attachment | None:

@@ -132,6 +132,7 @@ def is_detached(record: Attachment, roots: Roots) -> bool:
 class Release(detach.Release):
     """The return of a VF's device from the pod."""
 
+    WAITS = True
     last_step = "move home"
     _found = False
     _place: VfLocation | None = None

@@ -69,7 +69,7 @@ def observe(host: nl.Socket, reserved: ReservedVf, record: Attachment, roots: Ro
 def enter(host: DriverSocket, record: Attachment, netns_fd: int) -> None:
     """Make the VF quiet and bring it up, and make the macvlan in the pod, up and with the pod's name."""
     if record.before_disable_ipv6 is False:
-        attach.set_disable_ipv6(record.host_name, "1")
+        attach.change_disable_ipv6(record.host_name, "1")
     batch = nl.Batch()
     batch.set_link(record.ifindex, settings=_quiet(record))
     batch.set_link(record.ifindex, mtu=record.mtu, up=True)
@@ -191,6 +191,7 @@ class Release(detach.Release):
     _found = False
     _has_device = False
     _macvlan: VfLocation | None = None
+    _link: Link | None = None  # the VF's device after the deletion
 
     def __exit__(self, *_: object) -> None:
         self._leave_pod()
@@ -246,15 +247,16 @@ class Release(detach.Release):
         if macvlan and macvlan.pod:
             with rtnl.TURNS:
                 _delete(macvlan.pod, macvlan.link.index)
-                self._await_rtnl()
+                self._link = self._read_after_rtnl()
         detach.release_pf_mac(self._host, self._record)
         detach.restore_pf(self._host, self._record, self._log)
 
-    def _await_rtnl(self) -> None:
-        """Wait by a request until the deletion has left RTNL; a later step finds whether the VF is gone."""
+    def _read_after_rtnl(self) -> Link | None:
+        """Return the VF's device when the deletion has left RTNL; None if the VF is gone."""
         batch = nl.Batch()
         batch.get_link(index=self._record.ifindex)
-        self._host.run(batch, check=False)
+        (answer,) = self._host.run(batch, check=False)
+        return None if isinstance(answer, NetlinkError) else answer
 
     def bring_home(self) -> None:
         """Restore the VF's MAC, MTU and settings, and bring it down if it was down."""
@@ -274,7 +276,7 @@ class Release(detach.Release):
     def _restore(self) -> Link:
         """Restore the VF's device, as far as the driver does it at once; return the device."""
         record, index = self._record, self._record.ifindex
-        link = _read(self._host, index)
+        link = self._link or _read(self._host, index)
         if not find.is_vf(link, record):
             raise NetlinkError(errno.ENODEV, operation=f"restore VF {record.pci}")
         batch = nl.Batch()

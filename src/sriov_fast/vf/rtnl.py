@@ -32,12 +32,17 @@ class Turns:
 TURNS = Turns()
 
 
-def disable_ipv6(netns_fd: int, name: str, value: str, proc: str = "/proc") -> None:
-    """Set the sysctl disable_ipv6 of a device in a namespace (-1: this one). Raises OSError.
+def change_disable_ipv6(netns_fd: int, name: str, value: str, proc: str = "/proc") -> None:
+    """Set the sysctl disable_ipv6 of a device in a namespace (-1: this one). Raises OSError."""
+    with TURNS:
+        nl.netns_write(netns_fd, _path(name, proc), value)
 
-    Nothing is written if it has the value: reading needs no RTNL.
-    """
-    path = f"{proc}/sys/net/ipv6/conf/{name}/disable_ipv6"
-    if nl.netns_read(netns_fd, path) != value:
-        with TURNS:
-            nl.netns_write(netns_fd, path, value)
+
+def require_disable_ipv6(netns_fd: int, name: str, value: str, proc: str = "/proc") -> None:
+    """Set the sysctl unless it has the value already: reading it needs no RTNL. Raises OSError."""
+    if nl.netns_read(netns_fd, _path(name, proc)) != value:
+        change_disable_ipv6(netns_fd, name, value, proc)
+
+
+def _path(name: str, proc: str) -> str:
+    return f"{proc}/sys/net/ipv6/conf/{name}/disable_ipv6"

@@ -52,7 +52,7 @@ def set_sysctls(netns_fd: int, record: Attachment, proc: str, *, ipv6: bool) -> 
     """
     with suppress(OSError):
         if ipv6:
-            rtnl.disable_ipv6(netns_fd, record.ifname, "0", proc)
+            rtnl.require_disable_ipv6(netns_fd, record.ifname, "0", proc)
     for key in _ALWAYS + _FOR_IPV6 if ipv6 else _ALWAYS:
         with suppress(OSError):
             nl.netns_write(netns_fd, _path(key, record.ifname, proc), "1")

@@ -28,7 +28,7 @@ GROWTH = 2048
 
 
 class Size(NamedTuple):
-    """What a server has: resident memory in kB, descriptors, threads."""
+    """What a server has: memory of all processes in kB; descriptors and threads of the first."""
 
     memory: int
     files: int
@@ -54,7 +54,7 @@ def stage() -> Iterator[Stage]:
 
 
 def size(server: Server) -> Size:
-    return Size(server.resident_kib(), len(server.files()), server.threads())
+    return Size(server.memory_kib(), len(server.files()), server.threads())
 
 
 @pytest.fixture(scope="module", params=["resident", "macvlan"])

@@ -37,6 +37,7 @@ from harness.sysfs_tree import build_tree
 from sriov_fast.common.paths import Roots
 from sriov_fast.common.trace import Steps
 from sriov_fast.kernel import _irq_py, _nl_py, backend
+from sriov_fast.server.counts import Counts
 from sriov_fast.server.metrics import Metrics
 from sriov_fast.vf.irq import plan
 from stage import Case, Stage, pause, standing
@@ -139,12 +140,14 @@ def test_masks(benchmark: Any, tmp_path: Path) -> None:
 def test_scrape(benchmark: Any, tmp_path: Path) -> None:
     """A scrape with 256 free VFs lists the directory of each one's device, and does little more."""
     tree = build_tree(tmp_path, vfs=256)
-    metrics = Metrics(Roots(sys=str(tree.sys), proc=str(tree.proc), run=str(tmp_path / "run")), lambda: 0)
+    counts = Counts()
+    roots = Roots(sys=str(tree.sys), proc=str(tree.proc), run=str(tmp_path / "run"))
+    metrics = Metrics(roots, counts, lambda: 0)
     steps = Steps("", "resident")
     for number in range(12):
         steps.done(f"step {number}")
     for verb in ("ADD", "DEL", "CHECK"):
-        metrics.served(verb, 0, b"", steps)
+        counts.served(verb, 0, b"", steps)
     directories = [f"{tree.sys}/class/net/{tree.netdev(index)}" for index in range(256)]
     judge(
         benchmark,

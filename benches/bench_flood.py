@@ -82,10 +82,11 @@ def probe() -> Iterator[list[float]]:
     """Set something of a device again and again, as ``ip link set`` in a loop; yield the seconds of each."""
     waits: list[float] = []
     end = threading.Event()
+    with nl.Socket() as host:  # now: a list of devices that change meanwhile is incomplete
+        index = next(link.index for link in host.links() if link.name == "pf0")
 
     def work() -> None:
         with nl.Socket() as host:
-            index = next(link.index for link in host.links() if link.name == "pf0")
             while not end.wait(PROBE_EVERY):
                 batch = nl.Batch()
                 batch.set_link(index, mtu=1500)

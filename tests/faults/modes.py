@@ -245,11 +245,23 @@ class Started(Mode):
         return _traced(Tracer(fault, execs=_EXECS), process)
 
 
+class OneProcess(ResidentNode):
+    """A server without a worker, whose calls would not be traced."""
+
+    options_of_server = ("--processes", "1")
+
+
+class OneProcessDeferred(DeferredNode):
+    """The same, and a DEL answers before the VF is home."""
+
+    options_of_server = (*DeferredNode.options_of_server, *OneProcess.options_of_server)
+
+
 class Client(Mode):
     """The client in C with a server that has no fault."""
 
     name = "client"
-    kind: type[ResidentNode] = ResidentNode
+    kind: type[ResidentNode] = OneProcess
 
     def make(self, root: Path) -> ResidentNode:
         """Return a node with a server, which has served a request."""
@@ -376,7 +388,7 @@ class Deferred(Resident):
     """The server's own calls, where a DEL answers before the VF is back in the host namespace."""
 
     name = "deferred"
-    kind = DeferredNode
+    kind = OneProcessDeferred
 
 
 class Macvlan(Resident):

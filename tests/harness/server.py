@@ -98,7 +98,17 @@ class Server:
         """Return whether it serves and has no connection and no pipe."""
         self.ready()
         kinds = Counter(name.partition(":")[0] for name in self.files())
-        return (kinds["socket"], kinds["pipe"]) == (1, 0)  # the one that it listens on
+        # the one that it listens on, and one for each worker
+        return (kinds["socket"], kinds["pipe"]) == (1 + len(self.workers()), 0)
+
+    def workers(self) -> list[int]:
+        """Return the process IDs of its workers, which execute the same program."""
+        try:
+            children = Path(f"/proc/{self.pid}/task/{self.pid}/children").read_text().split()
+        except (FileNotFoundError, ProcessLookupError):
+            return []
+        own = command_of(str(self.pid))
+        return [int(pid) for pid in children if command_of(pid) == own]
 
     def rests(self, seconds: float = 5.0) -> bool:
         """Return whether it becomes idle soon."""
@@ -118,14 +128,27 @@ class Server:
         """Return the number of its threads."""
         return len(os.listdir(f"/proc/{self.pid}/task"))
 
-    def resident_kib(self) -> int:
-        """Return its VmRSS (proc_pid_status(5))."""
-        text = Path(f"/proc/{self.pid}/status").read_text()
-        return int(text.partition("VmRSS:")[2].split()[0])
+    def memory_kib(self) -> int:
+        """Return the memory of its processes, what they share counted once (proc_pid_smaps(5), Pss)."""
+        texts = [Path(f"/proc/{pid}/smaps_rollup").read_text() for pid in (self.pid, *self.workers())]
+        return sum(int(text.partition("\nPss:")[2].split()[0]) for text in texts)
 
     def cpu(self) -> float:
-        """Return the seconds that all its threads have used, ended ones included (CPUCLOCK_SCHED)."""
-        return time.clock_gettime((~self.pid << 3) | 2)
+        """Return the seconds of all threads of its processes."""
+        return sum(map(cpu_of, (self.pid, *self.workers())))
+
+
+def cpu_of(pid: int) -> float:
+    """Return the seconds that all threads of a process have used, ended ones included (CPUCLOCK_SCHED)."""
+    return time.clock_gettime((~pid << 3) | 2)
+
+
+def command_of(pid: str) -> bytes:
+    """Return the command line of a process, nothing if it has ended."""
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_bytes()
+    except (FileNotFoundError, ProcessLookupError):
+        return b""
 
 
 class Strace:

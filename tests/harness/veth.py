@@ -427,7 +427,8 @@ class ResidentNode(Node):
         wait_for(lambda: not any(map(self.announcing, self.pods)), "an announcement does not end")
 
     def _has_processes(self) -> bool:
-        return bool(set(self._processes()) - {server.pid for server in self.servers})
+        own = {pid for server in self.servers for pid in (server.pid, *server.workers())}
+        return bool(set(self._processes()) - own)
 
     def touched(self) -> list[str]:
         return [name for name in super().touched() if name not in self._running]

@@ -529,7 +529,7 @@ def test_threads_are_bounded(make_node: MakeNode) -> None:
     """Who is beyond them waits, and is served."""
     node = make_node(vfs=6)
     assert isinstance(node, ResidentNode)
-    node.again("--threads", "2")
+    node.again("--processes", "1", "--threads", "2")
     held_up(node)
     before, pods = node.state(), [node.pod() for _ in range(6)]
     running = [node.start("ADD", node.conf(ipam=LATE), pod) for pod in pods]
@@ -571,7 +571,7 @@ def test_memory_and_descriptors(make_node: MakeNode, mode: str) -> None:
     rounds = 13 if mode == "resident" else 4
     assert 2 * rounds * len(pods) > most, "a thread for each request would not be noticed"
     pairs(rounds)
-    assert node.server.resident_kib() < MOST_MEMORY
+    assert node.server.memory_kib() < MOST_MEMORY
     assert node.server.idle() == before
     assert node.server.threads() <= most
 

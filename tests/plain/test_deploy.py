@@ -27,6 +27,7 @@ from sriov_fast.cni import config
 from sriov_fast.cni.request import Request
 from sriov_fast.common.paths import Roots
 from sriov_fast.common.trace import Steps
+from sriov_fast.server.counts import Counts
 from sriov_fast.server.exposition import Endpoint
 from sriov_fast.server.metrics import Metrics
 
@@ -201,12 +202,13 @@ def target(tmp_path: Path) -> Iterator[str]:
     """An address with the metrics of a node with VFs and some requests."""
     tree = build_tree(tmp_path / "tree", pf="pf0", vfs=4, numa=0)
     roots = Roots(sys=str(tree.sys), proc=str(tree.proc), run=str(tmp_path / "run"))
-    metrics = Metrics(roots, lambda: 0, vf_counters=True)
+    counts = Counts()
+    metrics = Metrics(roots, counts, lambda: 0, vf_counters=True)
     for verb in ("ADD", "ADD", "DEL"):
         steps = Steps("", "resident", time.monotonic_ns() - 20_000_000)
         steps.done("move", "kernel")
-        metrics.served(verb, 0, b"", steps)
-    metrics.served("ADD", 1, b'{"code": 11}', Steps("", "resident"))
+        counts.served(verb, 0, b"", steps)
+    counts.served("ADD", 1, b'{"code": 11}', Steps("", "resident"))
     with closing(Endpoint("127.0.0.1:0", metrics)) as endpoint:
         endpoint.start()
         yield "{}:{}".format(*endpoint.address)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import socket
 import subprocess
 import sys
@@ -9,6 +10,8 @@ import urllib.error
 import urllib.request
 from contextlib import ExitStack, closing
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import prometheus_client
 import pytest
@@ -17,10 +20,13 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from sriov_fast.common.errors import ConfigError, FileError
 from sriov_fast.common.paths import Roots
+from sriov_fast.common.trace import Steps
 from sriov_fast.server import sockets
+from sriov_fast.server.counts import Counts
 from sriov_fast.server.exposition import Endpoint
 from sriov_fast.server.histogram import BOUNDS, Histogram
 from sriov_fast.server.metrics import Metrics
+from sriov_fast.vf import locks
 
 WITHOUT = """\
 import sys
@@ -32,7 +38,7 @@ sys.exit(main(["serve", "--metrics", "127.0.0.1:0"]))
 
 @pytest.fixture
 def metrics(tmp_path: Path) -> Metrics:
-    return Metrics(Roots(sys=str(tmp_path), proc=str(tmp_path), run=str(tmp_path)), lambda: 0)
+    return Metrics(Roots(sys=str(tmp_path), proc=str(tmp_path), run=str(tmp_path)), Counts(), lambda: 0)
 
 
 @pytest.mark.parametrize("where", ["", "9809", ":9809", "localhost:", "localhost:http", "127.0.0.1:65536"])
@@ -105,17 +111,37 @@ def test_a_histogram_is_that_of_the_library() -> None:
     library = prometheus_client.Histogram(
         "a_seconds", "Text", ["step", "verb"], buckets=BOUNDS, registry=registry
     )
-    ours = Histogram("a_seconds", "Text", "step", "verb")
-    for number, seconds in enumerate((0.0, 0.001, 0.0011, 0.1, 2.5, 60, 61, 1e-9, 7e9)):
+    ours, others = [Histogram("a_seconds", "Text", "step", "verb") for _ in range(2)]
+    # sums of binary fractions do not depend on the order
+    for number, seconds in enumerate((0.0, 0.25, 0.28125, 0.125, 2.5, 60.0, 61.0, 2**-20, 7.0 * 2**20)):
         labels = f"step {number % 2}", "ADD"
         library.labels(*labels).observe(seconds)
-        ours.observe(seconds, *labels)
+        (others if number in (1, 4, 5, 7) else ours).observe(seconds, *labels)
     found, wanted = (
         list(text_string_to_metric_families(text))
-        for text in (ours.text(), generate_latest(registry).decode())
+        for text in (ours.text([others.plain()]), generate_latest(registry).decode())
     )
     created = [family.name for family in wanted if family.name.endswith("_created")]
     assert found == [family for family in wanted if family.name not in created]
+
+
+def test_workers_are_counted(tmp_path: Path) -> None:
+    """A worker that does not answer has no counts."""
+    roots = Roots(sys=str(tmp_path), proc=str(tmp_path), run=str(tmp_path))
+    ours, theirs = Counts(), Counts()
+    for counts, code in ((ours, 0), (theirs, 0), (theirs, 11)):
+        counts.served("ADD", code, b'{"code": 11}', Steps("", "resident"))
+    plain = json.loads(json.dumps(theirs.plain() | {"waits": {"number": 2, "seconds": 0.5, "timeouts": 1}}))
+    workers: list[Any] = [
+        SimpleNamespace(counts=lambda: plain, running=lambda: 2),
+        SimpleNamespace(counts=dict, running=lambda: 0),
+    ]
+    text = Metrics(roots, ours, lambda: 1, (), workers).render().decode()
+    assert 'sriov_fast_requests_total{code="0",verb="ADD"} 2.0' in text
+    assert 'sriov_fast_requests_total{code="11",verb="ADD"} 1.0' in text
+    assert 'sriov_fast_request_seconds_count{verb="ADD"} 3' in text
+    assert "sriov_fast_requests_running 3.0" in text
+    assert f"sriov_fast_lock_waits_total {locks.waits.number + 2.0}" in text
 
 
 def test_connections_that_no_thread_has_accepted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -125,11 +151,11 @@ def test_connections_that_no_thread_has_accepted(tmp_path: Path, monkeypatch: py
         listener = opened.enter_context(sockets.listen_at(path))
         for _ in range(3):
             opened.enter_context(socket.socket(socket.AF_UNIX)).connect(path)
-        text = Metrics(roots, lambda: 0, [listener]).render().decode()
+        text = Metrics(roots, Counts(), lambda: 0, [listener]).render().decode()
         assert "sriov_fast_requests_queued 3.0" in text
         listener.accept()[0].close()
         assert sockets.queued(listener) == 2
         monkeypatch.setattr(sockets, "_BY_FAMILY", 99)  # no message that the kernel knows
         with pytest.raises(OSError, match="Invalid argument"):
             sockets.queued(listener)
-        assert b"sriov_fast_requests_queued" not in Metrics(roots, lambda: 0, [listener]).render()
+        assert b"sriov_fast_requests_queued" not in Metrics(roots, Counts(), lambda: 0, [listener]).render()

@@ -119,3 +119,12 @@ def test_a_last_attempt_is_made_at_the_deadline() -> None:
     begin = time.monotonic()
     assert len(list(attempts(begin + 0.02))) > 2
     assert len(list(attempts(begin))) == 1
+
+
+def test_who_has_to_wait_is_told(interpreter: Interpreter, threads: Threads) -> None:
+    assert not interpreter.take()
+    other = threads.submit(interpreter.take)
+    with pytest.raises(TimeoutError):
+        other.result(0.05)
+    interpreter.release()
+    assert other.result(LONG)

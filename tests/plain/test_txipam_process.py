@@ -203,7 +203,7 @@ def test_the_server_imports_https_only_if_the_node_uses_txipam(tmp_path: Path, u
         (tmp_path / "hosts").mkdir()
     program = (
         f"import sys; sys.path[:0] = [{SOURCE!r}]; from sriov_fast.server import threads; "
-        "threads._warm_up(sys.argv[1]); print('sriov_fast.ipam.txipam.plugin' in sys.modules)"
+        "threads.warm_up(sys.argv[1]); print('sriov_fast.ipam.txipam.plugin' in sys.modules)"
     )
     argv = [sys.executable, "-c", program, str(tmp_path)]
     assert subprocess.run(argv, capture_output=True, text=True, check=True).stdout == f"{used}\n"

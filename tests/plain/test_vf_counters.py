@@ -12,6 +12,7 @@ from harness.sysfs_tree import build_tree
 from sriov_fast.common.errors import NetlinkError
 from sriov_fast.common.paths import Roots
 from sriov_fast.server import vf_counters
+from sriov_fast.server.counts import Counts
 from sriov_fast.server.metrics import Metrics
 from sriov_fast.server.vf_counters import Counters
 from sriov_fast.vf import state
@@ -87,8 +88,8 @@ def series(metrics: Metrics) -> dict[tuple[str, ...], float]:
 
 def test_the_series(roots: Roots, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(vf_counters, "read", lambda pf: {3: Counters(1, 2, 3, 4, 5, 6)})
-    assert series(Metrics(roots, lambda: 0)) == {}
-    found = series(Metrics(roots, lambda: 0, vf_counters=True))
+    assert series(Metrics(roots, Counts(), lambda: 0)) == {}
+    found = series(Metrics(roots, Counts(), lambda: 0, vf_counters=True))
     assert found.pop(("sriov_fast_scrape_errors_total", "vf_counters")) == 0
     assert {key[1:3] for key in found} == {("3", "lo")}
     assert {key[0] for key in found} == {
@@ -119,17 +120,17 @@ def test_a_scrape_reads_the_list_of_a_pf_once_at_most(
     roots = Roots(sys=str(tree.sys), proc=str(tree.proc), run=str(tmp_path / "run"))
     monkeypatch.setattr(vf_counters, "read", lambda pf: read.append(pf) or {})
     monkeypatch.setattr(state.nl, "Socket", Addresses)
-    text = Metrics(roots, lambda: 0, vf_counters=with_counters).render().decode()
+    text = Metrics(roots, Counts(), lambda: 0, vf_counters=with_counters).render().decode()
     assert read == ["pf0"] * with_counters
     assert 'sriov_fast_vfs{pf="pf0",state="free"} 2.0' in text
 
 
 def test_a_device_without_counters_has_no_series(roots: Roots) -> None:
-    found = series(Metrics(roots, lambda: 0, vf_counters=True))
+    found = series(Metrics(roots, Counts(), lambda: 0, vf_counters=True))
     assert found == {("sriov_fast_scrape_errors_total", "vf_counters"): 0}
 
 
 def test_a_pf_that_cannot_be_read_is_an_error(roots: Roots, tmp_path: Path) -> None:
     (tmp_path / "class/net/gone/device/virtfn0").mkdir(parents=True)
-    found = series(Metrics(roots, lambda: 0, vf_counters=True))
+    found = series(Metrics(roots, Counts(), lambda: 0, vf_counters=True))
     assert found == {("sriov_fast_scrape_errors_total", "vf_counters"): 1}

@@ -7,14 +7,17 @@ import os
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     import argparse
+    from collections.abc import Sequence
     from socket import socket
 
     from sriov_fast.common.paths import Roots
     from sriov_fast.server.exposition import Endpoint
     from sriov_fast.server.threads import Server
+    from sriov_fast.server.workers import Channel, Worker
 
 
 _MOST_FILES = 65536
+_PROCESSES = 2  # with a third one, 200 ADDs on two CPUs end no sooner
 
 
 SUMMARY = "stay in memory and serve the plugin's calls, which saves each of them a start of Python"
@@ -28,7 +31,18 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         help="answer a DEL when the VF is quiet and its address released, and return the VF afterwards",
     )
     parser.add_argument(
-        "--threads", type=positive, default=64, metavar="N", help="largest number of concurrent requests (64)"
+        "--threads",
+        type=positive,
+        default=64,
+        metavar="N",
+        help="largest number of concurrent requests of each process (64)",
+    )
+    parser.add_argument(
+        "--processes",
+        type=positive,
+        default=min(_PROCESSES, len(os.sched_getaffinity(0))),
+        metavar="N",
+        help=f"processes that serve requests ({_PROCESSES}, or 1 with one CPU)",
     )
     parser.add_argument(
         "--metrics",
@@ -98,31 +112,45 @@ def _prepare() -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Serve until a signal comes."""
-    from sriov_fast.common import paths, sd_notify
-    from sriov_fast.server import sockets
-    from sriov_fast.server.threads import Options, Server
+    from sriov_fast.common import log, paths, sd_notify
+    from sriov_fast.server import sockets, threads, workers
+    from sriov_fast.server.counts import Counts
 
     _prepare()
     roots = paths.from_environment()
     notify = os.environ.pop("NOTIFY_SOCKET", "")  # executed plugins must not see it
-    options = Options(threads=args.threads, defer_release=args.defer_release, timeout=args.timeout)
+    options = threads.Options(threads=args.threads, defer_release=args.defer_release, timeout=args.timeout)
+    logger = log.Logger()
     own_paths: list[str] = []
     listeners = sockets.from_systemd(os.environ)
+    threads.warm_up(roots.state)
+
+    def work(channel: Channel) -> None:
+        worker = threads.Server((), roots, options, channel=channel)
+        if args.metrics:
+            worker.counts = channel.counts = Counts()
+        worker.run(lambda: None, lambda: None)
+
+    forked = workers.start(args.processes - 1, work, listeners)
     if not listeners:
         listeners = [sockets.listen(roots.run)]
         own_paths.append(f"{roots.run}/{sockets.NAME}")
     if args.also_listen:
         listeners.append(sockets.listen_at(args.also_listen))
         own_paths.append(args.also_listen)
-    server = Server(listeners, roots, options)
-    endpoint = _endpoint(server, listeners, roots, args) if args.metrics else None
+    server = threads.Server(listeners, roots, options, workers=forked)
+    endpoint = _endpoint(server, listeners, forked, roots, args) if args.metrics else None
 
     def ready() -> None:
         if endpoint:
             endpoint.start()
         sd_notify.notify(notify, "READY=1")
+        logger.info(
+            "serving", processes=args.processes, threads=args.threads, defer_release=args.defer_release
+        )
 
     def stopping() -> None:
+        logger.info("stopping")
         sd_notify.notify(notify, "STOPPING=1")
         for path in own_paths:
             sockets.remove(path)
@@ -132,7 +160,13 @@ def run(args: argparse.Namespace) -> None:
     server.run(ready, stopping)
 
 
-def _endpoint(server: Server, listeners: list[socket], roots: Roots, args: argparse.Namespace) -> Endpoint:
+def _endpoint(
+    server: Server,
+    listeners: list[socket],
+    workers: Sequence[Worker],
+    roots: Roots,
+    args: argparse.Namespace,
+) -> Endpoint:
     """Let the server count, and listen for scrapes."""
     try:
         from sriov_fast.server.exposition import Endpoint
@@ -142,5 +176,8 @@ def _endpoint(server: Server, listeners: list[socket], roots: Roots, args: argpa
 
         advice = "pip install 'sriov-fast[metrics]', or Debian's python3-prometheus-client"
         raise ConfigError(f"--metrics needs the module {error.name}", advice) from error
-    server.metrics = Metrics(roots, server.running, listeners, vf_counters=args.vf_counters)
-    return Endpoint(args.metrics, server.metrics)
+    from sriov_fast.server.counts import Counts
+
+    counts = server.counts = Counts()
+    metrics = Metrics(roots, counts, server.running, listeners, workers, vf_counters=args.vf_counters)
+    return Endpoint(args.metrics, metrics)

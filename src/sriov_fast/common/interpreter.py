@@ -31,15 +31,16 @@ class Interpreter:
         self._holder = 0  # the thread's identifier; 0: nobody, as in a process without the server
         self._changes = 0
 
-    def take(self) -> None:
-        """Wait for the interpreter."""
-        seen = -1
-        while not self._lock.acquire(timeout=self._patience):
+    def take(self) -> bool:
+        """Wait for the interpreter; return whether it was not free at once."""
+        waits, seen = not self._lock.acquire(blocking=False), -1
+        while waits and not self._lock.acquire(timeout=self._patience):
             if seen == self._changes:
-                return
+                return True
             seen = self._changes
         self._holder = _thread.get_ident()
         self._changes += 1
+        return waits
 
     def release(self) -> bool:
         """Let the next thread have the interpreter; return whether this one had it."""

@@ -19,6 +19,9 @@ from sriov_fast.server.protocol import BrokenRequestError, Incoming, WireRequest
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     import socket
+    from collections.abc import Callable
+
+    from sriov_fast.server.workers import Channel
 
 MOST = 1000  # connections with incomplete requests
 PATIENCE = 10.0  # seconds from accept(2) to the complete request
@@ -31,7 +34,7 @@ _ONCE = select.EPOLLIN | select.EPOLLONESHOT
 class Connections:
     """Connections from accept(2) until their request is complete."""
 
-    def __init__(self, *listeners: socket.socket) -> None:
+    def __init__(self, *listeners: socket.socket | Channel) -> None:
         self._listeners = {listener.fileno(): listener for listener in listeners}
         self._incomplete: dict[int, Incoming] = {}
         self._lock = _thread.allocate_lock()
@@ -46,6 +49,19 @@ class Connections:
         """Wait for an event; return its descriptor."""
         return self._epoll.poll(None, 1)[0][0]
 
+    def is_new(self, event: int) -> bool:
+        """Return whether an event stands for a new connection."""
+        return event in self._listeners
+
+    def pass_on(self, event: int, take: Callable[[int], None]) -> None:
+        """Accept a new connection and call ``take`` with its descriptor, which is closed then."""
+        fd = self._accept(event)
+        if fd >= 0:
+            try:
+                take(fd)
+            finally:
+                descriptors.close(fd)
+
     def take(self, event: int) -> tuple[Incoming, WireRequest] | None:
         """Read from the client of an event; return client and request if complete, else keep the client here.
 
@@ -53,7 +69,7 @@ class Connections:
         """
         if event == self._end:
             return None
-        is_new = event in self._listeners
+        is_new = self.is_new(event)
         incoming = self._accepted(event) if is_new else self._claimed(event)
         if incoming is None:
             return None
@@ -70,13 +86,19 @@ class Connections:
         return None
 
     def _accepted(self, listener_fd: int) -> Incoming | None:
-        """Accept a connection. Raises OSError if no descriptor is free: the client stays in the backlog."""
+        fd = self._accept(listener_fd)
+        return Incoming(_owned(fd)) if fd >= 0 else None
+
+    def _accept(self, listener_fd: int) -> int:
+        """Return a new connection, -1 without one.
+
+        Raises OSError if no descriptor is free: the client stays in the backlog.
+        """
         try:
             # not accept(): the enums and the socket object of socket.py take a tenth of the time of a VERSION
-            fd = self._listeners[listener_fd]._accept()[0]  # type: ignore[attr-defined]
-            return Incoming(_owned(fd))
+            return int(self._listeners[listener_fd]._accept()[0])  # type: ignore[union-attr]
         except (BlockingIOError, ConnectionAbortedError):
-            return None
+            return -1
         except OSError:
             self._drop_oldest()
             time.sleep(_PAUSE)

@@ -1,7 +1,7 @@
 """Prometheus metrics of the resident server; imported only with ``serve --metrics``.
 
-The threads of the server count requests here after the reply. Everything about VFs, records and locks is read
-by the scrape itself, so the metrics cost nothing while nobody asks for them.
+Each process of the server counts its requests after the reply (``counts``). Everything else is read by the
+scrape itself, so the metrics cost nothing while nobody asks for them.
 """
 
 from __future__ import annotations
@@ -13,53 +13,52 @@ import time
 from collections import Counter as Tally
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
-from prometheus_client import (
-    CollectorRegistry,
-    Counter,
-    Info,
-    ProcessCollector,
-    disable_created_metrics,
-)
+from prometheus_client import CollectorRegistry, Info, ProcessCollector, disable_created_metrics
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
 from prometheus_client.registry import Collector
 
 from sriov_fast import __version__
-from sriov_fast.common import json
 from sriov_fast.common.errors import SriovError, is_there
 from sriov_fast.common.paths import Roots
 from sriov_fast.common.record import Vf
-from sriov_fast.common.trace import Steps
 from sriov_fast.kernel.backend import sysfs
 from sriov_fast.server import sockets
 from sriov_fast.server import vf_counters as counters_of_vfs
-from sriov_fast.server.histogram import Histogram
-from sriov_fast.vf import locks, state, uplink
+from sriov_fast.server.counts import Counts
+from sriov_fast.server.workers import Worker
+from sriov_fast.vf import state, uplink
 from sriov_fast.vf.journal import ATTACHED, ATTACHING, BROKEN, RETURNING, Journal
 from sriov_fast.vf.state import FREE, USED
 
 CONTENT_TYPE = CONTENT_TYPE_LATEST
-VERBS = frozenset(("ADD", "DEL", "CHECK", "GC", "STATUS", "VERSION"))
 VF_STATES = (FREE, ATTACHED, RETURNING, USED, BROKEN)
 RECORD_STATES = (ATTACHING, ATTACHED, RETURNING, BROKEN)
+_WAITS = (
+    ("lock_waits", "number", "Locks that were not free at once"),
+    ("lock_wait_seconds", "seconds", "Time spent waiting for locks"),
+    ("lock_timeouts", "timeouts", "Locks that were not free in time"),
+)
 _LABELS = ("pf", "vf", "direction")
 _COUNTED = {"packets": "Packets of a VF", "bytes": "Bytes of a VF", "dropped": "Dropped packets of a VF"}
-_NO_CODE = 999  # of an error that is not CNI's JSON
 
 
 class Metrics:
     """All metrics of one server, in their own registry.
 
-    ``running`` returns the number of requests that are carried out now; more wait in ``listeners``.
+    ``counts`` are those of this process. ``running`` returns the number of requests that it carries out now;
+    more wait in ``listeners``.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 (the parts of a server)
         self,
         roots: Roots,
+        counts: Counts,
         running: Callable[[], int],
         listeners: Sequence[socket.socket] = (),
+        workers: Sequence[Worker] = (),
         *,
         vf_counters: bool = False,
     ) -> None:
@@ -68,87 +67,72 @@ class Metrics:
         ProcessCollector(registry=registry)
         info = Info("sriov_fast_build", "Version of the server", registry=registry)
         info.info({"version": __version__, "python": platform.python_version()})
-        self._requests = Counter(
-            "sriov_fast_requests",
-            "Requests answered; code is CNI's error code, 0 for success",
-            ("verb", "code"),
-            registry=registry,
-        )
-        self._seconds = Histogram(
-            "sriov_fast_request_seconds", "Time from the first byte of a request to its reply", "verb"
-        )
-        self._steps = Histogram("sriov_fast_step_seconds", "Time of each step of a request", "step", "verb")
-        registry.register(_Process(running, listeners))
+        self._counts = counts
+        self._workers = workers
+        self._requests = _Requests(running, listeners, workers)
+        registry.register(self._requests)
         errors = Tally(dict.fromkeys(("journal", "pf"), 0))
         if vf_counters:
             errors["vf_counters"] = 0
             registry.register(_Counters(roots, errors))
         registry.register(_Node(roots, errors))
 
-    def served(self, verb: str, status: int, output: bytes, steps: Steps) -> None:
-        """Count a request that was just replied to."""
-        seconds = (time.monotonic_ns() - steps.begin) / 1e9
-        verb = verb if verb in VERBS else "other"
-        self._seconds.observe(seconds, verb)
-        for name, _, start, end in steps.spans:
-            self._steps.observe((end - start) / 1e9, name, verb)
-        # last: a scrape writes this number first, so that a request which it counts has its times there, too
-        self._requests.labels(verb, str(_code(output) if status else 0)).inc()
-
     def render(self) -> bytes:
-        """Return all metrics in Prometheus' text format."""
-        return generate_latest(self._registry) + f"{self._seconds.text()}{self._steps.text()}".encode()
+        """Return all metrics in Prometheus' text format. One thread at a time may call this."""
+        others = [counts for counts in (worker.counts() for worker in self._workers) if counts]
+        self._requests.counts = [self._counts.plain(), *others]
+        registered = generate_latest(self._registry)
+        seconds = self._counts.seconds.text([counts["seconds"] for counts in others])
+        steps = self._counts.steps.text([counts["steps"] for counts in others])
+        return registered + f"{seconds}{steps}".encode()
 
 
-def _code(output: bytes) -> int:
-    """Return the code of a CNI error."""
-    try:
-        return int(json.loads(output)["code"])
-    except (SriovError, TypeError, KeyError, ValueError):
-        return _NO_CODE
+class _Requests(Collector):
+    """Requests at all stages, waits for locks, and repeated requests to the address service.
 
+    ``counts`` are those of all processes (``Counts.plain``).
+    """
 
-class _Process(Collector):
-    """Requests at work and before it, waits for locks, and repeated requests to the address service."""
-
-    def __init__(self, running: Callable[[], int], listeners: Sequence[socket.socket]) -> None:
+    def __init__(
+        self, running: Callable[[], int], listeners: Sequence[socket.socket], workers: Sequence[Worker]
+    ) -> None:
+        self.counts: list[dict[str, Any]] = []
         self._running = running
         self._listeners = listeners
+        self._workers = workers
 
     def collect(self) -> Iterator[Metric]:
         """Return the counts as they are now."""
-        yield GaugeMetricFamily(
-            "sriov_fast_requests_running", "Requests being carried out", value=self._running()
-        )
+        yield self._answered()
+        running = self._running() + sum(worker.running() for worker in self._workers)
+        yield GaugeMetricFamily("sriov_fast_requests_running", "Requests being carried out", value=running)
         with suppress(OSError):  # a kernel that cannot tell
             yield GaugeMetricFamily(
                 "sriov_fast_requests_queued",
                 "Connections that no thread has accepted",
                 value=sum(map(sockets.queued, self._listeners)),
             )
-        waits = locks.waits
+        for name, key, text in _WAITS:
+            total = sum(counts["waits"][key] for counts in self.counts)
+            yield CounterMetricFamily(f"sriov_fast_{name}", text, value=total)
+        retries = sum(counts["retries"] for counts in self.counts)
         yield CounterMetricFamily(
-            "sriov_fast_lock_waits", "Locks that were not free at once", value=waits.number
-        )
-        yield CounterMetricFamily(
-            "sriov_fast_lock_wait_seconds", "Time spent waiting for locks", value=waits.seconds
-        )
-        yield CounterMetricFamily(
-            "sriov_fast_lock_timeouts", "Locks that were not free in time", value=waits.timeouts
-        )
-        yield CounterMetricFamily(
-            "sriov_fast_ipam_retries",
-            "Requests to the address service sent again",
-            value=_retries(),
+            "sriov_fast_ipam_retries", "Requests to the address service sent again", value=retries
         )
 
-
-def _retries() -> int:
-    """Return how often txipam asked again; a node that has not used it does not load it."""
-    import sys
-
-    retry = sys.modules.get("sriov_fast.ipam.txipam.retry")
-    return retry.repeated.number if retry else 0
+    def _answered(self) -> Metric:
+        """Return the number of requests by verb and code."""
+        family = CounterMetricFamily(
+            "sriov_fast_requests",
+            "Requests answered; code is CNI's error code, 0 for success",
+            labels=("verb", "code"),
+        )
+        numbers: Tally[tuple[str, str]] = Tally()
+        for verb, code, number in (item for counts in self.counts for item in counts["requests"]):
+            numbers[verb, code] += number
+        for labels, number in numbers.items():
+            family.add_metric(labels, number)
+        return family
 
 
 class _Counters(Collector):

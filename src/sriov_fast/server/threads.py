@@ -2,7 +2,8 @@
 
 The thread that the kernel wakes serves the request: no request is passed between threads. All state that must
 survive a crash is in the journal and in file locks, as in a process of one request, so both may run
-concurrently.
+concurrently. A connection that has to wait for the interpreter may be passed on to a worker (``workers``),
+which is a server as well.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import signal
 import sys
 import time
 import traceback
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 
 from sriov_fast.cni import request, response
 from sriov_fast.common import cpu, descriptors, log
@@ -34,7 +35,8 @@ if TYPE_CHECKING:
 
     from sriov_fast.common.paths import Roots
     from sriov_fast.common.trace import Steps
-    from sriov_fast.server.metrics import Metrics
+    from sriov_fast.server.counts import Counts
+    from sriov_fast.server.workers import Channel, Worker
 
 _STDERR = 2
 _SIGNALS = {signal.SIGTERM, signal.SIGINT}
@@ -50,7 +52,7 @@ _PAUSE = 0.05  # seconds that a thread sleeps after an unexpected error
 
 
 class Options(Record):
-    """Options of the operator: the largest number of concurrent requests, and whether a DEL is deferred."""
+    """Options of the operator: a process's largest number of requests, and whether a DEL is deferred."""
 
     threads: int = 64
     defer_release: bool = False
@@ -59,39 +61,50 @@ class Options(Record):
 
 
 class Server:
-    """Serves listening sockets until SIGTERM or SIGINT."""
+    """Serves listening sockets until SIGTERM or SIGINT; a worker serves its channel."""
 
-    def __init__(self, listeners: Sequence[socket.socket], roots: Roots, options: Options) -> None:
-        self._connections = Connections(*listeners)
+    def __init__(
+        self,
+        listeners: Sequence[socket.socket],
+        roots: Roots,
+        options: Options,
+        *,
+        workers: Sequence[Worker] = (),
+        channel: Channel | None = None,
+    ) -> None:
+        self._connections = Connections(channel) if channel else Connections(*listeners)
+        self._workers = list(workers)
+        self._channel = channel
         self._roots = roots
         self._options = options
         self._log = log.Logger()
-        self._counts = _thread.allocate_lock()
+        self._count_lock = _thread.allocate_lock()
         self._upkeep_lock = _thread.allocate_lock()
         self._host_netns = netns.own()
         self._threads = 0
         self._waiting = 0
         self._is_out_of_threads = False
         self._stopping = False
-        self.metrics: Metrics | None = None
+        self.counts: Counts | None = None
 
     def run(self, ready: Callable[[], None], stopping: Callable[[], None]) -> None:
         """Serve until SIGTERM or SIGINT, then finish the running requests. Call it in the main thread."""
         sys.setswitchinterval(_SWITCH_INTERVAL)
         gc.set_threshold(*_GC_THRESHOLDS)
         signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
-        due = self._first_upkeep()
-        _warm_up(self._roots.state)
+        due = time.monotonic() + self._options.upkeep_every if self._channel else self._first_upkeep()
         self._grow()
         ready()
-        self._log.info("serving", threads=self._options.threads, defer_release=self._options.defer_release)
         self._tick_until_signal(due)
-        self._log.info("stopping")
         self._stopping = True
         self._connections.stop()
+        for worker in self._workers:
+            worker.stop()
         self._guarded(stopping)
         while self._threads:
             time.sleep(0.005)
+        for worker in self._workers:
+            worker.join()
         self._upkeep_lock.acquire(timeout=_LAST)
         self._connections.close()
         descriptors.close(self._host_netns)
@@ -112,6 +125,7 @@ class Server:
 
     def _tick(self) -> None:
         self._grow()
+        self._drop_ended_workers()
         self._connections.listen()
         if number := self._connections.expire():
             self._log.warning("closed connections that sent no whole request in time", number=number)
@@ -132,7 +146,7 @@ class Server:
 
     def _grow(self) -> None:
         """Start a thread if none waits. If the system refuses one, the others go on."""
-        with self._counts:
+        with self._count_lock:
             if self._waiting or self._threads >= self._options.threads or self._stopping:
                 return
             self._threads += 1
@@ -142,7 +156,7 @@ class Server:
             started = self._started(self._work)
         finally:
             if not started:
-                with self._counts:
+                with self._count_lock:
                     self._threads -= 1
                     self._waiting -= 1
 
@@ -164,7 +178,7 @@ class Server:
             while not self._stopping:
                 self._serve_one()
         finally:
-            with self._counts:
+            with self._count_lock:
                 self._threads -= 1
                 self._waiting -= 1
 
@@ -174,19 +188,44 @@ class Server:
             event = self._connections.wait()
             if self._is_stopping():
                 return  # the clients in the backlog run the plugin in-process
-            with self._counts:
+            with self._count_lock:
                 self._waiting -= 1
             try:
                 self._guarded(self._grow)
-                INTERPRETER.take()
-                self._serve_event(event)
+                worker = self._idler_worker() if INTERPRETER.take() else None
+                if worker and self._connections.is_new(event):
+                    self._pass_on(event, worker)
+                else:
+                    self._serve_event(event)
             finally:
                 INTERPRETER.release()
-                with self._counts:
+                with self._count_lock:
                     self._waiting += 1
         except BaseException as error:
             self._unexpected(error)
             time.sleep(_PAUSE)
+
+    def _idler_worker(self) -> Worker | None:
+        """Return the worker with the fewest requests, if it has fewer than this process."""
+        worker = min(self._workers, key=lambda worker: worker.load(), default=None)
+        return worker if worker and worker.load() < self.running() else None
+
+    def _pass_on(self, event: int, worker: Worker) -> None:
+        """Pass a connection on. If that fails, its client runs the plugin in-process."""
+        try:
+            self._connections.pass_on(event, worker.take)
+        except OSError as error:
+            self._log.warning("a connection could not be passed on", worker=worker.pid, why=error)
+            self._drop_ended_workers()
+
+    def _drop_ended_workers(self) -> None:
+        """Go on without the workers that have ended, such as a killed one."""
+        with self._count_lock:
+            ended = [worker for worker in self._workers if worker.has_ended()]
+            for worker in ended:
+                self._workers.remove(worker)
+        for worker in ended:
+            self._log.error("a worker has ended; the server goes on without it", worker=worker.pid)
 
     def _serve_event(self, event: int) -> None:
         begin = time.monotonic_ns()
@@ -197,7 +236,7 @@ class Server:
             return
         if received:
             client, wire_request = received
-            with client:
+            with client, self._channel or nullcontext():
                 self._serve(client, wire_request, begin)
 
     def _is_stopping(self) -> bool:
@@ -231,7 +270,7 @@ class Server:
         """Run the request, send the reply, then do the work that follows it."""
         log_fd = client.open_log(wire_request.stderr_fd)
         streams = [log_fd, _STDERR] if log_fd >= 0 else [_STDERR]
-        steps = _steps(wire_request.environ, begin, measured=self.metrics is not None)
+        steps = _steps(wire_request.environ, begin, measured=self.counts is not None)
         try:
             status, output, reply = self._answer(wire_request, streams, steps)
         finally:
@@ -243,8 +282,8 @@ class Server:
             delivered = self._delivered(client, status, output)
         finally:
             self._follow_up(reply.let_go)
-            if self.metrics and steps:
-                verb, served = wire_request.environ.get("CNI_COMMAND", ""), self.metrics.served
+            if self.counts and steps:
+                verb, served = wire_request.environ.get("CNI_COMMAND", ""), self.counts.served
                 self._guarded(lambda: served(verb, status, output, steps))
             if reply.undelivered and not delivered:
                 self._follow_up(reply.undelivered)
@@ -328,8 +367,10 @@ class Server:
 
     def _keep(self) -> None:
         try:
-            for work in (self._repair, self._flush_outbox, self._collect_garbage):
-                self._guarded(work)
+            if not self._channel:
+                self._guarded(self._repair)
+                self._guarded(self._flush_outbox)
+            self._guarded(self._collect_garbage)
         finally:
             self._upkeep_lock.release()
 
@@ -368,7 +409,7 @@ def _steps(environ: dict[str, str], begin: int, *, measured: bool) -> Steps | No
     return Steps(path, "resident", begin)
 
 
-def _warm_up(state: str) -> None:
+def warm_up(state: str) -> None:
     """Import the modules that requests import late, and exempt all loaded objects from garbage collection.
 
     The modules of txipam are imported if this node has used it: importing HTTPS takes long.

@@ -84,10 +84,16 @@ def test_the_end_of_the_server_ends_the_worker(ends: Ends, monkeypatch: pytest.M
     assert sent == [(os.getpid(), signal.SIGTERM)]
 
 
-def test_a_worker_that_has_ended_takes_nothing() -> None:
-    (worker,) = workers.start(1, lambda channel: None, [])
-    os.waitid(os.P_PID, worker.pid, os.WEXITED | os.WNOWAIT)
+@pytest.mark.parametrize("handler", [signal.SIG_DFL, signal.SIG_IGN])
+def test_a_worker_that_has_ended_takes_nothing(handler: signal.Handlers) -> None:
+    """The kernel reaps the children of a server whose parent ignores SIGCHLD."""
+    before = signal.signal(signal.SIGCHLD, handler)
+    try:
+        (worker,) = workers.start(1, lambda channel: None, [])
+        wait_for(worker.has_ended, "the worker does not end")
+    finally:
+        signal.signal(signal.SIGCHLD, before)
     with open(os.devnull) as file, pytest.raises(OSError, match=r"Broken pipe|reset"):
         worker.take(file.fileno())
     assert worker.load() == 0
-    assert worker.has_ended()
+    worker.join()

@@ -67,7 +67,7 @@ class Worker:
 
     def has_ended(self) -> bool:
         """Return whether the process has ended; not to be called again then."""
-        ended = os.waitpid(self.pid, os.WNOHANG)[0] != 0
+        ended = self._is_reaped(os.WNOHANG)
         if ended:
             self._shared[_RUNNING] = 0
         return ended
@@ -78,7 +78,13 @@ class Worker:
 
     def join(self) -> None:
         """Wait for the end of the worker."""
-        os.waitpid(self.pid, 0)
+        self._is_reaped(0)
+
+    def _is_reaped(self, flags: int) -> bool:
+        try:
+            return os.waitpid(self.pid, flags)[0] != 0
+        except ChildProcessError:  # by the kernel: who started the server ignores SIGCHLD
+            return True
 
 
 class Channel:

@@ -251,12 +251,6 @@ class OneProcess(ResidentNode):
     options_of_server = ("--processes", "1")
 
 
-class OneProcessDeferred(DeferredNode):
-    """The same, and a DEL answers before the VF is home."""
-
-    options_of_server = (*DeferredNode.options_of_server, *OneProcess.options_of_server)
-
-
 class Client(Mode):
     """The client in C with a server that has no fault."""
 
@@ -388,7 +382,7 @@ class Deferred(Resident):
     """The server's own calls, where a DEL answers before the VF is back in the host namespace."""
 
     name = "deferred"
-    kind = OneProcessDeferred
+    kind = DeferredNode  # one process, too
 
 
 class Macvlan(Resident):

@@ -139,3 +139,10 @@ def test_a_worker_that_waits_for_nobody(node: ResidentNode) -> None:
     spent = cpu_of(worker)
     time.sleep(2)
     assert cpu_of(worker) - spent < 0.02
+
+
+def test_deferred_moves_are_those_of_one_process(node: ResidentNode) -> None:
+    node.again("--defer-release")
+    assert node.server.workers() == []
+    node.again("--defer-release", "--processes", "2")
+    assert len(node.server.workers()) == 1

@@ -40,9 +40,9 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--processes",
         type=positive,
-        default=min(_PROCESSES, len(os.sched_getaffinity(0))),
+        default=0,
         metavar="N",
-        help=f"processes that serve requests ({_PROCESSES}, or 1 with one CPU)",
+        help=f"processes that serve requests ({_PROCESSES}; 1 with --defer-release, or with one CPU)",
     )
     parser.add_argument(
         "--metrics",
@@ -91,6 +91,11 @@ def _seconds(text: str) -> float:
     return seconds
 
 
+def _usual_processes(*, defer_release: bool) -> int:
+    """Return the number of processes; deferred moves have an order only among those of one process."""
+    return 1 if defer_release else min(_PROCESSES, len(os.sched_getaffinity(0)))
+
+
 def _prepare() -> None:
     """Raise the limit of descriptors, and make stderr non-blocking if it is a pipe or a socket.
 
@@ -131,7 +136,8 @@ def run(args: argparse.Namespace) -> None:
             worker.counts = channel.counts = Counts()
         worker.run(lambda: None, lambda: None)
 
-    forked = workers.start(args.processes - 1, work, listeners)
+    processes = args.processes or _usual_processes(defer_release=args.defer_release)
+    forked = workers.start(processes - 1, work, listeners)
     if not listeners:
         listeners = [sockets.listen(roots.run)]
         own_paths.append(f"{roots.run}/{sockets.NAME}")
@@ -145,9 +151,7 @@ def run(args: argparse.Namespace) -> None:
         if endpoint:
             endpoint.start()
         sd_notify.notify(notify, "READY=1")
-        logger.info(
-            "serving", processes=args.processes, threads=args.threads, defer_release=args.defer_release
-        )
+        logger.info("serving", processes=processes, threads=args.threads, defer_release=args.defer_release)
 
     def stopping() -> None:
         logger.info("stopping")

@@ -13,8 +13,10 @@ import mmap
 import os
 import signal
 import socket
+import sys
 
 from sriov_fast.common import json
+from sriov_fast.common.errors import SriovError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -23,7 +25,7 @@ if TYPE_CHECKING:
 
     from sriov_fast.server.counts import Counts
 
-_CONNECTION, _COUNTS = b"connection", b"counts"  # messages of the server
+_CONNECTION, _COUNTS = b"connection", b"counts "  # messages of the server; the second has a number
 _RECEIVED, _RUNNING = 0, 1  # places in the memory that both share, of 8 bytes each
 _CONTROL = socket.CMSG_SPACE(4)  # of one descriptor
 _LARGEST = 1 << 17  # bytes of a worker's counts
@@ -39,6 +41,7 @@ class Worker:
         self._shared = shared
         self._passed = 0
         self._lock = _thread.allocate_lock()
+        self._asked = 0
         self._counts: dict[str, Any] = {}
         channel.settimeout(_PATIENCE)
 
@@ -58,10 +61,12 @@ class Worker:
 
     def counts(self) -> dict[str, Any]:
         """Return the worker's counts (``Counts.plain``), the last known ones if it does not answer."""
+        self._asked += 1
         try:
-            self._channel.send(_COUNTS)
-            self._counts = json.loads(self._channel.recv(_LARGEST), "counts", own=True)
-        except OSError:
+            self._channel.send(b"%s%d" % (_COUNTS, self._asked))
+            while self._counts.get("asked") != self._asked:  # an earlier answer may have come late
+                self._counts = json.loads(self._channel.recv(_LARGEST), "counts", own=True)
+        except (OSError, SriovError):
             pass
         return self._counts
 
@@ -110,8 +115,9 @@ class Channel:
             with self._lock:
                 self._shared[_RECEIVED] += 1
             return (memoryview(control[0][2]).cast("i")[0],)
-        if message == _COUNTS and self.counts:
-            self._channel.send(json.dumps(self.counts.plain()))
+        if message.startswith(_COUNTS) and self.counts:
+            asked = int(message.removeprefix(_COUNTS))
+            self._channel.send(json.dumps(self.counts.plain() | {"asked": asked}))
         if not message:  # the server has ended
             os.kill(os.getpid(), signal.SIGTERM)
         raise BlockingIOError
@@ -152,5 +158,7 @@ def _work(channel: Channel, serve: Callable[[Channel], None], unused: Sequence[s
             end.close()
         serve(channel)
         status = 0
+    except BaseException:
+        sys.excepthook(*sys.exc_info())
     finally:
         os._exit(status)

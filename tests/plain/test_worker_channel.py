@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import resource
 import select
 import signal
 import socket
@@ -60,6 +61,26 @@ def test_a_connection_arrives(ends: Ends) -> None:
         assert arrived.getsockopt(socket.SOL_SOCKET, socket.SO_DOMAIN) == socket.AF_UNIX
     with pytest.raises(BlockingIOError):
         channel._accept()
+
+
+def test_a_connection_without_a_descriptor(ends: Ends) -> None:
+    """The worker had no free descriptor, so the kernel has closed the connection; it no longer counts."""
+    worker, channel = ends
+    peer, connection = socket.socketpair()
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with peer:
+        with connection:
+            worker.take(connection.fileno())
+        lowest = os.open(os.devnull, os.O_RDONLY)
+        os.close(lowest)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (lowest, limits[1]))
+        try:
+            with pytest.raises(BlockingIOError):
+                channel._accept()
+        finally:
+            resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+        assert worker.load() == 0
+        assert peer.recv(1) == b""
 
 
 def test_counts_are_answered(ends: Ends) -> None:

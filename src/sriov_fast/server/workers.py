@@ -111,10 +111,13 @@ class Channel:
         """Return the next connection; BlockingIOError if there is none."""
         # not recv_fds(): it ignores its flags
         message, control, _, _ = self._channel.recvmsg(64, _CONTROL, socket.MSG_CMSG_CLOEXEC)
-        if control:
+        if message == _CONNECTION:
             with self._lock:
                 self._shared[_RECEIVED] += 1
-            return (memoryview(control[0][2]).cast("i")[0],)
+            if (
+                control
+            ):  # none if this process has too many descriptors: the client's connection is closed then
+                return (memoryview(control[0][2]).cast("i")[0],)
         if message.startswith(_COUNTS) and self.counts:
             asked = int(message.removeprefix(_COUNTS))
             self._channel.send(json.dumps(self.counts.plain() | {"asked": asked}))

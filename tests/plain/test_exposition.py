@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import _thread
 import json
 import socket
 import subprocess
@@ -123,6 +124,14 @@ def test_a_histogram_is_that_of_the_library() -> None:
     )
     created = [family.name for family in wanted if family.name.endswith("_created")]
     assert found == [family for family in wanted if family.name not in created]
+
+
+def test_closed_before_it_serves(metrics: Metrics, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A server that is stopped right after its start."""
+    monkeypatch.setattr(_thread, "start_new_thread", lambda work, words: work(*words))
+    endpoint = Endpoint("127.0.0.1:0", metrics)
+    endpoint.close()
+    endpoint.start()
 
 
 def test_workers_are_counted(tmp_path: Path) -> None:

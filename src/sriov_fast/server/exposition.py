@@ -74,7 +74,14 @@ class Endpoint:
 
     def start(self) -> None:
         """Serve from now on; called when signals are blocked, which the thread inherits."""
-        _thread.start_new_thread(self._server.serve_forever, ())
+        _thread.start_new_thread(self._serve, ())
+
+    def _serve(self) -> None:
+        try:
+            self._server.serve_forever()
+        except ValueError:
+            if self._server.fileno() >= 0:  # otherwise it was closed before the thread began
+                raise
 
     def close(self) -> None:
         """Stop listening."""
@@ -86,7 +93,7 @@ class Endpoint:
                 pass
 
 
-def _on_unix(path: str, handler: type[_Handler]) -> socketserver.BaseServer:
+def _on_unix(path: str, handler: type[_Handler]) -> socketserver.TCPServer:
     """Listen on a unix socket for root alone; replace the socket of a server that is gone."""
     try:
         if stat.S_ISSOCK(os.lstat(path).st_mode):
@@ -101,7 +108,7 @@ def _on_unix(path: str, handler: type[_Handler]) -> socketserver.BaseServer:
         os.umask(before)
 
 
-def _on_tcp(where: str, handler: type[_Handler]) -> socketserver.BaseServer:
+def _on_tcp(where: str, handler: type[_Handler]) -> socketserver.TCPServer:
     host, colon, port = where.rpartition(":")
     if not colon or not host or not (port.isascii() and port.isdecimal()) or int(port) > 65535:
         raise ConfigError(
@@ -112,7 +119,7 @@ def _on_tcp(where: str, handler: type[_Handler]) -> socketserver.BaseServer:
     return _server(family, (host, int(port)), handler)
 
 
-def _server(family: int, address: Any, handler: type[_Handler]) -> socketserver.BaseServer:
+def _server(family: int, address: Any, handler: type[_Handler]) -> socketserver.TCPServer:
     kind = type("Server", (_Quiet,), {"address_family": family})
-    server: socketserver.BaseServer = kind(address, handler)
+    server: socketserver.TCPServer = kind(address, handler)
     return server

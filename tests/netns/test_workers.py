@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-import time
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -106,6 +104,21 @@ def test_a_worker_that_is_killed(node: ResidentNode, conf: dict[str, Any]) -> No
     assert (node.state(), node.records(), node.leases(), node.locks()) == (before, [], [], [])
 
 
+def test_a_server_that_is_killed_in_a_burst(node: ResidentNode, conf: dict[str, Any]) -> None:
+    """Its worker finishes its requests; the clients of the server itself repeat theirs."""
+    node.may_fall_back = True
+    before, pods, worker = node.state(), [node.pod() for _ in range(PODS)], worker_of(node)
+    adds = [node.start("ADD", conf, pod) for pod in pods]
+    node.server.kill()
+    done = [node.finish(process) for process in adds]
+    assert [outcome.status for outcome in done] == [0] * PODS, done
+    wait_for(lambda: has_ended(worker), "the worker does not end")
+    assert len({name.partition("~")[0] for name in node.records()}) == PODS
+    burst(node, "DEL", conf, pods)
+    node.settle()
+    assert (node.state(), node.records(), node.leases(), node.locks()) == (before, [], [], [])
+
+
 @pytest.mark.parametrize("sent", [signal.SIGTERM, signal.SIGKILL])
 def test_a_worker_ends_with_its_server(node: ResidentNode, sent: signal.Signals) -> None:
     worker = worker_of(node)
@@ -129,15 +142,6 @@ def test_one_process(node: ResidentNode, conf: dict[str, Any]) -> None:
     pods = [node.pod() for _ in range(PODS)]
     burst(node, "ADD", conf, pods)
     burst(node, "DEL", conf, pods)
-
-
-def test_a_worker_that_waits_for_nobody(node: ResidentNode) -> None:
-    """An idle worker uses no CPU."""
-    worker = worker_of(node)
-    wait_for(lambda: Path(f"/proc/{worker}/wchan").exists(), "no such process")
-    spent = cpu_of(worker)
-    time.sleep(2)
-    assert cpu_of(worker) - spent < 0.02
 
 
 def test_deferred_moves_are_those_of_one_process(node: ResidentNode) -> None:

@@ -32,13 +32,11 @@ def ends() -> Iterator[Ends]:
         yield Worker(os.getpid(), ours, shared), channel
 
 
-def answer(channel: Channel, number: int) -> None:
-    """Answer questions as they come."""
-    while number:
-        select.select([channel.fileno()], [], [])
-        with pytest.raises(BlockingIOError):
-            channel._accept()
-        number -= 1
+def answer(channel: Channel) -> None:
+    """Answer the next question."""
+    select.select([channel.fileno()], [], [])
+    with pytest.raises(BlockingIOError):
+        channel._accept()
 
 
 def steps(seconds: float) -> Any:
@@ -93,7 +91,7 @@ def test_counts_are_answered(ends: Ends) -> None:
     with pytest.raises(BlockingIOError):
         channel._accept()
     channel.counts.served("ADD", 1, b'{"code": 11}', steps(0.5))
-    answers = threading.Thread(target=answer, args=(channel, 1))
+    answers = threading.Thread(target=answer, args=(channel,))
     answers.start()
     found = worker.counts()
     answers.join()

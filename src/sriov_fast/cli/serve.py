@@ -129,11 +129,11 @@ def run(args: argparse.Namespace) -> None:
     own_paths: list[str] = []
     listeners = sockets.from_systemd(os.environ)
     threads.warm_up(roots.state)
+    counts = Counts() if args.metrics else None  # each process has its own after the fork
 
     def work(channel: Channel) -> None:
         worker = threads.Server((), roots, options, channel=channel)
-        if args.metrics:
-            worker.counts = channel.counts = Counts()
+        worker.counts = channel.counts = counts
         worker.run(lambda: None, lambda: None)
 
     processes = args.processes or _usual_processes(defer_release=args.defer_release)
@@ -145,7 +145,8 @@ def run(args: argparse.Namespace) -> None:
         listeners.append(sockets.listen_at(args.also_listen))
         own_paths.append(args.also_listen)
     server = threads.Server(listeners, roots, options, workers=forked)
-    endpoint = _endpoint(server, listeners, forked, roots, args) if args.metrics else None
+    server.counts = counts
+    endpoint = _endpoint(server, listeners, forked, roots, args)
 
     def ready() -> None:
         if endpoint:
@@ -170,8 +171,10 @@ def _endpoint(
     workers: Sequence[Worker],
     roots: Roots,
     args: argparse.Namespace,
-) -> Endpoint:
-    """Let the server count, and listen for scrapes."""
+) -> Endpoint | None:
+    """Listen for scrapes, if the server counts."""
+    if not server.counts:
+        return None
     try:
         from sriov_fast.server.exposition import Endpoint
         from sriov_fast.server.metrics import Metrics
@@ -180,8 +183,5 @@ def _endpoint(
 
         advice = "pip install 'sriov-fast[metrics]', or Debian's python3-prometheus-client"
         raise ConfigError(f"--metrics needs the module {error.name}", advice) from error
-    from sriov_fast.server.counts import Counts
-
-    counts = server.counts = Counts()
-    metrics = Metrics(roots, counts, server.running, listeners, workers, vf_counters=args.vf_counters)
+    metrics = Metrics(roots, server.counts, server.running, listeners, workers, vf_counters=args.vf_counters)
     return Endpoint(args.metrics, metrics)

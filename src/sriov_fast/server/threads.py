@@ -192,7 +192,7 @@ class Server:
                 self._waiting -= 1
             try:
                 self._guarded(self._grow)
-                worker = self._idler_worker() if INTERPRETER.take() else None
+                worker = self._less_busy_worker() if INTERPRETER.take() else None
                 if worker and self._connections.is_new(event):
                     self._pass_on(event, worker)
                 else:
@@ -205,7 +205,7 @@ class Server:
             self._unexpected(error)
             time.sleep(_PAUSE)
 
-    def _idler_worker(self) -> Worker | None:
+    def _less_busy_worker(self) -> Worker | None:
         """Return the worker with the fewest requests, if it has fewer than this process."""
         worker = min(self._workers, key=lambda worker: worker.load(), default=None)
         return worker if worker and worker.load() < self.running() else None

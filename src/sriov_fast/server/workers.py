@@ -88,7 +88,7 @@ class Worker:
     def _is_reaped(self, flags: int) -> bool:
         try:
             return os.waitpid(self.pid, flags)[0] != 0
-        except ChildProcessError:  # by the kernel: who started the server ignores SIGCHLD
+        except ChildProcessError:  # the kernel has reaped it, since the server's parent ignores SIGCHLD
             return True
 
 

@@ -52,7 +52,10 @@ def break_it():
 
 BEFORE
 made = threads.Server([listener], Roots(run=root, state=root), threads.Options(upkeep_every=0.02))
-made.run(break_it, lambda: None)
+made.start()
+break_it()
+made.wait()
+made.finish()
 """
 
 

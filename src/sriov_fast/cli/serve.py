@@ -11,8 +11,9 @@ if TYPE_CHECKING:
     from socket import socket
 
     from sriov_fast.common.paths import Roots
+    from sriov_fast.server.counts import Counts
     from sriov_fast.server.exposition import Endpoint
-    from sriov_fast.server.threads import Server
+    from sriov_fast.server.threads import Options, Server
     from sriov_fast.server.workers import Channel, Worker
 
 
@@ -126,43 +127,46 @@ def run(args: argparse.Namespace) -> None:
     notify = os.environ.pop("NOTIFY_SOCKET", "")  # executed plugins must not see it
     options = threads.Options(threads=args.threads, defer_release=args.defer_release, timeout=args.timeout)
     logger = log.Logger()
-    own_paths: list[str] = []
     listeners = sockets.from_systemd(os.environ)
     threads.warm_up(roots.state)
     counts = Counts() if args.metrics else None  # each process has its own after the fork
-
-    def work(channel: Channel) -> None:
-        worker = threads.Server((), roots, options, channel=channel)
-        worker.counts = channel.counts = counts
-        worker.run(lambda: None, lambda: None)
-
     processes = args.processes or _usual_processes(defer_release=args.defer_release)
-    forked = workers.start(processes - 1, work, listeners)
+    forked = workers.start(
+        processes - 1, lambda channel: _work(channel, roots, options, counts), unused=listeners
+    )
+    own_paths = [args.also_listen] if args.also_listen else []
     if not listeners:
         listeners = [sockets.listen(roots.run)]
         own_paths.append(f"{roots.run}/{sockets.NAME}")
     if args.also_listen:
         listeners.append(sockets.listen_at(args.also_listen))
-        own_paths.append(args.also_listen)
     server = threads.Server(listeners, roots, options, workers=forked)
     server.counts = counts
     endpoint = _endpoint(server, listeners, forked, roots, args)
+    server.start()
+    if endpoint:
+        endpoint.start()
+    sd_notify.notify(notify, "READY=1")
+    logger.info("serving", processes=processes, threads=args.threads, defer_release=args.defer_release)
+    server.wait()
+    logger.info("stopping")
+    sd_notify.notify(notify, "STOPPING=1")
+    for path in own_paths:
+        sockets.remove(path)
+    if endpoint:
+        endpoint.close()
+    server.finish()
 
-    def ready() -> None:
-        if endpoint:
-            endpoint.start()
-        sd_notify.notify(notify, "READY=1")
-        logger.info("serving", processes=processes, threads=args.threads, defer_release=args.defer_release)
 
-    def stopping() -> None:
-        logger.info("stopping")
-        sd_notify.notify(notify, "STOPPING=1")
-        for path in own_paths:
-            sockets.remove(path)
-        if endpoint:
-            endpoint.close()
+def _work(channel: Channel, roots: Roots, options: Options, counts: Counts | None) -> None:
+    """Serve the connections of a channel until it is closed."""
+    from sriov_fast.server.threads import Server
 
-    server.run(ready, stopping)
+    worker = Server((), roots, options, channel=channel)
+    worker.counts = channel.counts = counts
+    worker.start()
+    worker.wait()
+    worker.finish()
 
 
 def _endpoint(

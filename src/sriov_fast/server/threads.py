@@ -85,22 +85,44 @@ class Server:
         self._waiting = 0
         self._is_out_of_threads = False
         self._stopping = False
+        self._due = 0.0  # the time of the next upkeep
         self.counts: Counts | None = None
 
-    def run(self, ready: Callable[[], None], stopping: Callable[[], None]) -> None:
-        """Serve until SIGTERM or SIGINT, then finish the running requests. Call it in the main thread."""
+    def start(self) -> None:
+        """Finish interrupted requests, then serve in threads; call it in the main thread.
+
+        SIGTERM and SIGINT are blocked from here on: ``wait`` takes them.
+        """
         sys.setswitchinterval(_SWITCH_INTERVAL)
         gc.set_threshold(*_GC_THRESHOLDS)
         signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
-        due = time.monotonic() + self._options.upkeep_every if self._channel else self._first_upkeep()
+        started = bool(self._channel) or self._first_upkeep()
+        self._due = time.monotonic() + (self._options.upkeep_every if started else 0.0)
         self._grow()
-        ready()
-        self._tick_until_signal(due)
+
+    def _first_upkeep(self) -> bool:
+        """Finish interrupted requests, for a bounded time; return whether the upkeep has started."""
+        started = self._upkeep()
+        if self._upkeep_lock.acquire(timeout=_START):
+            self._upkeep_lock.release()
+        return started
+
+    def wait(self) -> None:
+        """Do the periodic work until SIGTERM or SIGINT comes; then accept no more connections.
+
+        No error of the periodic work ends the server.
+        """
+        while not _is_stop_signalled():
+            self._guarded(self._tick)
+            if time.monotonic() >= self._due and self._upkeep():
+                self._due = time.monotonic() + self._options.upkeep_every
         self._stopping = True
         self._connections.stop()
         for worker in self._workers:
             worker.stop()
-        self._guarded(stopping)
+
+    def finish(self) -> None:
+        """Wait for the running requests, the workers and the upkeep, and close everything."""
         while self._threads:
             time.sleep(0.005)
         for worker in self._workers:
@@ -108,20 +130,6 @@ class Server:
         self._upkeep_lock.acquire(timeout=_LAST)
         self._connections.close()
         descriptors.close(self._host_netns)
-
-    def _first_upkeep(self) -> float:
-        """Finish interrupted requests, for a bounded time; return the time of the next upkeep."""
-        started = self._upkeep()
-        if self._upkeep_lock.acquire(timeout=_START):
-            self._upkeep_lock.release()
-        return time.monotonic() + (self._options.upkeep_every if started else 0.0)
-
-    def _tick_until_signal(self, due: float) -> None:
-        """Do the periodic work until a signal comes. No error of the periodic work ends the server."""
-        while not _is_stop_signalled():
-            self._guarded(self._tick)
-            if time.monotonic() >= due and self._upkeep():
-                due = time.monotonic() + self._options.upkeep_every
 
     def _tick(self) -> None:
         self._grow()

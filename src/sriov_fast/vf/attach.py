@@ -46,6 +46,7 @@ def observe(host: nl.Socket, reserved: ReservedVf, record: Attachment, roots: Ro
         before_mtu=netdev.mtu,
         before_up=netdev.up,
         before_settings=netdev.settings,
+        before_disable_ipv6=netdev.disable_ipv6,
     )
 
 

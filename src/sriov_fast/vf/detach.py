@@ -105,6 +105,11 @@ class Release:
             self._log.warning("the VF keeps a MAC that it did not have", mac=now.mac, before=own, why=refusal)
         restore_pf_mac(host, record, self._log)  # the driver of a trusted VF has told the PF the device's MAC
 
+    def _warn_of_mtu(self, link: Link) -> None:
+        before = self._record.before_mtu
+        if before not in (0, link.mtu):
+            self._log.warning("the VF keeps an MTU that it did not have", mtu=link.mtu, before=before)
+
     def _bring_into_use(self, link: Link) -> None:
         """Bring a device in the host up, if it was; restore IPv6, and the masks of interrupts and queues."""
         record = self._record

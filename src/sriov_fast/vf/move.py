@@ -36,7 +36,6 @@ def observe(host: nl.Socket, reserved: ReservedVf, record: Attachment, roots: Ro
         before_xdp=link.xdp,
         before_tcx=programs.tcx(link.index),
         before_ethtool=device.ethtool_state(host.fileno(), link.index),
-        before_disable_ipv6=link.disable_ipv6,
     )
 
 
@@ -203,10 +202,7 @@ class Release(detach.Release):
             if isinstance(answers[position], NetlinkError):
                 raise answers[position]
         now: Link = answers[-1]
-        if record.before_mtu not in (0, now.mtu):
-            self._log.warning(
-                "the VF keeps an MTU that it did not have", mtu=now.mtu, before=record.before_mtu
-            )
+        self._warn_of_mtu(now)
         return now
 
     def _set_free(self, pod: nl.Socket, vf: Link) -> None:

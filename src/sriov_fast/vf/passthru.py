@@ -32,9 +32,9 @@ if TYPE_CHECKING:
     from sriov_fast.vf.driver_socket import DriverSocket
     from sriov_fast.vf.find import VfLocation
     from sriov_fast.vf.journal import Attachment
-    from sriov_fast.vf.select import ReservedVf
 
 WAITS = False
+observe = attach.observe  # of all that this changes of the VF, a pod can change the MAC only
 configure = attach.configure
 ENTER = "macvlan"  # the name of the step
 
@@ -47,23 +47,9 @@ _FREE = (errno.EBUSY, errno.EOPNOTSUPP, errno.ENODEV)
 # The errors of a new macvlan for a VF with a device on top: a macvlan in mode passthru, or another device.
 _OCCUPIED = (errno.EINVAL, errno.EBUSY)
 _TRIES = 4  # after pauses of 75 ms in all; the kernel removes a macvlan within some 20 ms
-_ETHERNET = 17  # characters of an Ethernet address
 
 
 # --- ADD
-
-
-def observe(host: nl.Socket, reserved: ReservedVf, record: Attachment, roots: Roots) -> Attachment:
-    """Return the record with the original state of the VF. A pod cannot change more of it than the MAC."""
-    link = reserved.link
-    if len(link.mac) != _ETHERNET:
-        raise ConfigError(
-            f"attach macvlan: {link.name}, VF {reserved.vf.index} of {reserved.pf}, is no Ethernet device",
-            'give "attach": "move"',
-            interface=link.name,
-            vf=reserved.vf.index,
-        )
-    return attach.observe(host, reserved, record, roots).replace(before_disable_ipv6=link.disable_ipv6)
 
 
 def enter(host: DriverSocket, record: Attachment, netns_fd: int) -> None:
@@ -293,10 +279,7 @@ class Release(detach.Release):
         if isinstance(answers[-1], NetlinkError):
             raise answers[-1]
         now: Link = answers[-1]
-        if record.before_mtu not in (0, now.mtu):
-            self._log.warning(
-                "the VF keeps an MTU that it did not have", mtu=now.mtu, before=record.before_mtu
-            )
+        self._warn_of_mtu(now)
         return now
 
 

@@ -21,7 +21,7 @@ import pytest
 import report
 from ground import ON_CARD
 from harness import pod as netns
-from stage import Case, Stage, amount, pause, standing
+from stage import Stage, amount, pause, standing
 
 pytestmark = pytest.mark.skipif(not ON_CARD, reason="stand-ins have no link to each other")
 
@@ -43,7 +43,7 @@ def stage() -> Iterator[Stage]:
 def echoes(stage: Stage) -> dict[str, list[float]]:
     """Seconds to the first answer, by mode."""
     before = stage.ground.state()
-    output = execute(stage, "ADD", "move", 0)
+    output = stage.attach("ADD", "move", 0)
     address = json.loads(output)["ips"][0]["address"].partition("/")[0]
     found: dict[str, list[float]] = {mode: [] for mode in MODES}
     for number in range(ROUNDS + 1):
@@ -51,7 +51,7 @@ def echoes(stage: Stage) -> dict[str, list[float]]:
             seconds = echo(stage, mode, address)
             if number:  # the first is for caches
                 found[mode].append(seconds)
-    execute(stage, "DEL", "move", 0)
+    stage.attach("DEL", "move", 0)
     assert stage.ground.state() == before
     return found
 
@@ -61,20 +61,11 @@ def echo(stage: Stage, mode: str, address: str) -> float:
     warm(stage, *([] if mode == "macvlan" else ["--off"]))
     pause()
     begin = time.monotonic()
-    execute(stage, "ADD", mode, 1)
+    stage.attach("ADD", mode, 1)
     seconds = answered(stage.ground.pods[1], address) - begin
-    execute(stage, "DEL", mode, 1)
+    stage.attach("DEL", mode, 1)
     warm(stage, "--off")
     return seconds
-
-
-def execute(stage: Stage, verb: str, mode: str, number: int) -> bytes:
-    """Run a verb on a pod and the VF of its number. All modes share a store: the pods' addresses differ."""
-    case = Case("resident", "host-local", verb)
-    path = stage.root / f"echo-{mode}-{number}.json"
-    if not path.exists():
-        path.write_text(json.dumps(stage.document("host-local", vf=number) | {"attach": mode}))
-    return stage.execute(case, stage.job(case, pod=number)._replace(stdin=str(path)))[1]
 
 
 def warm(stage: Stage, *words: str) -> None:

@@ -1,66 +1,83 @@
 """What goes through a pod's interface, in both attach modes: bytes of TCP, and small datagrams.
 
-From a pod to the other end of the stand-in's veth pair, which is in the host. Modes and protocols take turns.
+From a pod to the other end of the stand-in's veth pair, which is in the host; on a card to another pod, whose
+VF was moved. Modes and protocols take turns.
 ``SRIOV_FAST_BENCH_TRAFFIC`` sets the rounds (15); each sends for 0.3 s.
 """
 
 from __future__ import annotations
 
+import json
 import random
 import subprocess
 import time
 from collections.abc import Iterator
 from statistics import median
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 
 import report
 from ground import ON_CARD
 from harness import pod as netns
-from stage import HERE, Case, Stage, amount, build, standing
-
-pytestmark = pytest.mark.skipif(ON_CARD, reason="needs the other end of a veth pair")
+from stage import HERE, Stage, amount, build, standing
 
 ROUNDS = amount("TRAFFIC", 15, 1)
 MILLISECONDS = 300
-MODES = ("resident", "macvlan")
+MODES = ("move", "macvlan")
 PROTOCOLS = {"tcp": ("Gbit/s", 8e-9), "udp": ("thousand datagrams/s", 1e-3)}
 PEER, ADDRESS = "peer0", "10.77.0.250"
+SENDER = 1 if ON_CARD else 0  # the pod's number
 CARRIER = 0.2  # seconds
 
 Rates = dict[tuple[str, str], list[float]]
 
 
+class Receiver(NamedTuple):
+    """What the pod sends to: the path of a network namespace, and an address in it."""
+
+    netns: str
+    address: str
+
+
 @pytest.fixture(scope="module")
 def stage() -> Iterator[Stage]:
-    with standing(vfs=1, pods=1) as stage:
+    with standing(vfs=2, pods=2) as stage:
         stage.serve("resident")
         build(HERE / "traffic.c", stage.bin / "traffic")
-        netns.ip("addr", "add", f"{ADDRESS}/24", "dev", PEER)
         yield stage
 
 
 @pytest.fixture(scope="module")
-def rates(stage: Stage) -> Rates:
+def receiver(stage: Stage) -> Iterator[Receiver]:
+    if not ON_CARD:
+        netns.ip("addr", "add", f"{ADDRESS}/24", "dev", PEER)
+        yield Receiver(stage.ground.namespace, ADDRESS)
+        return
+    output = json.loads(stage.attach("ADD", "move", 0))
+    yield Receiver(f"/run/netns/{stage.ground.pods[0]}", output["ips"][0]["address"].partition("/")[0])
+    stage.attach("DEL", "move", 0)
+
+
+@pytest.fixture(scope="module")
+def rates(stage: Stage, receiver: Receiver) -> Rates:
     """All of them, measured together before the first is reported."""
     before = stage.ground.state()
     found: Rates = {(mode, protocol): [] for mode in MODES for protocol in PROTOCOLS}
     for _ in range(ROUNDS):
         for mode in random.sample(MODES, len(MODES)):
-            case = Case(mode, "host-local", "ADD")
-            stage.execute(case)
+            stage.attach("ADD", mode, SENDER)
             time.sleep(CARRIER)
             for protocol in PROTOCOLS:
-                found[mode, protocol].append(rate(stage, protocol))
-            stage.execute(case._replace(verb="DEL"))
+                found[mode, protocol].append(rate(stage, receiver, protocol))
+            stage.attach("DEL", mode, SENDER)
     assert stage.ground.state() == before
     return found
 
 
-def rate(stage: Stage, protocol: str) -> float:
-    pod, host = f"/run/netns/{stage.ground.pods[0]}", stage.ground.namespace
-    command = [str(stage.bin / "traffic"), protocol, pod, host, ADDRESS, str(MILLISECONDS)]
+def rate(stage: Stage, receiver: Receiver, protocol: str) -> float:
+    sender = f"/run/netns/{stage.ground.pods[SENDER]}"
+    command = [str(stage.bin / "traffic"), protocol, sender, *receiver, str(MILLISECONDS)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     return float(done.stdout)
@@ -71,10 +88,10 @@ def rate(stage: Stage, protocol: str) -> float:
 @pytest.mark.parametrize("mode", MODES)
 def test_traffic(benchmark: Any, rates: Rates, mode: str, protocol: str) -> None:
     unit, scale = PROTOCOLS[protocol]
-    mine, move = rates[mode, protocol], rates["resident", protocol]
+    mine, move = rates[mode, protocol], rates["move", protocol]
     share = median(one / other for one, other in zip(mine, move, strict=True))
     figures = {unit: round(median(mine) * scale, 1), "to move": round(share, 3)}
     seconds = [MILLISECONDS / 1e3] * len(mine)
-    report.tell(benchmark, (f"{protocol} from a pod to the host", mode), seconds, **figures)
+    report.tell(benchmark, (f"{protocol} from a pod", mode), seconds, **figures)
     if mode == "macvlan":
         report.goal(benchmark, "loss to move, %", (1 - share) * 100, 3)

@@ -212,6 +212,14 @@ class Stage:
         assert status == 0, f"{case}: {answer!r} {errors.read_text()}"
         return Sample(spent, used.ru_utime + used.ru_stime, begin=begin), answer
 
+    def attach(self, verb: str, mode: str, pod: int) -> bytes:
+        """Run a verb for a pod on the VF of its number. Both modes take their addresses from one store."""
+        case = Case("resident", "host-local", verb)
+        path = self.root / f"{mode}-{pod}.json"
+        if not path.exists():
+            path.write_text(json.dumps(self.document(case.ipam, vf=pod) | {"attach": mode}))
+        return self.execute(case, self.job(case, pod)._replace(stdin=str(path)))[1]
+
     def measure(self, case: Case) -> Sample:
         """Execute, rest, and count what the server did until then as well."""
         server = self.servers.get("resident" if case.program == "macvlan" else case.program)

@@ -12,7 +12,7 @@ from lab import tree
 from lab.recipe import Recipe
 
 TOP = Path(__file__).resolve().parent.parent
-NAMES = ("process", "burst", "churn", "waterfall", "echo", "cri")
+NAMES = ("process", "burst", "churn", "waterfall", "echo", "traffic", "cri")
 # 35 VFs: a burst of 32 needs that many.
 MACHINE = ("--pfs", "5", "--timeout", "1500")
 REPORT = "benchmarks.json"

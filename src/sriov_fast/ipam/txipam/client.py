@@ -10,7 +10,7 @@ from sriov_fast.common.errors import ConfigError, DecodeError, IpamError
 from sriov_fast.common.record import Record
 from sriov_fast.ipam.keys import Keys, wrong
 from sriov_fast.ipam.txipam.connection import HttpRequest
-from sriov_fast.ipam.txipam.retry import AllFailedError, Remotes
+from sriov_fast.ipam.txipam.retry import AllFailedError, Remotes, UnreadyError
 from sriov_fast.ipam.txipam.settings import Settings, demand_allowed, parse_remote, read_token
 
 TYPE_CHECKING = False
@@ -56,7 +56,7 @@ class ServiceError(IpamError):
     """The service refused, or gave no usable answer.
 
     ``kind`` is the service's kind of error, "" if it gave none. ``uncertain``: the request may have been
-    carried out. ``final``: it was not, and a repeated request will not be either.
+    carried out in spite of the answer. ``final``: it was not, and a repeated request will not be either.
     """
 
     kind = ""
@@ -117,9 +117,17 @@ class Client:
         self.settings = settings
         self.verb = verb
         self.deadline = time.monotonic() + settings.timeout
-        self._retries = settings.retries if retries is None else retries
-        self._remotes = tuple(map(parse_remote, settings.remotes))
-        self.uncertain = False  # whether a request without a reply may still be carried out
+        self._remotes = Remotes(
+            tuple(map(parse_remote, settings.remotes)),
+            settings.trust,
+            settings.retries if retries is None else retries,
+            self.deadline,
+        )
+
+    @property
+    def uncertain(self) -> bool:
+        """Whether a request without a reply may still be carried out."""
+        return self._remotes.uncertain
 
     def allocate(self, owner: Owner) -> ServiceReply:
         """Allocate addresses for the owner, or return those that it has."""
@@ -192,31 +200,25 @@ class Client:
             fields["Authorization"] = f"Bearer {read_token(self.settings.token_file)}"
         octets = b"" if body is None else json.dumps(body)
         asked = HttpRequest(method=method, path=path, body=octets, fields=fields)
-        remotes = Remotes(self._remotes, self.settings.trust, self._retries, self.deadline)
         try:
-            remote, reply = remotes.ask(asked)
+            remote, reply = self._remotes.ask(asked)
         except AllFailedError as error:
-            raise self._failed(error, remotes) from error
-        finally:
-            self.uncertain = self.uncertain or remotes.uncertain
+            raise self._failed(error) from error
         answer = ServiceReply(self.verb, remote.url, reply)
         if reply.status not in _DONE[method]:
-            raise answer.refusal(remotes.uncertain)
+            raise answer.refusal()
         return answer
 
-    def _failed(self, error: AllFailedError, remotes: Remotes) -> ServiceError:
+    def _failed(self, error: AllFailedError) -> ServiceError:
         """Return one error for all tries."""
-        reply = getattr(error.fault, "reply", None)
-        if reply is not None:
-            return ServiceReply(self.verb, error.remote.url, reply).refusal(True)
+        if isinstance(error.fault, UnreadyError):
+            return ServiceReply(self.verb, error.remote.url, error.fault.reply).refusal()
         facts = [error.fault.advice]
-        if error.tries > 1:
-            facts.append(f"tried {error.tries} times")
+        if len(error.failed) > 1:
+            facts.append(f"tried {len(error.failed)} times")
         others = {remote.url: fault.outcome for remote, fault in error.failed if remote != error.remote}
         facts += [f"{url} {what}" for url, what in others.items()]
-        found = _error(self.verb, f"{error}", "; ".join(facts), error.fault.code)
-        found.uncertain = remotes.uncertain
-        return found
+        return _error(self.verb, str(error), "; ".join(facts), error.fault.code)
 
 
 def _error(verb: str, msg: str, details: str, code: int) -> ServiceError:
@@ -274,11 +276,8 @@ class ServiceReply:
         error.uncertain = True
         return error
 
-    def refusal(self, uncertain: bool) -> ServiceError:
-        """Return the error that the service answered with.
-
-        ``uncertain``: an earlier try may have been carried out.
-        """
+    def refusal(self) -> ServiceError:
+        """Return the error that the service answered with."""
         status = self._reply.status
         kind, detail = self._problem()
         code = ipamd_api.CODES.get(kind) or _CODES.get(status) or ipamd_api.UNEXPECTED
@@ -289,7 +288,7 @@ class ServiceReply:
             self._verb, f"{self.url} answered {kind or 'with status'} ({status}){said}", advice, code
         )
         error.kind = kind
-        error.uncertain = uncertain or status >= 500 or status < 400
+        error.uncertain = status >= 500 or status < 400
         return error
 
     def _problem(self) -> tuple[str, str]:

@@ -31,7 +31,7 @@ repeated = Repeated()
 class Remotes:
     """The remotes of a service, for one verb.
 
-    ``uncertain``: the service may have carried out a request though its reply never came.
+    ``uncertain``: the service may have carried out a request of this verb though its reply never came.
     """
 
     def __init__(self, remotes: tuple[Remote, ...], trust: Trust, retries: int, deadline: float) -> None:
@@ -40,7 +40,6 @@ class Remotes:
         self.retries = retries
         self.deadline = deadline
         self.uncertain = False
-        self.tries = 0
 
     def ask(self, asked: HttpRequest) -> tuple[Remote, HttpResponse]:
         """Return the remote that replied first, and its reply.
@@ -65,13 +64,12 @@ class Remotes:
                         left.remove(remote)
             if not left:
                 break
-        raise AllFailedError(failed, self.tries)
+        raise AllFailedError(failed)
 
     def _try(self, remote: Remote, asked: HttpRequest, last: bool) -> HttpResponse:
         """Try once, for half of the time that is left unless this is the last try."""
         now = time.monotonic()
         deadline = self.deadline if last else now + max(0.0, self.deadline - now) / 2
-        self.tries += 1
         stamp, context = pool.context(self.trust)
         key = PeerKey(host=remote.host, port=remote.port, trust=self.trust, stamp=stamp)
         reply = self._on_kept(key, asked, deadline)
@@ -141,9 +139,8 @@ class UnreadyError(TryError):
 class AllFailedError(Exception):
     """No remote replied: ``failed`` holds every try, ``fault`` is the most telling one."""
 
-    def __init__(self, failed: list[tuple[Remote, TryError]], tries: int) -> None:
+    def __init__(self, failed: list[tuple[Remote, TryError]]) -> None:
         self.failed = failed
-        self.tries = tries
         waiting = [item for item in failed if item[1].again]
         self.remote, self.fault = (waiting or failed)[-1]
         super().__init__(f"{self.remote.url} {self.fault.outcome}")

@@ -150,7 +150,7 @@ class Client:
         """
         named = {"host_ip": owner.host_ip, "pod_id": owner.pod_id, "lease": lease}
         answer = self._ask("DELETE", ipamd_api.query(owner.path, **named), key=owner.key)
-        return not lease or answer.number(ipamd_api.RELEASED) > 0
+        return not lease or bool(answer.read(lambda body: body.number(ipamd_api.RELEASED)))
 
     def release_current(self, owner: Owner) -> None:
         """Release the owner's current allocation, if it has one.
@@ -164,7 +164,7 @@ class Client:
             if error.kind != ipamd_api.NOT_FOUND:
                 raise
             return
-        self.release(owner, found.lease())
+        self.release(owner, found.read(read_lease))
 
     def held(self, network: str, host_ip: str) -> Iterator[tuple[Owner, str]]:
         """Iterate over the owners of a host in a network, with their leases."""
@@ -176,15 +176,18 @@ class Client:
 
     def _owners(self, network: str, host_ip: str, after: str) -> list[tuple[Owner, str]]:
         answer = self._ask("GET", ipamd_api.query(ipamd_api.owners(network), host_ip=host_ip, after=after))
-        owner = Owner(network=network, container_id="", ifname="", host_ip=host_ip)
-        return [
-            (owner.replace(container_id=container, ifname=ifname), lease)
-            for container, ifname, lease in answer.owners(ipamd_api.OWNERS)
-        ]
 
-    def status(self, network: str, host_ip: str) -> ServiceReply:
+        def owner(item: Keys) -> Owner:
+            container_id, ifname = item.text(ipamd_api.CONTAINER_ID), item.text(ipamd_api.IFNAME)
+            return Owner(network=network, container_id=container_id, ifname=ifname, host_ip=host_ip)
+
+        return answer.read(
+            lambda body: [(owner(item), read_lease(item)) for item in body.objects(ipamd_api.OWNERS)]
+        )
+
+    def status(self, network: str, host_ip: str) -> None:
         """Raise ServiceError unless a host's pools have a free address."""
-        return self._ask("GET", ipamd_api.query(ipamd_api.status(network), host_ip=host_ip))
+        self._ask("GET", ipamd_api.query(ipamd_api.status(network), host_ip=host_ip))
 
     def ready(self) -> None:
         """Raise ServiceError unless the service is ready."""
@@ -236,40 +239,17 @@ class ServiceReply:
         self._reply = reply
         self.url = url
 
-    def body(self) -> Keys:
-        """Return the JSON object in the reply, or raise ServiceError."""
+    def read(self, read: Callable[[Keys], T]) -> T:
+        """Return the result of ``read`` for the JSON object in the reply; ServiceError if it is invalid."""
         kind = self._reply.media_type
         if kind != ipamd_api.JSON:
-            raise self.unexpected(f"answered with {kind or 'no'} content where JSON belongs")
+            raise self._unexpected(f"answered with {kind or 'no'} content where JSON belongs")
         try:
-            return Keys(json.loads(self._reply.body, "its answer"), "its answer.")
+            return read(Keys(json.loads(self._reply.body, "its answer"), "its answer."))
         except (DecodeError, ConfigError) as error:
-            raise self.unexpected(f"cannot be understood: {error.msg}") from error
+            raise self._unexpected(f"cannot be understood: {error.msg}") from error
 
-    def number(self, key: str) -> int:
-        """Return a whole number of the answer, 0 if it is absent."""
-        return self._checked(lambda body: body.number(key) or 0)
-
-    def lease(self) -> str:
-        """Return the lease in an allocation."""
-        return self._checked(read_lease)
-
-    def owners(self, key: str) -> list[tuple[str, str, str]]:
-        """Return the (container ID, ifname, lease) of a list of owners."""
-        return self._checked(
-            lambda body: [
-                (item.text(ipamd_api.CONTAINER_ID), item.text(ipamd_api.IFNAME), read_lease(item))
-                for item in body.objects(key)
-            ]
-        )
-
-    def _checked(self, read: Callable[[Keys], T]) -> T:
-        try:
-            return read(self.body())
-        except ConfigError as error:
-            raise self.unexpected(f"cannot be understood: {error.msg}") from error
-
-    def unexpected(self, what: str) -> ServiceError:
+    def _unexpected(self, what: str) -> ServiceError:
         """Return the error for an answer that the service cannot have given."""
         advice = f"see that the remote is the address service; the answer began with {self._shown()}"
         error = _error(self._verb, f"{self.url} {what}", advice, ipamd_api.UNEXPECTED)

@@ -26,7 +26,6 @@ if TYPE_CHECKING:
 
     from sriov_fast.common.log import Logger
     from sriov_fast.ipam.builtin import Given
-    from sriov_fast.ipam.txipam.client import ServiceReply
 
 _FLUSH = 1.0  # seconds for the outbox, after the service has answered
 _FORGOTTEN = "HostIP cannot be remembered for GC"
@@ -49,7 +48,7 @@ class TxIpam(Builtin):
         self._noted(_FORGOTTEN, hosts.remember, owner.network, owner.host_ip)
         late = outbox.flush_owner(self.state_dir, owner, settings.remotes, client.deadline)
         try:
-            given = self._read(client.allocate(owner), owner)
+            given = client.allocate(owner).read(lambda body: self._allocation(body, owner))
         except ServiceError as error:
             late = max(late, self._late(client))
             if error.uncertain or late > time.time():
@@ -78,7 +77,7 @@ class TxIpam(Builtin):
         settings, owner = self._settings(), self._owner()
         known = {show_cidr(*item.cidr("address")) for item in self.given_before()}
         try:
-            given = self._read(Client(settings, "CHECK").find(owner), owner)
+            given = Client(settings, "CHECK").find(owner).read(lambda body: self._allocation(body, owner))
         except ServiceError as error:
             if error.kind != ipamd_api.NOT_FOUND:
                 raise
@@ -279,17 +278,13 @@ class TxIpam(Builtin):
             {"extra": given.extra} if given.extra else {}
         )
 
-    def _read(self, answer: ServiceReply, owner: Owner) -> Allocation:
-        """Return the validated allocation in an answer."""
-        body = answer.body()
-        try:
-            for key in ("network", "container_id", "ifname", "pod_id"):
-                if body.text(key) not in ("", getattr(owner, key)):
-                    raise wrong(body.place(key), body.get(key), f"asked for {getattr(owner, key)}", "")
-            found = Allocation(body)
-            self.one_each([ip[0] for ip, _, _ in found.ips])
-        except ConfigError as error:
-            raise answer.unexpected(f"answered with an allocation that cannot be: {error.msg}") from error
+    def _allocation(self, body: Keys, owner: Owner) -> Allocation:
+        """Return the owner's allocation, or raise ConfigError."""
+        for key in ("network", "container_id", "ifname", "pod_id"):
+            if body.text(key) not in ("", getattr(owner, key)):
+                raise wrong(body.place(key), body.get(key), f"asked for {getattr(owner, key)}", "")
+        found = Allocation(body)
+        self.one_each([ip[0] for ip, _, _ in found.ips])
         return found
 
     def _demand_room(self, client: Client) -> None:

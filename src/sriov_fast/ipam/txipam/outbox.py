@@ -236,14 +236,14 @@ class OutboxEntry:
         if self._fd >= 0:
             descriptors.close(self._fd)
 
-    def send(self, verb: str, timeout: float) -> None:
-        """Release the address, and remove the entry.
+    def send(self, verb: str, timeout: float) -> str:
+        """Release the address, and remove the entry. Raises SriovError; the entry stays then.
 
-        Raises SriovError; the entry stays then, unless the service will never accept it.
+        Returns the message of a service that will never accept the release, otherwise "".
         """
         release = self.release
         if release is None:
-            return
+            return ""
         client = Client(release.settings.replace(timeout=max(timeout, 0.001)), verb, retries=0)
         try:
             if release.lease:
@@ -251,10 +251,12 @@ class OutboxEntry:
             else:
                 client.release_current(release.owner)
         except ServiceError as error:
-            if error.final:
-                self.remove()
-            raise
+            if not error.final:
+                raise
+            self.remove()
+            return error.msg
         self.remove()
+        return ""
 
     def remove(self) -> None:
         """Remove the entry."""
@@ -289,11 +291,10 @@ def _flush_before_add(entry: OutboxEntry, remotes: tuple[str, ...], deadline: fl
         return 0.0
     if entry.release.live:
         return entry.release.due
-    same = set(entry.release.settings.remotes) & set(remotes)
     try:
         entry.send("ADD", deadline - time.monotonic())
-    except SriovError as error:
-        if same and not getattr(error, "final", False):
+    except SriovError:
+        if set(entry.release.settings.remotes) & set(remotes):
             raise
     return entry.release.due
 
@@ -356,13 +357,13 @@ def _flush_one(entry: OutboxEntry, log: Logger, deadline: float, down: set[tuple
         return True
     facts = {"containerID": release.owner.container_id, "ifname": release.owner.ifname, "file": entry.path}
     try:
-        entry.send("DEL", timeout)
+        refusal = entry.send("DEL", timeout)
     except (ServiceError, ConfigError, FileError) as error:
-        if getattr(error, "final", False):
-            log.warning("an address that was owed is not known to the service", why=error.msg, **facts)
-            return False
         down.add(remotes)
         log.warning("an address is still owed to the service", why=error.msg, **facts)
         return True
-    log.info("an address that was owed has been given back", **facts)
+    if refusal:
+        log.warning("an address that was owed is not known to the service", why=refusal, **facts)
+    else:
+        log.info("an address that was owed has been given back", **facts)
     return False

@@ -8,6 +8,7 @@ service accepts the current lease alone, and tells it.
 from __future__ import annotations
 
 import os
+from contextlib import suppress
 
 from sriov_fast.common import paths
 
@@ -26,16 +27,10 @@ def _path(run: str, owner: Owner) -> str:
 
 def remember(run: str, owner: Owner, lease: str) -> None:
     """Remember the lease of an ADD; replaces an earlier one."""
-    path = _path(run, owner)
-    _unlink(path)
-    try:
-        try:
-            os.symlink(lease, path)
-        except FileNotFoundError:
-            paths.make_directories(_directory(run, owner.network), 0o700)
-            os.symlink(lease, path)
-    except OSError:
-        pass  # the release asks the service for the lease
+    forget(run, owner)
+    with suppress(OSError):  # without the link, the release asks the service for the lease
+        paths.make_directories(_directory(run, owner.network), 0o700)
+        os.symlink(lease, _path(run, owner))
 
 
 def recall(run: str, owner: Owner) -> str:
@@ -55,17 +50,11 @@ def keep(run: str, network: str, valid: set[tuple[str, str]]) -> None:
     """Forget all leases of a network but those of the valid (container ID, ifname)."""
     kept = {f"{container}~{ifname}" for container, ifname in valid}
     directory = _directory(run, network)
-    try:
-        names = os.listdir(directory)
-    except OSError:
-        return
-    for name in names:
-        if name not in kept:
+    with suppress(OSError):
+        for name in set(os.listdir(directory)) - kept:
             _unlink(f"{directory}/{name}")
 
 
 def _unlink(path: str) -> None:
-    try:
+    with suppress(OSError):
         os.unlink(path)
-    except OSError:
-        pass

@@ -14,9 +14,12 @@ that time, unless its owner is attached then.
 
 from __future__ import annotations
 
+import _thread
 import fcntl
 import os
 import time
+from binascii import crc32
+from contextlib import suppress
 
 from sriov_fast.common import descriptors, json
 from sriov_fast.common.errors import ConfigError, DecodeError, FileError, IpamError, SriovError, is_absent
@@ -58,8 +61,6 @@ def _directory(state_dir: str, network: str) -> str:
 
 
 def _file_name(release: QueuedRelease) -> str:
-    from binascii import crc32  # late: only an ADD or DEL that went wrong comes here
-
     service = crc32(" ".join(release.settings.remotes).encode())
     return f"{release.owner.container_id}~{release.owner.ifname}~{service:08x}"
 
@@ -79,20 +80,15 @@ def enqueue(state_dir: str, release: QueuedRelease) -> None:
     known = _read(path)
     if known and known.due > release.due:
         release = release.replace(due=known.due, lease="")  # another lease may be allocated until then
-    draft = f"{directory}/.{os.getpid()}.{_thread_id()}"
+    draft = f"{directory}/.{os.getpid()}.{_thread.get_ident()}"
     try:
         _put(draft, json.dumps(_plain(release)))
         os.rename(draft, path)
     except OSError:
-        _unlink(draft)
+        with suppress(OSError):
+            os.unlink(draft)
         raise
     _sync(directory)
-
-
-def _thread_id() -> int:
-    import _thread
-
-    return _thread.get_ident()
 
 
 def _make(state_dir: str, network: str) -> str:
@@ -122,13 +118,6 @@ def _sync(directory: str) -> None:
         os.fsync(fd)
     finally:
         os.close(fd)
-
-
-def _unlink(path: str) -> None:
-    try:
-        os.unlink(path)
-    except OSError:
-        pass
 
 
 def _plain(release: QueuedRelease) -> dict[str, object]:
@@ -261,7 +250,8 @@ class OutboxEntry:
     def remove(self) -> None:
         """Remove the entry."""
         if self._is_current():
-            _unlink(self.path)
+            with suppress(OSError):
+                os.unlink(self.path)
 
 
 # --- sending

@@ -31,7 +31,7 @@ class Remote(Record):
     url: str
     host: str
     port: int
-    prefix: str = ""
+    prefix: str
 
 
 class HttpRequest(Record):
@@ -39,8 +39,8 @@ class HttpRequest(Record):
 
     method: str
     path: str
-    body: bytes = b""
-    fields: dict[str, str] = {}  # noqa: RUF012 (Value takes it out of the class; it is never modified)
+    body: bytes
+    fields: dict[str, str]
 
 
 class HttpResponse(Record):
@@ -48,7 +48,7 @@ class HttpResponse(Record):
 
     status: int
     media_type: str
-    body: bytes = b""
+    body: bytes
 
 
 class BoundedSocket(ssl.SSLSocket):

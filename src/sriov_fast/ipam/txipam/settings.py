@@ -29,8 +29,7 @@ class Settings(Record):
 
 def read_settings(ipam: Keys) -> Settings:
     """Return the settings in an ``ipam`` object, or raise ConfigError."""
-    for where, text in _remotes(ipam):
-        parse_remote(text, where)
+    remotes = _remotes(ipam)
     trust = Trust(
         ca=ipam.take("ca", absolute_path, ""),
         cert=ipam.take("cert", absolute_path, ""),
@@ -42,7 +41,7 @@ def read_settings(ipam: Keys) -> Settings:
         )
     retries = ipam.number("retries", _MOST_RETRIES)
     return Settings(
-        remotes=tuple(text for _, text in _remotes(ipam)),
+        remotes=remotes,
         trust=trust,
         token_file=ipam.take("tokenFile", absolute_path, ""),
         timeout=_timeout(ipam),
@@ -50,7 +49,7 @@ def read_settings(ipam: Keys) -> Settings:
     )
 
 
-def _remotes(ipam: Keys) -> list[tuple[str, str]]:
+def _remotes(ipam: Keys) -> tuple[str, ...]:
     value = ipam.get("remote")
     if value is None or value == []:
         raise ConfigError(f"{ipam.place('remote')} is missing", _EXAMPLE)
@@ -58,7 +57,8 @@ def _remotes(ipam: Keys) -> list[tuple[str, str]]:
     for where, item in items:
         if not isinstance(item, str):
             raise wrong(where, item, "not a string", _EXAMPLE)
-    return [(where, str(item)) for where, item in items]
+        parse_remote(item, where)
+    return tuple(text for _, text in items)
 
 
 def parse_remote(text: str, where: str = "ipam.remote") -> Remote:

@@ -151,7 +151,7 @@ def test_what_is_told_is_told_to_who_asked(node: Node, service: FakeService) -> 
     for pod in pods:
         said = node.delete(ask, pod, args=args(pod)).stderr.splitlines()
         (line,) = [line for line in said if "the address is given back later" in line]
-        assert f"containerID={pod} ifname=eth0" in line
+        assert f"containerID={pod} ifname=eth0 network={ask['name']}" in line
         assert line in log.read_text()
     service.listen_again()
     valid = {"cni.dev/valid-attachments": []}

@@ -20,22 +20,17 @@ import pytest
 import trustme
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from txipam_service import FakeService, Reply, problem
+from txipam_service import Client, FakeService, Reply, problem
 
 from harness.waiting import wait_for
-from sriov_fast.common.errors import CheckError, ConfigError, IpamError, SriovError
-from sriov_fast.common.log import Logger
-from sriov_fast.ipam.keys import Keys
+from sriov_fast.common.errors import CheckError, ConfigError
 from sriov_fast.ipam.txipam import outbox
 from sriov_fast.ipam.txipam.client import ServiceError
-from sriov_fast.ipam.txipam.plugin import TxIpam
 from sriov_fast.ipam.txipam.pool import pool
 
-ARGS = "IgnoreUnknown=1;PodID=1234;HostIP=10.55.206.20"
 FIRST = {"address": "10.55.206.46/26", "gateway": "10.55.206.1"}
 HEAD = b"HTTP/1.1 201 Created\r\nContent-Type: application/json\r\n"
 CHUNKED = HEAD + b"Transfer-Encoding: chunked\r\n\r\n"
-Make = Callable[..., TxIpam]
 Serve = Callable[..., FakeService]
 
 
@@ -70,72 +65,36 @@ def service(serve: Serve) -> FakeService:
 
 
 @pytest.fixture
-def state(tmp_path: Path) -> Path:
-    return tmp_path / "state"
+def node(service: FakeService, ca_file: str, tmp_path: Path) -> Client:
+    return Client(tmp_path, remote=service.url, ca=ca_file, retries=1, timeout=5)
 
 
-@pytest.fixture
-def tx(service: FakeService, ca_file: str, state: Path) -> Make:
-    def make(container: str = "a", *, args: str = ARGS, version: str | None = "1.1.0", **more: Any) -> TxIpam:
-        top = {key: more.pop(key) for key in tuple(more) if "." in key or key in ("prevResult", "name")}
-        ipam = {"type": "txipam", "remote": service.url, "ca": ca_file, "retries": 1, "timeout": 5} | more
-        conf = {"cniVersion": version, "name": "net1", "type": "sriov", "ipam": ipam} | top
-        conf = {key: value for key, value in conf.items() if value is not None}
-        return TxIpam(
-            keys=Keys(conf),
-            container_id=container,
-            ifname="eth0",
-            args=args,
-            runtime_dir=str(state.with_name("run")),
-            state_dir=str(state),
-        )
-
-    return make
-
-
-def failed(ipam: TxIpam, verb: str = "ADD", kind: type[SriovError] = IpamError) -> SriovError:
-    with pytest.raises(kind) as caught:
-        ipam.run(verb, 60.0)
-    assert caught.value.details
-    return caught.value
-
-
-def owed(state: Path) -> list[str]:
-    """Whose addresses are to be given back; not what is only noted for the case of a DEL."""
-    paths = [Path(path) for path in outbox.entries(str(state))]
-    return [path.name.rpartition("~")[0] for path in paths if not json.loads(path.read_text())["live"]]
-
-
-def released_while_down(tx: Make, service: FakeService, **more: Any) -> None:
+def released_while_down(node: Client, service: FakeService, **more: Any) -> None:
     """A DEL that the service does not hear of; afterwards it listens again."""
     service.stop_listening()
-    assert tx(**more).run("DEL", 10.0) is None
+    node.delete(**more)
     service.listen_again()
-
-
-def retry(state: Path, level: str = "error") -> int:
-    return outbox.flush(str(state), Logger(level), time.monotonic() + 5)
 
 
 # --- what goes well
 
 
-def test_add_says_who_asks(tx: Make, service: FakeService) -> None:
-    assert tx().run("ADD") == {"ips": [FIRST], "dns": {}}
+def test_add_says_who_asks(node: Client, service: FakeService) -> None:
+    assert node.add() == {"ips": [FIRST], "dns": {}}
     (seen,) = service.seen
     assert (seen.method, seen.path) == ("POST", "/v1/networks/net1/allocations")
     assert seen.body == {
         "container_id": "a",
         "ifname": "eth0",
-        "pod_id": "1234",
+        "pod_id": "pod-a",
         "host_ip": "10.55.206.20",
     }
-    assert seen.fields["idempotency-key"] == "net1/a/eth0/1234"
+    assert seen.fields["idempotency-key"] == "net1/a/eth0/pod-a"
     assert seen.fields["host"] == f"127.0.0.1:{service.port}"
     assert "authorization" not in seen.fields
 
 
-def test_everything_that_a_service_may_give(tx: Make, service: FakeService) -> None:
+def test_everything_that_a_service_may_give(node: Client, service: FakeService) -> None:
     service.more = {
         "ips": [FIRST, {"address": "fd00::5/64"}],
         "routes": [{"dst": "0.0.0.0/0", "gw": "10.55.206.1"}, {"dst": "fd01::/64", "gw": "fd00::1"}],
@@ -143,7 +102,7 @@ def test_everything_that_a_service_may_give(tx: Make, service: FakeService) -> N
         "extra": {"vf": 0, "vlan": 100, "mac": "02:00:00:00:00:01", "colour": "red"},
         "later": "versions may add keys",
     }
-    assert tx().run("ADD") == {
+    assert node.add() == {
         "ips": [FIRST, {"address": "fd00::5/64"}],
         "routes": service.more["routes"],
         "dns": {"nameservers": ["10.0.0.1"], "search": ["a"]},
@@ -155,61 +114,56 @@ def test_everything_that_a_service_may_give(tx: Make, service: FakeService) -> N
     ("extra", "found"), [({}, None), (None, None), ({"vf": None}, None), ({"vlan": 0}, {"vlan": 0})]
 )
 def test_only_what_was_given_is_in_extra(
-    tx: Make, service: FakeService, extra: object, found: object
+    node: Client, service: FakeService, extra: object, found: object
 ) -> None:
     service.more = {"extra": extra, "routes": None, "dns": None}
-    assert (tx().run("ADD") or {}).get("extra") == found
+    assert node.add().get("extra") == found
 
 
-def test_a_second_add_is_the_first(tx: Make, service: FakeService) -> None:
-    assert tx().run("ADD") == tx().run("ADD")
-    assert service.given == 1
-
-
-def test_del(tx: Make, service: FakeService, state: Path) -> None:
-    tx().run("ADD")
-    assert tx().run("DEL", 10.0) is None
+def test_del(node: Client, service: FakeService) -> None:
+    node.add()
+    service.allocations.clear()  # an operator released it
+    node.add()
+    node.delete()
     assert service.allocations == {}
-    assert service.methods() == ["POST", "DELETE"]
-    assert service.seen[-1].query == {"host_ip": "10.55.206.20", "pod_id": "1234", "lease": "l1"}
-    assert {seen.fields["idempotency-key"] for seen in service.seen} == {"net1/a/eth0/1234"}
-    assert tx().run("DEL", 10.0) is None  # again is no fault
-    assert owed(state) == []
-    assert list(state.parent.glob("run/leases/*/*")) == []
+    assert service.methods() == ["POST", "POST", "DELETE"]
+    assert service.seen[-1].query == {"host_ip": "10.55.206.20", "pod_id": "pod-a", "lease": "l2"}
+    assert {seen.fields["idempotency-key"] for seen in service.seen} == {"net1/a/eth0/pod-a"}
+    node.delete()  # again is no fault
+    assert node.owed() == []
+    assert list(node.runtime.glob("leases/*/*")) == []
 
 
-def test_a_del_that_can_write_nothing_down_tells_its_fault(
-    tx: Make, service: FakeService, state: Path
-) -> None:
-    state.write_text("no directory")
+def test_a_del_that_can_write_nothing_down_tells_its_fault(node: Client, service: FakeService) -> None:
+    node.state.write_text("no directory")
     service.stop_listening()
-    error = failed(tx(), "DEL")
+    error = node.fails(verb="DEL")
     assert (error.code, "refuses connections" in error.msg) == (11, True)
     assert "cannot be noted for later" in error.details
 
 
-def test_check(tx: Make, service: FakeService) -> None:
-    found = tx().run("ADD")
-    tx(prevResult=found).run("CHECK")
+def test_check(node: Client, service: FakeService) -> None:
+    found = node.add()
+    node.run("CHECK", prevResult=found)
     more = {"ips": [FIRST | {"interface": 0}, {"address": "192.0.2.1/24"}]}
-    tx(prevResult=more).run("CHECK")
+    node.run("CHECK", prevResult=more)
     assert service.seen[-1].query == {"host_ip": "10.55.206.20"}
-    other = failed(tx(prevResult={"ips": [{"address": "10.55.206.47/26"}]}), "CHECK", CheckError)
+    other = node.fails(prevResult={"ips": [{"address": "10.55.206.47/26"}]}, verb="CHECK", kind=CheckError)
     assert "lacks 10.55.206.46/26" in other.msg
     assert service.url in other.msg
-    gone = failed(tx("b", prevResult=found), "CHECK", CheckError)
+    gone = node.fails("b", prevResult=found, verb="CHECK", kind=CheckError)
     assert (gone.code, "never heard of it" in gone.msg) == (103, True)
-    assert failed(tx(), "CHECK", ConfigError).msg == "prevResult is missing"
+    assert node.fails(verb="CHECK", kind=ConfigError).msg == "prevResult is missing"
 
 
-def test_status(tx: Make, service: FakeService) -> None:
-    tx(args="").run("STATUS")
+def test_status(node: Client, service: FakeService) -> None:
+    node.run("STATUS", args="")
     assert [seen.path for seen in service.seen] == ["/readyz"]  # no host is known yet
-    tx().run("ADD")
-    tx(args="").run("STATUS")
+    node.add()
+    node.run("STATUS", args="")
     assert service.seen[-1].path == "/v1/networks/net1/status"
     assert service.seen[-1].query == {"host_ip": "10.55.206.20"}
-    tx(args="", hostIP="10.0.0.9").run("STATUS")
+    node.run("STATUS", args="", hostIP="10.0.0.9")
     assert service.seen[-1].query == {"host_ip": "10.0.0.9"}
 
 
@@ -224,70 +178,57 @@ def test_status(tx: Make, service: FakeService) -> None:
     ],
 )
 def test_status_of_a_service_that_cannot(
-    tx: Make, service: FakeService, at: int, fault: Any, code: int, words: str
+    node: Client, service: FakeService, at: int, fault: Any, code: int, words: str
 ) -> None:
-    tx().run("ADD")
+    node.add()
     service.drop_connections()
     service.faults.extend([None] * at + [fault])
-    error = failed(tx(args=""), "STATUS")
+    error = node.fails(args="", verb="STATUS")
     assert (error.code, words in error.msg) == (code, True), error.msg
 
 
-def test_status_of_a_service_that_is_down(tx: Make, service: FakeService) -> None:
-    service.stop_listening()
-    error = failed(tx(), "STATUS")
-    assert (error.code, error.msg) == (50, f"IPAM txipam, STATUS: {service.url} refuses connections")
-
-
-def test_one_host_with_room_is_enough(tx: Make, service: FakeService) -> None:
+def test_one_host_with_room_is_enough(node: Client, service: FakeService) -> None:
     for host in ("10.0.0.1", "10.0.0.2"):
-        tx(host, args=f"PodID=1;HostIP={host}").run("ADD")
+        node.add(host, args=f"PodID=1;HostIP={host}")
     service.faults.extend([None, problem(404, "unknown-host")])
-    tx(args="").run("STATUS")
+    node.run("STATUS", args="")
 
 
 def valid(*containers: str) -> dict[str, Any]:
     return {"cni.dev/valid-attachments": [{"containerID": name, "ifname": "eth0"} for name in containers]}
 
 
-def test_gc(tx: Make, service: FakeService) -> None:
+def test_gc(node: Client, service: FakeService) -> None:
     for name in ("a", "b", "c"):
-        tx(name).run("ADD")
-    tx("d", args="PodID=9;HostIP=10.55.206.21").run("ADD")
+        node.add(name)
+    node.add("elsewhere", name="net2")
+    node.add("d", args="PodID=9;HostIP=10.55.206.21")
     other_node = service.allocations["net1", "d", "eth0"] | {"host_ip": "10.55.206.99"}
     service.allocations["net1", "d", "eth0"] = other_node
-    tx("", args="", **valid("b")).run("GC")
-    assert sorted(owner[1] for owner in service.allocations) == ["b", "d"]
+    node.run("GC", "", args="", **valid("b"))
+    assert sorted(owner[1] for owner in service.allocations) == ["b", "d", "elsewhere"]
+    remembered = sorted(path.name for path in node.runtime.glob("leases/*/*"))
+    assert remembered == ["b~eth0", "elsewhere~eth0"]
     asked = [seen.query for seen in service.seen if seen.method != "POST"]
     pages = [query.get("lease", query.get("after", "")) for query in asked[:5]]
     assert pages == ["", "l1", "b/eth0", "l3", "c/eth0"]
     assert {query["host_ip"] for query in asked} == {"10.55.206.20", "10.55.206.21"}
-    tx("", args="", hostIP="10.55.206.99", **valid("b")).run("GC")
-    assert sorted(owner[1] for owner in service.allocations) == ["b"]
+    node.run("GC", "", args="", hostIP="10.55.206.99", **valid("b"))
+    assert sorted(owner[1] for owner in service.allocations) == ["b", "elsewhere"]
 
 
-def test_gc_without_a_list_or_a_host(tx: Make, service: FakeService) -> None:
-    assert "valid-attachments is missing" in failed(tx("", args=""), "GC", ConfigError).msg
-    tx("", args="", **valid()).run("GC")
+def test_gc_without_a_list_or_a_host(node: Client, service: FakeService) -> None:
+    assert "valid-attachments is missing" in node.fails("", args="", verb="GC", kind=ConfigError).msg
+    node.run("GC", "", args="", **valid())
     assert service.seen == []
 
 
-def test_gc_tells_what_failed_and_does_the_rest(tx: Make, service: FakeService) -> None:
+def test_gc_tells_what_failed_and_does_the_rest(node: Client, service: FakeService) -> None:
     for host in ("10.0.0.1", "10.0.0.2", "10.0.0.3"):
-        tx(host, args=f"PodID=1;HostIP={host}").run("ADD")
+        node.add(host, args=f"PodID=1;HostIP={host}")
     service.faults.extend([problem(404, "unknown-network"), Reply(500)])
-    assert failed(tx("", args="", **valid()), "GC").code == 11
+    assert node.fails("", args="", **valid(), verb="GC").code == 11
     assert sorted(owner[1] for owner in service.allocations) == ["10.0.0.1", "10.0.0.2"]
-
-
-def test_a_late_gc_takes_no_new_address(tx: Make, service: FakeService) -> None:
-    """What a GC asked for and has not come yet names what it takes."""
-    tx().run("ADD")
-    tx("", args="", **valid()).run("GC")
-    tx().run("ADD")
-    (late,) = [seen for seen in service.seen if seen.method == "DELETE"]
-    service.act(late)
-    assert len(service.allocations) == 1
 
 
 # --- what is configured
@@ -337,9 +278,8 @@ def test_a_late_gc_takes_no_new_address(tx: Make, service: FakeService) -> None:
     ],
 )
 def test_what_cannot_be_asked(
-    tx: Make,
+    node: Client,
     service: FakeService,
-    state: Path,
     tmp_path: Path,
     ca_file: str,
     more: dict[str, Any],
@@ -351,100 +291,93 @@ def test_what_cannot_be_asked(
         key: value.replace("TOP", str(tmp_path)) if isinstance(value, str) else value
         for key, value in more.items()
     }
-    error = failed(tx(**more), "ADD", ConfigError)
+    error = node.fails(**more, kind=ConfigError)
     assert (error.code, words in error.msg) == (7, True), error.msg
     assert service.seen == []
-    assert owed(state) == []
+    assert node.owed() == []
 
 
-def test_keys_of_cni_args_in_any_case(tx: Make, service: FakeService) -> None:
-    tx(args="podid=p1;HOSTIP=fd00:0:0::1").run("ADD")
+def test_keys_of_cni_args_in_any_case(node: Client, service: FakeService) -> None:
+    node.add(args="podid=p1;HOSTIP=fd00:0:0::1")
     assert (service.seen[-1].body["pod_id"], service.seen[-1].body["host_ip"]) == ("p1", "fd00::1")
-    tx("b", args="K8S_POD_UID=u1;HostIP=10.0.0.1").run("ADD")
+    node.add("b", args="K8S_POD_UID=u1;HostIP=10.0.0.1")
     assert service.seen[-1].body["pod_id"] == "u1"
-    tx("c", args="K8S_POD_UID=u1;PodID=p2", hostIP="10.0.0.2").run("ADD")
+    node.add("c", args="K8S_POD_UID=u1;PodID=p2", hostIP="10.0.0.2")
     assert (service.seen[-1].body["pod_id"], service.seen[-1].body["host_ip"]) == ("p2", "10.0.0.2")
 
 
-def test_long_and_foreign_identifiers(tx: Make, service: FakeService) -> None:
+def test_long_and_foreign_identifiers(node: Client, service: FakeService) -> None:
     pod = "ü" * 253
-    tx(args=f"PodID={pod};HostIP=10.0.0.1").run("ADD")
+    node.add(args=f"PodID={pod};HostIP=10.0.0.1")
     assert service.seen[-1].body["pod_id"] == pod
     key = service.seen[-1].fields["idempotency-key"]
     assert len(key) <= 200
-    tx(args=f"PodID={pod[:-1]}u;HostIP=10.0.0.1").run("DEL")
-    tx(args=f"PodID={pod[:-1]}u;HostIP=10.0.0.1").run("ADD")
+    node.delete(args=f"PodID={pod[:-1]}u;HostIP=10.0.0.1")
+    node.add(args=f"PodID={pod[:-1]}u;HostIP=10.0.0.1")
     assert service.seen[-1].fields["idempotency-key"] != key
 
 
-def test_a_path_before_the_interface(tx: Make, service: FakeService) -> None:
+def test_a_path_before_the_interface(node: Client, service: FakeService) -> None:
     service.faults.append(Reply(201, {"ips": [FIRST]}))
-    tx(remote=f"{service.url}/some/where/").run("ADD")
+    node.add(remote=f"{service.url}/some/where/")
     assert service.seen[-1].path == "/some/where/v1/networks/net1/allocations"
 
 
-def test_del_without_arguments_uses_what_was_remembered(tx: Make, service: FakeService) -> None:
-    tx().run("ADD")
-    tx(args="").run("DEL", 10.0)
+def test_del_without_arguments_uses_what_was_remembered(node: Client, service: FakeService) -> None:
+    node.add()
+    node.delete(args="")
     assert service.allocations == {}
     assert service.seen[-1].query == {"host_ip": "10.55.206.20", "lease": "l1"}
 
 
-def test_del_of_what_nobody_remembers_asks_all_the_same(tx: Make, service: FakeService) -> None:
-    assert tx(args="").run("DEL", 10.0) is None
+def test_del_of_what_nobody_remembers_asks_all_the_same(node: Client, service: FakeService) -> None:
+    node.delete(args="")
     assert [(seen.method, seen.query) for seen in service.seen] == [("GET", {})]
 
 
-def test_del_of_what_is_not_remembered_asks_for_the_lease(
-    tx: Make, service: FakeService, state: Path
-) -> None:
-    tx().run("ADD")
-    shutil.rmtree(state.with_name("run"))
-    assert tx().run("DEL", 10.0) is None
+@pytest.mark.parametrize("lease", ["l1", ""])
+def test_del_asks_for_a_lease_that_is_not_remembered(node: Client, service: FakeService, lease: str) -> None:
+    """The node has forgotten it, or the service gives none."""
+    service.more = {"lease": lease}
+    node.add()
+    if lease:
+        shutil.rmtree(node.runtime)
+    node.delete()
     assert service.methods() == ["POST", "GET", "DELETE"]
-    assert service.seen[-1].query["lease"] == "l1"
+    assert service.seen[-1].query.get("lease", "") == lease
     assert service.allocations == {}
 
 
-def test_del_with_a_lease_that_is_not_current_any_more(tx: Make, service: FakeService, state: Path) -> None:
+def test_del_with_a_lease_that_is_not_current_any_more(node: Client, service: FakeService) -> None:
     """An operator released it, and the same owner got another that could not be remembered."""
-    tx().run("ADD")
+    node.add()
     service.allocations.clear()
-    leases = state.with_name("run") / "leases/net1"
-    leases.rename(state / "away")
+    leases = node.runtime / "leases/net1"
+    leases.rename(node.state / "away")
     leases.write_text("no directory")
-    tx().run("ADD")
+    node.add()
     leases.unlink()
-    (state / "away").rename(leases)
-    assert tx().run("DEL", 10.0) is None
+    (node.state / "away").rename(leases)
+    node.delete()
     assert [seen.query.get("lease") for seen in service.seen if seen.method == "DELETE"] == ["l1", "l2"]
     assert service.allocations == {}
 
 
-def test_a_service_without_leases(tx: Make, service: FakeService) -> None:
-    service.more = {"lease": ""}
-    tx().run("ADD")
-    assert tx().run("DEL", 10.0) is None
-    assert service.methods() == ["POST", "GET", "DELETE"]
-    assert "lease" not in service.seen[-1].query
-    assert service.allocations == {}
-
-
-def test_a_token(tx: Make, service: FakeService, ca_file: str, tmp_path: Path) -> None:
+def test_a_token(node: Client, service: FakeService, ca_file: str, tmp_path: Path) -> None:
     token = tmp_path / "token"
     ca = shutil.copy(ca_file, tmp_path / "ca.pem")
     for text in ("first", "second"):
         token.write_text(f"{text}\n")
-        tx(tokenFile=str(token), ca=str(ca)).run("ADD")
+        node.add(tokenFile=str(token), ca=str(ca))
         assert service.seen[-1].fields["authorization"] == f"Bearer {text}"
     token.write_text("two words\r\nX-Header: 1")
-    assert "holds no token" in failed(tx(tokenFile=str(token), ca=str(ca)), "ADD", ConfigError).msg
+    assert "holds no token" in node.fails(tokenFile=str(token), ca=str(ca), kind=ConfigError).msg
 
 
 # --- TLS
 
 
-def test_client_certificate(tx: Make, ca: trustme.CA, serve: Serve, tmp_path: Path) -> None:
+def test_client_certificate(node: Client, ca: trustme.CA, serve: Serve, tmp_path: Path) -> None:
     service = serve(clients=ca)
     pair = ca.issue_cert("10.55.206.20")
     cert, key, both, other = (
@@ -454,13 +387,13 @@ def test_client_certificate(tx: Make, ca: trustme.CA, serve: Serve, tmp_path: Pa
     pair.private_key_pem.write_to_path(key)
     pair.private_key_and_cert_chain_pem.write_to_path(both)
     trustme.CA().issue_cert("10.55.206.20").private_key_and_cert_chain_pem.write_to_path(other)
-    assert tx(remote=service.url, cert=cert, key=key).run("ADD")
-    assert tx("b", remote=service.url, cert=both).run("ADD")
+    node.add(remote=service.url, cert=cert, key=key)
+    node.add("b", remote=service.url, cert=both)
     for more in ({}, {"cert": other}):
-        refused = failed(tx("c", remote=service.url, **more))
+        refused = node.fails("c", remote=service.url, **more)
         assert (refused.code, "refused our certificate" in refused.msg) == (7, True), refused.msg
         assert "ipam.cert" in refused.details
-    mixed = failed(tx(remote=service.url, cert=other, key=key), "ADD", ConfigError)
+    mixed = node.fails(remote=service.url, cert=other, key=key, kind=ConfigError)
     assert "key values mismatch" in mixed.msg
 
 
@@ -472,49 +405,46 @@ def test_client_certificate(tx: Make, ca: trustme.CA, serve: Serve, tmp_path: Pa
     ],
 )
 def test_certificates_that_are_not_good(
-    tx: Make, serve: Serve, state: Path, names: tuple[str, ...], days: int, words: str
+    node: Client, serve: Serve, names: tuple[str, ...], days: int, words: str
 ) -> None:
     until = datetime.datetime.now(datetime.UTC) + datetime.timedelta(days=days)
     service = serve(*names, not_after=until)
-    error = failed(tx(remote=service.url))
+    error = node.fails(remote=service.url)
     assert (error.code, words in error.msg, service.url in error.msg) == (111, True, True), error.msg
     assert service.seen == []
     assert service.connections == 1  # waiting does not mend it
-    assert owed(state) == []
+    assert node.owed() == []
 
 
-def test_names_are_checked(tx: Make, serve: Serve) -> None:
-    by_name, by_ip = serve("localhost"), serve("127.0.0.1")
-    assert tx(remote=f"https://localhost:{by_name.port}").run("ADD")
-    error = failed(tx("b", remote=f"https://localhost:{by_ip.port}"))
-    assert (error.code, "is not for localhost" in error.msg) == (111, True), error.msg
+def test_a_certificate_for_a_name(node: Client, serve: Serve) -> None:
+    node.add(remote=f"https://localhost:{serve('localhost').port}")
 
 
-def test_another_authority(tx: Make, serve: Serve) -> None:
+def test_another_authority(node: Client, serve: Serve) -> None:
     service = serve(authority=trustme.CA())
     for more in ({}, {"ca": None}):  # ours, and the system's
-        error = failed(tx(remote=service.url, **more))
+        error = node.fails(remote=service.url, **more)
         assert (error.code, "certificate" in error.msg) == (111, True), error.msg
     assert service.seen == []
 
 
 @pytest.mark.filterwarnings("ignore:ssl.TLSVersion")
-def test_tls_1_2_is_the_oldest(tx: Make, serve: Serve) -> None:
-    error = failed(tx(remote=serve(newest=ssl.TLSVersion.TLSv1_1).url))
+def test_tls_1_2_is_the_oldest(node: Client, serve: Serve) -> None:
+    error = node.fails(remote=serve(newest=ssl.TLSVersion.TLSv1_1).url)
     assert (error.code, "TLS 1.2" in error.msg) == (111, True), error.msg
-    assert tx(remote=serve(newest=ssl.TLSVersion.TLSv1_2).url).run("ADD")
+    node.add(remote=serve(newest=ssl.TLSVersion.TLSv1_2).url)
 
 
-def test_a_new_ca_file_is_read(tx: Make, ca: trustme.CA, tmp_path: Path) -> None:
+def test_a_new_ca_file_is_read(node: Client, ca: trustme.CA, tmp_path: Path) -> None:
     path = tmp_path / "ca.pem"
     trustme.CA().cert_pem.write_to_path(str(path))
-    assert failed(tx(ca=str(path))).code == 111
+    assert node.fails(ca=str(path)).code == 111
     path.unlink()
     ca.cert_pem.write_to_path(str(path))
-    assert tx(ca=str(path)).run("ADD")
+    node.add(ca=str(path))
     path.unlink()
     trustme.CA().cert_pem.write_to_path(str(path))
-    assert failed(tx("b", ca=str(path))).code == 111  # in spite of the connection that is there
+    assert node.fails("b", ca=str(path)).code == 111  # in spite of the connection that is there
 
 
 def plain_server(answer: bytes) -> socket.socket:
@@ -536,90 +466,88 @@ def plain_server(answer: bytes) -> socket.socket:
 
 
 @pytest.mark.parametrize(
-    "answer", [b"HTTP/1.1 400 Bad Request\r\n\r\n", b"SSH-2.0-OpenSSH_9\r\n", b"\0" * 64]
+    ("answer", "code", "words"),
+    [
+        (b"HTTP/1.1 400 Bad Request\r\n\r\n", 111, "does not speak TLS"),
+        (b"SSH-2.0-OpenSSH_9\r\n", 111, "does not speak TLS"),
+        (b"\0" * 64, 111, "does not speak TLS"),
+        (b"", 11, "during the TLS handshake"),
+    ],
 )
-def test_no_tls_at_all(tx: Make, answer: bytes) -> None:
+def test_no_tls_at_all(node: Client, answer: bytes, code: int, words: str) -> None:
     with plain_server(answer) as listener:
-        error = failed(tx(remote=f"https://127.0.0.1:{listener.getsockname()[1]}"))
-    assert (error.code, "does not speak TLS" in error.msg) == (111, True), error.msg
-
-
-def test_cut_in_the_handshake(tx: Make) -> None:
-    with plain_server(b"") as listener:
-        error = failed(tx(remote=f"https://127.0.0.1:{listener.getsockname()[1]}"))
-    assert (error.code, "during the TLS handshake" in error.msg) == (11, True), error.msg
-    assert "tried 2 times" in error.details
+        error = node.fails(remote=f"https://127.0.0.1:{listener.getsockname()[1]}")
+    assert (error.code, words in error.msg) == (code, True), error.msg
+    assert ("tried 2 times" in error.details) == (code == 11)
 
 
 # --- faults of the service
 
 
 @pytest.mark.parametrize("fault", ["hang", "drip"])
-def test_slow(tx: Make, service: FakeService, state: Path, fault: str) -> None:
+def test_slow(node: Client, service: FakeService, fault: str) -> None:
     service.always = fault
     start = time.monotonic()
-    error = failed(tx(timeout=0.4))
+    error = node.fails(timeout=0.4)
     assert time.monotonic() - start < 20
     assert (error.code, "has not answered within" in error.msg) == (11, True), error.msg
-    assert owed(state) == ["a~eth0"]  # it may have given one
+    assert node.owed() == ["a~eth0"]  # it may have given one
 
 
-def test_nobody_answers_at_all(tx: Make) -> None:
+def test_nobody_answers_at_all(node: Client) -> None:
     with socket.create_server(("127.0.0.1", 0)) as listener:  # accepts in the kernel, and that is all
         start = time.monotonic()
-        error = failed(tx(remote=f"https://127.0.0.1:{listener.getsockname()[1]}", timeout=0.4))
+        error = node.fails(remote=f"https://127.0.0.1:{listener.getsockname()[1]}", timeout=0.4)
         assert time.monotonic() - start < 20
     assert (error.code, "TLS handshake within" in error.msg) == (11, True), error.msg
 
 
-def test_an_unknown_name(tx: Make) -> None:
-    error = failed(tx(remote="https://nowhere.invalid"))
+def test_an_unknown_name(node: Client) -> None:
+    error = node.fails(remote="https://nowhere.invalid")
     assert (error.code, "could not be looked up" in error.msg) == (11, True), error.msg
 
 
 @pytest.mark.parametrize("fault", ["lose", "cut", "refuse"])
 @pytest.mark.parametrize("kept", [False, True])
-def test_a_lost_reply_costs_no_address(
-    tx: Make, service: FakeService, state: Path, fault: str, kept: bool
-) -> None:
+def test_a_lost_reply_costs_no_address(node: Client, service: FakeService, fault: str, kept: bool) -> None:
     if kept:
-        tx("before").run("STATUS")
+        node.run("STATUS", "before")
     before = service.given
     service.faults.append(fault)
-    found = tx().run("ADD")
+    found = node.add()
     keys = {seen.fields["idempotency-key"] for seen in service.seen if seen.method == "POST"}
     assert (service.given - before, len(keys), service.methods().count("POST")) == (1, 1, 2)
     assert found
     assert found["ips"][0]["address"] == service.addresses()[0]
-    assert owed(state) == []
+    assert node.owed() == []
 
 
 @pytest.mark.parametrize("fault", ["lose", "cut"])
 def test_replies_that_never_come_leave_nothing(
-    tx: Make, service: FakeService, state: Path, fault: str, monkeypatch: pytest.MonkeyPatch
+    node: Client, service: FakeService, fault: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(outbox, "IN_FLIGHT", 1.0)
     service.faults.extend([fault, fault])
-    error = failed(tx())
+    error = node.fails()
     assert (error.code, "closed the connection before" in error.msg) == (11, True), error.msg
     assert service.methods() == ["POST", "POST", "GET", "DELETE"]
     assert service.allocations == {}
     service.act(service.seen[0])  # the request was still on its way
-    assert owed(state) == ["a~eth0"]
-    wait_for(lambda: retry(state) == 0, "it is still awaited")
+    assert node.owed() == ["a~eth0"]
+    wait_for(lambda: node.flush() == 0, "it is still awaited")
     assert service.allocations == {}
 
 
-def test_what_may_be_on_its_way_is_awaited(tx: Make, service: FakeService, state: Path) -> None:
+def test_what_may_be_on_its_way_is_awaited(node: Client, service: FakeService) -> None:
     service.faults.extend(["lose", "lose"])
-    failed(tx())
-    assert retry(state) == 1  # not yet
-    assert tx().run("DEL", 10.0) is None
-    assert owed(state) == ["a~eth0"]  # that DEL may have been faster, too
-    assert tx().run("ADD")
-    assert owed(state) == []
+    node.fails()
+    assert node.flush() == 1  # not yet
+    node.delete()
+    assert node.owed() == ["a~eth0"]  # that DEL may have been faster, too
+    node.add()
+    assert node.owed() == []
     assert len(service.allocations) == 1
-    assert retry(state) == 0
+    assert node.flush() == 0
     assert len(service.allocations) == 1
 
 
@@ -658,15 +586,15 @@ def test_what_may_be_on_its_way_is_awaited(tx: Make, service: FakeService, state
         (problem(404, "exhausted"), "answered with status (404)"),  # such a kind is not a 404
     ],
 )
-def test_what_no_service_answers(tx: Make, service: FakeService, fault: Any, words: str) -> None:
+def test_what_no_service_answers(node: Client, service: FakeService, fault: Any, words: str) -> None:
     service.faults.append(fault)
-    error = failed(tx())
+    error = node.fails()
     assert (error.code, words in error.msg, service.url in error.msg) == (112, True, True), error.msg
     assert service.allocations == {}
 
 
 @pytest.mark.parametrize("share", [0.02, 0.2, 0.4, 0.6, 0.98])
-def test_a_reply_that_ends_early_is_lost(tx: Make, service: FakeService, share: float) -> None:
+def test_a_reply_that_ends_early_is_lost(node: Client, service: FakeService, share: float) -> None:
     """Also where TLS is closed in order, and within the header fields, a chunk or the trailer."""
     body = json.dumps({"ips": [FIRST]}).encode()
     chunked = CHUNKED + b"%x\r\n" % len(body) + body + b"\r\n0\r\nX-Trailer: 1\r\n\r\n"
@@ -674,23 +602,23 @@ def test_a_reply_that_ends_early_is_lost(tx: Make, service: FakeService, share: 
     for whole in (chunked, framed):
         service.faults.append(whole[: int(len(whole) * share)])
         pool.clear()  # a request that is cut off on a kept connection is repeated
-        error = failed(tx(f"a{len(service.seen)}", retries=0))
+        error = node.fails(f"a{len(service.seen)}", retries=0)
         assert (error.code, "before its answer was complete" in error.msg) == (11, True), error.msg
         service.faults.append(whole)
-        assert tx(f"a{len(service.seen)}").run("ADD")
+        node.add(f"a{len(service.seen)}")
 
 
-def test_a_body_up_to_the_end_of_the_connection(tx: Make, service: FakeService) -> None:
+def test_a_body_up_to_the_end_of_the_connection(node: Client, service: FakeService) -> None:
     service.faults.append(HEAD + b"\r\n" + json.dumps({"ips": [FIRST]}).encode())
-    assert tx().run("ADD")
+    node.add()
 
 
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.binary(max_size=200), st.sampled_from([b"", HEAD, CHUNKED]))
-def test_any_bytes_are_an_error(tx: Make, service: FakeService, octets: bytes, begin: bytes) -> None:
+def test_any_bytes_are_an_error(node: Client, service: FakeService, octets: bytes, begin: bytes) -> None:
     pool.clear()  # a request that is cut off on a kept connection is repeated
     service.faults.append(begin + octets)
-    assert failed(tx(f"a{len(service.seen)}", retries=0), kind=ServiceError).code in (11, 112)
+    assert node.fails(f"a{len(service.seen)}", retries=0, kind=ServiceError).code in (11, 112)
 
 
 @pytest.mark.parametrize(
@@ -714,22 +642,22 @@ def test_any_bytes_are_an_error(tx: Make, service: FakeService, octets: bytes, b
     ],
 )
 def test_allocations_that_cannot_be(
-    tx: Make, service: FakeService, state: Path, more: dict[str, Any], words: str
+    node: Client, service: FakeService, more: dict[str, Any], words: str
 ) -> None:
     service.more = more
-    error = failed(tx())
+    error = node.fails()
     assert (error.code, words in error.msg) == (112, True), error.msg
     if "lease" in more:  # then nobody can name it
-        assert owed(state) == ["a~eth0"]
+        assert node.owed() == ["a~eth0"]
     else:
         assert service.allocations == {}  # it was given back
 
 
-def test_more_than_a_legacy_version_holds(tx: Make, service: FakeService) -> None:
+def test_more_than_a_legacy_version_holds(node: Client, service: FakeService) -> None:
     service.more = {"ips": [FIRST, FIRST | {"address": "10.55.206.47/26"}]}
-    error = failed(tx(version="0.2.0"))
+    error = node.fails(cniVersion="0.2.0")
     assert (error.code, "no more than one address" in error.msg) == (112, True), error.msg
-    assert tx(version="0.3.1").run("ADD")
+    node.add(cniVersion="0.3.1")
 
 
 @pytest.mark.parametrize(
@@ -748,94 +676,95 @@ def test_more_than_a_legacy_version_holds(tx: Make, service: FakeService) -> Non
     ],
 )
 def test_refusals_are_not_repeated(
-    tx: Make, service: FakeService, state: Path, fault: Reply, code: int, words: str
+    node: Client, service: FakeService, fault: Reply, code: int, words: str
 ) -> None:
     service.always = fault
-    error = failed(tx())
+    error = node.fails()
     assert (error.code, words in error.msg, service.url in error.msg) == (code, True, True), error.msg
     assert service.methods() == ["POST"]
-    assert owed(state) == []
+    assert node.owed() == []
 
 
 @pytest.mark.parametrize(("status", "tries"), [(500, 1), (501, 1), (502, 2), (503, 2), (504, 2)])
-def test_server_errors(tx: Make, service: FakeService, status: int, tries: int) -> None:
+def test_server_errors(node: Client, service: FakeService, status: int, tries: int) -> None:
     service.always = problem(status, "unavailable", "no database") if status == 503 else Reply(status)
-    error = failed(tx())
+    error = node.fails()
     assert (error.code, str(status) in error.msg) == (11, True), error.msg
     assert service.methods().count("POST") == tries
     assert status != 503 or "no database" in error.msg
 
 
-def test_service_that_comes_back(tx: Make, service: FakeService) -> None:
+def test_service_that_comes_back(node: Client, service: FakeService) -> None:
     service.faults.extend([problem(503, "unavailable"), Reply(502), "refuse"])
-    assert tx(retries=3).run("ADD")
+    node.add(retries=3)
 
 
 # --- several remotes
 
 
-def test_the_next_remote_serves(tx: Make, service: FakeService) -> None:
+def test_the_next_remote_serves(node: Client, service: FakeService) -> None:
     with socket.create_server(("127.0.0.1", 0)) as listener:
         dead = f"https://127.0.0.1:{listener.getsockname()[1]}"
-    assert tx(remote=[dead, service.url], retries=0).run("ADD")
-    assert tx("b", remote=[service.url, dead], retries=0).run("ADD")
+    node.add(remote=[dead, service.url], retries=0)
+    node.add("b", remote=[service.url, dead], retries=0)
 
 
-def test_a_remote_that_hangs_leaves_time_for_the_next(tx: Make, service: FakeService, serve: Serve) -> None:
+def test_a_remote_that_hangs_leaves_time_for_the_next(
+    node: Client, service: FakeService, serve: Serve
+) -> None:
     slow = serve()
     slow.always = "hang"
-    assert tx(remote=[slow.url, service.url], timeout=1, retries=0).run("ADD")
+    node.add(remote=[slow.url, service.url], timeout=1, retries=0)
 
 
-def test_all_remotes_are_named(tx: Make, service: FakeService, serve: Serve, state: Path) -> None:
+def test_all_remotes_are_named(node: Client, service: FakeService, serve: Serve) -> None:
     stranger = serve(authority=trustme.CA())
     service.stop_listening()
-    error = failed(tx(remote=[service.url, stranger.url]))
+    error = node.fails(remote=[service.url, stranger.url])
     assert (error.code, f"{service.url} refuses connections" in error.msg) == (11, True), error.msg
     assert f"{stranger.url} showed a certificate" in error.details
     assert "tried 3 times" in error.details  # the one twice, the other once
     assert stranger.connections == 1  # its certificate will not change
-    assert owed(state) == []  # nobody can have given anything
+    assert node.owed() == []  # nobody can have given anything
 
 
 # --- connections that are kept
 
 
-def test_one_connection_serves_many(tx: Make, service: FakeService) -> None:
+def test_one_connection_serves_many(node: Client, service: FakeService) -> None:
     for name in "abc":
-        tx(name).run("ADD")
-        tx(name).run("DEL", 10.0)
+        node.add(name)
+        node.delete(name)
     assert service.connections == 1
 
 
-def test_a_stale_connection_is_replaced(tx: Make, service: FakeService) -> None:
+def test_a_stale_connection_is_replaced(node: Client, service: FakeService) -> None:
     service.faults.append("close")
-    tx("a").run("ADD")
-    tx("b", retries=0).run("ADD")
+    node.add("a")
+    node.add("b", retries=0)
     service.drop_connections()
-    tx("c", retries=0).run("ADD")
+    node.add("c", retries=0)
     service.faults.append("refuse")  # closed between our looking and our asking
-    tx("d", retries=0).run("ADD")
+    node.add("d", retries=0)
     assert service.connections == 4
     assert len(service.allocations) == 4
 
 
-def test_what_nobody_asked_for_is_no_reply(tx: Make, service: FakeService) -> None:
+def test_what_nobody_asked_for_is_no_reply(node: Client, service: FakeService) -> None:
     service.faults.append("repeat")
-    tx("a").run("ADD")
-    found = tx("b").run("ADD")
-    assert found
+    node.add("a")
+    found = node.add("b")
     assert found["ips"][0]["address"] == service.addresses()[1]
 
 
-def test_threads_share_the_pool(tx: Make, service: FakeService) -> None:
+def test_threads_share_the_pool(node: Client, service: FakeService) -> None:
     names = [f"c{number}" for number in range(40)]
 
     def work(name: str) -> None:
-        found = tx(name).run("ADD")
+        found = node.add(name)
         assert found
-        tx(name, prevResult=found).run("CHECK")
-        assert tx(name).run("DEL", 20.0) is None
+        node.run("CHECK", name, prevResult=found)
+        node.delete(name)
 
     with ThreadPoolExecutor(8) as threads:
         list(threads.map(work, names))
@@ -843,16 +772,16 @@ def test_threads_share_the_pool(tx: Make, service: FakeService) -> None:
     assert service.connections <= 8
 
 
-def test_a_child_has_no_part_in_the_connections(tx: Make, service: FakeService) -> None:
-    tx("a").run("ADD")
+def test_a_child_has_no_part_in_the_connections(node: Client, service: FakeService) -> None:
+    node.add("a")
     child = os.fork()
     if child == 0:
         try:
-            os._exit(0 if tx("b").run("ADD") else 1)
+            os._exit(0 if node.add("b") else 1)
         finally:
             os._exit(2)
     assert os.waitpid(child, 0)[1] == 0
-    tx("c").run("ADD")
+    node.add("c")
     assert service.connections == 2
     assert {seen.connection for seen in service.seen if seen.body["container_id"] in "ac"} == {1}
 
@@ -860,71 +789,59 @@ def test_a_child_has_no_part_in_the_connections(tx: Make, service: FakeService) 
 # --- what is owed
 
 
-def test_del_while_the_service_is_down(tx: Make, service: FakeService, state: Path) -> None:
-    tx().run("ADD")
-    service.stop_listening()
-    assert tx().run("DEL", 10.0) is None
-    assert tx().run("DEL", 10.0) is None
-    assert owed(state) == ["a~eth0"]
-    assert retry(state) == 1
-    service.listen_again()
-    assert retry(state) == 0
-    assert (service.allocations, owed(state)) == ({}, [])
-
-
 @pytest.mark.parametrize(
     "fault",
     ["hang", "lose", "cut", b"garbage\r\n\r\n", Reply(500), Reply(503), Reply(401), Reply(403), Reply(404)],
 )
-def test_del_with_every_fault_loses_nothing(tx: Make, service: FakeService, state: Path, fault: Any) -> None:
-    tx().run("ADD")
+def test_del_with_every_fault_loses_nothing(node: Client, service: FakeService, fault: Any) -> None:
+    node.add()
     service.always = fault
-    assert tx(timeout=0.5).run("DEL", 10.0) is None
-    assert owed(state) == ["a~eth0"]
+    node.delete(timeout=0.5)
+    assert node.owed() == ["a~eth0"]
     service.always = None
-    tx("b").run("DEL", 10.0)  # the next verb that finds the service well pays
-    assert (service.allocations, owed(state)) == ({}, [])
+    node.delete("b")  # the next verb that finds the service well pays
+    assert (service.allocations, node.owed()) == ({}, [])
 
 
-def test_del_with_untrusted_service_is_owed(
-    tx: Make, service: FakeService, state: Path, tmp_path: Path
-) -> None:
-    tx().run("ADD")
+def test_del_with_untrusted_service_is_owed(node: Client, service: FakeService, tmp_path: Path) -> None:
+    node.add()
     gone = str(tmp_path / "gone.pem")
-    assert tx(ca=gone).run("DEL", 10.0) is None
-    assert owed(state) == ["a~eth0"]
-    assert tx().run("DEL", 10.0) is None
-    assert (service.allocations, owed(state)) == ({}, [])
+    node.delete(ca=gone)
+    assert node.owed() == ["a~eth0"]
+    node.delete()
+    assert (service.allocations, node.owed()) == ({}, [])
 
 
 @pytest.mark.parametrize(
     "fault", [problem(404, "unknown-network"), problem(404, "unknown-host"), problem(422, "invalid")]
 )
 def test_what_the_service_will_never_take_back_is_not_owed(
-    tx: Make, service: FakeService, state: Path, fault: Reply
+    node: Client, service: FakeService, fault: Reply
 ) -> None:
     service.always = fault
-    assert tx().run("DEL", 10.0) is None
-    assert owed(state) == []
-    released_while_down(tx, service)
-    assert owed(state) == ["a~eth0"]
-    assert retry(state) == 0
-    assert owed(state) == []
+    node.delete()
+    assert node.owed() == []
+    released_while_down(node, service)
+    assert node.owed() == ["a~eth0"]
+    assert node.flush() == 0
+    assert node.owed() == []
 
 
-def test_what_is_owed_is_for_root_alone(tx: Make, service: FakeService, state: Path) -> None:
+def test_what_a_node_notes_is_for_root_alone(node: Client, service: FakeService) -> None:
+    node.add()
     service.stop_listening()
-    tx().run("DEL", 10.0)
-    (path,) = map(Path, outbox.entries(str(state)))
+    node.delete()
+    (path,) = node.debts()
     assert path.stat().st_mode & 0o777 == 0o600
-    for directory in (state, state / "pending", state / "pending/net1"):
-        assert directory.stat().st_mode & 0o777 == 0o700
+    directories = [each for each in node.state.parent.rglob("*") if each.is_dir()]
+    assert {each.name for each in directories} == {"run", "leases", "state", "hosts", "pending", "net1"}
+    assert {each.stat().st_mode & 0o777 for each in directories} == {0o700}
     assert json.loads(path.read_text())["owner"]["container_id"] == "a"
     assert [item.name for item in path.parent.iterdir()] == [path.name]
 
 
 def test_what_is_owed_reaches_the_disk(
-    tx: Make, service: FakeService, state: Path, monkeypatch: pytest.MonkeyPatch
+    node: Client, service: FakeService, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     synced: list[str] = []
     real = os.fsync
@@ -935,41 +852,41 @@ def test_what_is_owed_reaches_the_disk(
 
     monkeypatch.setattr(os, "fsync", fsync)
     service.stop_listening()
-    tx().run("DEL", 10.0)
-    assert synced[:3] == [str(state.parent), str(state), str(state / "pending")]
-    assert synced[3].startswith(str(state / "pending/net1/."))
-    assert synced[4] == str(state / "pending/net1")
+    node.delete()
+    assert synced[:3] == [str(node.state.parent), str(node.state), str(node.state / "pending")]
+    assert synced[3].startswith(str(node.state / "pending/net1/."))
+    assert synced[4] == str(node.state / "pending/net1")
 
 
-def test_an_add_pays_before_it_asks(tx: Make, service: FakeService, state: Path) -> None:
+def test_an_add_pays_before_it_asks(node: Client, service: FakeService) -> None:
     """Also where the pod is another one, to which the service would not give what it thinks is in use."""
-    tx().run("ADD")
-    released_while_down(tx, service)
-    assert tx(args="PodID=another;HostIP=10.55.206.20").run("ADD")
+    node.add()
+    released_while_down(node, service)
+    node.add(args="PodID=another;HostIP=10.55.206.20")
     assert service.methods() == ["POST", "DELETE", "POST"]
-    assert owed(state) == []
-    assert retry(state) == 0
+    assert node.owed() == []
+    assert node.flush() == 0
     assert len(service.allocations) == 1
 
 
-def test_an_add_that_cannot_pay_fails(tx: Make, service: FakeService, state: Path) -> None:
-    tx().run("ADD")
-    released_while_down(tx, service)
+def test_an_add_that_cannot_pay_fails(node: Client, service: FakeService) -> None:
+    node.add()
+    released_while_down(node, service)
     service.faults.append(Reply(500))
-    assert failed(tx()).code == 11
-    assert owed(state) == ["a~eth0"]
+    assert node.fails().code == 11
+    assert node.owed() == ["a~eth0"]
     assert service.methods() == ["POST", "DELETE"]
 
 
-def test_an_add_waits_for_who_is_paying(tx: Make, service: FakeService, state: Path) -> None:
-    tx().run("ADD")
-    released_while_down(tx, service)
-    (path,) = outbox.entries(str(state))
+def test_an_add_waits_for_who_is_paying(node: Client, service: FakeService) -> None:
+    node.add()
+    released_while_down(node, service)
+    (path,) = node.debts()
     with outbox.OutboxEntry(path):
-        error = failed(tx(timeout=0.3))
+        error = node.fails(timeout=0.3)
         assert (error.code, "is in use" in error.msg) == (11, True), error.msg
-        assert retry(state) == 1  # passes over what somebody else has
-    thread = threading.Thread(target=lambda: tx(timeout=5).run("ADD"))
+        assert node.flush() == 1  # passes over what somebody else has
+    thread = threading.Thread(target=lambda: node.add(timeout=5))
     with outbox.OutboxEntry(path) as entry:
         thread.start()
         time.sleep(0.1)
@@ -981,69 +898,69 @@ def test_an_add_waits_for_who_is_paying(tx: Make, service: FakeService, state: P
 
 
 def test_what_comes_after_the_end_is_given_back(
-    tx: Make, service: FakeService, state: Path, monkeypatch: pytest.MonkeyPatch
+    node: Client, service: FakeService, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The first try of an ADD reaches the service when the container is deleted already."""
     monkeypatch.setattr(outbox, "IN_FLIGHT", 0.6)
     pool.clear()
     service.faults.append("refuse")
-    assert tx().run("ADD")
-    assert (owed(state), retry(state)) == ([], 0)  # its owner lives
-    assert tx().run("DEL", 10.0) is None
-    assert retry(state) == 1
+    node.add()
+    assert (node.owed(), node.flush()) == ([], 0)  # its owner lives
+    node.delete()
+    assert node.flush() == 1
     service.act(service.seen[0])
     assert len(service.allocations) == 1
     time.sleep(0.6)
-    assert (retry(state), service.allocations) == (0, {})
+    assert (node.flush(), service.allocations) == (0, {})
 
 
 def test_who_lives_on_keeps_the_address(
-    tx: Make, service: FakeService, state: Path, monkeypatch: pytest.MonkeyPatch
+    node: Client, service: FakeService, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(outbox, "IN_FLIGHT", 0.1)
     pool.clear()
     service.faults.append("refuse")
-    assert tx().run("ADD") == tx().run("ADD")
+    assert node.add() == node.add()
     time.sleep(0.1)
-    assert retry(state) == 0
-    assert list(outbox.entries(str(state))) == []
+    assert node.flush() == 0
+    assert list(node.debts()) == []
     assert len(service.allocations) == 1
 
 
-def test_a_del_that_fails_forgets_nothing(tx: Make, service: FakeService, state: Path) -> None:
+def test_a_del_that_fails_forgets_nothing(node: Client, service: FakeService) -> None:
     """What an ADD may bring later is owed later, also when the DEL's release is owed at once."""
     service.faults.extend(["lose", "lose"])
-    failed(tx())
-    released_while_down(tx, service)
-    assert retry(state) == 1
-    assert owed(state) == ["a~eth0"]
+    node.fails()
+    released_while_down(node, service)
+    assert node.flush() == 1
+    assert node.owed() == ["a~eth0"]
 
 
 def test_a_new_ca_leaves_other_connections_alone(
-    tx: Make, service: FakeService, ca: trustme.CA, tmp_path: Path
+    node: Client, service: FakeService, ca: trustme.CA, tmp_path: Path
 ) -> None:
-    tx("a").run("ADD")
+    node.add("a")
     ca.cert_pem.write_to_path(str(tmp_path / "same.pem"))
-    tx("b", ca=str(tmp_path / "same.pem")).run("ADD")
-    tx("c").run("ADD")
+    node.add("b", ca=str(tmp_path / "same.pem"))
+    node.add("c")
     assert service.connections == 2
 
 
 @pytest.mark.parametrize("retries", [0, 1])
 @pytest.mark.parametrize("remembered", [True, False])
 def test_a_late_release_takes_no_new_address(
-    tx: Make, service: FakeService, state: Path, retries: int, remembered: bool
+    node: Client, service: FakeService, retries: int, remembered: bool
 ) -> None:
     """However late it comes: it names what it releases, and the next ADD got something else."""
-    tx().run("ADD")
+    node.add()
     if not remembered:
-        shutil.rmtree(state.with_name("run"))
+        shutil.rmtree(node.runtime)
     pool.clear()  # a connection that waited and is cut says that nobody read the request
     service.faults.extend(["refuse"] if remembered else [None, "refuse", "refuse"])
-    assert tx(retries=retries).run("DEL", 10.0) is None
-    assert owed(state) == ([] if retries else ["a~eth0"])
-    assert tx().run("ADD")
-    assert owed(state) == []
+    node.delete(retries=retries)
+    assert node.owed() == ([] if retries else ["a~eth0"])
+    node.add()
+    assert node.owed() == []
     before = dict(service.allocations)
     for late in [seen for seen in service.seen if seen.method == "DELETE"]:
         service.act(late)
@@ -1051,59 +968,48 @@ def test_a_late_release_takes_no_new_address(
     assert len(before) == 1
 
 
-def test_what_an_add_takes_back_late_is_not_the_next_ones(
-    tx: Make, service: FakeService, state: Path
-) -> None:
-    service.faults.extend(["lose", "lose", None, "lose", "lose"])
-    failed(tx())
-    assert service.methods() == ["POST", "POST", "GET", "DELETE", "DELETE"]
-    assert tx().run("ADD")
-    service.act(service.seen[3])
-    assert len(service.allocations) == 1
-
-
 def test_a_debt_elsewhere_is_void_when_its_address_is_in_use_again(
-    tx: Make, service: FakeService, state: Path
+    node: Client, service: FakeService
 ) -> None:
     """Two remotes lead to one service; the debt is to the one that was left out since."""
-    tx().run("ADD")
+    node.add()
     service.stop_listening()
     replica = service.url.replace("127.0.0.1", "localhost")
-    tx(remote=replica).run("DEL", 10.0)
-    assert owed(state) == ["a~eth0"]
+    node.delete(remote=replica)
+    assert node.owed() == ["a~eth0"]
     service.listen_again()
-    assert tx().run("ADD") == tx().run("ADD")
-    assert owed(state) == []
-    assert retry(state) == 0
+    assert node.add() == node.add()
+    assert node.owed() == []
+    assert node.flush() == 0
     assert len(service.allocations) == 1
 
 
-def test_another_interface_owes_for_itself(tx: Make, service: FakeService, state: Path) -> None:
+def test_another_interface_owes_for_itself(node: Client, service: FakeService) -> None:
     service.stop_listening()
-    tx().replace(ifname="eth0~x").run("DEL", 10.0)
-    tx("a").replace(ifname="eth1").run("DEL", 10.0)
+    node.plugin().replace(ifname="eth0~x").run("DEL", 10.0)
+    node.plugin("a").replace(ifname="eth1").run("DEL", 10.0)
     service.listen_again()
-    tx().run("ADD")
-    assert owed(state) == ["a~eth0~x", "a~eth1"]
+    node.add()
+    assert node.owed() == ["a~eth0~x", "a~eth1"]
 
 
-def test_a_debt_elsewhere_keeps_nobody(tx: Make, service: FakeService, state: Path) -> None:
+def test_a_debt_elsewhere_keeps_nobody(node: Client, service: FakeService) -> None:
     with socket.create_server(("127.0.0.1", 0)) as listener:
         elsewhere = f"https://127.0.0.1:{listener.getsockname()[1]}"
-    tx(remote=elsewhere).run("DEL", 10.0)
-    assert tx().run("ADD")
-    tx().run("DEL", 10.0)
-    assert owed(state) == ["a~eth0"]
+    node.delete(remote=elsewhere)
+    node.add()
+    node.delete()
+    assert node.owed() == ["a~eth0"]
 
 
-def test_a_dead_service_is_asked_once(tx: Make, service: FakeService, state: Path, serve: Serve) -> None:
+def test_a_dead_service_is_asked_once(node: Client, service: FakeService, serve: Serve) -> None:
     other = serve()
     other.always = "refuse"
     for name in ("a", "b", "c"):
-        tx(name, remote=other.url, retries=0).run("DEL", 10.0)
+        node.delete(name, remote=other.url, retries=0)
     before = other.connections
-    released_while_down(tx, service, container="d")
-    assert retry(state) == 3
+    released_while_down(node, service, container="d")
+    assert node.flush() == 3
     assert other.connections == before + 1
     assert service.methods() == ["GET"]
 
@@ -1112,53 +1018,43 @@ def test_a_dead_service_is_asked_once(tx: Make, service: FakeService, state: Pat
     ("verb", "more"),
     [("GC", {"name": "net2", "cni.dev/valid-attachments": []}), ("STATUS", {})],
 )
-def test_another_verb_pays(
-    tx: Make, service: FakeService, state: Path, verb: str, more: dict[str, Any]
-) -> None:
-    tx().run("ADD")
-    released_while_down(tx, service)
-    tx("", **more).run(verb)
-    assert (service.allocations, owed(state)) == ({}, [])
+def test_another_verb_pays(node: Client, service: FakeService, verb: str, more: dict[str, Any]) -> None:
+    node.add()
+    released_while_down(node, service)
+    node.run(verb, "", **more)
+    assert (service.allocations, node.owed()) == ({}, [])
 
 
 def test_records_that_cannot_be_read(
-    tx: Make, service: FakeService, state: Path, capfd: pytest.CaptureFixture[str]
+    node: Client, service: FakeService, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    released_while_down(tx, service)
-    (path,) = map(Path, outbox.entries(str(state)))
+    released_while_down(node, service)
+    (path,) = node.debts()
     path.write_text('{"owner": {}')
-    assert tx().run("ADD")
+    node.add()
     path.write_text("[]")
-    assert retry(state, "warning") == 0
+    assert node.flush("warning") == 0
     assert f"file={path}" in capfd.readouterr().err
-    assert owed(state) == []
-    assert retry(state / "nowhere") == 0
+    assert node.owed() == []
+    assert Client(node.state).flush() == 0  # without a directory
 
 
 def test_a_state_directory_that_cannot_be_written_to(
-    tx: Make, service: FakeService, state: Path, capfd: pytest.CaptureFixture[str]
+    node: Client, service: FakeService, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    state.write_text("no directory")
-    assert tx().run("ADD")
+    node.state.write_text("no directory")
+    node.add()
     assert "HostIP cannot be remembered" in capfd.readouterr().err
 
 
-def test_the_log_names_the_pod(tx: Make, service: FakeService, capfd: pytest.CaptureFixture[str]) -> None:
-    service.stop_listening()
-    tx().run("DEL", 10.0)
-    said = capfd.readouterr().err
-    assert "containerID=a ifname=eth0 network=net1" in said
-    assert f"{service.url} refuses connections" in said
-
-
-def test_nothing_is_kept_open(tx: Make, service: FakeService) -> None:
+def test_nothing_is_kept_open(node: Client, service: FakeService) -> None:
     """Each fault on its own connection, and all of them closed by us."""
     pool.clear()
     before = len(os.listdir("/proc/self/fd"))
     for number, fault in enumerate(("cut", "lose", b"garbage\r\n\r\n", Reply(500), "repeat")):
         service.faults.append(fault)
         with suppress(ServiceError):
-            tx(str(number), retries=0).run("ADD")
+            node.add(str(number), retries=0)
     service.stop_listening()
     pool.clear()
     service.open.clear()
@@ -1166,18 +1062,18 @@ def test_nothing_is_kept_open(tx: Make, service: FakeService) -> None:
 
 
 def test_a_debt_that_cannot_be_read_stays(
-    tx: Make, service: FakeService, state: Path, monkeypatch: pytest.MonkeyPatch
+    node: Client, service: FakeService, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    released_while_down(tx, service)
+    released_while_down(node, service)
     opening = open
 
     def no_descriptors(path: str, *words: Any, **more: Any) -> Any:
-        if str(path).startswith(f"{state}/pending"):
+        if str(path).startswith(f"{node.state}/pending"):
             raise OSError(24, "Too many open files")
         return opening(path, *words, **more)
 
     with monkeypatch.context() as patched:
         patched.setattr("builtins.open", no_descriptors)
-        assert retry(state) == 1
-        assert failed(tx()).errno == 24
-    assert owed(state) == ["a~eth0"]
+        assert node.flush() == 1
+        assert node.fails().errno == 24
+    assert node.owed() == ["a~eth0"]

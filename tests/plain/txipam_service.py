@@ -1,4 +1,4 @@
-"""An address service for tests: real TLS on a real socket, little sense, and faults on demand."""
+"""An address service for tests, and its clients: real TLS on a real socket, and faults on demand."""
 
 from __future__ import annotations
 
@@ -6,17 +6,27 @@ import json
 import socket
 import ssl
 import threading
+import time
 from collections import deque
 from collections.abc import Iterator
 from contextlib import suppress
 from datetime import datetime
+from pathlib import Path
 from typing import Any, NamedTuple
 from urllib.parse import parse_qs, unquote, urlsplit
 
+import pytest
 import trustme
 
 from harness import pod
+from sriov_fast.common.errors import IpamError, SriovError
+from sriov_fast.common.log import Logger
+from sriov_fast.ipam.keys import Keys
+from sriov_fast.ipam.txipam import outbox
+from sriov_fast.ipam.txipam.plugin import TxIpam
 
+HOST = "10.55.206.20"
+TOP = ("cniVersion", "name", "prevResult", "cni.dev/valid-attachments")
 REASONS = {200: "OK", 201: "Created", 204: "No Content"}
 
 
@@ -234,3 +244,58 @@ def requests(tls: ssl.SSLSocket, number: int) -> Iterator[Seen]:
         url = urlsplit(target)
         query = {key: values[0] for key, values in parse_qs(url.query).items()}
         yield Seen(method, url.path, query, fields, json.loads(body) if body else None, number)
+
+
+class Client:
+    """txipam of one node; its files are below ``root``, and ``ipam`` has keys of every configuration."""
+
+    def __init__(self, root: Path, **ipam: Any) -> None:
+        self.runtime = root / "run"
+        self.state = root / "state"
+        self._ipam = {"type": "txipam"} | ipam
+
+    def plugin(
+        self, container: str = "a", *, ifname: str = "eth0", args: str | None = None, **more: Any
+    ) -> TxIpam:
+        """Make the plugin of one request; ``more`` are keys of ``ipam``, those in ``TOP`` of its network."""
+        top = {key: more.pop(key) for key in TOP if key in more}
+        conf = {"cniVersion": "1.1.0", "name": "net1", "type": "sriov", "ipam": self._ipam | more} | top
+        return TxIpam(
+            keys=Keys(conf),
+            container_id=container,
+            ifname=ifname,
+            args=f"IgnoreUnknown=1;PodID=pod-{container};HostIP={HOST}" if args is None else args,
+            runtime_dir=str(self.runtime),
+            state_dir=str(self.state),
+        )
+
+    def run(self, verb: str, container: str = "a", **more: Any) -> dict[str, Any] | None:
+        return self.plugin(container, **more).run(verb, 60.0)
+
+    def add(self, container: str = "a", **more: Any) -> dict[str, Any]:
+        found = self.run("ADD", container, **more)
+        assert found
+        return found
+
+    def delete(self, container: str = "a", **more: Any) -> None:
+        assert self.run("DEL", container, **more) is None
+
+    def fails(
+        self, container: str = "a", *, verb: str = "ADD", kind: type[SriovError] = IpamError, **more: Any
+    ) -> SriovError:
+        with pytest.raises(kind) as caught:
+            self.run(verb, container, **more)
+        assert caught.value.details
+        return caught.value
+
+    def debts(self) -> list[Path]:
+        return list(map(Path, outbox.entries(str(self.state))))
+
+    def owed(self) -> list[str]:
+        """Whose addresses are to be given back; not what is only noted for the case of a DEL."""
+        return [
+            path.name.rpartition("~")[0] for path in self.debts() if not json.loads(path.read_text())["live"]
+        ]
+
+    def flush(self, level: str = "error") -> int:
+        return outbox.flush(str(self.state), Logger(level), time.monotonic() + 5)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 
-from sriov_fast.common.errors import ConfigError, EnvError, FileError, IpamError
+from sriov_fast.common.errors import ConfigError, FileError, IpamError
 from sriov_fast.common.record import Record
 from sriov_fast.ipam.keys import Keys, same_family, show_cidr, show_ip, wrong
 
@@ -74,11 +74,8 @@ class Builtin(Record):
             "STATUS": self.status,
             "GC": self.collect,
         }
-        verb = verbs.get(command)
-        if verb is None:
-            raise EnvError(f"CNI_COMMAND = {command!r}: unknown", f"known: {', '.join(verbs)}")
         try:
-            return Done(verb())
+            return Done(verbs[command]())
         except OSError as error:
             raise IpamError(
                 f"IPAM {self.kind}, {command}: {error.filename or 'the store'}: {error.strerror or error}",

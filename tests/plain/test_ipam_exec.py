@@ -130,53 +130,28 @@ def test_verbs_without_a_result(plugin: Plugin, command: str) -> None:
     assert run(plugin("exit 0"), command) is None
 
 
-def test_add_needs_a_result(plugin: Plugin) -> None:
-    error = failure(plugin("exit 0"))
-    assert error.code == 102
-    assert "without a result" in error.msg
+OWN_ERROR = '{"cniVersion": "1.0.0", "code": 117, "msg": "no address free", "details": "range full"}'
+GARBAGE = ("hello, this is no JSON", '{"a": ', "[1]", '"text"', '{"a": 1, "a": 2}')
+NO_CNI_ERRORS = ("", '{"msg": "no code"}', '{"code": "7"}', '{"code": 0}', "panic: oh")
 
 
-@pytest.mark.parametrize("output", ["hello, this is no JSON", '{"a": ', "[1]", '"text"', '{"a": 1, "a": 2}'])
-def test_garbage(plugin: Plugin, output: str) -> None:
-    error = failure(plugin(f"cat <<'E'\n{output}\nE"))
-    assert error.code == 102
-    assert "'fake', ADD" in error.msg
-    assert output.strip() in error.details
-
-
-def test_binary_garbage_is_shown_in_part(plugin: Plugin) -> None:
-    error = failure(plugin("head -c 5000 /dev/zero | tr '\\0' '\\377'"))
-    assert len(error.details) < 300
-
-
-def test_too_much_output(plugin: Plugin) -> None:
-    begin = time.monotonic()
-    error = failure(plugin("cat /dev/zero"))
-    assert "more than" in error.msg
-    assert time.monotonic() - begin < 10
-
-
-def test_its_own_error_keeps_its_code(plugin: Plugin) -> None:
-    said = '{"cniVersion": "1.0.0", "code": 117, "msg": "no address free", "details": "range full"}'
-    body = f"echo '{said}'; exit 1"
+@pytest.mark.parametrize(
+    ("body", "code", "msg", "details"),
+    [
+        ("exit 0", 102, "without a result", "an ADD must be answered"),
+        *((f"echo '{text}'", 102, "IPAM plugin 'fake', ADD: ", text.strip()) for text in GARBAGE),
+        *((f"echo '{text}'; exit 3", 102, "exit status 3", text or "nothing") for text in NO_CNI_ERRORS),
+        (f"echo '{OWN_ERROR}'; exit 1", 117, "IPAM plugin 'fake', ADD: no address free", "range full"),
+        (f"echo '{OWN_ERROR}'", 117, "IPAM plugin 'fake', ADD: no address free", "range full"),
+        ("echo partial; kill -SEGV $$", 102, f"signal {int(signal.SIGSEGV)}", "partial"),
+        ("cat /dev/zero", 102, "more than 1048576 bytes", "began with"),
+        ("head -c 5000 /dev/zero | tr '\\0' '\\377'", 102, "cannot be decoded", "began with"),
+    ],
+)
+def test_failures(plugin: Plugin, body: str, code: int, msg: str, details: str) -> None:
     error = failure(plugin(body))
-    assert (error.code, error.details) == (117, "range full")
-    assert error.msg == "IPAM plugin 'fake', ADD: no address free"
-
-
-@pytest.mark.parametrize("output", ["", '{"msg": "no code"}', '{"code": "7"}', '{"code": 0}', "panic: oh"])
-def test_failure_without_a_cni_error(plugin: Plugin, output: str) -> None:
-    error = failure(plugin(f"echo '{output}'; exit 3"))
-    assert error.code == 102
-    assert "exit status 3" in error.msg
-    assert (output or "nothing") in error.details
-
-
-def test_death_by_signal(plugin: Plugin) -> None:
-    error = failure(plugin("echo partial; kill -SEGV $$"))
-    assert error.code == 102
-    assert f"signal {int(signal.SIGSEGV)}" in error.msg
-    assert "partial" in error.details
+    assert (error.code, msg in error.msg, details in error.details) == (code, True, True), vars(error)
+    assert len(error.details) < 300
 
 
 def test_not_startable(plugin: Plugin) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
 from ipaddress import ip_address, ip_interface, ip_network
 from typing import Annotated, Any, TypeVar
 
@@ -17,6 +16,7 @@ from pydantic import (
 )
 
 from sriov_fast.ipamd.errors import Invalid
+from sriov_fast.ipamd.problems import explain
 
 GRACE = 300  # seconds for which a released address stays reserved for its pod
 LOCAL, MULTICAST = 2, 1  # bits of a MAC's first octet
@@ -269,15 +269,4 @@ def parse(kind: type[D], document: object) -> D:
     try:
         return kind.model_validate(document)
     except ValidationError as error:
-        raise Invalid("; ".join(map(_fault, error.errors(include_url=False)))) from None
-
-
-def _fault(error: Mapping[str, Any]) -> str:
-    where = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in error["loc"]).lstrip(".")
-    message = str(error["msg"]).removeprefix("Value error, ")
-    if error["type"] == "value_error":
-        return f"{where}: {message}" if where else message
-    if error["type"] == "missing":
-        return f"{where}: is missing"
-    value = repr(error["input"])
-    return f"{where or 'document'}: {value if len(value) < 80 else value[:77] + '...'}: {message}"
+        raise Invalid(explain(error.errors(include_url=False))) from None

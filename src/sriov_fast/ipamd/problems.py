@@ -10,7 +10,8 @@ import orjson
 from pydantic import BaseModel, ConfigDict, Field
 from starlette.responses import Response
 
-MEDIA_TYPE = "application/problem+json"
+from sriov_fast import ipamd_api
+
 _SHOWN = 100  # characters of a wrong value that a message repeats
 
 
@@ -47,7 +48,7 @@ def problem(
     errors: Sequence[Mapping[str, str]] = (),
 ) -> Response:
     """Return the response for an error."""
-    return Response(document(status, kind, detail, errors), status, headers, MEDIA_TYPE)
+    return Response(document(status, kind, detail, errors), status, headers, ipamd_api.PROBLEM)
 
 
 def document(status: int, kind: str, detail: str, errors: Sequence[Mapping[str, str]] = ()) -> bytes:
@@ -71,29 +72,27 @@ def faults(errors: Iterable[Mapping[str, Any]], prefix: str = "") -> list[dict[s
 
 def explain(errors: Iterable[Mapping[str, Any]], prefix: str = "") -> str:
     """Return pydantic's errors as one line: ``server.listen: 'x': must be ...; ...``."""
-    return "; ".join(sentence(fault) for fault in faults(errors, prefix))
+    return "; ".join(map(sentence, faults(errors, prefix)))
 
 
 def sentence(fault: Mapping[str, str]) -> str:
-    """Return one fault as text."""
-    return ": ".join(part for part in (fault["key"], fault["value"], fault["message"]) if part)
+    """Return one fault as text, with the value once."""
+    key, value, message = fault["key"], fault["value"], fault["message"]
+    return ": ".join(part for part in (key, "" if message.startswith(value) else value, message) if part)
 
 
 def _fault(error: Mapping[str, Any], prefix: str) -> dict[str, str]:
-    message = str(error["msg"]).removeprefix("Value error, ")
-    reason = (error.get("ctx") or {}).get("error")
-    if error["type"] == "json_invalid":
-        return {"key": "body", "value": "", "message": f"is no JSON: {reason}"}
-    if tuple(error["loc"]) == ("body",) and isinstance(error.get("input"), bytes):
-        return {
-            "key": "body",
-            "value": "",
-            "message": "is no JSON; content-type must say so",
-        }
-    # Tables are too long to be shown, and missing values have no text.
-    given = error.get("input")
-    value = "" if error["type"] == "missing" or isinstance(given, (dict, BaseModel)) else shown(given)
-    return {"key": _key(error["loc"], prefix), "value": value, "message": message}
+    kind, given = error["type"], error.get("input")
+    if kind == "json_invalid":
+        return {"key": "body", "value": "", "message": f"is no JSON: {error['ctx']['error']}"}
+    if tuple(error["loc"]) == ("body",) and isinstance(given, bytes):
+        return {"key": "body", "value": "", "message": "is no JSON; content-type must say so"}
+    key = _key(error["loc"], prefix)
+    if kind == "missing":
+        return {"key": key, "value": "", "message": "is missing"}
+    # Tables are too long to be shown.
+    value = "" if isinstance(given, (dict, BaseModel)) else shown(given)
+    return {"key": key, "value": value, "message": str(error["msg"]).removeprefix("Value error, ")}
 
 
 def _key(location: Sequence[str | int], prefix: str) -> str:

@@ -13,6 +13,7 @@ from typing import Any, ClassVar
 
 from uvicorn.protocols.http.auto import AutoHTTPProtocol
 
+from sriov_fast import ipamd_api
 from sriov_fast.ipamd import problems
 
 MAX_HEAD = 64 << 10
@@ -146,7 +147,7 @@ class Connection(asyncio.Protocol):
         self._end_head()
         body = problems.document(status, kind, detail)
         head = (
-            f"HTTP/1.1 {status} {HTTPStatus(status).phrase}\r\ncontent-type: {problems.MEDIA_TYPE}\r\n"
+            f"HTTP/1.1 {status} {HTTPStatus(status).phrase}\r\ncontent-type: {ipamd_api.PROBLEM}\r\n"
             f"content-length: {len(body)}\r\nconnection: close\r\n\r\n"
         )
         self._transport.write(head.encode("ascii") + body)

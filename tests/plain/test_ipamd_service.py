@@ -16,6 +16,7 @@ from sriov_fast.ipamd.errors import (
     Exhausted,
     Invalid,
     NotFound,
+    OtherRevision,
     ServiceError,
     UnknownHost,
     UnknownNetwork,
@@ -468,13 +469,13 @@ def test_configure_compares_and_swaps(url: str) -> None:
         changed = made(config(grace=1))
         newer = await service.configure(changed, revision)
         assert await service.config() == (changed, newer)
-        with refused(Conflict, "revision", repr(revision), repr(newer)):
+        with refused(OtherRevision, f'If-Match: "{revision}"', f'revision "{newer}"'):
             await service.configure(made(config(grace=2)), revision)
         assert (await service.config())[0] == changed
         outcomes = await asyncio.gather(
             *(service.configure(made(config(grace=at)), newer) for at in range(2, 6)), return_exceptions=True
         )
-        assert sorted(type(it).__name__ for it in outcomes) == ["Conflict"] * 3 + ["str"]
+        assert sorted(type(it).__name__ for it in outcomes) == ["OtherRevision"] * 3 + ["str"]
 
     served(url, work, config())
 

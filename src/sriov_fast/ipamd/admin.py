@@ -26,7 +26,6 @@ from sriov_fast.ipamd.endpoint import (
 from sriov_fast.ipamd.errors import Conflict, NotFound
 from sriov_fast.ipamd.model import Address, Document, HostCidr, Name, PodId
 
-_ATTEMPTS = 5  # to change one item while others are changed
 ETAG = {"ETag": {"description": "the configuration's revision", "schema": {"type": "string"}}}
 Json = dict[str, Any]
 
@@ -45,12 +44,6 @@ class Imported(Document):
     allocations: Annotated[int, Field(ge=0)]
 
 
-class StalePreconditionError(Conflict):
-    """If-Match names another revision than the current one (412)."""
-
-    status = 412
-
-
 # ------------------------------------------------------------------------------------ the configuration
 
 
@@ -65,11 +58,7 @@ async def get_config(request: Request) -> Response:
 async def put_config(request: Request, config: Config, if_match: _IfMatch = None) -> Response:
     """Replace the configuration of the revision that If-Match names."""
     _refuse_managed(request)
-    expected = _revision(if_match)
-    try:
-        revision = await service_of(request).configure(config, expected)
-    except Conflict as error:
-        raise await _precondition(request, expected, error) from None
+    revision = await service_of(request).configure(config, _revision(if_match))
     middleware.note(revision=revision)
     return reply(config.document(), headers=_etag(revision))
 
@@ -83,16 +72,6 @@ def _revision(if_match: str | None) -> str | None:
     if if_match is None or if_match.strip() == "*":
         return None
     return if_match.strip().removeprefix("W/").strip('"')
-
-
-async def _precondition(request: Request, expected: str | None, error: Conflict) -> Conflict:
-    """Tell an outdated revision from a configuration that contradicts the allocations."""
-    if expected is None:
-        return error
-    _, revision = await service_of(request).config()
-    if revision == expected:
-        return error
-    return StalePreconditionError(f'If-Match: "{expected}": the configuration is at revision "{revision}"')
 
 
 def _refuse_managed(request: Request) -> None:
@@ -178,25 +157,17 @@ def _put(document: Json, key: Key, content: Json) -> list[Json]:
 
 async def _edit(
     request: Request, key: Key, if_match: str | None, change: Callable[[Json], list[Json]]
-) -> str:
-    """Change one section of the current configuration; retry after concurrent changes."""
+) -> tuple[Json, str]:
+    """Change the section of a key; return the whole configuration and its revision."""
     _refuse_managed(request)
-    service = service_of(request)
-    expected = _revision(if_match)
-    for attempt in range(_ATTEMPTS):
-        config, revision = await service.config()
-        if expected not in (None, revision):
-            raise StalePreconditionError(
-                f'If-Match: "{expected}": the configuration is at revision "{revision}"'
-            )
+
+    def changed(config: Config) -> Config:
         document = config.document()
-        changed = model.parse(Config, document | {key.section: change(document)})
-        try:
-            return await service.configure(changed, revision)
-        except Conflict:
-            if attempt == _ATTEMPTS - 1 or (await service.config())[1] == revision:
-                raise
-    raise AssertionError("unreachable")
+        return model.parse(Config, document | {key.section: change(document)})
+
+    config, revision = await service_of(request).edit(changed, _revision(if_match))
+    middleware.note(item=f"{key.section}: {key}", revision=revision)
+    return config.document(), revision
 
 
 def _body_of(document: type[Document], *keys: str) -> type[Document]:
@@ -222,18 +193,15 @@ def _serve_items(path: str, key_of: KeyOf, item: type[Document], body: type[Docu
 
     async def put(request: Request, key: Any, content: Any, if_match: _IfMatch = None) -> Response:
         plain = content.document()
-        revision = await _edit(request, key, if_match, lambda document: _put(document, key, plain))
-        middleware.note(item=f"{named}: {key}", revision=revision)
-        config, revision = await service_of(request).config()
-        return reply(_found(config.document(), key), headers=_etag(revision))
+        document, revision = await _edit(request, key, if_match, lambda old: _put(old, key, plain))
+        return reply(_found(document, key), headers=_etag(revision))
 
     async def delete(request: Request, key: Any, if_match: _IfMatch = None) -> Response:
         def change(document: Json) -> list[Json]:
             _found(document, key)
             return _without(document, key)
 
-        revision = await _edit(request, key, if_match, change)
-        middleware.note(item=f"{named}: {key}", revision=revision)
+        _, revision = await _edit(request, key, if_match, change)
         return Response(status_code=204, headers=_etag(revision))
 
     # FastAPI reads the annotations, which differ from kind to kind.

@@ -5,13 +5,13 @@ from __future__ import annotations
 import asyncio
 import uuid
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import orjson
 
 from sriov_fast.ipamd.config import Config
-from sriov_fast.ipamd.errors import Conflict, Unavailable
+from sriov_fast.ipamd.errors import Conflict, OtherRevision, Unavailable
 from sriov_fast.ipamd.model import parse
 from sriov_fast.ipamd.pools import AddressSpace
 from sriov_fast.ipamd.schema import NO_ROOT, ROOT, RecordKeys, pack, unpack
@@ -83,30 +83,33 @@ class ConfigStore:
         if name:
             await self._store.wipe(*_document(name))
 
-    async def configure(self, config: Config, revision: str | None) -> Snapshot:
-        """Replace the configuration of this revision."""
+    async def edit(self, change: Callable[[Config], Config], revision: str | None) -> Snapshot:
+        """Change the configuration of this revision (None: of any), again after concurrent changes."""
         for _ in range(TRIES):
             old = await self.reload()
-            if revision is not None and revision != str(old.revision):
-                raise Conflict(f"revision: {revision!r} is not the one in force, {str(old.revision)!r}")
+            if revision not in (None, str(old.revision)):
+                raise OtherRevision(
+                    f'If-Match: "{revision}": the configuration is at revision "{old.revision}"'
+                )
+            config = change(old.config)
             idents = keep_idents(old, config)
             named = await self.prepare(config, idents, new_epochs(old, config, idents))
-            change = _Change(old, named, [it for it in old.idents.values() if it not in idents.values()])
+            swap = _Change(old, named, [it for it in old.idents.values() if it not in idents.values()])
             try:
-                done = await self._store.run(change)
+                done = await self._store.run(swap)
             except Conflict:  # after other errors the new one may be active
                 await self.forget(named["document"])
                 raise
             if done:
-                return await self._clean(old, change)
+                return await self._clean(old, swap.gone)
             await self.forget(named["document"])
         raise Unavailable("config: others change it all the time")
 
-    async def _clean(self, old: Snapshot, change: _Change) -> Snapshot:
+    async def _clean(self, old: Snapshot, gone: list[str]) -> Snapshot:
         """Delete the records of the old configuration, and return the new one."""
         await self.forget(root_says(old)["document"])
         keys = RecordKeys(old.generation)
-        for ident in change.gone:
+        for ident in gone:
             for kind in ("addr", "free", "lane", "sticky"):
                 await self._store.wipe(*keys.kind(kind, ident))
         return await self.reload()

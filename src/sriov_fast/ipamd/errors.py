@@ -63,6 +63,12 @@ class Conflict(ServiceError):
     kind = ipamd_api.CONFLICT
 
 
+class OtherRevision(Conflict):
+    """If-Match names another revision than the current one."""
+
+    status = 412
+
+
 class Unavailable(ServiceError):
     """Temporary failure of the store; the client should retry."""
 

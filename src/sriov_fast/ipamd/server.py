@@ -26,7 +26,7 @@ from sriov_fast.ipamd.accept import Bounds
 from sriov_fast.ipamd.api import create_app
 from sriov_fast.ipamd.auth import Authenticator, Tokens
 from sriov_fast.ipamd.config import Config
-from sriov_fast.ipamd.errors import Conflict, ServiceError
+from sriov_fast.ipamd.errors import OtherRevision, ServiceError
 from sriov_fast.ipamd.metrics import Metrics
 from sriov_fast.ipamd.middleware import Admit, App, Limits, Observe
 from sriov_fast.ipamd.protocol import Connection, Track, protocol_class
@@ -34,7 +34,6 @@ from sriov_fast.ipamd.service import Service, open_service
 from sriov_fast.ipamd.settings import Listen, Settings, StartError, TlsFiles, parse_config
 
 _BACKLOG = 1024
-_ATTEMPTS = 5  # to apply the file's configuration while another replica does the same
 log = logging.getLogger(logs.LOGGER)
 
 
@@ -185,7 +184,7 @@ async def apply(found: Settings, config: Config | None, service: Service) -> Non
 
 
 async def _apply(found: Settings, config: Config, service: Service) -> None:
-    for attempt in range(_ATTEMPTS):
+    while True:
         held, revision = await service.config()
         if held == config:
             return
@@ -198,9 +197,7 @@ async def _apply(found: Settings, config: Config, service: Service) -> None:
             return
         try:
             revision = await service.configure(config, revision)
-        except Conflict:
-            if attempt == _ATTEMPTS - 1 or (await service.config())[1] == revision:
-                raise
+        except OtherRevision:  # another replica was first
             continue
         log.info("configuration applied", extra={"file": str(found.path), "revision": revision})
         return

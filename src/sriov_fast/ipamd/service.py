@@ -219,9 +219,13 @@ class Service:
 
     async def configure(self, config: Config, revision: str | None) -> str:
         """Replace the configuration of this revision (None: of any); return the new revision."""
-        snapshot = await self._config_store.configure(config, revision)
+        return (await self.edit(lambda _: config, revision))[1]
+
+    async def edit(self, change: Callable[[Config], Config], revision: str | None) -> tuple[Config, str]:
+        """Change the configuration of this revision (None: of any); return the new one and its revision."""
+        snapshot = await self._config_store.edit(change, revision)
         self._hints.forget(snapshot.idents.values())
-        return str(snapshot.revision)
+        return snapshot.config, str(snapshot.revision)
 
     async def export(self) -> dict[str, Any]:
         """Return a consistent backup of the store as a JSON document."""

@@ -170,33 +170,32 @@ async def _edit(
     return config.document(), revision
 
 
-def _body_of(document: type[Document], *keys: str) -> type[Document]:
-    """Return a document's model without the keys of the path."""
+def _body_of(item: type[Document], keys: set[str]) -> type[Document]:
+    """Return an item's model without the keys of the path."""
     fields: Any = {
-        name: (field.annotation, field) for name, field in document.model_fields.items() if name not in keys
+        name: (field.annotation, field) for name, field in item.model_fields.items() if name not in keys
     }
-    made: type[Document] = create_model(f"{document.__name__}Body", __base__=Document, **fields)
-    made.__doc__ = document.__doc__
+    made: type[Document] = create_model(f"{item.__name__}Body", __base__=Document, **fields)
+    made.__doc__ = item.__doc__
     return made
 
 
-KeyOf = Callable[..., Awaitable[Key]]
+def _serve_items(path: str, key_of: Callable[..., Awaitable[Key]], item: type[Document], *keys: str) -> None:
+    """Register GET, PUT and DELETE of one kind of item; the path has the values of ``keys``."""
+    key_given = Depends(key_of)
 
-
-def _serve_items(path: str, key_of: KeyOf, item: type[Document], body: type[Document]) -> None:
-    """Register GET, PUT and DELETE of one kind of item."""
-    named = path.split("/", 3)[2]
-
-    async def get(request: Request, key: Any) -> Response:
+    async def get(request: Request, key: Key = key_given) -> Response:
         config, revision = await service_of(request).config()
         return reply(_found(config.document(), key), headers=_etag(revision))
 
-    async def put(request: Request, key: Any, content: Any, if_match: _IfMatch = None) -> Response:
+    async def put(
+        request: Request, content: Document, key: Key = key_given, if_match: _IfMatch = None
+    ) -> Response:
         plain = content.document()
         document, revision = await _edit(request, key, if_match, lambda old: _put(old, key, plain))
         return reply(_found(document, key), headers=_etag(revision))
 
-    async def delete(request: Request, key: Any, if_match: _IfMatch = None) -> Response:
+    async def delete(request: Request, key: Key = key_given, if_match: _IfMatch = None) -> Response:
         def change(document: Json) -> list[Json]:
             _found(document, key)
             return _without(document, key)
@@ -204,14 +203,8 @@ def _serve_items(path: str, key_of: KeyOf, item: type[Document], body: type[Docu
         _, revision = await _edit(request, key, if_match, change)
         return Response(status_code=204, headers=_etag(revision))
 
-    # FastAPI reads the annotations, which differ from kind to kind.
-    for function in (get, put, delete):
-        function.__annotations__["request"] = Request
-        function.__annotations__["key"] = Annotated[Key, Depends(key_of)]
-        if "if_match" in function.__annotations__:
-            function.__annotations__["if_match"] = _IfMatch
-    put.__annotations__["content"] = Annotated[body, Body()]
-    singular = named.removesuffix("s")
+    put.__annotations__["content"] = Annotated[_body_of(item, {*keys}), Body()]  # differs from kind to kind
+    singular = path.split("/")[2].removesuffix("s")
     done: dict[int | str, Json] = {200: {"model": item, "headers": ETAG}}
     gone: dict[int | str, Json] = {204: {"headers": ETAG}}
     _operators.add_api_route(path, get, methods=["GET"], responses=done, name=f"get_{singular}")
@@ -221,16 +214,11 @@ def _serve_items(path: str, key_of: KeyOf, item: type[Document], body: type[Docu
     )
 
 
-_serve_items("/config/networks/{name}", network_key, model.Network, _body_of(model.Network, "name"))
-_serve_items("/config/pools/{network}/{name}", pool_key, model.Pool, _body_of(model.Pool, "network", "name"))
+_serve_items("/config/networks/{name}", network_key, model.Network, "name")
+_serve_items("/config/pools/{network}/{name}", pool_key, model.Pool, "network", "name")
+_serve_items("/config/hosts/{network}/{host:path}", hosts_key, model.Hosts, "network", "hosts")
 _serve_items(
-    "/config/hosts/{network}/{host:path}", hosts_key, model.Hosts, _body_of(model.Hosts, "network", "hosts")
-)
-_serve_items(
-    "/config/assignments/{network}/{pod_id:path}",
-    assignment_key,
-    model.Assignment,
-    _body_of(model.Assignment, "network", "pod_id"),
+    "/config/assignments/{network}/{pod_id:path}", assignment_key, model.Assignment, "network", "pod_id"
 )
 
 

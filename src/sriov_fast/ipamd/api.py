@@ -14,6 +14,7 @@ from fastapi import APIRouter, FastAPI, Header, Query, Request
 from fastapi import Path as InPath
 from fastapi.exceptions import RequestValidationError
 from fastapi.openapi.utils import get_openapi
+from prometheus_client.exposition import CONTENT_TYPE_LATEST
 from pydantic import Field
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
@@ -21,10 +22,10 @@ from starlette.routing import Match
 
 from sriov_fast import __version__, ipamd_api
 from sriov_fast.ipamd import admin, middleware, problems
-from sriov_fast.ipamd.endpoint import PROBLEMS, SCHEMAS, Pools, act_for, reply, service_of
+from sriov_fast.ipamd.endpoint import PROBLEMS, SCHEMAS, Pools, act_for, metrics_of, reply, service_of
 from sriov_fast.ipamd.errors import NotFound, ServiceError, Unavailable
 from sriov_fast.ipamd.logs import LOGGER
-from sriov_fast.ipamd.metrics import CONTENT_TYPE, Metrics
+from sriov_fast.ipamd.metrics import Metrics
 from sriov_fast.ipamd.model import (
     Address,
     Allocation,
@@ -114,16 +115,9 @@ async def allocate(request: Request, network: NetworkName, wanted: Wanted, key: 
     """Allocate addresses: 201 for a new allocation, 200 for the one that the owner already has."""
     act_for(request, wanted.host_ip)
     middleware.note(network=network, container_id=wanted.container_id, ifname=wanted.ifname, key=key)
-    ask = Ask(
-        network=network,
-        container_id=wanted.container_id,
-        ifname=wanted.ifname,
-        pod_id=wanted.pod_id,
-        host_ip=wanted.host_ip,
-    )
+    ask = Ask(network=network, **wanted.model_dump())
     allocation, created = await service_of(request).allocate(ask)
-    metrics: Metrics = request.app.state.metrics
-    metrics.allocations.labels(network, "new" if created else "same").inc()
+    metrics_of(request).allocations.labels(network, "new" if created else "same").inc()
     middleware.note(ips=",".join(ip.address for ip in allocation.ips))
     return reply(allocation.document(), 201 if created else 200)
 
@@ -161,7 +155,8 @@ async def release(  # noqa: PLR0913, PLR0917 - each is a part of the path or the
     owner = (network, container_id, ifname)
     released = int(await service_of(request).release(owner, host_ip, pod_id or None, lease or None))
     middleware.note(released=released)
-    _count_released(request, network, released)
+    if released:
+        metrics_of(request).releases.labels(network).inc(released)
     return reply({ipamd_api.RELEASED: released}) if lease else Response(status_code=204)
 
 
@@ -180,12 +175,6 @@ async def status(request: Request, network: NetworkName, host_ip: HostIp) -> Res
     act_for(request, host_ip)
     uses = await service_of(request).status(network, host_ip)
     return reply({"pools": [use.document() for use in uses]})
-
-
-def _count_released(request: Request, network: str, number: int) -> None:
-    if number:
-        metrics: Metrics = request.app.state.metrics
-        metrics.releases.labels(network).inc(number)
 
 
 # ------------------------------------------------------------------------------ endpoints for monitoring
@@ -215,8 +204,7 @@ async def metrics(request: Request) -> Response:
     except ServiceError as error:
         log.warning("the store does not answer, or cannot write", extra={"detail": error.detail})
         usage = None
-    found: Metrics = request.app.state.metrics
-    return Response(found.render(usage), media_type=CONTENT_TYPE)
+    return Response(metrics_of(request).render(usage), media_type=CONTENT_TYPE_LATEST)
 
 
 async def within(seconds: float, call: Any) -> Any:

@@ -12,6 +12,7 @@ from sriov_fast import ipamd_api
 from sriov_fast.ipamd import middleware
 from sriov_fast.ipamd.auth import Caller
 from sriov_fast.ipamd.errors import Forbidden
+from sriov_fast.ipamd.metrics import Metrics
 from sriov_fast.ipamd.model import Allocation, Document, PoolUse, Some
 from sriov_fast.ipamd.service import Service
 
@@ -46,6 +47,12 @@ def service_of(request: Request) -> Service:
     """Return the address service of the application."""
     service: Service = request.app.state.service
     return service
+
+
+def metrics_of(request: Request) -> Metrics:
+    """Return the metrics of the application."""
+    metrics: Metrics = request.app.state.metrics
+    return metrics
 
 
 def caller_of(request: Request) -> Caller:

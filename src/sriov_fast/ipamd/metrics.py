@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import platform
 import time
-from collections.abc import Iterable, Iterator
-from typing import Any, Protocol
+from collections.abc import Iterator
 
 from prometheus_client import (
     CollectorRegistry,
@@ -17,30 +16,21 @@ from prometheus_client import (
     disable_created_metrics,
 )
 from prometheus_client.core import GaugeMetricFamily
-from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
+from prometheus_client.exposition import generate_latest
 from prometheus_client.registry import Collector
 
 from sriov_fast import __version__
+from sriov_fast.ipamd.model import PoolUse
 
-CONTENT_TYPE = CONTENT_TYPE_LATEST
 _SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10)
 _METHODS = frozenset(("GET", "POST", "PUT", "DELETE", "HEAD", "OPTIONS", "PATCH"))
-
-
-class Usage(Protocol):
-    """The use of one pool."""
-
-    network: str
-    name: str
-    total: int
-    used: int
 
 
 class _Pools(Collector):
     """Gauges of the pools, refreshed by each scrape; without samples if the store does not answer."""
 
     def __init__(self) -> None:
-        self.usage: list[Usage] = []
+        self.usage: list[PoolUse] = []
 
     def collect(self) -> Iterator[GaugeMetricFamily]:
         """Return one sample for each pool."""
@@ -77,7 +67,7 @@ class Metrics:
             registry=registry,
         )
         self.running = Gauge("sriov_ipam_requests_running", "Requests being served", registry=registry)
-        self._errors = Counter("sriov_ipam_errors", "Errors answered", ("kind",), registry=registry)
+        self.errors = Counter("sriov_ipam_errors", "Errors answered", ("kind",), registry=registry)
         self.allocations = Counter(
             "sriov_ipam_allocations", "Allocations", ("network", "result"), registry=registry
         )
@@ -87,12 +77,12 @@ class Metrics:
         self._up = Gauge(
             "sriov_ipam_store_up", "Whether the store can write (1) or not (0)", registry=registry
         )
-        self._expiry = Gauge(
+        self.expiry = Gauge(
             "sriov_ipam_certificate_expiry_timestamp_seconds",
             "When the server's certificate ends, seconds since 1970; 0 without TLS",
             registry=registry,
         )
-        self._reloads = Counter(
+        self.reloads = Counter(
             "sriov_ipam_reloads", "Reloads of certificate and file (SIGHUP)", ("result",), registry=registry
         )
         self._pools = _Pools()
@@ -104,20 +94,8 @@ class Metrics:
         self._requests.labels(method, route, str(status)).inc()
         self._seconds.labels(method, route).observe(time.perf_counter() - begin)
 
-    def error(self, kind: str) -> None:
-        """Count an error."""
-        self._errors.labels(kind).inc()
-
-    def reloaded(self, result: str) -> None:
-        """Count a reload: ``ok`` or ``failed``."""
-        self._reloads.labels(result).inc()
-
-    def certificate_ends(self, when: float) -> None:
-        """Set the expiry of the server's certificate."""
-        self._expiry.set(when)
-
-    def render(self, usage: Iterable[Any] | None) -> bytes:
+    def render(self, usage: list[PoolUse] | None) -> bytes:
         """Return the metrics in text format; ``usage`` is None if the store does not answer."""
         self._up.set(usage is not None)
-        self._pools.usage = list(usage or ())
+        self._pools.usage = usage or []
         return generate_latest(self._registry)

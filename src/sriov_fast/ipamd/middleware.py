@@ -111,7 +111,7 @@ class Observe:
         route = getattr(scope.get("route"), "path", "unmatched")
         self._metrics.request(scope["method"], route, event.status, begin)
         if event.kind:
-            self._metrics.error(event.kind)
+            self._metrics.errors.labels(event.kind).inc()
         level = _level(scope, event.status)
         if not log.isEnabledFor(level):
             return

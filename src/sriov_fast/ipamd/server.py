@@ -213,7 +213,7 @@ class Reload:
         self._metrics = metrics
         self._lock = asyncio.Lock()
         if tls:
-            metrics.certificate_ends(tls.ends)
+            metrics.expiry.set(tls.ends)
 
     async def __call__(self) -> None:
         """Reload; after an error, which is logged, the previous files stay in use."""
@@ -222,14 +222,14 @@ class Reload:
             try:
                 if self._tls:
                     self._tls.load()
-                    self._metrics.certificate_ends(self._tls.ends)
+                    self._metrics.expiry.set(self._tls.ends)
                 await self.apply_file()
             except (OSError, ValueError, StartError) as error:
                 log.error("reload failed, all stays as it was", extra={"error": str(error)})
-                self._metrics.reloaded("failed")
+                self._metrics.reloads.labels("failed").inc()
             else:
                 log.info("reloaded")
-                self._metrics.reloaded("ok")
+                self._metrics.reloads.labels("ok").inc()
             _notify("READY=1")
 
     async def apply_file(self) -> None:

@@ -9,17 +9,20 @@ import asyncio
 import contextvars
 import logging
 import time
-from collections.abc import Awaitable, Callable, Iterable, MutableMapping
-from typing import Any, NamedTuple
+from collections.abc import Awaitable, Callable, MutableMapping
+from typing import Any
 
+from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
 
+from sriov_fast import ipamd_api
 from sriov_fast.ipamd.auth import Authenticator, AuthError
 from sriov_fast.ipamd.logs import LOGGER
 from sriov_fast.ipamd.metrics import Metrics
 from sriov_fast.ipamd.problems import problem
 from sriov_fast.ipamd.protocol import CERTIFICATE
+from sriov_fast.ipamd.settings import ServerSettings
 
 Message = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]
@@ -27,21 +30,11 @@ Send = Callable[[Message], Awaitable[None]]
 App = Callable[[MutableMapping[str, Any], Receive, Send], Awaitable[None]]
 
 # Paths without credentials and limits, so that monitoring works under load.
-PROBES = frozenset(("/healthz", "/readyz", "/metrics"))
-PUBLIC = PROBES | {"/v1/openapi.json"}
+PROBES = frozenset((ipamd_api.HEALTH, ipamd_api.READY, ipamd_api.METRICS))
+PUBLIC = PROBES | {ipamd_api.OPENAPI}
 CLOSE = {"connection": "close"}
 
 log = logging.getLogger(LOGGER)
-
-
-class Limits(NamedTuple):
-    """The number of concurrent requests, and the limits of one request in bytes and seconds."""
-
-    requests: int
-    body: int
-    document: int
-    receive: float
-    answer: float
 
 
 class Event:
@@ -143,10 +136,10 @@ class _ClientGoneError(Exception):
 class Admit:
     """The second layer: the limit of concurrent requests, credentials, limits of body and answer."""
 
-    def __init__(self, app: App, authenticator: Authenticator, limits: Limits) -> None:
+    def __init__(self, app: App, authenticator: Authenticator, options: ServerSettings) -> None:
         self._app = app
         self._authenticator = authenticator
-        self._limits = limits
+        self._options = options
         self._running = 0
 
     async def __call__(self, scope: MutableMapping[str, Any], receive: Receive, send: Send) -> None:
@@ -157,19 +150,19 @@ class Admit:
             return
         self._running += 1
         try:
-            body = _Body(receive, self._bound(scope), self._limits.receive)
-            await self._app(scope, body, _bounded(send, self._limits.answer))
+            body = _Body(receive, self._bound(scope), self._options.receive_timeout)
+            await self._app(scope, body, _bounded(send, self._options.request_timeout))
         finally:
             self._running -= 1
 
     def _refusal(self, scope: MutableMapping[str, Any]) -> Response | None:
-        if self._running >= self._limits.requests:
+        if self._running >= self._options.max_requests:
             more = {"retry-after": "1"} | CLOSE
             return refuse(503, "unavailable", f"{self._running} requests run already", headers=more)
         client = scope.get("client")
         try:
             caller = self._authenticator.admit(
-                _header(scope["headers"], b"authorization"),
+                Headers(scope=scope).get("authorization"),
                 scope["state"].get(CERTIFICATE),
                 client[0] if client else None,
             )
@@ -182,11 +175,7 @@ class Admit:
 
     def _bound(self, scope: MutableMapping[str, Any]) -> int:
         caller = scope["state"].get("caller")
-        return self._limits.document if caller is not None and caller.admin else self._limits.body
-
-
-def _header(headers: Iterable[tuple[bytes, bytes]], name: bytes) -> str | None:
-    return next((value.decode("latin-1") for key, value in headers if key == name), None)
+        return self._options.max_document if caller is not None and caller.admin else self._options.max_body
 
 
 class BodyError(HTTPException):

@@ -28,7 +28,7 @@ from sriov_fast.ipamd.auth import Authenticator, Tokens
 from sriov_fast.ipamd.config import Config
 from sriov_fast.ipamd.errors import OtherRevision, ServiceError
 from sriov_fast.ipamd.metrics import Metrics
-from sriov_fast.ipamd.middleware import Admit, App, Limits, Observe
+from sriov_fast.ipamd.middleware import Admit, App, Observe
 from sriov_fast.ipamd.protocol import Connection, Track, protocol_class
 from sriov_fast.ipamd.service import Service, open_service
 from sriov_fast.ipamd.settings import Listen, Settings, StartError, TlsFiles, parse_config
@@ -73,24 +73,12 @@ async def _serve(found: Settings, config: Config | None) -> None:
             app.state.apply_file = reload.apply_file
             authenticator = Authenticator(options.auth, tokens, options.admins)
             limits = accept.bounds(Bounds(options.max_connections, options.max_connections_per_address))
-            uvicorn_config = _uvicorn(_layers(app, authenticator, metrics, options), options, limits)
+            layers = Track(Observe(Admit(app, authenticator, options), metrics))
+            uvicorn_config = _uvicorn(layers, options, limits)
             tell_start = functools.partial(_tell_start, found, sockets, tls)
             server = _UvicornServer(uvicorn_config, reload, limits, tls, tell_start)
             await server.serve(sockets)
     log.info("stopped")
-
-
-def _layers(
-    app: App, authenticator: Authenticator, metrics: Metrics, options: settings.ServerSettings
-) -> App:
-    limits = Limits(
-        requests=options.max_requests,
-        body=options.max_body,
-        document=options.max_document,
-        receive=options.receive_timeout,
-        answer=options.request_timeout,
-    )
-    return Track(Observe(Admit(app, authenticator, limits), metrics))
 
 
 def _uvicorn(app: App, options: settings.ServerSettings, limits: Bounds) -> uvicorn.Config:

@@ -8,25 +8,27 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import hashlib
-import ipaddress
 import logging
 import os
 import secrets
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
+from ipaddress import IPv4Network, IPv6Network, ip_address, ip_network
 from pathlib import Path
 from typing import Annotated, Literal, NamedTuple, Self
 
 import orjson
 from cryptography import x509
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import Field, model_validator
 
 from sriov_fast.common.replace import KEPT, replace_file
+from sriov_fast.ipamd.errors import Invalid
 from sriov_fast.ipamd.logs import LOGGER
-from sriov_fast.ipamd.problems import explain, shown
+from sriov_fast.ipamd.model import Document, HostCidr, Some, canonical_ip, parse
+from sriov_fast.ipamd.problems import shown
 
-Network = ipaddress.IPv4Network | ipaddress.IPv6Network
-_EVERYWHERE = (ipaddress.ip_network("0.0.0.0/0"), ipaddress.ip_network("::/0"))
+Network = IPv4Network | IPv6Network
+_EVERYWHERE = (ip_network("0.0.0.0/0"), ip_network("::/0"))
 _PREFIX = "sfi_"  # makes a leaked token recognizable
 _BYTES = 32
 
@@ -45,42 +47,20 @@ class Caller(NamedTuple):
     hosts: tuple[Network, ...]
 
     def may_act_for(self, host_ip: str) -> bool:
-        """Say whether this caller may act for a HostIP; only administrators may for an invalid one."""
-        try:
-            address = ipaddress.ip_address(host_ip)
-        except ValueError:
-            return self.admin
-        return self.admin or any(address in network for network in self.hosts)
-
-
-def parse_hosts(hosts: Iterable[str]) -> tuple[Network, ...]:
-    """Parse addresses and CIDRs; ValueError names the wrong one."""
-    return tuple(_parse_host(host) for host in hosts)
-
-
-def _parse_host(host: str) -> Network:
-    try:
-        return ipaddress.ip_network(host)
-    except ValueError as error:
-        raise ValueError(f"{shown(host)} is no address and no CIDR: {error}") from error
+        """Say whether this caller may act for a HostIP."""
+        return self.admin or any(ip_address(host_ip) in network for network in self.hosts)
 
 
 # ------------------------------------------------------------------------------------------------ tokens
 
 
-def _checked_hosts(hosts: tuple[str, ...]) -> tuple[str, ...]:
-    return tuple(str(network) for network in parse_hosts(hosts))
-
-
-class Token(BaseModel):
+class Token(Document):
     """A token as stored: its hash, not its secret."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     id: str
     sha256: Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
     role: Literal["admin", "host"]
-    hosts: Annotated[tuple[str, ...], AfterValidator(_checked_hosts)] = ()
+    hosts: Some[HostCidr] = ()
     created: str
     note: str = ""
 
@@ -91,10 +71,8 @@ class Token(BaseModel):
         return self
 
 
-class _TokenFile(BaseModel):
-    model_config = ConfigDict(extra="forbid")
-
-    tokens: list[Token]
+class _TokenFile(Document):
+    tokens: Some[Token]
 
 
 def new_token(role: Literal["admin", "host"], hosts: Sequence[str], note: str = "") -> tuple[str, Token]:
@@ -113,9 +91,9 @@ def _hash(secret: str) -> str:
 def read_tokens(path: Path) -> list[Token]:
     """Read the file of tokens; a ValueError names file and key."""
     try:
-        return _TokenFile.model_validate(orjson.loads(path.read_bytes())).tokens
-    except ValidationError as error:
-        raise ValueError(f"{path}: {explain(error.errors(include_url=False))}") from error
+        return list(parse(_TokenFile, orjson.loads(path.read_bytes())).tokens)
+    except Invalid as error:
+        raise ValueError(f"{path}: {error}") from error
     except orjson.JSONDecodeError as error:
         raise ValueError(f"{path}: is no JSON: {error}") from error
 
@@ -173,7 +151,7 @@ class Tokens:
     def _load(self, stamp: tuple[int, ...]) -> None:
         tokens = read_tokens(self._path)
         self._callers = {
-            each.sha256: Caller(f"token:{each.id}", each.role == "admin", parse_hosts(each.hosts))
+            each.sha256: Caller(f"token:{each.id}", each.role == "admin", tuple(map(ip_network, each.hosts)))
             for each in tokens
         }
         self._seen = stamp
@@ -194,8 +172,7 @@ def caller_of_certificate(der: bytes, admins: Sequence[str]) -> Caller:
         addresses = names.get_values_for_type(x509.IPAddress)
     except x509.ExtensionNotFound:
         addresses = []
-    hosts = tuple(ipaddress.ip_network(str(address)) for address in addresses)
-    return Caller(f"certificate:{subject}", subject in admins, hosts)
+    return Caller(f"certificate:{subject}", subject in admins, tuple(map(ip_network, addresses)))
 
 
 # ---------------------------------------------------------------------------------------- authenticator
@@ -234,9 +211,4 @@ class Authenticator:
 
 def _is_loopback(peer: str | None) -> bool:
     """Say whether a peer is this machine; without credentials only that is an administrator."""
-    try:
-        address = ipaddress.ip_address(peer or "")
-    except ValueError:
-        return False
-    mapped = address.ipv4_mapped if isinstance(address, ipaddress.IPv6Address) else None
-    return (mapped or address).is_loopback
+    return peer is not None and ip_address(canonical_ip(peer)).is_loopback

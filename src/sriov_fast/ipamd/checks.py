@@ -8,7 +8,7 @@ from ipaddress import IPv4Network, IPv6Network, ip_address, ip_network
 from itertools import pairwise
 
 from sriov_fast.ipamd.model import Assignment, Hosts, Pool, Sections
-from sriov_fast.ipamd.pools import AddressSpace, default_range, holder, mac_bits
+from sriov_fast.ipamd.pools import AddressSpace, default_range, holder, in_order, mac_bits
 
 MOST = 20  # faults in one error
 
@@ -101,9 +101,8 @@ def _mac_prefix(pool: Pool, _: IPv4Network | IPv6Network) -> Iterator[str]:
 
 
 def _pools_together(config: Sections) -> Iterator[str]:
-    ordered = sorted((AddressSpace("", it) for it in config.pools), key=lambda it: (it.version, it.base))
     last: dict[tuple[str, int], AddressSpace] = {}
-    for space in ordered:
+    for space in in_order(AddressSpace("", it) for it in config.pools):
         key = (space.pool.network, space.version)
         before = last.get(key)
         if before is not None and before.subnet.overlaps(space.subnet):
@@ -165,9 +164,9 @@ def _drawn(entry: Hosts, pools: dict[str, Pool]) -> Iterator[str]:
 
 
 def _assignments(config: Sections) -> Iterator[str]:
-    spaces: dict[tuple[str, int], list[AddressSpace]] = {}
-    for space in sorted((AddressSpace("", it) for it in config.pools), key=lambda it: it.base):
-        spaces.setdefault((space.pool.network, space.version), []).append(space)
+    spaces: dict[str, list[AddressSpace]] = {network.name: [] for network in config.networks}
+    for space in in_order(AddressSpace("", it) for it in config.pools):
+        spaces[space.pool.network].append(space)
     seen: dict[tuple[str, str, str], tuple[int, str]] = {}
     for at, it in enumerate(config.assignments):
         for key, value in (("pod_id", it.pod_id), *(("ips", ip) for ip in it.ips), ("mac", it.mac)):
@@ -179,11 +178,13 @@ def _assignments(config: Sections) -> Iterator[str]:
                     f"assignments[{at}].{key}: {value!r} of pod {it.pod_id!r} is assigned to pod"
                     f" {before[1]!r} too (assignments[{before[0]}])"
                 )
-        yield from (f"assignments[{at}] {it.pod_id!r}: {fault}" for fault in _assigned(it, spaces))
+        yield from (
+            f"assignments[{at}] {it.pod_id!r}: {fault}" for fault in _assigned(it, spaces[it.network])
+        )
 
 
-def _assigned(it: Assignment, spaces: dict[tuple[str, int], list[AddressSpace]]) -> Iterator[str]:
-    """Yield the faults of one assignment."""
+def _assigned(it: Assignment, spaces: list[AddressSpace]) -> Iterator[str]:
+    """Yield the faults of one assignment; the pools are of its network."""
     if not it.ips and it.mac is None and it.vlan is None and it.vf is None:
         yield "assigns nothing: give ips, mac, vlan or vf"
     versions = [ip_address(text).version for text in it.ips]
@@ -192,8 +193,7 @@ def _assigned(it: Assignment, spaces: dict[tuple[str, int], list[AddressSpace]])
     derived = set()
     for text in it.ips:
         address = int(ip_address(text))
-        near = spaces.get((it.network, ip_address(text).version), [])
-        space = holder([other.base for other in near], near, address)
+        space = holder(spaces, text)
         if space is None:
             yield f"ips: {text!r} is in no subnet of network {it.network!r}"
             continue
@@ -215,16 +215,13 @@ def _placed(it: Assignment, text: str, space: AddressSpace) -> Iterator[str]:
         yield f"ips: {text!r} has no MAC of its own under mac_prefix {pool.mac_prefix!r}: give mac"
 
 
-def _own_mac(
-    it: Assignment, derived: set[str | None], spaces: dict[tuple[str, int], list[AddressSpace]]
-) -> Iterator[str]:
+def _own_mac(it: Assignment, derived: set[str | None], spaces: list[AddressSpace]) -> Iterator[str]:
     """Yield a fault if a pool may derive an assigned MAC for another address."""
     if it.mac is None or it.mac in derived:
         return
-    for version in (4, 6):
-        for space in spaces.get((it.network, version), []):
-            if space.pool.mac_prefix and it.mac.startswith(space.pool.mac_prefix):
-                yield (
-                    f"mac: {it.mac!r} is under mac_prefix {space.pool.mac_prefix!r} of pool"
-                    f" {space.pool.name!r}, which may give it to another pod"
-                )
+    for space in spaces:
+        if space.pool.mac_prefix and it.mac.startswith(space.pool.mac_prefix):
+            yield (
+                f"mac: {it.mac!r} is under mac_prefix {space.pool.mac_prefix!r} of pool"
+                f" {space.pool.name!r}, which may give it to another pod"
+            )

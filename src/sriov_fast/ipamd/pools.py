@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from bisect import bisect_left, bisect_right
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address, ip_network
@@ -132,7 +133,18 @@ class AddressSpace:
         return make_mac(prefix, address - self.base) if prefix else None
 
 
-def holder(bases: list[int], spaces: list[AddressSpace], address: int) -> AddressSpace | None:
-    """Return the pool of an address, by its subnet; `bases` are the sorted network addresses."""
-    at = bisect_right(bases, address) - 1
-    return spaces[at] if at >= 0 and address <= int(spaces[at].subnet.broadcast_address) else None
+def in_order(spaces: Iterable[AddressSpace]) -> list[AddressSpace]:
+    """Return pools by address family and network address."""
+    return sorted(spaces, key=_place)
+
+
+def holder(spaces: Sequence[AddressSpace], text: str) -> AddressSpace | None:
+    """Return the pool whose subnet has an address; the pools are of one network, and in order."""
+    ip = ip_address(text)
+    place: tuple[int, int] = (ip.version, int(ip))
+    at = bisect_right(spaces, place, key=_place) - 1
+    return spaces[at] if at >= 0 and ip in spaces[at].subnet else None
+
+
+def _place(space: AddressSpace) -> tuple[int, int]:
+    return space.version, space.base

@@ -9,7 +9,7 @@ from ipaddress import ip_address, ip_network
 from sriov_fast.ipamd.config import Config
 from sriov_fast.ipamd.errors import Forbidden, UnknownHost, UnknownNetwork
 from sriov_fast.ipamd.model import Assignment
-from sriov_fast.ipamd.pools import AddressSpace, holder
+from sriov_fast.ipamd.pools import AddressSpace, holder, in_order
 
 
 @dataclass(frozen=True)
@@ -81,20 +81,13 @@ def _fixed(
     config: Config, network: str, bare: Iterable[AddressSpace]
 ) -> list[tuple[Assignment, list[tuple[str, int]]]]:
     """Return the assignments of a network, each with the pool names of its addresses."""
-    by_version: dict[int, list[AddressSpace]] = {4: [], 6: []}
-    for space in sorted(bare, key=lambda it: it.base):
-        by_version[space.version].append(space)
-    bases = {version: [space.base for space in spaces] for version, spaces in by_version.items()}
+    spaces = in_order(bare)
     found = []
     for assignment in config.assignments:
         if assignment.network != network:
             continue
-        places = []
-        for text in assignment.ips:
-            address = ip_address(text)
-            place = holder(bases[address.version], by_version[address.version], int(address))
-            if place is not None:
-                places.append((place.pool.name, int(address)))
+        held = ((holder(spaces, text), int(ip_address(text))) for text in assignment.ips)
+        places = [(space.pool.name, address) for space, address in held if space is not None]
         found.append((assignment, places))
     return found
 

@@ -243,15 +243,6 @@ class Assignment(Document):
     vf: Vf | None = None
 
 
-class Sections(Document):
-    """The sections of a configuration, without checks across items."""
-
-    networks: Some[Network] = ()
-    pools: Some[Pool] = ()
-    hosts: Some[Hosts] = ()
-    assignments: Some[Assignment] = ()
-
-
 class PoolUse(Document):
     """The use of a pool; addresses of fixed assignments count as used."""
 

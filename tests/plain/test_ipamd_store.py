@@ -62,8 +62,8 @@ def test_a_transaction_that_raises_changes_nothing(url: str) -> None:
         await store.write([("a", b"1")])
 
         async def fail(tx: Transaction) -> None:
-            tx.put("a", b"2")
-            tx.delete("b")
+            tx.changes["a"] = b"2"
+            tx.changes["b"] = None
             raise Conflict("no")
 
         with pytest.raises(Conflict, match="no"):
@@ -79,7 +79,7 @@ def test_counting_together_loses_nothing(url: str) -> None:
     async def count(tx: Transaction) -> int:
         (value,), _ = await tx.fetch(["n"])
         number = int(value or 0) + 1
-        tx.put("n", b"%d" % number)
+        tx.changes["n"] = b"%d" % number
         return number
 
     async def work(one: Store) -> None:
@@ -102,7 +102,7 @@ def test_who_is_absent_is_taken_once(url: str) -> None:
             async def work(tx: Transaction) -> bool:
                 if not await tx.absent("place"):
                     return False
-                tx.put("place", name)
+                tx.changes["place"] = name
                 return True
 
             return work
@@ -126,7 +126,7 @@ def test_a_view_is_one_moment(url: str) -> None:
         async def bump(tx: Transaction) -> None:
             (a, _), _ = await tx.fetch(["a", "b"])
             for key in ("a", "b"):
-                tx.put(key, b"%d" % (int(a or 0) + 1))
+                tx.changes[key] = b"%d" % (int(a or 0) + 1)
 
         async def look(view: View) -> bool:
             (a,), _ = await view.fetch(["a"])
@@ -162,7 +162,7 @@ def test_a_quiet_span_is_compared(url: str) -> None:
                 pass  # nobody else writes while this runs
             elif len(seen) == 1:
                 await two.write([("s/2", b"")])
-            tx.put("count", b"%d" % len(rows))
+            tx.changes["count"] = b"%d" % len(rows)
 
         try:
             await one.write([("s/1", b"")])
@@ -196,7 +196,7 @@ def test_what_failed_to_commit_is_unavailable(tmp_path: Path) -> None:
 
         def put(at: int) -> Callable[[Transaction], Coroutine[Any, Any, None]]:
             async def work(tx: Transaction) -> None:
-                tx.put(f"k{at}", b"")
+                tx.changes[f"k{at}"] = b""
 
             return work
 
@@ -223,7 +223,7 @@ def test_a_transaction_may_not_wait_for_others(tmp_path: Path) -> None:
         store = await open_store(f"sqlite://{tmp_path}/a.db")
 
         async def wait(tx: Transaction) -> None:
-            tx.put("a", b"")
+            tx.changes["a"] = b""
             await asyncio.sleep(0)
 
         with pytest.raises(RuntimeError, match="awaited"):

@@ -165,7 +165,7 @@ class _Swap:
             raise Conflict("config: was changed during the import")
         if self.stay is not None:
             await self._check(tx, self.stay)
-        tx.put(ROOT, pack(self.says))
+        tx.changes[ROOT] = pack(self.says)
 
     async def _check(self, tx: Transaction, stay: Mapping[tuple[str, str, str], Allocation]) -> None:
         """Refuse to drop or change an allocation."""

@@ -178,7 +178,7 @@ class _Change:
                 f"config: pools that would go, or change network or subnet, are in use: {', '.join(held)}"
             )
         says = {"revision": self.old.revision + 1, "generation": self.old.generation, **self.named}
-        tx.put(ROOT, pack(says))
+        tx.changes[ROOT] = pack(says)
         return True
 
     async def _held(self, tx: Transaction, ident: str) -> list[str]:

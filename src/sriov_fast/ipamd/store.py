@@ -11,6 +11,7 @@ PROVEN = 5.0  # seconds after a write during which a store counts as writable
 
 Span = tuple[str, str, int]  # first key, end key (excluded), limit (0: none)
 Rows = list[tuple[str, bytes]]
+Changes = dict[str, bytes | None]  # the new values of keys; None deletes the key
 
 
 def prefix_end(prefix: str) -> str:
@@ -31,6 +32,8 @@ class View(Protocol):
 class Transaction(View, Protocol):
     """A writable view; the commit fails if a fetched key has changed."""
 
+    changes: Changes  # to be written on commit
+
     async def absent(self, key: str) -> bool:
         """Say whether a key is absent; a store may assume so, and then the commit checks it."""
         ...
@@ -38,29 +41,6 @@ class Transaction(View, Protocol):
     def unchanged(self, first: str, end: str) -> None:
         """Fail the commit if a key of this span was written since this view (deletions do not count)."""
         ...
-
-    def put(self, key: str, value: bytes) -> None:
-        """Write a key on commit."""
-        ...
-
-    def delete(self, key: str) -> None:
-        """Delete a key on commit."""
-        ...
-
-
-class Changes:
-    """The writes of a transaction by key; None deletes the key."""
-
-    def __init__(self) -> None:
-        self.changes: dict[str, bytes | None] = {}
-
-    def put(self, key: str, value: bytes) -> None:
-        """Write a key on commit."""
-        self.changes[key] = value
-
-    def delete(self, key: str) -> None:
-        """Delete a key on commit."""
-        self.changes[key] = None
 
 
 class Store(Protocol):

@@ -123,11 +123,11 @@ class _Client:
             return found
 
 
-class _Transaction(Changes):
+class _Transaction:
     """A view at one revision, with its comparisons and changes."""
 
     def __init__(self, client: _Client, prefix: str, attempt: int) -> None:
-        super().__init__()
+        self.changes: Changes = {}
         self._client, self._prefix, self._attempt = client, prefix, attempt
         self._revision = 0
         self._seen: dict[str, int] = {}
@@ -235,7 +235,7 @@ class EtcdStore:
             if batch.changes and (len(batch.changes) == OPS or size + len(value) > BYTES):
                 await batch.commit()
                 batch, size = _Transaction(self._client, self._prefix, 0), 0
-            batch.put(key, value)
+            batch.changes[key] = value
             size += len(key) + len(value)
         await batch.commit()
 

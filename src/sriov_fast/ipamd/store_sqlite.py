@@ -34,11 +34,11 @@ _DELETE = "DELETE FROM record WHERE key = ?"
 _WIPE = "DELETE FROM record WHERE key IN (SELECT key FROM record WHERE key >= ? AND key < ? LIMIT ?)"
 
 
-class _Transaction(Changes):
+class _Transaction:
     """A view, and in the only writer thread a transaction, which needs no comparisons."""
 
     def __init__(self, db: sqlite3.Connection) -> None:
-        super().__init__()
+        self.changes: Changes = {}
         self._db = db
 
     def _get(self, key: str) -> bytes | None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 from sriov_fast import ipamd_api
@@ -31,7 +31,7 @@ from sriov_fast.ipamd.schema import (
     unpack_own,
 )
 from sriov_fast.ipamd.snapshot import Fixed, NetworkIndex, Snapshot
-from sriov_fast.ipamd.store import Rows, Span, Transaction, prefix_end
+from sriov_fast.ipamd.store import Changes, Rows, Span, Transaction, prefix_end
 
 HEADS = 8  # entries of a queue in one read
 WINDOW = 256  # address records in one read of the pass over new addresses
@@ -77,21 +77,6 @@ class Draw:
 
 
 @dataclass
-class Draft:
-    """Changes that may still be dropped."""
-
-    changes: dict[str, bytes | None] = field(default_factory=dict)
-
-    def commit(self, tx: Transaction) -> None:
-        """Add the changes to the transaction."""
-        for key, value in self.changes.items():
-            if value is None:
-                tx.delete(key)
-            else:
-                tx.put(key, value)
-
-
-@dataclass
 class _Queue:
     """A shard with the head of its queue of free addresses, in a transaction."""
 
@@ -100,13 +85,13 @@ class _Queue:
     number: int
     state: Shard
     heads: list[Free]
-    draft: Draft
+    draft: Changes
 
     def drop(self, entry: Free) -> None:
         """Remove an entry from the queue."""
-        self.draft.changes[entry.key] = None
+        self.draft[entry.key] = None
         if entry.sticky:
-            self.draft.changes[entry.sticky] = None
+            self.draft[entry.sticky] = None
         self.state.freed -= 1
         self.heads = [other for other in self.heads if other.key != entry.key]
         self.state.oldest = self.heads[0].released if self.heads else 0
@@ -116,13 +101,13 @@ class _Queue:
         if len(self.heads) < HEADS:
             self.state.freed = len(self.heads)
         while self.heads and not self.space.usable(self.heads[0].address):
-            self.draft.changes[self.keys.address(self.space.ident, self.heads[0].address)] = None
+            self.draft[self.keys.address(self.space.ident, self.heads[0].address)] = None
             self.drop(self.heads[0])
         self.state.oldest = self.heads[0].released if self.heads else 0
 
     def save(self) -> None:
         """Write the counters of the shard."""
-        self.draft.changes[self.keys.shard(self.space.ident, self.number)] = self.state.pack()
+        self.draft[self.keys.shard(self.space.ident, self.number)] = self.state.pack()
 
 
 class Grant:
@@ -151,7 +136,8 @@ class Grant:
         require(self.snapshot, values[0])
         if values[1] is not None:
             return self._again(values[1]), False
-        draft, taken = Draft(), []
+        draft: Changes = {}  # dropped if a shard is empty
+        taken = []
         for (space, at), value in zip(places, values[2:], strict=False):
             taken.append((space, await self._claim(tx, draft, (space, at), value), False))
         for draw, value, *rows in zip(
@@ -162,7 +148,7 @@ class Grant:
                 return address
             taken.append((draw.space, address, True))
         document = self._write(draft, sorted(taken, key=lambda it: it[0].version))
-        draft.commit(tx)
+        tx.changes.update(draft)
         return document, True
 
     def _spans(self, draw: Draw) -> list[Span]:
@@ -182,7 +168,7 @@ class Grant:
         return document
 
     async def _claim(
-        self, tx: Transaction, draft: Draft, place: tuple[AddressSpace, int], value: bytes | None
+        self, tx: Transaction, draft: Changes, place: tuple[AddressSpace, int], value: bytes | None
     ) -> int:
         """Take the address of a fixed assignment."""
         space, at = place
@@ -200,7 +186,7 @@ class Grant:
         return at
 
     async def _unqueue(
-        self, tx: Transaction, draft: Draft, place: tuple[AddressSpace, int], released: int
+        self, tx: Transaction, draft: Changes, place: tuple[AddressSpace, int], released: int
     ) -> Shard:
         """Remove a free address from the queue of its shard."""
         space, at = place
@@ -220,7 +206,7 @@ class Grant:
         return state
 
     async def _draw(
-        self, tx: Transaction, draft: Draft, draw: Draw, value: bytes | None, rows: list[Rows]
+        self, tx: Transaction, draft: Changes, draw: Draw, value: bytes | None, rows: list[Rows]
     ) -> int | EmptyShard:
         """Take the address reserved for the pod, else one of the shard."""
         space = draw.space
@@ -230,20 +216,20 @@ class Grant:
                 return address
         state = Shard(space, value)
         before = state.pack()
-        apart = Draft()
+        apart: Changes = {}
         queue = _Queue(self.keys, space, draw.shard, state, Free.read(rows[0]), apart)
         address = await self._from_shard(tx, queue, draw.waiting)
         if address is None:
-            if state.pack() != before or apart.changes:
+            if state.pack() != before or apart:
                 queue.save()
-                apart.commit(tx)
+                tx.changes.update(apart)
             return EmptyShard(space, draw.shard)
         state.used += 1
         queue.save()
-        draft.changes.update(apart.changes)
+        draft.update(apart)
         return address
 
-    async def _return(self, tx: Transaction, draft: Draft, space: AddressSpace, rows: Rows) -> int | None:
+    async def _return(self, tx: Transaction, draft: Changes, space: AddressSpace, rows: Rows) -> int | None:
         """Take the address reserved for this pod, if there is one."""
         waiting = sorted(((int(value), int(key.rsplit("/", 1)[1], 16)) for key, value in rows), reverse=True)
         for released, address in waiting:
@@ -254,7 +240,7 @@ class Grant:
                 continue
             state = await self._unqueue(tx, draft, (space, address), released)
             state.used += 1
-            draft.changes[self.keys.shard(space.ident, address % SHARDS)] = state.pack()
+            draft[self.keys.shard(space.ident, address % SHARDS)] = state.pack()
             return address
         return None
 
@@ -295,17 +281,16 @@ class Grant:
         state.cursor = END
         return None
 
-    def _write(self, draft: Draft, taken: list[tuple[AddressSpace, int, bool]]) -> dict[str, Any]:
+    def _write(self, draft: Changes, taken: list[tuple[AddressSpace, int, bool]]) -> dict[str, Any]:
         """Add the records of an allocation to the changes, and return its document."""
         ask = self.ask
         owner = (ask.network, ask.container_id, ask.ifname)
         document = describe(ask, self.fixed, [(space, at) for space, at, _ in taken])
         lease = document[ipamd_api.LEASE] = secrets.token_hex(8)
-        changes = draft.changes
-        changes[self.own] = pack_own(document, [Held(space.ident, at, new) for space, at, new in taken])
-        changes[self.keys.host(ask.network, ask.host_ip, owner[1:])] = lease.encode()
+        draft[self.own] = pack_own(document, [Held(space.ident, at, new) for space, at, new in taken])
+        draft[self.keys.host(ask.network, ask.host_ip, owner[1:])] = lease.encode()
         for space, at, _ in taken:
-            changes[self.keys.address(space.ident, at)] = pack_owner(*owner, ask.pod_id)
+            draft[self.keys.address(space.ident, at)] = pack_owner(*owner, ask.pod_id)
         return document
 
 
@@ -378,8 +363,8 @@ class Release:
         if not self._means(document):
             return []
         self._permit(document)
-        tx.delete(own)
-        tx.delete(self.keys.host(self.owner[0], document["host_ip"], self.owner[1:]))
+        tx.changes[own] = None
+        tx.changes[self.keys.host(self.owner[0], document["host_ip"], self.owner[1:])] = None
         records, _ = await tx.fetch([self.keys.shard(it.ident, it.address % SHARDS) for it in held])
         for it, record in zip(held, records, strict=True):
             self._free(tx, it, record, document)
@@ -402,7 +387,7 @@ class Release:
         key = self.keys.address(it.ident, it.address)
         usable = space is not None and space.usable(it.address)
         if not usable:
-            tx.delete(key)
+            tx.changes[key] = None
         if space is None or not (usable or it.counted):
             return
         state = Shard(space, record)
@@ -413,9 +398,9 @@ class Release:
             if document["pod_id"] and it.counted and grace:
                 sticky = self.keys.sticky(it.ident, document["pod_id"], self.owner[2], it.address)
                 since = self.now
-                tx.put(sticky, b"%d" % since)
-            tx.put(key, pack_freed(since))
-            tx.put(self.keys.free(it.ident, it.address, since), sticky.encode())
+                tx.changes[sticky] = b"%d" % since
+            tx.changes[key] = pack_freed(since)
+            tx.changes[self.keys.free(it.ident, it.address, since)] = sticky.encode()
             state.freed += 1
             state.oldest = since if state.freed == 1 else min(state.oldest, since)
-        tx.put(self.keys.shard(it.ident, it.address % SHARDS), state.pack())
+        tx.changes[self.keys.shard(it.ident, it.address % SHARDS)] = state.pack()

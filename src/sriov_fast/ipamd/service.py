@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable, Iterable, Mapping
-from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, TypeVar
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
 from sriov_fast.ipamd import backup
@@ -19,10 +18,7 @@ from sriov_fast.ipamd.schema import ROOT, RecordKeys, Shard, shards, unescape, u
 from sriov_fast.ipamd.shards import ShardHints
 from sriov_fast.ipamd.snapshot import Snapshot
 from sriov_fast.ipamd.store import Rows, Store, View, prefix_end
-from sriov_fast.ipamd.transactions import Claim, Draw, EmptyShard, Grant, Release, Stale, require
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
+from sriov_fast.ipamd.transactions import Claim, Draw, Grant, Release, Stale, require
 
 T = TypeVar("T")
 
@@ -83,8 +79,10 @@ class Service:
                     except Exhausted as error:  # the owner may have an allocation or a reserved address
                         exhausted = error
                         draws[space.ident] = Draw(space, space.shards[0], waiting=True)
-            outcome = await self._grant(Grant(snapshot, ask, list(draws.values()), self._now()))
-            if not isinstance(outcome, EmptyShard):
+            grant = Grant(snapshot, ask, list(draws.values()), self._now())
+            with self._hints.drawing([(draw.space.ident, draw.shard) for draw in grant.draws]):
+                outcome = await self._store.run(grant)
+            if not isinstance(outcome, Draw):
                 return outcome
             if exhausted is not None:
                 raise exhausted
@@ -92,27 +90,12 @@ class Service:
             del draws[outcome.space.ident]
         raise Unavailable(f"network: {ask.network!r}: tried for {PATIENCE:g} seconds, and others were first")
 
-    async def _grant(self, grant: Grant) -> tuple[dict[str, Any], bool] | EmptyShard:
-        with self._drawing(grant.draws):
-            return await self._store.run(grant)
-
-    @contextmanager
-    def _drawing(self, draws: Iterable[Draw]) -> Iterator[None]:
-        """Mark shards as used, so that other requests of this process prefer others."""
-        for draw in draws:
-            self._hints.enter(draw.space.ident, draw.shard)
-        try:
-            yield
-        finally:
-            for draw in draws:
-                self._hints.leave(draw.space.ident, draw.shard)
-
     async def _aim(self, snapshot: Snapshot, space: AddressSpace) -> Draw:
         """Choose a shard by the hints; read all shards if the hints name none."""
         number = self._hints.pick(space)
         if number is not None:
             return Draw(space, number)
-        found = await self._store.read(lambda view: _shards(view, snapshot, space))
+        ((_, found),) = await self._store.read(lambda view: _shards(view, snapshot, [space]))
         expired = self._now() - 1000 * snapshot.net(space.pool.network).grace
         fresh = [at for at, shard in found.items() if shard.fresh(space, at, expired)]
         self._hints.learn(space, fresh)
@@ -185,11 +168,11 @@ class Service:
 
         async def look(snapshot: Snapshot) -> list[PoolUse]:
             spaces = snapshot.net(network).spaces(_host(host_ip))
-            found = await self._store.read(lambda view: _all_shards(view, snapshot, spaces))
-            for space, its in zip(spaces, found, strict=True):
+            found = await self._store.read(lambda view: _shards(view, snapshot, spaces))
+            for space, its in found:
                 if not any(shard.freed or shard.fresh(space, at, 0) for at, shard in its.items()):
                     raise Exhausted(f"pool: {space.pool.name!r}: all {space.total} addresses are taken")
-            return [_use(space, its) for space, its in zip(spaces, found, strict=True)]
+            return [_use(space, its) for space, its in found]
 
         return await self._current(look)
 
@@ -198,8 +181,8 @@ class Service:
 
         async def look(snapshot: Snapshot) -> list[PoolUse]:
             spaces = [space for net in snapshot.nets.values() for space in net.pools]
-            found = await self._store.read(lambda view: _all_shards(view, snapshot, spaces))
-            return [_use(space, its) for space, its in zip(spaces, found, strict=True)]
+            found = await self._store.read(lambda view: _shards(view, snapshot, spaces))
+            return [_use(space, its) for space, its in found]
 
         return await self._current(look)
 
@@ -263,22 +246,18 @@ def _host(host_ip: str) -> str:
         raise Invalid(f"host_ip: {error}") from None
 
 
-async def _all_shards(
-    view: View, snapshot: Snapshot, spaces: Iterable[AddressSpace]
-) -> list[dict[int, Shard]]:
+async def _shards(
+    view: View, snapshot: Snapshot, spaces: Sequence[AddressSpace]
+) -> list[tuple[AddressSpace, dict[int, Shard]]]:
+    """Return pools with the state of their shards by number."""
     keys = RecordKeys(snapshot.generation)
-    each = list(spaces)
-    found: list[dict[int, Shard]] = []
-    for at in range(0, len(each), PAGE // SHARDS):
-        some = each[at : at + PAGE // SHARDS]
+    found: list[tuple[AddressSpace, dict[int, Shard]]] = []
+    for at in range(0, len(spaces), PAGE // SHARDS):
+        some = spaces[at : at + PAGE // SHARDS]
         (root,), spans = await view.fetch([ROOT], [(*keys.kind("lane", space.ident), 0) for space in some])
         require(snapshot, root)
-        found += [shards(space, rows) for space, rows in zip(some, spans, strict=True)]
+        found += [(space, shards(space, rows)) for space, rows in zip(some, spans, strict=True)]
     return found
-
-
-async def _shards(view: View, snapshot: Snapshot, space: AddressSpace) -> dict[int, Shard]:
-    return (await _all_shards(view, snapshot, [space]))[0]
 
 
 def _use(space: AddressSpace, its: Mapping[int, Shard]) -> PoolUse:

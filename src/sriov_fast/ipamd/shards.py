@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import random
 from collections import Counter, defaultdict
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Sequence
+from contextlib import contextmanager
 
 from sriov_fast.ipamd.pools import AddressSpace
 
@@ -47,15 +48,17 @@ class ShardHints:
         """Note that a shard has addresses again."""
         self._empty[ident].discard(number)
 
-    def enter(self, ident: str, number: int) -> None:
-        """Note the start of a transaction on a shard."""
-        self._busy[ident, number] += 1
-
-    def leave(self, ident: str, number: int) -> None:
-        """Note the end of a transaction on a shard."""
-        self._busy[ident, number] -= 1
-        if self._busy[ident, number] <= 0:
-            del self._busy[ident, number]
+    @contextmanager
+    def drawing(self, shards: Collection[tuple[str, int]]) -> Iterator[None]:
+        """Mark shards (pool, number) as used, so that other requests of this process prefer others."""
+        self._busy.update(shards)
+        try:
+            yield
+        finally:
+            self._busy.subtract(shards)
+            for shard in shards:
+                if not self._busy[shard]:
+                    del self._busy[shard]
 
     def forget(self, idents: Collection[str]) -> None:
         """Keep the hints of these pools only."""

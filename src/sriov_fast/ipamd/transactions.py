@@ -60,14 +60,6 @@ def _other(key: str, mine: str, document: Mapping[str, Any]) -> Conflict:
 
 
 @dataclass(frozen=True)
-class EmptyShard:
-    """A shard without an address; its corrected counters are committed."""
-
-    space: AddressSpace
-    shard: int
-
-
-@dataclass(frozen=True)
 class Draw:
     """The shard to draw an address from; `waiting`: also one reserved for another pod."""
 
@@ -96,6 +88,12 @@ class _Queue:
         self.heads = [other for other in self.heads if other.key != entry.key]
         self.state.oldest = self.heads[0].released if self.heads else 0
 
+    def pop(self) -> int:
+        """Take the address at the head of the queue."""
+        entry = self.heads[0]
+        self.drop(entry)
+        return entry.address
+
     def discard(self) -> None:
         """Drop unusable addresses from the head of the queue, and correct the counters."""
         if len(self.heads) < HEADS:
@@ -121,8 +119,8 @@ class Grant:
         self.own = self.keys.own(ask.network, ask.container_id, ask.ifname)
         self.expired = now - 1000 * self.net.grace
 
-    async def __call__(self, tx: Transaction) -> tuple[dict[str, Any], bool] | EmptyShard:
-        """Return the allocation and whether it is new, or an empty shard."""
+    async def __call__(self, tx: Transaction) -> tuple[dict[str, Any], bool] | Draw:
+        """Return the allocation and whether it is new, or a draw from an empty shard."""
         places = self.fixed.places if self.fixed else ()
         values, spans = await tx.fetch(
             [
@@ -139,13 +137,14 @@ class Grant:
         draft: Changes = {}  # dropped if a shard is empty
         taken = []
         for (space, at), value in zip(places, values[2:], strict=False):
-            taken.append((space, await self._claim(tx, draft, (space, at), value), False))
+            await self._claim(tx, draft, (space, at), value)
+            taken.append((space, at, False))
         for draw, value, *rows in zip(
             self.draws, values[2 + len(places) :], spans[::2], spans[1::2], strict=True
         ):
             address = await self._draw(tx, draft, draw, value, rows)
-            if isinstance(address, EmptyShard):
-                return address
+            if address is None:
+                return draw
             taken.append((draw.space, address, True))
         document = self._write(draft, sorted(taken, key=lambda it: it[0].version))
         tx.changes.update(draft)
@@ -169,11 +168,11 @@ class Grant:
 
     async def _claim(
         self, tx: Transaction, draft: Changes, place: tuple[AddressSpace, int], value: bytes | None
-    ) -> int:
+    ) -> None:
         """Take the address of a fixed assignment."""
         space, at = place
         if value is None:
-            return at
+            return
         record = unpack(value)
         if "owner" in record:
             _, container_id, ifname = record["owner"]
@@ -183,7 +182,6 @@ class Grant:
                 f" {_owner(container_id, ifname)} of pod {record['pod_id']!r} holds it"
             )
         await self._unqueue(tx, draft, place, record["released"])
-        return at
 
     async def _unqueue(
         self, tx: Transaction, draft: Changes, place: tuple[AddressSpace, int], released: int
@@ -207,8 +205,11 @@ class Grant:
 
     async def _draw(
         self, tx: Transaction, draft: Changes, draw: Draw, value: bytes | None, rows: list[Rows]
-    ) -> int | EmptyShard:
-        """Take the address reserved for the pod, else one of the shard."""
+    ) -> int | None:
+        """Take the address reserved for the pod, else one of the shard.
+
+        None: the shard is empty, and its corrected counters are to be committed.
+        """
         space = draw.space
         if rows[1]:
             address = await self._return(tx, draft, space, rows[1])
@@ -223,7 +224,7 @@ class Grant:
             if state.pack() != before or apart:
                 queue.save()
                 tx.changes.update(apart)
-            return EmptyShard(space, draw.shard)
+            return None
         state.used += 1
         queue.save()
         draft.update(apart)
@@ -252,18 +253,13 @@ class Grant:
             return address
         queue.discard()
         if queue.heads and queue.heads[0].released <= self.expired:
-            return self._pop(queue)
+            return queue.pop()
         if state.epoch != queue.space.epoch:  # the pool may have new addresses before the cursor
             state.epoch, state.cursor = queue.space.epoch, -1
             address = await self._walk(tx, queue)
             if address is not None:
                 return address
-        return self._pop(queue) if queue.heads and waiting else None
-
-    def _pop(self, queue: _Queue) -> int:
-        entry = queue.heads[0]
-        queue.drop(entry)
-        return entry.address
+        return queue.pop() if queue.heads and waiting else None
 
     async def _walk(self, tx: Transaction, queue: _Queue) -> int | None:
         """Move the cursor of the shard to the next address without a record."""

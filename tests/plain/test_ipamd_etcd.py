@@ -140,7 +140,7 @@ def test_passwords_are_used_and_never_told() -> None:
             assert await address(service, 2)
 
         served(f"etcd://root:Sesame@{own.address}", work, config())
-        served(f"etcd://{own.address}", work, user="root", password="Sesame")
+        served(f"etcd://{own.address}?user=root&password=Sesame", work)
         for login in ("root:wrong7@", ""):
             with pytest.raises(Unavailable) as caught:
                 served(f"etcd://{login}{own.address}", work, config())

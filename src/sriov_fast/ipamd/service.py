@@ -266,20 +266,20 @@ def _use(space: AddressSpace, its: Mapping[int, Shard]) -> PoolUse:
     return PoolUse(name=space.pool.name, network=space.pool.network, total=total, used=min(used, total))
 
 
-async def open_service(url: str, *, clock: Callable[[], float] = time.time, **options: Any) -> Service:
+async def open_service(url: str, *, clock: Callable[[], float] = time.time) -> Service:
     """Open the service on `sqlite:///path` or `etcd://host:port,...?ca=&cert=&key=&prefix=`."""
-    return Service(await open_store(url, **options), clock)
+    return Service(await open_store(url), clock)
 
 
-async def open_store(url: str, **options: Any) -> Store:
-    """Open a store by its URL; `options` are those of the URL's query."""
+async def open_store(url: str) -> Store:
+    """Open a store by its URL."""
     scheme = url.partition(":")[0]
     if scheme == "sqlite":
         from sriov_fast.ipamd.store_sqlite import open_sqlite
 
         return open_sqlite(urlsplit(url).path)
     if scheme == "etcd":
-        from sriov_fast.ipamd.store_etcd import open_etcd
+        from sriov_fast.ipamd.store_etcd import EtcdStore, read_settings
 
-        return await open_etcd(url, **options)
+        return EtcdStore(read_settings(url))
     raise Invalid(f"store: {scheme!r} is neither sqlite:///path nor etcd://host:port,...")

@@ -190,7 +190,7 @@ class _Transaction:
 
 
 class EtcdStore:
-    """Records under a prefix of etcd's keys."""
+    """Records under a prefix of etcd's keys; etcd is not contacted before the first operation."""
 
     together = TOGETHER
 
@@ -264,12 +264,11 @@ class EtcdStore:
         await self._client.close()
 
 
-def read_settings(url: str, **options: Any) -> Settings:
+def read_settings(url: str) -> Settings:
     """Parse `etcd://[user:password@]host:port,...?ca=&cert=&key=&prefix=&tls=`."""
     # newer versions of urlsplit refuse an address in brackets behind another host
     place, _, query = url.partition("://")[2].partition("?")
-    given: dict[str, str] = dict(parse_qsl(query))
-    given.update({key: str(value) for key, value in options.items() if value is not None})
+    given = dict(parse_qsl(query))
     unknown = sorted(given.keys() - {"ca", "cert", "key", "prefix", "tls", "user", "password"})
     if unknown:
         raise Invalid(f"store: etcd has no option {unknown[0]!r}")
@@ -310,8 +309,3 @@ def _context(given: Mapping[str, str]) -> ssl.SSLContext:
         raise Invalid(f"store: {files}: {error}") from error
     context.minimum_version = ssl.TLSVersion.TLSv1_2
     return context
-
-
-async def open_etcd(url: str, **options: Any) -> EtcdStore:
-    """Open the store; etcd is not contacted before the first operation."""
-    return EtcdStore(read_settings(url, **options))

@@ -42,6 +42,8 @@ from lab.errors import LabError
 
 CORES = (1, 2, 3, 4)
 CARRIER_WAIT = 60.0  # seconds; an emulated machine takes its time
+# Where the plugin may be: in the checkout that this runs from, then where runtimes look.
+PLUGINS = (Path(__file__).resolve().parents[1] / "bin/sriov", Path("/opt/cni/bin/sriov"))
 TOOLS = {"ip": "iproute2", "ping": "iputils-ping"}
 IPAM: dict[str, type[Addresses]] = {"host-local": HostLocal, "txipam": TxIpam}
 
@@ -347,13 +349,6 @@ def is_ours(path: Path) -> bool:
         return False
 
 
-def candidates() -> list[Path]:
-    """Where the plugin may be: the checkout that this runs from, then where runtimes look."""
-    top = Path(__file__).resolve().parents[3]
-    checkout = [top / "bin/sriov"] if (top / "pyproject.toml").is_file() else []
-    return [*checkout, Path("/opt/cni/bin/sriov")]
-
-
 def require_tools() -> None:
     """Raise LabError for what the demo cannot do without."""
     if os.geteuid() != 0:
@@ -374,7 +369,7 @@ def play(pf: str, ipam: str, keep: bool, attach: str) -> int:
         directory = Path(tempfile.mkdtemp(prefix="sriov-fast-demo-"))
         cleanup.callback(shutil.rmtree, directory, ignore_errors=True)
         stage = Stage(directory)
-        plugin = find_plugin(candidates(), directory, stage)
+        plugin = find_plugin(PLUGINS, directory, stage)
         addresses = IPAM[ipam](stage, cleanup, plugin)
         return told(stage, lambda: Demo(card, addresses, stage, cleanup, attach).play(keep))
 

@@ -155,6 +155,9 @@ def _totalvfs(sys: Path, name: str, number: str = "7") -> None:
 
 
 class TestPlugin:
+    def test_the_checkout_s_is_the_first_candidate(self) -> None:
+        assert demo.PLUGINS[0] == Path(__file__).resolve().parents[2] / "bin/sriov"
+
     def test_another_project_s_sriov_is_not_taken(self, tmp_path: Path) -> None:
         other, ours = tmp_path / "other", tmp_path / "ours"
         other.write_bytes(b"\x7fELF")
@@ -164,8 +167,7 @@ class TestPlugin:
         found = demo.find_plugin([tmp_path / "absent", other, ours], tmp_path, Stage(tmp_path))
         assert found == ours
 
-    def test_one_is_made_where_there_is_none(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setenv("PYTHONPATH", str(Path(demo.__file__).parents[2]))
+    def test_one_is_made_where_there_is_none(self, tmp_path: Path) -> None:
         found = demo.find_plugin([], tmp_path, Stage(tmp_path))
         assert found == tmp_path / "sriov"
         assert demo.is_ours(found)
@@ -195,7 +197,6 @@ DEL = (
 @pytest.fixture
 def tx(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[TxIpam]:
     """The demo with a service, on a port that is free; what it began has ended in the end."""
-    monkeypatch.setenv("PYTHONPATH", str(Path(demo.__file__).parents[2]))
     monkeypatch.setenv("SRIOV_FAST_RUN", str(tmp_path / "run"))
     stage = Stage(tmp_path)
     with ExitStack() as cleanup:

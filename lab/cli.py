@@ -9,7 +9,6 @@ import sys
 import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from types import FrameType
 
 from lab import accel, install, node_image, requirements, source, tree
 from lab.errors import LabError
@@ -17,12 +16,8 @@ from lab.guest import Guest, Task
 from lab.paths import base
 from lab.progress import say
 from lab.qemu import CARD_VFS, MAX_PFS, Machine
-from lab.recipe import Recipe
-
-_Command = Callable[[argparse.Namespace], int]
 
 INTERRUPTED = 130
-SUMMARY = "a virtual machine with real SR-IOV cards"
 TESTS = ("tests/lab",)
 PYTEST = (install.PYTHON, "-m", "pytest", "-p", "no:cacheprovider")
 # Plugins that load themselves (schemathesis, anyio) cost half a minute of emulated start.
@@ -31,45 +26,26 @@ ALONE = "PYTEST_DISABLE_PLUGIN_AUTOLOAD=1"
 
 def parser() -> argparse.ArgumentParser:
     """Return the parser of the command line; ``run`` of its result does the work."""
-    whole = argparse.ArgumentParser(prog="python -m lab", description=SUMMARY)
+    whole = argparse.ArgumentParser(
+        prog="python -m lab", description="a virtual machine with real SR-IOV cards"
+    )
     commands = whole.add_subparsers(required=True, metavar="COMMAND")
-    _add_build(commands)
-    _add_run(commands)
-    _add_pytest(commands)
-    _add_shell(commands)
-    _add_clean(commands)
+
+    def command(name: str, run: Callable[[argparse.Namespace], int], text: str) -> argparse.ArgumentParser:
+        added = commands.add_parser(name, help=text)
+        added.set_defaults(run=run)
+        return added
+
+    _add_source(command("build", _build, "build the guest and install the project in it"))
+    run = command("run", _run, "boot the guest and run a command in it")
+    _add_machine(run)
+    run.add_argument("command", nargs="+", metavar="CMD", help="the command and its arguments, after --")
+    pytest = command("pytest", _pytest, "boot the guest and run pytest in it, by default on its tier")
+    _add_machine(pytest)
+    pytest.add_argument("arguments", nargs="*", metavar="ARG", help="arguments for pytest, after --")
+    _add_machine(command("shell", _shell, "boot the guest and open a shell in it"))
+    command("clean", _clean, "delete everything that the lab keeps")
     return whole
-
-
-def _add_build(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    parser = commands.add_parser("build", help="build the guest and install the project in it")
-    _add_source(parser)
-    parser.set_defaults(run=_Guarded(_build))
-
-
-def _add_run(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    parser = commands.add_parser("run", help="boot the guest and run a command in it")
-    _add_machine(parser)
-    parser.add_argument("command", nargs="+", metavar="CMD", help="the command and its arguments, after --")
-    parser.set_defaults(run=_Guarded(_run))
-
-
-def _add_pytest(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    parser = commands.add_parser("pytest", help="boot the guest and run pytest in it, by default on its tier")
-    _add_machine(parser)
-    parser.add_argument("arguments", nargs="*", metavar="ARG", help="arguments for pytest, after --")
-    parser.set_defaults(run=_Guarded(_pytest))
-
-
-def _add_shell(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    parser = commands.add_parser("shell", help="boot the guest and open a shell in it")
-    _add_machine(parser)
-    parser.set_defaults(run=_Guarded(_shell))
-
-
-def _add_clean(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    parser = commands.add_parser("clean", help="delete everything that the lab keeps")
-    parser.set_defaults(run=_Guarded(_clean))
 
 
 def _add_source(parser: argparse.ArgumentParser) -> None:
@@ -84,10 +60,10 @@ def _add_machine(parser: argparse.ArgumentParser) -> None:
         "--image", action="store_true", help=f"build the DaemonSet's image for the guest: {node_image.OUTPUT}"
     )
     add("--no-install", action="store_true", help="do not install the project in the guest")
-    add("--pfs", type=_Count(0, MAX_PFS), default=1, metavar="N", help="SR-IOV cards (1)")
-    add("--vfs", type=_Count(0, CARD_VFS), default=CARD_VFS, metavar="K", help="VFs of each card (7)")
-    add("--cpus", type=_Count(1, 64), default=2, metavar="M", help="virtual CPUs (2)")
-    add("--memory", type=_Count(512, 65536), default=2048, metavar="MIB", help="memory (2048)")
+    add("--pfs", type=_count(0, MAX_PFS), default=1, metavar="N", help="SR-IOV cards (1)")
+    add("--vfs", type=_count(0, CARD_VFS), default=CARD_VFS, metavar="K", help="VFs of each card (7)")
+    add("--cpus", type=_count(1, 64), default=2, metavar="M", help="virtual CPUs (2)")
+    add("--memory", type=_count(512, 65536), default=2048, metavar="MIB", help="memory (2048)")
     add("--timeout", type=float, default=600.0, metavar="S", help="seconds that the command may take (600)")
     add("--output", type=Path, metavar="DIR", help="gets what the command wrote to $SRIOV_FAST_OUT")
     add("--env", action="append", default=[], metavar="NAME=VALUE", help="set in the guest")
@@ -97,46 +73,20 @@ def _add_machine(parser: argparse.ArgumentParser) -> None:
     add("--share", choices=("virtiofs", "9p"), default="virtiofs", help="how the guest gets its tree")
 
 
-class _Count:
-    """An integer between two limits."""
+def _count(least: int, most: int) -> Callable[[str], int]:
+    """Return the type of an integer between two limits."""
 
-    def __init__(self, least: int, most: int) -> None:
-        self._least, self._most = least, most
-
-    def __call__(self, text: str) -> int:
+    def number(text: str) -> int:
         value = int(text)
-        if not self._least <= value <= self._most:
-            raise argparse.ArgumentTypeError(f"{value} is not between {self._least} and {self._most}")
+        if not least <= value <= most:
+            raise argparse.ArgumentTypeError(f"{value} is not between {least} and {most}")
         return value
 
-    def __repr__(self) -> str:
-        return "number"
-
-
-class _Guarded:
-    """A command whose failures become a message and an exit status."""
-
-    def __init__(self, command: _Command) -> None:
-        self._command = command
-
-    def __call__(self, args: argparse.Namespace) -> int:
-        signal.signal(signal.SIGTERM, _interrupt)
-        try:
-            return self._command(args)
-        except LabError as error:
-            print(f"lab: {error}", file=sys.stderr)
-            return error.status
-        except KeyboardInterrupt:
-            say("interrupted")
-            return INTERRUPTED
-
-
-def _interrupt(number: int, frame: FrameType | None) -> None:
-    raise KeyboardInterrupt
+    return number
 
 
 def _build(args: argparse.Namespace) -> int:
-    place = tree.ensure(Recipe())
+    place = tree.ensure()
     with tempfile.TemporaryDirectory() as scratch:
         install.ensure(place, source.locate(args.source, Path(scratch)))
     say(f"the guest is ready in {place.top}")
@@ -167,7 +117,7 @@ def _shell(args: argparse.Namespace) -> int:
 def _in_guest(
     args: argparse.Namespace, argv: Sequence[str], terminal: bool = False, native: Sequence[str] = ()
 ) -> int:
-    place = tree.ensure(Recipe())
+    place = tree.ensure()
     requirements.require(building=False, cache=base())
     machine = Machine(
         pfs=args.pfs,
@@ -205,4 +155,12 @@ def _clean(args: argparse.Namespace) -> int:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run ``python -m lab``."""
     args = parser().parse_args(argv)
-    return int(args.run(args))
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        return int(args.run(args))
+    except LabError as error:
+        print(f"lab: {error}", file=sys.stderr)
+        return error.status
+    except KeyboardInterrupt:
+        say("interrupted")
+        return INTERRUPTED

@@ -25,7 +25,6 @@ from lab import image, install, source, tree
 from lab.errors import LabError
 from lab.install import Installed
 from lab.progress import step
-from lab.recipe import Recipe
 
 NAME = "sriov-fast"
 REFERENCE = f"ghcr.io/{NAME}/{NAME}:latest"
@@ -272,7 +271,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=OUTPUT, metavar="FILE")
     parser.add_argument("--name", default=REFERENCE, help="the image's name")
     args = parser.parse_args()
-    place = tree.ensure(Recipe())
+    place = tree.ensure()
     with tempfile.TemporaryDirectory() as scratch:
         installed = install.ensure(place, source.locate(None, Path(scratch)))
     size = build(place.root, installed.site, args.out, args.name)

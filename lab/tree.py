@@ -31,19 +31,19 @@ _FILES = {"resolv.conf": "", "hosts": "127.0.0.1 localhost\n::1 localhost\n", "h
 _MOUNT_POINTS = (PROJECT, PLUGINS, SOURCES, JOB, BUILD, CACHE, HOST, "/etc/cni/net.d", "/var/lib/cni")
 
 
-def place(recipe: Recipe) -> Place:
-    """Where the tree of ``recipe`` is, or will be."""
-    return Place(base() / key(recipe))
+def place() -> Place:
+    """Return where the guest's tree is, or will be."""
+    return Place(base() / key(Recipe()))
 
 
-def ensure(recipe: Recipe) -> Place:
-    """Return the tree of ``recipe``, built now if it is not there yet."""
-    where = place(recipe)
+def ensure() -> Place:
+    """Return the guest's tree, built now if it is not there yet."""
+    where = place()
     if not where.root.is_dir():
         requirements.require(building=True, cache=base())
         with locked(base() / f"{where.top.name}.lock"):
             if not where.root.is_dir():
-                _build(recipe, where)
+                _build(where)
     return where
 
 
@@ -60,7 +60,8 @@ def locked(path: Path) -> Iterator[None]:
         yield
 
 
-def _build(recipe: Recipe, where: Place) -> None:
+def _build(where: Place) -> None:
+    recipe = Recipe()
     unfinished = where.top.with_name(f"{where.top.name}.unfinished")
     shutil.rmtree(unfinished, ignore_errors=True)
     root = Place(unfinished).root

@@ -9,7 +9,6 @@ import sys
 from pathlib import Path
 
 from lab import tree
-from lab.recipe import Recipe
 
 TOP = Path(__file__).resolve().parent.parent
 NAMES = ("process", "burst", "churn", "waterfall", "echo", "traffic", "cri")
@@ -33,7 +32,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("output", type=Path, help="directory for the report")
     output = parser.parse_args().output.resolve()
-    if not tree.place(Recipe()).root.is_dir():
+    if not tree.place().root.is_dir():
         print("no figures of a real card: the lab is not built (python -m lab build)")
         return 0
     output.mkdir(parents=True, exist_ok=True)

@@ -22,9 +22,38 @@ from lab.errors import LabError
 PAUSE_IMAGE = "lab.local/pause:1"
 SECONDS_TO_START = 240.0  # an emulated guest on a busy machine needs more than a minute
 
-# The plugins that ask for devices, registries or time that the lab does not have.
-_DISABLED = ("snapshotter.v1.btrfs", "snapshotter.v1.zfs", "snapshotter.v1.devmapper")
-_CRI = "io.containerd.grpc.v1.cri"
+# The disabled plugins ask for devices that the lab does not have. The plugin "transfer" is how containerd 2
+# imports images.
+_CONFIG = """\
+version = 2
+root = "{top}/root"
+state = "{top}/state"
+disabled_plugins = [
+  "io.containerd.snapshotter.v1.btrfs",
+  "io.containerd.snapshotter.v1.zfs",
+  "io.containerd.snapshotter.v1.devmapper",
+]
+[grpc]
+address = "{top}/containerd.sock"
+[plugins."io.containerd.grpc.v1.cri"]
+sandbox_image = "{image}"
+disable_apparmor = true
+restrict_oom_score_adj = true
+[plugins."io.containerd.grpc.v1.cri".cni]
+bin_dir = "{plugins}"
+conf_dir = "{top}/net.d/{default}"
+[plugins."io.containerd.grpc.v1.cri".containerd]
+snapshotter = "native"
+default_runtime_name = "{default}"
+[[plugins."io.containerd.transfer.v1.local".unpack_config]]
+platform = "linux/amd64"
+snapshotter = "native"
+"""
+_RUNTIME = """\
+[plugins."io.containerd.grpc.v1.cri".containerd.runtimes.{handler}]
+runtime_type = "io.containerd.runc.v2"
+cni_conf_dir = "{top}/net.d/{handler}"
+"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,29 +115,20 @@ class Containerd:
         self.process.wait()
 
 
-def start(top: Path, cri: Cri, env: Mapping[str, str] | None = None) -> Containerd:
-    """Start containerd with the image of a sandbox; ``env`` is added to the environment of CNI plugins."""
-    top.mkdir(parents=True, exist_ok=True)
-    for name, conf in cri.networks.items():
-        _write_network(conf, _network_directory(top, name))
+@contextmanager
+def running(top: Path, cri: Cri, env: Mapping[str, str] | None = None) -> Iterator[Containerd]:
+    """Run containerd with the image of a sandbox; ``env`` is added to the environment of CNI plugins."""
+    for handler, conf in cri.networks.items():
+        directory = top / "net.d" / handler
+        directory.mkdir(parents=True, exist_ok=True)
+        (directory / "10-lab.conflist").write_text(json.dumps(conf))
     (top / "config.toml").write_text(config(top, cri))
-    running = Containerd(top, dict(env or {}))
+    process = Containerd(top, dict(env or {}))
     try:
         image.build_pause(top / "pause")
         image.write(top / "image.tar", PAUSE_IMAGE, top / "pause")
         words = ("-n", "k8s.io", "images", "import", "--snapshotter", "native")
-        running.ctr(*words, str(top / "image.tar"))
-    except BaseException:
-        running.stop()
-        raise
-    return running
-
-
-@contextmanager
-def running(top: Path, cri: Cri, env: Mapping[str, str] | None = None) -> Iterator[Containerd]:
-    """Run containerd for the length of a ``with`` block."""
-    process = start(top, cri, env)
-    try:
+        process.ctr(*words, str(top / "image.tar"))
         yield process
     finally:
         process.stop()
@@ -116,41 +136,9 @@ def running(top: Path, cri: Cri, env: Mapping[str, str] | None = None) -> Iterat
 
 
 def config(top: Path, cri: Cri) -> str:
-    """Return containerd's configuration."""
-    return "\n".join([*_config(top, cri), ""])
-
-
-def _config(top: Path, cri: Cri) -> Iterator[str]:
-    yield "version = 2"
-    yield f'root = "{top}/root"'
-    yield f'state = "{top}/state"'
-    yield f"disabled_plugins = {json.dumps([f'io.containerd.{name}' for name in _DISABLED])}"
-    yield "[grpc]"
-    yield f'address = "{top}/containerd.sock"'
-    section = f'plugins."{_CRI}"'
-    yield f"[{section}]"
-    yield f'sandbox_image = "{PAUSE_IMAGE}"'
-    yield "disable_apparmor = true"
-    yield "restrict_oom_score_adj = true"
-    yield f"[{section}.cni]"
-    yield f'bin_dir = "{cri.plugins}"'
-    yield f'conf_dir = "{_network_directory(top, next(iter(cri.networks)))}"'
-    yield f"[{section}.containerd]"
-    yield 'snapshotter = "native"'
-    yield f'default_runtime_name = "{next(iter(cri.networks))}"'
-    yield '[[plugins."io.containerd.transfer.v1.local".unpack_config]]'  # containerd 2 imports images with it
-    yield 'platform = "linux/amd64"'
-    yield 'snapshotter = "native"'
-    for name in cri.networks:
-        yield f"[{section}.containerd.runtimes.{name}]"
-        yield 'runtime_type = "io.containerd.runc.v2"'
-        yield f'cni_conf_dir = "{_network_directory(top, name)}"'
-
-
-def _network_directory(top: Path, handler: str) -> Path:
-    return top / "net.d" / handler
-
-
-def _write_network(conf: Mapping[str, object], directory: Path) -> None:
-    directory.mkdir(parents=True, exist_ok=True)
-    (directory / "10-lab.conflist").write_text(json.dumps(conf))
+    """Return containerd's configuration; the first network is the default runtime's."""
+    default = next(iter(cri.networks))
+    runtimes = [_RUNTIME.format(top=top, handler=handler) for handler in cri.networks]
+    return "".join(
+        [_CONFIG.format(top=top, image=PAUSE_IMAGE, plugins=cri.plugins, default=default), *runtimes]
+    )

@@ -64,26 +64,20 @@ def build_pause(path: Path) -> None:
 
 
 def _layer(program: Path) -> bytes:
-    stream, content = io.BytesIO(), program.read_bytes()
-    with tarfile.open(fileobj=stream, mode="w") as tar:
-        for name in _DIRECTORIES:
-            tar.addfile(_entry(name, tarfile.DIRTYPE))
-        tar.addfile(_entry(f"bin/{program.name}", tarfile.REGTYPE, len(content)), io.BytesIO(content))
-    return stream.getvalue()
+    directories = [(name, None) for name in _DIRECTORIES]
+    return _tar([*directories, (f"bin/{program.name}", program.read_bytes())])
 
 
-def _tar(files: Iterable[tuple[str, bytes]]) -> bytes:
+def _tar(entries: Iterable[tuple[str, bytes | None]]) -> bytes:
+    """Return an archive of files, and of directories, which have no content."""
     stream = io.BytesIO()
     with tarfile.open(fileobj=stream, mode="w") as tar:
-        for name, data in files:
-            tar.addfile(_entry(name, tarfile.REGTYPE, len(data)), io.BytesIO(data))
+        for name, data in entries:
+            entry = tarfile.TarInfo(name)
+            entry.type = tarfile.DIRTYPE if data is None else tarfile.REGTYPE
+            entry.size, entry.mode = len(data or b""), 0o755
+            tar.addfile(entry, io.BytesIO(data or b""))
     return stream.getvalue()
-
-
-def _entry(name: str, kind: bytes, size: int = 0) -> tarfile.TarInfo:
-    entry = tarfile.TarInfo(name)
-    entry.type, entry.size, entry.mode = kind, size, 0o755
-    return entry
 
 
 def _descriptor(media_type: str, data: bytes) -> dict[str, object]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import shlex
 import shutil
 import subprocess
+import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing, suppress
@@ -66,7 +67,8 @@ class Guest:
         """
         say(self._announcement())
         for attempt in range(1, ATTEMPTS + 1):
-            with jobs.temporary() as job:
+            with tempfile.TemporaryDirectory(prefix="sriov-fast-lab-", ignore_cleanup_errors=True) as top:
+                job = Job(Path(top))
                 report = self._boot(job, task)
                 if report.started:
                     return _status(report, job, task)

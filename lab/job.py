@@ -5,9 +5,7 @@ from __future__ import annotations
 import os
 import shlex
 import shutil
-import tempfile
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -50,16 +48,6 @@ class Job:
         return self.top / f"{name}.pipe"
 
 
-@contextmanager
-def temporary() -> Iterator[Job]:
-    """Make a job directory that is gone afterwards."""
-    top = Path(tempfile.mkdtemp(prefix="sriov-fast-lab-"))
-    try:
-        yield Job(top)
-    finally:
-        shutil.rmtree(top, ignore_errors=True)
-
-
 def fill(job: Job, machine: Machine, root: Path, version: str) -> None:
     """Everything but the command: scripts, initial file system, pipes, directories."""
     job.output.mkdir()
@@ -89,5 +77,4 @@ def command_script(argv: Sequence[str], env: Mapping[str, str]) -> str:
 
 def copy_sources(job: Job, what: Source) -> None:
     """Give the guest the tests and whatever else lies beside the package."""
-    if what.tests:
-        source.mirror(what.tests, source.test_files(source.files(what.tests)), job.sources)
+    source.mirror(what.tests, source.test_files(source.files(what.tests)), job.sources)

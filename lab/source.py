@@ -13,6 +13,7 @@ from pathlib import Path
 
 from lab.errors import LabError
 
+CHECKOUT = Path(__file__).resolve().parents[1]  # wheels do not have this package
 # What a change of these means to an installed package: nothing.
 NOT_PACKAGED = ("lab", "tests", "benches", "docs", ".ci", ".github")
 _SKIPPED = frozenset({"build", "dist", "__pycache__", "node_modules"})
@@ -23,7 +24,7 @@ class Source:
     """Where the project comes from (a directory with sources, or a wheel), and where its tests are."""
 
     path: Path
-    tests: Path | None
+    tests: Path
 
     @property
     def is_wheel(self) -> bool:
@@ -31,25 +32,11 @@ class Source:
         return self.path.suffix == ".whl"
 
 
-def default_checkout() -> Path | None:
-    """Find the checkout this package runs from, else the one in the current directory."""
-    candidates = (*Path(__file__).resolve().parents, Path.cwd())
-    return next(filter(_is_project, candidates), None)
-
-
-def _is_project(path: Path) -> bool:
-    return (path / "pyproject.toml").is_file() and (path / "src/sriov_fast").is_dir()
-
-
 def locate(given: Path | None, scratch: Path) -> Source:
     """Find the source that the user named; an sdist is unpacked below ``scratch``."""
-    checkout = default_checkout()
-    path = given or checkout
-    if path is None:
-        raise LabError("not running from a checkout of sriov-fast: name one with --source")
-    path = path.resolve()
+    path = (given or CHECKOUT).resolve()
     if path.suffix == ".whl" and path.is_file():
-        return Source(path, tests=checkout)
+        return Source(path, tests=CHECKOUT)
     if path.name.endswith(".tar.gz") and path.is_file():
         path = _unpack(path, scratch)
     if (path / "pyproject.toml").is_file():

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 from pathlib import Path
+from typing import TypeAlias
 
 from sriov_fast.cli import output
 from sriov_fast.common.errors import SriovError
@@ -17,7 +18,7 @@ _MODULES = ("fastapi", "uvicorn", "pydantic", "prometheus_client", "httpx", "cry
 SUMMARY = "run the address service that the txipam plugin asks, and operate it"
 
 _Parser = argparse.ArgumentParser
-_Subparsers = argparse._SubParsersAction
+_Subparsers: TypeAlias = "argparse._SubParsersAction[_Parser]"
 
 
 def add_options(parser: _Parser) -> None:
@@ -37,7 +38,7 @@ def run(args: argparse.Namespace) -> int:
     try:
         from sriov_fast.cli.ipam import commands
 
-        return commands.carry_out(args.function, args)
+        return commands.carry_out(getattr(commands, args.function), args)
     except ModuleNotFoundError as error:
         if (error.name or "").partition(".")[0] not in _MODULES:
             raise
@@ -47,18 +48,14 @@ def run(args: argparse.Namespace) -> int:
 # --- helpers
 
 
-def _command(
-    commands: _Subparsers[argparse.ArgumentParser], name: str, summary: str, function: str
-) -> _Parser:
+def _command(commands: _Subparsers, name: str, summary: str, function: str) -> _Parser:
     """Add a command that ``function`` of ``commands`` carries out."""
     parser = commands.add_parser(name, help=summary, description=summary)
     parser.set_defaults(function=function)
     return parser
 
 
-def _group(
-    commands: _Subparsers[argparse.ArgumentParser], name: str, summary: str
-) -> _Subparsers[argparse.ArgumentParser]:
+def _group(commands: _Subparsers, name: str, summary: str) -> _Subparsers:
     parser = commands.add_parser(name, help=summary, description=summary)
     return parser.add_subparsers(required=True, metavar="COMMAND")
 
@@ -102,7 +99,7 @@ def _file(parser: _Parser) -> _Parser:
 # --- commands
 
 
-def _add_config(commands: _Subparsers[argparse.ArgumentParser]) -> None:
+def _add_config(commands: _Subparsers) -> None:
     group = _group(commands, "config", "show, check or replace the whole configuration")
     show = _remote(_command(group, "show", "print the service's configuration", "config_show"))
     show.add_argument(
@@ -115,7 +112,7 @@ def _add_config(commands: _Subparsers[argparse.ArgumentParser]) -> None:
         parser.add_argument("file", nargs="?", type=Path, default=Path(CONFIG), help=f"default: {CONFIG}")
 
 
-def _add_items(commands: _Subparsers[argparse.ArgumentParser]) -> None:
+def _add_items(commands: _Subparsers) -> None:
     """Add the commands that edit one item: network, pool, hosts' rule, assignment."""
     for kind, keys, summary, add_options in (
         ("networks", ("name",), "networks, as CNI configurations name them", _network_options),
@@ -174,7 +171,7 @@ def _assignment_options(parser: _Parser) -> None:
     add("--vf", type=int, metavar="INDEX")
 
 
-def _add_allocations(commands: _Subparsers[argparse.ArgumentParser]) -> None:
+def _add_allocations(commands: _Subparsers) -> None:
     group = _group(commands, "allocations", "list the allocations of pods, and release abandoned ones")
     listing = _remote(_command(group, "list", "list the allocations", "allocations_list"), json=True)
     _options(listing, ("--network", "NAME", "only of this network"), ("--host", "IP", "only of this HostIP"))
@@ -183,7 +180,7 @@ def _add_allocations(commands: _Subparsers[argparse.ArgumentParser]) -> None:
     _add_keys(release, ("network", "container_id", "ifname"))
 
 
-def _add_backup(commands: _Subparsers[argparse.ArgumentParser]) -> None:
+def _add_backup(commands: _Subparsers) -> None:
     """Add ``export``, ``import`` and ``status``."""
     export = _remote(_command(commands, "export", "print the service's whole content: the backup", "export"))
     export.add_argument(
@@ -196,7 +193,7 @@ def _add_backup(commands: _Subparsers[argparse.ArgumentParser]) -> None:
     _remote(_command(commands, "status", text, "status"), json=True)
 
 
-def _add_token(commands: _Subparsers[argparse.ArgumentParser]) -> None:
+def _add_token(commands: _Subparsers) -> None:
     group = _group(commands, "token", "make, list and revoke tokens, in the service's file of hashes")
     text = "make a token; it is printed once and not stored"
     make = _tokens(_command(group, "create", text, "token_create"))
@@ -219,7 +216,7 @@ def _tokens(parser: _Parser) -> _Parser:
     return _file(parser)
 
 
-def _add_ca(commands: _Subparsers[argparse.ArgumentParser]) -> None:
+def _add_ca(commands: _Subparsers) -> None:
     text = "make a CA and certificates for a trial; the CA's key stays in the directory"
     parser = _command(commands, "ca", text, "ca")
     text = "ca.crt and ca.key are made in it unless they exist"

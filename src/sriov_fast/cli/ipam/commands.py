@@ -26,10 +26,10 @@ from sriov_fast.ipamd.trial_ca import TrialCa
 _SECTIONS = ("networks", "pools", "hosts", "assignments")
 
 
-def carry_out(name: str, args: argparse.Namespace) -> int:
+def carry_out(function: Callable[[argparse.Namespace], int | None], args: argparse.Namespace) -> int:
     """Carry out one command; return its exit status."""
     try:
-        return COMMANDS[name](args) or 0
+        return function(args) or 0
     except (StartError, ServiceError, ValueError) as error:
         raise SriovError(str(error)) from error
 
@@ -343,20 +343,3 @@ def ca(args: argparse.Namespace) -> None:
     for name in args.admin or ():
         made += authority.admin(name, args.days)
     print("\n".join(map(str, made)))
-
-
-_FUNCTIONS: tuple[Callable[[argparse.Namespace], int | None], ...] = (
-    *(serve, config_show, config_check, config_apply, items_list, items_set, items_delete),
-    *(
-        allocations_list,
-        allocations_release,
-        export,
-        load,
-        status,
-        token_create,
-        token_list,
-        token_revoke,
-        ca,
-    ),
-)
-COMMANDS = {each.__name__: each for each in _FUNCTIONS}

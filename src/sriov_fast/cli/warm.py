@@ -16,19 +16,18 @@ from typing import Any, NamedTuple
 
 from sriov_fast.cli import machine, output, terminal
 from sriov_fast.common import json, paths
-from sriov_fast.common.errors import ConfigError, DecodeError, FileError, is_absent
+from sriov_fast.common.errors import ConfigError, DecodeError, FileError
 from sriov_fast.common.paths import Roots
 from sriov_fast.common.record import Link, LinkSettings, Vf
 from sriov_fast.common.replace import replace_file
 from sriov_fast.kernel.backend import nl
 from sriov_fast.vf import candidate, find, locks
+from sriov_fast.vf.attach import IFF_NOARP, change_disable_ipv6
 from sriov_fast.vf.journal import Journal
 
 _DIRECTORY = "warm"
-_IFF_NOARP = 0x80  # linux/if.h
 _NO_ADDRESSES = 1  # IN6_ADDR_GEN_MODE_NONE, linux/if_link.h
 _HEADER = ("PF", "VF", "PCI", "NETDEV", "WARM", "")
-_DISABLE_IPV6 = "/proc/sys/net/ipv6/conf/{}/disable_ipv6"
 _ADVICE = "restore the VF's settings, then delete the file"
 
 
@@ -163,9 +162,9 @@ class Warmth:
             boot=self._journal.boot(),
             incarnation=list(find.incarnation(pci, self._here)),
             up=link.up,
-            noarp=bool((link.settings.flags or 0) & _IFF_NOARP),
+            noarp=bool((link.settings.flags or 0) & IFF_NOARP),
             addrgenmode=link.settings.addrgenmode,
-            disable_ipv6=_sysctl(link.name),
+            disable_ipv6=_disable_ipv6(link),
         )
 
     def _before(self, pci: str) -> Before | None:
@@ -187,19 +186,20 @@ class Warmth:
 
 def _quieten(host: nl.Socket, link: Link) -> None:
     """Bring a device up that can neither have an address of its own nor answer ARP."""
-    _set_sysctl(link.name, "1")
+    if link.disable_ipv6 is False:
+        change_disable_ipv6(link.name, "1")
     _set(host, link, up=True, noarp=True, addrgenmode=_NO_ADDRESSES)
 
 
 def _restore(host: nl.Socket, link: Link, before: Before) -> None:
     """Restore the state before. IPv6 comes last: the kernel then makes the same address again."""
     _set(host, link, up=before.up, noarp=before.noarp, addrgenmode=before.addrgenmode)
-    if before.disable_ipv6 is not None:
-        _set_sysctl(link.name, before.disable_ipv6)
+    if before.disable_ipv6 not in (None, _disable_ipv6(link)):
+        change_disable_ipv6(link.name, before.disable_ipv6)
 
 
 def _set(host: nl.Socket, link: Link, *, up: bool, noarp: bool, addrgenmode: int | None) -> None:
-    flags = (link.settings.flags or 0) & ~_IFF_NOARP | (_IFF_NOARP if noarp else 0)
+    flags = (link.settings.flags or 0) & ~IFF_NOARP | (IFF_NOARP if noarp else 0)
     mode = None if link.settings.addrgenmode is None else addrgenmode
     batch = nl.Batch()
     batch.set_link(link.index, settings=LinkSettings(flags=flags, addrgenmode=mode))
@@ -210,32 +210,16 @@ def _set(host: nl.Socket, link: Link, *, up: bool, noarp: bool, addrgenmode: int
 def _not_quiet(link: Link) -> str:
     if not link.up:
         return "it is down"
-    if not (link.settings.flags or 0) & _IFF_NOARP:
+    if not (link.settings.flags or 0) & IFF_NOARP:
         return "it answers ARP"
-    if _sysctl(link.name) == "0":
+    if link.disable_ipv6 is False:
         return "it has IPv6"
     return ""
 
 
-def _sysctl(name: str) -> str | None:
-    """Return a device's ``disable_ipv6``, None on a kernel without IPv6."""
-    try:
-        return Path(_DISABLE_IPV6.format(name)).read_text().strip()
-    except OSError as error:
-        if is_absent(error):
-            return None
-        raise
-
-
-def _set_sysctl(name: str, value: str) -> None:
-    try:
-        descriptor = os.open(_DISABLE_IPV6.format(name), os.O_WRONLY | os.O_CLOEXEC)
-    except OSError as error:
-        if is_absent(error):
-            return
-        raise
-    with open(descriptor, "w") as file:
-        file.write(value)
+def _disable_ipv6(link: Link) -> str | None:
+    """Return the value of the sysctl, None on a kernel without IPv6."""
+    return None if link.disable_ipv6 is None else str(int(link.disable_ipv6))
 
 
 # --- output

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from sriov_fast.cli import doctor, unmanaged
+from sriov_fast.common.errors import ConfigError
 
 
 @pytest.fixture(autouse=True)
@@ -33,7 +34,7 @@ def test_each_pf_has_its_rule(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["", "a/b", 'a"b', "pf*", "a b", "%k"])
 def test_a_pattern_is_no_name(tmp_path: Path, name: str) -> None:
-    with pytest.raises(ValueError, match="udev"):
+    with pytest.raises(ConfigError, match="cannot be a name in a udev rule"):
         unmanaged.write([name], tmp_path)
     assert not (tmp_path / unmanaged.RULES).exists()
 

@@ -23,7 +23,7 @@ from typing import NamedTuple
 
 from sriov_fast import client
 from sriov_fast.cli import units, unmanaged
-from sriov_fast.common.errors import ConfigError, EnvError
+from sriov_fast.common.errors import EnvError
 from sriov_fast.common.replace import replace_file
 
 PLUGIN_DIRECTORY = "/opt/cni/bin"
@@ -126,7 +126,7 @@ def add_bin_dir(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> None:
     """Write the executables, and set up the server; or do the one thing that an option names."""
     if args.unmanaged:
-        _leave_unmanaged(args.unmanaged)
+        unmanaged.write(args.unmanaged)
         return
     if args.rollback:
         _roll_back(args.bin_dir, args.name or DEFAULT)
@@ -165,13 +165,6 @@ def _roll_back(directory: Path, names: Iterable[str]) -> None:
         path = kept.with_name(kept.name.removesuffix(REPLACED))
         os.replace(kept, path)
         print(f"put {path} back")
-
-
-def _leave_unmanaged(pfs: list[str]) -> None:
-    try:
-        unmanaged.write(pfs)
-    except ValueError as error:
-        raise ConfigError(f"--unmanaged: {error}") from error
 
 
 def _set_up_server(unit_dir: Path | None) -> None:

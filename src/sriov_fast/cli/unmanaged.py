@@ -12,6 +12,7 @@ import subprocess
 from collections.abc import Iterable
 from pathlib import Path
 
+from sriov_fast.common.errors import ConfigError
 from sriov_fast.common.replace import replace_file
 
 RULES = Path("etc/udev/rules.d/85-sriov-fast.rules")
@@ -32,7 +33,7 @@ def write(pfs: Iterable[str], root: Path = Path("/")) -> None:
     names = sorted(covered(root) | set(pfs))
     for name in names:
         if not _NAME.fullmatch(name):
-            raise ValueError(f"{name!r} cannot be a name in a udev rule")
+            raise ConfigError(f"--unmanaged: {name!r} cannot be a name in a udev rule")
     for path, text in ((RULES, _MARK + "".join(map(_RULE.format, names))), (NETWORK, _NETWORK_FILE)):
         (root / path).parent.mkdir(parents=True, exist_ok=True)
         replace_file(root / path, text.encode(), 0o644)

@@ -11,6 +11,8 @@ import stat
 import subprocess
 import sys
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -24,7 +26,6 @@ SOURCES = str(Path(sriov_fast.__file__).parents[1])
 VERSION = {"CNI_COMMAND": "VERSION", "SRIOV_FAST_SOCKET": "none"}
 # Everything that bends an interpreter or a program by its environment.
 HOSTILE = {
-    "PYTHONPATH": "",  # filled in by the test
     "PYTHONHOME": "/nonexistent",
     "PYTHONSTARTUP": "/nonexistent",
     "PYTHONWARNINGS": "error",
@@ -58,10 +59,6 @@ def assert_answers(done: subprocess.CompletedProcess[str]) -> None:
     assert "1.0.0" in json.loads(done.stdout)["supportedVersions"]
 
 
-def test_an_empty_environment_is_enough(sriov: Path) -> None:
-    assert_answers(call(sriov, VERSION))
-
-
 @pytest.fixture
 def poison(tmp_path: Path) -> Path:
     """A directory whose modules must not be imported."""
@@ -70,12 +67,12 @@ def poison(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def test_the_environment_changes_nothing(sriov: Path, poison: Path) -> None:
-    assert_answers(call(sriov, HOSTILE | VERSION | {"PYTHONPATH": str(poison)}))
-
-
-def test_the_directory_changes_nothing(sriov: Path, poison: Path) -> None:
-    assert_answers(call(sriov, VERSION, cwd=poison))
+@pytest.mark.parametrize("environment", [{}, HOSTILE], ids=["empty", "hostile"])
+def test_environment_and_directory_change_nothing(
+    sriov: Path, poison: Path, environment: dict[str, str]
+) -> None:
+    hostile = environment | {"PYTHONPATH": str(poison)} if environment else {}
+    assert_answers(call(sriov, hostile | VERSION, cwd=poison))
 
 
 def test_a_directory_that_is_gone(sriov: Path, tmp_path: Path) -> None:
@@ -107,6 +104,15 @@ def test_a_plugin_that_cannot_be_imported_says_so(tmp_path: Path, name: str) -> 
     assert "sriov_fast" in said["msg"]
 
 
+@contextmanager
+def private_umask() -> Iterator[None]:
+    before = os.umask(0o077)
+    try:
+        yield
+    finally:
+        os.umask(before)
+
+
 SHOWS_ITS_WORDS = "import sys; print(*sys.argv, sep='|'); sys.exit(3)"
 
 
@@ -128,12 +134,9 @@ def test_the_words_of_the_call_arrive(tmp_path: Path, launcher: str) -> None:
 
 def test_what_is_written(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     directory = tmp_path / "opt/cni/bin"
-    before = os.umask(0o077)
-    try:
-        words = ["--bin-dir", str(directory), "--name", "sriov", "--name", "sriov-fast"]
+    words = ["--bin-dir", str(directory), "--name", "sriov", "--name", "sriov-fast"]
+    with private_umask():
         assert main(["install", "--no-server", *words]) == 0
-    finally:
-        os.umask(before)
     assert sorted(os.listdir(directory)) == ["sriov", "sriov-fast"]
     said = capsys.readouterr().out
     for name in os.listdir(directory):
@@ -247,9 +250,10 @@ def parsed(path: Path) -> configparser.ConfigParser:
 
 @pytest.fixture
 def written(tmp_path: Path) -> Path:
-    """The directory of the units."""
+    """The directory of the units, which were written with a umask that hides files from others."""
     directory = tmp_path / "etc/systemd/system"
-    assert main(["install", "--bin-dir", str(tmp_path / "bin"), "--unit-dir", str(directory)]) == 0
+    with private_umask():
+        assert main(["install", "--bin-dir", str(tmp_path / "bin"), "--unit-dir", str(directory)]) == 0
     return directory
 
 
@@ -282,14 +286,9 @@ def test_the_units_keep_what_is_in_run(written: Path) -> None:
     assert not [key for key in service if key.startswith(("Private", "Protect", "RestrictNamespaces"))]
 
 
-def test_the_units_are_for_everyone_to_read(tmp_path: Path) -> None:
-    before = os.umask(0o077)
-    try:
-        units.write(tmp_path)
-    finally:
-        os.umask(before)
-    assert sorted(os.listdir(tmp_path)) == sorted(UNITS)
-    assert {stat.S_IMODE((tmp_path / name).stat().st_mode) for name in os.listdir(tmp_path)} == {0o644}
+def test_the_units_are_for_everyone_to_read(written: Path) -> None:
+    assert sorted(os.listdir(written)) == sorted(UNITS)
+    assert {stat.S_IMODE(path.stat().st_mode) for path in written.iterdir()} == {0o644}
 
 
 @pytest.fixture

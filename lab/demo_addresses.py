@@ -41,6 +41,7 @@ class Addresses:
 
     title = ""
     conf = ""
+    before: tuple[str, ...] = ()  # the words in front of a call of the plugin
     pods: tuple[Pod, Pod]
     # for the second pod
     choice: Choice | None = None
@@ -49,6 +50,11 @@ class Addresses:
         self.stage = stage
         self.cleanup = cleanup
         self.plugin = plugin
+
+    @property
+    def called(self) -> str:
+        """How the plugin is called."""
+        return str(self.plugin)
 
     def prepare(self, card: Card) -> None:
         """Do what comes before the network configuration."""
@@ -61,15 +67,9 @@ class Addresses:
         """Set the environment of the commands that follow."""
         raise NotImplementedError
 
-    def words(self) -> tuple[str, str]:
-        """Return what a call of the plugin begins with, and how the plugin is called."""
-        raise NotImplementedError
-
     def command(self, verb: str, pod: Pod, args: Sequence[str]) -> str:
         """Return the shell command that executes the plugin."""
-        before, plugin = self.words()
-        given = [before] if before else []
-        return wrapped([*given, *call(verb, pod.name, args), f"{plugin} < {self.conf}"])
+        return wrapped([*self.before, *call(verb, pod.name, args), f"{self.called} < {self.conf}"])
 
     def show(self) -> None:
         """Show what is given, while both pods have theirs."""
@@ -112,10 +112,6 @@ class HostLocal(Addresses):
         """Let the plugin find its delegates."""
         self.cleanup.callback(shutil.rmtree, self._store, ignore_errors=True)
         self.stage.export("CNI_PATH", ":".join(dict.fromkeys([str(self.plugin.parent), *DELEGATES])))
-
-    def words(self) -> tuple[str, str]:
-        """Call the plugin where it is."""
-        return "", str(self.plugin)
 
     def remains(self) -> list[str]:
         """Return what removes the store."""

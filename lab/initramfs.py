@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import gzip
 import lzma
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from pathlib import Path
+
+from lab.chroot import Chroot
 
 SCRIPTS = Path(__file__).parent / "guest"
 DIRECTORIES = ("bin", "dev", "lower", "modules", "new", "proc", "sys", "upper")
@@ -18,38 +20,20 @@ _FILE = 0o100644
 
 def build(root: Path, version: str) -> bytes:
     """Build the compressed archive for the kernel ``version`` of the tree ``root``."""
-    modules = list(load_order(root / "usr/lib/modules" / version, MODULES))
     entries: list[tuple[str, int, bytes]] = [(name, _DIRECTORY, b"") for name in DIRECTORIES]
     entries.append(("bin/busybox", _EXECUTABLE, (root / "usr/bin/busybox").read_bytes()))
     entries.append(("init", _EXECUTABLE, (SCRIPTS / "init.sh").read_bytes()))
-    for number, path in enumerate(modules):
-        entries.append((f"modules/{number:02}-{module_name(path)}.ko", _FILE, _plain(path)))
+    for number, path in enumerate(load_order(root, version)):
+        entries.append((f"modules/{number:02}-{path.name.partition('.')[0]}.ko", _FILE, _plain(path)))
     return gzip.compress(cpio(entries), compresslevel=1)
 
 
-def load_order(directory: Path, names: Iterable[str]) -> Iterator[Path]:
-    """Yield the files of the modules ``names`` and of all they depend on, in the order to load them."""
-    dependencies = dict(_dependencies((directory / "modules.dep").read_text()))
-    by_name = {module_name(Path(path)): path for path in dependencies}
-    done: set[str] = set()
-    for name in names:
-        if name in by_name:
-            path = by_name[name]
-            for each in (*reversed(dependencies[path]), path):
-                if each not in done:
-                    done.add(each)
-                    yield directory / each
-
-
-def _dependencies(text: str) -> Iterator[tuple[str, list[str]]]:
-    for line in text.splitlines():
-        path, _, needed = line.partition(":")
-        yield path, needed.split()
-
-
-def module_name(path: Path) -> str:
-    """Return the kernel's name of a module file."""
-    return path.name.partition(".")[0].replace("-", "_")
+def load_order(root: Path, version: str) -> list[Path]:
+    """Return the files of MODULES and of all that they depend on, in the order to load them."""
+    argv = ["modprobe", "--set-version", version, "--all", "--show-depends", *MODULES]
+    lines = [line.split() for line in Chroot(root).run(argv).splitlines()]
+    names = [words[1] for words in lines if words[:1] == ["insmod"]]
+    return [root / name.lstrip("/") for name in dict.fromkeys(names)]
 
 
 def _plain(path: Path) -> bytes:

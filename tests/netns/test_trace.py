@@ -66,16 +66,6 @@ def test_an_add_and_its_del(node: Node, mode: str) -> None:
     assert not namespaces()
 
 
-def test_in_a_namespace_that_is_there(node: Node) -> None:
-    pod = node.pod()
-    before = node.snapshot()
-    done = trace(node, node.conf(), "--netns", pod, "--ifname", "net1")
-    assert done.returncode == 0, done.stderr
-    assert "move" in done.stdout
-    assert node.snapshot() == before
-    assert not namespaces()
-
-
 def test_an_error(node: Node) -> None:
     """What the plugin says is shown, and its VF and its address are free again."""
     before = node.snapshot()

@@ -46,12 +46,8 @@ MODES = (
         '"master": [',
         '"plugins": [',
     ),
-    *(
-        '"type": "host-local"',
-        '"type": "static"',
-        '"type": "txipam"',
-        '"capabilities": {"mac": true, "ips": true',
-    ),
+    *('"type": "host-local"', '"type": "static"', '"type": "txipam"'),
+    '"capabilities": {"mac": true, "ips": true',
 )
 
 

@@ -172,6 +172,12 @@ def test_all_definitions_of_a_large_cluster(tmp_path: Path, capsys: Any) -> None
     assert "OK    master: a VF of eth1\n" in said(tmp_path, document, capsys)[1]
 
 
+def test_a_key_of_yaml_that_is_a_number(tmp_path: Path, capsys: Any) -> None:
+    text = "name: net\nplugins:\n- {type: sriov, master: eth1, 1: x}\n"
+    status, text = said(tmp_path, text, capsys)
+    assert (status, "WARN  1: unknown key, is ignored\n" in text) == (0, True)
+
+
 def test_versions_of_a_list(tmp_path: Path, capsys: Any) -> None:
     """A runtime takes the highest version that it knows."""
     document = {"cniVersions": ["0.4.0", "1.1.0", "9.0.0"], "name": "net", "plugins": [CONF]}

@@ -209,10 +209,14 @@ def test_networks_without_their_pf(here: Roots, tmp_path: Path) -> None:
     (directory / "15-note.txt").write_text("{")
     chain = {"name": "e", "plugins": [{"type": "tuning"}, {"type": "sriov", "Master": "eth9"}]}
     (directory / "16-away.conflist").write_text(json.dumps(chain))
+    (directory / "17-number.yaml").write_text("name: f\ntype: sriov\n1: x\nmaster: eth8\n")
+    (directory / "18-endless.yaml").write_text("kind: List\nitems: &all\n- items: *all\n")
     found = [item for item in doctor.examine(here, [tmp_path], directory) if item.what.startswith("network")]
-    wrong, away = found
+    wrong, away, number, endless = found
     assert wrong.what == f"network {directory}/14-wrong.conflist"
     assert away.what == f"network {directory}/16-away.conflist: plugins[1]"
+    assert number.text == "master eth8: no such PF here"
+    assert endless.text == "nested too deeply, or an alias that contains itself"
     assert (away.level, away.text) == ("WARN", "master eth9: no such PF here")
 
 

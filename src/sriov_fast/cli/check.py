@@ -20,6 +20,7 @@ TYPE = "sriov"
 # The annotation with the device plugin's resource: Multus then adds "deviceID" for each pod.
 RESOURCE = "k8s.v1.cni.cncf.io/resourceName"
 _CAPABILITIES = ("mac", "deviceID", "ips", "CNIDeviceInfoFile")  # keys of runtimeConfig that are read
+TOO_DEEP = "nested too deeply, or an alias that contains itself"
 OK, WARN, FAIL = "OK", "WARN", "FAIL"
 
 
@@ -84,7 +85,7 @@ def check_file(name: str) -> Iterator[Line]:
         yield Line(FAIL, name, f"{error.msg}: {error.details}")
         return
     except RecursionError:
-        yield Line(FAIL, name, "nested too deeply, or an alias that contains itself")
+        yield Line(FAIL, name, TOO_DEEP)
         return
     for network in found:
         yield Line("", network.where, "")
@@ -187,7 +188,7 @@ def _object(value: object) -> dict[str, Any]:
 
 def _of_configuration(document: dict[str, Any], where: str) -> Iterator[Network]:
     """Yield the configurations in a list of plugins, or in the configuration of one."""
-    given = {str(key).casefold(): value for key, value in document.items()}
+    given = folded(document)
     plugins = given.get("plugins")
     if not isinstance(plugins, list):
         if given.get("type") == TYPE:
@@ -195,8 +196,13 @@ def _of_configuration(document: dict[str, Any], where: str) -> Iterator[Network]
         return
     head = {"cniVersion": _version(given), "name": given.get("name")}
     for number, plugin in enumerate(plugins):
-        if _object({key.casefold(): value for key, value in _object(plugin).items()}).get("type") == TYPE:
+        if folded(_object(plugin)).get("type") == TYPE:
             yield Network(f"{where}: plugins[{number}]", plugin | head)
+
+
+def folded(document: dict[str, Any]) -> dict[str, Any]:
+    """Return a document with its keys as text in lower case: YAML has other keys, and the case is ignored."""
+    return {str(key).casefold(): value for key, value in document.items()}
 
 
 def _version(head: dict[str, Any]) -> object:

@@ -257,10 +257,12 @@ def _networks(roots: Roots, directory: Path) -> _Findings:
                     yield Finding(WARN, f"network {network.where}", text)
         except (OSError, SriovError) as error:
             yield Finding(WARN, f"network {file}", output.explain(error))
+        except RecursionError:
+            yield Finding(WARN, f"network {file}", check.TOO_DEEP)
 
 
 def _masters(conf: dict[str, Any]) -> list[str]:
-    value = {key.casefold(): value for key, value in conf.items()}.get("master") or []
+    value = check.folded(conf).get("master") or []
     return [str(name) for name in (value if isinstance(value, list) else [value])]
 
 

@@ -54,8 +54,9 @@ def test_json(tmp_path: Path, capsys: Any) -> None:
 
 def test_every_fault_is_named(tmp_path: Path, capsys: Any) -> None:
     wrong = {"vlan": 5000, "spoofchk": "yes", "ipam": {"type": "host-local", "subnet": "10.0.0.0/33"}}
-    status, text = said(tmp_path, CONF | wrong, capsys)
+    status, text = said(tmp_path, [CONF | wrong, CONF | {"ipam": {"type": "txipam", "remote": 3}}], capsys)
     assert status == 1
+    assert "FAIL  ipam.remote = 3: not a string" in text
     assert "FAIL  vlan = 5000: not from 0 to 4094: give a whole number from 0 to 4094\n" in text
     assert "FAIL  spoofchk = " in text
     assert "FAIL  ipam.subnet = " in text
@@ -98,6 +99,7 @@ def test_a_list_of_definitions_as_json(tmp_path: Path, capsys: Any) -> None:
     [
         ("{", "cannot be decoded"),
         ("a: [", "cannot be decoded"),
+        ("a: 2026-99-99", "cannot be decoded"),
         ("", "cannot be decoded"),
         ('{"type": "bridge", "name": "x"}', 'no network of type "sriov"'),
         (NAD.format(config=""), "no spec.config"),

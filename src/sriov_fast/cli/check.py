@@ -108,7 +108,7 @@ def documents(data: bytes, name: str) -> list[object]:
         raise DecodeError(f"{name} is no JSON", advice) from None
     try:
         return list(yaml.safe_load_all(data))
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, ValueError) as error:  # ValueError: a date that does not exist
         words = " ".join(str(error).split())
         raise DecodeError(f"{name} cannot be decoded: {words}", "give JSON or YAML") from None
 
@@ -260,7 +260,7 @@ def _ipam_faults(conf: NetConf) -> Iterator[SriovError]:
         serve = builtin(conf.ipam_type, conf.ipam)
         if serve is None:
             return
-        ipam = Keys(conf.ipam, "ipam")
+        ipam = Keys(conf.ipam, "ipam.")
         if conf.ipam_type == "txipam":
             from sriov_fast.ipam.txipam.settings import read_settings
 

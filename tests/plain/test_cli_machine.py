@@ -276,6 +276,7 @@ def test_doctor_in_a_virtual_machine(tmp_path: Path) -> None:
     [
         ("echo oh no >&2; exit 3", "exit status 3; oh no"),
         ("echo '{}'", "no list of versions"),
+        ("echo 3", "no list of versions"),
         ("exit 0", "it prints nothing"),
     ],
 )
@@ -285,6 +286,12 @@ def test_doctor_finds_a_broken_plugin(here: Roots, tmp_path: Path, body: str, fa
     ((level, text),) = findings(here, tmp_path)["plugin"]
     assert level == "FAIL"
     assert fault in text
+
+
+def test_an_empty_path_of_plugins_is_the_usual_one(here: Roots, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CNI_PATH", ":")
+    (ipam,) = (item for item in doctor.examine(here, doctor.cni_path()) if item.what == "IPAM")
+    assert "/opt/cni/bin:/usr/lib/cni" in ipam.text
 
 
 def test_doctor_sees_irqbalance_and_open_state(here: Roots, tmp_path: Path) -> None:

@@ -30,7 +30,7 @@ from sriov_fast.vf.journal import Journal
 # pidfd_open; older kernels work, with a slower wait for IPAM plugins.
 _KERNEL = (5, 3)
 # The defaults of containerd and of Debian's package of plugins.
-_CNI_PATH = f"{PLUGIN_DIRECTORY}:/usr/lib/cni"
+_CNI_PATH = [Path(PLUGIN_DIRECTORY), Path("/usr/lib/cni")]
 NETWORKS = Path("/etc/cni/net.d")
 _IPAM = ("host-local", "static", "dhcp")
 
@@ -85,7 +85,7 @@ def _repaired(roots: Roots) -> _Findings:
 
 def cni_path() -> list[Path]:
     """Return the directories of plugins: CNI_PATH, or the usual ones."""
-    return [Path(part) for part in os.environ.get("CNI_PATH", _CNI_PATH).split(":") if part]
+    return [Path(part) for part in os.environ.get("CNI_PATH", "").split(":") if part] or _CNI_PATH
 
 
 def examine(roots: Roots, path: list[Path], networks: Path = NETWORKS) -> _Findings:
@@ -325,7 +325,11 @@ def _version_fault(program: Path) -> str:
     except DecodeError:
         last = done.stderr.decode("utf-8", "replace").strip().rpartition("\n")[2]
         return f"exit status {done.returncode}; {last or 'it prints nothing'}"
-    return "" if "supportedVersions" in answer else "answers with no list of versions"
+    return (
+        ""
+        if isinstance(answer, dict) and "supportedVersions" in answer
+        else "answers with no list of versions"
+    )
 
 
 def _delegates(path: list[Path]) -> _Findings:

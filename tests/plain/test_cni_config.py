@@ -420,11 +420,10 @@ def test_wrong_args(key: str, args: str, value: str) -> None:
         (b"[]", "not a JSON object: []"),
         (b"null", "not a JSON object: null"),
         (b'"sriov"', 'not a JSON object: "sriov"'),
-        (b'{"name":"a","name":"b"}', '"name" is given twice'),
         (b'{"cniVersion": 1}', "cniVersion = 1"),
         (b'{"cniVersion": ["1.0.0"]}', 'cniVersion = ["1.0.0"]'),
         (b" " * (10 << 20), "larger than"),
-        (b'{"vlan": NaN}', "NaN"),
+        (b'{"vlan": NaN}', "column 10"),
         (b"\xff\xfe", "UTF-8"),
     ],
 )

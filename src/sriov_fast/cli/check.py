@@ -118,10 +118,28 @@ def _json_documents(data: bytes, name: str) -> Iterator[object]:
     rest = data
     while True:
         end = _end_of_document(rest)
-        yield json.loads(rest[:end], name, own=end > json.MAX_BYTES)  # the limit is of one configuration
+        yield _unambiguous(rest[:end], name)
         rest = rest[end:].strip().removeprefix(b"---")
         if not rest.strip():
             return
+
+
+def _unambiguous(data: bytes, name: str) -> Any:
+    """Return a JSON document; DecodeError also for a key that is given twice in one object."""
+    from json import loads
+
+    def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        found: dict[str, Any] = {}
+        for key, item in pairs:
+            if key in found:
+                msg = f"{name}: the key {json.text(key)} is given twice in one object"
+                raise DecodeError(msg, "the last one counts; remove the other")
+            found[key] = item
+        return found
+
+    value = json.loads(data, name, limited=False)  # the limit is of one configuration
+    loads(data, object_pairs_hook=unique)
+    return value
 
 
 def _end_of_document(data: bytes) -> int:
@@ -176,7 +194,7 @@ def _of_text(text: object) -> dict[str, Any]:
     """Return the JSON object in ``spec.config``."""
     if not isinstance(text, str):
         raise ConfigError("spec.config is no string", "give the configuration as JSON in a string")
-    inner = json.loads(text.encode("utf-8", "surrogatepass"), "spec.config")
+    inner = _unambiguous(text.encode("utf-8", "surrogatepass"), "spec.config")
     if not isinstance(inner, dict):
         raise DecodeError("spec.config is no JSON object", "give the configuration as a string")
     return inner

@@ -171,7 +171,7 @@ class Warmth:
         """Return the state before, None if there is none of this boot and of this device."""
         path = self._directory / pci
         try:
-            before = Before(**json.loads(path.read_bytes(), str(path), own=True))
+            before = Before(**json.loads(path.read_bytes(), str(path)))
         except FileNotFoundError:
             return None
         except (DecodeError, TypeError) as error:

@@ -65,7 +65,7 @@ class Worker:
         try:
             self._channel.send(b"%s%d" % (_COUNTS, self._asked))
             while self._counts.get("asked") != self._asked:  # an earlier answer may have come late
-                self._counts = json.loads(self._channel.recv(_LARGEST), "counts", own=True)
+                self._counts = json.loads(self._channel.recv(_LARGEST), "counts")
         except (OSError, SriovError):
             pass
         return self._counts

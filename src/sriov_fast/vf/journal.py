@@ -378,7 +378,7 @@ class Journal:
         with open(path, "rb", buffering=0) as file:
             content = file.read()
         try:
-            record = _typed(Attachment, json.loads(content, path, own=True))
+            record = _typed(Attachment, json.loads(content, path, limited=False))
             _require_usable(record, pci, entry)
         except ValueError as error:
             raise DecodeError(f"{path}: {error}") from None

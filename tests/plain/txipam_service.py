@@ -19,7 +19,7 @@ import pytest
 import trustme
 
 from harness import pod
-from sriov_fast.common.errors import IpamError, SriovError
+from sriov_fast.common.errors import SriovError
 from sriov_fast.common.log import Logger
 from sriov_fast.ipam.keys import Keys
 from sriov_fast.ipam.txipam import outbox
@@ -281,10 +281,12 @@ class Client:
         assert self.run("DEL", container, **more) is None
 
     def fails(
-        self, container: str = "a", *, verb: str = "ADD", kind: type[SriovError] = IpamError, **more: Any
+        self, code: int, words: str, container: str = "a", *, verb: str = "ADD", **more: Any
     ) -> SriovError:
-        with pytest.raises(kind) as caught:
+        """Run a verb that fails with this code and these words."""
+        with pytest.raises(SriovError) as caught:
             self.run(verb, container, **more)
+        assert (caught.value.code, words in caught.value.msg) == (code, True), caught.value.msg
         assert caught.value.details
         return caught.value
 

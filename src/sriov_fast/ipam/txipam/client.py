@@ -112,7 +112,7 @@ class Client:
     the token to be sent to these remotes.
     """
 
-    def __init__(self, settings: Settings, verb: str, retries: int | None = None) -> None:
+    def __init__(self, settings: Settings, verb: str) -> None:
         demand_allowed(settings)
         self.settings = settings
         self.verb = verb
@@ -120,7 +120,7 @@ class Client:
         self._remotes = Remotes(
             tuple(map(parse_remote, settings.remotes)),
             settings.trust,
-            settings.retries if retries is None else retries,
+            settings.retries,
             self.deadline,
         )
 

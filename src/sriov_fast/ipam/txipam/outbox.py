@@ -233,7 +233,7 @@ class OutboxEntry:
         release = self.release
         if release is None:
             return ""
-        client = Client(release.settings.replace(timeout=max(timeout, 0.001)), verb, retries=0)
+        client = Client(release.settings.replace(timeout=max(timeout, 0.001), retries=0), verb)
         try:
             if release.lease:
                 client.release(release.owner, release.lease)

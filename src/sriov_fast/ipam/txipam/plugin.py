@@ -14,7 +14,7 @@ from sriov_fast.common import cni_args
 from sriov_fast.common.errors import CheckError, ConfigError, IpamError, SriovError
 from sriov_fast.common.json_object import label, valid_attachments
 from sriov_fast.ipam.builtin import Builtin, read_address, read_dns, read_routes
-from sriov_fast.ipam.keys import Keys, as_value, parse_ip, show_cidr, show_ip, wrong
+from sriov_fast.ipam.keys import Keys, as_value, check_ip, show_cidr, show_ip, wrong
 from sriov_fast.ipam.txipam import hosts, leases, outbox
 from sriov_fast.ipam.txipam.client import Client, Owner, ServiceError, read_lease
 from sriov_fast.ipam.txipam.settings import Settings, read_settings
@@ -59,7 +59,8 @@ class TxIpam(Builtin):
             outbox.discard(self.state_dir, owner, given.lease)
         if max(late, self._late(client)) > time.time():
             self._note(client, owner)
-        return self._result(given)
+        found = self.result(given.ips, given.routes, given.dns)
+        return found | {"extra": given.extra} if given.extra else found
 
     def delete(self) -> None:
         """Release the addresses of this container's interface, now or later."""
@@ -82,9 +83,7 @@ class TxIpam(Builtin):
             if error.kind != ipamd_api.NOT_FOUND:
                 raise
             raise CheckError(error.msg, error.details) from error
-        missing = [
-            cidr for cidr in (show_cidr(ip, length) for ip, length, _ in given.ips) if cidr not in known
-        ]
+        missing = [cidr for ip, length, _ in given.ips if (cidr := show_cidr(ip, length)) not in known]
         if missing:
             raise CheckError(
                 f"prevResult.ips lacks {', '.join(missing)}, which {', '.join(settings.remotes)} gave "
@@ -94,7 +93,7 @@ class TxIpam(Builtin):
 
     def status(self) -> None:
         """Raise unless the service is ready and has an address for this host, if its HostIP is known."""
-        client = Client(self._settings(), "STATUS", retries=0)
+        client = Client(self._settings().replace(retries=0), "STATUS")
         try:
             client.ready()
             self._demand_room(client)
@@ -180,11 +179,7 @@ class TxIpam(Builtin):
                 "CNI_ARGS HostIP is missing",
                 "txipam needs this node's address: CNI_ARGS=PodID=...;HostIP=...",
             )
-        try:
-            return show_ip(parse_ip(text))
-        except ValueError:
-            advice = "give this node's address, such as 10.0.0.1 or fd00::1"
-            raise wrong(where, text, "not an IP address", advice) from None
+        return show_ip(as_value(check_ip, text, where))
 
     def _hosts(self) -> list[str]:
         """Return the given HostIP, or else those of earlier ADDs."""
@@ -255,7 +250,7 @@ class TxIpam(Builtin):
         left = client.left()
         if left <= _WORTH:
             return
-        again = Client(client.settings.replace(timeout=left), "ADD", retries=0)
+        again = Client(client.settings.replace(timeout=left, retries=0), "ADD")
         try:
             again.release_current(owner)
         except SriovError:
@@ -272,11 +267,6 @@ class TxIpam(Builtin):
         log.close()
 
     # --- answers
-
-    def _result(self, given: Allocation) -> dict[str, Any]:
-        return self.result(given.ips, given.routes, given.dns) | (
-            {"extra": given.extra} if given.extra else {}
-        )
 
     def _allocation(self, body: Keys, owner: Owner) -> Allocation:
         """Return the owner's allocation, or raise ConfigError."""

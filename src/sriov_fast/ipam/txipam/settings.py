@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from sriov_fast.common import files
 from sriov_fast.common.errors import ConfigError, RefusedError
-from sriov_fast.common.json_object import absolute_path
+from sriov_fast.common.json_object import FieldError, absolute_path, string, whole
 from sriov_fast.common.record import Record
-from sriov_fast.ipam.keys import Keys, parse_ip, wrong
+from sriov_fast.ipam.keys import Keys, as_value, parse_ip
 from sriov_fast.ipam.txipam.connection import Remote
 from sriov_fast.ipam.txipam.tls import Trust
 
@@ -39,13 +39,12 @@ def read_settings(ipam: Keys) -> Settings:
         raise ConfigError(
             f"ipam.key = {trust.key!r}: there is no ipam.cert", "give the certificate that it belongs to"
         )
-    retries = ipam.number("retries", _MOST_RETRIES)
     return Settings(
         remotes=remotes,
         trust=trust,
         token_file=ipam.take("tokenFile", absolute_path, ""),
-        timeout=_timeout(ipam),
-        retries=_RETRIES if retries is None else retries,
+        timeout=ipam.take("timeout", _seconds, _TIMEOUT),
+        retries=ipam.take("retries", whole(0, _MOST_RETRIES), _RETRIES),
     )
 
 
@@ -53,23 +52,23 @@ def _remotes(ipam: Keys) -> tuple[str, ...]:
     value = ipam.get("remote")
     if value is None or value == []:
         raise ConfigError(f"{ipam.place('remote')} is missing", _EXAMPLE)
-    items = list(ipam.items("remote")) if isinstance(value, list) else [(ipam.place("remote"), value)]
-    for where, item in items:
-        if not isinstance(item, str):
-            raise wrong(where, item, "not a string", _EXAMPLE)
-        parse_remote(item, where)
-    return tuple(text for _, text in items)
+    items = ipam.items("remote") if isinstance(value, list) else [(ipam.place("remote"), value)]
+    return tuple(as_value(_remote, item, where).url for where, item in items)
 
 
-def parse_remote(text: str, where: str = "ipam.remote") -> Remote:
+def parse_remote(text: str) -> Remote:
     """Return the parts of an https:// URL, or raise ConfigError."""
+    return as_value(_remote, text, "ipam.remote")
+
+
+def _remote(value: object) -> Remote:
+    """Accept an https:// URL of host, port and path alone."""
+    text = string(value)
     scheme, _, rest = text.partition("://")
     if scheme.lower() == "http":
-        raise wrong(
-            where, text, "http:// is refused", "use https://, and give the authority's file in ipam.ca"
-        )
+        raise FieldError("http:// is refused", "use https://, and give the authority's file in ipam.ca")
     if scheme.lower() != "https" or not text.isascii() or not text.isprintable() or set(rest) & set(" ?#@\\"):
-        raise wrong(where, text, "not an https:// URL of host, port and path alone", _EXAMPLE)
+        raise FieldError("not an https:// URL of host, port and path alone", _EXAMPLE)
     authority, _, path = rest.partition("/")
     host, port = _host_and_port(authority)
     bare = host[1:-1] if host.startswith("[") and host.endswith("]") else ""
@@ -77,13 +76,12 @@ def parse_remote(text: str, where: str = "ipam.remote") -> Remote:
         try:
             parse_ip(bare if ":" in bare else "")
         except ValueError:
-            raise wrong(where, text, "no IPv6 address in brackets", _EXAMPLE) from None
+            raise FieldError("no IPv6 address in brackets", _EXAMPLE) from None
     elif not host or not set(host) <= _HOST:
-        raise wrong(where, text, "no host's name or address", _EXAMPLE)
+        raise FieldError("no host's name or address", _EXAMPLE)
     if not port.isdigit() or not 0 < int(port) < 65536:
-        raise wrong(where, text, "no port from 1 to 65535", _EXAMPLE)
-    prefix = f"/{path}".rstrip("/")
-    return Remote(url=text, host=bare or host, port=int(port), prefix=prefix)
+        raise FieldError("no port from 1 to 65535", _EXAMPLE)
+    return Remote(url=text, host=bare or host, port=int(port), prefix=f"/{path}".rstrip("/"))
 
 
 def _host_and_port(authority: str) -> tuple[str, str]:
@@ -93,12 +91,10 @@ def _host_and_port(authority: str) -> tuple[str, str]:
     return host, port
 
 
-def _timeout(ipam: Keys) -> float:
-    value = ipam.get("timeout")
-    if value is None:
-        return _TIMEOUT
+def _seconds(value: object) -> float:
+    """Accept a time limit."""
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value <= _LONGEST:
-        raise wrong(ipam.place("timeout"), value, "no number of seconds", f"give one up to {_LONGEST:g}")
+        raise FieldError("no number of seconds", f"give one up to {_LONGEST:g}")
     return float(value)
 
 

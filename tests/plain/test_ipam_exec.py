@@ -52,7 +52,7 @@ def plugin(tmp_path: Path) -> Plugin:
 
 
 def run(program: str, command: str = "ADD", timeout: float = 20.0, stdin: bytes = CONFIG) -> object:
-    return Running.start(program, command, stdin, dict(os.environ)).finish(timeout)
+    return ipam(program, config=stdin).start(command).finish(timeout)
 
 
 def failure(program: str, command: str = "ADD", timeout: float = 20.0) -> IpamError:
@@ -62,7 +62,7 @@ def failure(program: str, command: str = "ADD", timeout: float = 20.0) -> IpamEr
 
 
 def ipam(program: str, **fields: Any) -> Ipam:
-    return Ipam(kind="fake", path=(str(Path(program).parent),), config=CONFIG, **fields)
+    return Ipam(**{"kind": "fake", "path": (str(Path(program).parent),), "config": CONFIG} | fields)
 
 
 # --- finding
@@ -192,7 +192,7 @@ def members(group: int) -> list[str]:
 def test_a_daemon_that_keeps_the_pipe_does_not_hold_us_up(plugin: Plugin) -> None:
     begin = time.monotonic()
     program = plugin(f"echo '{RESULT}'; (trap '' HUP; exec sleep 60) & exit 0")
-    running = Running.start(program, "ADD", CONFIG, dict(os.environ))
+    running = ipam(program).start("ADD")
     assert running.finish(20) == json.loads(RESULT)
     assert time.monotonic() - begin < 30
     os.killpg(running.pid, signal.SIGKILL)  # it is left alone: it may be meant to stay
@@ -200,9 +200,9 @@ def test_a_daemon_that_keeps_the_pipe_does_not_hold_us_up(plugin: Plugin) -> Non
 
 def test_cancel(plugin: Plugin) -> None:
     """Also of one that has ended."""
-    ended = Running.start(plugin(f"echo '{RESULT}'"), "ADD", CONFIG, dict(os.environ))
+    ended = ipam(plugin(f"echo '{RESULT}'")).start("ADD")
     ended.finish(20)
-    running = Running.start(plugin("sleep 60"), "ADD", CONFIG, dict(os.environ))
+    running = ipam(plugin("sleep 60")).start("ADD")
     for each in (ended, running, running):
         each.cancel()
     with pytest.raises(ProcessLookupError):
@@ -357,7 +357,7 @@ def waiting(running: Running, timeout: float) -> threading.Thread:
 def test_hurrying_lets_a_slow_one_end(plugin: Plugin, tmp_path: Path) -> None:
     """A delegate whose result is not needed any more is not killed at once."""
     program = plugin(f"sleep 0.3\ntouch {tmp_path}/done\necho '{{}}'")
-    running = Running.start(program, "ADD", b"{}", dict(os.environ))
+    running = ipam(program).start("ADD")
     thread = waiting(running, 60)
     running.hurry(20)
     thread.join()
@@ -368,7 +368,7 @@ def test_hurrying_lets_a_slow_one_end(plugin: Plugin, tmp_path: Path) -> None:
 @pytest.mark.parametrize("first", [True, False])
 def test_hurrying_has_an_end(plugin: Plugin, first: bool) -> None:
     """The delegate is killed when its time is over, also if nobody waited for it when that was set."""
-    running = Running.start(plugin("sleep 600"), "ADD", b"{}", dict(os.environ))
+    running = ipam(plugin("sleep 600")).start("ADD")
     if first:
         running.hurry(0.2)
     thread = waiting(running, 600)

@@ -98,27 +98,6 @@ class Running:
         self._status: int | None = None
         self._deadline = float("inf")
 
-    @classmethod
-    def start(
-        cls, program: str, command: str, stdin: bytes, env: Mapping[str, str], stderr: int = _STDERR
-    ) -> Running:
-        """Start ``program`` with ``stdin`` and ``env``; it inherits ``stderr`` and nothing else."""
-        source = _memory_file(stdin)
-        try:
-            out, its_out = os.pipe()
-            try:
-                pid = _spawn(program, (source, its_out, stderr), env)
-            except BaseException as error:
-                descriptors.close(out)
-                if isinstance(error, OSError):
-                    raise _not_started(program, error) from error
-                raise
-            finally:
-                descriptors.close(its_out)
-        finally:
-            descriptors.close(source)
-        return cls(program, command, pid, out)
-
     def finish(self, timeout: float) -> dict[str, Any] | None:
         """Wait at most ``timeout`` seconds and return the result; None where the verb has none."""
         self.hurry(timeout)
@@ -261,7 +240,26 @@ class Ipam(Record):
 
     waits = True  # for another process
 
-    def env(self, command: str) -> dict[str, str]:
+    def start(self, command: str) -> Running:
+        """Start the plugin with ``command`` and return at once; it inherits ``stderr`` and nothing else."""
+        program = find(self.kind, self.path)
+        source = _memory_file(self.config)
+        try:
+            out, its_out = os.pipe()
+            try:
+                pid = _spawn(program, (source, its_out, self.stderr), self._env(command))
+            except BaseException as error:
+                descriptors.close(out)
+                if isinstance(error, OSError):
+                    raise _not_started(program, error) from error
+                raise
+            finally:
+                descriptors.close(its_out)
+        finally:
+            descriptors.close(source)
+        return Running(program, command, pid, out)
+
+    def _env(self, command: str) -> dict[str, str]:
         """Return the delegate's environment: the caller's, with the CNI variables of this request."""
         return {
             **self.environ,
@@ -272,11 +270,6 @@ class Ipam(Record):
             "CNI_ARGS": delegate_args(self.args),
             "CNI_PATH": ":".join(self.path),
         }
-
-    def start(self, command: str) -> Running:
-        """Start the plugin with ``command`` and return at once."""
-        program = find(self.kind, self.path)
-        return Running.start(program, command, self.config, self.env(command), self.stderr)
 
     def run(
         self, command: str, timeout: float, on_skip: Callable[[str], None] | None = None

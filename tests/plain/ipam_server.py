@@ -14,7 +14,8 @@ import sys
 import traceback
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from subprocess import CompletedProcess
+from typing import Any, Literal
 from unittest import mock
 
 import httpx
@@ -68,20 +69,12 @@ def environment(**more: str) -> dict[str, str]:
     return clean | {"PYTHONPATH": str(SRC)} | more
 
 
-class Done(NamedTuple):
-    """What a command gave."""
-
-    returncode: int
-    stdout: str
-    stderr: str
-
-
-def run(*words: object, check: bool = True, stdin: str | None = None, **env: str) -> Done:
+def run(*words: object, check: bool = True, stdin: str = "", **env: str) -> CompletedProcess[str]:
     """Run ``sriov-fast ipam ...`` in this process: an interpreter's start takes most of a second."""
     out, err = io.StringIO(), io.StringIO()
     with (
         mock.patch.dict(os.environ, environment(**env), clear=True),
-        mock.patch.object(sys, "stdin", io.TextIOWrapper(io.BytesIO((stdin or "").encode()))),
+        mock.patch.object(sys, "stdin", io.TextIOWrapper(io.BytesIO(stdin.encode()))),
         contextlib.redirect_stdout(out),
         contextlib.redirect_stderr(err),
     ):
@@ -90,7 +83,7 @@ def run(*words: object, check: bool = True, stdin: str | None = None, **env: str
         except SystemExit as end:  # of argparse
             status = int(end.code or 0)
     assert not check or status == 0, err.getvalue()
-    return Done(status, out.getvalue(), err.getvalue())
+    return CompletedProcess(words, status, out.getvalue(), err.getvalue())
 
 
 class Authority:
@@ -103,9 +96,9 @@ class Authority:
         self._ca.cert_pem.write_to_path(str(self.ca))
         self.server = self.issue("server", "127.0.0.1", "::1", "localhost")
 
-    def issue(self, name: str, *identities: str, common_name: str | None = None) -> tuple[Path, Path]:
+    def issue(self, name: str, *identities: str) -> tuple[Path, Path]:
         """Make NAME.crt and NAME.key for some addresses and host names."""
-        made = self._ca.issue_cert(*identities, common_name=common_name)
+        made = self._ca.issue_cert(*identities)
         cert, key = self.directory / f"{name}.crt", self.directory / f"{name}.key"
         made.private_key_pem.write_to_path(str(key))
         cert.write_bytes(b"".join(each.bytes() for each in made.cert_chain_pems))

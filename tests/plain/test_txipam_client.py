@@ -137,13 +137,6 @@ def test_del(node: Client, service: FakeService) -> None:
     assert list(node.runtime.glob("leases/*/*")) == []
 
 
-def test_a_del_that_can_write_nothing_down_tells_its_fault(node: Client, service: FakeService) -> None:
-    node.state.write_text("no directory")
-    service.stop_listening()
-    error = node.fails(11, "refuses connections", verb="DEL")
-    assert "cannot be noted for later" in error.details
-
-
 def test_check(node: Client, service: FakeService) -> None:
     found = node.add()
     node.run("CHECK", prevResult=found)
@@ -323,15 +316,12 @@ def test_a_path_before_the_interface(node: Client, service: FakeService) -> None
 
 
 def test_del_without_arguments_uses_what_was_remembered(node: Client, service: FakeService) -> None:
+    node.delete(args="")
+    assert [(seen.method, seen.query) for seen in service.seen] == [("GET", {})]  # nothing is
     node.add()
     node.delete(args="")
     assert service.allocations == {}
     assert service.seen[-1].query == {"host_ip": "10.55.206.20", "lease": "l1"}
-
-
-def test_del_of_what_nobody_remembers_asks_all_the_same(node: Client, service: FakeService) -> None:
-    node.delete(args="")
-    assert [(seen.method, seen.query) for seen in service.seen] == [("GET", {})]
 
 
 @pytest.mark.parametrize("lease", ["l1", ""])
@@ -849,20 +839,15 @@ def test_an_add_pays_before_it_asks(node: Client, service: FakeService) -> None:
     """Also where the pod is another one, to which the service would not give what it thinks is in use."""
     node.add()
     released_while_down(node, service)
+    service.faults.append(Reply(500))
+    node.fails(11, "(500)")
+    assert node.owed() == ["a~eth0"]
+    assert service.methods() == ["POST", "DELETE"]
     node.add(args="PodID=another;HostIP=10.55.206.20")
-    assert service.methods() == ["POST", "DELETE", "POST"]
+    assert service.methods() == ["POST", "DELETE", "DELETE", "POST"]
     assert node.owed() == []
     assert node.flush() == 0
     assert len(service.allocations) == 1
-
-
-def test_an_add_that_cannot_pay_fails(node: Client, service: FakeService) -> None:
-    node.add()
-    released_while_down(node, service)
-    service.faults.append(Reply(500))
-    node.fails(11, "")
-    assert node.owed() == ["a~eth0"]
-    assert service.methods() == ["POST", "DELETE"]
 
 
 def test_an_add_waits_for_who_is_paying(node: Client, service: FakeService) -> None:
@@ -1028,9 +1013,13 @@ def test_records_that_cannot_be_read(
 def test_a_state_directory_that_cannot_be_written_to(
     node: Client, service: FakeService, capfd: pytest.CaptureFixture[str]
 ) -> None:
+    """An ADD warns; a DEL during an outage fails, since nothing else would return the address."""
     node.state.write_text("no directory")
     node.add()
     assert "HostIP cannot be remembered" in capfd.readouterr().err
+    service.stop_listening()
+    error = node.fails(11, "refuses connections", verb="DEL")
+    assert "cannot be noted for later" in error.details
 
 
 def test_nothing_is_kept_open(node: Client, service: FakeService) -> None:

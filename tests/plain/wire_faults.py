@@ -37,7 +37,6 @@ class Proxy:
         self.upstream = upstream
         self.faults: deque[Fault] = deque()
         self.choose: Callable[[], Fault | None] = lambda: None
-        self.exchanges = 0
         self.busy = 0
         self._server = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         self._server.load_cert_chain(cert, key)
@@ -67,7 +66,6 @@ class Proxy:
         with suppress(OSError), peer, self._server.wrap_socket(peer, server_side=True) as client:
             while request := read_message(client):
                 with self._lock:
-                    self.exchanges += 1
                     self.busy += 1
                     fault = (self.faults.popleft() if self.faults else self.choose()) or Fault("")
                 try:

@@ -65,10 +65,6 @@ def _file_name(release: QueuedRelease) -> str:
     return f"{release.owner.container_id}~{release.owner.ifname}~{service:08x}"
 
 
-def _is_of(owner: Owner, path: str) -> bool:
-    return os.path.basename(path).rpartition("~")[0] == f"{owner.container_id}~{owner.ifname}"
-
-
 # --- writing
 
 
@@ -166,7 +162,9 @@ def entries(state_dir: str, network: str = "") -> Iterator[str]:
 
 
 def _entries_of(state_dir: str, owner: Owner) -> list[str]:
-    return [path for path in entries(state_dir, owner.network) if _is_of(owner, path)]
+    name = f"{owner.container_id}~{owner.ifname}"
+    paths = entries(state_dir, owner.network)
+    return [path for path in paths if os.path.basename(path).rpartition("~")[0] == name]
 
 
 class OutboxEntry:

@@ -198,17 +198,6 @@ def test_a_daemon_that_keeps_the_pipe_does_not_hold_us_up(plugin: Plugin) -> Non
     os.killpg(running.pid, signal.SIGKILL)  # it is left alone: it may be meant to stay
 
 
-def test_cancel(plugin: Plugin) -> None:
-    """Also of one that has ended."""
-    ended = ipam(plugin(f"echo '{RESULT}'")).start("ADD")
-    ended.finish(20)
-    running = ipam(plugin("sleep 60")).start("ADD")
-    for each in (ended, running, running):
-        each.cancel()
-    with pytest.raises(ProcessLookupError):
-        os.kill(running.pid, 0)
-
-
 def test_kernel_without_pidfd(plugin: Plugin, monkeypatch: pytest.MonkeyPatch) -> None:
     def none(pid: int) -> int:
         raise OSError(38, "Function not implemented")

@@ -87,7 +87,7 @@ def delegate_args(text: str) -> str:
 
 
 class Running:
-    """One delegate on its way. ``finish`` or ``cancel`` ends it; either leaves no process behind."""
+    """One delegate on its way. ``finish`` ends it, and leaves no process behind."""
 
     def __init__(self, program: str, command: str, pid: int, out: int) -> None:
         self.kind = os.path.basename(program)
@@ -105,23 +105,21 @@ class Running:
             answer = self._read(timeout)
             status = self._wait(timeout)
         finally:
-            self.cancel()
+            self._end()
         return self._judge(answer, status)
 
     def hurry(self, seconds: float) -> None:
         """Have ``finish`` end in at most ``seconds``, also while another thread waits in it."""
         self._deadline = min(self._deadline, time.monotonic() + seconds)
 
-    def cancel(self) -> None:
-        """Kill the delegate where it still runs, and reap it. Harmless after ``finish`` and when repeated."""
+    def _end(self) -> None:
+        """Kill the delegate if it still runs, reap it, and close our descriptors."""
         if self._status is None:
             _kill_group(self.pid)
             self._reap(0)
-        for name in ("_out", "_pidfd"):
-            fd = getattr(self, name)
-            if fd >= 0:
-                descriptors.close(fd)
-                setattr(self, name, -1)
+        descriptors.close(self._out)
+        if self._pidfd >= 0:
+            descriptors.close(self._pidfd)
 
     # --- waiting
 

@@ -10,9 +10,9 @@ from sriov_fast.common.errors import CheckError, ConfigError
 from sriov_fast.ipam.keys import Keys
 from sriov_fast.ipam.static import Static
 
-ADDRESSES = {"addresses": [{"address": "10.1.0.5/24", "gateway": "10.1.0.254"}, {"address": "fd00::5/64"}]}
 FOUR = {"address": "10.1.0.5/24", "gateway": "10.1.0.254"}
 SIX = {"address": "fd00::5/64"}
+ADDRESSES = {"addresses": [FOUR, SIX]}
 
 
 def static(ipam: dict[str, Any], version: str = "1.1.0", cni_args: str = "", **more: Any) -> Static:

@@ -498,7 +498,6 @@ def test_a_lost_reply_costs_no_address(node: Client, service: FakeService, fault
     found = node.add()
     keys = {seen.fields["idempotency-key"] for seen in service.seen if seen.method == "POST"}
     assert (service.given - before, len(keys), service.methods().count("POST")) == (1, 1, 2)
-    assert found
     assert found["ips"][0]["address"] == service.addresses()[0]
     assert node.owed() == []
 
@@ -739,7 +738,6 @@ def test_threads_share_the_pool(node: Client, service: FakeService) -> None:
 
     def work(name: str) -> None:
         found = node.add(name)
-        assert found
         node.run("CHECK", name, prevResult=found)
         node.delete(name)
 

@@ -11,16 +11,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from txipam_service import FakeService, authority
+from txipam_service import Client, FakeService, authority
 
 from sriov_fast.common import files
 from sriov_fast.common.errors import ConfigError, FileError, RefusedError
 from sriov_fast.common.log import Logger
-from sriov_fast.ipam.keys import Keys
-from sriov_fast.ipam.txipam.plugin import TxIpam
 from sriov_fast.ipam.txipam.pool import pool
 
-Make = Callable[..., TxIpam]
 Allows = Callable[..., Path]
 MIB = 1 << 20
 
@@ -44,19 +41,8 @@ def service(tmp_path: Path) -> Iterator[FakeService]:
 
 
 @pytest.fixture
-def tx(service: FakeService, tmp_path: Path) -> Make:
-    def make(**ipam: Any) -> TxIpam:
-        own = {"type": "txipam", "remote": service.url, "timeout": 5, "retries": 0} | ipam
-        return TxIpam(
-            keys=Keys({"cniVersion": "1.0.0", "name": "net1", "ipam": own}),
-            container_id="a",
-            ifname="eth0",
-            args="PodID=1;HostIP=10.0.0.1",
-            runtime_dir=str(tmp_path / "run"),
-            state_dir=str(tmp_path / "state"),
-        )
-
-    return make
+def node(service: FakeService, tmp_path: Path) -> Client:
+    return Client(tmp_path, remote=service.url, timeout=5, retries=0)
 
 
 # --- the log
@@ -141,42 +127,42 @@ def test_the_usual_files_need_no_rules() -> None:
                 files.demand(where, path)
 
 
-def test_a_token_goes_to_no_other_server(tx: Make, service: FakeService, tmp_path: Path) -> None:
+def test_a_token_goes_to_no_other_server(node: Client, service: FakeService, tmp_path: Path) -> None:
     token = str(tmp_path / "secret/token")
     for ca in (None, str(tmp_path / "ca.pem")):  # the system's authorities; one that is kept elsewhere
         for verb in ("ADD", "DEL", "STATUS"):
             with pytest.raises(RefusedError, match="does not allow this token to be sent"):
-                tx(tokenFile=token, ca=ca).run(verb)
+                node.run(verb, tokenFile=token, ca=ca)
     assert service.seen == []
     assert not (tmp_path / "state").exists()
-    tx(tokenFile=token, ca=str(tmp_path / "secret/ca.pem")).run("ADD")
+    node.run("ADD", tokenFile=token, ca=str(tmp_path / "secret/ca.pem"))
     assert service.seen[-1].fields["authorization"] == "Bearer of-this-node"
 
 
 def test_root_says_where_a_token_may_go(
-    tx: Make, service: FakeService, tmp_path: Path, allows: Allows
+    node: Client, service: FakeService, tmp_path: Path, allows: Allows
 ) -> None:
     """With an entry in [tokens], a token goes to the remotes there and to no others."""
     token, ca = str(tmp_path / "secret/token"), str(tmp_path / "ca.pem")
     allows(tmp_path, f'"{token}" = ["https://ipam.example"]')
     for given in (ca, str(tmp_path / "secret/ca.pem")):
         with pytest.raises(RefusedError, match="does not allow this token"):
-            tx(tokenFile=token, ca=given).run("ADD")
+            node.run("ADD", tokenFile=token, ca=given)
     allows(tmp_path, f'"{token}" = ["{service.url}"]')
     with pytest.raises(RefusedError, match=r"to https://other\.example"):
-        tx(tokenFile=token, ca=ca, remote=[service.url, "https://other.example"]).run("ADD")
+        node.run("ADD", tokenFile=token, ca=ca, remote=[service.url, "https://other.example"])
     assert service.seen == []
-    tx(tokenFile=token, ca=ca).run("ADD")
+    node.run("ADD", tokenFile=token, ca=ca)
     assert len(service.seen) == 1
 
 
 @pytest.mark.parametrize("key", ["ca", "cert", "key", "tokenFile"])
-def test_errors_do_not_tell_which_files_exist(tx: Make, tmp_path: Path, key: str) -> None:
+def test_errors_do_not_tell_which_files_exist(node: Client, tmp_path: Path, key: str) -> None:
     said = set()
     for path in ("/etc/shadow", "/etc/none", "/root", "/dev/zero"):
         given = {"cert": str(tmp_path / "ca.pem")} if key == "key" else {}
         with pytest.raises(RefusedError) as caught:
-            tx(**given, **{key: path}).run("ADD")
+            node.run("ADD", **given, **{key: path})
         said.add(f"{caught.value.msg} {caught.value.details}".replace(path, "PATH"))
     assert len(said) == 1
 
@@ -221,7 +207,7 @@ def test_directories_that_others_may_change(tmp_path: Path, change: str, allows:
 
 @pytest.mark.parametrize("key", ["ca", "cert", "key", "tokenFile"])
 @pytest.mark.parametrize("kind", ["fifo", "directory", "large"])
-def test_only_regular_files_are_read(tx: Make, tmp_path: Path, key: str, kind: str) -> None:
+def test_only_regular_files_are_read(node: Client, tmp_path: Path, key: str, kind: str) -> None:
     path = tmp_path / "secret" / "odd"
     if kind == "fifo":
         os.mkfifo(path)
@@ -234,7 +220,7 @@ def test_only_regular_files_are_read(tx: Make, tmp_path: Path, key: str, kind: s
     if key == "key":
         given["cert"] = str(tmp_path / "secret/ca.pem")
     with pytest.raises(ConfigError, match=r"not a regular file|larger than"):
-        tx(**given | {key: str(path)}).run("ADD")
+        node.run("ADD", **given | {key: str(path)})
 
 
 @pytest.mark.parametrize("number", [errno.EMFILE, errno.EIO, errno.ENOMEM])

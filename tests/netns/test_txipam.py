@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 import pytest
-import trustme
-from txipam_service import FakeService, Reply, problem
+from txipam_service import AUTHORITY, FakeService, Reply, problem
 
 from harness.veth import Node
 
@@ -19,19 +19,13 @@ HOST = "10.55.206.20"
 FIRST = "10.55.206.46/26"
 
 
-@pytest.fixture(scope="module")
-def ca() -> trustme.CA:
-    return trustme.CA()
-
-
 @pytest.fixture
-def service(node: Node, ca: trustme.CA) -> Iterator[FakeService]:
+def service(node: Node) -> Iterator[FakeService]:
     node.nip("link", "set", "lo", "up")
-    ca.cert_pem.write_to_path(str(node.root / "ca.pem"))
+    AUTHORITY.cert_pem.write_to_path(str(node.root / "ca.pem"))
     node.search = str(node.root / "nothing")  # no executable is needed
-    made = FakeService(ca, netns=node.host)
-    yield made
-    made.close()
+    with closing(FakeService(netns=node.host)) as made:
+        yield made
 
 
 def conf(node: Node, service: FakeService, **more: Any) -> dict[str, Any]:

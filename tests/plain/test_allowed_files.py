@@ -7,11 +7,12 @@ import os
 import shutil
 import subprocess
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 import pytest
-from txipam_service import Client, FakeService, authority
+from txipam_service import AUTHORITY, Client, FakeService
 
 from sriov_fast.common import files
 from sriov_fast.common.errors import ConfigError, FileError, RefusedError
@@ -29,14 +30,12 @@ def no_rules(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 
 @pytest.fixture
 def service(tmp_path: Path) -> Iterator[FakeService]:
-    ca = authority()
     (tmp_path / "secret").mkdir()
     for name in ("secret/ca.pem", "ca.pem"):
-        ca.cert_pem.write_to_path(str(tmp_path / name))
+        AUTHORITY.cert_pem.write_to_path(str(tmp_path / name))
     (tmp_path / "secret/token").write_text("of-this-node\n")
-    made = FakeService(ca)
-    yield made
-    made.close()
+    with closing(FakeService()) as made:
+        yield made
     pool.clear()
 
 

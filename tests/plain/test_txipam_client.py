@@ -12,7 +12,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack, closing, suppress
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,7 @@ import pytest
 import trustme
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from txipam_service import Client, FakeService, Reply, problem
+from txipam_service import AUTHORITY, Client, FakeService, Reply, problem
 
 from harness.waiting import wait_for
 from sriov_fast.ipam.txipam import outbox
@@ -34,28 +34,17 @@ Serve = Callable[..., FakeService]
 
 
 @pytest.fixture(scope="module")
-def ca() -> trustme.CA:
-    return trustme.CA()
-
-
-@pytest.fixture(scope="module")
-def ca_file(ca: trustme.CA, tmp_path_factory: pytest.TempPathFactory) -> str:
+def ca_file(tmp_path_factory: pytest.TempPathFactory) -> str:
     path = tmp_path_factory.mktemp("ca") / "ca.pem"
-    ca.cert_pem.write_to_path(str(path))
+    AUTHORITY.cert_pem.write_to_path(str(path))
     return str(path)
 
 
 @pytest.fixture
-def serve(ca: trustme.CA) -> Iterator[Serve]:
-    """Start services, of the tests' authority or another one, which end with the test."""
+def serve() -> Iterator[Serve]:
+    """Start services, which end with the test."""
     with ExitStack() as services:
-
-        def start(*names: str, authority: trustme.CA = ca, **options: Any) -> FakeService:
-            service = FakeService(authority, *names, **options)
-            services.callback(service.close)
-            return service
-
-        yield start
+        yield lambda *names, **options: services.enter_context(closing(FakeService(*names, **options)))
 
 
 @pytest.fixture
@@ -366,9 +355,9 @@ def test_a_token(node: Client, service: FakeService, ca_file: str, tmp_path: Pat
 # --- TLS
 
 
-def test_client_certificate(node: Client, ca: trustme.CA, serve: Serve, tmp_path: Path) -> None:
-    service = serve(clients=ca)
-    pair = ca.issue_cert("10.55.206.20")
+def test_client_certificate(node: Client, serve: Serve, tmp_path: Path) -> None:
+    service = serve(clients=AUTHORITY)
+    pair = AUTHORITY.issue_cert("10.55.206.20")
     cert, key, both, other = (
         str(tmp_path / name) for name in ("cert.pem", "key.pem", "both.pem", "other.pem")
     )
@@ -420,12 +409,12 @@ def test_tls_1_2_is_the_oldest(node: Client, serve: Serve) -> None:
     node.add(remote=serve(newest=ssl.TLSVersion.TLSv1_2).url)
 
 
-def test_a_new_ca_file_is_read(node: Client, ca: trustme.CA, tmp_path: Path) -> None:
+def test_a_new_ca_file_is_read(node: Client, tmp_path: Path) -> None:
     path = tmp_path / "ca.pem"
     trustme.CA().cert_pem.write_to_path(str(path))
     node.fails(111, "", ca=str(path))
     path.unlink()
-    ca.cert_pem.write_to_path(str(path))
+    AUTHORITY.cert_pem.write_to_path(str(path))
     node.add(ca=str(path))
     path.unlink()
     trustme.CA().cert_pem.write_to_path(str(path))
@@ -905,11 +894,9 @@ def test_a_del_that_fails_forgets_nothing(node: Client, service: FakeService) ->
     assert node.owed() == ["a~eth0"]
 
 
-def test_a_new_ca_leaves_other_connections_alone(
-    node: Client, service: FakeService, ca: trustme.CA, tmp_path: Path
-) -> None:
+def test_a_new_ca_leaves_other_connections_alone(node: Client, service: FakeService, tmp_path: Path) -> None:
     node.add("a")
-    ca.cert_pem.write_to_path(str(tmp_path / "same.pem"))
+    AUTHORITY.cert_pem.write_to_path(str(tmp_path / "same.pem"))
     node.add("b", ca=str(tmp_path / "same.pem"))
     node.add("c")
     assert service.connections == 2

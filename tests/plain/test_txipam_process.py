@@ -7,11 +7,12 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 import pytest
-from txipam_service import FakeService, Reply, authority, problem
+from txipam_service import AUTHORITY, FakeService, Reply, problem
 
 import sriov_fast
 from sriov_fast.cni import config
@@ -30,11 +31,9 @@ Run = Callable[..., subprocess.CompletedProcess[bytes]]
 
 @pytest.fixture
 def service(tmp_path: Path) -> Iterator[FakeService]:
-    ca = authority()
-    ca.cert_pem.write_to_path(str(tmp_path / "ca.pem"))
-    made = FakeService(ca)
-    yield made
-    made.close()
+    AUTHORITY.cert_pem.write_to_path(str(tmp_path / "ca.pem"))
+    with closing(FakeService()) as made:
+        yield made
 
 
 @pytest.fixture

@@ -25,6 +25,7 @@ from sriov_fast.ipam.keys import Keys
 from sriov_fast.ipam.txipam import outbox
 from sriov_fast.ipam.txipam.plugin import TxIpam
 
+AUTHORITY = trustme.CA()
 HOST = "10.55.206.20"
 TOP = ("cniVersion", "name", "prevResult", "cni.dev/valid-attachments")
 REASONS = {200: "OK", 201: "Created", 204: "No Content"}
@@ -65,10 +66,6 @@ def problem(status: int, kind: str, detail: str = "") -> Reply:
     return Reply(status, body, "application/problem+json")
 
 
-def authority() -> trustme.CA:
-    return trustme.CA()
-
-
 class FakeService:
     """Serves in threads until ``close``. ``faults`` are taken by the requests that come, one each:
 
@@ -78,15 +75,15 @@ class FakeService:
 
     def __init__(
         self,
-        ca: trustme.CA,
         *names: str,
+        authority: trustme.CA = AUTHORITY,
         clients: trustme.CA | None = None,
         not_after: datetime | None = None,
         newest: ssl.TLSVersion | None = None,
         netns: str = "",
     ) -> None:
         self.context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-        ca.issue_cert(*(names or ("127.0.0.1",)), not_after=not_after).configure_cert(self.context)
+        authority.issue_cert(*(names or ("127.0.0.1",)), not_after=not_after).configure_cert(self.context)
         if clients:
             clients.configure_trust(self.context)
             self.context.verify_mode = ssl.CERT_REQUIRED

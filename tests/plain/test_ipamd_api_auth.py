@@ -6,15 +6,12 @@ import json
 import signal
 import ssl
 import stat
-import subprocess
-import sys
 import time
 import warnings
 from pathlib import Path
 
 import httpx
 import pytest
-from cryptography import x509
 from ipam_server import (
     ADMIN,
     ASK,
@@ -27,12 +24,12 @@ from ipam_server import (
     World,
     address,
     ask,
-    environment,
     problem,
     run,
 )
+from uvicorn.protocols.http.h11_impl import H11Protocol
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
-from harness.waiting import wait_for
 from sriov_fast.ipamd import auth
 from sriov_fast.ipamd.auth import Authenticator, AuthError, Tokens
 
@@ -292,9 +289,10 @@ def test_certificates_work_in_each_version_of_tls(
 
 
 def test_certificates_are_read_anew_on_sighup(world: World) -> None:
-    directory = world.directory / "renewed"
-    directory.mkdir()
-    first, second = Authority(directory), Authority(directory / "..")
+    directories = world.directory / "first", world.directory / "second"
+    for directory in directories:
+        directory.mkdir()
+    first, second = map(Authority, directories)
     server = world.serve(
         "reload",
         cert=str(first.server[0]),
@@ -322,54 +320,23 @@ def test_certificates_are_read_anew_on_sighup(world: World) -> None:
     assert server.stop() == 0
 
 
-ECHO = """
-import sys
-from pathlib import Path
-import uvicorn
-from uvicorn.importer import import_from_string
-from sriov_fast.ipamd.protocol import CERTIFICATE, Track, protocol_class
-from sriov_fast.ipamd.server import Tls
-from sriov_fast.ipamd.settings import TlsFiles
-
-async def app(scope, receive, send):
-    await send({"type": "http.response.start", "status": 200, "headers": []})
-    await send({"type": "http.response.body", "body": scope["state"][CERTIFICATE] or b"none"})
-
-parser, *files = sys.argv[1:]
-http = import_from_string(f"uvicorn.protocols.http.{parser}")
-config = uvicorn.Config(Track(app), http=protocol_class(1.0, 9, http), port=0, lifespan="off")
-config.load()
-config.ssl = Tls(TlsFiles(*map(Path, files))).context
-uvicorn.Server(config).run()
-"""
-
-
-@pytest.mark.parametrize("parser", ["httptools_impl:HttpToolsProtocol", "h11_impl:H11Protocol"])
-def test_the_peers_certificate_arrives_with_each_parser(tmp_path: Path, parser: str) -> None:
+@pytest.mark.parametrize("parser", [HttpToolsProtocol, H11Protocol])
+def test_the_peers_certificate_arrives_with_each_parser(
+    world: World, monkeypatch: pytest.MonkeyPatch, parser: type
+) -> None:
     """Uvicorn has two parsers; which one runs depends on what is installed."""
-    authority = Authority(tmp_path)
-    script, log = tmp_path / "serve.py", tmp_path / "log"
-    script.write_text(ECHO)
-    words = [sys.executable, str(script), parser, *map(str, authority.server), str(authority.ca)]
-    with log.open("wb") as file:
-        process = subprocess.Popen(words, stderr=file, env=environment())
-
-    def serving() -> str:
-        return next((word for word in log.read_text().split() if word.startswith("https://")), "")
-
-    try:
-        url = wait_for(serving, "uvicorn")
-        mine = authority.issue("host", HOST)
-        with httpx.Client(base_url=url, verify=authority.trust(mine), trust_env=False) as client:
-            found = x509.load_der_x509_certificate(client.get("/").content)
-        assert found == x509.load_pem_x509_certificate(mine[0].read_bytes())
-        with httpx.Client(base_url=url, verify=authority.trust(), trust_env=False) as client:
-            assert client.get("/").content == b"none"
-            time.sleep(1.5)  # longer than a head may take: the connection that rests is not a slow one
-            assert client.get("/").content == b"none"
-    finally:
-        process.terminate()
-        process.wait(PATIENCE)
+    monkeypatch.setattr("uvicorn.protocols.http.auto.AutoHTTPProtocol", parser)
+    server = world.serve(
+        parser.__name__, client_ca=str(world.authority.ca), auth=["certificate"], receive_timeout=1.0
+    )
+    mine = world.authority.issue("host4", HOST)
+    with server.client(world.authority, certificate=mine) as client:
+        assert client.get(STATUS, params={"host_ip": HOST}).status_code == 200
+        time.sleep(1.5)  # longer than a head may take: the connection that rests is not a slow one
+        assert client.get(STATUS, params={"host_ip": HOST}).status_code == 200
+    with server.client(world.authority) as client:
+        problem(client.get(STATUS, params={"host_ip": HOST}), 401, "unauthorized")
+    assert server.stop() == 0
 
 
 # ------------------------------------------------------------------------------------------- the parts

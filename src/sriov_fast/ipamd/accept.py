@@ -101,6 +101,12 @@ class Acceptor:
             self._admit(connection, peer[0])
             await asyncio.sleep(0)  # let the accepted connections run
 
+    def stop(self) -> None:
+        """Close the idle connections; uvicorn closes others after their request."""
+        for slot in list(self._slots):
+            if slot.handshake is None:
+                slot.protocol.stop()
+
     def _admit(self, connection: socket.socket, host: str) -> None:
         if not self._has_room(host):
             connection.close()

@@ -1,4 +1,4 @@
-"""The protocol of a connection: one of uvicorn's HTTP protocols, with limits of a request's head.
+"""The protocol of a connection: uvicorn's HTTP protocol, with limits of a request's head.
 
 The head of a request is limited in time and size. The scope's ``state`` has the certificate of the peer.
 An error of the HTTP parser is answered with a problem document.
@@ -9,9 +9,9 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 from http import HTTPStatus
-from typing import Any, ClassVar
+from typing import Any
 
-from uvicorn.protocols.http.auto import AutoHTTPProtocol
+import uvicorn
 
 from sriov_fast import ipamd_api
 from sriov_fast.ipamd import problems
@@ -23,21 +23,13 @@ _CONNECTION = "connection"
 
 
 class Connection(asyncio.Protocol):
-    """A connection; it passes the data to a protocol of uvicorn, and counts the running requests.
+    """A connection; it passes the data to uvicorn's protocol, and counts the running requests.
 
-    Uvicorn creates it like its own protocols (setting ``http``). ``Track`` reports the requests.
+    ``Track`` reports the requests.
     """
 
-    # Set by protocol_class.
-    http: ClassVar[Any]
-    head_timeout: ClassVar[float]  # seconds
-    max_connections: ClassVar[int]
-    opened: ClassVar[set[Any]]
-
-    def __init__(
-        self, config: Any, server_state: Any, app_state: dict[str, Any], _loop: object = None
-    ) -> None:
-        self._config, self._server_state, self._app_state = config, server_state, app_state
+    def __init__(self, server: uvicorn.Server, head_timeout: float, max_connections: int) -> None:
+        self._server, self._head_timeout, self._max_connections = server, head_timeout, max_connections
         self._loop = asyncio.get_running_loop()
         self._requests = 0  # running ones
         self._head_size = 0
@@ -56,19 +48,19 @@ class Connection(asyncio.Protocol):
         tls = transport.get_extra_info("ssl_object")
         # The handshake has verified the certificate.
         certificate = tls.getpeercert(binary_form=True) if tls else None
-        state = {**self._app_state, CERTIFICATE: certificate, _CONNECTION: self}
-        self._http = self.http(config=self._config, server_state=self._server_state, app_state=state)
+        config, server_state = self._server.config, self._server.server_state
+        make: Any = config.http_protocol_class
+        state = {CERTIFICATE: certificate, _CONNECTION: self}
+        self._http = make(config=config, server_state=server_state, app_state=state)
         self._http.send_400_response = lambda text: self._refuse(400, "invalid", text)
         self._http.connection_made(transport)
-        self.opened.add(self)
-        if len(self.opened) > self.max_connections:
+        if len(server_state.connections) > self._max_connections:
             self._refuse(503, "unavailable", "too many connections")
         else:
             self._await_head()
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Forget the connection."""
-        self.opened.discard(self)
         if self.on_lost:
             self.on_lost()
         self._end_head()
@@ -130,7 +122,7 @@ class Connection(asyncio.Protocol):
 
     def _await_head(self) -> None:
         if self._head_timer is None:
-            self._head_timer = self._loop.call_later(self.head_timeout, self._too_slow)
+            self._head_timer = self._loop.call_later(self._head_timeout, self._too_slow)
 
     def _end_head(self) -> None:
         self._head_size = 0
@@ -140,7 +132,7 @@ class Connection(asyncio.Protocol):
 
     def _too_slow(self) -> None:
         if not self._transport.is_closing():
-            self._refuse(408, "unavailable", f"no whole request within {self.head_timeout:g} s")
+            self._refuse(408, "unavailable", f"no whole request within {self._head_timeout:g} s")
 
     def _refuse(self, status: int, kind: str, detail: str) -> None:
         """Answer an error without a request, and close the connection."""
@@ -168,11 +160,3 @@ class Track:
             await self._app(scope, receive, send)
         finally:
             connection.end()
-
-
-def protocol_class(
-    head_timeout: float, max_connections: int, http: type[asyncio.Protocol] = AutoHTTPProtocol
-) -> type[Connection]:
-    """Return a protocol for uvicorn with these limits, on top of one of uvicorn's."""
-    bounds = {"head_timeout": head_timeout, "max_connections": max_connections}
-    return type("Protocol", (Connection,), {**bounds, "http": http, "opened": set()})

@@ -29,9 +29,9 @@ from sriov_fast.ipamd.config import Config
 from sriov_fast.ipamd.errors import OtherRevision, ServiceError
 from sriov_fast.ipamd.metrics import Metrics
 from sriov_fast.ipamd.middleware import Admit, App, Observe
-from sriov_fast.ipamd.protocol import Connection, Track, protocol_class
+from sriov_fast.ipamd.protocol import Connection, Track
 from sriov_fast.ipamd.service import Service, open_service
-from sriov_fast.ipamd.settings import Listen, Settings, StartError, TlsFiles, parse_config
+from sriov_fast.ipamd.settings import Listen, ServerSettings, Settings, StartError, TlsFiles, parse_config
 
 _BACKLOG = 1024
 log = logging.getLogger(logs.LOGGER)
@@ -72,19 +72,15 @@ async def _serve(found: Settings, config: Config | None) -> None:
             reload = Reload(found, service, tls, metrics)
             app.state.apply_file = reload.apply_file
             authenticator = Authenticator(options.auth, tokens, options.admins)
-            limits = accept.bounds(Bounds(options.max_connections, options.max_connections_per_address))
             layers = Track(Observe(Admit(app, authenticator, options), metrics))
-            uvicorn_config = _uvicorn(layers, options, limits)
             tell_start = functools.partial(_tell_start, found, sockets, tls)
-            server = _UvicornServer(uvicorn_config, reload, limits, tls, tell_start)
-            await server.serve(sockets)
+            await _UvicornServer(layers, options, reload, tls, tell_start).serve(sockets)
     log.info("stopped")
 
 
-def _uvicorn(app: App, options: settings.ServerSettings, limits: Bounds) -> uvicorn.Config:
-    config = uvicorn.Config(
+def _uvicorn(app: App, options: ServerSettings) -> uvicorn.Config:
+    return uvicorn.Config(
         app,
-        http=protocol_class(options.receive_timeout, limits.connections),
         ws="none",
         lifespan="off",
         interface="asgi3",
@@ -92,15 +88,12 @@ def _uvicorn(app: App, options: settings.ServerSettings, limits: Bounds) -> uvic
         access_log=False,
         proxy_headers=False,
         server_header=False,
-        backlog=_BACKLOG,
         timeout_keep_alive=int(options.keep_alive),
         timeout_graceful_shutdown=int(options.stop_timeout),
     )
-    config.load()
-    return config
 
 
-def _open_tokens(options: settings.ServerSettings) -> Tokens | None:
+def _open_tokens(options: ServerSettings) -> Tokens | None:
     if "token" not in options.auth:
         return None
     try:
@@ -290,27 +283,20 @@ class _UvicornServer(uvicorn.Server):
 
     def __init__(
         self,
-        config: uvicorn.Config,
+        app: App,
+        options: ServerSettings,
         reload: Reload,
-        limits: Bounds,
         tls: Tls | None,
         tell_start: Callable[[], None],
     ) -> None:
-        super().__init__(config)
-        protocol: Any = config.http_protocol_class
+        super().__init__(_uvicorn(app, options))
+        limits = accept.bounds(Bounds(options.max_connections, options.max_connections_per_address))
+        make = functools.partial(Connection, self, options.receive_timeout, limits.connections)
+        self._acceptor = accept.Acceptor(limits, make, tls.context if tls else None)
         self._reload = reload
         self._tell_start = tell_start  # when SIGTERM stops the service gracefully
-        self._acceptor = accept.Acceptor(limits, self._protocol, tls.context if tls else None)
-        self._connections: set[Connection] = protocol.opened
         self._accepting: list[asyncio.Task[None]] = []
         self._tasks: set[asyncio.Task[None]] = set()
-
-    def _protocol(self) -> Connection:
-        made: Any = self.config.http_protocol_class
-        protocol: Connection = made(
-            config=self.config, server_state=self.server_state, app_state=self.lifespan.state
-        )
-        return protocol
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         """Start to accept connections, and notify systemd."""
@@ -327,8 +313,7 @@ class _UvicornServer(uvicorn.Server):
             task.cancel()
         await asyncio.gather(*self._accepting, return_exceptions=True)
         log.info("stopping", extra={"running": len(self.server_state.tasks)})
-        for connection in list(self._connections):
-            connection.stop()
+        self._acceptor.stop()
         await super().shutdown(sockets)
 
     @contextlib.contextmanager

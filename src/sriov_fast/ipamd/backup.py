@@ -8,7 +8,7 @@ from ipaddress import ip_address, ip_interface
 from typing import Any, Literal
 
 from sriov_fast.ipamd.config import Config
-from sriov_fast.ipamd.config_store import NAMED, PAGE, ConfigStore, read_snapshot, root_says, token
+from sriov_fast.ipamd.config_store import NAMED, PAGE, ConfigStore, read_snapshot, token
 from sriov_fast.ipamd.errors import Conflict, Invalid
 from sriov_fast.ipamd.model import Address, Allocation, Document, Ifname, Name, PodId, Some, parse
 from sriov_fast.ipamd.pools import SHARDS, AddressSpace
@@ -26,7 +26,7 @@ from sriov_fast.ipamd.schema import (
     unpack,
     unpack_own,
 )
-from sriov_fast.ipamd.snapshot import Snapshot, nets
+from sriov_fast.ipamd.snapshot import Snapshot, nets, pools_of
 from sriov_fast.ipamd.store import Rows, Store, Transaction, View, prefix_end
 
 
@@ -73,7 +73,7 @@ async def export(view: View) -> dict[str, Any]:
     if snapshot is None:  # a consistent view has the root's document
         raise Conflict("config: is incomplete")
     pools = {ident: name for name, ident in snapshot.idents.items()}
-    texts = {space.ident: space.text for net in snapshot.nets.values() for space in net.pools}
+    texts = {space.ident: space.text for space in pools_of(snapshot.nets)}
     sticky = []
     for key, value in await rows(view, *RecordKeys(snapshot.generation).kind("sticky")):
         ident, pod_id, ifname, address = key.split("/")[2:]
@@ -91,7 +91,7 @@ class _Records:
     def __init__(self, document: Backup, idents: Mapping[str, str], generation: str) -> None:
         self.keys = RecordKeys(generation)
         self.nets = nets(document.config, idents)
-        self.spaces = {space.pool.name: space for net in self.nets.values() for space in net.pools}
+        self.spaces = {space.pool.name: space for space in pools_of(self.nets)}
         self.found: dict[str, bytes] = {}
         self._shards: dict[str, Shard] = {}
         for at, allocation in enumerate(document.allocations):
@@ -199,7 +199,7 @@ async def load(
         await _drop(store, config_store, generation, named["document"])
         raise
     await config_store.reload()
-    await _drop(store, config_store, old.generation, root_says(old)["document"])
+    await _drop(store, config_store, old.generation, old.document)
 
 
 async def _drop(store: Store, config_store: ConfigStore, generation: str, document: str) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import uuid
 import zlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import orjson
@@ -13,9 +13,8 @@ import orjson
 from sriov_fast.ipamd.config import Config
 from sriov_fast.ipamd.errors import Conflict, OtherRevision, Unavailable
 from sriov_fast.ipamd.model import parse
-from sriov_fast.ipamd.pools import AddressSpace
 from sriov_fast.ipamd.schema import NO_ROOT, ROOT, RecordKeys, pack, unpack
-from sriov_fast.ipamd.snapshot import NetworkIndex, Snapshot, nets
+from sriov_fast.ipamd.snapshot import Snapshot, nets, pools_of
 from sriov_fast.ipamd.store import Store, Transaction, View, prefix_end
 
 PART = 512 * 1024  # bytes of a document in one record; etcd takes 1.5 MiB a request
@@ -107,18 +106,12 @@ class ConfigStore:
 
     async def _clean(self, old: Snapshot, gone: list[str]) -> Snapshot:
         """Delete the records of the old configuration, and return the new one."""
-        await self.forget(root_says(old)["document"])
+        await self.forget(old.document)
         keys = RecordKeys(old.generation)
         for ident in gone:
             for kind in ("addr", "free", "lane", "sticky"):
                 await self._store.wipe(*keys.kind(kind, ident))
         return await self.reload()
-
-
-def root_says(snapshot: Snapshot) -> dict[str, Any]:
-    """Return the root record of a configuration."""
-    found: dict[str, Any] = unpack(snapshot.root)
-    return found
 
 
 async def read_snapshot(view: View, root: bytes) -> Snapshot | None:
@@ -131,22 +124,17 @@ async def read_snapshot(view: View, root: bytes) -> Snapshot | None:
             return None
         body = orjson.loads(zlib.decompress(b"".join(part for _, part in rows)))
         config, idents, epochs = parse(Config, body["config"]), body["idents"], body["epochs"]
-    return Snapshot(root, says["revision"], says["generation"], config, idents, nets(config, idents, epochs))
-
-
-def spaces(found: Mapping[str, NetworkIndex]) -> Iterator[AddressSpace]:
-    """Yield the pools of all networks."""
-    for net in found.values():
-        yield from net.pools
+    indexed = nets(config, idents, epochs)
+    return Snapshot(root, says["revision"], says["generation"], says["document"], config, idents, indexed)
 
 
 def new_epochs(old: Snapshot, config: Config, idents: Mapping[str, str]) -> dict[str, str]:
     """Return the epochs of the pools: a pool with the same addresses as before keeps its epoch."""
-    before = {space.ident: space for space in spaces(old.nets)}
+    before = {space.ident: space for space in pools_of(old.nets)}
     new = str(old.revision + 1)
     return {
         space.pool.name: was.epoch if (was := before.get(space.ident)) and was.same(space) else new
-        for space in spaces(nets(config, idents))
+        for space in pools_of(nets(config, idents))
     }
 
 

@@ -16,7 +16,7 @@ from sriov_fast.ipamd.model import Allocation, Ask, Leased, PoolUse, canonical_i
 from sriov_fast.ipamd.pools import SHARDS, AddressSpace
 from sriov_fast.ipamd.schema import ROOT, RecordKeys, Shard, shards, unescape, unpack_own
 from sriov_fast.ipamd.shards import ShardHints
-from sriov_fast.ipamd.snapshot import Snapshot
+from sriov_fast.ipamd.snapshot import Snapshot, pools_of
 from sriov_fast.ipamd.store import Rows, Store, View, prefix_end
 from sriov_fast.ipamd.transactions import Claim, Draw, Grant, Release, Stale, require
 
@@ -180,8 +180,7 @@ class Service:
         """Return the use of all pools."""
 
         async def look(snapshot: Snapshot) -> list[PoolUse]:
-            spaces = [space for net in snapshot.nets.values() for space in net.pools]
-            found = await self._store.read(lambda view: _shards(view, snapshot, spaces))
+            found = await self._store.read(lambda view: _shards(view, snapshot, pools_of(snapshot.nets)))
             return [_use(space, its) for space, its in found]
 
         return await self._current(look)

@@ -65,6 +65,7 @@ class Snapshot:
     root: bytes  # the root record while this revision is active
     revision: int
     generation: str
+    document: str  # the name of the configuration in the store
     config: Config
     idents: Mapping[str, str]
     nets: Mapping[str, NetworkIndex]
@@ -75,6 +76,11 @@ class Snapshot:
         if net is None:
             raise UnknownNetwork(f"network: {name!r} is not configured")
         return net
+
+
+def pools_of(found: Mapping[str, NetworkIndex]) -> list[AddressSpace]:
+    """Return the pools of all networks."""
+    return [space for net in found.values() for space in net.pools]
 
 
 def _fixed(

@@ -224,10 +224,7 @@ class SqliteStore:
             await self._write(dict(rows[at : at + BULK]))
 
     async def _write(self, rows: dict[str, bytes]) -> None:
-        def work(tx: _Transaction) -> None:
-            tx.changes.update(rows)
-
-        await self._submit(work)
+        await self._submit(lambda tx: tx.changes.update(rows))
 
     async def wipe(self, first: str, end: str) -> None:
         """Delete a span of keys in several transactions, so that others run in between."""

@@ -30,7 +30,7 @@ from sriov_fast.ipamd.schema import (
     unpack,
     unpack_own,
 )
-from sriov_fast.ipamd.snapshot import Fixed, NetworkIndex, Snapshot
+from sriov_fast.ipamd.snapshot import Fixed, NetworkIndex, Snapshot, pools_of
 from sriov_fast.ipamd.store import Changes, Rows, Span, Transaction, prefix_end
 
 HEADS = 8  # entries of a queue in one read
@@ -346,7 +346,7 @@ class Release:
     def __init__(self, snapshot: Snapshot, claim: Claim, now: int) -> None:
         self.snapshot, self.claim, self.owner, self.now = snapshot, claim, claim.owner, now
         self.keys = RecordKeys(snapshot.generation)
-        self.spaces = {space.ident: space for net in snapshot.nets.values() for space in net.pools}
+        self.spaces = {space.ident: space for space in pools_of(snapshot.nets)}
 
     async def __call__(self, tx: Transaction) -> list[Held]:
         """Release the allocation, and return its addresses."""

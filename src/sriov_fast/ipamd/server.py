@@ -38,7 +38,7 @@ log = logging.getLogger(logs.LOGGER)
 
 
 def run(path: Path) -> None:
-    """Serve until SIGTERM; raise StartError or SettingsError if the service cannot start."""
+    """Serve until SIGTERM; raise StartError if the service cannot start."""
     found = settings.read(path)
     config = parse_config(found)
     logs.configure(found.server.log_level, found.server.log_format)
@@ -205,7 +205,7 @@ class Reload:
                     self._tls.load()
                     self._metrics.expiry.set(self._tls.ends)
                 await self.apply_file()
-            except (OSError, ValueError, StartError) as error:
+            except (OSError, ValueError) as error:
                 log.error("reload failed, all stays as it was", extra={"error": str(error)})
                 self._metrics.reloads.labels("failed").inc()
             else:
@@ -228,10 +228,7 @@ class Tls:
 
     def __init__(self, files: TlsFiles) -> None:
         self._files = files
-        try:
-            self.load()
-        except (OSError, ValueError) as error:
-            raise StartError(str(error)) from error
+        self.load()
         # The handshake starts with this context and continues with the last loaded one.
         self.context = self._make()
         self.context.sni_callback = self._switch
@@ -253,14 +250,14 @@ class Tls:
         try:
             context.load_cert_chain(files.cert, files.key)
         except (OSError, ValueError) as error:
-            raise ValueError(f"cert, key: {files.cert}, {files.key}: {_reason(error)}") from error
+            raise StartError(f"cert, key: {files.cert}, {files.key}: {_reason(error)}") from error
         if files.client_ca:
             # Probes and tokens need no certificate; a given one is verified.
             context.verify_mode = ssl.CERT_OPTIONAL
             try:
                 context.load_verify_locations(files.client_ca)
             except (OSError, ValueError) as error:
-                raise ValueError(f"client_ca: {files.client_ca}: {_reason(error)}") from error
+                raise StartError(f"client_ca: {files.client_ca}: {_reason(error)}") from error
         return context
 
     def _switch(self, connection: ssl.SSLObject, name: str | None, context: ssl.SSLContext) -> None:

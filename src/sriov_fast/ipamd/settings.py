@@ -10,8 +10,15 @@ import tomllib
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple, Self
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
-from pydantic import model_validator as whole
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    model_validator,
+)
 
 from sriov_fast.ipamd.config import Config
 from sriov_fast.ipamd.errors import ServiceError
@@ -26,12 +33,8 @@ PORT = 10000
 AuthMethod = Literal["open", "token", "certificate"]
 
 
-class SettingsError(ValueError):
-    """An invalid configuration file; the text names file, key and value."""
-
-
-class StartError(Exception):
-    """The service cannot start; the text is the reason."""
+class StartError(ValueError):
+    """The service cannot start; the text names the reason: a file and its key, or a setting."""
 
 
 class Listen(NamedTuple):
@@ -118,10 +121,10 @@ class ServerSettings(BaseModel):
     keep_alive: _Seconds = 75.0
     stop_timeout: _Seconds = 20.0
 
-    @whole(mode="after")
+    @model_validator(mode="after")
     def _fits(self) -> Self:
-        for check in (self._check_tls, self._check_auth):
-            check()
+        self._check_tls()
+        self._check_auth()
         return self
 
     @property
@@ -159,14 +162,14 @@ def read(path: Path) -> Settings:
     try:
         content = tomllib.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
-        raise SettingsError(f"{path}: {error.strerror}") from error
+        raise StartError(f"{path}: {error.strerror}") from error
     except ValueError as error:
-        raise SettingsError(f"{path}: {error}") from error
+        raise StartError(f"{path}: {error}") from error
     table = content.pop("server", {})
     try:
         server = ServerSettings.model_validate(table)
     except ValidationError as error:
-        raise SettingsError(f"{path}: {explain(error.errors(), 'server')}") from error
+        raise StartError(f"{path}: {explain(error.errors(), 'server')}") from error
     return Settings(_anchored(server, path.resolve().parent), content, path)
 
 
@@ -177,7 +180,7 @@ def parse_config(found: Settings) -> Config | None:
     try:
         return parse(Config, found.document)
     except ServiceError as error:
-        raise SettingsError(f"{found.path}: {error.detail}") from error
+        raise StartError(f"{found.path}: {error.detail}") from error
 
 
 def _anchored(server: ServerSettings, directory: Path) -> ServerSettings:

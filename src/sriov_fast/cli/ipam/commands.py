@@ -20,7 +20,6 @@ from sriov_fast.common.replace import replace_file
 from sriov_fast.ipamd import auth, model, settings
 from sriov_fast.ipamd.config import Config
 from sriov_fast.ipamd.errors import ServiceError
-from sriov_fast.ipamd.settings import StartError
 from sriov_fast.ipamd.trial_ca import TrialCa
 
 _SECTIONS = ("networks", "pools", "hosts", "assignments")
@@ -30,7 +29,7 @@ def carry_out(function: Callable[[argparse.Namespace], int | None], args: argpar
     """Carry out one command; return its exit status."""
     try:
         return function(args) or 0
-    except (StartError, ServiceError, ValueError) as error:
+    except (ServiceError, ValueError) as error:
         raise SriovError(str(error)) from error
 
 

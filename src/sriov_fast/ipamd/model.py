@@ -252,12 +252,12 @@ class PoolUse(Document):
     used: int
 
 
-D = TypeVar("D", bound=Document)
+M = TypeVar("M", bound=BaseModel)
 
 
-def parse(kind: type[D], document: object) -> D:
-    """Return a document from plain JSON or TOML types; `Invalid` names keys and values."""
+def parse(kind: type[M], document: object, key: str = "") -> M:
+    """Return a document from plain JSON or TOML types; `Invalid` names keys, below `key`, and values."""
     try:
         return kind.model_validate(document)
     except ValidationError as error:
-        raise Invalid(explain(error.errors(include_url=False))) from None
+        raise Invalid(explain(error.errors(include_url=False), key)) from None

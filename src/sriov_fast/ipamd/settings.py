@@ -10,20 +10,11 @@ import tomllib
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple, Self
 
-from pydantic import (
-    AfterValidator,
-    BaseModel,
-    BeforeValidator,
-    ConfigDict,
-    Field,
-    ValidationError,
-    model_validator,
-)
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 from sriov_fast.ipamd.config import Config
 from sriov_fast.ipamd.errors import ServiceError
 from sriov_fast.ipamd.model import parse
-from sriov_fast.ipamd.problems import explain
 
 CONFIG = "/etc/sriov-fast/ipam.toml"
 TOKENS = "/etc/sriov-fast/ipam-tokens.json"
@@ -67,19 +58,10 @@ def _one_or_more(value: object) -> object:
     return [value] if isinstance(value, str) else value
 
 
-def _some(value: tuple[Any, ...]) -> tuple[Any, ...]:
-    if not value:
-        raise ValueError("must not be empty")
-    return value
-
-
 _Seconds = Annotated[float, Field(gt=0, le=3600)]
-_Listens = Annotated[
-    tuple[Annotated[Listen, BeforeValidator(parse_listen)], ...],
-    BeforeValidator(_one_or_more),
-    AfterValidator(_some),
-]
-_Methods = Annotated[tuple[AuthMethod, ...], BeforeValidator(_one_or_more), AfterValidator(_some)]
+_Listen = Annotated[Listen, BeforeValidator(parse_listen)]
+_Listens = Annotated[tuple[_Listen, ...], Field(min_length=1), BeforeValidator(_one_or_more)]
+_Methods = Annotated[tuple[AuthMethod, ...], Field(min_length=1), BeforeValidator(_one_or_more)]
 
 
 class TlsFiles(NamedTuple):
@@ -161,15 +143,11 @@ def read(path: Path) -> Settings:
     """Read and check the file. Relative paths in it are relative to its directory."""
     try:
         content = tomllib.loads(path.read_text(encoding="utf-8"))
+        server = parse(ServerSettings, content.pop("server", {}), "server")
     except OSError as error:
         raise StartError(f"{path}: {error.strerror}") from error
-    except ValueError as error:
+    except (ValueError, ServiceError) as error:
         raise StartError(f"{path}: {error}") from error
-    table = content.pop("server", {})
-    try:
-        server = ServerSettings.model_validate(table)
-    except ValidationError as error:
-        raise StartError(f"{path}: {explain(error.errors(), 'server')}") from error
     return Settings(_anchored(server, path.resolve().parent), content, path)
 
 

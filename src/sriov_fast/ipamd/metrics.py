@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import platform
 import time
-from collections.abc import Iterator
 
 from prometheus_client import (
     CollectorRegistry,
@@ -15,36 +14,13 @@ from prometheus_client import (
     ProcessCollector,
     disable_created_metrics,
 )
-from prometheus_client.core import GaugeMetricFamily
 from prometheus_client.exposition import generate_latest
-from prometheus_client.registry import Collector
 
 from sriov_fast import __version__
 from sriov_fast.ipamd.model import PoolUse
 
 _SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10)
 _METHODS = frozenset(("GET", "POST", "PUT", "DELETE", "HEAD", "OPTIONS", "PATCH"))
-
-
-class _Pools(Collector):
-    """Gauges of the pools, refreshed by each scrape; without samples if the store does not answer."""
-
-    def __init__(self) -> None:
-        self.usage: list[PoolUse] = []
-
-    def collect(self) -> Iterator[GaugeMetricFamily]:
-        """Return one sample for each pool."""
-        total = GaugeMetricFamily(
-            "sriov_ipam_pool_addresses", "Addresses that a pool can give", labels=("network", "pool")
-        )
-        used = GaugeMetricFamily(
-            "sriov_ipam_pool_addresses_used", "Addresses in use", labels=("network", "pool")
-        )
-        for pool in self.usage:
-            total.add_metric((pool.network, pool.name), pool.total)
-            used.add_metric((pool.network, pool.name), pool.used)
-        yield total
-        yield used
 
 
 class Metrics:
@@ -85,8 +61,11 @@ class Metrics:
         self.reloads = Counter(
             "sriov_ipam_reloads", "Reloads of certificate and file (SIGHUP)", ("result",), registry=registry
         )
-        self._pools = _Pools()
-        registry.register(self._pools)
+        pool = ("network", "pool")
+        self._total = Gauge(
+            "sriov_ipam_pool_addresses", "Addresses that a pool can give", pool, registry=registry
+        )
+        self._used = Gauge("sriov_ipam_pool_addresses_used", "Addresses in use", pool, registry=registry)
 
     def request(self, method: str, route: str, status: int, begin: float) -> None:
         """Count a request that began at ``begin`` (perf_counter)."""
@@ -97,5 +76,9 @@ class Metrics:
     def render(self, usage: list[PoolUse] | None) -> bytes:
         """Return the metrics in text format; ``usage`` is None if the store does not answer."""
         self._up.set(usage is not None)
-        self._pools.usage = usage or []
+        for gauge in (self._total, self._used):
+            gauge.clear()
+        for pool in usage or ():
+            self._total.labels(pool.network, pool.name).set(pool.total)
+            self._used.labels(pool.network, pool.name).set(pool.used)
         return generate_latest(self._registry)

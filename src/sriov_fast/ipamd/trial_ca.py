@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ipaddress
-import os
 from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -12,6 +11,8 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
+
+from sriov_fast.common.replace import replace_file
 
 _CA_DAYS = 3650
 _SKEW = timedelta(minutes=5)  # clocks differ
@@ -32,17 +33,16 @@ class TrialCa:
         else:
             self._key = ec.generate_private_key(ec.SECP256R1())
             self._certificate = _authority(self._key)
-            _write(key_path, _pem(self._key), 0o600)
-            _write(self.certificate_path, self._certificate.public_bytes(serialization.Encoding.PEM), 0o644)
+            _write(self._certificate, self.certificate_path, self._key, key_path)
 
     def server(self, names: Sequence[str], days: int) -> list[Path]:
         """Make ``server.crt`` and ``server.key`` for host names and addresses."""
-        return self._issue("server", names[0], _names(names), days)
+        return self._issue("server", names[0], list(map(_general, names)), days)
 
     def host(self, address: str, days: int) -> list[Path]:
         """Make the client certificate of a node for its HostIP."""
         canonical = str(ipaddress.ip_address(address))
-        return self._issue(f"host-{canonical}", canonical, _names([canonical]), days)
+        return self._issue(f"host-{canonical}", canonical, [_general(canonical)], days)
 
     def admin(self, name: str, days: int) -> list[Path]:
         """Make a certificate with the subject ``CN=name``."""
@@ -66,8 +66,7 @@ class TrialCa:
             builder = builder.add_extension(x509.SubjectAlternativeName(names), critical=False)
         certificate = builder.sign(self._key, hashes.SHA256())
         paths = [self._directory / f"{stem}.crt", self._directory / f"{stem}.key"]
-        _write(paths[1], _pem(key), 0o600)
-        _write(paths[0], certificate.public_bytes(serialization.Encoding.PEM), 0o644)
+        _write(certificate, paths[0], key, paths[1])
         return paths
 
 
@@ -113,10 +112,6 @@ def _name(common_name: str) -> x509.Name:
     return x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, common_name)])
 
 
-def _names(names: Sequence[str]) -> list[x509.GeneralName]:
-    return [_general(name) for name in names]
-
-
 def _general(name: str) -> x509.GeneralName:
     try:
         return x509.IPAddress(ipaddress.ip_address(name))
@@ -124,10 +119,11 @@ def _general(name: str) -> x509.GeneralName:
         return x509.DNSName(name)
 
 
-def _pem(key: _Key) -> bytes:
-    return key.private_bytes(
-        serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
-    )
+def _write(certificate: x509.Certificate, certificate_path: Path, key: _Key, key_path: Path) -> None:
+    pem = serialization.Encoding.PEM
+    secret = key.private_bytes(pem, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
+    replace_file(key_path, secret, 0o600)
+    replace_file(certificate_path, certificate.public_bytes(pem), 0o644)
 
 
 def _load_key(path: Path) -> _Key:
@@ -135,10 +131,3 @@ def _load_key(path: Path) -> _Key:
     if not isinstance(key, ec.EllipticCurvePrivateKey):
         raise ValueError(f"{path}: is no key that this command made")
     return key
-
-
-def _write(path: Path, content: bytes, mode: int) -> None:
-    """Write a file with its final mode from the start."""
-    path.unlink(missing_ok=True)
-    with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode), "wb") as file:
-        file.write(content)

@@ -249,9 +249,9 @@ async def _refused(request: Request, error: ServiceError) -> Response:
 
 
 async def _invalid(request: Request, error: RequestValidationError) -> Response:
-    found = problems.faults(error.errors())
-    detail = "; ".join(map(problems.sentence, found[:10]))
-    return middleware.refuse(422, ipamd_api.INVALID, detail, errors=found[:100])
+    found = [problems.fault(each) for each in error.errors()[:100]]
+    detail = "; ".join(map(str, found[:10]))
+    return middleware.refuse(422, ipamd_api.INVALID, detail, errors=found)
 
 
 async def _framework(request: Request, error: HTTPException) -> Response:

@@ -183,7 +183,7 @@ class Authenticator:
 
     def __init__(self, methods: Sequence[str], tokens: Tokens | None, admins: Sequence[str]) -> None:
         self._methods = frozenset(methods)
-        self._tokens = tokens if "token" in self._methods else None
+        self._tokens = tokens
         self._admins = tuple(admins)
 
     def admit(self, authorization: str | None, certificate: bytes | None, peer: str | None) -> Caller:

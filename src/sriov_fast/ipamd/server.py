@@ -119,19 +119,13 @@ async def _opened(url: str) -> AsyncIterator[Service]:
 
 
 def _bind(listen: Listen) -> socket.socket:
+    """Listen; IPv4 needs its own entry in ``listen``, since a socket of IPv6 accepts no IPv4."""
     family = socket.AF_INET6 if ":" in listen.host else socket.AF_INET
-    found = socket.socket(family, socket.SOCK_STREAM)
     try:
-        found.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        if family == socket.AF_INET6:
-            # IPv4 needs its own entry in ``listen``.
-            found.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
-        found.bind((listen.host, listen.port))
-        found.listen(_BACKLOG)
-        found.setblocking(False)
+        found = socket.create_server(listen, family=family, backlog=_BACKLOG)
     except OSError as error:
-        found.close()
-        raise StartError(f"listen: {listen}: {error.strerror}") from error
+        raise StartError(f"listen: {listen}: {os.strerror(error.errno or 0)}") from error
+    found.setblocking(False)
     return found
 
 

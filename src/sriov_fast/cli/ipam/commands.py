@@ -272,7 +272,7 @@ def load(args: argparse.Namespace) -> None:
 def status(args: argparse.Namespace) -> int:
     """Print whether the service is ready, and the use of its pools."""
     with Remote(args) as remote:
-        ready = remote.try_get(ipamd_api.READY)
+        ready = remote.send("GET", ipamd_api.READY)
         pools = remote.get(f"{ipamd_api.ROOT}/usage")["pools"] if ready.is_success else []
     if args.json:
         output.print_json({"ready": ready.is_success, "pools": pools})

@@ -33,10 +33,6 @@ class Remote:
     def __exit__(self, *_: object) -> None:
         self._client.close()
 
-    def try_get(self, path: str) -> httpx.Response:
-        """Return the response to a GET, also an error."""
-        return self._ask("GET", path)
-
     def get(self, path: str, **query: str | None) -> Json:
         """Return the JSON of a successful GET."""
         found: Json = self.ask(
@@ -46,12 +42,13 @@ class Remote:
 
     def ask(self, method: str, path: str, **options: Any) -> httpx.Response:
         """Send a request, and return a successful response."""
-        response = self._ask(method, path, **options)
+        response = self.send(method, path, **options)
         if not response.is_success:
             raise SriovError(explanation(response))
         return response
 
-    def _ask(self, method: str, path: str, **options: Any) -> httpx.Response:
+    def send(self, method: str, path: str, **options: Any) -> httpx.Response:
+        """Send a request, and return the response, also an error."""
         try:
             return self._client.request(method, path, **options)
         except httpx.HTTPError as error:

@@ -65,8 +65,10 @@ def _trust(args: argparse.Namespace) -> ssl.SSLContext:
         context.minimum_version = ssl.TLSVersion.TLSv1_2
         if args.cert:
             context.load_cert_chain(args.cert, args.key)
-    except ssl.SSLError as error:
-        raise SriovError(f"ca, cert, key: {error.reason or error}") from error
+    except OSError as error:
+        files = ", ".join(str(path) for path in (args.ca, args.cert, args.key) if path)
+        reason = error.reason if isinstance(error, ssl.SSLError) else error.strerror
+        raise SriovError(f"ca, cert, key: {files}: {reason or error}") from error
     return context
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import tomllib
 from typing import Any
 
 import pytest
@@ -188,26 +187,6 @@ ACCEPTED = {
 def test_what_is_right_is_taken_and_comes_back(document: dict[str, Any]) -> None:
     read = made(document)
     assert made(json.loads(json.dumps(read.document()))) == read
-
-
-def test_toml_and_json_say_the_same() -> None:
-    toml = """
-    [[networks]]
-    name = "n"
-    grace = 60
-    [[pools]]
-    name = "a"
-    network = "n"
-    subnet = "10.1.0.0/24"
-    ranges = [{start = "10.1.0.10", end = "10.1.0.20"}]
-    [[hosts]]
-    network = "n"
-    hosts = ["0.0.0.0/0"]
-    pools = ["a"]
-    """
-    document = config(grace=60, pool={"ranges": [{"start": "10.1.0.10", "end": "10.1.0.20"}]})
-    document["hosts"][0]["hosts"] = ["0.0.0.0/0"]
-    assert made(tomllib.loads(toml)) == made(document)
 
 
 def test_a_configuration_does_not_change() -> None:

@@ -14,6 +14,7 @@ from sriov_fast.ipamd.config import Config
 from sriov_fast.ipamd.errors import (
     Conflict,
     Exhausted,
+    Forbidden,
     Invalid,
     NotFound,
     OtherRevision,
@@ -180,6 +181,17 @@ def test_an_assignment_may_leave_the_address_to_the_pool(url: str) -> None:
         assert allocation.ips[0].address.startswith("10.1.0.")
 
     served(url, work, config(assignments=[{"pod_id": "ns/db", "vf": 3}], pool={"vlan": 5}))
+
+
+@pytest.mark.parametrize("hosts", [["10.9.0.1"], ["10.9.0.0/30", "fd00::/64"]])
+def test_an_assignment_for_some_hosts(url: str, hosts: list[str]) -> None:
+    async def work(service: Service) -> None:
+        with refused(Forbidden, "10.9.0.9", "assignment of pod 'db' is for hosts 10.9.0."):
+            await service.allocate(ask(1, "db", host="10.9.0.9"))
+        assert await address(service, 2, "db", host="10.9.0.1") == "10.1.0.3"
+        assert await address(service, 3, host="10.9.0.9") != "10.1.0.3"
+
+    served(url, work, config(assignments=[{"pod_id": "db", "ips": ["10.1.0.3"], "hosts": hosts}]))
 
 
 def test_an_address_taken_before_it_was_assigned_names_both(url: str) -> None:
@@ -683,7 +695,17 @@ def test_nothing_works_once_closed(tmp_path: Path) -> None:
     asyncio.run(work())
 
 
-@pytest.mark.parametrize("url", ["redis://x", "sqlite://", "etcd://", "etcd://h:x", "etcd://h:1?cipher=1"])
-def test_a_wrong_url_is_refused(url: str) -> None:
-    with pytest.raises(ServiceError, match="store"):
+@pytest.mark.parametrize(
+    ("url", "named"),
+    [
+        ("redis://x", "'redis'"),
+        ("sqlite://", "sqlite:///"),
+        ("etcd://", "host:port"),
+        ("etcd://h:x", "'h:x'"),
+        ("etcd://h?x=1", "'x'"),
+        ("etcd://h?ca=/no/file", "/no/file"),
+    ],
+)
+def test_a_wrong_url_is_refused(url: str, named: str) -> None:
+    with refused(ServiceError, "store", named):
         asyncio.run(open_service(url))

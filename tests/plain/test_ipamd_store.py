@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from ipamd_kit import free_port
 
 from sriov_fast.ipamd.errors import Conflict, Unavailable
 from sriov_fast.ipamd.service import open_store
@@ -17,13 +16,16 @@ from sriov_fast.ipamd.store import Rows, Store, Transaction, View, prefix_end
 from sriov_fast.ipamd.store_sqlite import SqliteStore
 
 
-def with_store(url: str, work: Callable[[Store], Coroutine[Any, Any, None]]) -> None:
+def with_stores(url: str, work: Callable[..., Coroutine[Any, Any, None]], number: int = 1) -> None:
+    """Open a store, or several on the same data, and pass them to some work."""
+
     async def whole() -> None:
-        store = await open_store(url)
+        stores = [await open_store(url) for _ in range(number)]
         try:
-            await work(store)
+            await work(*stores)
         finally:
-            await store.close()
+            for store in stores:
+                await store.close()
 
     asyncio.run(whole())
 
@@ -54,7 +56,7 @@ def test_keys_and_spans(url: str) -> None:
         assert await span(store, "a/", prefix_end("a/")) == rows[100:]
         assert await get(store, "a", "a0", "b/1") == [b"", b"\x00\xff", b"b"]
 
-    with_store(url, work)
+    with_stores(url, work)
 
 
 def test_a_transaction_that_raises_changes_nothing(url: str) -> None:
@@ -70,7 +72,7 @@ def test_a_transaction_that_raises_changes_nothing(url: str) -> None:
             await store.run(fail)
         assert await get(store, "a", "b") == [b"1", None]
 
-    with_store(url, work)
+    with_stores(url, work)
 
 
 def test_counting_together_loses_nothing(url: str) -> None:
@@ -82,39 +84,30 @@ def test_counting_together_loses_nothing(url: str) -> None:
         tx.changes["n"] = b"%d" % number
         return number
 
-    async def work(one: Store) -> None:
-        two = await open_store(url)
-        try:
-            numbers = await asyncio.gather(*((one, two)[at % 2].run(count) for at in range(40)))
-        finally:
-            await two.close()
+    async def work(one: Store, two: Store) -> None:
+        numbers = await asyncio.gather(*((one, two)[at % 2].run(count) for at in range(40)))
         assert sorted(numbers) == list(range(1, 41))
         assert await get(one, "n") == [b"40"]
 
-    with_store(url, work)
+    with_stores(url, work, 2)
 
 
 def test_who_is_absent_is_taken_once(url: str) -> None:
-    async def work(one: Store) -> None:
-        two = await open_store(url)
+    def take(name: bytes) -> Callable[[Transaction], Coroutine[Any, Any, bool]]:
+        async def work(tx: Transaction) -> bool:
+            if not await tx.absent("place"):
+                return False
+            tx.changes["place"] = name
+            return True
 
-        def take(name: bytes) -> Callable[[Transaction], Coroutine[Any, Any, bool]]:
-            async def work(tx: Transaction) -> bool:
-                if not await tx.absent("place"):
-                    return False
-                tx.changes["place"] = name
-                return True
+        return work
 
-            return work
-
-        try:
-            won = await asyncio.gather(*((one, two)[at % 2].run(take(b"%d" % at)) for at in range(16)))
-        finally:
-            await two.close()
+    async def work(one: Store, two: Store) -> None:
+        won = await asyncio.gather(*((one, two)[at % 2].run(take(b"%d" % at)) for at in range(16)))
         assert sum(won) == 1
         assert await get(one, "place") == [b"%d" % won.index(True)]
 
-    with_store(url, work)
+    with_stores(url, work, 2)
 
 
 def test_a_view_is_one_moment(url: str) -> None:
@@ -144,35 +137,30 @@ def test_a_view_is_one_moment(url: str) -> None:
         assert same == [True, True]
         assert await get(store, "a", "b") == [b"30", b"30"]
 
-    with_store(url, work)
+    with_stores(url, work)
 
 
 def test_a_quiet_span_is_compared(url: str) -> None:
     """What is written in a span after it was read keeps the transaction from being committed."""
 
-    async def work(one: Store) -> None:
-        two = await open_store(url)
+    async def work(one: Store, two: Store) -> None:
+        alone = isinstance(one, SqliteStore)  # nobody else writes during a transaction
         seen: list[int] = []
 
         async def count(tx: Transaction) -> None:
             tx.unchanged("s/", "s0")
             _, (rows,) = await tx.fetch([], [("s/", "s0", 0)])
             seen.append(len(rows))
-            if isinstance(one, SqliteStore):
-                pass  # nobody else writes while this runs
-            elif len(seen) == 1:
+            if not alone and len(seen) == 1:
                 await two.write([("s/2", b"")])
             tx.changes["count"] = b"%d" % len(rows)
 
-        try:
-            await one.write([("s/1", b"")])
-            await one.run(count)
-        finally:
-            await two.close()
-        assert seen == [1] if isinstance(one, SqliteStore) else [1, 2]
+        await one.write([("s/1", b"")])
+        await one.run(count)
+        assert seen == ([1] if alone else [1, 2])
         assert await get(one, "count") == [b"%d" % seen[-1]]
 
-    with_store(url, work)
+    with_stores(url, work, 2)
 
 
 def test_many_records_are_written_and_wiped(url: str) -> None:
@@ -185,14 +173,13 @@ def test_many_records_are_written_and_wiped(url: str) -> None:
         assert await span(store, "k/", "k0") == []
         assert await get(store, "k0") == [b"stays"]
 
-    with_store(url, work)
+    with_stores(url, work)
 
 
 def test_what_failed_to_commit_is_unavailable(tmp_path: Path) -> None:
     """All of a group fail together when the database does; afterwards the store works again."""
 
-    async def work() -> None:
-        store = await open_store(f"sqlite://{tmp_path}/a.db")
+    async def work(store: Store) -> None:
 
         def put(at: int) -> Callable[[Transaction], Coroutine[Any, Any, None]]:
             async def work(tx: Transaction) -> None:
@@ -213,14 +200,12 @@ def test_what_failed_to_commit_is_unavailable(tmp_path: Path) -> None:
         assert await get(store, "k0", "k4") == [None, None]
         await store.run(put(0))
         assert await get(store, "k0") == [b""]
-        await store.close()
 
-    asyncio.run(work())
+    with_stores(f"sqlite://{tmp_path}/a.db", work)
 
 
 def test_a_transaction_may_not_wait_for_others(tmp_path: Path) -> None:
-    async def work() -> None:
-        store = await open_store(f"sqlite://{tmp_path}/a.db")
+    async def work(store: Store) -> None:
 
         async def wait(tx: Transaction) -> None:
             tx.changes["a"] = b""
@@ -229,22 +214,19 @@ def test_a_transaction_may_not_wait_for_others(tmp_path: Path) -> None:
         with pytest.raises(RuntimeError, match="awaited"):
             await store.run(wait)
         assert await get(store, "a") == [None]
-        await store.close()
 
-    asyncio.run(work())
+    with_stores(f"sqlite://{tmp_path}/a.db", work)
 
 
 def test_the_file_is_durable_and_private(tmp_path: Path) -> None:
-    async def work() -> None:
-        store = await open_store(f"sqlite://{tmp_path}/a.db")
+    async def work(store: Store) -> None:
         assert isinstance(store, SqliteStore)
         assert store._db.execute("PRAGMA journal_mode").fetchone() == ("wal",)
         assert store._db.execute("PRAGMA synchronous").fetchone() == (2,)
         await store.write([("a", b"")])
         assert {it.stat().st_mode & 0o777 for it in tmp_path.iterdir()} == {0o600}
-        await store.close()
 
-    asyncio.run(work())
+    with_stores(f"sqlite://{tmp_path}/a.db", work)
 
 
 def test_a_store_that_is_not_there_is_unavailable(tmp_path: Path) -> None:
@@ -253,14 +235,3 @@ def test_a_store_that_is_not_there_is_unavailable(tmp_path: Path) -> None:
     (tmp_path / "text.db").write_text("no database, but long enough to be looked at" * 50)
     with pytest.raises(Unavailable, match=r"text\.db"):
         asyncio.run(open_store(f"sqlite://{tmp_path}/text.db"))
-
-
-def test_an_etcd_that_is_not_there_is_unavailable(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("sriov_fast.ipamd.store_etcd.PATIENCE", 0.5)
-    port = free_port()
-
-    async def work(store: Store) -> None:
-        with pytest.raises(Unavailable, match=str(port)):
-            await store.ready()
-
-    with_store(f"etcd://127.0.0.1:{port}", work)

@@ -22,6 +22,7 @@ from sriov_fast.ipamd.config import Config
 from sriov_fast.ipamd.errors import ServiceError
 from sriov_fast.ipamd.trial_ca import TrialCa
 
+_ALLOCATIONS = f"{ipamd_api.ROOT}/allocations"
 _SECTIONS = ("networks", "pools", "hosts", "assignments")
 
 
@@ -40,9 +41,11 @@ def _print_table(header: Sequence[str], rows: Iterable[Sequence[object]]) -> Non
     terminal.print_table(header, [list(map(_cell, row)) for row in rows])
 
 
-def _cell(value: object) -> str:
+def _cell(value: Any) -> str:
+    if isinstance(value, dict):  # a range of addresses
+        return f"{value['start']}-{value['end']}"
     if isinstance(value, (list, tuple)):
-        return ",".join(map(str, value)) or "-"
+        return ",".join(map(_cell, value)) or "-"
     return "-" if value is None or value == "" else str(value)
 
 
@@ -145,15 +148,8 @@ def items_list(args: argparse.Namespace) -> None:
         return
     columns = _COLUMNS[args.kind]
     defaults = {"grace": model.GRACE}
-    rows = [[_shown(item.get(column, defaults.get(column))) for column in columns] for item in items]
+    rows = [[item.get(column, defaults.get(column)) for column in columns] for item in items]
     _print_table([column.upper() for column in columns], rows)
-
-
-def _shown(value: Any) -> Any:
-    """Return ranges as START-END, and other values unchanged."""
-    if isinstance(value, list) and value and isinstance(value[0], dict):
-        return [f"{each['start']}-{each['end']}" for each in value]
-    return value
 
 
 def items_set(args: argparse.Namespace) -> None:
@@ -213,18 +209,14 @@ def _route(text: str) -> Json:
 def allocations_list(args: argparse.Namespace) -> None:
     """List the allocations."""
     with Remote(args) as remote:
-        held = remote.get(f"{ipamd_api.ROOT}/allocations", network=args.network, host_ip=args.host)[
-            "allocations"
-        ]
+        answer = remote.get(_ALLOCATIONS, network=args.network, host_ip=args.host)
+    held = answer["allocations"]
     if args.json:
         output.print_json(held)
         return
-    header = ("NETWORK", "CONTAINER", "IFNAME", "POD", "HOST", "ADDRESSES")
-    rows = [
-        [*(each.get(key) for key in ("network", "container_id", "ifname", "pod_id", "host_ip")), _ips(each)]
-        for each in held
-    ]
-    _print_table(header, rows)
+    keys = ("network", "container_id", "ifname", "pod_id", "host_ip")
+    rows = [[*(each.get(key) for key in keys), _ips(each)] for each in held]
+    _print_table(("NETWORK", "CONTAINER", "IFNAME", "POD", "HOST", "ADDRESSES"), rows)
 
 
 def _ips(allocation: Json) -> list[str]:
@@ -235,7 +227,7 @@ def allocations_release(args: argparse.Namespace) -> None:
     """Release an owner's allocation, on any host."""
     owner = {key: getattr(args, key) for key in ("network", "container_id", "ifname")}
     with Remote(args) as remote:
-        held = remote.get(f"{ipamd_api.ROOT}/allocations", network=args.network)["allocations"]
+        held = remote.get(_ALLOCATIONS, network=args.network)["allocations"]
         found = next((each for each in held if owner.items() <= each.items()), None)
         if found is None:
             raise SriovError(f"{args.container_id}/{args.ifname} holds nothing in {args.network}")

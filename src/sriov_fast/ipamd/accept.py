@@ -51,38 +51,14 @@ def bounds(wanted: Bounds) -> Bounds:
     return Bounds(connections, min(wanted.of_one, connections + SPARE))
 
 
-class _Slot:
-    """One connection, from accept(2) until it is closed."""
-
-    def __init__(self, host: str, protocol: Connection) -> None:
-        self.host = host
-        self.protocol = protocol
-        self.handshake: asyncio.Task[None] | None = None
-
-    @property
-    def idle(self) -> bool:
-        """Whether this connection has no running request."""
-        return self.handshake is not None or self.protocol.idle
-
-    def close(self) -> None:
-        """Close the connection at once."""
-        if self.handshake is not None:
-            self.handshake.cancel()
-        else:
-            self.protocol.abort()
-
-
 class Acceptor:
-    """Accepts connections for the protocols that ``make`` returns.
+    """Accepts connections; ``make`` returns the protocol of one from an address."""
 
-    A protocol calls its ``on_lost`` when the connection is closed.
-    """
-
-    def __init__(self, limits: Bounds, make: Callable[[], Connection], tls: ssl.SSLContext | None) -> None:
+    def __init__(self, limits: Bounds, make: Callable[[str], Connection], tls: ssl.SSLContext | None) -> None:
         self._limits = limits
         self._make = make
         self._tls = tls
-        self._slots: dict[_Slot, None] = {}  # in the order of accept(2)
+        self._open: dict[Connection, None] = {}  # in the order of accept(2)
         self._hosts: Counter[str] = Counter()
         self._closed: Counter[str] = Counter()
         self._said = 0.0
@@ -92,78 +68,77 @@ class Acceptor:
         loop = asyncio.get_running_loop()
         while True:
             try:
-                connection, peer = await loop.sock_accept(listener)
+                peer, address = await loop.sock_accept(listener)
             except OSError as error:
                 self._evict()
                 self._tell(f"cannot accept: {error.strerror}")
                 await asyncio.sleep(_PAUSE)
                 continue
-            self._admit(connection, peer[0])
+            self._admit(peer, address[0])
             await asyncio.sleep(0)  # let the accepted connections run
 
     def stop(self) -> None:
         """Close the idle connections; uvicorn closes others after their request."""
-        for slot in list(self._slots):
-            if slot.handshake is None:
-                slot.protocol.stop()
+        for connection in list(self._open):
+            connection.stop()
 
-    def _admit(self, connection: socket.socket, host: str) -> None:
+    def _admit(self, peer: socket.socket, host: str) -> None:
         if not self._has_room(host):
-            connection.close()
+            peer.close()
             self._tell("refused")
             return
-        slot = _Slot(host, self._make())
-        self._slots[slot] = None
+        connection = self._make(host)
+        connection.on_lost = lambda: self._forget(connection)
+        self._open[connection] = None
         self._hosts[host] += 1
-        slot.handshake = asyncio.get_running_loop().create_task(self._connect(slot, connection))
+        connection.handshake = asyncio.get_running_loop().create_task(self._connect(connection, peer))
 
     def _has_room(self, host: str) -> bool:
         """Say whether one more connection fits; this may close an idle one."""
         if self._hosts[host] >= self._limits.of_one and not self._evict(host):
             return False
-        return len(self._slots) < self._limits.connections + SPARE or self._evict()
+        return len(self._open) < self._limits.connections + SPARE or self._evict()
 
     def _evict(self, host: str | None = None) -> bool:
         """Close the oldest idle connection, of one address if given; say whether there was one."""
-        for slot in self._slots:
-            if slot.idle and host in (None, slot.host):
-                self._forget(slot)
-                slot.close()
+        for connection in self._open:
+            if connection.idle and host in (None, connection.host):
+                self._forget(connection)
+                connection.abort()
                 self._tell("idle")
                 return True
         return False
 
-    def _forget(self, slot: _Slot) -> None:
-        if slot not in self._slots:
+    def _forget(self, connection: Connection) -> None:
+        if connection not in self._open:
             return
-        del self._slots[slot]
-        self._hosts[slot.host] -= 1
-        if not self._hosts[slot.host]:
-            del self._hosts[slot.host]
+        del self._open[connection]
+        self._hosts[connection.host] -= 1
+        if not self._hosts[connection.host]:
+            del self._hosts[connection.host]
 
-    async def _connect(self, slot: _Slot, connection: socket.socket) -> None:
-        """Do the handshake, and pass the connection to its protocol."""
-        slot.protocol.on_lost = lambda: self._forget(slot)
+    async def _connect(self, connection: Connection, peer: socket.socket) -> None:
+        """Do the handshake, and pass the socket to its connection."""
         loop = asyncio.get_running_loop()
         try:
             await loop.connect_accepted_socket(
-                lambda: slot.protocol,
-                connection,
+                lambda: connection,
+                peer,
                 ssl=self._tls,
                 ssl_handshake_timeout=HANDSHAKE if self._tls else None,
             )
         except asyncio.CancelledError:
-            self._drop(slot, connection)
+            self._drop(connection, peer)
         except (OSError, TimeoutError, ssl.SSLError) as error:
-            self._drop(slot, connection)
+            self._drop(connection, peer)
             self._tell("no handshake")
-            log.debug("no TLS connection", extra={"peer": slot.host, "error": str(error)})
+            log.debug("no TLS connection", extra={"peer": connection.host, "error": str(error)})
         finally:
-            slot.handshake = None
+            connection.handshake = None
 
-    def _drop(self, slot: _Slot, connection: socket.socket) -> None:
-        self._forget(slot)
-        connection.close()
+    def _drop(self, connection: Connection, peer: socket.socket) -> None:
+        self._forget(connection)
+        peer.close()
 
     def _tell(self, reason: str) -> None:
         """Count closed connections, and log the counts at most every 10 seconds."""
@@ -171,5 +146,5 @@ class Acceptor:
         if time.monotonic() - self._said >= _QUIET:
             self._said = time.monotonic()
             counts = ", ".join(f"{reason}: {number}" for reason, number in self._closed.items())
-            log.warning("connections closed", extra={"closed": counts, "open": len(self._slots)})
+            log.warning("connections closed", extra={"closed": counts, "open": len(self._open)})
             self._closed.clear()

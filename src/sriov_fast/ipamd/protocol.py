@@ -28,19 +28,22 @@ class Connection(asyncio.Protocol):
     ``Track`` reports the requests.
     """
 
-    def __init__(self, server: uvicorn.Server, head_timeout: float, max_connections: int) -> None:
+    def __init__(self, server: uvicorn.Server, head_timeout: float, max_connections: int, host: str) -> None:
         self._server, self._head_timeout, self._max_connections = server, head_timeout, max_connections
+        self.host = host
+        # Set by the acceptor.
+        self.handshake: asyncio.Task[None] | None = None
+        self.on_lost: Callable[[], None] = lambda: None
         self._loop = asyncio.get_running_loop()
         self._requests = 0  # running ones
         self._head_size = 0
         self._head_timer: asyncio.TimerHandle | None = None
         self._checking = False
-        self.on_lost: Callable[[], None] | None = None  # set by the acceptor
 
     @property
     def idle(self) -> bool:
         """Whether the connection has no running request."""
-        return not self._requests and not self._checking
+        return self.handshake is not None or not (self._requests or self._checking)
 
     def connection_made(self, transport: Any) -> None:
         """Pass the connection to uvicorn; refuse it above the limit of connections."""
@@ -61,8 +64,7 @@ class Connection(asyncio.Protocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Forget the connection."""
-        if self.on_lost:
-            self.on_lost()
+        self.on_lost()
         self._end_head()
         self._http.connection_lost(exc)
 
@@ -99,12 +101,15 @@ class Connection(asyncio.Protocol):
 
     def stop(self) -> None:
         """Close the connection if it is idle; uvicorn closes others after their request."""
-        if self.idle:
+        if self.handshake is None and self.idle:
             self._close()
 
     def abort(self) -> None:
-        """Close the connection at once."""
-        self._transport.abort()
+        """Close the connection at once, also during its handshake."""
+        if self.handshake is not None:
+            self.handshake.cancel()
+        else:
+            self._transport.abort()
 
     def _close(self) -> None:
         """Close the connection; closing TLS would wait 30 seconds for a silent peer."""

@@ -671,6 +671,19 @@ def test_replicas_see_each_others_changes(url: str) -> None:
     served(url, work, config())
 
 
+def test_a_replica_that_knew_no_pools_sees_those_of_another(url: str) -> None:
+    async def work(one: Service) -> None:
+        two = await open_service(url)
+        try:
+            assert await two.usage() == []
+            await one.configure(made(config()), None)
+            assert [use.name for use in await two.usage()] == ["a"]
+        finally:
+            await two.close()
+
+    served(url, work)
+
+
 def test_ipv6_pools_have_no_end(url: str) -> None:
     document = config("fd00::/48", pool={"gateway": "fe80::1"})
 

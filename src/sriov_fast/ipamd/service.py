@@ -251,7 +251,7 @@ async def _shards(
     """Return pools with the state of their shards by number."""
     keys = RecordKeys(snapshot.generation)
     found: list[tuple[AddressSpace, dict[int, Shard]]] = []
-    for at in range(0, len(spaces), PAGE // SHARDS):
+    for at in range(0, max(1, len(spaces)), PAGE // SHARDS):  # once without pools: the snapshot may be old
         some = spaces[at : at + PAGE // SHARDS]
         (root,), spans = await view.fetch([ROOT], [(*keys.kind("lane", space.ident), 0) for space in some])
         require(snapshot, root)

@@ -114,8 +114,6 @@ def test_unknown_networks_and_hosts(url: str) -> None:
             await service.status("n", "10.8.0.1")
         with refused(UnknownNetwork, "'m'"):
             await service.find("m", "c1", "eth0")
-        with refused(Invalid, "host_ip", "nohost"):
-            await service.status("n", "nohost")
         with refused(NotFound, "c1"):
             await service.find("n", "c1", "eth0")
         assert await address(service, 1, host="::ffff:10.9.0.7")

@@ -12,7 +12,7 @@ from sriov_fast.ipamd import backup
 from sriov_fast.ipamd.config import Config
 from sriov_fast.ipamd.config_store import PAGE, ConfigStore
 from sriov_fast.ipamd.errors import Exhausted, Invalid, NotFound, ServiceError, Unavailable
-from sriov_fast.ipamd.model import Allocation, Ask, Leased, PoolUse, canonical_ip
+from sriov_fast.ipamd.model import Allocation, Ask, Leased, PoolUse
 from sriov_fast.ipamd.pools import SHARDS, AddressSpace
 from sriov_fast.ipamd.schema import ROOT, RecordKeys, Shard, shards, unescape, unpack_own
 from sriov_fast.ipamd.shards import ShardHints
@@ -27,7 +27,10 @@ MOST = 2**63 - 1  # counts in JSON
 
 
 class Service:
-    """Allocates and releases addresses. Results are durable; errors are `ServiceError`."""
+    """Allocates and releases addresses. Results are durable; errors are `ServiceError`.
+
+    Arguments are valid, and addresses of hosts canonical (`model.Address`).
+    """
 
     def __init__(self, store: Store, clock: Callable[[], float] = time.time) -> None:
         self._store = store
@@ -139,7 +142,7 @@ class Service:
         With a lease, only the allocation with this lease is released. An allocation of another host or pod
         is a `Conflict`. `Forbidden` is raised for callers that may not act for the host.
         """
-        claim = Claim(owner, _host(host_ip), pod_id, lease)
+        claim = Claim(owner, host_ip, pod_id, lease)
 
         async def free(snapshot: Snapshot) -> bool:
             held = await self._store.run(Release(snapshot, claim, self._now()))
@@ -152,11 +155,11 @@ class Service:
 
     async def owners(self, network: str, host_ip: str, after: tuple[str, str] | None = None) -> list[Leased]:
         """Return a sorted page of the owners of a host, after (container_id, ifname) if given."""
-        snapshot, host = await self._config_store.reload(), _host(host_ip)
+        snapshot = await self._config_store.reload()
         snapshot.net(network)
         keys = RecordKeys(snapshot.generation)
-        prefix = keys.host(network, host)
-        first = keys.host(network, host, after) + "\x00" if after else prefix
+        prefix = keys.host(network, host_ip)
+        first = keys.host(network, host_ip, after) + "\x00" if after else prefix
         _, (rows,) = await self._store.read(lambda view: view.fetch([], [(first, prefix_end(prefix), PAGE)]))
         return _leased(prefix, rows)
 
@@ -167,7 +170,7 @@ class Service:
         """
 
         async def look(snapshot: Snapshot) -> list[PoolUse]:
-            spaces = snapshot.net(network).spaces(_host(host_ip))
+            spaces = snapshot.net(network).spaces(host_ip)
             found = await self._store.read(lambda view: _shards(view, snapshot, spaces))
             for space, its in found:
                 if not any(shard.freed or shard.fresh(space, at, 0) for at, shard in its.items()):
@@ -190,9 +193,8 @@ class Service:
         snapshot = await self._config_store.reload()
         if network is not None:
             snapshot.net(network)
-        host = None if host_ip is None else _host(host_ip)
         documents = await self._store.read(lambda view: backup.held(view, snapshot, network))
-        return [Allocation.model_validate(it) for it in documents if host in (None, it["host_ip"])]
+        return [Allocation.model_validate(it) for it in documents if host_ip in (None, it["host_ip"])]
 
     async def config(self) -> tuple[Config, str]:
         """Return the configuration and its revision."""
@@ -236,13 +238,6 @@ def _leased(prefix: str, rows: Rows) -> list[Leased]:
         Leased(container_id=container_id, ifname=unescape(ifname), lease=lease.decode())
         for (container_id, ifname), lease in parts
     ]
-
-
-def _host(host_ip: str) -> str:
-    try:
-        return canonical_ip(host_ip)
-    except ValueError as error:
-        raise Invalid(f"host_ip: {error}") from None
 
 
 async def _shards(

@@ -198,7 +198,6 @@ class EtcdStore:
         self._client = _Client(settings)
         self._prefix = settings.prefix
         self._written = -PROVEN  # when a probe was written
-        self.again = 0  # number of repeated transactions
 
     async def run(self, work: Callable[[Transaction], Awaitable[T]]) -> T:
         """Run `work` in a transaction; repeat it after a random pause if it conflicts with others."""
@@ -212,7 +211,6 @@ class EtcdStore:
             except _Again:
                 pass
             attempt += 1
-            self.again += 1
             await asyncio.sleep(random.uniform(0, pause))
             pause = min(2 * pause, LONGEST)
         raise Unavailable(

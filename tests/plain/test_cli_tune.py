@@ -11,11 +11,16 @@ import pytest
 
 from sriov_fast.cli import main, tune
 from sriov_fast.cli.tune import SETTINGS, Tuning
-from sriov_fast.common.errors import ConfigError, FileError
+from sriov_fast.common.errors import FileError
 from sriov_fast.common.paths import Roots
 
 FILES = {item.name: item.file for item in SETTINGS}
 BEFORE = {"rcu-first-fqs": "3", "rcu-next-fqs": "3", "rcu-normal": "0", "rcu-expedited": "0"}
+
+
+def put(path: Path, text: str) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(f"{text}\n")
 
 
 class Machine:
@@ -23,14 +28,12 @@ class Machine:
         self.roots = Roots(sys=str(root / "sys"), proc=str(root / "proc"), run=str(root / "run/sriov-fast"))
         self.dev = root / "dev"
         self.state = Path(self.roots.run, "tuned.json")
-        self.put("proc/sys/kernel/random/boot_id", "one\n", root)
+        self.boot("one")
         for name, value in BEFORE.items():
-            self.put(FILES[name], f"{value}\n", Path(self.roots.sys))
+            put(self.path(name), value)
 
-    def put(self, file: str, text: str, root: Path) -> None:
-        path = root / file
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(text)
+    def boot(self, identity: str) -> None:
+        put(Path(self.roots.proc, "sys/kernel/random/boot_id"), identity)
 
     def path(self, name: str) -> Path:
         return Path(self.roots.sys, FILES[name])
@@ -53,10 +56,8 @@ def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Machine:
 def test_it_only_shows(machine: Machine, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["tune"]) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert [line.split()[:3] for line in lines[:2]] == [
-        ["SLOW", "rcu-first-fqs", "3,"],
-        ["SLOW", "rcu-next-fqs", "3,"],
-    ]
+    assert lines[0].startswith("SLOW  rcu-first-fqs    3, not 0")
+    assert lines[1].startswith("SLOW  rcu-next-fqs     3, not 1")
     assert "tune --apply rcu-first-fqs rcu-next-fqs" in lines[-1]
     assert machine.values() == BEFORE
     assert not Path(machine.roots.run).exists()
@@ -105,11 +106,11 @@ def test_json(machine: Machine, capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_advice(machine: Machine) -> None:
-    root = Path(machine.roots.sys, "devices/system/cpu")
+    cpu = Path(machine.roots.sys, "devices/system/cpu")
     for number, governor in enumerate(("powersave", "performance", "powersave")):
-        machine.put(f"cpu{number}/cpufreq/scaling_governor", f"{governor}\n", root)
-    machine.put("cpuidle/current_governor", "menu\n", root)
-    machine.put("sys/net/ipv6/conf/default/accept_dad", "1\n", Path(machine.roots.proc))
+        put(cpu / f"cpu{number}/cpufreq/scaling_governor", governor)
+    put(cpu / "cpuidle/current_governor", "menu")
+    put(Path(machine.roots.proc, "sys/net/ipv6/conf/default/accept_dad"), "1")
     machine.dev.mkdir()
     (machine.dev / "cpu_dma_latency").write_bytes((2_000_000_000).to_bytes(4, "little"))
     assert [(item.name, item.now) for item in machine.tuning().advice()] == [
@@ -131,7 +132,7 @@ def test_advice(machine: Machine) -> None:
     ],
 )
 def test_callbacks_at_the_boot(machine: Machine, command_line: str, said: str) -> None:
-    machine.put("cmdline", f"{command_line}\n", Path(machine.roots.proc))
+    put(Path(machine.roots.proc, "cmdline"), command_line)
     assert {item.name: item.now for item in machine.tuning().advice()}["RCU callbacks"] == said
 
 
@@ -154,8 +155,6 @@ def test_no_such_name(machine: Machine, capsys: pytest.CaptureFixture[str]) -> N
     assert "nope" in error
     assert "rcu-expedited" in error
     assert machine.values() == BEFORE
-    with pytest.raises(ConfigError):
-        machine.tuning().apply(["nope"])
 
 
 def test_a_value_that_the_kernel_changes(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -206,7 +205,7 @@ def test_a_restore_that_fails_can_be_repeated(machine: Machine, monkeypatch: pyt
 def test_what_another_boot_left(machine: Machine) -> None:
     """The kernel has forgotten our values, so they are not to be put back."""
     machine.tuning().apply([])
-    Path(machine.roots.proc, "sys/kernel/random/boot_id").write_text("two\n")
+    machine.boot("two")
     for name, value in {"rcu-first-fqs": "1", "rcu-next-fqs": "1"}.items():
         machine.path(name).write_text(value)
     assert all(state.before is None for state in machine.tuning().states())
@@ -240,14 +239,11 @@ def test_no_place_for_the_state(machine: Machine) -> None:
 def test_killed_before_it_is_set(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
     """What was written down is true already: it is put back onto itself."""
 
-    class Killed(BaseException):
-        pass
-
     def killed(*_: object) -> list[str]:
-        raise Killed
+        raise KeyboardInterrupt
 
     monkeypatch.setattr(tune.Tuning, "_set", killed)
-    with pytest.raises(Killed):
+    with pytest.raises(KeyboardInterrupt):
         machine.tuning().apply([])
     monkeypatch.undo()
     assert machine.tuning().restore() == []

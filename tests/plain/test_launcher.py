@@ -222,9 +222,12 @@ def test_awkward_interpreters(tmp_path: Path, directory: str) -> None:
     assert_answers(call(tmp_path / "sriov", VERSION))
 
 
-def test_a_line_break_in_the_interpreters_path_is_refused() -> None:
+def test_a_line_break_in_the_interpreters_path_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(ValueError, match="line break"):
         install.script(install.PROGRAMS["sriov"], "/a\nb/python", [])
+    monkeypatch.setattr(sys, "executable", "/a\nb/python")
+    with pytest.raises(ValueError, match="line break"):
+        units.text(units.SERVICE)
 
 
 def test_awkward_package_directory(tmp_path: Path) -> None:
@@ -337,10 +340,8 @@ def test_a_server_that_cannot_be_started_is_told(
 ) -> None:
     (tmp_path / "path/systemctl").write_text("#!/bin/sh\nexit 1\n")
     assert main(["install", "--bin-dir", str(tmp_path / "bin")]) == 1
-    assert (
-        "systemctl --quiet --no-reload enable sriov-fast.socket sriov-fast.service failed"
-        in capsys.readouterr().err
-    )
+    command = "systemctl --quiet --no-reload enable sriov-fast.socket sriov-fast.service"
+    assert f"{command} failed" in capsys.readouterr().err
     assert (tmp_path / "bin/sriov").exists()
 
 
@@ -372,10 +373,8 @@ def test_uninstall_takes_everything_back(tmp_path: Path, systemctl: Path) -> Non
     (tmp_path / "bin/txipam").write_text("another plugin of that name")
     systemctl.write_text("")
     assert main(["uninstall", *words, "--unit-dir", str(tmp_path / "units")]) == 0
-    assert (sorted(os.listdir(tmp_path / "bin")), os.listdir(tmp_path / "units")) == (
-        ["bridge", "txipam"],
-        [],
-    )
+    assert sorted(os.listdir(tmp_path / "bin")) == ["bridge", "txipam"]
+    assert os.listdir(tmp_path / "units") == []
     assert systemctl.read_text().splitlines() == [
         "--quiet stop sriov-fast.service sriov-fast.socket sriov-fast-warm@*.service",
         "--quiet --no-reload disable sriov-fast.service sriov-fast.socket sriov-fast-warm@.service",
@@ -416,12 +415,6 @@ def test_awkward_paths_in_a_unit(path: str, monkeypatch: pytest.MonkeyPatch) -> 
     assert words == [path, "-IXutf8", "-m", "sriov_fast.cli", "serve"]
 
 
-def test_a_line_break_in_a_unit_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sys, "executable", "/a\nb/python")
-    with pytest.raises(ValueError, match="line break"):
-        units.text(units.SERVICE)
-
-
 # --- the operator's command
 
 
@@ -436,15 +429,11 @@ def test_the_shells_complete_commands_and_options(capsys: pytest.CaptureFixture[
 
 
 def test_a_reader_that_leaves_is_no_error() -> None:
-    code = "import sys; from sriov_fast.cli import main; sys.stdin.read(); sys.exit(main(['doctor']))"
+    code = "import sys; from sriov_fast.cli import main; sys.exit(main(['doctor']))"
     env = os.environ | {"PYTHONPATH": SOURCES}
     argv = [sys.executable, "-c", code]
-    with subprocess.Popen(
-        argv, env=env, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE
-    ) as process:
-        assert process.stdin
-        assert process.stdout
-        assert process.stderr
-        process.stdout.close()
-        process.stdin.close()
-        assert process.stderr.read() == b""
+    reader, writer = os.pipe()
+    os.close(reader)
+    done = subprocess.run(argv, env=env, input=b"", stdout=writer, stderr=subprocess.PIPE, check=False)
+    os.close(writer)
+    assert done.stderr == b""

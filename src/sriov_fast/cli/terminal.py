@@ -52,4 +52,8 @@ def show(table: RenderableType, console: Console) -> None:
 def print_line(level: str, text: str) -> None:
     """Print one line of a report with its level, however long."""
     line = Text.assemble((f"{level:<4}", _STYLES.get(level, "")), "  ", text)
-    Console().print(line, soft_wrap=True, highlight=False)
+    console = Console()
+    # print() raises an error if the reader of stdout has ended; Console.print exits with status 1.
+    with console.capture() as captured:
+        console.print(line, soft_wrap=True, highlight=False)
+    print(captured.get(), end="", flush=True)

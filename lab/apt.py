@@ -7,6 +7,7 @@ import re
 import subprocess
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from email.parser import HeaderParser
 from pathlib import Path
 
 from lab.errors import MISSING, LabError
@@ -39,29 +40,14 @@ def parse_one_line(text: str) -> Iterator[Source]:
 
 def parse_deb822(text: str) -> Iterator[Source]:
     """Read the ``Types: deb`` form; a stanza may name several URIs and suites."""
-    for stanza in re.split(r"\n\s*\n", _without_comments(text)):
-        fields = _fields(stanza)
-        if "deb" not in fields.get("types", []) or fields.get("enabled", ["yes"])[0].lower() == "no":
+    lines = "\n".join(line for line in text.splitlines() if not line.startswith("#"))
+    for stanza in re.split(r"\n\s*\n", lines.strip()):
+        fields = HeaderParser().parsestr(stanza)
+        if "deb" not in fields.get("Types", "").split() or fields.get("Enabled", "yes").lower() == "no":
             continue
-        for uri in fields.get("uris", []):
-            for suite in fields.get("suites", []):
-                yield Source(uri, suite, tuple(fields.get("components", [])))
-
-
-def _without_comments(text: str) -> str:
-    return "\n".join(line for line in text.splitlines() if not line.startswith("#"))
-
-
-def _fields(stanza: str) -> dict[str, list[str]]:
-    fields: dict[str, list[str]] = {}
-    name = ""
-    for line in stanza.splitlines():
-        value = line
-        if line[:1] not in (" ", "\t"):
-            name, _, value = line.partition(":")
-            name = name.strip().lower()
-        fields.setdefault(name, []).extend(value.split())
-    return fields
+        for uri in fields.get("URIs", "").split():
+            for suite in fields.get("Suites", "").split():
+                yield Source(uri, suite, tuple(fields.get("Components", "").split()))
 
 
 def host_sources(etc: Path = Path("/etc/apt")) -> list[Source]:

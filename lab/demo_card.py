@@ -137,9 +137,7 @@ def compare(before: State, after: State, pinned: Mapping[int, str]) -> list[Diff
 
 def cpus_of_mask(mask: str) -> set[int]:
     """Return the CPUs of a mask in comma-separated groups of 32 bits."""
-    number = 0
-    for group in mask.split(","):
-        number = number << 32 | int(group, 16)
+    number = int(mask.replace(",", ""), 16)
     return {cpu for cpu in range(number.bit_length()) if number >> cpu & 1}
 
 

@@ -34,12 +34,8 @@ class Report:
 
     def durations(self) -> dict[str, float]:
         """How long each phase took."""
-        result: dict[str, float] = {}
-        before = 0.0
-        for name, seconds in self.phases.items():
-            result[name] = seconds - before
-            before = seconds
-        return result
+        starts = (0.0, *self.phases.values())
+        return {name: end - start for start, (name, end) in zip(starts, self.phases.items(), strict=False)}
 
 
 class Streams:

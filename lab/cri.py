@@ -31,11 +31,6 @@ class Sandboxes:
     def __exit__(self, *_: object) -> None:
         self._channel.close()
 
-    def version(self) -> str:
-        """Return name and version of the runtime."""
-        found = self._call("Version", _messages.VersionRequest())
-        return f"{found.runtime_name} {found.runtime_version}"
-
     def run(
         self,
         name: str,

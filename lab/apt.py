@@ -13,7 +13,7 @@ from pathlib import Path
 from lab.errors import MISSING, LabError
 
 MIRROR_VARIABLE = "SRIOV_FAST_LAB_MIRROR"
-KEYRINGS = ("debian-archive-keyring.pgp", "debian-archive-keyring.gpg")
+KEYRINGS = [Path(f"/usr/share/keyrings/debian-archive-keyring.{kind}") for kind in ("pgp", "gpg")]
 
 _DEBIAN_SUITE = re.compile(
     r"^(stable|oldstable|testing|unstable|sid|buster|bullseye|bookworm|trixie|forky|duke)$"
@@ -80,12 +80,9 @@ def mirror(sources: Iterable[Source]) -> str:
     )
 
 
-def keyring(directory: Path = Path("/usr/share/keyrings")) -> Path | None:
+def keyring() -> Path | None:
     """Return the file with the Debian archive's keys, if the host has it."""
-    for name in KEYRINGS:
-        if (directory / name).is_file():
-            return directory / name
-    return None
+    return next(filter(Path.is_file, KEYRINGS), None)
 
 
 def options() -> list[str]:

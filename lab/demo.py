@@ -59,7 +59,7 @@ class Demo:
     """The scenario on one card."""
 
     def __init__(
-        self, card: Card, addresses: Addresses, stage: Stage, cleanup: ExitStack, attach: str = "move"
+        self, card: Card, addresses: Addresses, stage: Stage, cleanup: ExitStack, attach: str
     ) -> None:
         self.card = card
         self.attach = attach

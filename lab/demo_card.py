@@ -11,6 +11,7 @@ from lab.errors import LabError
 
 SYS, PROC = Path("/sys"), Path("/proc")
 UNUSED = "none yet"
+_ROWS = 8  # VFs that a table shows
 # What ip(8) tells of a VF that is no setting.
 _NO_SETTING = ("vf", "link_type", "broadcast")
 
@@ -176,14 +177,12 @@ def choose_pf(asked: str, environment: str, sys: Path = SYS) -> str:
             "no network card here can have VFs (SR-IOV); `make demo` and `python -m lab` bring a virtual one"
         )
     ready = [name for name in able if any((sys / "class/net" / name / "device").glob("virtfn*"))]
-    if not ready:
-        raise LabError(f"no PF here has VFs yet. {advice(able[0], sys)}")
     if len(ready) > 1:
         raise LabError(f"several PFs have VFs: {', '.join(ready)}. Choose one: --pf {ready[0]}")
-    return ready[0]
+    return (ready or able)[0]
 
 
-def require_two(card: Card, sys: Path = SYS) -> None:
+def require_two(card: Card) -> None:
     """Raise LabError unless the PF is one and has two VFs that could go to pods."""
     if not card.device.parent.exists():
         raise LabError(f"there is no network device {card.pf!r}")
@@ -191,7 +190,9 @@ def require_two(card: Card, sys: Path = SYS) -> None:
         raise LabError(f"{card.pf} is no PF with SR-IOV")
     vfs = card.vfs()
     if not vfs:
-        raise LabError(f"{card.pf} has no VFs yet. {advice(card.pf, sys)}")
+        number = min(int(_read(card.device / "sriov_totalvfs") or 7), 7)
+        command = f"echo {number} > /sys/class/net/{card.pf}/device/sriov_numvfs"
+        raise LabError(f"{card.pf} has no VFs yet. Make some: {command}")
     free = [vf for vf in vfs if vf.netdev]
     if len(free) < 2:
         raise LabError(
@@ -200,24 +201,17 @@ def require_two(card: Card, sys: Path = SYS) -> None:
         )
 
 
-def advice(pf: str, sys: Path = SYS) -> str:
-    """Say how to make VFs."""
-    most = _read(sys / "class/net" / pf / "device/sriov_totalvfs")
-    number = min(int(most or 7), 7)
-    return f"Make some: echo {number} > /sys/class/net/{pf}/device/sriov_numvfs"
-
-
-def table(vfs: Sequence[Vf], states: Mapping[int, State], most: int = 8) -> list[str]:
+def table(vfs: Sequence[Vf], states: Mapping[int, State]) -> list[str]:
     """Return lines that show the VFs' states, one VF each."""
     rows: list[tuple[str, ...]] = [
         ("VF", "netdev", "MAC", "MTU", "link", "MAC at the PF", "VLAN", "IRQ masks")
     ]
-    rows += [_row(vf, states[vf.number]) for vf in vfs[:most]]
+    rows += [_row(vf, states[vf.number]) for vf in vfs[:_ROWS]]
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     lines = [
         "  ".join(text.ljust(width) for text, width in zip(row, widths, strict=True)).rstrip() for row in rows
     ]
-    return [*lines, f"... ({len(vfs) - most} more)"] if len(vfs) > most else lines
+    return [*lines, f"... ({len(vfs) - _ROWS} more)"] if len(vfs) > _ROWS else lines
 
 
 def _row(vf: Vf, state: State) -> tuple[str, ...]:

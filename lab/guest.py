@@ -9,7 +9,7 @@ import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 from lab import job as jobs
@@ -41,10 +41,10 @@ class Task:
     """
 
     argv: Sequence[str]
-    env: Mapping[str, str] = field(default_factory=dict)
-    timeout: float = 600.0
-    output: Path | None = None
-    native: Sequence[str] = ()
+    env: Mapping[str, str]
+    timeout: float
+    output: Path | None
+    native: Sequence[str]
 
 
 @dataclass(frozen=True, slots=True)

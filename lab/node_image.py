@@ -70,10 +70,10 @@ class Part:
     files: dict[str, Path]
 
 
-def debian(root: Path, wanted: Iterable[str] = PACKAGES) -> Iterator[Part]:
-    """Return the wanted packages and what they depend on."""
+def debian(root: Path) -> Iterator[Part]:
+    """Return the packages of the image and what they depend on."""
     known = _database(root)
-    left, done = list(wanted), set(_OMITTED)
+    left, done = list(PACKAGES), set(_OMITTED)
     while left:
         name = left.pop()
         if name in done:
@@ -82,10 +82,8 @@ def debian(root: Path, wanted: Iterable[str] = PACKAGES) -> Iterator[Part]:
         if name not in known:
             raise LabError(f"the tree {root} has no package {name}")
         package = known[name]
-        left += [
-            next((each for each in choice.split("|") if each in known), "") for choice in package.depends
-        ]
-        left = [each for each in left if each]
+        for choice in package.depends:
+            left += [each for each in choice.split("|") if each in known][:1]
         yield Part(_debian_component(package), dict(_files_of(root, package)))
 
 
@@ -145,10 +143,10 @@ def _merged(name: str) -> str:
     return f"usr/{name}" if re.match(r"(bin|sbin|lib|lib64)/", name) else name
 
 
-def python(site: Path, wanted: str = DISTRIBUTION) -> Iterator[Part]:
-    """Return a Python distribution and what it requires, from a directory of packages."""
+def python(site: Path) -> Iterator[Part]:
+    """Return this project's distribution and what it requires, from a directory of packages."""
     known = {_normal(each.metadata["Name"]): each for each in distributions(path=[str(site)])}
-    left, done = [wanted], set()
+    left, done = [DISTRIBUTION], set()
     while left:
         name, extra = re.match(r"([\w.-]+)(?:\[(\w+)\])?", left.pop()).groups()  # type: ignore[union-attr]
         if _normal(name) in done:

@@ -15,15 +15,15 @@ SOCKET = "/run/tree.sock"
 class Machine:
     """What the guest looks like from outside."""
 
-    pfs: int = 1
-    cpus: int = 2
-    vfs: int = CARD_VFS
-    memory: int = 2048
-    accel: str = "tcg"
-    share: str = "virtiofs"
-    terminal: bool = False
-    append: str = ""
-    iommu: bool = False
+    pfs: int
+    cpus: int
+    vfs: int
+    memory: int
+    accel: str
+    share: str
+    terminal: bool
+    append: str
+    iommu: bool
 
 
 def arguments(machine: Machine, version: str, tree: str, job: str) -> list[str]:

@@ -126,10 +126,9 @@ class TestChoice:
 
     def test_one_without_vfs_is_told_how_to_make_some(self, tmp_path: Path) -> None:
         _totalvfs(tmp_path, "pf0", "63")
+        card = Card(demo_card.choose_pf("", "", tmp_path), tmp_path)
         with pytest.raises(LabError, match="echo 7 > /sys/class/net/pf0/device/sriov_numvfs"):
-            demo_card.choose_pf("", "", tmp_path)
-        with pytest.raises(LabError, match="echo 7 > /sys/class/net/pf0/device/sriov_numvfs"):
-            demo_card.require_two(Card("pf0", tmp_path), tmp_path)
+            demo_card.require_two(card)
 
     def test_two_free_vfs_are_needed(self, tmp_path: Path) -> None:
         _totalvfs(tmp_path, "pf0")
@@ -137,7 +136,7 @@ class TestChoice:
             (tmp_path / f"class/net/pf0/device/virtfn{number}").mkdir()
         (tmp_path / "class/net/pf0/device/virtfn1/net/eth1").mkdir(parents=True)
         with pytest.raises(LabError, match="has 1 of 3"):
-            demo_card.require_two(Card("pf0", tmp_path), tmp_path)
+            demo_card.require_two(Card("pf0", tmp_path))
 
 
 def _totalvfs(sys: Path, name: str, number: str = "7") -> None:

@@ -32,11 +32,15 @@ def choose(place: Place, device: Path = Path("/dev/kvm")) -> str:
 def _works(place: Place) -> bool:
     """Start the guest's kernel without a root: with a working KVM it panics and QEMU ends in a second."""
     say("trying the host's KVM (once until the host reboots) ...")
-    version = tree.kernel_version(place.root)
+    argv = [
+        *(qemu.PROGRAM, "-nodefaults", "-no-user-config", "-no-reboot", "-display", "none"),
+        *("-machine", "q35", "-accel", "kvm", "-cpu", "host", "-m", "512"),
+        *("-kernel", f"/boot/vmlinuz-{tree.kernel_version(place.root)}", "-append", "panic=-1 quiet"),
+    ]
     chroot = Chroot(place.root)
     try:
         done = subprocess.run(
-            chroot.command(probe_arguments(version)),
+            chroot.command(argv),
             env=chroot.environment(),
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
@@ -47,12 +51,3 @@ def _works(place: Place) -> bool:
     except subprocess.TimeoutExpired:
         return False
     return done.returncode == 0
-
-
-def probe_arguments(version: str) -> list[str]:
-    """QEMU with nothing but a CPU, memory and the kernel."""
-    return [
-        *(qemu.PROGRAM, "-nodefaults", "-no-user-config", "-no-reboot", "-display", "none"),
-        *("-machine", "q35", "-accel", "kvm", "-cpu", "host", "-m", "512"),
-        *("-kernel", f"/boot/vmlinuz-{version}", "-append", "panic=-1 quiet"),
-    ]

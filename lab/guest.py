@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from lab import job as jobs
-from lab import node_image, qemu, tree
+from lab import node_image, qemu, source, tree
 from lab.chroot import Chroot
 from lab.errors import TIMED_OUT, LabError
 from lab.install import Installed
@@ -86,7 +86,8 @@ class Guest:
         jobs.fill(job, self.machine, self.place.root, version)
         (job.top / "command").write_text(jobs.command_script(task.argv, task.env))
         if self.source:
-            jobs.copy_sources(job, self.source)
+            tests = self.source.tests
+            source.mirror(tests, source.test_files(source.files(tests)), job.sources)
         if self.installed and self.image:
             built = node_image.ensure(self.place.root, self.installed)
             (job.sources / node_image.OUTPUT).parent.mkdir(exist_ok=True)

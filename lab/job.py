@@ -9,9 +9,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from lab import initramfs, source
+from lab import initramfs
 from lab.qemu import Machine
-from lab.source import Source
 
 PIPES = ("out", "err", "control")
 MAIN = "main.sh"
@@ -73,8 +72,3 @@ def command_script(argv: Sequence[str], env: Mapping[str, str]) -> str:
     """Write the shell script that runs the user's command in the guest."""
     exports = [f"export {name}={shlex.quote(value)}" for name, value in sorted(env.items())]
     return "\n".join([*exports, f"exec {shlex.join(argv)}", ""])
-
-
-def copy_sources(job: Job, what: Source) -> None:
-    """Give the guest the tests and whatever else lies beside the package."""
-    source.mirror(what.tests, source.test_files(source.files(what.tests)), job.sources)

@@ -30,20 +30,14 @@ def install(chroot: Chroot) -> None:
         extract(archive, work)
         add_faults(work)
         version = next((root / "usr/lib/modules").iterdir()).name
-        chroot.run(make_command(version))
+        settings = ("M=/usr/src/netdevsim", "CONFIG_NETDEVSIM=m", "CONFIG_INET=y")
+        chroot.run(["make", "-s", "-C", f"/lib/modules/{version}/build", *settings, "modules"])
         target = root / "usr/lib/modules" / version / "updates"
         target.mkdir(exist_ok=True)
         shutil.copy(work / "netdevsim.ko", target)
         chroot.run(["depmod", version])
     shutil.rmtree(work)
     archive.unlink()
-
-
-def make_command(version: str) -> list[str]:
-    """Return the kernel build system's call for a module outside its tree."""
-    build = f"/lib/modules/{version}/build"
-    settings = ("M=/usr/src/netdevsim", "CONFIG_NETDEVSIM=m", "CONFIG_INET=y")
-    return ["make", "-s", "-C", build, *settings, "modules"]
 
 
 def extract(archive: Path, target: Path) -> None:

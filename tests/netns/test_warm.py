@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from harness.pod import inside
 from harness.veth import MakeNode, Node
 
 pytestmark = pytest.mark.netns
@@ -25,9 +26,8 @@ def warm(node: Node, *words: str, status: int = 0) -> dict[str, dict[str, Any]]:
 
 
 def ipv6(node: Node, name: str) -> str:
-    enter = ["nsenter", f"--net=/run/netns/{node.host}", "--"]
-    path = f"/proc/sys/net/ipv6/conf/{name}/disable_ipv6"
-    return subprocess.run([*enter, "cat", path], check=True, capture_output=True, text=True).stdout.strip()
+    with inside(node.host):
+        return Path(f"/proc/sys/net/ipv6/conf/{name}/disable_ipv6").read_text().strip()
 
 
 def is_quiet(node: Node, name: str) -> bool:

@@ -87,9 +87,6 @@ def test_errors_are_cni_errors(sriov: Path) -> None:
     assert json.loads(done.stdout)["code"] == 4
 
 
-INTERPRETER = (sys.executable, "-ISXutf8")
-
-
 @pytest.mark.parametrize("name", install.DEFAULT)
 def test_a_plugin_that_cannot_be_imported_says_so(tmp_path: Path, name: str) -> None:
     """stdout has one CNI error, whatever is wrong with the files of the package."""
@@ -113,12 +110,9 @@ def private_umask() -> Iterator[None]:
         os.umask(before)
 
 
-SHOWS_ITS_WORDS = "import sys; print(*sys.argv, sep='|'); sys.exit(3)"
-
-
 @pytest.mark.parametrize("launcher", install.LAUNCHERS)
 def test_the_words_of_the_call_arrive(tmp_path: Path, launcher: str) -> None:
-    (tmp_path / "shows.py").write_text(f"def main():\n    {SHOWS_ITS_WORDS}\n")
+    (tmp_path / "shows.py").write_text("import sys\ndef main(): print(*sys.argv, sep='|'); sys.exit(3)\n")
     program = install.Program("shows", "-ISXutf8", resident=True)
     if launcher == "client":
         content = client.binary().read_bytes()  # type: ignore[union-attr]
@@ -150,7 +144,7 @@ def test_what_is_written_without_names(tmp_path: Path) -> None:
     assert main(["install", "--no-server", "--bin-dir", str(tmp_path)]) == 0
     assert sorted(os.listdir(tmp_path)) == ["sriov", "txipam"]
     assert (tmp_path / "sriov").read_bytes().startswith(b"\x7fELF")
-    assert (tmp_path / "txipam").read_text().startswith(f"#!{' '.join(INTERPRETER)}\n")
+    assert (tmp_path / "txipam").read_text().startswith(f"#!{sys.executable} -ISXutf8\n")
 
 
 def test_without_a_compiled_client_it_is_a_script(

@@ -3,39 +3,28 @@
 from __future__ import annotations
 
 import errno
-import functools
 import os
 import re
-import shutil
 import signal
 import socket
 import subprocess
 import sys
 import threading
 import uuid
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from sriov_fast import _nl
+from harness.pod import ip
+from harness.server import injecting, needs_strace
 from sriov_fast.common.errors import NetlinkError
 from sriov_fast.common.record import Link, Route, VfSettings
-from sriov_fast.kernel import _nl_py
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
-    from types import ModuleType
-
-pytestmark = [
-    pytest.mark.netns,
-    pytest.mark.skipif(os.geteuid() != 0, reason="needs root"),
-    pytest.mark.skipif(shutil.which("ip") is None, reason="needs iproute2"),
-]
-
-
-def ip(*args: str) -> str:
-    return subprocess.run(["ip", *args], check=True, capture_output=True, text=True).stdout
+    from collections.abc import Iterator
+    from types import ModuleType, SimpleNamespace
 
 
 def my_netns() -> int:
@@ -79,10 +68,10 @@ def stays_home() -> Iterator[None]:
     assert my_netns() == before
 
 
-@pytest.fixture(params=[pytest.param(_nl, id="cython"), pytest.param(_nl_py, id="python")])
-def nl(request: pytest.FixtureRequest) -> ModuleType:
-    backend: ModuleType = request.param
-    return backend
+@pytest.fixture
+def nl(backend: SimpleNamespace) -> ModuleType:
+    found: ModuleType = backend.nl
+    return found
 
 
 @pytest.fixture
@@ -109,9 +98,8 @@ def index_of(nl: ModuleType, where: Netns, name: str) -> int:
 @pytest.fixture
 def pod(nl: ModuleType, netns: Netns) -> int:
     """The index of a device with carrier in the pod's namespace, its peer in there too."""
-    ip("-n", netns.name, "link", "add", "eth0", "type", "veth", "peer", "name", "peer0")
-    ip("-n", netns.name, "link", "set", "eth0", "up")
-    ip("-n", netns.name, "link", "set", "peer0", "up")
+    lines = "link add eth0 type veth peer name peer0\nlink set eth0 up\nlink set peer0 up\n"
+    ip("-n", netns.name, "-batch", "-", stdin=lines)
     return index_of(nl, netns, "eth0")
 
 
@@ -136,7 +124,7 @@ def test_a_link_by_name_and_by_index(nl: ModuleType, host: Netns, pair: tuple[st
 
 def test_hundreds_of_links_come_in_several_datagrams(nl: ModuleType, host: Netns) -> None:
     lines = "".join(f"link add v{i} type veth peer name w{i}\n" for i in range(100))
-    subprocess.run(["ip", "-n", host.name, "-batch", "-"], input=lines, text=True, check=True)
+    ip("-n", host.name, "-batch", "-", stdin=lines)
     with nl.Socket(host.fd) as sock:
         links = sock.links()
     assert sorted(link.name for link in links) == sorted(
@@ -162,19 +150,17 @@ def test_addresses(nl: ModuleType, netns: Netns, pod: int) -> None:
 
 
 def test_a_second_gateway_is_no_error_and_the_same_route_is(nl: ModuleType, netns: Netns, pod: int) -> None:
-    steps: list[Callable[[Any], None]] = [
+    ways = [("10.9.0.0/16", "10.1.0.1"), ("10.9.0.0/16", "10.1.0.3")]
+    ways += [("fd09::/48", "fd00::1"), ("fd09::/48", "fd00::3"), ways[1]]
+    routes = [Route(dst=dst, gw=gw) for dst, gw in ways]
+    *fine, again = run(
+        nl,
+        netns,
         lambda b: b.add_address(pod, "10.1.0.2/24"),
         lambda b: b.add_address(pod, "fd00::2/64"),
-    ]
-    for dst, gw in (
-        ("10.9.0.0/16", "10.1.0.1"),
-        ("10.9.0.0/16", "10.1.0.3"),
-        ("fd09::/48", "fd00::1"),
-        ("fd09::/48", "fd00::3"),
-    ):
-        steps.append(functools.partial(nl.Batch.add_route, index=pod, route=Route(dst=dst, gw=gw)))
-    steps.append(lambda b: b.add_route(pod, Route(dst="10.9.0.0/16", gw="10.1.0.3")))
-    *fine, again = run(nl, netns, *steps, check=False)
+        *(lambda b, route=route: b.add_route(pod, route) for route in routes),
+        check=False,
+    )
     assert fine == [None] * 6
     assert again.errno == errno.EEXIST
     with nl.Socket(netns.fd) as sock:
@@ -196,19 +182,12 @@ def test_errors_carry_the_kernels_words_and_stand_in_their_places(
     done, route, address, mtu, vf, link = run(nl, netns, *steps, check=False)
     assert done is None
     assert link.name == "eth0"
-    assert (route.position, route.errno, route.extack) == (
-        1,
-        errno.ENETUNREACH,
-        "Nexthop has invalid gateway",
-    )
+    unreachable = (1, errno.ENETUNREACH, "Nexthop has invalid gateway")
+    assert (route.position, route.errno, route.extack) == unreachable
     assert (address.position, address.errno) == (2, errno.EEXIST)
     assert (mtu.position, mtu.errno, mtu.extack) == (3, errno.EINVAL, "mtu greater than device maximum")
-    assert (vf.position, vf.errno, vf.vf, vf.operation) == (
-        4,
-        errno.EOPNOTSUPP,
-        3,
-        f"set vf 3 of ifindex {pod}",
-    )
+    refused = (4, errno.EOPNOTSUPP, 3, f"set vf 3 of ifindex {pod}")
+    assert (vf.position, vf.errno, vf.vf, vf.operation) == refused
     with pytest.raises(NetlinkError) as caught:
         run(nl, netns, *steps)
     assert caught.value.position == 0  # the address is there now
@@ -274,10 +253,7 @@ def test_netns_write(nl: ModuleType, netns: Netns, tmp_path: Path) -> None:
     before = Path(path).read_text()
     for value in ("1", "0", "1"):
         nl.netns_write(netns.fd, path, value)
-        assert (
-            subprocess.check_output(["ip", "netns", "exec", netns.name, "cat", path], text=True)
-            == f"{value}\n"
-        )
+        assert ip("netns", "exec", netns.name, "cat", path) == f"{value}\n"
         assert nl.netns_read(netns.fd, path) == value
     assert Path(path).read_text() == before
 
@@ -302,10 +278,7 @@ def test_netns_write_from_threads(nl: ModuleType, netns: Netns, host: Netns) -> 
         thread.join()
     assert homes == {my_netns()}
     for where, value in ((netns, "11"), (host, "22")):
-        assert (
-            subprocess.check_output(["ip", "netns", "exec", where.name, "cat", path], text=True)
-            == f"{value}\n"
-        )
+        assert ip("netns", "exec", where.name, "cat", path) == f"{value}\n"
     assert Path(path).read_text() == before
 
 
@@ -369,17 +342,6 @@ def test_a_socket_that_cannot_be_made_leaves_the_thread_home(nl: ModuleType, net
 
 # --- with strace: how many system calls, and faults that no kernel makes on demand --------------------
 
-needs_strace = pytest.mark.skipif(shutil.which("strace") is None, reason="needs strace")
-
-
-def traced(tmp_path: Path, *options: str, program: str, args: list[str]) -> tuple[int, str, str]:
-    """Run a program under strace; return its status, what it wrote, and the trace."""
-    log = tmp_path / "trace"
-    command = ["strace", "-f", "-o", str(log), *options, sys.executable, "-c", program, *args]
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
-    done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=120, check=False)
-    return done.returncode, done.stdout + done.stderr, log.read_text()
-
 
 IMPORTS = """
 import os, sys, importlib
@@ -388,13 +350,29 @@ from sriov_fast.common.errors import NetlinkError
 from sriov_fast.common.record import Route
 fd = os.open(sys.argv[2], os.O_RDONLY)
 """
+Traced = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture
+def traced(nl: ModuleType, netns: Netns, tmp_path: Path) -> Traced:
+    """Run a program of the backend under strace; return its status, what it wrote, and the trace."""
+
+    def run(program: str, *options: str) -> tuple[int, str, str]:
+        log = tmp_path / "trace"
+        args = (sys.executable, "-c", IMPORTS + program, nl.__name__, f"/run/netns/{netns.name}")
+        command = ["strace", "-f", "-o", str(log), *options, *args]
+        environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+        done = subprocess.run(
+            command, capture_output=True, text=True, env=environment, timeout=120, check=False
+        )
+        return done.returncode, done.stdout + done.stderr, log.read_text()
+
+    return run
 
 
 @needs_strace
-def test_one_send_for_a_batch(nl: ModuleType, netns: Netns, pod: int, tmp_path: Path) -> None:
-    program = (
-        IMPORTS
-        + f"""
+def test_one_send_for_a_batch(traced: Traced, pod: int) -> None:
+    program = f"""
 sock = nl.Socket(fd)
 batch = nl.Batch()
 batch.set_link({pod}, mtu=1400, up=True)
@@ -403,9 +381,7 @@ batch.add_route({pod}, Route(dst="0.0.0.0/0", gw="10.1.0.1"))
 batch.get_link(index={pod})
 print(sock.run(batch)[3].mtu)
 """
-    )
-    args = [nl.__name__, f"/run/netns/{netns.name}"]
-    status, said, trace = traced(tmp_path, "-e", "trace=sendto,sendmsg,write", program=program, args=args)
+    status, said, trace = traced(program, "-e", "trace=sendto,sendmsg,write")
     assert (status, said) == (0, "1400\n")
     assert len(re.findall(r"\bsend(?:to|msg|mmsg)\(", trace)) == 1
 
@@ -413,22 +389,15 @@ print(sock.run(batch)[3].mtu)
 @needs_strace
 @pytest.mark.parametrize("opener", ["nl.Socket(fd)", "nl.raw_socket(fd, 2, 2, 0)",
                                     "nl.netns_write(fd, '/proc/sys/net/ipv4/ip_forward', '1')"])  # fmt: skip
-def test_a_thread_that_cannot_return_ends_the_process(
-    nl: ModuleType, netns: Netns, tmp_path: Path, opener: str
-) -> None:
-    program = (
-        IMPORTS
-        + f"""
+def test_a_thread_that_cannot_return_ends_the_process(traced: Traced, opener: str) -> None:
+    program = f"""
 try:
     {opener}
 except BaseException:
     pass
 print("still here")
 """
-    )
-    args = [nl.__name__, f"/run/netns/{netns.name}"]
-    inject = "inject=setns:error=EPERM:when=2+"
-    status, said, _ = traced(tmp_path, "-e", "trace=setns", "-e", inject, program=program, args=args)
+    status, said, _ = traced(program, *injecting("setns", "error=EPERM:when=2+"))
     assert status == -signal.SIGABRT or status == 128 + signal.SIGABRT
     assert "cannot return from a network namespace" in said
     assert "still here" not in said
@@ -473,12 +442,9 @@ NO_ANSWER = f"get link ifindex 1: no answer in 30 seconds: Connection timed out 
         (ASKED, ["recvfrom:error=EINTR:when=1", "sendto:error=EINTR:when=1"], "lo"),
     ],
 )
-def test_a_fault_of_the_kernel(
-    nl: ModuleType, netns: Netns, tmp_path: Path, program: str, faults: list[str], wanted: str
-) -> None:
+def test_a_fault_of_the_kernel(traced: Traced, program: str, faults: list[str], wanted: str) -> None:
     """The thread is in its own namespace afterwards, and no descriptor is left."""
     options = ["-e", "trace=" + ",".join(fault.partition(":")[0] for fault in faults)]
     options += [word for fault in faults for word in ("-e", f"inject={fault}")]
-    args = [nl.__name__, f"/run/netns/{netns.name}"]
-    status, said, _ = traced(tmp_path, *options, program=IMPORTS + program, args=args)
+    status, said, _ = traced(program, *options)
     assert (status, said) == (0, f"{wanted}\n")

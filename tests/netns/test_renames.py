@@ -1,91 +1,86 @@
-"""Devices that udev renames while an ADD looks for them."""
+"""Devices that udev renames while the plugin looks for them."""
 
 from __future__ import annotations
+
+import json
 
 import pytest
 
 from harness.veth import Node
 
-# What happens between two calls of the plugin's own; ``moment`` is called once.
+# Executes a script right before the ``number``-th send of the plugin to the kernel, or right after it.
 PRELUDE = """\
-import os, subprocess, sriov_fast.{module} as module
-kept, once = module.{name}, []
-def moment(*words, **more):
-    {before}
-    if not once:
-        once.append(subprocess.run({script!r}, shell=True, check=True))
-    {after}
-module.{name} = moment
+import subprocess
+from types import SimpleNamespace
+from sriov_fast.kernel import backend
+
+class Socket(backend.nl.Socket):
+    sends = 0
+
+    def run(self, *words, **more):
+        Socket.sends += 1
+        if Socket.sends != {number}:
+            return super().run(*words, **more)
+        if {before}:
+            subprocess.run({script!r}, shell=True, check=True)
+        try:
+            return super().run(*words, **more)
+        finally:
+            if not {before}:
+                subprocess.run({script!r}, shell=True, check=True)
+
+backend.nl = SimpleNamespace(**vars(backend.nl) | {{"Socket": Socket}})
 """
-BEFORE = {"before": "pass", "after": "return kept(*words, **more)"}
-AFTER = {"before": "found = kept(*words, **more)", "after": "return found"}
+MOMENTS = pytest.mark.parametrize("before", [True, False], ids=["before", "after"])
 
 
-def interfere(node: Node, module: str, name: str, when: dict[str, str], script: str) -> None:
-    """Run a script before or after the first call of a function of the plugin."""
-    program = PRELUDE.format(module=module, name=name, script=script, **when)
-    node.prelude = f"exec({program!r})"
-
-
-def rename(node: Node, old: str, new: str) -> str:
-    """Return the commands that rename a device, in the kernel and in the tree."""
-    net = next(path.parent for path in node.tree.sys.glob(f"devices/*/*/*/net/{old}"))
-    known = node.tree.sys / "class/net"
-    return (
-        f"ip link set {old} down; ip link set {old} name {new};"
-        f"mv {net}/{old} {net}/{new}; rm {known}/{old}; ln -s {net}/{new} {known}/{new};"
-    )
-
-
-@pytest.mark.parametrize(
-    ("module", "name", "when"),
-    [
-        ("vf.select", "_vf_from", AFTER),
-        ("vf.candidate", "read", BEFORE),
-        ("vf.candidate", "_use", BEFORE),
-        ("vf.select", "choose", AFTER),
-        ("vf.attach", "configure", BEFORE),
-        ("vf.move", "enter", BEFORE),
-    ],
-)
-def test_a_vf_that_is_renamed_meanwhile(node: Node, module: str, name: str, when: dict[str, str]) -> None:
-    """A pod got the host's device, which had taken the VF's name between the look at sysfs and the move."""
+def interfere(node: Node, number: int, before: bool, name: str, new: str) -> None:
+    """Rename a device, in the kernel and in the tree, and give another one its name, at that send."""
     node.nip("link", "add", "uplink", "type", "veth", "peer", "name", "switch")
-    index, mac = node.link("pf0v0")["ifindex"], node.link("pf0v0")["address"]
-    interfere(node, module, name, when, rename(node, "pf0v0", "ens1v0") + "ip link set uplink name pf0v0")
-    pod = node.pod()
+    net = next(path.parent for path in node.tree.sys.glob(f"devices/*/*/*/net/{name}"))
+    known = node.tree.sys / "class/net"
+    script = (
+        f"ip link set {name} down; ip link set {name} name {new};"
+        f"mv {net}/{name} {net}/{new}; rm {known}/{name}; ln -s {net}/{new} {known}/{new};"
+        f"ip link set uplink name {name}"
+    )
+    node.prelude = f"exec({PRELUDE.format(number=number, before=before, script=script)!r})"
+
+
+@pytest.mark.parametrize("number", [1, 2, 3, 4])  # two reads, down, the move
+@MOMENTS
+def test_a_vf_that_is_renamed_meanwhile(node: Node, number: int, before: bool) -> None:
+    """A pod got the host's device, which had taken the VF's name between the look at sysfs and the move."""
+    node.nip("link", "set", "pf0v0", "up")
+    mac, pod = node.link("pf0v0")["address"], node.pod()
+    interfere(node, number, before, "pf0v0", "ens1v0")
     node.add(node.conf(vf=0), pod)
     assert node.link("eth0", pod)["address"] == mac
-    assert node.link("pf0v0")["link_type"] == "ether"
-    assert "pf0v0" in node.links()
+    assert "pf0v0" in node.links(), "the other device"
     node.prelude = "pass"
     node.delete(node.conf(), pod)
     assert mac in {node.link(item)["address"] for item in node.links()}
-    assert index
     assert node.records() == []
 
 
-def test_a_pf_that_is_renamed_meanwhile(node: Node) -> None:
+@MOMENTS
+def test_a_pf_that_is_renamed_meanwhile(node: Node, before: bool) -> None:
     """The settings of a VF went through another device, which had taken the PF's name."""
-    node.nip("link", "add", "uplink", "type", "veth", "peer", "name", "switch")
-    index = node.link("pf0")["ifindex"]
-    script = rename(node, "pf0", "ens1") + "ip link set uplink name pf0"
-    interfere(node, "vf.select", "choose", AFTER, script)
-    pod = node.pod()
+    index, pod = node.link("pf0")["ifindex"], node.pod()
+    interfere(node, 1, before, "pf0", "ens1")
     node.add(node.conf(vf=0), pod)
-    assert f'"pf_index":{index},' in node.record().read_text().replace(" ", "")
-    assert '"pf":"ens1"' in node.record().read_text().replace(" ", "")
+    record = json.loads(node.record().read_text())
+    assert (record["pf"], record["pf_index"]) == ("ens1", index)
 
 
-def test_a_vf_that_is_renamed_on_the_way_home(node: Node) -> None:
+@MOMENTS
+def test_a_vf_that_is_renamed_on_the_way_home(node: Node, before: bool) -> None:
     """A DEL brought the device up that had taken the VF's name, and left the VF as the pod had it."""
-    node.nip("link", "add", "uplink", "type", "veth", "peer", "name", "switch")
     node.nip("link", "set", "pf0v0", "up")
-    mac, own = node.link("pf0v0")["address"], node.link("uplink")["address"]
-    pod = node.pod()
+    mac, pod = node.link("pf0v0")["address"], node.pod()
     node.add(node.conf(vf=0), pod)
-    script = rename(node, "pf0v0", "ens1v0") + "ip link set uplink name pf0v0"
-    interfere(node, "vf.move", "Release._in_host", BEFORE, script)
+    interfere(node, 4, before, "pf0v0", "ens1v0")  # the first one in the host after the move
+    own = node.link("uplink")["address"]
     node.delete(node.conf(), pod)
     found = {node.link(name)["address"]: node.link(name) for name in node.links()}
     assert (found[mac]["ifname"], "UP" in found[mac]["flags"]) == ("ens1v0", True)

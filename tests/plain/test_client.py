@@ -186,8 +186,15 @@ def replying(output: bytes = b"{}\n", status: int = 0) -> Behaviour:
     return lambda connection, _: connection.sendall(REPLY.pack(MAGIC, status, len(output), 0) + output)
 
 
-def saying(raw: bytes) -> Behaviour:
-    return lambda connection, _: connection.sendall(raw)
+def logging(text: bytes, then: Behaviour) -> Behaviour:
+    """Write to the caller's stderr first."""
+
+    def behave(connection: socket.socket, request: Request) -> None:
+        with open(os.dup(request.files[-1]), "wb") as file:
+            file.write(text)
+        then(connection, request)
+
+    return behave
 
 
 def silent(connection: socket.socket, _: Request) -> None:
@@ -319,57 +326,38 @@ def test_a_namespace_that_cannot_be_opened_does_not(client: Path, address: Path,
     assert server.requests[0].flags == HAS_STDERR
 
 
-def test_the_server_writes_to_the_callers_stderr(client: Path, address: Path) -> None:
-    def behave(connection: socket.socket, request: Request) -> None:
-        os.write(request.files[-1], b"a line of the log\n")
-        replying()(connection, request)
+ENDINGS: dict[str, Behaviour] = {
+    "replies": replying(),
+    "refuses": replying(b"", -1),
+    "leaves": leaving,
+    "is silent": silent,
+}
 
-    with FakeServer(address, behave):
-        assert call(client, address).stderr == b"a line of the log\n"
 
-
-def test_a_long_log_arrives_whole(client: Path, address: Path) -> None:
+@pytest.mark.parametrize("ending", ENDINGS)
+def test_the_servers_log_arrives_whole(client: Path, address: Path, ending: str) -> None:
     log = os.urandom(1 << 20)
-
-    def behave(connection: socket.socket, request: Request) -> None:
-        with open(os.dup(request.files[-1]), "wb") as file:
-            file.write(log)
-        replying()(connection, request)
-
-    with FakeServer(address, behave):
-        done = call(client, address)
-    assert (done.returncode, done.stdout, done.stderr) == (0, b"{}\n", log)
+    with FakeServer(address, logging(log, ENDINGS[ending])):
+        done = call(client, address, env=ADD | {"SRIOV_FAST_WAIT": "0.2" if ending == "is silent" else ""})
+    assert done.stderr == log
+    assert (done.returncode == 0, done.stdout == b"{}\n") == (ending != "is silent", ending == "replies")
 
 
 def test_the_log_arrives_before_the_reply(client: Path, address: Path) -> None:
     read = threading.Event()
 
-    def behave(connection: socket.socket, request: Request) -> None:
-        os.write(request.files[-1], b"working\n")
+    def wait(connection: socket.socket, request: Request) -> None:
         assert read.wait(30)
         replying()(connection, request)
 
     env = {"SRIOV_FAST_SOCKET": str(address)}
-    with FakeServer(address, behave):
+    with FakeServer(address, logging(b"working\n", wait)):
         argv: list[Any] = [client]
         with subprocess.Popen(argv, env=env, stdin=subprocess.DEVNULL, stderr=subprocess.PIPE) as process:
             assert process.stderr
             assert process.stderr.readline() == b"working\n"
             read.set()
             assert process.wait(30) == 0
-
-
-@pytest.mark.parametrize("ending", ["refuses", "leaves", "is silent"])
-def test_the_log_of_a_server_that_fails_arrives(client: Path, address: Path, ending: str) -> None:
-    then: dict[str, Behaviour] = {"refuses": replying(b"", -1), "leaves": leaving, "is silent": silent}
-
-    def behave(connection: socket.socket, request: Request) -> None:
-        os.write(request.files[-1], b"so far\n")
-        then[ending](connection, request)
-
-    with FakeServer(address, behave):
-        done = call(client, address, env=ADD | {"SRIOV_FAST_WAIT": "0.2"} if ending == "is silent" else ADD)
-    assert done.stderr == b"so far\n"
 
 
 @pytest.mark.parametrize("size", [0, 1, 65_536, 300_000, 5 << 20])
@@ -402,13 +390,19 @@ def test_stdin_in_pieces(client: Path, address: Path, blocking: bool) -> None:
     assert server.requests[0].stdin == b"piece piece piece "
 
 
+@pytest.fixture
+def terminal() -> Iterator[int]:
+    """A terminal on which nothing is typed."""
+    controller, fd = pty.openpty()
+    yield fd
+    os.close(fd)
+    os.close(controller)
+
+
 @pytest.mark.parametrize("env", [{}, {"CNI_COMMAND": ""}, {"CNI_COMMAND": "VERSION"}])
-def test_a_terminal_is_not_read(client: Path, address: Path, env: dict[str, str]) -> None:
-    controller, terminal = pty.openpty()
+def test_a_terminal_is_not_read(client: Path, address: Path, terminal: int, env: dict[str, str]) -> None:
     with FakeServer(address, replying()) as server:
         assert call(client, address, env=env, stdin=terminal).returncode == 0
-    os.close(terminal)
-    os.close(controller)
     assert server.requests[0].stdin == b""
 
 
@@ -465,8 +459,10 @@ def test_a_reply_to_a_request_that_was_not_read(client: Path, address: Path) -> 
 # --- without a server
 
 
-def test_no_socket(client: Path, address: Path) -> None:
-    assert_in_process(call(client, address))
+@pytest.mark.parametrize("env", [{}, {"SRIOV_FAST_TOKEN": "00" * 16}], ids=["no token", "another call's"])
+def test_no_socket(client: Path, address: Path, env: dict[str, str]) -> None:
+    """A token of another call is dropped."""
+    assert_in_process(call(client, address, env=ADD | env))
 
 
 def test_none_asks_nobody(client: Path, address: Path) -> None:
@@ -496,10 +492,6 @@ def test_a_socket_of_others(compiled: bytes, address: Path) -> None:
     assert server.requests == []
 
 
-def test_a_token_of_another_call_is_dropped(client: Path, address: Path) -> None:
-    assert_in_process(call(client, address, env=ADD | {"SRIOV_FAST_TOKEN": "00" * 16}))
-
-
 # --- a server that fails
 
 WRONG = {
@@ -519,7 +511,7 @@ WRONG = {
 
 @pytest.mark.parametrize("raw", WRONG.values(), ids=WRONG)
 def test_not_a_whole_reply(client: Path, address: Path, raw: bytes) -> None:
-    with FakeServer(address, saying(raw)) as server:
+    with FakeServer(address, lambda connection, _: connection.sendall(raw)) as server:
         done = call(client, address)
     assert_in_process(done, server.requests[0].token)
 
@@ -543,13 +535,12 @@ def test_a_server_that_leaves_while_it_reads(client: Path, address: Path, read: 
     assert len(first.split()[-1]) in ((32,) if read else (32, 4))  # 4: it left before anything was sent
 
 
-def test_the_reader_of_a_terminal_still_has_it(compiled: bytes, address: Path, tmp_path: Path) -> None:
+def test_the_reader_of_a_terminal_still_has_it(
+    compiled: bytes, address: Path, tmp_path: Path, terminal: int
+) -> None:
     program = write(tmp_path / "sriov", compiled + trailer("/bin/sh", "-c", "test -t 0 && echo terminal"))
-    controller, terminal = pty.openpty()
     with FakeServer(address, leaving):
         done = call(program, address, env={"CNI_COMMAND": "VERSION"}, stdin=terminal)
-    os.close(terminal)
-    os.close(controller)
     assert done.stdout == b"terminal\n"
 
 
@@ -574,11 +565,17 @@ def test_the_limit(client: Path, address: Path) -> None:
     assert len(server.requests) == 1
 
 
-def test_the_limit_for_what_is_not_read(client: Path, address: Path) -> None:
+@pytest.fixture
+def deaf(address: Path) -> Iterator[Path]:
+    """The address of a server that never answers."""
     with socket.socket(socket.AF_UNIX) as listener:
         listener.bind(str(address))
-        listener.listen(8)
-        done = call(client, address, bytes(5 << 20), env=ADD | {"SRIOV_FAST_WAIT": "0.2"})
+        listener.listen(64)
+        yield address
+
+
+def test_the_limit_for_what_is_not_read(client: Path, deaf: Path) -> None:
+    done = call(client, deaf, bytes(5 << 20), env=ADD | {"SRIOV_FAST_WAIT": "0.2"})
     assert error_of(done)["code"] == 11
 
 
@@ -619,15 +616,6 @@ def worded(client: Path, address: Path, stdin: bytes) -> str:
     """The version of an error that the client words itself."""
     done = call(client, address, stdin, env=ADD | {"SRIOV_FAST_WAIT": "0.001"})
     return str(error_of(done)["cniVersion"])
-
-
-@pytest.fixture
-def deaf(address: Path) -> Iterator[Path]:
-    """The address of a server that never answers."""
-    with socket.socket(socket.AF_UNIX) as listener:
-        listener.bind(str(address))
-        listener.listen(64)
-        yield address
 
 
 VERSIONS = [*config.VERSIONS, "", "0.5.0", "1.1", "1.1.00", "1.0.0\\u0041", '1.0.0\\"', "2.0.0"]
@@ -867,19 +855,25 @@ def test_an_interpreter_that_cannot_be_executed(
     assert error["msg"] == words + ("" if served else " (No such file or directory)")
 
 
+def asking(program: Path, address: Path) -> subprocess.Popen[bytes]:
+    """Start an ADD."""
+    env = ADD | {"SRIOV_FAST_SOCKET": str(address)}
+    process = subprocess.Popen([program], env=env, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    assert process.stdin
+    process.stdin.write(CONFIG)
+    process.stdin.close()
+    process.stdin = None
+    return process
+
+
 def test_a_server_that_starts_is_waited_for(compiled: bytes, address: Path, tmp_path: Path) -> None:
     """An interpreter that is there but cannot be executed is none."""
     write(tmp_path / "python", b"")
     program = write(tmp_path / "sriov", compiled + trailer(bytes(tmp_path / "python"), "-c", "pass"))
-    asking = subprocess.Popen(
-        [program],
-        env=ADD | {"SRIOV_FAST_SOCKET": str(address)},
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-    )
+    process = asking(program, address)
     time.sleep(0.2)
     with FakeServer(address, replying()) as server:
-        assert asking.communicate(CONFIG, timeout=60)[0] == b"{}\n"
+        assert process.communicate(timeout=60)[0] == b"{}\n"
     assert server.requests[0].stdin == CONFIG
 
 
@@ -940,22 +934,13 @@ def test_an_unreported_attachment_is_deleted_by_the_server(
 def test_a_server_that_is_being_replaced_is_waited_for(bare: Path, address: Path) -> None:
     """The first server ends with the request; the next one is asked again, with the same token."""
     with FakeServer(address, leaving) as first:
-        asking = subprocess.Popen(
-            [bare],
-            env=ADD | {"SRIOV_FAST_SOCKET": str(address)},
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-        )
-        assert asking.stdin
-        asking.stdin.write(CONFIG)
-        asking.stdin.close()
-        asking.stdin = None
+        process = asking(bare, address)
         while not first.requests:
             time.sleep(0.01)
     address.unlink()
     time.sleep(0.2)
     with FakeServer(address, replying()) as second:
-        assert asking.communicate(timeout=60)[0] == b"{}\n"
+        assert process.communicate(timeout=60)[0] == b"{}\n"
     assert second.requests[0].token == first.requests[0].token
     assert second.requests[0].stdin == CONFIG
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -14,7 +13,6 @@ from harness.sysfs_tree import Tree, build_tree
 from sriov_fast.common.errors import ConfigError
 from sriov_fast.common.log import Logger
 from sriov_fast.common.paths import Roots
-from sriov_fast.kernel import backend
 from sriov_fast.vf import irq
 
 
@@ -99,22 +97,6 @@ def test_apply_says_what_was_taken(tree: Tree, roots: Roots, capfd: pytest.Captu
     assert said.count("\n") == 1, "an interrupt that is gone is no fault"
     assert "irq=102" in said
     assert "Is a directory" in said
-
-
-def test_a_managed_interrupt_is_named(
-    roots: Roots, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Only a real kernel says EIO, so the answer of the write is made up here."""
-
-    def write_masks(pairs: Sequence[tuple[int, str]], root: str) -> list[int]:
-        return [5 if number == 100 else 0 for number, _ in pairs]
-
-    monkeypatch.setattr(backend.irq, "write_masks", write_masks)
-    assert irq.apply({100: "02", 101: "04"}, roots, Logger()) == {101: "04"}
-    said = capfd.readouterr().err
-    assert "level=warning" in said
-    assert "the kernel manages this interrupt itself" in said
-    assert "irq=100" in said
 
 
 def test_differing(tree: Tree, roots: Roots) -> None:

@@ -10,6 +10,7 @@ import fcntl
 import json
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -210,6 +211,16 @@ class Node(Runtime):
         path.write_text(f"#!/bin/sh\nROOT={self.root}\n{log}\n{script}\nexit 0\n")
         path.chmod(0o755)
         return path
+
+    def other_ipam(self, name: str = "txipam", **scripts: str) -> dict[str, Any]:
+        """Install an IPAM plugin with a script for each verb; return the ``ipam`` object that names it.
+
+        Its ADD gives 10.1.0.2/24 unless a script for ADD says otherwise.
+        """
+        given = {"ADD": said({"ips": [{"address": "10.1.0.2/24"}]})} | scripts
+        cases = "\n".join(f"{verb}) {script} ;;" for verb, script in given.items())
+        self.delegate(name, f'case "$CNI_COMMAND" in\n{cases}\nesac')
+        return {"type": name, "delegate": True}
 
     def calls(self) -> list[str]:
         """Return the verbs that ``delegate``'s plugins were called with, in order."""
@@ -473,6 +484,11 @@ def held_up(node: Node, kind: str = "host-local", give: str = '{"ips":[{"address
     say = 'echo $$ > "$ROOT/waits-$CNI_CONTAINERID"'
     wait = 'while [ -d "$ROOT" ] && [ ! -e "$ROOT/go" ]; do sleep 0.02; done'
     node.delegate(kind, f"[ \"$CNI_COMMAND\" = ADD ] || exit 0\n{say}\n{wait}\necho '{give}'")
+
+
+def said(document: object) -> str:
+    """Return a command that prints JSON."""
+    return f"printf '%s' {shlex.quote(json.dumps(document))}"
 
 
 def waits(node: Node, container: str) -> int:

@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 
-from harness.veth import MakeNode, Node
+from harness.sysfs_tree import build_tree
+from harness.veth import MakeNode, Node, said
 
 pytestmark = pytest.mark.modes("process", "resident")
 
@@ -20,10 +21,9 @@ def static(*addresses: dict[str, Any], **more: Any) -> dict[str, Any]:
     return {"type": "static", "addresses": list(addresses), **more}
 
 
-def answer(node: Node, body: dict[str, Any], name: str = "txipam") -> None:
-    """Install a delegate that answers every ADD with ``body``."""
-    (node.root / "answer.json").write_text(json.dumps(body))
-    node.delegate(name, '[ "$CNI_COMMAND" = ADD ] && cat "$ROOT/answer.json"; exit 0')
+def answering(node: Node, **body: Any) -> dict[str, Any]:
+    """Install an IPAM plugin that answers every ADD with ``body``; return the ``ipam`` object."""
+    return node.other_ipam(ADD=said(body))
 
 
 @pytest.mark.parametrize("version", [None, *VERSIONS])
@@ -31,8 +31,7 @@ def test_every_version_round_trip(node: Node, version: str | None) -> None:
     conf = node.conf(cniVersion=version, ipam=node.host_local(routes=[{"dst": "0.0.0.0/0"}]))
     if version == "1.1.0":  # Debian's host-local is older than that
         ips = [{"address": "10.77.0.2/24", "gateway": "10.77.0.1"}]
-        answer(node, {"cniVersion": version, "ips": ips, "routes": [{"dst": "0.0.0.0/0"}]})
-        conf["ipam"] = {"type": "txipam", "delegate": True}
+        conf["ipam"] = answering(node, cniVersion=version, ips=ips, routes=[{"dst": "0.0.0.0/0"}])
     before, pod = node.state(), node.pod()
     found = node.add(conf, pod)
     mac = before["pf0v0"]["address"]
@@ -52,7 +51,7 @@ def test_every_version_round_trip(node: Node, version: str | None) -> None:
         expected = head | body
     assert found == expected
     if version in ("0.4.0", "1.0.0", "1.1.0"):
-        assert node.run("CHECK", conf | {"prevResult": found}, pod).status == 0
+        node.check(conf, pod, found)
     node.delete(conf | ({} if version is None else {"prevResult": found}), pod)
     assert (node.state(), node.leases(), node.records(), node.locks()) == (before, [], [], [])
 
@@ -86,7 +85,7 @@ def test_dual_stack_where_ipv6_is_off(either: Node) -> None:
     assert node.addresses("eth0", pod) == ["10.1.0.2/24", "fd00:1::2/64"]
     assert node.routes(pod, "default")[0]["gateway"] == "10.1.0.1"
     assert node.routes(pod, "default", family="-6")[0]["gateway"] == "fd00:1::1"
-    assert node.run("CHECK", conf | {"prevResult": found}, pod).status == 0
+    node.check(conf, pod, found)
     node.delete(conf, pod)
     assert node.state() == before
 
@@ -98,11 +97,9 @@ def test_routes_with_every_attribute_and_dns_of_the_configuration(either: Node) 
         {"dst": "198.51.100.0/24", "scope": 253},
         {"dst": "203.0.113.0/24"},
     ]
-    theirs, ours = {"domain": "b.example"}, {"nameservers": ["192.0.2.53"]}
-    answer(
-        node, {"ips": [{"address": "10.1.0.2/24", "gateway": "10.1.0.1"}], "routes": routes, "dns": theirs}
-    )
-    conf = node.conf(cniVersion="1.1.0", ipam={"type": "txipam", "delegate": True}, dns=ours)
+    ips, ours = [{"address": "10.1.0.2/24", "gateway": "10.1.0.1"}], {"nameservers": ["192.0.2.53"]}
+    ipam = answering(node, ips=ips, routes=routes, dns={"domain": "b.example"})
+    conf = node.conf(cniVersion="1.1.0", ipam=ipam, dns=ours)
     found = node.add(conf, pod)
     assert (found["routes"], found["dns"]) == (routes, ours)
     (full,) = node.routes(pod, "table", "1000")
@@ -112,7 +109,7 @@ def test_routes_with_every_attribute_and_dns_of_the_configuration(either: Node) 
     assert "gateway" not in by_dst["198.51.100.0/24"]
     assert by_dst["198.51.100.0/24"]["scope"] == "link"
     assert by_dst["203.0.113.0/24"]["gateway"] == "10.1.0.1"
-    assert node.run("CHECK", conf | {"prevResult": found}, pod).status == 0
+    node.check(conf, pod, found)
     node.delete(conf, pod)
 
 
@@ -134,7 +131,7 @@ def test_a_previous_result_is_kept_in_front(node: Node) -> None:
     ]
     assert found["routes"] == [{"dst": "192.0.2.0/24"}]
     assert found["dns"] == {"domain": "earlier.example", "nameservers": ["192.0.2.53"]}
-    assert node.run("CHECK", conf | {"prevResult": found}, pod).status == 0
+    node.check(conf, pod, found)
 
 
 @pytest.mark.modes("process", "resident", "deferred")
@@ -150,13 +147,8 @@ def test_mtu_and_what_was_up_before(either: Node) -> None:
         node.delete(conf, pod)
     assert (before["pf0v0"]["mtu"], before["pf0v0"]["flags"]) == (1300, ["MULTICAST", "UP"])
     assert node.state() == before
-
-
-def test_without_mtu_the_vf_keeps_its_own(node: Node) -> None:
-    node.nip("link", "set", "pf0v0", "mtu", "1300")
-    pod = node.pod()
-    node.add(node.conf(), pod)
-    assert node.link("eth0", pod)["mtu"] == 1300
+    node.add(node.conf(vf=0), pods[0])
+    assert node.link("eth0", pods[0])["mtu"] == 1300, "without a request the VF keeps its own"
 
 
 IPAM: dict[str, Any] = {"ipam": {"type": "txipam", "delegate": True}}
@@ -179,7 +171,7 @@ def test_the_vf_that_was_asked_for(
     node: Node, more: dict[str, Any], args: str, extra: dict[str, Any], given: int
 ) -> None:
     """By configuration, CNI_ARGS, device or IPAM: what comes later in this order wins, and 0 is a choice."""
-    answer(node, {"ips": [{"address": "10.1.0.2/24"}], "extra": extra})
+    answering(node, ips=[{"address": "10.1.0.2/24"}], extra=extra)
     conf = node.conf(cniVersion="1.1.0", **more)
     pci = node.tree.pci(given)
     assert node.add(conf, node.pod(), args=args)["interfaces"][0]["pciID"] == pci
@@ -188,18 +180,14 @@ def test_the_vf_that_was_asked_for(
 
 
 def test_ipam_that_may_choose_runs_before_a_vf_is_touched(node: Node) -> None:
-    node.delegate(
-        "txipam",
-        f"""ls {node.run_dir}/vfs > "$ROOT/$CNI_COMMAND.records" 2>/dev/null
-        [ "$CNI_COMMAND" = ADD ] && echo '{{"ips": [{{"address": "10.1.0.2/24"}}]}}'; exit 0""",
-    )
-    node.add(node.conf(ipam={"type": "txipam", "delegate": True}), node.pod())
-    assert (node.root / "ADD.records").read_text() == ""
+    show = f'ls {node.run_dir}/vfs > "$ROOT/records" 2>/dev/null'
+    node.add(node.conf(ipam=node.other_ipam(ADD=f"{show}; {said({'ips': []})}")), node.pod())
+    assert (node.root / "records").read_text() == ""
 
 
 def test_a_delegate_gets_what_it_needs(node: Node) -> None:
-    node.delegate("txipam", 'cat > "$ROOT/stdin"; env > "$ROOT/env"; echo "{\\"ips\\":[]}"')
-    conf, pod = node.conf(ipam={"type": "txipam", "delegate": True, "remote": "x"}), node.pod()
+    ipam = node.other_ipam(ADD=f'cat > "$ROOT/stdin"; env > "$ROOT/env"; {said({"ips": []})}')
+    conf, pod = node.conf(ipam=ipam | {"remote": "x"}), node.pod()
     node.add(conf, pod, args="PodID=1;K8S_POD_NAME=p")
     assert json.loads((node.root / "stdin").read_text()) == conf
     lines = (node.root / "env").read_text().splitlines()
@@ -214,9 +202,8 @@ def test_a_delegate_gets_what_it_needs(node: Node) -> None:
 
 
 def test_a_result_without_address_is_none_of_our_business(node: Node) -> None:
-    node.delegate("txipam", 'echo "{\\"cniVersion\\":\\"1.0.0\\",\\"ips\\":[]}"')
     pod = node.pod()
-    assert "ips" not in node.add(node.conf(ipam={"type": "txipam", "delegate": True}), pod)
+    assert "ips" not in node.add(node.conf(ipam=answering(node, cniVersion="1.0.0", ips=[])), pod)
     assert node.addresses("eth0", pod) == []
 
 
@@ -263,14 +250,18 @@ def test_a_name_that_both_sides_know(node: Node) -> None:
     assert node.link("pf0v0", pod)["address"] != before["pf0v0"]["address"]
 
 
-def test_masters_in_order(make_node: MakeNode) -> None:
-    """The first PF with a free VF gives it."""
-    from harness.sysfs_tree import build_tree
-
+def two_pfs(make_node: MakeNode, numa: int) -> Node:
+    """Return a node with two PFs, each with one VF; ``numa`` is the second one's."""
     node = make_node(vfs=1)
-    build_tree(node.root / "tree", pf="pf1", vfs=1, pf_pci="0000:02:00.0", numa=0)
+    build_tree(node.root / "tree", pf="pf1", vfs=1, pf_pci="0000:02:00.0", numa=numa)
     node.nip("link", "add", "pf1", "type", "veth", "peer", "name", "pf1-peer")
     node.nip("link", "add", "pf1v0", "type", "veth", "peer", "name", "pf1-vf-peer")
+    return node
+
+
+def test_masters_in_order(make_node: MakeNode) -> None:
+    """The first PF with a free VF gives it."""
+    node = two_pfs(make_node, numa=0)
     conf = node.conf(master=["pf1", "pf0"], cniVersion="1.1.0")
     pods = [node.pod(), node.pod(), node.pod()]
     given = [node.add(conf, pod)["interfaces"][0]["pciID"] for pod in pods[:2]]
@@ -279,25 +270,11 @@ def test_masters_in_order(make_node: MakeNode) -> None:
 
 
 def test_the_pf_near_the_cores_comes_first(make_node: MakeNode) -> None:
-    from harness.sysfs_tree import build_tree
-
-    node = make_node(vfs=1)
-    build_tree(node.root / "tree", pf="pf1", vfs=1, pf_pci="0000:02:00.0", numa=1)
-    node.nip("link", "add", "pf1", "type", "veth", "peer", "name", "pf1-peer")
-    node.nip("link", "add", "pf1v0", "type", "veth", "peer", "name", "pf1-vf-peer")
+    node = two_pfs(make_node, numa=1)
     for core, numa in ((1, 0), (5, 1)):
         (node.tree.sys / f"devices/system/cpu/cpu{core}/node{numa}").mkdir(parents=True)
     conf = node.conf(master=["pf0", "pf1"], cniVersion="1.1.0")
     assert node.add(conf, node.pod(), args="CORES=5")["interfaces"][0]["pciID"] == "0000:02:10.0"
-
-
-@pytest.mark.modes("process")
-def test_files_are_for_root_alone(node: Node) -> None:
-    node.add(node.conf(), node.pod())
-    paths = node.run_dir.rglob("*")
-    modes = {path.relative_to(node.run_dir).as_posix(): path.stat().st_mode & 0o777 for path in paths}
-    assert modes == {"vfs": 0o700, "locks": 0o700, f"vfs/{node.records()[0]}": 0o600}
-    assert node.run_dir.stat().st_mode & 0o777 == 0o700
 
 
 def test_the_log_says_who_and_what(node: Node) -> None:

@@ -152,17 +152,15 @@ def test_an_undo_that_cannot_find_the_vf(node: Node) -> None:
 @needs_strace
 def test_an_earlier_add_whose_address_cannot_be_given_back(node: Node) -> None:
     """A second ADD forgot the record of a first one that was killed, and with it the address."""
-    given = 'if [ "$CNI_COMMAND" = ADD ]; then echo \'{"ips":[{"address":"10.1.0.2/24"}]}\'; exit 0; fi'
-    node.delegate("txipam", f'{given}\n[ "$CNI_COMMAND" = DEL ] && [ -e "$ROOT/down" ] && exit 1')
-    conf, pod = node.conf(vf=0, ipam={"type": "txipam", "delegate": True}), node.pod()
+    conf, pod = node.conf(vf=0, ipam=node.other_ipam()), node.pod()
     draft = str(node.run_dir / "vfs" / f".{node.tree.pci(0)}")
     node.run("ADD", conf, pod, wrap=interfered("rename", "signal=SIGKILL:when=2", draft))
     record = node.records()
     assert len(record) == 1
-    (node.root / "down").touch()
+    node.other_ipam(DEL="exit 1")
     node.refused(102, "ADD", conf, pod)
     assert node.records() == record
-    (node.root / "down").unlink()
+    node.other_ipam()
     node.add(conf, pod)
     node.delete(conf, pod)
     assert node.records() == []

@@ -7,29 +7,28 @@ from typing import Any
 
 import pytest
 
+from harness.server import interfered, needs_strace
 from harness.veth import MakeNode, Node, ResidentNode, flocked
 
 pytestmark = pytest.mark.modes("process", "resident")
 
 LIMIT = 0.6
 SLACK = 30.0  # seconds for processes and the undo on a busy machine; what would wait does so for 120
-NEVER = "[ $CNI_COMMAND = VERB ] && exec sleep 120"
-GIVES = """[ $CNI_COMMAND = ADD ] && echo '{"ips":[{"address":"10.1.0.2/24"}]}'"""
+NEVER = "exec sleep 120"
 
 
-def late(node: Node, command: str, conf: dict[str, Any], pod: str, limit: float = LIMIT) -> str:
+def late(node: Node, command: str, conf: dict[str, Any], pod: str) -> str:
     """Execute the plugin, which must end in time with code 11; return its message."""
     began = time.monotonic()
     said = node.refused(11, command, conf, pod)
-    assert limit / 2 < time.monotonic() - began < limit + SLACK
+    assert LIMIT / 2 < time.monotonic() - began < LIMIT + SLACK
     return said
 
 
 @pytest.mark.parametrize("kind", ["txipam", "host-local"])  # before the choice of the VF; during the move
 def test_an_ipam_that_never_ends(node: Node, kind: str) -> None:
     pod = node.pod()
-    node.delegate(kind, NEVER.replace("VERB", "ADD"))
-    conf = node.conf(timeout=LIMIT, ipam={"type": kind, "delegate": True})
+    conf = node.conf(timeout=LIMIT, ipam=node.other_ipam(kind, ADD=NEVER))
     before = node.kept()
     assert "has not ended after" in late(node, "ADD", conf, pod)
     assert node.calls() == ["ADD", "DEL"]
@@ -39,33 +38,21 @@ def test_an_ipam_that_never_ends(node: Node, kind: str) -> None:
 
 def test_a_del_whose_ipam_never_ends_can_be_repeated(node: Node) -> None:
     pod = node.pod()
-    node.delegate("host-local", GIVES)
-    conf = node.conf(timeout=LIMIT, ipam={"type": "host-local", "delegate": True})
+    conf = node.conf(timeout=LIMIT, ipam=node.other_ipam("host-local", DEL=NEVER))
     node.add(node.conf(ipam=conf["ipam"]), pod)
-    node.delegate("host-local", NEVER.replace("VERB", "DEL"))
     late(node, "DEL", conf, pod)
     assert len(node.records()) == 1
-    node.delegate("host-local", "true")
+    node.other_ipam("host-local")
     node.delete(conf, pod)
     assert node.records() == []
 
 
-@pytest.mark.parametrize("command", ["ADD", "DEL"])
-def test_a_lock_of_the_owner_that_is_held(node: Node, command: str) -> None:
-    pod = node.pod()
+@pytest.mark.parametrize(("command", "lock"), [("ADD", "owner"), ("DEL", "owner"), ("ADD", "vf")])
+def test_a_lock_that_is_held(node: Node, command: str, lock: str) -> None:
+    pod, pci = node.pod(), node.tree.pci(0)
     before = node.state()
-    with flocked(node.run_dir / "locks" / f"owner-{pod}~eth0"):
-        assert "not free within" in late(node, command, node.conf(timeout=LIMIT), pod)
-    assert node.state() == before
-
-
-def test_a_lock_of_the_vf_that_is_held(node: Node) -> None:
-    pod = node.pod()
-    pci = node.tree.pci(0)
-    before = node.state()
-    with flocked(node.run_dir / "locks" / f"vf-{pci}"):
-        conf = node.conf(timeout=LIMIT, deviceID=pci)
-        assert "not free within" in late(node, "ADD", conf, pod)
+    with flocked(node.run_dir / "locks" / {"owner": f"owner-{pod}~eth0", "vf": f"vf-{pci}"}[lock]):
+        assert "not free within" in late(node, command, node.conf(timeout=LIMIT, deviceID=pci), pod)
     assert (node.state(), node.records()) == (before, [])
 
 
@@ -80,17 +67,15 @@ def test_a_store_of_addresses_that_is_locked(node: Node) -> None:
     assert node.kept() == before
 
 
+@needs_strace
 @pytest.mark.modes("process")
-def test_a_pf_that_answers_late(node: Node) -> None:
+def test_a_kernel_that_answers_late(node: Node) -> None:
     """A message to the kernel cannot be cut; the ADD fails when it returns, and is undone."""
-    node.prelude = (
-        "import time; from sriov_fast.vf import attach; send = attach.configure; "
-        "attach.configure = lambda *args, **more: (send(*args, **more), time.sleep(1.2))"
-    )
     pod = node.pod()
     conf = node.conf(timeout=1, ipam=node.host_local())
     before = node.kept()
-    assert "timeout = 1: ADD has not ended" in late(node, "ADD", conf, pod, limit=1.2)
+    late = interfered("sendto,sendmsg", "delay_exit=1200000:when=4")
+    assert "timeout = 1: ADD has not ended" in node.refused(11, "ADD", conf, pod, wrap=late)
     assert node.kept() == before
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from harness.veth import Node
+from harness.veth import Node, said
 
 pytestmark = pytest.mark.modes("resident", "deferred")
 
@@ -191,24 +191,18 @@ def test_an_mtu_that_is_no_longer_possible(node: Node) -> None:
 
 def test_ipam_fails(node: Node) -> None:
     """The VF is home; the record stays, so that the next DEL, which the runtime sends, goes to IPAM again."""
-    node.delegate(
-        "txipam",
-        """[ "$CNI_COMMAND" = ADD ] && echo '{"ips":[{"address":"10.1.0.2/24"}]}'
-        [ "$CNI_COMMAND" = DEL ] && [ ! -e "$ROOT/works" ] && exit 3""",
-    )
-    before, pod, conf = node.state(), node.pod(), node.conf(ipam={"type": "txipam", "delegate": True})
+    before, pod, conf = node.state(), node.pod(), node.conf(ipam=node.other_ipam(DEL="exit 3"))
     node.add(conf, pod)
     assert "exit status 3" in node.refused(102, "DEL", conf, pod)
     assert (node.state(), len(node.records()), node.locks()) == (before, 1, [])
-    (node.root / "works").touch()
+    node.other_ipam()
     node.delete(conf, pod)
     assert (node.state(), node.records()) == (before, [])
     assert node.calls() == ["ADD", "DEL", "DEL"]
 
 
 def test_the_ipam_plugin_is_gone(node: Node) -> None:
-    node.delegate("txipam", 'echo "{}"')
-    before, pod, conf = node.state(), node.pod(), node.conf(ipam={"type": "txipam", "delegate": True})
+    before, pod, conf = node.state(), node.pod(), node.conf(ipam=node.other_ipam())
     node.add(conf, pod)
     (node.root / "bin/txipam").unlink()
     assert "txipam" in node.refused(102, "DEL", conf, pod)
@@ -217,10 +211,9 @@ def test_the_ipam_plugin_is_gone(node: Node) -> None:
 
 def test_dhcp_is_released_through_the_interface(node: Node) -> None:
     """Its plugin speaks through the VF, so it has ended before the VF goes."""
-    body = '{"ips":[{"address":"10.1.0.2/24"}]}'
     show = 'sleep 0.2; ip -n "$(basename "$CNI_NETNS")" -o link show eth0 > "$ROOT/$CNI_COMMAND" 2>&1'
-    node.delegate("dhcp", f"{show}; [ \"$CNI_COMMAND\" = ADD ] && echo '{body}'")
-    pod, conf = node.pod(), node.conf(ipam={"type": "dhcp"})
+    address = said({"ips": [{"address": "10.1.0.2/24"}]})
+    pod, conf = node.pod(), node.conf(ipam=node.other_ipam("dhcp", ADD=f"{show}; {address}", DEL=show))
     node.add(conf, pod)
     node.delete(conf, pod)
     for command in ("ADD", "DEL"):
@@ -230,8 +223,8 @@ def test_dhcp_is_released_through_the_interface(node: Node) -> None:
 
 
 def test_no_descriptor_is_left_to_a_delegate(node: Node) -> None:
-    node.delegate("txipam", 'ls -l /proc/$$/fd > "$ROOT/fds-$CNI_COMMAND"; echo "{}"')
-    pod, conf = node.pod(), node.conf(ipam={"type": "txipam", "delegate": True})
+    show = 'ls -l /proc/$$/fd > "$ROOT/fds-$CNI_COMMAND"; echo "{}"'
+    pod, conf = node.pod(), node.conf(ipam=node.other_ipam(ADD=show, DEL=show))
     node.add(conf, pod)
     node.delete(conf, pod)
     for command in ("ADD", "DEL"):

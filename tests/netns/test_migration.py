@@ -8,21 +8,20 @@ from typing import Any
 
 import pytest
 
-from harness.veth import Node
+from harness.veth import Node, said
 
 pytestmark = pytest.mark.modes("resident")
 
 MAC = "02:00:00:00:00:77"
-GIVES = """[ $CNI_COMMAND = ADD ] && echo '{"ips":[{"address":"10.1.0.2/24"}]}'"""
 
 
-def attach_as_sriov_cni(node: Node, pod: str, ifname: str = "net1", **more: Any) -> Path:
+def attach_as_sriov_cni(node: Node, pod: str, **more: Any) -> Path:
     """Do what that plugin's ADD does to the first VF, and write its files; return the configuration's."""
-    name, pci = node.tree.netdev(0), node.tree.pci(0)
+    name = node.tree.netdev(0)
     link = node.link(name)
     node.nip("link", "set", name, "down")
-    node.nip("link", "set", name, "netns", pod, "name", ifname)
-    node.ip("-n", pod, "link", "set", ifname, "address", MAC, "mtu", "1400", "up")
+    node.nip("link", "set", name, "netns", pod, "name", "net1")
+    node.ip("-n", pod, "link", "set", "net1", "address", MAC, "mtu", "1400", "up")
     original = {
         "HostIFName": name,
         "SpoofChk": True,
@@ -37,30 +36,18 @@ def attach_as_sriov_cni(node: Node, pod: str, ifname: str = "net1", **more: Any)
         "LinkState": 0,
         "MTU": link["mtu"],
     }
-    conf = {
-        "cniVersion": "1.0.0",
-        "name": "net1",
-        "type": "sriov",
-        "ipam": {"type": ""},
-        "dns": {},
-        "OrigVfState": original,
-        "Master": "pf0",
-        "MAC": MAC,
-        "MTU": 1400,
-        "vlan": None,
-        "vlanQoS": None,
-        "vlanProto": None,
-        "deviceID": pci,
-        "VFID": 0,
-        "min_tx_rate": None,
-        "max_tx_rate": None,
-        "runtimeConfig": {},
-        "logLevel": "info",
-    }
-    files = node.root / "sriov-cni"
+    unset = dict.fromkeys(("vlan", "vlanQoS", "vlanProto", "min_tx_rate", "max_tx_rate"))
+    conf = {"MAC": MAC, "MTU": 1400, "VFID": 0, "runtimeConfig": {}, "dns": {}, "logLevel": "info"} | unset
+    return written(node, pod, original, **{"ipam": {"type": ""}} | conf | more)
+
+
+def written(node: Node, pod: str, original: dict[str, Any], **more: Any) -> Path:
+    """Write that plugin's files for an attachment of the first VF; return the configuration's."""
+    files, pci = node.root / "sriov-cni", node.tree.pci(0)
     (files / "pci" / "vf_lock").mkdir(parents=True, exist_ok=True)
     (files / "pci" / pci).write_text(f"/run/netns/{pod}")
-    path = files / f"{pod}-{ifname}"
+    conf = conf_of(node) | {"OrigVfState": original, "Master": "pf0"}
+    path = files / f"{pod}-net1"
     path.write_text(json.dumps(conf | more))
     return path
 
@@ -86,8 +73,7 @@ def test_a_del_restores_the_vf(node: Node) -> None:
     before = {name: without_state(shown) for name, shown in node.state().items()}
     pod = node.pod()
     attach_as_sriov_cni(node, pod)
-    node.delegate("host-local", GIVES)
-    conf = conf_of(node, ipam={"type": "host-local", "delegate": True})
+    conf = conf_of(node, ipam=node.other_ipam("host-local"))
     done = node.delete(conf, pod, ifname="net1")
     assert "released an attachment of the SR-IOV CNI" in done.stderr
     assert {name: without_state(shown) for name, shown in node.state().items()} == before
@@ -100,10 +86,8 @@ def test_a_del_after_the_pod_has_ended(node: Node) -> None:
     pod = node.pod()
     before = set(node.state())
     attach_as_sriov_cni(node, pod)
-    node.ip("-n", pod, "link", "set", "net1", "netns", node.host)
-    node.nip("link", "set", "net1", "name", node.tree.netdev(0))
+    node.return_device(pod, ifname="net1")
     node.ip("netns", "del", pod)
-    node.reindex()
     node.delete(conf_of(node), pod, ifname="net1")
     assert set(node.state()) == before
     assert files(node) == []
@@ -123,11 +107,11 @@ def test_a_del_without_the_pf(node: Node) -> None:
 def test_an_ipam_that_fails_keeps_the_files(node: Node) -> None:
     pod = node.pod()
     attach_as_sriov_cni(node, pod)
-    node.delegate("host-local", '[ $CNI_COMMAND = DEL ] && echo \'{"code": 11, "msg": "no"}\' && exit 1')
-    conf = conf_of(node, ipam={"type": "host-local", "delegate": True})
+    fails = said({"code": 11, "msg": "no"}) + "; exit 1"
+    conf = conf_of(node, ipam=node.other_ipam("host-local", DEL=fails))
     node.refused(11, "DEL", conf, pod, ifname="net1")
     assert len(files(node)) == 2
-    node.delegate("host-local", "true")
+    node.other_ipam("host-local")
     node.delete(conf, pod, ifname="net1")
     assert files(node) == []
 
@@ -148,10 +132,7 @@ def test_its_vf_is_not_given_away(node: Node) -> None:
     pod, other = node.pod(), node.pod()
     attach_as_sriov_cni(node, pod)
     assert pod in node.refused(11, "ADD", conf_of(node), other)
-    name = node.tree.netdev(0)
-    node.ip("-n", pod, "link", "set", "net1", "netns", node.host)
-    node.nip("link", "set", "net1", "name", name)
-    node.reindex()
+    node.return_device(pod, ifname="net1")
     assert pod in node.refused(101, "ADD", conf_of(node), other)
     assert node.add(node.conf(), other)["interfaces"][0]["name"] == "eth0"
     assert node.tree.pci(1) in node.record().name
@@ -193,15 +174,10 @@ def test_check_of_an_attachment_of_the_sriov_cni(node: Node) -> None:
     """CHECK missed the interface of a VF that the SR-IOV CNI had given to a program: it never had one."""
     node.tree.unbind(0)
     node.tree.bind(0, "vfio-pci")
-    pod, pci = node.pod(), node.tree.pci(0)
-    original: dict[str, Any] = {"HostIFName": "", "AdminMAC": "00:00:00:00:00:00", "EffectiveMAC": ""}
-    conf = node.conf(master=None, deviceID=pci)
-    files = node.root / "sriov-cni"
-    (files / "pci").mkdir(parents=True)
-    (files / "pci" / pci).write_text(f"/run/netns/{pod}")
-    (files / f"{pod}-net1").write_text(json.dumps(conf | {"OrigVfState": original, "Master": "pf0"}))
+    pod, conf = node.pod(), conf_of(node)
+    written(node, pod, {"HostIFName": "", "AdminMAC": "00:00:00:00:00:00", "EffectiveMAC": ""})
     done = node.run("CHECK", conf, pod, ifname="net1")
     assert done.status == 0, done
     done = node.delete(conf, pod, ifname="net1")
     assert "level=warning" not in done.stderr
-    assert [path.name for path in files.rglob("*") if path.is_file()] == []
+    assert files(node) == []

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from typing import Any
 
 import pytest
@@ -26,10 +25,10 @@ def node(make_node: MakeNode) -> Node:
 def network(node: Node, **more: Any) -> dict[str, Any]:
     """Return the configuration of the NetworkAttachmentDefinition."""
     capabilities = {"deviceID": True, "mac": True, "ips": True, "CNIDeviceInfoFile": True}
-    ipam = node.host_local(delegate=False)
-    return node.conf(
-        cniVersion="1.1.0", name="sriov-net", capabilities=capabilities, ipam=ipam, logLevel="info", **more
-    )
+    ipam = node.host_local(delegate=False, routes=[{"dst": "10.9.0.0/16"}])
+    # as the Kubernetes operator renders a network, whose levels of logging begin with "panic"
+    given = {"capabilities": capabilities, "ipam": ipam, "logLevel": "panic"}
+    return node.conf(cniVersion="1.1.0", name="sriov-net", **given | more)
 
 
 def devices(node: Node, by: str) -> list[str]:
@@ -76,7 +75,7 @@ def test_three_attachments_in_parallel(node: Node, form: str, by: str) -> None:
     before, multus = node.state(), Multus(node, node.pod(), form)
     attach(node, multus, by)
     assert succeeded(multus.check())
-    assert succeeded(multus.detach(keep=True))
+    assert succeeded(multus.detach())
     is_as_before(node, before)
     assert succeeded(multus.detach())  # without the results, which the first DEL has removed
     is_as_before(node, before)
@@ -93,7 +92,7 @@ def test_del_after_the_namespace(node: Node, is_told: bool) -> None:
     attach(node, multus, "pool")
     end(node, pod)
     multus.netns = multus.netns if is_told else ""
-    assert succeeded(multus.detach(keep=True))
+    assert succeeded(multus.detach())
     assert succeeded(multus.detach())
     is_as_before(node, before)
 
@@ -129,32 +128,6 @@ def end(node: Node, pod: str) -> None:
 
 
 MAC = "02:11:22:33:44:55"
-
-
-# As the Kubernetes operator renders a network, whose levels of logging begin with "panic".
-BEFORE_IPAM = (
-    '{"capabilities":{"deviceID":true,"mac":true},"cniVersion":"1.0.0",'
-    '"deviceID":"%(pci)s","ipam":{"dataDir":"%(root)s/ipam","routes":[{"dst":"10.9.0.0/16"}],"subnet":"10.77.0.0/24",'
-    '"type":"host-local"},"logLevel":"panic","name":"sriov-net","pciBusID":"%(pci)s",'
-)
-
-
-PREV = (
-    '"prevResult":{"cniVersion":"1.0.0","dns":{},"interfaces":[{"mac":"%(mac)s","name":"net1",'
-    '"sandbox":"/run/netns/%(pod)s"}],"ips":[{"address":"10.77.0.2/24","gateway":"10.77.0.1","interface":0}],'
-    '"routes":[{"dst":"10.9.0.0/16"}]},'
-)
-
-
-RUNTIME = '"runtimeConfig":{"deviceID":"%(pci)s"},"type":"sriov"}'
-
-
-ASKED = '"runtimeConfig":{"deviceID":"%(pci)s","mac":"%(mac)s"},"type":"sriov"}'
-
-
-def stdin(node: Node, template: str, pod: str, mac: str) -> bytes:
-    names = {"pci": node.tree.pci(0), "root": node.root, "pod": pod, "mac": mac}
-    return (template % names).encode()
 
 
 @pytest.mark.modes("resident")
@@ -195,30 +168,11 @@ def test_addresses_that_an_annotation_asks_for(node: Node) -> None:
 
 
 @pytest.mark.modes("resident")
-def test_what_multus_sends(node: Node) -> None:
-    """ADD, CHECK and DEL of a network attachment, as the thin plugin hands them over."""
+def test_a_mac_in_two_places(node: Node) -> None:
+    """The thick plugin asks for the MAC of the annotation in CNI_ARGS and in runtimeConfig."""
     pod = node.pod()
-    container = "3f6940ab5ab43bc522569d15b23f8c1bbde1d7678b080398506924fc01d72755"
-    more = {"ifname": "net1", "container": container, "args": thin(container)}
-    before = node.state()
-    added = node.run("ADD", stdin(node, BEFORE_IPAM + RUNTIME, pod, ""), pod, **more)  # type: ignore[arg-type]
-    assert added.status == 0, added
-    mac = added.json["interfaces"][0]["mac"]
-    prev = json.loads(stdin(node, "{" + PREV[:-1] + "}", pod, mac))["prevResult"]
-    assert added.json == prev
-    for verb in ("CHECK", "DEL", "DEL"):
-        done = node.run(verb, stdin(node, BEFORE_IPAM + PREV + RUNTIME, pod, mac), pod, **more)  # type: ignore[arg-type]
-        assert (done.status, done.stdout) == (0, b""), done
-    node.homed()
-    assert (node.records(), node.leases("sriov-net"), node.state()) == ([], [], before)
-
-
-@pytest.mark.modes("resident")
-def test_what_the_thick_plugin_sends(node: Node) -> None:
-    """The thick plugin's daemon knows no sandbox ID, and asks for the MAC of the annotation in two places."""
-    pod = node.pod()
-    args = f"{thick(pod)};MAC={MAC}"
-    text = node.refused(100, "ADD", stdin(node, BEFORE_IPAM + ASKED, pod, MAC), pod, ifname="net1", args=args)
+    more = {"ifname": "net1", "args": f"{thick(pod)};MAC={MAC}"}
+    conf = network(node, runtimeConfig={"deviceID": node.tree.pci(0), "mac": MAC})
+    text = node.refused(100, "ADD", conf, pod, **more)
     assert MAC in text  # read from both, and asked of the kernel, which has no VFs here
-    done = node.run("DEL", stdin(node, BEFORE_IPAM + ASKED, pod, MAC), pod, ifname="net1", args=thick(pod))
-    assert (done.status, done.stdout) == (0, b""), done
+    node.delete(conf, pod, **more)

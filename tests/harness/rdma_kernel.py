@@ -22,10 +22,10 @@ from sriov_fast.vf import rdma
 TESTS = Path(__file__).parents[1]
 
 
-def prelude(path: Path, more: str = "pass") -> str:
+def prelude(path: Path) -> str:
     """Return a statement for ``Node.prelude`` that installs the stand-in."""
     installed = f"from harness import rdma_kernel; rdma_kernel.install({str(path)!r})"
-    return f"import sys; sys.path.append({str(TESTS)!r}); {installed}; {more}"
+    return f"import sys; sys.path.append({str(TESTS)!r}); {installed}"
 
 
 def install(path: str) -> None:

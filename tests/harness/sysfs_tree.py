@@ -86,7 +86,9 @@ class Tree:
             shutil.rmtree(self.proc / "irq" / str(irq), ignore_errors=True)
 
     def bind(self, index: int, driver: str) -> None:
-        """Bind a driver without a netdev (vfio-pci) to a VF that has none."""
+        """Bind a driver without a netdev (vfio-pci) to a VF, in place of its own."""
+        if (self.device(index) / "driver").exists():
+            self.unbind(index)
         _bind(self.sys, self.device(index), driver)
 
     def vanish(self, index: int) -> None:

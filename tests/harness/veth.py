@@ -179,6 +179,11 @@ class Node(Runtime):
         """Return a configuration for VF 0 with an address of the built-in host-local."""
         return self.conf(**{"ipam": self.host_local(delegate=False), "vf": 0} | more)
 
+    def by_device(self, **more: Any) -> dict[str, Any]:
+        """Return a configuration for VF 0 as a device plugin completes it."""
+        base = {"deviceID": self.tree.pci(0), "master": None, "ipam": self.host_local(delegate=False)}
+        return self.conf(**base | {"cniVersion": "1.1.0"} | more)
+
     def reindex(self) -> None:
         """Write the devices' indices to the tree: the plugin tells by them whether a name is a VF's."""
         for item in json.loads(self.nip("-j", "link", "show")):

@@ -26,7 +26,6 @@ def config(node: Node, path: Path, **more: Any) -> dict[str, Any]:
 @pytest.mark.parametrize("driver", ["", "vfio-pci"])
 def test_add_and_del(node: Node, driver: str) -> None:
     if driver:
-        node.tree.unbind(0)
         node.tree.bind(0, driver)
     pod, path = node.pod(), info_file(node)
     conf = config(node, path)

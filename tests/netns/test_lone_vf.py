@@ -20,17 +20,12 @@ def lone(either: Node) -> Node:
     return either
 
 
-def config(node: Node, **more: Any) -> dict[str, Any]:
-    base = {"deviceID": node.tree.pci(0), "master": None, "ipam": node.host_local(delegate=False)}
-    return node.conf(**base | {"cniVersion": "1.1.0"} | more)
-
-
 @pytest.mark.parametrize("attach", ["move", "macvlan"])
 def test_every_verb(lone: Node, attach: str) -> None:
     node, before, pod = lone, lone.state(), lone.pod()
     path = node.root / "net1-device"
     runtime = {"runtimeConfig": {"CNIDeviceInfoFile": str(path)}}
-    conf = config(node, attach=attach, mtu=1400, vlan=0, vlanQoS=0, max_tx_rate=0, **runtime)
+    conf = node.by_device(attach=attach, mtu=1400, vlan=0, vlanQoS=0, max_tx_rate=0, **runtime)
     result = node.add(conf, pod)
     assert result["interfaces"][0]["pciID"] == node.tree.pci(0)
     assert json.loads(path.read_text())["pci"] == {"pci-address": node.tree.pci(0)}
@@ -48,15 +43,14 @@ def test_every_verb(lone: Node, attach: str) -> None:
     [{"vlan": 7, "vlanQoS": 1}, {"mac": "02:00:00:00:00:09"}, {"spoofchk": "off"}, {"max_tx_rate": 10}],
 )
 def test_a_setting_of_the_pf(lone: Node, more: dict[str, Any]) -> None:
-    said = lone.refused(7, "ADD", config(lone, **more), lone.pod())
+    said = lone.refused(7, "ADD", lone.by_device(**more), lone.pod())
     keys = "vlan, qos" if "vlan" in more else next(iter(more))
     assert said.startswith(f"{keys}: the PF of {lone.tree.pci(0)} is not visible here")
     assert (lone.records(), lone.leases()) == ([], [])
 
 
 def test_with_a_userspace_driver(lone: Node) -> None:
-    node, pod, conf = lone, lone.pod(), config(lone)
-    node.tree.unbind(0)
+    node, pod, conf = lone, lone.pod(), lone.by_device()
     node.tree.bind(0, "vfio-pci")
     result = node.add(conf, pod)
     shown = {"name": "eth0", "sandbox": f"/run/netns/{pod}", "pciID": node.tree.pci(0)}
@@ -70,13 +64,13 @@ def test_with_a_userspace_driver(lone: Node) -> None:
 def test_what_is_no_lone_vf(lone: Node) -> None:
     """A PF, a card that the host uses, and a device that is no network card."""
     node, pod = lone, lone.pod()
-    said = node.refused(7, "ADD", config(node, deviceID=node.tree.pf_pci), pod)
+    said = node.refused(7, "ADD", node.by_device(deviceID=node.tree.pf_pci), pod)
     assert "no VF of a PF here" in said
-    assert "no VF of a PF here" in node.refused(7, "ADD", config(node, master="pf0"), pod)
+    assert "no VF of a PF here" in node.refused(7, "ADD", node.by_device(master="pf0"), pod)
     node.nip("address", "add", "192.0.2.1/24", "dev", node.tree.netdev(0))
-    assert "is used by the host" in node.refused(101, "ADD", config(node), pod)
+    assert "is used by the host" in node.refused(101, "ADD", node.by_device(), pod)
     (node.tree.device(0) / "class").write_text("0x010802\n")
-    assert "no VF of a PF here" in node.refused(7, "ADD", config(node), pod)
+    assert "no VF of a PF here" in node.refused(7, "ADD", node.by_device(), pod)
 
 
 SF = "mlx5_core.sf.4"
@@ -99,7 +93,7 @@ def subfunction(lone: Node) -> Node:
 @pytest.mark.parametrize("attach", ["move", "macvlan"])
 def test_an_auxiliary_device(subfunction: Node, attach: str) -> None:
     node, before, pod = subfunction, subfunction.state(), subfunction.pod()
-    conf = config(node, deviceID=SF, attach=attach, mtu=1400)
+    conf = node.by_device(deviceID=SF, attach=attach, mtu=1400)
     result = node.add(conf, pod)
     assert "pciID" not in result["interfaces"][0]
     assert node.records() == [f"{SF}~{pod}~eth0"]
@@ -114,10 +108,10 @@ def test_an_auxiliary_device(subfunction: Node, attach: str) -> None:
 @pytest.mark.modes("resident")
 def test_what_an_auxiliary_device_cannot_do(subfunction: Node) -> None:
     node, pod = subfunction, subfunction.pod()
-    said = node.refused(7, "ADD", config(node, deviceID=SF, vlan=7), pod)
+    said = node.refused(7, "ADD", node.by_device(deviceID=SF, vlan=7), pod)
     assert f"the PF of {SF} is not visible here" in said
-    assert "auxiliary device" in node.refused(7, "ADD", config(node, deviceID=SF, cores=[1]), pod)
-    assert "mlx5_core.sf.5" in node.refused(7, "ADD", config(node, deviceID="mlx5_core.sf.5"), pod)
+    assert "auxiliary device" in node.refused(7, "ADD", node.by_device(deviceID=SF, cores=[1]), pod)
+    assert "mlx5_core.sf.5" in node.refused(7, "ADD", node.by_device(deviceID="mlx5_core.sf.5"), pod)
     for wrong in ("../x.sf.4", "a.b.c", "mlx5_core.sf", "mlx5_core.sf.4/", "m~x.sf.4"):
-        assert "not a PCI address" in node.refused(7, "ADD", config(node, deviceID=wrong), pod)
+        assert "not a PCI address" in node.refused(7, "ADD", node.by_device(deviceID=wrong), pod)
     assert (node.records(), node.leases()) == ([], [])

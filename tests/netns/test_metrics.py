@@ -75,7 +75,6 @@ def test_a_record_that_cannot_be_used_is_broken(node: ResidentNode) -> None:
 def test_a_userspace_vf_without_an_attachment_is_free(node: ResidentNode) -> None:
     node.again("--metrics", f"unix:{node.run_dir}/metrics.sock")
     for index, driver in enumerate(("vfio-pci", "other")):
-        node.tree.unbind(index)
         node.tree.bind(index, driver)
     pod, conf = node.pod(), node.conf(master=None, deviceID=node.tree.pci(0))
     before = states(scrape(node))

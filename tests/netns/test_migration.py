@@ -53,7 +53,7 @@ def written(node: Node, pod: str, original: dict[str, Any], **more: Any) -> Path
 
 
 def conf_of(node: Node, **more: Any) -> dict[str, Any]:
-    return node.conf(master=None, deviceID=node.tree.pci(0), **more)
+    return node.by_device(**{"ipam": None} | more)
 
 
 def files(node: Node) -> list[str]:
@@ -172,7 +172,6 @@ def test_a_file_that_is_not_understood(node: Node, content: str) -> None:
 @pytest.mark.modes("resident")
 def test_check_of_an_attachment_of_the_sriov_cni(node: Node) -> None:
     """CHECK missed the interface of a VF that the SR-IOV CNI had given to a program: it never had one."""
-    node.tree.unbind(0)
     node.tree.bind(0, "vfio-pci")
     pod, conf = node.pod(), conf_of(node)
     written(node, pod, {"HostIFName": "", "AdminMAC": "00:00:00:00:00:00", "EffectiveMAC": ""})

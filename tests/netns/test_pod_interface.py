@@ -71,7 +71,6 @@ def test_sysctls_and_flags(either: Node, attach: str) -> None:
     for fault in ("promisc is not on", "allmulti is not on", "net/ipv4/conf/IFNAME/rp_filter is 0, not 2"):
         assert fault in checked.json["msg"]
     node.delete(conf, pod)
-    node.homed()
     assert (node.state(), node.records()) == (before, [])
 
 
@@ -82,7 +81,6 @@ def test_a_flag_is_switched_off_in_the_pod_only(node: Node) -> None:
     node.add(conf, pod)
     assert "PROMISC" not in node.link("eth0", pod)["flags"]
     node.delete(conf, pod)
-    node.homed()
     assert node.state() == before
 
 

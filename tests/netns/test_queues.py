@@ -57,7 +57,6 @@ def test_masks(wide: Node, attach: str) -> None:
     checked = node.run("CHECK", conf | {"prevResult": added}, pod)
     assert (checked.json["code"], "tx-0/xps_cpus is" in checked.json["msg"]) == (103, True)
     node.delete(conf, pod)
-    node.homed()
     assert (masks(node.host, "pf0v0"), node.records()) == (before, [])
 
 

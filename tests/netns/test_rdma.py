@@ -113,12 +113,11 @@ def test_an_add_that_fails_later(device: Rdma) -> None:
 
 @pytest.mark.parametrize("repair", ["DEL", "ADD"])
 def test_a_killed_add(device: Rdma, repair: str) -> None:
-    node, before, pod, conf = device.node, device.node.state(), device.node.pod(), config(device.node)
-    kill = "from sriov_fast.vf import attach; import os; attach.address = lambda *_: os.kill(os.getpid(), 9)"
-    node.prelude = rdma_kernel.prelude(device.path, kill)
+    node, before, pod = device.node, device.node.state(), device.node.pod()
+    conf = config(node, ipam=node.other_ipam("dhcp", ADD="kill -9 $PPID"))  # it works in the pod
     assert node.run("ADD", conf, pod).status == -signal.SIGKILL
     assert device.device() == (NAME, inode(pod))
-    node.prelude = rdma_kernel.prelude(device.path)
+    node.other_ipam("dhcp")
     if repair == "ADD":
         node.add(conf, pod)
         assert device.device() == (NAME, inode(pod))

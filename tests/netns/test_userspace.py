@@ -13,24 +13,13 @@ pytestmark = pytest.mark.modes("resident")
 SYSFS = ("vfio-pci", "uio_pci_generic", "igb_uio", "mlx5_vfio_pci")
 
 
-def rebind(node: Node, index: int = 0, driver: str = "vfio-pci") -> None:
-    node.tree.unbind(index)
-    node.tree.bind(index, driver)
-
-
-def config(node: Node, **more: Any) -> dict[str, Any]:
-    """Return a configuration as the device plugin completes it."""
-    base = {"deviceID": node.tree.pci(0), "master": None, "ipam": node.host_local(delegate=False)}
-    return node.conf(**base | {"cniVersion": "1.1.0"} | more)
-
-
 @pytest.mark.parametrize("driver", SYSFS)
 @pytest.mark.modes("resident", "deferred")
 def test_every_verb(either: Node, driver: str) -> None:
     node, pod = either, either.pod()
-    rebind(node, driver=driver)
+    node.tree.bind(0, driver)
     before = node.snapshot()
-    conf = config(node)
+    conf = node.by_device()
     result = node.add(conf, pod)
     (interface,) = result["interfaces"]
     pci = node.tree.pci(0)
@@ -47,48 +36,46 @@ def test_every_verb(either: Node, driver: str) -> None:
 
 def test_a_namespace_that_cannot_be_opened(node: Node) -> None:
     """Nothing is done in the namespace, so it may be hidden from this process."""
-    rebind(node)
-    conf, hidden = config(node), {"CNI_NETNS": "/run/netns/no-such"}
+    node.tree.bind(0, "vfio-pci")
+    conf, hidden = node.by_device(), {"CNI_NETNS": "/run/netns/no-such"}
     done = node.run("ADD", conf, "pod1", env=hidden)
     assert done.status == 0, done
     node.check(conf, "pod1", done.json, env=hidden)
     node.collect(conf, "pod1")
     assert len(node.records()) == 1
     node.delete(conf, "pod1", env=hidden)
-    node.homed()
     assert (node.records(), node.leases()) == ([], [])
 
 
 def test_such_a_namespace_of_another_vf(node: Node) -> None:
     """A VF with a network device needs the namespace."""
-    said = node.refused(4, "ADD", config(node), "pod1", env={"CNI_NETNS": "/run/netns/no-such"})
+    said = node.refused(4, "ADD", node.by_device(), "pod1", env={"CNI_NETNS": "/run/netns/no-such"})
     assert "no-such" in said
     assert (node.records(), node.leases()) == ([], [])
 
 
 def test_by_index(node: Node) -> None:
-    rebind(node)
-    pod, conf = node.pod(), config(node, deviceID=None, master="pf0", vf=0)
+    node.tree.bind(0, "vfio-pci")
+    pod, conf = node.pod(), node.by_device(deviceID=None, master="pf0", vf=0)
     assert node.add(conf, pod)["interfaces"][0]["pciID"] == node.tree.pci(0)
     node.delete(conf, pod)
 
 
 def test_none_is_chosen_unasked(node: Node) -> None:
     """A pod of a network without a VF's name gets an interface."""
-    rebind(node)
+    node.tree.bind(0, "vfio-pci")
     pod, other = node.pod(), node.pod()
-    conf = config(node, deviceID=None, master="pf0")
+    conf = node.by_device(deviceID=None, master="pf0")
     assert node.add(conf, pod)["interfaces"][0]["pciID"] == node.tree.pci(1)
     assert "no VF free on pf0" in node.refused(11, "ADD", conf, other)
 
 
 def test_one_vf_for_one_pod(node: Node) -> None:
-    rebind(node)
-    pod, other, conf = node.pod(), node.pod(), config(node)
+    node.tree.bind(0, "vfio-pci")
+    pod, other, conf = node.pod(), node.pod(), node.by_device()
     node.add(conf, pod)
     assert f"it belongs to container {pod}, eth0" in node.refused(11, "ADD", conf, other)
     node.delete(conf, pod)
-    node.homed()
     node.add(conf, other)
 
 
@@ -101,9 +88,9 @@ def test_one_vf_for_one_pod(node: Node) -> None:
     ],
 )
 def test_what_needs_a_network_device(node: Node, more: dict[str, Any], word: str) -> None:
-    rebind(node)
+    node.tree.bind(0, "vfio-pci")
     before, pod = node.snapshot(), node.pod()
-    said = node.refused(7, "ADD", config(node, **more), pod)
+    said = node.refused(7, "ADD", node.by_device(**more), pod)
     assert said.startswith(f"{word}: VF 0 of pf0")
     assert "vfio-pci" in said
     assert node.snapshot()["records"] == before["records"] == []
@@ -111,23 +98,23 @@ def test_what_needs_a_network_device(node: Node, more: dict[str, Any], word: str
 
 def test_an_mtu_is_ignored(node: Node) -> None:
     """The Kubernetes SR-IOV CNI ignores the key for every VF."""
-    rebind(node)
-    done = node.run("ADD", config(node, mtu=9000), node.pod())
+    node.tree.bind(0, "vfio-pci")
+    done = node.run("ADD", node.by_device(mtu=9000), node.pod())
     assert done.json["interfaces"][0]["mtu"] == 1500
     assert "mtu is ignored" in done.stderr
 
 
 def test_a_setting_that_the_pf_refuses(node: Node) -> None:
     """The PF is a veth, which has no settings of VFs: the ADD is undone."""
-    rebind(node)
+    node.tree.bind(0, "vfio-pci")
     pod = node.pod()
-    assert "pf0, VF 0" in node.refused(100, "ADD", config(node, vlan=7), pod)
+    assert "pf0, VF 0" in node.refused(100, "ADD", node.by_device(vlan=7), pod)
     assert (node.records(), node.leases()) == ([], [])
 
 
 def test_gc(node: Node) -> None:
-    rebind(node)
-    conf, pod = config(node), node.pod()
+    node.tree.bind(0, "vfio-pci")
+    conf, pod = node.by_device(), node.pod()
     node.add(conf, pod)
     node.ip("netns", "del", pod)
     node.collect(conf)
@@ -138,8 +125,8 @@ def test_gc(node: Node) -> None:
 @pytest.mark.modes("process")
 def test_a_vf_that_was_made_anew(node: Node) -> None:
     """Its settings are the operator's."""
-    rebind(node)
-    conf, pod = config(node), node.pod()
+    node.tree.bind(0, "vfio-pci")
+    conf, pod = node.by_device(), node.pod()
     result = node.add(conf, pod)
     device = node.tree.device(0)
     device.rename(device.with_name("old"))
@@ -154,7 +141,7 @@ def test_a_vf_that_was_made_anew(node: Node) -> None:
 def test_none_has_a_network_device(node: Node) -> None:
     """A PF with VFs for userspace alone said "try again" as well, to a request that names none."""
     for index in (0, 1):
-        rebind(node, index)
+        node.tree.bind(index, "vfio-pci")
     said = node.refused(7, "ADD", node.conf(), node.pod())
     assert "no VF of pf0 has a network device: driver vfio-pci" in said
     assert "deviceID" in said

@@ -107,7 +107,6 @@ def test_a_macvlan_leaves_a_vf_as_warm_as_it_was(node: Node) -> None:
         assert "NOARP" not in node.link("eth0", pod)["flags"]
         assert "LOWER_UP" in node.link("eth0", pod)["flags"]
         node.delete(conf, pod)
-        node.homed()
         assert node.state() == before
         assert is_quiet(node, name)
         assert ipv6(node, name) == "1"

@@ -214,7 +214,6 @@ def test_first_vf_sees_what_scan_sees(sysfs: ModuleType, tmp_path: Path) -> None
     tree = build_tree(tmp_path, vfs=5)
     root = str(tree.sys)
     tree.vanish(0)
-    tree.unbind(1)
     tree.bind(1, "vfio-pci")
     tree.unbind(2)
     tree.remove_netdev(3)
@@ -368,7 +367,6 @@ def test_both_see_the_same(tmp_path_factory: pytest.TempPathFactory, data: st.Da
             case "unbound":
                 tree.unbind(index)
             case "vfio":
-                tree.unbind(index)
                 tree.bind(index, "vfio-pci")
             case "gone":
                 tree.vanish(index)

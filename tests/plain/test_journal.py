@@ -125,17 +125,21 @@ def test_modes_whatever_the_umask(journal: Journal, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     "content",
-    [b"", b"[]", b'{"boot": 5}', b"\xff", b'{"container_id": "c1"}', b"\0" * 4096],
+    [b"", b"[]", b"{", b'{"boot": 5}', b"\xff", b'{"container_id": "c1"}', b"\0" * 4096],
 )
-def test_a_broken_record_still_says_whose_it_is(journal: Journal, tmp_path: Path, content: bytes) -> None:
-    journal.write(attachment(journal, **FULL))
+@pytest.mark.parametrize("is_returning", [False, True])
+def test_a_broken_record_still_says_whose_it_is(
+    journal: Journal, tmp_path: Path, content: bytes, is_returning: bool
+) -> None:
+    record = returning(journal) if is_returning else attachment(journal, **FULL)
+    if not is_returning:
+        journal.write(record)
     (path,) = (tmp_path / "run/vfs").iterdir()
     path.write_bytes(content)
     broken = attachment(journal, state=BROKEN)
-    assert journal.find("c1", "eth0") == broken
+    assert (journal.again(record) if is_returning else journal.find("c1", "eth0")) == broken
+    assert journal.entries() == {PCI: Entry(owner=("c1", "eth0"), returning=is_returning)}
     assert [fault.path for fault in journal.faults()] == [str(path)]
-    journal.remove(broken)
-    assert journal.entries() == {PCI: Entry(owner=("c1", "eth0"), aside=True)}
 
 
 def test_what_is_no_record(journal: Journal, tmp_path: Path) -> None:
@@ -240,14 +244,6 @@ def test_its_name_alone_says_so(journal: Journal, tmp_path: Path) -> None:
     before = (tmp_path / f"run/vfs/{PCI}~c1~eth0").read_bytes()
     journal.release(record)
     assert (tmp_path / f"run/vfs/{PCI}~~c1~eth0").read_bytes() == before
-
-
-@pytest.mark.parametrize("content", [b"", b"{", bytes(64)])
-def test_a_broken_record_on_the_way_home(journal: Journal, tmp_path: Path, content: bytes) -> None:
-    record = returning(journal)
-    (tmp_path / f"run/vfs/{PCI}~~c1~eth0").write_bytes(content)
-    assert journal.again(record) == attachment(journal, state=BROKEN)
-    assert journal.entries() == {PCI: Entry(owner=("c1", "eth0"), returning=True)}
 
 
 def test_what_was_never_written_cannot_be_released(journal: Journal) -> None:

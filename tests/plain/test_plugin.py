@@ -11,14 +11,7 @@ from harness.descriptors import open_files
 from sriov_fast.cni.request import Request
 from sriov_fast.cni.result import IpConfig, Result
 from sriov_fast.common import paths
-from sriov_fast.common.errors import (
-    CheckError,
-    ConfigError,
-    DecodeError,
-    EnvError,
-    SriovError,
-    UnavailableError,
-)
+from sriov_fast.common.errors import ConfigError, DecodeError, SriovError
 from sriov_fast.common.paths import Roots
 from sriov_fast.common.record import Route
 from sriov_fast.plugin import prepare
@@ -55,46 +48,16 @@ def nowhere(tmp_path: Path) -> Roots:
     return Roots(sys=str(tmp_path / "sys"), proc=str(tmp_path / "proc"), run=str(tmp_path / "run"))
 
 
-def request(command: str, stdin: bytes, netns: str = "") -> Request:
-    return Request(command=command, stdin=stdin, container_id="c", ifname="eth0", netns=netns)
-
-
-CONF = b'{"cniVersion": "1.1.0", "name": "n", "type": "sriov", "master": "eth1"}'
-
-
 def test_version_needs_no_configuration(nowhere: Roots) -> None:
     done = run(Request(command="VERSION"), nowhere)
     assert b'"supportedVersions"' in done.output
     assert (done.afterwards, done.undelivered) == (None, None)
 
 
-def test_a_del_of_nothing_leaves_nothing(nowhere: Roots) -> None:
-    assert run(request("DEL", CONF), nowhere).output == b""
-    assert not list(Path(nowhere.run).rglob("*~*"))
-    assert not any(path.is_file() for path in Path(nowhere.run).rglob("*"))
-
-
-def test_check_of_nothing(nowhere: Roots) -> None:
-    with pytest.raises(CheckError, match="container c has no eth0 of ours"):
-        run(request("CHECK", CONF, netns="/run/netns/x"), nowhere)
-
-
-def test_status_of_nothing(nowhere: Roots) -> None:
-    with pytest.raises(UnavailableError, match="eth1"):
-        run(Request(command="STATUS", stdin=CONF), nowhere)
-
-
-def test_an_add_into_our_own_namespace(nowhere: Roots) -> None:
-    with pytest.raises(EnvError, match="is the host's own namespace") as caught:
-        run(request("ADD", CONF, netns="/proc/self/ns/net"), nowhere)
-    assert caught.value.code == 4
-    assert not Path(nowhere.run).exists()
-
-
 @pytest.mark.parametrize(("stdin", "error"), [(b"", DecodeError), (b"{}", ConfigError)])
 def test_the_configuration_comes_first(nowhere: Roots, stdin: bytes, error: type[Exception]) -> None:
     with pytest.raises(error):
-        run(request("ADD", stdin, netns="/nowhere"), nowhere)
+        run(Request(command="ADD", stdin=stdin, container_id="c", ifname="eth0", netns="/nowhere"), nowhere)
     assert not Path(nowhere.run).exists()
 
 

@@ -48,6 +48,16 @@ def addresses(name: str, netns: str = "") -> list[str]:
     return [f"{item['local']}/{item['prefixlen']}" for item in found]
 
 
+def read(netns: str, path: str) -> str:
+    """Return what a file of /proc/sys or /sys says in a namespace, without the line's end."""
+    return ip("netns", "exec", netns, "cat", path).strip()
+
+
+def disables_ipv6(name: str, netns: str) -> bool:
+    """Return whether IPv6 is disabled on a device."""
+    return read(netns, f"/proc/sys/net/ipv6/conf/{name}/disable_ipv6") == "1"
+
+
 def without_dad(text: str) -> str:
     """Return what ip(8) shows without the flags of an address whose DAD lasts: they pass by themselves."""
     return text.replace(" tentative", "").replace(" optimistic", "")

@@ -96,15 +96,8 @@ def test_a_namespace_that_is_gone(node: Node, card: Card) -> None:
     assert not differences(before, card.state())
 
 
-VF = 1
-
-
-OTHER = 2
-
-
+VF, OTHER = 1, 2
 MACS = {VF: "02:5f:00:00:00:01", OTHER: "02:5f:00:00:00:02"}
-
-
 ASKED: dict[str, Any] = {"vf": VF, "mac": MACS[VF], "vlan": 100, "mtu": 1400}
 
 

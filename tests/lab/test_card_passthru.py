@@ -58,18 +58,3 @@ def test_everything_that_the_card_can_do(node: Node, card: Card, history: str) -
         ip("link", "set", name, "down")
     if history == "mac":
         card.restore_mac(VF, own)
-
-
-def test_pods_reach_each_other_and_vlans_are_kept_apart(node: Node, card: Card) -> None:
-    pods = {name: node.pod() for name in ("one", "two", "other")}
-    vlans = {"one": 100, "two": 100, "other": 200}
-    address = {}
-    for name, pod in pods.items():
-        result = node.add(conf(node, ipam=node.host_local()), pod, args=f"VLAN={vlans[name]}")
-        address[name] = result["ips"][0]["address"].partition("/")[0]
-    for pod in pods.values():
-        node.await_carrier(pod)
-    assert node.pings(pods["one"], address["two"])
-    assert not node.pings(pods["one"], address["other"], seconds=2)
-    node.collect()
-    assert not node.records()

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import re
-import socket
 import tarfile
 import threading
 from collections.abc import Iterator
@@ -21,6 +20,7 @@ import pytest
 from harness.card import Card, Node, differences
 from harness.daemonset import FIRST, SECOND, Daemon, daemon, serves
 from harness.runtime import Outcome
+from harness.scrape import scrape
 from harness.waiting import wait_for
 from lab import node_image
 
@@ -67,14 +67,6 @@ def network(node: Node, **more: Any) -> dict[str, Any]:
     return node.conf(ipam={"type": "host-local", "subnet": "10.81.0.0/24"}, **more)
 
 
-def metrics() -> str:
-    with socket.socket(socket.AF_UNIX) as client:
-        client.connect("/run/sriov-fast/metrics.sock")
-        client.sendall(b"GET /metrics HTTP/1.0\r\n\r\n")
-        with client.makefile("rb") as file:
-            return file.read().decode()
-
-
 def status(pid: int, key: str) -> str:
     text = Path(f"/proc/{pid}/status").read_text()
     return text.partition(f"{key}:")[2].split()[0]
@@ -103,7 +95,8 @@ def upgrade(node: Node, card: Card, daemon: Daemon) -> None:
     assert node.addresses(old) == {result["ips"][0]["address"]}
     vf = node.owned(old)
     assert {int(mask, 16) for mask in card.masks(vf.number).values()} == {1 << 1}
-    assert 'sriov_fast_requests_total{code="0",verb="ADD"} 1.0' in metrics()
+    samples = scrape(Path("/run/sriov-fast/metrics.sock"))
+    assert samples["sriov_fast_requests_total{code=0,verb=ADD}"] == 1
 
     churn = Churn(node)
     churn.start()

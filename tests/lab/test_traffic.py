@@ -12,11 +12,12 @@ from harness.pod import link
 from harness.waiting import wait_for
 
 
-def test_vlans_are_kept_apart(node: Node, card: Card) -> None:
+@pytest.mark.parametrize("attach", ["move", "macvlan"])
+def test_vlans_are_kept_apart(node: Node, card: Card, attach: str) -> None:
     """Three pods, two VLANs, one subnet."""
     pods = {name: node.pod() for name in ("one", "two", "other")}
     vlans = {"one": 100, "two": 100, "other": 200}
-    conf = node.conf(ipam=node.host_local())
+    conf = node.conf(attach=attach, ipam=node.host_local())
     address = {}
     for name, pod in pods.items():
         result = node.add(conf, pod, args=f"VLAN={vlans[name]}")

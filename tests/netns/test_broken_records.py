@@ -96,24 +96,16 @@ def test_its_owners_del(either: Node, how: str) -> None:
     assert node.record().read_bytes() == content
 
 
-def test_doctor_shows_it(node: Node) -> None:
-    """Before and after its owner has given the VF back."""
-    from sriov_fast.cli import doctor
-    from sriov_fast.common.paths import Roots
-
+def test_the_operator_sees_it(node: Node) -> None:
+    """Before and after its owner has given the VF back; the command does not claim to have released it."""
     conf, pod, _ = broken(node)
-    here = Roots(sys=str(node.tree.sys), proc=str(node.tree.proc), run=str(node.run_dir))
-
-    def said() -> list[str]:
-        return [finding.text for finding in doctor.examine(here, [node.root]) if finding.what == "records"]
-
-    (text,) = said()
-    assert f"VF {node.tree.pci(0)} of {pod}/eth0" in text
-    node.delete(conf, pod)
-    (text,) = said()
-    assert f"VF {node.tree.pci(0)} of {pod}/eth0" in text
+    for kept in (node.records(), [f"{node.tree.pci(0)}~~~{pod}~eth0"]):
+        assert f"records: VF {node.tree.pci(0)} of {pod}/eth0" in node.operate("doctor").stdout
+        assert "the record is broken" in node.operate("release", pod, "--force", status=1).stderr
+        assert node.records() == kept
+        node.delete(conf, pod)
     node.record().unlink()
-    assert said() == []
+    assert "records: " not in node.operate("doctor").stdout
 
 
 @needs_strace
@@ -130,20 +122,3 @@ def test_the_draft_of_a_killed_add(node: Node) -> None:
     assert node.drafts() == [f".{node.tree.pci(0)}"]
     node.serve().ready()
     wait_for(lambda: not node.drafts(), "the draft stays")
-
-
-def test_release_refuses_it(node: Node) -> None:
-    """The operator's command does not claim to have released what it leaves alone."""
-    from sriov_fast.cli import release
-    from sriov_fast.common.errors import BusyError
-    from sriov_fast.common.paths import Roots
-    from sriov_fast.vf.journal import Journal
-
-    conf, pod, _ = broken(node)
-    here = Roots(sys=str(node.tree.sys), proc=str(node.tree.proc), run=str(node.run_dir))
-    for kept in (node.records(), [f"{node.tree.pci(0)}~~~{pod}~eth0"]):
-        (record,) = Journal(here.run, here.proc).all()
-        with pytest.raises(BusyError, match="the record is broken"):
-            release.release(record, here, force=True)
-        assert node.records() == kept
-        node.delete(conf, pod)

@@ -29,18 +29,13 @@ def round_trip(node: Node, conf: dict[str, Any], *, up: bool = False) -> dict[st
     return found
 
 
-@pytest.mark.parametrize("attach", ["move", "macvlan"])
-@pytest.mark.parametrize("number", ERRNOS, ids=errno.errorcode.get)
-def test_bringing_up(node: Node, number: int, attach: str) -> None:
+BUSY = [("cython", number, attach) for number in ERRNOS for attach in ("move", "macvlan")]
+
+
+@pytest.mark.parametrize(("backend", "number", "attach"), [*BUSY, ("python", errno.EBUSY, "move")])
+def test_bringing_up(make_node: MakeNode, backend: str, number: int, attach: str) -> None:
     """``iavf`` answers EBUSY to up until a reset of the VF has ended."""
-    bring_up(node, number, attach)
-
-
-def test_bringing_up_on_the_plain_backend(make_node: MakeNode) -> None:
-    bring_up(make_node(vfs=2, backend="python"), errno.EBUSY, "move")
-
-
-def bring_up(node: Node, number: int, attach: str) -> None:
+    node = make_node(vfs=2, backend=backend)
     node.prelude = busy_driver.prelude(number, up=4)
     link = round_trip(node, node.builtin(attach=attach, mtu=1400), up=True)
     assert ("UP" in link["flags"], link["mtu"]) == (True, 1400)

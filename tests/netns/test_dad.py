@@ -45,7 +45,6 @@ def test_a_duplicate(node: Node, attach: str) -> None:
     assert done.json["msg"].startswith("address fd00::3/64: another machine on the link of eth0 has it")
     node.settle()
     assert node.kept() == before
-    node.nip("address", "del", "fd00::3/64", "dev", "peer0")
 
 
 def test_the_deadline(node: Node) -> None:
@@ -70,7 +69,6 @@ def test_a_link_that_is_down(node: Node) -> None:
     assert "the link is down: addresses are checked for duplicates when it comes up" in done.stderr
     assert all("tentative" in line for line in shown(node, pod))
     node.delete(conf, pod)
-    node.nip("link", "set", "peer0", "up")
 
 
 @ATTACH
@@ -82,4 +80,3 @@ def test_without_the_key_nothing_waits(node: Node, attach: str) -> None:
     node.add(conf, pod)
     assert shown(node, pod) == ["fd00::2/64 scope global nodad", "fd00::3/64 scope global nodad"]
     node.delete(conf, pod)
-    node.nip("address", "del", "fd00::3/64", "dev", "peer0")

@@ -16,6 +16,19 @@ def scrape(node: ResidentNode) -> Samples:
     return socket_scrape(node.run_dir / "metrics.sock")
 
 
+@pytest.fixture
+def make_node(make_node: MakeNode) -> MakeNode:
+    """Make a node whose server has metrics."""
+
+    def make(vfs: int) -> ResidentNode:
+        node = make_node(vfs=vfs)
+        assert isinstance(node, ResidentNode)
+        node.again("--metrics", f"unix:{node.run_dir}/metrics.sock")
+        return node
+
+    return make
+
+
 def states(samples: Samples) -> dict[str, int]:
     prefix = "sriov_fast_vfs{pf=pf0,state="
     return {key.removeprefix(prefix)[:-1]: int(value) for key, value in samples.items() if prefix in key}
@@ -35,7 +48,6 @@ def counted(node: ResidentNode, verb: str, number: int) -> Samples:
 
 
 def test_a_scrape_shows_requests_and_vfs(node: ResidentNode) -> None:
-    node.again("--metrics", f"unix:{node.run_dir}/metrics.sock")
     assert (node.run_dir / "metrics.sock").stat().st_mode & 0o777 == 0o600
     pod, conf = node.pod(), node.conf(ipam=node.host_local())
     before = scrape(node)
@@ -58,22 +70,18 @@ def test_a_scrape_shows_requests_and_vfs(node: ResidentNode) -> None:
     last = counted(node, "DEL", 1)
     assert states(last)["attached"] == 0
     assert last["sriov_fast_requests_total{code=0,verb=DEL}"] == 1
-    node.nip("addr", "del", "192.0.2.1/24", "dev", node.tree.netdev(1))
     node.server.stop()
     assert not (node.run_dir / "metrics.sock").exists()
 
 
 def test_a_record_that_cannot_be_used_is_broken(node: ResidentNode) -> None:
-    node.again("--metrics", f"unix:{node.run_dir}/metrics.sock")
     path = node.run_dir / "vfs" / f"{node.tree.pci(0)}~other~eth0"
     path.parent.mkdir(exist_ok=True)
     path.write_text("no JSON")
     assert states(scrape(node))["broken"] == 1
-    path.unlink()
 
 
 def test_a_userspace_vf_without_an_attachment_is_free(node: ResidentNode) -> None:
-    node.again("--metrics", f"unix:{node.run_dir}/metrics.sock")
     for index, driver in enumerate(("vfio-pci", "other")):
         node.tree.bind(index, driver)
     pod, conf = node.pod(), node.conf(master=None, deviceID=node.tree.pci(0))
@@ -86,8 +94,6 @@ def test_a_userspace_vf_without_an_attachment_is_free(node: ResidentNode) -> Non
 def test_a_scrape_of_256_vfs(make_node: MakeNode) -> None:
     """A scrape with 256 VFs, half of them up, takes at most 20 ms of CPU time; load adds to most of them."""
     node = make_node(vfs=256)
-    assert isinstance(node, ResidentNode)
-    node.again("--metrics", f"unix:{node.run_dir}/metrics.sock")
     lines = [f"link set {node.tree.netdev(index)} up" for index in range(128)]
     node.nip("-batch", "-", stdin="\n".join(lines))
     scrape(node)

@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 
 from harness import busy_driver
-from harness.veth import Node, ResidentNode, let_go
+from harness.pod import disables_ipv6
+from harness.veth import Node, ResidentNode, let_go, said
 from harness.waiting import wait_for
 
 pytestmark = pytest.mark.modes("resident")
@@ -25,11 +26,6 @@ def vf(node: Node) -> dict[str, Any]:
     return node.link(node.tree.netdev(0))
 
 
-def disabled_ipv6(node: Node, name: str) -> str:
-    path = f"/proc/sys/net/ipv6/conf/{name}/disable_ipv6"
-    return node.ip("netns", "exec", node.host, "cat", path).strip()
-
-
 def test_add_and_del(either: Node) -> None:
     node, pod, name = either, either.pod(), either.tree.netdev(0)
     before = node.snapshot()
@@ -40,7 +36,7 @@ def test_add_and_del(either: Node) -> None:
     assert interface["mtu"] == 1400
     assert interface["sandbox"] == f"/run/netns/{pod}"
     assert interface["pciID"] == node.tree.pci(0)
-    shown = json.loads(node.ip("-j", "-d", "-n", pod, "link", "show", "dev", "eth0"))[0]
+    shown = node.link("eth0", pod)
     assert shown["linkinfo"]["info_kind"] == "macvlan"
     assert shown["linkinfo"]["info_data"]["mode"] == "passthru"
     assert "UP" in shown["flags"]
@@ -49,23 +45,25 @@ def test_add_and_del(either: Node) -> None:
     assert node.routes(pod)[0]["dst"] == "default"
     assert {"UP", "NOARP"} <= set(own["flags"])
     assert own["addr_info"] == []
-    assert disabled_ipv6(node, name) == "1"
-    node.run("CHECK", conf(node, mtu=1400, cniVersion="1.1.0", prevResult=done), pod)
+    assert disables_ipv6(name, node.host)
+    node.check(conf(node, mtu=1400, cniVersion="1.1.0"), pod, done)
     node.delete(conf(node), pod)
     node.settle()
     assert node.snapshot() == before
-    assert disabled_ipv6(node, name) == "0"
+    assert not disables_ipv6(name, node.host)
 
 
 @pytest.mark.parametrize("up", [False, True])
 def test_the_vf_is_restored(node: Node, up: bool) -> None:
-    """MAC, MTU, flags, IPv6 and its address are as before, on a VF that was up or down."""
+    """MAC, MTU, flags, IPv6 and its address are as before, whatever the pod did to its device."""
     pod, name = node.pod(), node.tree.netdev(0)
     node.nip("link", "set", name, "up" if up else "down", "mtu", "1450", "promisc", "on")
     before = node.snapshot()
     node.add(conf(node, mtu=1400), pod)
     node.ip("-n", pod, "link", "set", "eth0", "address", "02:00:00:00:00:99")
     assert vf(node)["address"] == "02:00:00:00:00:99"
+    for words in ("link set eth0 promisc on", "link set eth0 name x0", "link set x0 down"):
+        node.ip("-n", pod, *words.split())
     node.delete(conf(node), pod)
     node.settle()
     assert node.snapshot() == before
@@ -86,7 +84,7 @@ def test_a_warm_vf_stays_warm(node: Node, attach: str) -> None:
     node.delete(conf(node, attach=attach), pod)
     node.settle()
     assert node.snapshot() == before
-    assert disabled_ipv6(node, name) == "1"
+    assert disables_ipv6(name, node.host)
     assert vf(node)["addr_info"] == []
 
 
@@ -132,17 +130,6 @@ def test_the_namespace_goes_first(node: Node, by: str) -> None:
     assert node.snapshot() == before
 
 
-def test_a_pod_changes_its_device(node: Node) -> None:
-    pod = node.pod()
-    before = node.snapshot()
-    node.add(conf(node), pod)
-    for words in ("link set eth0 promisc on", "link set eth0 name x0", "link set x0 down"):
-        node.ip("-n", pod, *words.split())
-    node.delete(conf(node), pod)
-    node.settle()
-    assert node.snapshot() == before
-
-
 def test_a_taken_name(node: Node) -> None:
     pod = node.pod()
     node.ip("-n", pod, "link", "add", "eth0", "type", "veth")
@@ -172,11 +159,9 @@ def test_check_sees(node: Node) -> None:
         assert what in node.refused(103, "CHECK", asked, pod)
     node.ip("-n", pod, "link", "del", "eth0")
     assert "not in the namespace" in node.refused(103, "CHECK", asked, pod)
-    node.nip("address", "del", "192.0.2.1/24", "dev", name)
-    node.delete(asked, pod)
 
 
-GIVE = """echo '{"ips":[{"address":"10.1.0.2/24"}]EXTRA}'"""
+ADDRESS = {"ips": [{"address": "10.1.0.2/24"}]}
 
 
 @pytest.fixture
@@ -184,20 +169,8 @@ def hidden(node: Node) -> Iterator[str]:
     """A namespace with a macvlan on the first VF."""
     name = f"{node.host}-other"
     node.ip("netns", "add", name)
-    words = (
-        "link",
-        "pf0v0",
-        "name",
-        "mv0",
-        "netns",
-        name,
-        "type",
-        "macvlan",
-        "mode",
-        "passthru",
-        "nopromisc",
-    )
-    node.nip("link", "add", *words)
+    line = f"link add link pf0v0 name mv0 netns {name} type macvlan mode passthru nopromisc"
+    node.nip(*line.split())
     yield name
     node.ip("netns", "del", name)
 
@@ -212,8 +185,8 @@ def test_the_next_vf_is_taken(node: Node, hidden: str) -> None:
     node.add(conf, pod)
     assert [record.partition("~")[0] for record in node.records()] == [node.tree.pci(1)]
     assert len(node.leases()) == 1
-    said = node.refused(11, "ADD", conf, other)
-    assert "VF 0 of pf0 is used by the host: a device in another namespace on top of it" in said
+    text = node.refused(11, "ADD", conf, other)
+    assert "VF 0 of pf0 is used by the host: a device in another namespace on top of it" in text
     node.delete(conf, pod)
     assert (node.state(), node.leases()) == (before, [])
 
@@ -223,8 +196,8 @@ def test_the_next_vf_is_taken(node: Node, hidden: str) -> None:
 def test_a_named_vf(node: Node, hidden: str) -> None:
     """The error says why, and everything is undone: no other VF is taken."""
     before = node.kept()
-    said = node.refused(101, "ADD", node.conf(attach="macvlan", vf=0), node.pod())
-    assert said.startswith("attach macvlan: VF 0 of pf0 (pf0v0) has a device on top of it")
+    text = node.refused(101, "ADD", node.conf(attach="macvlan", vf=0), node.pod())
+    assert text.startswith("attach macvlan: VF 0 of pf0 (pf0v0) has a device on top of it")
     assert node.kept() == before | {"pods": node.kept()["pods"]}
 
 
@@ -232,12 +205,10 @@ def test_a_named_vf(node: Node, hidden: str) -> None:
 @pytest.mark.modes("process", "resident")
 def test_ipam_names_the_same_vf_again(node: Node, hidden: str) -> None:
     """IPAM decides: its VF is refused with the reason, and each of its addresses is given back."""
-    give = GIVE.replace("EXTRA", ',"extra":{"vf":0}')
-    node.delegate("txipam", f'[ "$CNI_COMMAND" = ADD ] && {give}')
     before = node.kept()
-    conf = node.conf(attach="macvlan", ipam={"type": "txipam", "delegate": True})
-    said = node.refused(101, "ADD", conf, node.pod())
-    assert "vf 0 of pf0 is used by the host: a device in another namespace on top of it" in said
+    conf = node.conf(attach="macvlan", ipam=node.other_ipam(ADD=said(ADDRESS | {"extra": {"vf": 0}})))
+    text = node.refused(101, "ADD", conf, node.pod())
+    assert "vf 0 of pf0 is used by the host: a device in another namespace on top of it" in text
     assert node.calls() == ["ADD", "DEL", "ADD", "DEL"]
     assert node.kept() == before | {"pods": node.kept()["pods"]}
 
@@ -250,13 +221,12 @@ def test_killed_between_the_attempts(node: ResidentNode, hidden: str, command: s
 
     With "DEL" the address of the first attempt is being given back, with "ADD" the second one is asked for.
     """
-    first = "" if command == "DEL" else '[ -e "$ROOT/first" ] || { : >"$ROOT/first"; GIVE; exit 0; }\n'
+    give = said(ADDRESS)
     wait = '[ -e "$ROOT/between" ] || { : >"$ROOT/between"; while [ ! -e "$ROOT/go" ]; do sleep 0.02; done; }'
-    give = GIVE.replace("EXTRA", "")
-    script = f'if [ "$CNI_COMMAND" = {command} ]; then\n{first}{wait}\nfi\n[ "$CNI_COMMAND" = ADD ] && GIVE'
-    node.delegate("other", script.replace("GIVE", give))
+    first = f'[ -e "$ROOT/first" ] || {{ : >"$ROOT/first"; {give}; exit 0; }}'
+    scripts = {"DEL": wait} if command == "DEL" else {"ADD": f"{first}\n{wait}\n{give}"}
     before, pod = node.state(), node.pod()
-    conf = node.conf(cniVersion="1.1.0", attach="macvlan", ipam={"type": "other"})
+    conf = node.conf(cniVersion="1.1.0", attach="macvlan", ipam=node.other_ipam("other", **scripts))
     process = node.start("ADD", conf, pod)
     wait_for((node.root / "between").exists, "no second attempt was made")
     node.server.kill()

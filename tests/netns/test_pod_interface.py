@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import subprocess
 from pathlib import Path
 
 import pytest
 
+from harness.pod import read
 from harness.veth import Node
 
 pytestmark = pytest.mark.modes("resident")
@@ -20,8 +20,7 @@ IPV6 = {"type": "static", "addresses": [{"address": "fd00::2/64"}]}
 
 
 def sysctl(pod: str, name: str) -> str:
-    words = ["ip", "netns", "exec", pod, "cat", f"/proc/sys/net/{name.replace('IFNAME', 'eth0')}"]
-    return subprocess.run(words, capture_output=True, text=True, check=True).stdout.strip()
+    return read(pod, f"/proc/sys/net/{name.replace('IFNAME', 'eth0')}")
 
 
 @pytest.mark.parametrize("attach", ["move", "macvlan"])
@@ -61,11 +60,8 @@ def test_sysctls_and_flags(either: Node, attach: str) -> None:
     assert {"PROMISC", "ALLMULTI", "MULTICAST", "UP"} <= set(node.link("eth0", pod)["flags"])
 
     assert node.run("CHECK", conf | {"prevResult": added}, pod).status == 0
-    changes = [("link", "set", "eth0", "promisc", "off"), ("link", "set", "eth0", "allmulticast", "off")]
-    for words in changes:
-        node.ip("-n", pod, *words)
-    words = ["ip", "netns", "exec", pod, "sysctl", "-qw", "net.ipv4.conf.eth0.rp_filter=0"]
-    subprocess.run(words, check=True)
+    node.ip("-n", pod, "link", "set", "eth0", "promisc", "off", "allmulticast", "off")
+    node.ip("netns", "exec", pod, "sysctl", "-qw", "net.ipv4.conf.eth0.rp_filter=0")
     checked = node.run("CHECK", conf | {"prevResult": added}, pod)
     assert checked.json["code"] == 103
     for fault in ("promisc is not on", "allmulti is not on", "net/ipv4/conf/IFNAME/rp_filter is 0, not 2"):
@@ -115,8 +111,7 @@ def test_a_read_only_proc_sys(node: Node, tmp_path: Path) -> None:
     enter = node.enter()
     node.enter = lambda: [*enter, *inside]  # type: ignore[method-assign]
     pod = node.pod()
-    ip_disabled = ["ip", "netns", "exec", pod, "sysctl", "-qw", "net.ipv6.conf.default.disable_ipv6=1"]
-    subprocess.run(ip_disabled, check=True)
+    node.ip("netns", "exec", pod, "sysctl", "-qw", "net.ipv6.conf.default.disable_ipv6=1")
     node.add(node.builtin(ipam=IPV6, sysctl=SYSCTLS), pod)
     assert sysctl(pod, "ipv6/conf/IFNAME/keep_addr_on_down") == "1"
     assert sysctl(pod, "ipv4/conf/IFNAME/rp_filter") == "2"

@@ -21,9 +21,7 @@ def static(
 def attached(node: Node, conf: dict[str, Any]) -> str:
     """Attach, and have CHECK compare; return the pod."""
     pod = node.pod()
-    previous = node.add(conf, pod)
-    done = node.run("CHECK", conf | {"prevResult": previous}, pod)
-    assert (done.status, done.stdout) == (0, b""), done
+    node.check(conf, pod, node.add(conf, pod))
     return pod
 
 

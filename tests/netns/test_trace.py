@@ -18,7 +18,7 @@ import pytest
 from harness.veth import Node
 from harness.waiting import wait_for
 
-pytestmark = [pytest.mark.netns, pytest.mark.modes("process", "resident", "deferred")]
+pytestmark = pytest.mark.modes("process", "resident", "deferred")
 
 
 def command(node: Node, conf: dict[str, Any], *words: str) -> tuple[list[str], dict[str, str]]:

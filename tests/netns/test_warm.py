@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 import json
-import subprocess
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from harness.pod import inside
+from harness.pod import disables_ipv6, read
 from harness.veth import MakeNode, Node
-
-pytestmark = pytest.mark.netns
 
 
 def cli(node: Node, *words: str, status: int = 0) -> str:
@@ -23,11 +20,6 @@ def cli(node: Node, *words: str, status: int = 0) -> str:
 def warm(node: Node, *words: str, status: int = 0) -> dict[str, dict[str, Any]]:
     found = json.loads(cli(node, "warm", "pf0", "--json", *words, status=status))
     return {item["netdev"]: item for item in found}
-
-
-def ipv6(node: Node, name: str) -> str:
-    with inside(node.host):
-        return Path(f"/proc/sys/net/ipv6/conf/{name}/disable_ipv6").read_text().strip()
 
 
 def is_quiet(node: Node, name: str) -> bool:
@@ -50,7 +42,7 @@ def mixed(node: Node) -> Node:
 
 def test_free_vfs_are_up_and_quiet_and_made_what_they_were(mixed: Node) -> None:
     before = mixed.state()
-    disabled = [ipv6(mixed, mixed.tree.netdev(index)) for index in range(4)]
+    disabled = [disables_ipv6(mixed.tree.netdev(index), mixed.host) for index in range(4)]
     for _ in range(2):  # the second time must not take the first for what was there before
         found = warm(mixed)
         assert [found[mixed.tree.netdev(index)]["warm"] for index in range(4)] == [True, True, False, True]
@@ -58,7 +50,7 @@ def test_free_vfs_are_up_and_quiet_and_made_what_they_were(mixed: Node) -> None:
         assert [is_quiet(mixed, mixed.tree.netdev(index)) for index in range(4)] == [True, True, False, True]
     assert {item["warm"] for item in warm(mixed, "--off").values()} == {False}
     assert mixed.state() == before
-    assert [ipv6(mixed, mixed.tree.netdev(index)) for index in range(4)] == disabled
+    assert [disables_ipv6(mixed.tree.netdev(index), mixed.host) for index in range(4)] == disabled
     assert [item["scope"] for item in mixed.link(mixed.tree.netdev(1))["addr_info"]] == ["link"]
     assert not list(Path(mixed.run_dir, "warm").iterdir())
 
@@ -109,16 +101,15 @@ def test_a_macvlan_leaves_a_vf_as_warm_as_it_was(node: Node) -> None:
         node.delete(conf, pod)
         assert node.state() == before
         assert is_quiet(node, name)
-        assert ipv6(node, name) == "1"
+        assert disables_ipv6(name, node.host)
     assert carrier_changes(node, name) == changes
     assert {item["warm"] for item in warm(node, "--off").values()} == {False}
-    assert ipv6(node, name) == "0"
+    assert not disables_ipv6(name, node.host)
 
 
 def carrier_changes(node: Node, name: str) -> int:
     """Return how often a device has lost or got its link."""
-    words = ["ip", "netns", "exec", node.host, "cat", f"/sys/class/net/{name}/carrier_changes"]
-    return int(subprocess.run(words, check=True, capture_output=True).stdout)
+    return int(read(node.host, f"/sys/class/net/{name}/carrier_changes"))
 
 
 def test_no_such_pf(node: Node) -> None:

@@ -12,6 +12,8 @@ from types import ModuleType, SimpleNamespace
 
 import pytest
 
+from harness.pod import pfs
+
 if os.environ.get("SRIOV_FAST_LAB") != "1":  # the lab's tests draw no examples, and the import takes seconds
     from hypothesis import settings
 
@@ -116,14 +118,6 @@ def pytest_report_header() -> str:
     who = "root" if os.geteuid() == 0 else "not root"
     stale = ", OLDER THAN ITS SOURCE" if is_stale(backend.nl) else ""
     return f"sriov-fast: backend {backend.name} ({backend.nl.__file__}{stale}), {who}"
-
-
-def pfs() -> list[str]:
-    """The PFs that may be tested on: those that SRIOV_FAST_PF names, else all that are here."""
-    named = os.environ.get("SRIOV_FAST_PF", "")
-    if named:
-        return named.replace(",", " ").split()
-    return sorted(path.parts[4] for path in Path("/sys/class/net").glob("*/device/sriov_totalvfs"))
 
 
 def tier_of(path: Path) -> str:

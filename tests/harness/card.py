@@ -12,7 +12,7 @@ import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from harness import devices
 from harness import pod as netns
@@ -21,6 +21,7 @@ from harness.runtime import Runtime
 from harness.server import Server
 from harness.waiting import PATIENCE, wait_for
 from lab import demo, demo_addresses, demo_card
+from lab.demo_card import Vf
 
 RUN = Path("/run/sriov-fast")
 RECORDS = RUN / "vfs"
@@ -33,15 +34,6 @@ _VOLATILE = ("operstate", "flags", "link_netnsid", "qdisc")
 _SETTABLE_FLAGS = {"UP", "BROADCAST", "MULTICAST", "PROMISC", "ALLMULTI", "NOARP"}
 
 State = dict[str, dict[str, Any]]
-
-
-class Vf(NamedTuple):
-    """A VF: its PF, its index on that, its PCI address, and its network device in the host."""
-
-    pf: str
-    number: int
-    pci: str
-    netdev: str
 
 
 def executable() -> Path:
@@ -65,30 +57,13 @@ def start_server(log: Path, *options: str) -> Server:
 # --- the card
 
 
-class Card:
+class Card(demo_card.Card):
     """One PF and its VFs."""
 
-    def __init__(self, pf: str) -> None:
-        self.pf = pf
-        self.generation = 0  # counts how often the VFs were made anew
-        self._card = demo_card.Card(pf)
-
-    @property
-    def driver(self) -> str:
-        return self._card.driver
-
-    @property
-    def directory(self) -> Path:
-        return self._card.device
-
-    def vfs(self) -> list[Vf]:
-        return [Vf(self.pf, vf.number, vf.pci, vf.netdev) for vf in self._card.vfs()]
+    generation = 0  # counts how often the VFs were made anew
 
     def vf(self, index: int) -> Vf:
         return next(vf for vf in self.vfs() if vf.number == index)
-
-    def masks(self, index: int) -> dict[int, str]:
-        return self._card.masks(index)
 
     def on_pf(self, index: int) -> dict[str, Any]:
         """What the PF holds for a VF, in ip(8)'s words."""
@@ -110,7 +85,7 @@ class Card:
         cold = [vf.netdev for vf in self.vfs() if vf.netdev and vf.netdev not in up]
         ip("-batch", "-", stdin="".join(f"link set {name} up\nlink set {name} down\n" for name in cold))
 
-    def state(self) -> State:
+    def state(self) -> State:  # type: ignore[override]
         """Return all that is known of every VF, by PCI address: device, the PF's words, interrupts."""
         everything = links()
         pf = next(item for item in everything if item["ifname"] == self.pf)
@@ -140,15 +115,16 @@ class Card:
     def make_vfs(self, number: int) -> None:
         """Remove all VFs and make ``number`` anew, ready for use."""
         self.generation += 1
-        (self.directory / "sriov_numvfs").write_text("0")
+        (self.device / "sriov_numvfs").write_text("0")
         if not number:
             return
-        (self.directory / "sriov_numvfs").write_text(str(number))
-        wait_for(lambda: self._ready(number), f"{number} VFs of {self.pf} with a device")
+        (self.device / "sriov_numvfs").write_text(str(number))
+        wait_for(lambda: self.ready() == number, f"{number} VFs of {self.pf} with a device")
         self.warm_up()
 
-    def _ready(self, number: int) -> bool:
-        return len([vf for vf in self.vfs() if vf.netdev]) == number
+    def ready(self) -> int:
+        """Return the number of VFs that have a device in the host."""
+        return len([vf for vf in self.vfs() if vf.netdev])
 
 
 def _device(shown: dict[str, Any] | None) -> dict[str, Any] | None:

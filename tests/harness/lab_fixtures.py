@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -10,21 +9,16 @@ import pytest
 
 from harness.card import IN_LAB, LOCKS, SOCKET, Card, Node, State, differences, start_server
 from harness.cri import networks
-from harness.pod import ip, link
+from harness.pod import ip, link, pfs
 from harness.server import Server
 from harness.waiting import wait_for
 from lab import containerd
 
 
-def _names() -> list[str]:
-    named = os.environ.get("SRIOV_FAST_PF", "").replace(",", " ").split()
-    return named or sorted(path.parts[4] for path in Path("/sys/class/net").glob("*/device/sriov_totalvfs"))
-
-
 @pytest.fixture(scope="session")
 def cards() -> Iterator[list[Card]]:
     """All PFs, up, each VF used once."""
-    found = [Card(name) for name in _names()]
+    found = [Card(name) for name in pfs()]
     down = [card.pf for card in found if "UP" not in link(card.pf)["flags"]]
     for pf in down:
         ip("link", "set", pf, "up")
@@ -52,7 +46,9 @@ def _as_it_was(cards: list[Card], known: dict[str, tuple[int, State]]) -> Iterat
     for card in cards:
         generation, state = before[card.pf]
         now = card.state()
-        found = differences(state, now) if card.generation == generation else recount(card, len(state))
+        found = differences(state, now)
+        if card.generation != generation:
+            found = [] if card.ready() == len(state) else [f"{card.ready()} VFs, not {len(state)}"]
         if not found:
             known[card.pf] = card.generation, now
         elif IN_LAB:  # the operator's own VFs are not ours to make anew
@@ -61,11 +57,6 @@ def _as_it_was(cards: list[Card], known: dict[str, tuple[int, State]]) -> Iterat
     assert not faults, "the test did not leave the card as it was:\n" + "\n".join(faults)
     if IN_LAB:  # the server lets go of a lock behind its reply
         wait_for(lambda: not list(LOCKS.glob("*")), "locks were left behind")
-
-
-def recount(card: Card, number: int) -> list[str]:
-    here = len([vf for vf in card.vfs() if vf.netdev])
-    return [] if here == number else [f"{here} VFs with a device, not {number}"]
 
 
 class Resident:

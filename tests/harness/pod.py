@@ -8,6 +8,7 @@ import os
 import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 _CLONE_NEWNET = 0x40000000  # linux/sched.h
@@ -61,6 +62,12 @@ def disables_ipv6(name: str, netns: str) -> bool:
 def without_dad(text: str) -> str:
     """Return what ip(8) shows without the flags of an address whose DAD lasts: they pass by themselves."""
     return text.replace(" tentative", "").replace(" optimistic", "")
+
+
+def pfs() -> list[str]:
+    """Return the PFs that may be tested on: those that SRIOV_FAST_PF names, else all that are here."""
+    named = os.environ.get("SRIOV_FAST_PF", "").replace(",", " ").split()
+    return named or sorted(path.parts[4] for path in Path("/sys/class/net").glob("*/device/sriov_totalvfs"))
 
 
 def path_of(netns: str) -> str:

@@ -9,8 +9,9 @@ from typing import Any
 
 import pytest
 
-from harness.card import IN_LAB, ZERO_MAC, Card, Node, Vf
+from harness.card import IN_LAB, ZERO_MAC, Card, Node
 from harness.pod import links
+from lab.demo_card import Vf
 
 MAC, ADMIN = "02:5f:00:00:00:61", "02:5f:00:00:00:6a"
 VF = 1

@@ -188,7 +188,8 @@ def test_ipam_that_may_choose_runs_before_a_vf_is_touched(node: Node) -> None:
 def test_a_delegate_gets_what_it_needs(node: Node) -> None:
     ipam = node.other_ipam(ADD=f'cat > "$ROOT/stdin"; env > "$ROOT/env"; {said({"ips": []})}')
     conf, pod = node.conf(ipam=ipam | {"remote": "x"}), node.pod()
-    node.add(conf, pod, args="PodID=1;K8S_POD_NAME=p")
+    assert "ips" not in node.add(conf, pod, args="PodID=1;K8S_POD_NAME=p")
+    assert node.addresses("eth0", pod) == []
     assert json.loads((node.root / "stdin").read_text()) == conf
     lines = (node.root / "env").read_text().splitlines()
     wanted = {
@@ -199,12 +200,6 @@ def test_a_delegate_gets_what_it_needs(node: Node) -> None:
         "CNI_ARGS=IgnoreUnknown=1;PodID=1;K8S_POD_NAME=p",
     }
     assert wanted <= set(lines)
-
-
-def test_a_result_without_address_is_none_of_our_business(node: Node) -> None:
-    pod = node.pod()
-    assert "ips" not in node.add(node.conf(ipam=answering(node, cniVersion="1.0.0", ips=[])), pod)
-    assert node.addresses("eth0", pod) == []
 
 
 @pytest.mark.modes("process", "resident", "deferred")

@@ -11,6 +11,7 @@ import pytest
 
 from harness.veth import Node
 from sriov_fast import _nl
+from sriov_fast.vf import announce
 
 pytestmark = pytest.mark.modes("resident")
 
@@ -36,25 +37,14 @@ def heard(wire: socket.socket, wanted: set[bytes], wait: float = 20) -> set[byte
     return found
 
 
-def arp(mac: str, ip: str) -> bytes:
-    own, address = bytes.fromhex(mac.replace(":", "")), socket.inet_aton(ip)
-    head = bytes.fromhex("0806 0001 0800 06 04 0001")
-    return b"\xff" * 6 + own + head + own + address + b"\0" * 6 + address
-
-
 def test_gratuitous_arp_and_unsolicited_na(either: Node) -> None:
-    node = either
-    mac = "02:00:00:00:00:0a"
-    node.nip("link", "set", "pf0v0", "address", mac)
-    addresses = [{"address": "10.0.0.2/24"}, {"address": "fd00::2/64"}]
+    """Each frame of tests/plain/test_announce.py."""
+    node, addresses = either, ["10.0.0.2/24", "fd00::2/64"]
+    ipam = {"type": "static", "addresses": [{"address": each} for each in addresses]}
+    wanted = set(announce.frames(node.link("pf0v0")["address"], addresses))
+    assert len(wanted) == 2
     with listen(node) as wire:
-        node.add(node.conf(vf=0, ipam={"type": "static", "addresses": addresses}), node.pod())
-        na = bytes.fromhex(
-            "333300000001 02000000000a 86dd"
-            "60000000 0020 3a ff fd000000000000000000000000000002 ff020000000000000000000000000001"
-            "8800 5a90 20000000 fd000000000000000000000000000002 0201 02000000000a"
-        )
-        wanted = {arp(mac, "10.0.0.2"), na}
+        node.add(node.conf(vf=0, ipam=ipam), node.pod())
         assert heard(wire, wanted) == wanted
 
 

@@ -46,6 +46,7 @@ ENVIRONMENTS: list[tuple[dict[str, str], str]] = [
     ({"CNI_IFNAME": "sixteen-letters-"}, "longer than 15 bytes"),
     ({"CNI_IFNAME": "eth%d"}, "'eth%d'"),
     ({"CNI_ARGS": "Foo=1"}, "unknown key 'Foo'"),
+    ({"CNI_ARGS": "VF=1;vf=2"}, "vf='2': the key was given before, with the value '1'"),
     # bytes that could stand neither in the answer nor in the record
     ({"CNI_IFNAME": "e\udcff"}, r"CNI_IFNAME='e\udcff': holds bytes that are no UTF-8"),
     ({"CNI_NETNS": "/run/\udcff"}, r"CNI_NETNS='/run/\udcff' holds bytes that are no UTF-8"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 from typing import Any
 
 import pytest
@@ -68,12 +69,13 @@ def test_the_plugin_gets_what_its_add_got(node: Node) -> None:
     assert [re.search(r"K8S_POD_NAME=\w+", call)[0] for call in calls] == ["K8S_POD_NAME=web"] * 2  # type: ignore[index]
 
 
+@pytest.mark.modes("process")
 def test_without_a_record_the_given_configuration_counts(node: Node) -> None:
     """A DEL of what has no record gives back by what it was given: there is nothing else."""
     pod = node.pod()
     conf = node.conf(ipam=node.host_local())
     node.add(conf, pod)
-    node.record().unlink()
+    shutil.rmtree(node.run_dir)
     node.delete(conf, pod)
     assert node.leases() == []
     node.refused(6, "DEL", b"{", pod)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 import subprocess
 from typing import Any
 
@@ -141,15 +140,6 @@ def test_after_a_reboot(node: Node, boot: str) -> None:
     node.delete(conf, pod)
     assert node.link("eth0", pod)["operstate"] == "UP"
     assert (node.records(), node.leases()) == ([], [])
-
-
-@pytest.mark.modes("process")
-def test_the_run_directory_was_wiped(node: Node) -> None:
-    pod, conf = node.pod(), node.conf(ipam=node.host_local())
-    node.add(conf, pod)
-    shutil.rmtree(node.run_dir)
-    node.delete(conf, pod)
-    assert node.leases() == []
 
 
 def test_somebody_who_is_not_the_owner(node: Node) -> None:

@@ -20,22 +20,46 @@ def lone(either: Node) -> Node:
     return either
 
 
+SF = "mlx5_core.sf.4"
+
+
+def make_subfunction(lone: Node) -> None:
+    """Make the first VF an auxiliary device instead: a subfunction of a card."""
+    bus = lone.tree.sys / "bus/auxiliary/devices"
+    bus.mkdir(parents=True)
+    lone.tree.device(0).rename(lone.tree.device(0).with_name(SF))
+    (bus / SF).symlink_to(lone.tree.device(0).with_name(SF))
+    (bus / SF / "class").unlink()
+    name = lone.tree.netdev(0)
+    (lone.tree.sys / "class/net" / name).unlink()
+    (lone.tree.sys / "class/net" / name).symlink_to(bus / SF / "net" / name)
+
+
 @pytest.mark.parametrize("attach", ["move", "macvlan"])
-def test_every_verb(lone: Node, attach: str) -> None:
+@pytest.mark.parametrize("subfunction", [False, True])
+def test_every_verb(lone: Node, attach: str, subfunction: bool) -> None:
     node, before, pod = lone, lone.state(), lone.pod()
-    path = node.root / "net1-device"
-    runtime = {"runtimeConfig": {"CNIDeviceInfoFile": str(path)}}
-    conf = node.by_device(attach=attach, mtu=1400, vlan=0, vlanQoS=0, max_tx_rate=0, **runtime)
+    path, pci = node.root / "net1-device", node.tree.pci(0)
+    more = {"runtimeConfig": {"CNIDeviceInfoFile": str(path)}}
+    if subfunction:
+        make_subfunction(node)
+        more = {"deviceID": SF}
+    conf = node.by_device(attach=attach, mtu=1400, vlan=0, vlanQoS=0, max_tx_rate=0, **more)
     result = node.add(conf, pod)
-    assert result["interfaces"][0]["pciID"] == node.tree.pci(0)
-    assert json.loads(path.read_text())["pci"] == {"pci-address": node.tree.pci(0)}
+    if subfunction:
+        assert "pciID" not in result["interfaces"][0]
+    else:
+        assert result["interfaces"][0]["pciID"] == pci
+        assert json.loads(path.read_text())["pci"] == {"pci-address": pci}
+    assert node.records() == [f"{SF if subfunction else pci}~{pod}~eth0"]
     assert node.addresses("eth0", pod) == ["10.77.0.2/24"]
     node.check(conf, pod, result)
     assert node.run("STATUS", conf).status == 0
     assert "it belongs to container" in node.refused(11, "ADD", conf, node.pod())
     done = node.delete(conf, pod)
     assert "level=warning" not in done.stderr
-    assert (node.state(), node.records(), node.leases(), path.exists()) == (before, [], [], False)
+    assert (node.state(), node.records(), node.drafts(), node.leases()) == (before, [], [], [])
+    assert not path.exists()
 
 
 @pytest.mark.parametrize(
@@ -73,41 +97,10 @@ def test_what_is_no_lone_vf(lone: Node) -> None:
     assert "no VF of a PF here" in node.refused(7, "ADD", node.by_device(), pod)
 
 
-SF = "mlx5_core.sf.4"
-
-
-@pytest.fixture
-def subfunction(lone: Node) -> Node:
-    """A node whose first VF is an auxiliary device instead: a subfunction of a card."""
-    bus = lone.tree.sys / "bus/auxiliary/devices"
-    bus.mkdir(parents=True)
-    lone.tree.device(0).rename(lone.tree.device(0).with_name(SF))
-    (bus / SF).symlink_to(lone.tree.device(0).with_name(SF))
-    (bus / SF / "class").unlink()
-    name = lone.tree.netdev(0)
-    (lone.tree.sys / "class/net" / name).unlink()
-    (lone.tree.sys / "class/net" / name).symlink_to(bus / SF / "net" / name)
-    return lone
-
-
-@pytest.mark.parametrize("attach", ["move", "macvlan"])
-def test_an_auxiliary_device(subfunction: Node, attach: str) -> None:
-    node, before, pod = subfunction, subfunction.state(), subfunction.pod()
-    conf = node.by_device(deviceID=SF, attach=attach, mtu=1400)
-    result = node.add(conf, pod)
-    assert "pciID" not in result["interfaces"][0]
-    assert node.records() == [f"{SF}~{pod}~eth0"]
-    assert node.addresses("eth0", pod) == ["10.77.0.2/24"]
-    node.check(conf, pod, result)
-    assert "it belongs to container" in node.refused(11, "ADD", conf, node.pod())
-    done = node.delete(conf, pod)
-    assert "level=warning" not in done.stderr
-    assert (node.state(), node.records(), node.drafts(), node.leases()) == (before, [], [], [])
-
-
 @pytest.mark.modes("resident")
-def test_what_an_auxiliary_device_cannot_do(subfunction: Node) -> None:
-    node, pod = subfunction, subfunction.pod()
+def test_what_an_auxiliary_device_cannot_do(lone: Node) -> None:
+    node, pod = lone, lone.pod()
+    make_subfunction(node)
     said = node.refused(7, "ADD", node.by_device(deviceID=SF, vlan=7), pod)
     assert f"the PF of {SF} is not visible here" in said
     assert "auxiliary device" in node.refused(7, "ADD", node.by_device(deviceID=SF, cores=[1]), pod)

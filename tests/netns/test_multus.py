@@ -131,17 +131,6 @@ MAC = "02:11:22:33:44:55"
 
 
 @pytest.mark.modes("resident")
-@pytest.mark.parametrize("key", ["VF", "VLAN", "MAC", "CORES", "PodID", "HostIP", "IP", "GATEWAY"])
-def test_two_values_of_a_key_of_ours_are_refused(node: Node, key: str) -> None:
-    """Of two different values for one decision none is better: the ADD names both."""
-    before = node.snapshot()
-    text = node.refused(4, "ADD", node.conf(), node.pod(), args=f"{key}=1;IgnoreUnknown=1;{key.lower()}=2")
-    assert f"{key.lower()}='2'" in text
-    assert "'1'" in text
-    assert node.snapshot()["vfs"] == before["vfs"]
-
-
-@pytest.mark.modes("resident")
 def test_one_value_twice_is_one(node: Node) -> None:
     """CRI-O gives the pod's IP and MAC, and Multus appends those of its annotation: here the same."""
     pod = node.pod()

@@ -252,14 +252,24 @@ def _finish_interrupted(call: Call, names: list[str]) -> None:
 
 
 def _await_return(call: Call, names: list[str]) -> None:
-    """Wait for the VF that this container has given back: until it has left, its name is taken in the pod."""
+    """Wait for the VF that this container has given back: until it has left, its name is taken in the pod.
+
+    Raises TryAgainError if the VF is not found: IPAM knows its address by the same owner, so a release of the
+    one would release the address of the other as well.
+    """
     for record in call.journal.returning(call.request.container_id, call.request.ifname, names):
-        if record.stranded:
-            continue  # not found yet, and so not in this pod
         with call.vf_lock(record.pci):
             latest = call.journal.again(record)
-            if latest is not None:  # its server was killed
-                recover(call, latest)
+            if latest is None or recover(call, latest):
+                continue
+            if latest.stranded and latest.ipam:
+                raise TryAgainError(
+                    f"container {record.container_id}: its earlier {record.ifname} is not deleted yet: "
+                    f"{record.label} is not found",
+                    "it comes back when its namespace ends; see which process or container holds that",
+                    interface=record.ifname,
+                    vf=record.vf,
+                )
 
 
 def _with_choice_of_ipam(call: Call, host: nl.Socket, addresses: Addresses) -> Call:

@@ -1,0 +1,33 @@
+"""An ADD of a container whose earlier VF is in a namespace that is not found."""
+
+from __future__ import annotations
+
+import pytest
+
+from harness.veth import Node
+
+pytestmark = pytest.mark.modes("resident")
+
+
+@pytest.mark.parametrize("has_address", [True, False])
+def test_a_new_add(node: Node, has_address: bool) -> None:
+    """The pod got its old address for a second VF, and lost it when the first VF was found."""
+    node.delegate("same", """[ $CNI_COMMAND = ADD ] && echo '{"ips":[{"address":"10.1.0.2/24"}]}'""")
+    conf = node.conf(ipam={"type": "same"} if has_address else None)
+    pod, far = node.pod(), node.pod()
+    node.add(conf, pod)
+    node.tree.remove_netdev(0)
+    node.ip("-n", pod, "link", "set", "eth0", "netns", far)
+    assert "kept until the VF is found" in node.run("DEL", conf, pod).stderr
+    if has_address:
+        said = node.refused(11, "ADD", conf, pod)
+        assert said.startswith(f"container {pod}: its earlier eth0 is not deleted yet: VF 0 of pf0")
+        assert node.calls() == ["ADD"]
+        node.return_device(far)
+    node.add(conf, pod)
+    assert node.calls() == (["ADD", "DEL", "ADD"] if has_address else [])
+    if not has_address:
+        node.return_device(far)
+    node.run("DEL", conf, pod)
+    node.collect(conf)
+    assert node.records() == []

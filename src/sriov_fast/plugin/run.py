@@ -40,10 +40,9 @@ def run(request: Request, roots: Roots, context: Context | None = None) -> Reply
             call = call.replace(ends=began + limit)
         call.step("read the request")
         done = _verb(call)
-    if done.afterwards is None:
-        return done
-    later = done.afterwards
-    return done.replace(afterwards=lambda: _run_and_close(later, logger))
+    return done.replace(
+        afterwards=_closing(done.afterwards, logger), undelivered=_closing(done.undelivered, logger)
+    )
 
 
 def _verb(call: Call) -> Reply:
@@ -88,9 +87,15 @@ def _log_fields(request: Request, conf: NetConf) -> dict[str, str]:
     return {key: value for key, value in fields.items() if value}
 
 
-def _run_and_close(work: Callable[[], None], logger: log.Logger) -> None:
-    """Do the work after the reply, which may open the log file again."""
-    try:
-        work()
-    finally:
-        logger.close()
+def _closing(work: Callable[[], object] | None, logger: log.Logger) -> Callable[[], None] | None:
+    """Return the work after the reply, which may open the log file again, with the close of that file."""
+    if work is None:
+        return None
+
+    def run_and_close() -> None:
+        try:
+            work()
+        finally:
+            logger.close()
+
+    return run_and_close

@@ -180,3 +180,20 @@ def test_check_of_an_attachment_of_the_sriov_cni(node: Node) -> None:
     done = node.delete(conf, pod, ifname="net1")
     assert "level=warning" not in done.stderr
     assert files(node) == []
+
+
+def test_a_late_del_without_a_namespace(node: Node) -> None:
+    """The SR-IOV CNI had given the VF to another pod since; a DEL without CNI_NETNS took it away."""
+    pod, other = node.pod(), node.pod()
+    path = attach_as_sriov_cni(node, pod)
+    content = path.read_text()
+    node.delete(conf_of(node), pod, ifname="net1")
+    attach_as_sriov_cni(node, other)
+    path.write_text(content)
+    there, before = node.link("net1", other), files(node)
+    done = node.run("DEL", conf_of(node), pod, ifname="net1", env={"CNI_NETNS": ""})
+    assert done.status == 0, done
+    assert node.link("net1", other) == there
+    assert files(node) == [name for name in before if name != path.name]
+    node.delete(conf_of(node), other, ifname="net1")
+    assert files(node) == []

@@ -73,9 +73,8 @@ def _release_theirs(call: Call, record: Attachment) -> None:
     from sriov_fast.vf import sriov_cni
 
     with call.vf_lock(record.pci):
-        netns = call.request.netns
-        is_moved_on = record.pci in call.journal.taken() or (
-            record.netns != "" and netns not in ("", record.netns)
+        is_moved_on = record.pci in call.journal.taken() or sriov_cni.is_in_another_pod(
+            record, call.request.netns, call.roots
         )
         if is_moved_on:
             call.log.warning("the VF is in another pod by now: it stays as it is", pci=record.pci)

@@ -16,6 +16,8 @@ from sriov_fast.vf import netns
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from sriov_fast.common.paths import Roots
     from sriov_fast.vf.journal import Attachment
 
@@ -47,7 +49,25 @@ def use(pci: str, roots: Roots) -> str:
 
 def owners(roots: Roots) -> dict[str, tuple[str, str]]:
     """Return {PCI address: (container ID, ifname)} of the VFs in use."""
-    found = {}
+    return {pci: owner for pci, owner in _attachments(roots) if holds(pci, roots)}
+
+
+def is_in_another_pod(record: Attachment, netns: str, roots: Roots) -> bool:
+    """Return whether a VF was given to another pod since.
+
+    ``record.netns`` is the namespace that the VF was last given to, ``netns`` that of the request, "" for
+    none. Without one, another attachment of a VF that is in use is the later one.
+    """
+    if not record.netns:
+        return False
+    if netns:
+        return netns != record.netns
+    others = (owner for pci, owner in _attachments(roots) if pci == record.pci and owner != record.owner)
+    return any(others) and holds(record.pci, roots)
+
+
+def _attachments(roots: Roots) -> Iterator[tuple[str, tuple[str, str]]]:
+    """Yield PCI address and owner of each attachment; a file that is not understood is left out."""
     for name in _listed(roots.sriov_cni):
         container_id, dash, ifname = name.partition("-")
         content = read(f"{roots.sriov_cni}/{name}") if dash else None
@@ -55,11 +75,10 @@ def owners(roots: Roots) -> dict[str, tuple[str, str]]:
             continue
         try:
             pci = JsonObject(obj(json.loads(content))).take("deviceID", string, "").lower()
-        except Exception:  # noqa: S112 (a list for people leaves out a file that is no attachment)
+        except Exception:  # noqa: S112 (the file is no attachment)
             continue
-        if pci and "/" not in pci and holds(pci, roots):
-            found[pci] = container_id, ifname
-    return found
+        if pci and "/" not in pci:
+            yield pci, (container_id, ifname)
 
 
 def forget(record: Attachment, roots: Roots, *, released: bool) -> None:

@@ -90,7 +90,7 @@ def test_a_refusal_is_undone(node: Node, igb: Card, vf: Vf) -> None:
     """igb has no link states: VLAN and MAC of the same ADD are taken back. Another VF's MAC is refused."""
     before = igb.on_pf(VF)
     said = node.refused(100, "ADD", config(node, vf, link_state="enable"), node.pod())
-    assert f"VF {VF} ({vf.pci})" in said
+    assert f"VF {VF} of {igb.pf} ({vf.pci})" in said
     assert igb.on_pf(VF) == before
     other = igb.on_pf(VF + 1)["address"]
     assert "holds it" in node.refused(101, "ADD", config(node, vf, mac=other), node.pod())

@@ -78,7 +78,7 @@ def test_the_wait_is_bounded(node: Node, kind: str, more: dict[str, Any], limit:
     ("number", "code", "words"),
     [
         (errno.EOPNOTSUPP, 7, "attach macvlan: the kernel has no macvlan"),
-        (errno.EBUSY, 101, "attach macvlan: VF 0 of pf0 (pf0v0) has a device on top of it"),
+        (errno.EBUSY, 101, "attach macvlan: VF 0 of pf0 (0000:01:10.0) has a device on top of it"),
     ],
     ids=errno.errorcode.get,
 )

@@ -197,7 +197,7 @@ def test_a_named_vf(node: Node, hidden: str) -> None:
     """The error says why, and everything is undone: no other VF is taken."""
     before = node.kept()
     text = node.refused(101, "ADD", node.conf(attach="macvlan", vf=0), node.pod())
-    assert text.startswith("attach macvlan: VF 0 of pf0 (pf0v0) has a device on top of it")
+    assert text.startswith("attach macvlan: VF 0 of pf0 (0000:01:10.0) has a device on top of it")
     assert node.kept() == before | {"pods": node.kept()["pods"]}
 
 

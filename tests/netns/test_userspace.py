@@ -108,7 +108,7 @@ def test_a_setting_that_the_pf_refuses(node: Node) -> None:
     """The PF is a veth, which has no settings of VFs: the ADD is undone."""
     node.tree.bind(0, "vfio-pci")
     pod = node.pod()
-    assert "pf0, VF 0" in node.refused(100, "ADD", node.by_device(vlan=7), pod)
+    assert "VF 0 of pf0" in node.refused(100, "ADD", node.by_device(vlan=7), pod)
     assert (node.records(), node.leases()) == ([], [])
 
 

@@ -343,8 +343,7 @@ def refused(error: NetlinkError, record: Attachment) -> NetlinkError:
     """Return an error of the kernel with the VF and the requested settings."""
     error.interface = record.pf
     error.vf = record.vf
-    which = f"{record.pf}, VF {record.vf} ({record.pci})" if record.pf else record.pci
-    error.msg = f"{which}: {error.msg}"
+    error.msg = f"{record.label}: {error.msg}"
     error.details = error.details or f"asked for: {_shown(record)}"
     return error
 
@@ -363,7 +362,7 @@ def name_taken(error: NetlinkError, record: Attachment) -> BusyError:
 def mtu_refused(error: NetlinkError, record: Attachment) -> ConfigError:
     """Return the error for an MTU that the driver does not take."""
     return ConfigError(
-        f"mtu {record.mtu}: {record.pf} refuses it for VF {record.vf}: {error.msg}",
+        f"mtu {record.mtu}: {record.label} refuses it: {error.msg}",
         "ask for no more than the PF's own MTU",
         errno=error.errno,
         interface=record.host_name,

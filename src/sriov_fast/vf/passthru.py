@@ -126,8 +126,7 @@ def _not_made(error: NetlinkError, record: Attachment) -> SriovError:
         )
     if error.errno in _OCCUPIED:
         return OccupiedError(
-            f"attach macvlan: VF {record.vf} of {record.pf} ({record.host_name}) has a device on top of it: "
-            f"{error.msg}",
+            f"attach macvlan: {record.label} has a device on top of it: {error.msg}",
             "delete that device, such as a macvlan in another namespace, or name another VF",
             pci=record.pci,
             errno=error.errno,

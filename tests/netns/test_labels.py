@@ -1,0 +1,39 @@
+"""How errors name a VF without a visible PF; some named VF -1 of a PF without a name."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from harness.veth import Node
+
+pytestmark = pytest.mark.modes("resident")
+
+
+@pytest.fixture
+def lone(node: Node) -> Node:
+    """A node whose first VF has no PF."""
+    (node.tree.device(0) / "physfn").unlink()
+    (node.tree.device() / "virtfn0").unlink()
+    return node
+
+
+def refusal(node: Node, code: int, **more: Any) -> str:
+    """Return the error of an ADD, with the name of the VF replaced by VF."""
+    conf = node.conf(master=None, deviceID=node.tree.pci(0), **more)
+    return node.refused(code, "ADD", conf, node.pod()).replace(f"VF {node.tree.pci(0)}", "VF")
+
+
+@pytest.mark.parametrize("attach", ["move", "macvlan"])
+def test_an_mtu_that_is_refused(lone: Node, attach: str) -> None:
+    lone.nip("link", "del", "pf0v0")
+    lone.nip("link", "add", "lower", "type", "veth", "peer", "name", "lower-peer")
+    lone.nip("link", "add", "link", "lower", "name", "pf0v0", "type", "macvlan")
+    assert refusal(lone, 7, mtu=9000, attach=attach).startswith("mtu 9000: VF refuses it: ")
+
+
+def test_a_device_on_top_that_the_host_does_not_see(lone: Node) -> None:
+    macvlan = f"link add link pf0v0 name top netns {lone.pod()} type macvlan mode passthru"
+    lone.nip(*macvlan.split())
+    assert refusal(lone, 101, attach="macvlan").startswith("attach macvlan: VF has a device on top of it: ")

@@ -173,3 +173,19 @@ def test_vfs_shows_the_pf(node: Node, owner: str) -> None:
     assert any(node.tree.pf_pci in line and f"{owner}/eth0" in line for line in shown.splitlines()), shown
     (pf,) = json.loads(node.operate("vfs", "--json").stdout)
     assert (pf["pf"], pf["owner"]) == ("pf0", {"containerID": owner, "ifname": "eth0"})
+
+
+@pytest.mark.modes("process")
+def test_a_killed_add_of_a_vf(node: Node) -> None:
+    """The PF was refused until something else returned the VF to the host."""
+    pod, other, before = node.pod(), node.pod(), pf(node)
+    node.prelude = (
+        "from sriov_fast.vf import attach; import os, signal; "
+        "attach.address = lambda *_: os.kill(os.getpid(), signal.SIGKILL)"
+    )
+    assert node.run("ADD", node.conf(vf=0), pod).status == -signal.SIGKILL
+    node.prelude = "pass"
+    node.add(config(node), other)
+    assert [record.partition("~")[0] for record in node.records()] == [node.tree.pf_pci]
+    node.delete(config(node), other)
+    assert (pf(node), node.records(), node.tree.netdev(0) in node.links()) == (before, [], True)

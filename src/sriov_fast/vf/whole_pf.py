@@ -46,7 +46,12 @@ def _reserve(name: str, wanted: VfRequest) -> ReservedVf:
     pci = record.pci if record else _address(select.pf(name, wanted)[0], wanted.roots)
     with ExitStack() as held:
         wanted.await_lock(pci, held)
-        _require_free(name, pci, wanted)
+        if owner := _owner(pci, wanted):
+            raise TryAgainError(
+                f"master {name!r} is not free: it belongs to {owner}",
+                "try again when its pod has ended",
+                interface=name,
+            )
         pf, vfs = select.pf(name, wanted)
         for vf in vfs:
             use = _use_of_vf(vf, wanted) if wanted.try_lock(vf.pci, held) else "another request works on it"
@@ -68,11 +73,19 @@ def _reserve(name: str, wanted: VfRequest) -> ReservedVf:
 
 def _use_of_vf(vf: Vf, wanted: VfRequest) -> str:
     """Describe the use of a locked VF by a pod, "" if it is unused."""
-    entry = wanted.journal.entries().get(vf.pci)
-    record = wanted.journal.read(vf.pci, entry) if entry else None
-    owner = f"container {record.container_id}, {record.ifname}" if record else ""
-    owner = owner or candidate.use_of_others(vf.pci, wanted.roots)
+    owner = _owner(vf.pci, wanted) or candidate.use_of_others(vf.pci, wanted.roots)
     return owner and f"it belongs to {owner}"
+
+
+def _owner(pci: str, wanted: VfRequest) -> str:
+    """Describe the owner of a locked PF or VF, "" without one; an interrupted request is finished first."""
+    journal = wanted.journal
+    entry = journal.entries().get(pci)
+    record = journal.read(pci, entry) if entry else None
+    if record is not None and record.state not in (ATTACHED, BROKEN):
+        wanted.recover(record)
+        record = journal.again(record)
+    return f"container {record.container_id}, {record.ifname}" if record else ""
 
 
 def _address(pf: str, roots: Roots) -> str:
@@ -91,19 +104,3 @@ def _as_vf(pf: str, pci: str, roots: Roots) -> Vf:
             interface=pf,
         )
     return Vf(index=-1, pci=pci, driver=os.path.basename(os.readlink(f"{function}/driver")), netdev=pf)
-
-
-def _require_free(name: str, pci: str, wanted: VfRequest) -> None:
-    """Raise TryAgainError if a pod has the PF; finish an interrupted request for it first."""
-    journal = wanted.journal
-    entry = journal.entries().get(pci)
-    record = journal.read(pci, entry) if entry else None
-    if record is not None and record.state not in (ATTACHED, BROKEN):
-        wanted.recover(record)
-        record = journal.again(record)
-    if record is not None:
-        raise TryAgainError(
-            f"master {name!r} is not free: it belongs to container {record.container_id}, {record.ifname}",
-            "try again when its pod has ended",
-            interface=name,
-        )

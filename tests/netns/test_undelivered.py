@@ -1,6 +1,9 @@
-"""What an ADD leaves in the server if its client is gone before the reply."""
+"""The undo of an ADD whose client is gone before the reply, in the server."""
 
 from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -10,15 +13,29 @@ from harness.waiting import wait_for
 pytestmark = pytest.mark.modes("resident")
 
 
-def test_the_log_file_is_closed(node: ResidentNode) -> None:
-    """The undo opened the log file again, and the server kept the descriptor."""
+def undone(node: ResidentNode, **more: Any) -> None:
+    """Attach a pod, with a client that ends meanwhile; wait for the undo."""
     held_up(node)
-    pod, file = node.pod(), node.root / "log"
-    conf = node.conf(ipam={"type": "host-local", "delegate": True}, logFile=str(file))
-    process = node.start("ADD", conf, pod)
+    program, show = node.root / "bin" / "host-local", 'readlink /proc/$$/fd/2 > "$ROOT/stderr"'
+    program.write_text(program.read_text().replace("|| exit 0", f"|| {{ {show}; exit 0; }}"))
+    pod = node.pod()
+    process = node.start("ADD", node.conf(ipam={"type": "host-local", "delegate": True}, **more), pod)
     waits(node, pod)
     process.kill()
     node.finish(process)
     let_go(node)
-    wait_for(lambda: file.exists() and "msg=released" in file.read_text(), "the ADD is not undone")
+    wait_for(lambda: not node.records() and node.calls() == ["ADD", "DEL"], "the ADD is not undone")
+
+
+def test_the_log_file_is_closed(node: ResidentNode) -> None:
+    """The undo opened the log file again, and the server kept the descriptor."""
+    file = node.root / "log"
+    undone(node, logFile=str(file))
+    wait_for(lambda: "msg=released" in file.read_text(), "nothing is logged")
     wait_for(lambda: str(file) not in node.server.files(), "the log file stays open", 5.0)
+
+
+def test_ipam_writes_to_the_servers_stderr(node: ResidentNode) -> None:
+    """Its stderr was the descriptor with the number of the client's, which was closed by then."""
+    undone(node)
+    assert Path((node.root / "stderr").read_text().strip()) == node.server.log

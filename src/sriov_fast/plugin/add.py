@@ -445,7 +445,7 @@ def _announce(call: Call, record: Attachment) -> None:
 def _undo_undelivered(call: Call) -> None:
     """Undo an ADD after its reply was not delivered. The attachment of a later ADD stays."""
     asked = call.request
-    call = call.unlimited()
+    call = call.after_reply()
     with call.owner_lock():
         record = call.journal.find(asked.container_id, asked.ifname)
         if record is not None and record.token == call.context.token:

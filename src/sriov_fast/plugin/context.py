@@ -129,6 +129,10 @@ class Call(Record):
         """Return this call without a deadline: an undo is not cut."""
         return self.replace(ends=float("inf"))
 
+    def after_reply(self) -> Call:
+        """Return this call without a deadline and without the sender's stderr, which is closed by then."""
+        return self.unlimited().replace(context=self.context.replace(plugins_stderr=_STDERR))
+
     def tasks(self) -> executor.Scope:
         """Return a scope for tasks, all of which have ended when the scope is left."""
         return executor.Scope(threads=self.context.threads)

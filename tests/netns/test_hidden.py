@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import signal
+
 import pytest
 
 from harness.veth import Node
@@ -31,3 +33,24 @@ def test_a_new_add(node: Node, has_address: bool) -> None:
     node.run("DEL", conf, pod)
     node.collect(conf)
     assert node.records() == []
+
+
+@pytest.mark.modes("process")
+def test_an_add_after_a_killed_one(node: Node) -> None:
+    """The VF of the killed ADD was not found, and the pod got its address for a second VF."""
+    node.delegate("same", """[ $CNI_COMMAND = ADD ] && echo '{"ips":[{"address":"10.1.0.2/24"}]}'""")
+    conf = node.conf(ipam={"type": "same"})
+    pod, far = node.pod(), node.pod()
+    node.prelude = (
+        "from sriov_fast.vf import attach; import os, signal; "
+        "attach.address = lambda *_: os.kill(os.getpid(), signal.SIGKILL)"
+    )
+    assert node.run("ADD", conf, pod).status == -signal.SIGKILL
+    node.prelude = "pass"
+    node.tree.remove_netdev(0)
+    node.ip("-n", pod, "link", "set", "eth0", "netns", far)
+    said = node.refused(11, "ADD", conf, pod)
+    assert said.startswith(f"container {pod}: its earlier eth0 is not deleted yet: VF 0 of pf0")
+    node.return_device(far)
+    node.add(conf, pod)
+    assert node.calls() == ["ADD", "DEL", "ADD"]

@@ -77,9 +77,7 @@ def _add(call: Call) -> Reply:
         pod_netns = _open_pod(call, host, held)
         _require_possible(call)
         held.enter_context(call.owner_lock())
-        names = call.journal.names()
-        _finish_interrupted(call, names)
-        _await_return(call, names)
+        _await_return(call, _finish_interrupted(call))
         addresses = Addresses(call)
         # Undone last: an address may go to the next pod only when this pod's VF cannot send.
         undo.callback(addresses.give_back)
@@ -228,12 +226,12 @@ def _for_device(call: Call, reserved: ReservedVf, pod_netns: int) -> Call:
     return call
 
 
-def _finish_interrupted(call: Call, names: list[str]) -> None:
-    """Refuse a second ADD; undo a first one that was killed."""
-    asked = call.request
+def _finish_interrupted(call: Call) -> list[str]:
+    """Refuse a second ADD; undo a first one that was killed. Return the names of the journal's records."""
+    asked, names = call.request, call.journal.names()
     record = call.journal.find(asked.container_id, asked.ifname, names)
     if record is None:
-        return
+        return names
     if record.state == BROKEN:
         raise BusyError(
             f"container {asked.container_id} has {asked.ifname} already; VF {record.pci} has a broken record",
@@ -249,6 +247,7 @@ def _finish_interrupted(call: Call, names: list[str]) -> None:
         )
     call.log.warning("an earlier ADD was interrupted: returning its VF to the host first", pci=record.pci)
     release(call.of(record), record)
+    return call.journal.names()
 
 
 def _await_return(call: Call, names: list[str]) -> None:

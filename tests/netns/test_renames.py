@@ -34,15 +34,18 @@ backend.nl = SimpleNamespace(**vars(backend.nl) | {{"Socket": Socket}})
 MOMENTS = pytest.mark.parametrize("before", [True, False], ids=["before", "after"])
 
 
-def interfere(node: Node, number: int, before: bool, name: str, new: str) -> None:
-    """Rename a device, in the kernel and in the tree, and give another one its name, at that send."""
+def interfere(node: Node, number: int, before: bool, name: str, new: str, then: str = "true") -> None:
+    """Rename a device, in the kernel and in the tree, and give another one its name, at that send.
+
+    ``then`` is a further command.
+    """
     node.nip("link", "add", "uplink", "type", "veth", "peer", "name", "switch")
     net = next(path.parent for path in node.tree.sys.glob(f"devices/*/*/*/net/{name}"))
     known = node.tree.sys / "class/net"
     script = (
         f"ip link set {name} down; ip link set {name} name {new};"
         f"mv {net}/{name} {net}/{new}; rm {known}/{name}; ln -s {net}/{new} {known}/{new};"
-        f"ip link set uplink name {name}"
+        f"ip link set uplink name {name}; {then}"
     )
     node.prelude = f"exec({PRELUDE.format(number=number, before=before, script=script)!r})"
 
@@ -85,3 +88,12 @@ def test_a_vf_that_is_renamed_on_the_way_home(node: Node, before: bool) -> None:
     found = {node.link(name)["address"]: node.link(name) for name in node.links()}
     assert (found[mac]["ifname"], "UP" in found[mac]["flags"]) == ("ens1v0", True)
     assert (found[own]["ifname"], "UP" in found[own]["flags"]) == ("pf0v0", False)
+
+
+@pytest.mark.parametrize("number", [1, 2, 3])
+def test_a_vf_that_is_renamed_during_a_check(node: Node, number: int) -> None:
+    """CHECK said that the VF of a macvlan had no device in the host."""
+    pod, conf = node.pod(), node.conf(vf=0, attach="macvlan")
+    result = node.add(conf, pod)
+    interfere(node, number, True, "pf0v0", "ens1v0", then="ip link set ens1v0 up")
+    node.check(conf, pod, result)

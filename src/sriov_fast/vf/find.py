@@ -249,15 +249,18 @@ def _identity(of: os.stat_result) -> tuple[int, int]:
 
 
 def link_in_host(record: Attachment, roots: Roots) -> Link | None:
-    """Return the VF's device, of any name, if it is in the host now."""
-    try:
-        names = os.listdir(f"{roots.device(record.pci)}/net")
-    except OSError as error:
-        if is_absent(error):
-            return None
-        raise
-    if not names:
-        return None
+    """Return the VF's device, of any name, if it is in the host now. After a rename it is read again."""
+    read: list[str] = []
+    while (names := candidate.netdevs(roots.device(record.pci))) not in ([], read):
+        link = _link_among(names, record)
+        if link:
+            return link
+        read = names
+    return None
+
+
+def _link_among(names: list[str], record: Attachment) -> Link | None:
+    """Return the VF's device if it has one of the names."""
     batch = nl.Batch()
     for name in names:
         batch.get_link(name=name)

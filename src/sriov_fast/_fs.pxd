@@ -1,14 +1,12 @@
 # cython: language_level=3
-"""Reading of directories and links without Python objects, for ``_sysfs.pyx`` and ``_irq.pyx``.
+"""Reading of directories, links and files, for ``_sysfs.pyx`` and ``_irq.pyx``.
 
-All functions are inline and compiled into both modules; nothing is imported from here at run time. Functions
-marked ``nogil`` return 0 (or a count) or ``-errno``, raise nothing and use no Python object.
+All functions are inline and compiled into both modules; nothing is imported from here at run time. They keep
+the interpreter's lock: nothing in sysfs waits, nor does a mask.
 """
 
-from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_GET_SIZE
-from libc.errno cimport EIO, ENODEV, ENOENT, ENOMEM, ENOTDIR, errno
-from libc.stdlib cimport free, qsort, realloc
-from libc.string cimport memcmp, memcpy, strcmp, strerror, strlen
+from libc.errno cimport ENODEV, ENOENT, ENOTDIR, errno
+from libc.string cimport strcmp, strerror, strlen, strncmp
 
 
 cdef extern from * nogil:
@@ -37,7 +35,6 @@ cdef extern from * nogil:
     """
     ctypedef struct Dirent "struct sf_dirent":
         unsigned short d_reclen
-        unsigned char d_type
         char *d_name
     long getdents "sf_getdents"(int fd, void *buffer, size_t size)
     int openat(int fd, const char *path, int flags)
@@ -49,8 +46,6 @@ cdef extern from * nogil:
     void *memrchr(const void *text, int c, size_t size)
     enum:
         AT_FDCWD
-        DT_LNK
-        DT_UNKNOWN
         F_OK
         O_CLOEXEC
         O_DIRECTORY
@@ -58,29 +53,24 @@ cdef extern from * nogil:
         O_TRUNC
         O_WRONLY
         PATH_MAX
+        SSIZE_MAX
 
 
 cdef extern from "Python.h":
+    object PyUnicode_DecodeFSDefault(const char *text)
     object PyUnicode_EncodeFSDefault(object text)
 
 
 cdef enum:
     DIRENTS = 16384  # bytes of directory entries read at once
-    NAME_SIZE = 256  # a file name and its NUL (NAME_MAX is 255)
+    DIRENT_SIZE = 40  # bytes of one with a name of 15 characters, as netdevs have at most
     NUMBER_DIGITS = 9  # of a VF index or an IRQ number: fits an int
-
-
-cdef struct Numbers:
-    # A growing list. Its owner zeroes it first and frees ``at`` at the end.
-    int *at
-    size_t used
-    size_t capacity
 
 
 cdef inline bytes path_bytes(str path):
     """Return ``path`` in bytes. Raises ValueError for an embedded NUL."""
     cdef bytes raw = PyUnicode_EncodeFSDefault(path)
-    if strlen(PyBytes_AS_STRING(raw)) != <size_t>PyBytes_GET_SIZE(raw):
+    if strlen(raw) != <size_t>len(raw):
         raise ValueError("embedded null byte")
     return raw
 
@@ -92,17 +82,64 @@ cdef inline int check_part(str text, str what) except -1:
     return 0
 
 
-cdef inline object os_error(int err, str path, str why=""):
+cdef inline object os_error(int err, bytes path, str why=""):
     """Return the OSError of ``err`` (FileNotFoundError and so on) that names ``path``."""
-    return OSError(err, why or strerror(err).decode(), path)
+    return OSError(err, why or strerror(err).decode(), PyUnicode_DecodeFSDefault(path))
 
 
-cdef inline bint is_absent(int negative) noexcept nogil:
-    """Return whether ``-errno`` means that the file does not exist, or no longer exists."""
-    return negative == -ENOENT or negative == -ENODEV or negative == -ENOTDIR
+cdef inline bint is_absent(int err) noexcept:
+    """Return whether an errno means that the file does not exist, or no longer exists."""
+    return err == ENOENT or err == ENODEV or err == ENOTDIR
 
 
-cdef inline int decimal(const char *text) noexcept nogil:
+cdef inline int need(bytes path) except -1:
+    """Raise OSError unless a path exists."""
+    if faccessat(AT_FDCWD, path, F_OK, 0) < 0:
+        raise os_error(errno, path)
+    return 0
+
+
+cdef inline list names_of(int fd, bytes path, ssize_t most=SSIZE_MAX):
+    """Return the names in an open directory, [] without one (fd -1). Raises OSError that names ``path``.
+
+    Of more than ``most`` names some may be missing.
+    """
+    cdef char buffer[DIRENTS]
+    cdef size_t capacity = DIRENTS if most >= DIRENTS // DIRENT_SIZE else (most + 4) * DIRENT_SIZE
+    cdef list found = []
+    cdef long size, at
+    cdef Dirent *entry
+    while fd >= 0 and len(found) <= most:
+        size = getdents(fd, buffer, capacity)
+        if size < 0 and not is_absent(errno):
+            raise os_error(errno, path)
+        if size <= 0:
+            break
+        at = 0
+        while at < size:
+            entry = <Dirent *>(buffer + at)
+            at += entry.d_reclen
+            if strcmp(entry.d_name, ".") != 0 and strcmp(entry.d_name, "..") != 0:
+                found.append(<bytes>entry.d_name)
+    return found
+
+
+cdef inline list numbers_in(list names, const char *prefix):
+    """Return the numbers that follow ``prefix`` in some names, ascending."""
+    cdef size_t skip = strlen(prefix)
+    cdef list found = []
+    cdef bytes name
+    cdef int number
+    for name in names:
+        if strncmp(name, prefix, skip) == 0:
+            number = decimal(<const char *>name + skip)
+            if number >= 0:
+                found.append(number)
+    found.sort()
+    return found
+
+
+cdef inline int decimal(const char *text) noexcept:
     """Return the number in ``text``: no sign, no leading zero, at most 9 digits; otherwise -1."""
     cdef int value = 0
     cdef size_t i = 0
@@ -116,106 +153,17 @@ cdef inline int decimal(const char *text) noexcept nogil:
     return value if i else -1
 
 
-cdef inline int add_number(Numbers *numbers, int value) noexcept nogil:
-    """Append. Returns 0 or -ENOMEM."""
-    cdef size_t capacity
-    cdef int *moved
-    if numbers.used == numbers.capacity:
-        capacity = numbers.capacity * 2 if numbers.capacity else 64
-        moved = <int *>realloc(numbers.at, capacity * sizeof(int))
-        if moved == NULL:
-            return -ENOMEM
-        numbers.at = moved
-        numbers.capacity = capacity
-    numbers.at[numbers.used] = value
-    numbers.used += 1
-    return 0
+cdef inline ssize_t read_at(int fd, const char *path, char *text, size_t capacity) noexcept:
+    """Read at most ``capacity`` bytes of a file of the kernel, which come at once.
 
-
-cdef inline int _ascending(const void *a, const void *b) noexcept nogil:
-    cdef int left = (<const int *>a)[0]
-    cdef int right = (<const int *>b)[0]
-    return (left > right) - (left < right)
-
-
-cdef inline int numbers_in(int fd, const char *prefix, Numbers *numbers) noexcept nogil:
-    """Collect the numbers that follow ``prefix`` in the names of the open directory, ascending.
-
-    Returns 0 or -errno.
+    Returns their number or -errno.
     """
-    cdef char buffer[DIRENTS]
-    cdef size_t skip = strlen(prefix)
-    cdef long size, at
-    cdef int value
-    cdef Dirent *entry
-    while True:
-        size = getdents(fd, buffer, DIRENTS)
-        if size <= 0:
-            break
-        at = 0
-        while at < size:
-            entry = <Dirent *>(buffer + at)
-            at += entry.d_reclen
-            # The name is NUL-terminated and padded, so a short one differs before its end.
-            if skip and (entry.d_name[0] != prefix[0] or strlen(entry.d_name) < skip
-                         or memcmp(entry.d_name, prefix, skip) != 0):
-                continue
-            value = decimal(entry.d_name + skip)
-            if value >= 0 and add_number(numbers, value) < 0:
-                return -ENOMEM
-    if size < 0:
-        return -errno
-    if numbers.used > 1:
-        qsort(numbers.at, numbers.used, sizeof(int), _ascending)
-    return 0
-
-
-cdef inline int smallest_name(int fd, char *name) noexcept nogil:
-    """Put the smallest name of the open directory, by its bytes, into ``name`` (NAME_SIZE; "" if empty).
-
-    Returns 0 or -errno.
-    """
-    cdef char buffer[DIRENTS]
-    cdef long size, at
-    cdef Dirent *entry
-    name[0] = 0
-    while True:
-        size = getdents(fd, buffer, DIRENTS)
-        if size <= 0:
-            return -errno if size < 0 else 0
-        at = 0
-        while at < size:
-            entry = <Dirent *>(buffer + at)
-            at += entry.d_reclen
-            if strcmp(entry.d_name, ".") == 0 or strcmp(entry.d_name, "..") == 0:
-                continue
-            if name[0] == 0 or strcmp(entry.d_name, name) < 0:
-                memcpy(name, entry.d_name, strlen(entry.d_name) + 1)
-
-
-cdef inline int open_dir(int fd, const char *path) noexcept nogil:
-    """Open a directory to list it. Returns the descriptor or -errno."""
-    cdef int opened = openat(fd, path, O_RDONLY | O_DIRECTORY | O_CLOEXEC)
-    return opened if opened >= 0 else -errno
-
-
-cdef inline ssize_t read_at(int fd, const char *path, char *buffer, size_t capacity) noexcept nogil:
-    """Read at most ``capacity`` - 1 bytes of a file, and append NUL. Returns the length or -errno."""
-    cdef ssize_t got = 0
-    cdef size_t used = 0
+    cdef ssize_t length
     cdef int file = openat(fd, path, O_RDONLY | O_CLOEXEC)
     if file < 0:
         return -errno
-    while used < capacity - 1:
-        got = read(file, buffer + used, capacity - 1 - used)
-        if got <= 0:
-            break
-        used += got
-        if buffer[used - 1] == c"\n":  # such a file has one line, so its end needs no second read
-            break
-    if got < 0:
-        used = 0
-        got = -errno
+    length = read(file, text, capacity)
+    if length < 0:
+        length = -errno
     close(file)
-    buffer[used] = 0
-    return got if got < 0 else <ssize_t>used
+    return length

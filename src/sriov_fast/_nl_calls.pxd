@@ -21,8 +21,16 @@ cdef extern from * nogil:
 
     /* To Cython an assignment would make errno a local variable. */
     static inline void sf_set_errno(int error) { errno = error; }
+
+    static inline void sf_close(int fd)
+    {
+        int error = errno;
+        close(fd);
+        errno = error;
+    }
     """
     void set_errno "sf_set_errno"(int error)
+    void close_keeping_errno "sf_close"(int fd)
     ctypedef unsigned int socklen_t
     struct sockaddr:
         pass

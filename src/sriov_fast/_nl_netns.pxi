@@ -17,7 +17,6 @@ cdef enum:
 
 cdef int enter_netns(int netns_fd, int *own) noexcept nogil:
     # Move the calling thread to a namespace; ``own`` is for leave_netns. Return 0, or -1 with errno, unmoved.
-    cdef int error
     own[0] = -1
     if netns_fd < 0:
         return 0
@@ -26,9 +25,7 @@ cdef int enter_netns(int netns_fd, int *own) noexcept nogil:
         return -1
     if setns(netns_fd, CLONE_NEWNET) == 0:
         return 0
-    error = errno
-    close(own[0])
-    set_errno(error)
+    close_keeping_errno(own[0])
     return -1
 
 
@@ -59,37 +56,14 @@ cdef int socket_in(int netns_fd, int family, int kind, int protocol) noexcept no
     return fd
 
 
-cdef int write_in(int netns_fd, const char *path, const char *text, size_t size) noexcept nogil:
+cdef int open_in(int netns_fd, const char *path, int flags) noexcept nogil:
     # The kernel resolves /proc/sys/net in the namespace of the thread that opens it.
-    cdef int own, fd, error
-    cdef ssize_t written
+    cdef int own, fd
     if enter_netns(netns_fd, &own) != 0:
         return -1
-    fd = c_open(path, O_WRONLY | O_CLOEXEC)
+    fd = c_open(path, flags | O_CLOEXEC)
     leave_netns(own)
-    if fd < 0:
-        return -1
-    written = c_write(fd, text, size)
-    error = errno
-    close(fd)
-    set_errno(EIO if written >= 0 else error)
-    return 0 if written == <ssize_t>size else -1
-
-
-cdef ssize_t read_in(int netns_fd, const char *path, char *text, size_t size) noexcept nogil:
-    cdef int own, fd, error
-    cdef ssize_t length
-    if enter_netns(netns_fd, &own) != 0:
-        return -1
-    fd = c_open(path, O_RDONLY | O_CLOEXEC)
-    leave_netns(own)
-    if fd < 0:
-        return -1
-    length = c_read(fd, text, size)
-    error = errno
-    close(fd)
-    set_errno(error)
-    return length
+    return fd
 
 
 cdef int require_sysctl(str path) except -1:
@@ -118,7 +92,7 @@ def raw_socket(netns_fd, int family, int kind, int protocol):
 
 cdef long open_sysfs(int netns_fd) noexcept nogil:
     # Return a descriptor, or -1 with errno. fsopen(2) takes the namespace of the thread.
-    cdef int own, error
+    cdef int own
     cdef long context, mounted = -1
     if enter_netns(netns_fd, &own) != 0:
         return -1
@@ -128,9 +102,7 @@ cdef long open_sysfs(int netns_fd) noexcept nogil:
         return -1
     if syscall(SYS_fsconfig, context, FSCONFIG_CMD_CREATE, NULL, NULL, 0) == 0:
         mounted = syscall(SYS_fsmount, context, FSMOUNT_CLOEXEC, 0)
-    error = errno
-    close(<int>context)
-    set_errno(error)
+    close_keeping_errno(<int>context)
     return mounted
 
 
@@ -156,11 +128,14 @@ def netns_read(netns_fd, str path not None):
     cdef bytes name = path.encode("utf-8", "surrogateescape")
     cdef const char *at = PyBytes_AS_STRING(name)
     cdef char text[4096]
-    cdef ssize_t length
-    cdef int where = namespace_fd(netns_fd)
+    cdef ssize_t length = -1
+    cdef int fd, where = namespace_fd(netns_fd)
     require_sysctl(path)
     with nogil:
-        length = read_in(where, at, text, sizeof(text))
+        fd = open_in(where, at, O_RDONLY)
+        if fd >= 0:
+            length = c_read(fd, text, sizeof(text))
+            close_keeping_errno(fd)
     if length < 0:
         PyErr_SetFromErrnoWithFilenameObject(OSError, path)
     return text[:length].decode("ascii", "replace").strip()
@@ -175,10 +150,15 @@ def netns_write(netns_fd, str path not None, str text not None):
     cdef bytes content = text.encode()
     cdef const char *at = PyBytes_AS_STRING(name)
     cdef const char *what = PyBytes_AS_STRING(content)
-    cdef size_t size = PyBytes_GET_SIZE(content)
-    cdef int failed, where = namespace_fd(netns_fd)
+    cdef ssize_t written = -1, size = PyBytes_GET_SIZE(content)
+    cdef int fd, where = namespace_fd(netns_fd)
     require_sysctl(path)
     with nogil:
-        failed = write_in(where, at, what, size)
-    if failed:
+        fd = open_in(where, at, O_WRONLY)
+        if fd >= 0:
+            written = c_write(fd, what, size)
+            close_keeping_errno(fd)
+    if 0 <= written < size:
+        set_errno(EIO)
+    if written < size:
         PyErr_SetFromErrnoWithFilenameObject(OSError, path)

@@ -1,7 +1,7 @@
 # The rtnetlink socket.
 
+from cpython.bytearray cimport PyByteArray_AS_STRING
 from cpython.exc cimport PyErr_CheckSignals, PyErr_SetFromErrno
-from cpython.mem cimport PyMem_Free, PyMem_Realloc
 from libc.errno cimport EAGAIN, EINTR, ETIMEDOUT, errno
 from libc.stdint cimport uint8_t, uint32_t
 from libc.string cimport memset
@@ -30,7 +30,7 @@ cdef int bind_port(int fd, uint32_t *port) noexcept nogil:
 
 
 cdef int netlink_socket(int netns_fd, int seconds, uint32_t *port) noexcept nogil:
-    cdef int error, one = 1
+    cdef int one = 1
     cdef timeval limit
     cdef int fd = socket_in(netns_fd, AF_NETLINK, SOCK_RAW, NETLINK_ROUTE)
     if fd < 0:
@@ -43,9 +43,7 @@ cdef int netlink_socket(int netns_fd, int seconds, uint32_t *port) noexcept nogi
     setsockopt(fd, SOL_SOCKET, SO_RCVTIMEO, &limit, sizeof(limit))
     if bind_port(fd, port) == 0:
         return fd
-    error = errno
-    close(fd)
-    set_errno(error)
+    close_keeping_errno(fd)
     return -1
 
 
@@ -57,8 +55,8 @@ cdef class Socket:
 
     cdef int fd
     cdef uint32_t port, next_seq
-    cdef uint8_t *data
-    cdef size_t capacity, space   # bytes: of ``data``; of the receive buffer
+    cdef bytearray data
+    cdef size_t space   # bytes of the receive buffer
     cdef bint busy, strict
 
     def __cinit__(self, netns_fd=-1):
@@ -67,6 +65,8 @@ cdef class Socket:
         cdef int fd
         self.fd = -1
         self.next_seq = 1
+        # The kernel makes a dump's datagrams as large as the buffer of the last read, at most 32 KiB.
+        self.data = bytearray(32768)
         self.space = USUAL_SPACE
         where = namespace_fd(netns_fd)
         with nogil:
@@ -79,7 +79,6 @@ cdef class Socket:
     def __dealloc__(self):
         if self.fd >= 0:
             close(self.fd)
-        PyMem_Free(self.data)
 
     def __enter__(self):
         return self
@@ -237,21 +236,26 @@ cdef class Socket:
     cdef int receive(self, Replies replies) except -1:
         # Take one datagram of any size: the kernel tells the size first.
         cdef sockaddr_nl sender
+        cdef const uint8_t *data
         cdef ssize_t size = self.receive_once(replies, &sender, MSG_PEEK | MSG_TRUNC)
-        self.grow(size)
+        cdef ssize_t capacity = max(size, <ssize_t>len(self.data))
+        if capacity > <ssize_t>len(self.data):
+            self.data = bytearray(capacity)
         size = self.receive_once(replies, &sender, MSG_TRUNC)
-        replies.take(self.data, min(<size_t>size, self.capacity), sender.nl_pid, <size_t>size > self.capacity)
+        data = <const uint8_t *>PyByteArray_AS_STRING(self.data)
+        replies.take(data, min(size, capacity), sender.nl_pid, size > capacity)
         return 0
 
     cdef ssize_t receive_once(self, Replies replies, sockaddr_nl *sender, int flags) except -1:
         # Return the size of the next datagram, which is read into ``data`` except with MSG_PEEK.
         cdef socklen_t sender_size
-        cdef size_t capacity = 0 if flags & MSG_PEEK else self.capacity
+        cdef size_t capacity = 0 if flags & MSG_PEEK else len(self.data)
+        cdef char *data = PyByteArray_AS_STRING(self.data)
         cdef ssize_t size
         while True:
             sender_size = sizeof(sockaddr_nl)
             with nogil:
-                size = recvfrom(self.fd, self.data, capacity, flags, <sockaddr *>sender, &sender_size)
+                size = recvfrom(self.fd, data, capacity, flags, <sockaddr *>sender, &sender_size)
             if size >= 0:
                 return size
             if errno == EAGAIN:
@@ -268,18 +272,3 @@ cdef class Socket:
             ETIMEDOUT, "", position,
             f"{replies.batch.operations[position]}: no answer in {RECEIVE_TIMEOUT} seconds",
         )
-
-    cdef int grow(self, size_t wanted) except -1:
-        # The kernel makes a dump's datagrams as large as the buffer of the last read, at most 32 KiB.
-        cdef uint8_t *data
-        cdef size_t capacity = self.capacity or 32768
-        while capacity < wanted:
-            capacity *= 2
-        if capacity == self.capacity:
-            return 0
-        data = <uint8_t *>PyMem_Realloc(self.data, capacity)
-        if data == NULL:
-            raise MemoryError
-        self.data = data
-        self.capacity = capacity
-        return 0

@@ -6,6 +6,9 @@ from libc.string cimport memcmp, memset
 from sriov_fast.common.record import VfSettings
 
 
+cdef tuple LINK_STATES = ("auto", "enable", "disable")  # IFLA_VF_LINK_STATE_*
+
+
 cdef int put_vf(Buffer out, uint32_t vf, object settings) except -1:
     # Append one IFLA_VF_INFO with the values of a VfSettings that are not None.
     cdef size_t vf_list = out.open_nest(IFLA_VFINFO_LIST)
@@ -39,7 +42,6 @@ cdef int put_vf_mac(Buffer out, uint32_t vf, object value) except -1:
 cdef int put_vf_vlan(Buffer out, uint32_t vf, object settings) except -1:
     # IFLA_VF_VLAN is 802.1Q and is understood by every kernel; the list came with 4.10, for 802.1ad.
     cdef ifla_vf_vlan_info info
-    cdef uint32_t proto
     cdef size_t nest
     if settings.vlan is None:
         if settings.qos is not None or settings.proto is not None:
@@ -49,22 +51,15 @@ cdef int put_vf_vlan(Buffer out, uint32_t vf, object settings) except -1:
     info.vf = vf
     info.vlan = number(settings.vlan, "vlan", 0, 4094)
     info.qos = 0 if settings.qos is None else number(settings.qos, "qos", 0, 7)
-    proto = vlan_proto_number(settings.proto)
-    if proto == ETH_P_8021Q:
+    if settings.proto in (None, "802.1Q"):
         return out.put(IFLA_VF_VLAN, &info, sizeof(ifla_vf_vlan))
-    info.vlan_proto = htons(<uint16_t>proto)
+    if settings.proto != "802.1ad":
+        raise ValueError(f"proto {settings.proto!r}: not one of 802.1Q, 802.1ad")
+    info.vlan_proto = htons(ETH_P_8021AD)
     nest = out.open_nest(IFLA_VF_VLAN_LIST)
     out.put(IFLA_VF_VLAN_INFO, &info, sizeof(info))
     out.close_nest(nest)
     return 0
-
-
-cdef uint32_t vlan_proto_number(object value) except? 0xffffffff:
-    if value is None or value == "802.1Q":
-        return ETH_P_8021Q
-    if value == "802.1ad":
-        return ETH_P_8021AD
-    raise ValueError(f"proto {value!r}: not one of 802.1Q, 802.1ad")
 
 
 cdef int put_vf_rates(Buffer out, uint32_t vf, object least, object most) except -1:
@@ -90,13 +85,9 @@ cdef int put_vf_setting(Buffer out, uint16_t kind, uint32_t vf, uint32_t value) 
 
 
 cdef uint32_t link_state_number(object value) except? 0xffffffff:
-    if value == "auto":
-        return VF_LINK_STATE_AUTO
-    if value == "enable":
-        return VF_LINK_STATE_ENABLE
-    if value == "disable":
-        return VF_LINK_STATE_DISABLE
-    raise ValueError(f"link_state {value!r}: not one of auto, enable, disable")
+    if value not in LINK_STATES:
+        raise ValueError(f"link_state {value!r}: not one of auto, enable, disable")
+    return LINK_STATES.index(value)
 
 
 cdef inline object yes_no(const nlattr *attr):
@@ -113,11 +104,7 @@ cdef object link_state_name(const nlattr *attr):
     if payload(attr, sizeof(ifla_vf_setting)) == NULL:
         return None
     value = (<const ifla_vf_setting *>payload(attr, sizeof(ifla_vf_setting))).setting
-    if value == VF_LINK_STATE_AUTO:
-        return "auto"
-    if value == VF_LINK_STATE_ENABLE:
-        return "enable"
-    return "disable" if value == VF_LINK_STATE_DISABLE else None
+    return LINK_STATES[value] if value < <uint32_t>len(LINK_STATES) else None
 
 
 cdef int read_vf_vlan(const nlattr *attr, dict found) except -1:

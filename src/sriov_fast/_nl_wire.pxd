@@ -240,10 +240,6 @@ cdef enum:
 
     IFLA_VF_VLAN_INFO = 1
 
-    VF_LINK_STATE_AUTO = 0     # IFLA_VF_LINK_STATE_AUTO and the two below
-    VF_LINK_STATE_ENABLE = 1
-    VF_LINK_STATE_DISABLE = 2
-
 # --- linux/if_ether.h ---------------------------------------------------------------------------------
 
 cdef enum:

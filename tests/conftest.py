@@ -15,11 +15,12 @@ import pytest
 from harness.pod import pfs
 
 if os.environ.get("SRIOV_FAST_LAB") != "1":  # the lab's tests draw no examples, and the import takes seconds
-    from hypothesis import settings
+    from hypothesis import HealthCheck, settings
 
     # The same examples in every run; `make fuzz` draws new ones, from a seed that it prints.
-    settings.register_profile("same", derandomize=True, max_examples=40, deadline=None)
-    settings.register_profile("long", derandomize=False, max_examples=2000, deadline=None)
+    patient = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])  # the machine may be busy
+    settings.register_profile("same", patient, derandomize=True, max_examples=40)
+    settings.register_profile("long", patient, derandomize=False, max_examples=2000)
     settings.load_profile("same")
 
 HERE = Path(__file__).parent
@@ -150,3 +151,10 @@ def backend(request: pytest.FixtureRequest) -> SimpleNamespace:
     if request.param == "cython" and not wants_compiled():
         pytest.skip("SRIOV_FAST_BACKEND=python: the compiled backend is left out")
     return trio(request.param)
+
+
+@pytest.fixture
+def nl(backend: SimpleNamespace) -> ModuleType:
+    """Each backend's rtnetlink."""
+    module: ModuleType = backend.nl
+    return module

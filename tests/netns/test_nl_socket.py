@@ -17,14 +17,15 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from harness.descriptors import open_files
 from harness.pod import ip
 from harness.server import injecting, needs_strace
 from sriov_fast.common.errors import NetlinkError
 from sriov_fast.common.record import Link, Route, VfSettings
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-    from types import ModuleType, SimpleNamespace
+    from collections.abc import Callable, Iterator
+    from types import ModuleType
 
 
 def my_netns() -> int:
@@ -66,12 +67,6 @@ def stays_home() -> Iterator[None]:
     before = my_netns()
     yield
     assert my_netns() == before
-
-
-@pytest.fixture
-def nl(backend: SimpleNamespace) -> ModuleType:
-    found: ModuleType = backend.nl
-    return found
 
 
 @pytest.fixture
@@ -320,7 +315,7 @@ OPENERS: list[tuple[str, Callable[[Any, int], object]]] = [
 def test_no_descriptor_and_no_namespace(
     nl: ModuleType, _name: str, opener: Callable[[Any, int], object]
 ) -> None:
-    open_fds = len(os.listdir("/proc/self/fd"))
+    before = open_files()
     with open("/dev/null") as null:
         for fd, number in ((null.fileno(), errno.EINVAL), (987654, errno.EBADF)):
             with pytest.raises(OSError) as caught:  # noqa: PT011
@@ -328,16 +323,16 @@ def test_no_descriptor_and_no_namespace(
             assert caught.value.errno == number
     with pytest.raises(ValueError, match="netns_fd -2"):
         opener(nl, -2)
-    assert len(os.listdir("/proc/self/fd")) == open_fds
+    assert open_files() == before
 
 
 def test_a_socket_that_cannot_be_made_leaves_the_thread_home(nl: ModuleType, netns: Netns) -> None:
-    open_fds = len(os.listdir("/proc/self/fd"))
+    before = open_files()
     with pytest.raises(OSError, match="Invalid argument"):
         nl.raw_socket(netns.fd, socket.AF_INET, 77, 0)
     with pytest.raises(OSError, match="not supported"):
         nl.raw_socket(netns.fd, 4711, socket.SOCK_DGRAM, 0)
-    assert len(os.listdir("/proc/self/fd")) == open_fds
+    assert open_files() == before
 
 
 # --- with strace: how many system calls, and faults that no kernel makes on demand --------------------

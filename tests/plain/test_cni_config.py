@@ -5,7 +5,7 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from sriov_fast.cni import config, request, response
@@ -13,9 +13,6 @@ from sriov_fast.cni.config import NetConf, parse, with_extra
 from sriov_fast.common.errors import ConfigError, DecodeError, EnvError, IpamError, SriovError, VersionError
 from sriov_fast.common.record import VfSettings
 from sriov_fast.ipam.kinds import may_choose_vf
-
-# A busy machine is no failure.
-relaxed = settings(suppress_health_check=[HealthCheck.too_slow])
 
 BASE: dict[str, Any] = {"cniVersion": "1.1.0", "name": "mynet", "type": "sriov", "master": "eth1"}
 NO = object()  # takes a key away
@@ -700,7 +697,6 @@ def outcome(conf: dict[str, Any], command: str) -> NetConf | SriovError:
         return error
 
 
-@relaxed
 @given(
     st.dictionaries(st.sampled_from([*config.KEYS, *KEYS]), values, max_size=5),
     st.sampled_from(["ADD", "DEL", "CHECK", "STATUS", "GC"]),
@@ -716,7 +712,6 @@ def test_anything_is_a_configuration_or_a_clear_error(change: dict[str, Any], co
     assert json.loads(response.error(got, "1.1.0"))["code"] == got.code
 
 
-@relaxed
 @given(values)
 def test_any_extra_is_taken_or_a_clear_error(extra: object) -> None:
     try:

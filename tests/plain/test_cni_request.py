@@ -1,15 +1,12 @@
 """request and args: what the environment may hold, and what each verb needs of it."""
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from sriov_fast.cni import request
 from sriov_fast.common import cni_args as args
 from sriov_fast.common.errors import EnvError, SriovError
-
-# A busy machine is no failure.
-relaxed = settings(suppress_health_check=[HealthCheck.too_slow])
 
 ENV = {
     "CNI_COMMAND": "ADD",
@@ -217,7 +214,6 @@ def test_del_keeps_what_can_be_read() -> None:
     assert len(got.warnings) == 3
 
 
-@relaxed
 @given(st.text(max_size=60))
 def test_args_never_raise_anything_else(text: str) -> None:
     try:
@@ -228,7 +224,6 @@ def test_args_never_raise_anything_else(text: str) -> None:
     assert all(found.values())
 
 
-@relaxed
 @given(st.dictionaries(st.sampled_from(sorted(ENV)), st.text(max_size=30)))
 def test_environment_never_raises_anything_else(environ: dict[str, str]) -> None:
     try:

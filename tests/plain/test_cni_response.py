@@ -4,14 +4,11 @@ import errno
 import json
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from sriov_fast.cni import config, response, result
 from sriov_fast.common import errors
-
-# A busy machine is no failure.
-relaxed = settings(suppress_health_check=[HealthCheck.too_slow])
 
 
 def printed(exc: BaseException, version: str = "1.1.0") -> dict[str, object]:
@@ -92,7 +89,6 @@ def test_what_is_no_error(exc: BaseException) -> None:
         response.error(exc, "1.1.0")
 
 
-@relaxed
 @given(st.text(st.characters()), st.text(st.characters()))
 def test_any_text(msg: str, details: str) -> None:
     found = printed(errors.ConfigError(msg, details))

@@ -5,7 +5,7 @@ import socket
 from collections.abc import Callable
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from sriov_fast.cni import result
@@ -13,9 +13,6 @@ from sriov_fast.cni.result import Interface, IpConfig, Result
 from sriov_fast.common import json as codec
 from sriov_fast.common.errors import DecodeError, IpamError
 from sriov_fast.common.record import Route
-
-# A busy machine is no failure.
-relaxed = settings(suppress_health_check=[HealthCheck.too_slow])
 
 FULL = Result(
     interfaces=(
@@ -169,7 +166,6 @@ def results(draw: st.DrawFn) -> Result:
     return Result(interfaces=ifaces, ips=ips, routes=routes, dns=dns)
 
 
-@relaxed
 @given(results(), st.sampled_from(result.VERSIONS))
 def test_round_trip(given_result: Result, version: str) -> None:
     written = result.to_json(given_result, version)
@@ -297,7 +293,6 @@ def test_merge() -> None:
     assert result.merge(FULL, Result()) == FULL
 
 
-@relaxed
 @given(results(), results())
 def test_merge_keeps_every_index_on_its_interface(first: Result, second: Result) -> None:
     merged = result.merge(first, second)

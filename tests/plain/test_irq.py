@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import errno
-import importlib
 import os
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 
 import pytest
 
@@ -14,13 +13,11 @@ from harness.descriptors import open_files
 from harness.sysfs_tree import Tree, build_tree
 from sriov_fast.kernel import _irq_py
 
-NAMES = ("sriov_fast._irq", "sriov_fast.kernel._irq_py")
 
-
-@pytest.fixture(params=NAMES)
-def irq(request: pytest.FixtureRequest) -> ModuleType:
-    """Either module; one that was not built is a failure, not a skip."""
-    return importlib.import_module(request.param)
+@pytest.fixture
+def irq(backend: SimpleNamespace) -> ModuleType:
+    module: ModuleType = backend.irq
+    return module
 
 
 @pytest.fixture

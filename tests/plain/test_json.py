@@ -8,15 +8,12 @@ from pathlib import Path
 
 import orjson  # noqa: F401 (it reads if it is loaded)
 import pytest
-from hypothesis import HealthCheck, example, given, settings
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 import sriov_fast
 from sriov_fast.common import json as codec
 from sriov_fast.common.errors import DecodeError
-
-# A busy machine is no failure.
-relaxed = settings(suppress_health_check=[HealthCheck.too_slow])
 
 SRC = str(Path(sriov_fast.__file__).parent.parent)
 
@@ -134,7 +131,6 @@ def test_a_document_without_limit() -> None:
     assert codec.loads(b" " * codec.MAX_BYTES + b"1", limited=False) == 1
 
 
-@relaxed
 @given(
     st.binary(max_size=40)
     | st.text(alphabet='{}[]",:0123456789.eE+-NaInfitytrufals\\ \n\t\x00é', max_size=60).map(str.encode)
@@ -156,7 +152,6 @@ def test_both_readers_agree(data: bytes) -> None:
     assert found[0] == found[1]
 
 
-@relaxed
 @given(documents, st.booleans())
 def test_round_trip(value: object, indented: bool) -> None:
     data = codec.dumps(value, indented=indented)
@@ -168,7 +163,6 @@ def _indentation(text: str) -> list[int]:
     return [len(line) - len(line.lstrip(" ")) for line in text.split("\n")]
 
 
-@relaxed
 @given(documents)
 @example({"\x7f": False})  # json escapes this character, orjson does not: both are JSON
 def test_indents_like_json(value: object) -> None:

@@ -6,13 +6,10 @@ import stat
 from pathlib import Path
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from sriov_fast.common.log import Logger, quote
-
-# A busy machine is no failure.
-relaxed = settings(suppress_health_check=[HealthCheck.too_slow])
 
 _FIELD = re.compile(r'([^\s="]+)=("(?:[^"\\]|\\.)*"|[^\s"]*)(?: |$)')
 _UNESCAPE = {"n": "\n", "r": "\r", "t": "\t", '"': '"', "\\": "\\"}
@@ -75,7 +72,6 @@ def test_levels(level: str, seen: list[str], capfd: pytest.CaptureFixture[str]) 
     assert [line["level"] for line in lines(capfd)] == seen
 
 
-@relaxed
 @given(st.text())
 def test_quoting_round_trip(text: str) -> None:
     written = quote(text)

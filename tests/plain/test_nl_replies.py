@@ -19,15 +19,8 @@ from sriov_fast.common.record import Link, LinkSettings, Route, VfSettings
 from sriov_fast.kernel import _nl_py
 
 PORT = 4711
-BACKENDS = [pytest.param(_nl, id="cython"), pytest.param(_nl_py, id="python")]
 NEWLINK, NEWADDR, NEWROUTE = 16, 20, 24
 ACK_TLVS, CAPPED, DUMP_INTR, MULTI = 0x200, 0x100, 0x10, 0x2
-
-
-@pytest.fixture(params=BACKENDS)
-def nl(request: pytest.FixtureRequest) -> ModuleType:
-    backend: ModuleType = request.param
-    return backend
 
 
 def message(kind: int, body: bytes, *, seq: int = 1, flags: int = 0, port: int = PORT) -> bytes:

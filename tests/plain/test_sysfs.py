@@ -7,7 +7,7 @@ import errno
 import importlib
 import os
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 
 import pytest
 from hypothesis import given
@@ -20,10 +20,10 @@ from sriov_fast.common.record import Vf
 NAMES = ("sriov_fast._sysfs", "sriov_fast.kernel._sysfs_py")
 
 
-@pytest.fixture(params=NAMES)
-def sysfs(request: pytest.FixtureRequest) -> ModuleType:
-    """Either module; one that was not built is a failure, not a skip."""
-    return importlib.import_module(request.param)
+@pytest.fixture
+def sysfs(backend: SimpleNamespace) -> ModuleType:
+    module: ModuleType = backend.sysfs
+    return module
 
 
 def expected(tree: Tree, index: int, **other: object) -> Vf:

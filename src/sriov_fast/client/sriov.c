@@ -47,9 +47,9 @@
 #define MOST_STDIN ((16u << 20) + (64u << 10))
 #define MOST_REPLY (64u << 20)
 /* CNI's codes (SPEC, "Error"). */
-#define TRY_AGAIN 11
-#define IO_FAILURE 5
-#define NOT_AVAILABLE 50
+#define TRY_AGAIN "11"
+#define IO_FAILURE "5"
+#define NOT_AVAILABLE "50"
 #define LONG_BITS (8 * sizeof(long))
 
 enum { HAS_NETNS = 1, HAS_STDERR = 2 };
@@ -87,7 +87,6 @@ struct cpus {
 /* One call: the request lies in one piece, as it is sent; stdin is its last part. */
 struct call {
     char **argv;
-    char **env;
     struct request *request;
     char *in;
     size_t size;
@@ -131,18 +130,6 @@ static void append_plain(struct text *text, const char *words, size_t most)
         one[0] = *words < ' ' || *words > '~' || *words == '"' || *words == '\\' ? '?' : *words;
         append(text, one);
     }
-}
-
-static void append_number(struct text *text, unsigned number)
-{
-    char digits[12];
-    char *at = digits + sizeof digits;
-
-    *--at = 0;
-    do
-        *--at = (char)('0' + number % 10);
-    while (number /= 10);
-    append(text, at);
 }
 
 /* Sleep a millisecond after a poll(2) that failed (no memory), so that retrying does not use a whole CPU. */
@@ -257,14 +244,14 @@ static const char *spoken_version(const char *at, size_t size)
 }
 
 /* Print a CNI error and exit. */
-static _Noreturn void fail(const struct call *call, unsigned code, const struct text *msg, const char *details)
+static _Noreturn void fail(const struct call *call, const char *code, const struct text *msg, const char *details)
 {
     struct text json = { 0 };
 
     append(&json, "{\n    \"cniVersion\": \"");
     append(&json, call->has_stdin ? spoken_version(call->in, call->request->stdin_len) : NEWEST);
     append(&json, "\",\n    \"code\": ");
-    append_number(&json, code);
+    append(&json, code);
     append(&json, ",\n    \"msg\": \"");
     append_plain(&json, msg->bytes, MOST_MESSAGE);
     append(&json, "\",\n    \"details\": \"");
@@ -274,16 +261,15 @@ static _Noreturn void fail(const struct call *call, unsigned code, const struct 
     _exit(1);
 }
 
-static _Noreturn void fail_errno(const struct call *call, const char *what, const char *object, const char *details)
+static _Noreturn void fail_errno(const struct call *call, const char *code, const char *what, const char *details)
 {
     struct text msg = { 0 };
     int number = errno;
 
     append(&msg, what);
-    append(&msg, object);
     append(&msg, ": ");
     append(&msg, strerror(number));
-    fail(call, IO_FAILURE, &msg, details);
+    fail(call, code, &msg, details);
 }
 
 /* --- memory and time */
@@ -486,38 +472,21 @@ static char **plugin_argv(const struct call *call)
     return argv;
 }
 
-static int is_variable(const char *entry, const char *name)
-{
-    size_t size = strlen(name);
-
-    return !strncmp(entry, name, size) && entry[size] == '=';
-}
-
-/* Remove a variable from the environment. */
-static void unset(char **env, const char *name)
-{
-    char **kept = env;
-
-    for (; *env; env++)
-        if (!is_variable(*env, name))
-            *kept++ = *env;
-    *kept = NULL;
-}
-
-/* Return the environment with one more entry. */
-static char **extended(char **env, char *entry)
+/* Add an entry to the environment; return 0, or -1 with errno. setenv(3) would link malloc(3). */
+static int add_entry(char *entry)
 {
     size_t count = 0;
     char **longer;
 
-    while (env[count])
+    while (environ[count])
         count++;
     longer = reserve((count + 2) * sizeof *longer);
     if (!longer)
-        return NULL;
-    memcpy(longer, env, count * sizeof *env);
+        return -1;
+    memcpy(longer, environ, count * sizeof *environ);
     longer[count] = entry;
-    return longer;
+    environ = longer;
+    return 0;
 }
 
 /* Make stdin readable again from its first byte; return 0, or -1 with errno. */
@@ -542,7 +511,7 @@ static int restore_stdin(const struct call *call)
 }
 
 /* Put the token of the call into the environment: the plugin then recognizes an attachment of the lost reply. */
-static void name_the_call(struct call *call)
+static void name_the_call(const struct call *call)
 {
     static char entry[] = "SRIOV_FAST_TOKEN=0123456789abcdef0123456789abcdef";
     char *at = entry + sizeof "SRIOV_FAST_TOKEN=" - 1;
@@ -551,9 +520,8 @@ static void name_the_call(struct call *call)
         *at++ = "0123456789abcdef"[call->request->token[i] >> 4];
         *at++ = "0123456789abcdef"[call->request->token[i] & 15];
     }
-    call->env = extended(call->env, entry);
-    if (!call->env)
-        fail_errno(call, "no memory", "", "");
+    if (add_entry(entry))
+        fail_errno(call, IO_FAILURE, "no memory", "");
 }
 
 /* A write to a pipe without a reader shall fail and not end this process. */
@@ -569,14 +537,14 @@ static void in_process(struct call *call)
 
     roam(&call->ours);
     if (call->has_stdin && restore_stdin(call))
-        fail_errno(call, "stdin cannot be handed on", "", "see whether the machine has memory left");
+        fail_errno(call, IO_FAILURE, "stdin cannot be handed on", "see whether the machine has memory left");
     argv = plugin_argv(call);
     if (argv) {
-        unset(call->env, "SRIOV_FAST_TOKEN"); /* of another call */
+        unsetenv("SRIOV_FAST_TOKEN"); /* of another call */
         if (call->was_sent)
             name_the_call(call);
         sigaction(SIGPIPE, &call->pipe_action, NULL);
-        execve(argv[0], argv, call->env);
+        execve(argv[0], argv, environ);
         call->interpreter = argv[0];
     }
     call->fault = errno;
@@ -677,7 +645,8 @@ static int read_stdin(struct call *call)
         else if (errno != EINTR) {
             call->has_stdin = 0;
             if (at)
-                fail_errno(call, "stdin cannot be read to its end", "", "give the network configuration on stdin");
+                fail_errno(call, IO_FAILURE, "stdin cannot be read to its end",
+                           "give the network configuration on stdin");
             return -1;
         }
     }
@@ -690,13 +659,13 @@ static int compose(struct call *call)
     size_t env_len = 0;
     char *at;
 
-    for (char **entry = call->env; *entry; entry++)
+    for (char **entry = environ; *entry; entry++)
         env_len += strlen(*entry) + 1;
     call->request = reserve(sizeof *call->request + env_len + MOST_STDIN);
     if (!call->request || getrandom(call->request->token, TOKEN, GRND_NONBLOCK) != TOKEN)
         return -1;
     at = (char *)(call->request + 1);
-    for (char **entry = call->env; *entry; entry++)
+    for (char **entry = environ; *entry; entry++)
         at = stpcpy(at, *entry) + 1;
     call->request->magic = MAGIC;
     call->request->env_len = (uint32_t)env_len;
@@ -906,15 +875,6 @@ static enum outcome served(struct call *call, struct reply *reply, char **output
     return ask_again(call, reply, output);
 }
 
-static _Noreturn void unreadable(const struct call *call, int number)
-{
-    struct text msg = { 0 };
-
-    append(&msg, "the server's reply cannot be received: ");
-    append(&msg, strerror(number));
-    fail(call, TRY_AGAIN, &msg, "try again; what an ADD attached is deleted again");
-}
-
 static _Noreturn void too_late(const struct call *call)
 {
     struct text msg = { 0 };
@@ -945,9 +905,8 @@ static void delete(struct call *call)
     struct reply reply;
     char *output;
 
-    unset(call->env, "CNI_COMMAND");
-    environ = call->env = extended(call->env, "CNI_COMMAND=DEL");
-    if (!call->env)
+    unsetenv("CNI_COMMAND");
+    if (add_entry("CNI_COMMAND=DEL"))
         return;
     call->was_sent = 0; /* that was the ADD */
     in_process(call);
@@ -974,9 +933,9 @@ static void undo(struct call *call)
         ;
 }
 
-int main(int argc, char **argv, char **env)
+int main(int argc, char **argv)
 {
-    struct call call = { .argv = argv, .env = env, .log = -1 };
+    struct call call = { .argv = argv, .log = -1 };
     struct reply reply;
     char *output = NULL;
     enum outcome outcome;
@@ -993,7 +952,9 @@ int main(int argc, char **argv, char **env)
     if (outcome == BROKEN) {
         if (is_verb("ADD")) /* for the server, a reply in the socket's buffer is delivered */
             undo(&call);
-        unreadable(&call, fault);
+        errno = fault;
+        fail_errno(&call, TRY_AGAIN, "the server's reply cannot be received",
+                   "try again; what an ADD attached is deleted again");
     }
     if (outcome == NO_ANSWER)
         fail_alone(&call);

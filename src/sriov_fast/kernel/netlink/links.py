@@ -34,14 +34,13 @@ def decode_link(data: bytes, vf: int, mac: str = "") -> Link:
     attrs: dict[int, bytes] = {}
     settings: dict[str, Any] = {"flags": flags & c.SETTABLE_FLAGS, "alias": ""}
     info, holder = None, -1
-    for kind, start, end in _link_attributes(data):
-        attrs[kind] = data[start + _ATTR : end]
-        settings |= _link_setting(kind, attrs[kind])
+    for kind, payload, vfs in _link_attributes(data):
+        attrs[kind] = payload
+        settings |= _link_setting(kind, payload)
         if kind == c.IFLA_VFINFO_LIST:
-            num_vf = u32(attrs.get(c.IFLA_NUM_VF, b""))
-            info, _ = _find_vf(data, start, num_vf, vf)
-            if mac and holder < 0:
-                holder = _holder(data, start, num_vf, vf, mac)
+            info = dict(vfs).get(vf)
+            others = (index for index, other in vfs if index != vf and _mac_of(other) == mac)
+            holder = next(others, -1) if mac and holder < 0 else holder
     altnames = payloads(attrs.get(c.IFLA_PROP_LIST, b""))
     xdp = attrs.get(c.IFLA_XDP, b"")
     return Link(
@@ -67,17 +66,44 @@ def decode_link(data: bytes, vf: int, mac: str = "") -> Link:
     )
 
 
-def _link_attributes(data: bytes) -> Iterator[tuple[int, int, int]]:
-    """Yield the attributes of the message as ``attributes`` does; none from inside the list of VFs."""
+def _link_attributes(data: bytes) -> Iterator[tuple[int, bytes, list[tuple[int, bytes]]]]:
+    """Yield type and payload of each attribute, and of a list of VFs the index and payload of each entry."""
     at, num_vf = c.HEADER.size + _BODY, 0
     while attr := next(attributes(data, at, len(data)), None):
         kind, start, end = attr
+        payload = data[start + _ATTR : end]
         at = start + aligned(end - start)
+        vfs: list[tuple[int, bytes]] = []
         if kind == c.IFLA_NUM_VF:
-            num_vf = u32(data[start + _ATTR : end])
+            num_vf = u32(payload)
         elif kind == c.IFLA_VFINFO_LIST and num_vf:
-            _, at = _find_vf(data, start, num_vf, -1)
-        yield attr
+            vfs, at = _vf_list(data, start + _ATTR, num_vf)
+        yield kind, payload, vfs
+
+
+def _vf_list(data: bytes, at: int, num_vf: int) -> tuple[list[tuple[int, bytes]], int]:
+    """Return index and payload of each IFLA_VF_INFO from ``at`` on, and where they end.
+
+    The 16 bits of the list's length overflow with some 300 VFs while its entries are all there, so they are
+    counted.
+    """
+    found: list[tuple[int, bytes]] = []
+    for kind, start, end in attributes(data, at, len(data)):
+        info = data[start + _ATTR : end]
+        index = _vf_number(info) if kind == c.IFLA_VF_INFO else -1
+        if len(found) == num_vf or index < 0:
+            break
+        found.append((index, info))
+        at = start + aligned(end - start)
+    return found, at
+
+
+def vf_infos(data: bytes) -> list[tuple[int, bytes]]:
+    """Return index and payload of each IFLA_VF_INFO of a PF; the kernel writes them behind IFLA_NUM_VF."""
+    for kind, start, end in attributes(data, c.HEADER.size + _BODY, len(data)):
+        if kind == c.IFLA_NUM_VF:
+            return _vf_list(data, end + _ATTR, u32(data[start + _ATTR : end]))[0]
+    return []
 
 
 def _link_setting(kind: int, payload: bytes) -> dict[str, Any]:
@@ -103,54 +129,19 @@ def _is_ipv6_disabled(families: bytes) -> bool | None:
     return u32(conf[at:]) != 0 if len(conf) >= at + 4 else None
 
 
-# --- the list of VFs
+# --- a VF
 
 
-def vf_infos(data: bytes) -> Iterator[tuple[int, bytes]]:
-    """Yield index and payload of each IFLA_VF_INFO of a PF. The kernel writes the list behind IFLA_NUM_VF."""
-    for kind, start, end in attributes(data, c.HEADER.size + _BODY, len(data)):
-        if kind == c.IFLA_NUM_VF:
-            for index, first, last in _vf_infos(data, end, u32(data[start + _ATTR : end])):
-                yield index, data[first + _ATTR : last]
-            return
-
-
-def _vf_number(data: bytes, start: int, end: int) -> int:
+def _vf_number(info: bytes) -> int:
     """Return the VF of an IFLA_VF_INFO, which begins with a MAC that has its number; -1 for anything else."""
-    kind, at, stop = next(attributes(data, start + _ATTR, end), (0, 0, 0))
-    return u32(data[at + _ATTR : stop]) if kind == c.IFLA_VF_MAC else -1
+    kind, mac = next(iter(payloads(info)), (0, b""))
+    return u32(mac) if kind == c.IFLA_VF_MAC else -1
 
 
-def _vf_infos(data: bytes, at: int, num_vf: int) -> Iterator[tuple[int, int, int]]:
-    """Yield index, start and end of each IFLA_VF_INFO of the list at ``at``.
-
-    The 16 bits of its length overflow with some 300 VFs while its entries are all there, so they are counted.
-    """
-    for kind, start, stop in attributes(data, at + _ATTR, len(data)):
-        vf = _vf_number(data, start, stop) if kind == c.IFLA_VF_INFO else -1
-        if not num_vf or vf < 0:
-            return
-        num_vf -= 1
-        yield vf, start, stop
-
-
-def _find_vf(data: bytes, at: int, num_vf: int, vf: int) -> tuple[bytes | None, int]:
-    """Return the payload of one VF's IFLA_VF_INFO, None if it is missing, and the list's end."""
-    found, end = None, at + _ATTR
-    for index, start, stop in _vf_infos(data, at, num_vf):
-        end = start + aligned(stop - start)
-        if index == vf:
-            found = data[start + _ATTR : stop]
-    return found, end
-
-
-def _holder(data: bytes, at: int, num_vf: int, vf: int, mac: str) -> int:
-    """Return the index of another VF than ``vf`` that has a MAC, -1 without one."""
-    for index, start, stop in _vf_infos(data, at, num_vf):
-        _, held = payloads(data[start + _ATTR : stop])[0]
-        if index != vf and _vf_setting(c.IFLA_VF_MAC, held).get("mac") == mac:
-            return index
-    return -1
+def _mac_of(info: bytes) -> str:
+    """Return the MAC at the beginning of an IFLA_VF_INFO, "" without one."""
+    mac: str = _vf_setting(*payloads(info)[0]).get("mac", "")
+    return mac
 
 
 def _vf_settings(info: bytes) -> VfSettings:

@@ -2,7 +2,6 @@
 
 import json
 import socket
-from collections.abc import Callable
 
 import pytest
 from hypothesis import given
@@ -95,13 +94,6 @@ def test_forms(version: str) -> None:
     """Also the order of the keys is that of the specification."""
     expected = FORMS[SAME_FORM.get(version, version)] | {"cniVersion": version}
     assert json.dumps(result.to_json(FULL, version)) == json.dumps(expected)
-
-
-def test_the_legacy_result_without_a_version() -> None:
-    found = Result(ips=(IpConfig(address="10.55.206.46/26", gateway="10.55.206.1", interface=0),))
-    assert codec.dumps(result.to_json(found, "0.1.0", declared=False), indented=True).decode() == (
-        '{\n  "ip4": {\n    "ip": "10.55.206.46/26",\n    "gateway": "10.55.206.1"\n  },\n  "dns": {}\n}'
-    )
 
 
 @pytest.mark.parametrize("version", result.VERSIONS)
@@ -245,14 +237,6 @@ def test_wrong_in_an_ipam_result() -> None:
         )
     assert caught.value.msg.startswith('the result of host-local.ips[0].address = "x"')
     assert caught.value.code == 102
-
-
-@pytest.mark.parametrize("spell", [str.upper, str.title])
-def test_keys_in_any_case(spell: Callable[[str], str]) -> None:
-    """Go reads them so."""
-    ip = {"address": "10.0.0.2/24", "gateway": "10.0.0.1"}
-    odd = {spell("ips"): [{spell(key): value for key, value in ip.items()}]}
-    assert result.from_json(odd, "1.0.0") == result.from_json({"ips": [ip]}, "1.0.0")
 
 
 def test_the_form_shows_itself() -> None:

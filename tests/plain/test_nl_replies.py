@@ -229,16 +229,17 @@ def test_ack_error_and_words_of_the_kernel(nl: ModuleType) -> None:
     assert str(refused) == "set link of ifindex 1: mtu greater than device maximum"
 
 
-def test_words_behind_a_whole_repeated_request(nl: ModuleType) -> None:
+@pytest.mark.parametrize(
+    ("refusal", "said"),
+    [
+        (verdict(errno.EPERM, text="not you", capped=False), "not you"),  # behind the whole request
+        (verdict(errno.ENODEV), "No such device"),
+    ],
+)
+def test_the_text_of_an_error(nl: ModuleType, refusal: bytes, said: str) -> None:
     replies = acked(nl, 1)
-    replies.feed(verdict(errno.EPERM, text="not you", capped=False))
-    assert replies.results[0].extack == "not you"
-
-
-def test_an_error_without_words_says_the_errno(nl: ModuleType) -> None:
-    replies = acked(nl, 1)
-    replies.feed(verdict(errno.ENODEV))
-    assert str(replies.results[0]) == "set link of ifindex 1: No such device"
+    replies.feed(refusal)
+    assert str(replies.results[0]) == f"set link of ifindex 1: {said}"
 
 
 @pytest.mark.parametrize(
@@ -288,21 +289,11 @@ def test_operations_in_words(nl: ModuleType) -> None:
     assert [error.position for error in replies.results] == list(range(10))
 
 
-def refuses(replies: Any, datagram: bytes, number: int, said: str, **more: Any) -> None:
-    with pytest.raises(NetlinkError, match=said) as caught:
-        replies.feed(datagram, **more)
-    assert caught.value.errno == number
-
-
 def test_another_senders_datagram_is_no_answer(nl: ModuleType) -> None:
     replies = acked(nl, 1)
     replies.feed(verdict(errno.EPERM), sender=99)
     assert replies.pending == 1
     assert replies.results == [None]
-
-
-def test_an_answer_to_another_port_is_refused(nl: ModuleType) -> None:
-    refuses(acked(nl, 1), verdict(0, port=PORT + 1), errno.EPROTO, "port 4712")
 
 
 def test_a_stale_answer_is_passed_over(nl: ModuleType) -> None:
@@ -311,10 +302,6 @@ def test_a_stale_answer_is_passed_over(nl: ModuleType) -> None:
     assert replies.pending == 1
     replies.feed(message(NEWLINK, link_body(4, "new"), seq=10))
     assert replies.results[0].name == "new"
-
-
-def test_an_answer_to_what_was_never_sent_is_refused(nl: ModuleType) -> None:
-    refuses(acked(nl, 2), verdict(0, seq=3), errno.EPROTO, "request 3, never sent")
 
 
 def test_sequence_numbers_wrap(nl: ModuleType) -> None:
@@ -328,26 +315,33 @@ def test_sequence_numbers_wrap(nl: ModuleType) -> None:
     assert replies.results[0].errno == errno.EPERM
 
 
+ONE, LINK_4 = (lambda nl: acked(nl, 1)), (lambda nl: ask(nl, index=4))
+REFUSED_ANSWERS = [
+    (ONE, verdict(0, port=PORT + 1), errno.EPROTO, "port 4712"),
+    (ONE, verdict(0, seq=2), errno.EPROTO, "request 2, never sent"),
+    (ONE, message(4, b""), errno.ENOBUFS, "lost"),
+    (LINK_4, message(NEWLINK, bytes(12)), errno.EPROTO, "body of 12 bytes"),
+    *[
+        (LINK_4, message(kind, bytes(16)), errno.EPROTO, f"unexpected type {kind}")
+        for kind in (3, NEWADDR, 17)
+    ],
+    *[(ONE, verdict(0)[:cut], errno.EPROTO, "broken header") for cut in range(1, 36)],
+]
+
+
+@pytest.mark.parametrize(("asked", "datagram", "number", "said"), REFUSED_ANSWERS)
+def test_what_the_kernel_cannot_have_sent_is_refused(
+    nl: ModuleType, asked: Callable[[ModuleType], Any], datagram: bytes, number: int, said: str
+) -> None:
+    with pytest.raises(NetlinkError, match=said) as caught:
+        asked(nl).feed(datagram)
+    assert caught.value.errno == number
+
+
 def test_a_truncated_datagram_is_refused(nl: ModuleType) -> None:
-    refuses(acked(nl, 1), verdict(0), errno.EMSGSIZE, "truncated", truncated=True)
-
-
-@pytest.mark.parametrize("cut", range(1, 36))
-def test_a_cut_off_message_is_refused(nl: ModuleType, cut: int) -> None:
-    refuses(acked(nl, 1), verdict(0)[:cut], errno.EPROTO, "broken header")
-
-
-def test_a_body_that_is_too_short_is_refused(nl: ModuleType) -> None:
-    refuses(ask(nl, index=4), message(NEWLINK, bytes(12)), errno.EPROTO, "body of 12 bytes")
-
-
-@pytest.mark.parametrize("kind", [3, NEWADDR, 17])
-def test_another_kind_of_answer_is_refused(nl: ModuleType, kind: int) -> None:
-    refuses(ask(nl, index=4), message(kind, bytes(16)), errno.EPROTO, f"unexpected type {kind}")
-
-
-def test_lost_answers_are_an_error(nl: ModuleType) -> None:
-    refuses(acked(nl, 1), message(4, b""), errno.ENOBUFS, "lost")
+    with pytest.raises(NetlinkError, match="truncated") as caught:
+        acked(nl, 1).feed(verdict(0), truncated=True)
+    assert caught.value.errno == errno.EMSGSIZE
 
 
 def test_nothing_is_read_beyond_an_attribute_that_does_not_fit(nl: ModuleType) -> None:

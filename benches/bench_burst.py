@@ -1,11 +1,11 @@
-"""Many ADDs at the same time, as after a node's start; the floor's own burst in the same run.
+"""Concurrent ADDs, as after the start of a node, compared with the same burst of the C baseline.
 
-Each of a burst's processes has a pod of its own. Ours choose their VFs themselves, from all that are free;
-the floor's are told. After each burst of ADDs comes one of DELs. Each round has every program's bursts, in
-an order of its own and after random delays.
+Each process of a burst has its own pod. The plugin chooses a VF from all free ones; the C program
+(``floor.c``) gets the name of its VF. A burst of DELs follows each burst of ADDs. Each round runs the bursts
+of all programs in random order and after random delays.
 
-``SRIOV_FAST_BENCH_BURSTS`` sets the rounds (25, in the lab 2); after ``SRIOV_FAST_BENCH_SECONDS`` (110, in
-the lab 45) no new one begins. The lab leaves out the 32 interpreters at the same time.
+``SRIOV_FAST_BENCH_BURSTS`` sets the number of rounds (25, in the lab 2). No round starts after
+``SRIOV_FAST_BENCH_SECONDS`` (110, in the lab 45). The lab leaves out the burst of 32 interpreters.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ class Kind(NamedTuple):
 
 
 class Burst(NamedTuple):
-    """Seconds: of each process, and from the first one's start to the last one's end."""
+    """Seconds of each process, and from the first start to the last end."""
 
     each: list[float]
     makespan: float
@@ -62,7 +62,7 @@ def stage() -> Iterator[Stage]:
 
 @pytest.fixture(scope="module")
 def bursts(stage: Stage) -> Bursts:
-    """All of them, measured together before the first is reported."""
+    """Measure all bursts before the first report."""
     listed = {kind: listing(stage, kind) for kind in (Kind(*turn, verb) for turn in TURNS for verb in VERBS)}
     before = stage.ground.state()
     if not IN_LAB:
@@ -78,7 +78,7 @@ def bursts(stage: Stage) -> Bursts:
 
 
 def listing(stage: Stage, kind: Kind) -> bytes:
-    """Return what ``burst.c`` reads: the processes of one burst."""
+    """Return the input of ``burst.c``: the processes of one burst."""
     case = Case(kind.program, "host-local", kind.verb)
     return b"".join(words(stage.job(case, pod, vf=None)) for pod in range(kind.size))
 
@@ -105,11 +105,11 @@ def execute(stage: Stage, kind: Kind, listed: bytes) -> Burst:
     return Burst(each, (max(line[2] for line in lines) - min(line[1] for line in lines)) / 1e9)
 
 
-# --- what is reported
+# --- reports
 
 
 def compared(mine: dict[int, Burst], floor: dict[int, Burst]) -> dict[str, Any]:
-    """Compare with the floor's bursts: median of all processes, and makespan."""
+    """Compare the median of all processes and the makespan with those of the C baseline."""
     whole = median(burst.makespan for burst in mine.values())
     theirs = median(burst.makespan for burst in floor.values())
     figures = {"ratio": round(median(every(mine)) / median(every(floor)), 2)}

@@ -1,7 +1,8 @@
-"""One server, thousands of ADDs and DELs: it gets neither slower nor bigger, and nothing is left of them.
+"""Thousands of ADDs and DELs by one server: its latency and size must not grow, and no state may remain.
 
-A pair of the floor, now and then, says whether the machine changed meanwhile. What is left is asserted, times
-are not. ``SRIOV_FAST_BENCH_PAIRS`` sets the number (2000, in the lab 60).
+A pair of the C baseline after every tenth pair shows whether the machine itself became slower. The remaining
+state and the server's size are asserted, times are not. ``SRIOV_FAST_BENCH_PAIRS`` sets the number of pairs
+(2000, in the lab 60).
 """
 
 from __future__ import annotations
@@ -21,14 +22,14 @@ from stage import Case, Server, Stage, amount, standing
 PAIRS = amount("PAIRS", 2000, 60)
 WARM = max(PAIRS // 20, 10)
 FLOOR_EVERY = 10
-SETTLE = 0.5  # seconds: the last announcement
+SETTLE = 0.5  # seconds in which the last announcement ends
 PODS = 8
-# kB that the server may grow by after its start: less than one small object kept for each pair
+# kB by which the server may grow after the warm-up: a leak of 1.1 kB in each of 2,000 pairs exceeds it
 GROWTH = 2048
 
 
 class Size(NamedTuple):
-    """What a server has: memory of all processes in kB; descriptors and threads of the first."""
+    """Memory of all processes of a server in kB; descriptors and threads of its first process."""
 
     memory: int
     files: int
@@ -36,7 +37,7 @@ class Size(NamedTuple):
 
 
 class Churn(NamedTuple):
-    """Seconds of each ADD and DEL in their order, and what they left of the server, and behind."""
+    """Seconds of each ADD and DEL in order, the server's size before and after, and the remaining state."""
 
     times: dict[str, list[float]]
     floor: dict[str, list[float]]
@@ -89,7 +90,7 @@ def turn(stage: Stage, program: str, pairs: int) -> None:
 
 
 def attach(stage: Stage, program: str, pod: int, times: dict[str, list[float]]) -> None:
-    """ADD and DEL without a pause."""
+    """Execute an ADD and its DEL without a pause; append the seconds to ``times``."""
     for verb, spent in times.items():
         case = Case(program, "host-local", verb)
         spent.append(stage.execute(case, stage.job(case, pod, vf=None))[0].seconds)
@@ -106,12 +107,12 @@ def locks(server: Server) -> list[str]:
 
 
 def drift(times: list[float]) -> float:
-    """Return the last tenth's median, in units of the first's."""
+    """Return the ratio of the last tenth's median to the first tenth's."""
     tenth = max(len(times) // 10, 1)
     return round(median(times[-tenth:]) / median(times[:tenth]), 2)
 
 
-# --- what is reported
+# --- reports
 
 
 @report.mark

@@ -1,11 +1,12 @@
-"""What CI compares with limits (``make bench-ci``): ratios within one run, and counts.
+"""Ratios within one run, and counts, that CI compares with limits (``make bench-ci``).
 
-A ratio is ours to a C program that asks the kernel for the same, to the plain backend, for a scrape to a
-listing of the VFs' directories, or, for the address service, to its ``/healthz``. Both are measured in turns,
-in random order and at random phases of the kernel's tick. Counts do not depend on the machine's load: system
-calls and netlink requests of a verb in the server, instructions of a verb in the server, in the client and in
-a process of its own.
-``limits.toml`` has the limits.
+The reference of a ratio is a C program with the same kernel requests, the plain backend, a listing of the
+VFs' directories (for a scrape), or ``/healthz`` (for the address service). Both are measured in turns.
+Functions and verbs run in random order, verbs also at random phases of the kernel's tick.
+
+Counts do not depend on the machine's load. They are the system calls and netlink requests of a verb in the
+server, and the instructions of a verb in the server, in the client and in a process without a server.
+The limits are in ``limits.toml``.
 """
 
 from __future__ import annotations
@@ -45,8 +46,8 @@ from stage import Case, Stage, pause, standing
 SOURCES = Path(__file__).resolve().parent
 LIMITS = tomllib.loads((SOURCES / "limits.toml").read_text())
 ROUNDS = int(os.environ.get("SRIOV_FAST_BENCH_ROUNDS", "50"))
-SECONDS = 60  # after these no new round of processes begins; half of it for bursts
-OTHERS = 40  # records of other pods in the journal: an ADD that reads all of them exceeds the counts
+SECONDS = 60  # after them no round after the tenth starts; half of them for bursts
+OTHERS = 40  # records of other pods in the journal; an ADD that reads all of them exceeds the limits
 REQUESTS = 150  # of each kind to the address service
 BURST = 8
 FLOORS = {"resident": "c", "macvlan": "c-macvlan"}
@@ -54,7 +55,7 @@ PROGRAMS = (*FLOORS, *FLOORS.values())
 VERBS = ("ADD", "DEL")
 RESAMPLES = 1000
 
-Pairs = list[tuple[float, float]]  # (ours, the other one's), seconds
+Pairs = list[tuple[float, float]]  # seconds: (measured, reference)
 
 
 def interval(pairs: Pairs) -> tuple[float, float, float]:
@@ -69,7 +70,7 @@ def ratio(pairs: Pairs) -> float:
 
 
 def judge(benchmark: Any, name: str, pairs: Pairs) -> None:
-    """Report a ratio; fail if its interval lies above its limit."""
+    """Report a ratio; fail if its whole interval is above the limit."""
     found, low, high = interval(pairs)
     limit = LIMITS["ratios"][name]
     benchmark.group = "ratios"
@@ -87,11 +88,11 @@ def judge(benchmark: Any, name: str, pairs: Pairs) -> None:
     )
 
 
-# --- functions: compiled against plain, or C
+# --- functions: compiled compared with plain or C
 
 
 def in_turns(mine: Callable[[], object], other: Callable[[], object], times: int, rounds: int = 60) -> Pairs:
-    """Take the processor time of two functions in turns, ``times`` calls each; the first rounds warm up."""
+    """Measure the processor time of two functions, ``times`` calls each in a round; three rounds warm up."""
     found = []
     for number in range(rounds + 3):
         both = [0.0, 0.0]
@@ -138,7 +139,7 @@ def test_masks(benchmark: Any, tmp_path: Path) -> None:
 
 @report.mark
 def test_scrape(benchmark: Any, tmp_path: Path) -> None:
-    """A scrape with 256 free VFs lists the directory of each one's device, and does little more."""
+    """Compare a scrape with 256 free VFs with listing the directory of each VF's network device."""
     tree = build_tree(tmp_path, vfs=256)
     counts = Counts()
     roots = Roots(sys=str(tree.sys), proc=str(tree.proc), run=str(tmp_path / "run"))
@@ -156,7 +157,7 @@ def test_scrape(benchmark: Any, tmp_path: Path) -> None:
     )
 
 
-# --- whole verbs, one at a time and eight at the same time
+# --- whole verbs, one at a time and eight concurrently
 
 Round = dict[tuple[str, str], float]  # seconds by program and verb
 
@@ -170,7 +171,7 @@ def stage() -> Iterator[Stage]:
 
 
 def crowd(stage: Stage) -> None:
-    """Write the records of other pods' VFs, of another PF, to the server's journal."""
+    """Write records of other pods, with VFs of another PF, to the server's journal."""
     stage.execute(Case("resident", "host-local", "ADD"))
     server = stage.servers["resident"]
     (name,) = server.records()
@@ -184,7 +185,7 @@ def crowd(stage: Stage) -> None:
 
 
 def repeated(turn: Callable[[], Round], rounds: int, seconds: float) -> list[Round]:
-    """Return the rounds after the first, which warms up; ten, and more as long as there is time."""
+    """Return up to ``rounds`` rounds: ten, then more until ``seconds`` have passed. An extra one warms up."""
     end = time.monotonic() + seconds
     found = [turn()]
     while len(found) <= rounds and (len(found) <= 10 or time.monotonic() < end):
@@ -193,7 +194,7 @@ def repeated(turn: Callable[[], Round], rounds: int, seconds: float) -> list[Rou
 
 
 def one_round(measure: Callable[[str, str], float], turns: Mapping[str, tuple[str, ...]]) -> Round:
-    """Measure the verbs of each program; the programs come in random order."""
+    """Measure the verbs of each program, the programs in random order."""
     found = {}
     for program in random.sample(list(turns), len(turns)):
         for verb in turns[program]:
@@ -256,7 +257,7 @@ def test_burst_of_macvlans(benchmark: Any, bursts: list[Round], verb: str) -> No
 
 @pytest.fixture(scope="module")
 def asked(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Pairs]]:
-    """Allocate, release and probe in turns, over one connection with TLS."""
+    """Measure a probe, an allocation and a release in turns, over one TLS connection."""
     world = World(tmp_path_factory.mktemp("ipam"))
     found: dict[str, Pairs] = {"allocate": [], "release": []}
     try:

@@ -1,12 +1,13 @@
-"""Pod sandboxes through containerd's CRI, one at a time: the time that a user waits for a pod's network.
+"""Pod sandboxes through containerd's CRI, one at a time: the latency of a pod's network for a user.
 
-The figure is what a sandbox with a network takes above one in the host's network, by rounds that had both.
-Ours, the reference plugins ``bridge`` and ``macvlan`` (mode passthru, on a VF of its own), and the host's
-network take turns in an order chosen by chance. All use host-local, ours the built-in one.
+The figure is the time of a sandbox with a network minus that of a sandbox in the host's network, in the same
+round. A round runs this plugin in both attach modes, the reference plugins ``bridge`` and ``macvlan`` (mode
+passthru, on a separate VF) and the host's network, in random order. The reference plugins execute host-local;
+this plugin uses its built-in one.
 
-``SRIOV_FAST_BENCH_SANDBOXES`` sets the rounds (60, in the lab 3); after ``SRIOV_FAST_BENCH_SECONDS`` (120)
-no new one begins. Needs containerd, runc and the reference plugins (Debian: containerd, runc,
-containernetworking-plugins), and grpcio-tools.
+``SRIOV_FAST_BENCH_SANDBOXES`` sets the number of rounds (60, in the lab 3). No round starts after
+``SRIOV_FAST_BENCH_SECONDS`` (120). Needs containerd, runc and the reference plugins (Debian: containerd,
+runc, containernetworking-plugins), and grpcio-tools.
 """
 
 from __future__ import annotations
@@ -48,7 +49,7 @@ LABELS = {
 
 
 class Sandbox(NamedTuple):
-    """Seconds that the runtime took to start one, and to stop it."""
+    """Seconds that the runtime took to start and to stop a sandbox."""
 
     start: float
     stop: float
@@ -71,7 +72,7 @@ def stage() -> Iterator[Stage]:
 
 @pytest.fixture(scope="module")
 def samples(stage: Stage) -> Samples:
-    """All of them, measured together before the first is reported."""
+    """Measure all sandboxes before the first report."""
     before = stage.ground.state()
     given = containerd.Cri(networks(stage), plugins(stage))
     environ = stage.environ("resident")
@@ -92,7 +93,7 @@ def samples(stage: Stage) -> Samples:
 
 
 def plugins(stage: Stage) -> Path:
-    """Return a directory with the reference plugins and ours."""
+    """Return a directory with the reference plugins and this project's ``sriov``."""
     directory = stage.root / "plugins"
     directory.mkdir()
     for path in Path(ground.DELEGATES).iterdir():
@@ -103,7 +104,7 @@ def plugins(stage: Stage) -> Path:
 
 
 def networks(stage: Stage) -> dict[str, dict[str, Any]]:
-    """Return each runtime handler's network; VF 0 is for the reference macvlan."""
+    """Return the network of each runtime handler; the reference macvlan uses VF 0."""
     bridge = {"type": "bridge", "bridge": BRIDGE}
     macvlan = {"type": "macvlan", "mode": "passthru", "master": stage.ground.netdev(0)}
     plugins = {
@@ -151,11 +152,11 @@ def one_sandbox(sandboxes: cri.Sandboxes, name: str, number: int) -> Sandbox:
     return Sandbox(started - begin, stopped - stopping)
 
 
-# --- what is reported
+# --- reports
 
 
 def above_host(samples: Samples, name: str, field: str) -> float:
-    """Return the median of what this network takes above the host's, in seconds."""
+    """Return the median difference to the host's network in seconds, by rounds."""
     mine, host = samples[name], samples[HOST]
     return float(median(getattr(mine[number], field) - getattr(host[number], field) for number in mine))
 

@@ -1,8 +1,8 @@
 """ADD and DEL through the DaemonSet's server and through the host's, in pairs on one VF of a real card.
 
-Both servers run, each with its own run directory. The same client asks one or the other, in random order.
-The figure is the median of the pairs' ratios with its 95 % interval. ``SRIOV_FAST_BENCH_PAIRS`` sets the
-pairs (40). Needs the lab with the image::
+Both servers run, each with its own run directory. The same client uses both in random order. The figure is
+the median of the pairs' ratios with its 95 % interval. ``SRIOV_FAST_BENCH_PAIRS`` sets the number of pairs
+(40). Needs the lab with the image::
 
     python -m lab pytest --image --pfs 1 --cpus 4 --timeout 900 -- -q -s benches/bench_daemonset.py
 """
@@ -35,7 +35,7 @@ VERBS = ("ADD", "DEL")
 
 
 def seconds(node: Node, socket: Path, conf: dict[str, Any], pod: str) -> list[float]:
-    """Return the time of an ADD and of the DEL after it."""
+    """Return the seconds of an ADD and of the DEL after it."""
     spent = []
     for verb in VERBS:
         time.sleep(random.uniform(0, 0.012))

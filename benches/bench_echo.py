@@ -1,8 +1,8 @@
-"""From the start of an ADD to the first answered echo request through the card: what a pod's user waits for.
+"""Time from the start of an ADD to the first answered echo request through the card.
 
-A pod on VF 0 answers. Another pod is attached to VF 1 by a move, and by a macvlan on a warm VF (``sriov-fast
-warm``), in turns. Only on a card (the lab's): stand-ins have no link to each other.
-``SRIOV_FAST_BENCH_ECHOES`` sets the rounds (20, in the lab 5).
+A pod on VF 0 answers. A second pod is attached to VF 1, in turns by a move and by a macvlan on a warm VF
+(``sriov-fast warm``). Needs a card, such as the lab's: veth stand-ins have no link to each other.
+``SRIOV_FAST_BENCH_ECHOES`` sets the number of rounds (20, in the lab 5).
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ def stage() -> Iterator[Stage]:
 
 @pytest.fixture(scope="module")
 def echoes(stage: Stage) -> dict[str, list[float]]:
-    """Seconds to the first answer, by mode."""
+    """Measure the seconds to the first answer, by mode."""
     before = stage.ground.state()
     output = stage.attach("ADD", "move", 0)
     address = json.loads(output)["ips"][0]["address"].partition("/")[0]
@@ -49,7 +49,7 @@ def echoes(stage: Stage) -> dict[str, list[float]]:
     for number in range(ROUNDS + 1):
         for mode in MODES:
             seconds = echo(stage, mode, address)
-            if number:  # the first is for caches
+            if number:  # round 0 fills the caches
                 found[mode].append(seconds)
     stage.attach("DEL", "move", 0)
     assert stage.ground.state() == before
@@ -77,7 +77,7 @@ def warm(stage: Stage, *words: str) -> None:
 
 
 def answered(pod: str, address: str) -> float:
-    """Send an echo request every few milliseconds until one is answered; return when that was."""
+    """Send an echo request every ``EVERY`` seconds until one is answered; return the time of the answer."""
     with netns.inside(pod), socket.socket(socket.AF_INET, socket.SOCK_RAW, socket.IPPROTO_ICMP) as icmp:
         icmp.settimeout(EVERY)
         deadline = time.monotonic() + PATIENCE
@@ -88,7 +88,7 @@ def answered(pod: str, address: str) -> float:
                     answer = icmp.recv(256)
                     if answer[20] == 0:  # echo reply, behind the IP header
                         return time.monotonic()
-            except OSError:  # no answer yet, or no way yet
+            except OSError:  # no answer yet, or no route yet
                 continue
     raise AssertionError(f"{address} does not answer within {PATIENCE:g} s")
 

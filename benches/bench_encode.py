@@ -1,7 +1,7 @@
-"""Encoding the two messages of a typical attach: compiled against what pyroute2 makes of it.
+"""Encoding of the two messages of a typical attach: the compiled module compared with pyroute2.
 
-``pytest benches/bench_encode.py``; the ratio of both, from the same run, is in the JSON's ``extra_info``.
-Nothing is asserted about time.
+Run it with ``pytest benches/bench_encode.py``. The ratio of both, from the same run, is in ``extra_info`` of
+the JSON. No time is asserted.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ SETTINGS = VfSettings(mac="02:00:00:00:00:0a", vlan=100, qos=2, spoofchk=True, t
 
 
 def attach(backend: ModuleType) -> bytes:
-    """The VF through its PF, then move, name, MTU and up."""
+    """Encode the VF's settings on its PF, then move, name, MTU and up."""
     batch = backend.Batch()
     batch.set_vf(4, 3, SETTINGS)
     batch.set_link(9, netns_fd=7, name="eth0", mtu=1500, up=True)
@@ -33,7 +33,7 @@ def attach(backend: ModuleType) -> bytes:
 
 
 def median(backend: ModuleType, *, rounds: int = 7, times: int = 200) -> float:
-    """Seconds for one encoding, the median of some rounds."""
+    """Return the seconds of one encoding, the median of ``rounds`` rounds."""
     taken = []
     for _ in range(rounds):
         start = time.perf_counter()
@@ -45,7 +45,7 @@ def median(backend: ModuleType, *, rounds: int = 7, times: int = 200) -> float:
 
 @pytest.fixture(scope="module")
 def ratio() -> float:
-    """How many times longer the plain twin takes; the rounds of both follow each other directly."""
+    """Return the ratio of the plain implementation's time to the compiled module's."""
     return median(_nl_py) / median(_nl)
 
 

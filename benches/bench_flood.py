@@ -1,8 +1,9 @@
-"""Bursts of ADDs, and what others who configure the network wait for meanwhile, in both attach modes.
+"""Bursts of ADDs in both attach modes, and the latency of another process's netlink requests meanwhile.
 
-200 ADDs at the same time on 256 stand-ins show the makespan; of 32 the time that another process waits for a
-netlink request of its own, one after the other. The modes take turns. ``SRIOV_FAST_BENCH_FLOODS`` sets the
-rounds (5); after ``SRIOV_FAST_BENCH_SECONDS`` (120) no new one begins. Not for the lab: a card has fewer VFs.
+200 concurrent ADDs on 256 stand-ins give the makespan. During 32 concurrent ADDs another process sends
+netlink requests, one after the other, and measures each. Modes and sizes run in random order.
+``SRIOV_FAST_BENCH_FLOODS`` sets the number of rounds (5). No round starts after ``SRIOV_FAST_BENCH_SECONDS``
+(120). Not for the lab: a card has fewer VFs.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ PROBE_EVERY = 0.0005  # seconds between two requests of the other process
 
 
 class Flood(NamedTuple):
-    """A burst of ADDs, and the seconds that each of the other process's requests took."""
+    """A burst of ADDs, and the seconds of each request of the other process."""
 
     burst: Burst
     waits: list[float]
@@ -51,7 +52,7 @@ def stage() -> Iterator[Stage]:
 
 @pytest.fixture(scope="module")
 def floods(stage: Stage) -> Floods:
-    """All of them, measured together before the first is reported."""
+    """Measure all bursts before the first report."""
     before = stage.ground.state()
     kinds = [(mode, size) for mode in MODES for size in (FLOOD, BURST)]
     found: Floods = {kind: [] for kind in kinds}
@@ -66,7 +67,7 @@ def floods(stage: Stage) -> Floods:
 
 
 def flood(stage: Stage, mode: str, size: int) -> Flood:
-    """Execute a burst of ADDs, each of which gets a VF of its own, and their DELs."""
+    """Execute a burst of ADDs, each with its own VF, and their DELs."""
     pause()
     kind = Kind(mode, size, "ADD")
     with probe() as waits:
@@ -79,10 +80,10 @@ def flood(stage: Stage, mode: str, size: int) -> Flood:
 
 @contextmanager
 def probe() -> Iterator[list[float]]:
-    """Set something of a device again and again, as ``ip link set`` in a loop; yield the seconds of each."""
+    """Set a device's MTU in a loop, as ``ip link set`` does; yield the seconds of each request."""
     waits: list[float] = []
     end = threading.Event()
-    with nl.Socket() as host:  # now: a list of devices that change meanwhile is incomplete
+    with nl.Socket() as host:  # before the burst: a list of devices that change meanwhile is incomplete
         index = next(link.index for link in host.links() if link.name == "pf0")
 
     def work() -> None:

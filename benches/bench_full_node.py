@@ -1,6 +1,7 @@
-"""CHECK, STATUS and GC on a node whose 250 VFs are all attached, through the resident server.
+"""CHECK, STATUS and GC on a node with all 250 VFs attached, through the resident server.
 
-The VFs are attached as macvlans, which is done sooner. ``SRIOV_FAST_BENCH_ROUNDS`` sets the rounds (40).
+The VFs are attached as macvlans, which is faster than moves. ``SRIOV_FAST_BENCH_ROUNDS`` sets the number of
+rounds (40).
 """
 
 from __future__ import annotations
@@ -36,7 +37,7 @@ def stage() -> Iterator[Stage]:
 
 
 def attach(stage: Stage, first: int) -> None:
-    """Execute the ADDs of some pods at the same time."""
+    """Execute concurrently the ADDs of ``AT_ONCE`` pods, from the pod with number ``first`` on."""
     pods = stage.ground.pods
     stage.ground.pods = pods[first : first + AT_ONCE]
     execute(stage, kind := Kind("macvlan", AT_ONCE, "ADD"), listing(stage, kind))
@@ -44,7 +45,7 @@ def attach(stage: Stage, first: int) -> None:
 
 
 def job_of(stage: Stage, verb: str) -> Job:
-    """Return the process of a verb; the configuration says what a runtime says for it."""
+    """Return the process of a verb, with the configuration that a runtime passes to this verb."""
     job, anew = (stage.job(Case("macvlan", "host-local", each), vf=None) for each in (verb, "ADD"))
     conf = json.loads(Path(job.stdin).read_text()) | ({} if verb == "CHECK" else {"cniVersion": "1.1.0"})
     if verb == "GC":

@@ -1,4 +1,4 @@
-"""The built-in host-local: ADD and DEL on a node with 100 pods, and in a /16 with 4,000 addresses taken."""
+"""The built-in host-local: ADD and DEL on a node with 100 pods, and in a /16 with 4,000 leases."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ PODS = map("{:064x}".format, itertools.count(1 << 200))  # container IDs as runt
 
 
 class Store:
-    """A network of its own, on the disk that /var/lib is on, as on a node."""
+    """A network with its leases on the disk of /var/lib if that is writable, as on a node."""
 
     def __init__(self, root: Path, subnet: str) -> None:
         self.root = root
@@ -57,7 +57,7 @@ class Store:
         return tuple(item["address"] for item in found["ips"])
 
     def both(self) -> None:
-        """Carry out an ADD and its DEL, which knows the record."""
+        """Execute an ADD and its DEL; the DEL gets the recorded addresses."""
         pod = next(PODS)
         self.ours("DEL", pod, self.add(pod))
 
@@ -98,7 +98,7 @@ def small(root: Path) -> Store:
 
 @pytest.fixture(scope="module")
 def large(root: Path) -> Store:
-    """A /16 with 4,000 addresses taken in a row."""
+    """A /16 with 4,000 leases of consecutive addresses."""
     store = Store(root / "large", "10.1.0.0/16")
     store.path.mkdir(parents=True)
     for number in range(2, TAKEN + 2):
@@ -125,7 +125,7 @@ def median(times: list[float]) -> float:
 
 
 def cycles(store: Store, last: int, rounds: int = 200) -> tuple[list[float], list[float]]:
-    """Return the times of ADD and of its DEL, if ``last`` is the address given last."""
+    """Return the microseconds of ADDs and of their DELs; ``last`` is the number of the latest lease."""
     adds, deletes = [], []
     for _ in range(rounds):
         store.point(last)
@@ -149,7 +149,7 @@ def test_a_small_store(benchmark: Any, small: Store) -> None:
 
 @pytest.mark.parametrize("last", [TAKEN + 1, 1], ids=["next", "all in the way"])
 def test_a_large_store(benchmark: Any, large: Store, last: int) -> None:
-    """The next address is free; or all that are taken come before the first free one."""
+    """The next address is free, or all leased addresses precede the first free one."""
     benchmark.group = "IPAM"
     begin = process_time()
     adds, deletes = cycles(large, last)
@@ -160,14 +160,14 @@ def test_a_large_store(benchmark: Any, large: Store, last: int) -> None:
 
 
 def test_a_del_without_a_record(benchmark: Any, large: Store) -> None:
-    """All files are read: after a reboot, or for a pod that another plugin attached."""
+    """A DEL without a record, as after a reboot or for another plugin's pod, reads all files."""
     benchmark.group = "IPAM"
     benchmark.pedantic(lambda: large.ours("DEL", f"{0:064x}"), rounds=20)
 
 
 @pytest.mark.skipif(not REAL, reason="needs the original host-local")
 def test_a_large_store_and_the_real_one(benchmark: Any, large: Store) -> None:
-    """For comparison: the original reads all files in ADD and in DEL."""
+    """Measure the original plugin for comparison: it reads all files in ADD and in DEL."""
     benchmark.group = "IPAM"
     large.point(TAKEN + 1)
     benchmark.pedantic(large.both_real, rounds=10)

@@ -1,7 +1,7 @@
-"""The address service: allocating from a million addresses, nearly all taken, beside none taken.
+"""The address service: allocation from a pool of a million addresses, nearly full compared with empty.
 
-``SRIOV_FAST_TAKEN`` sets another number than a million; etcd takes minutes to be filled. The ratio is in the
-JSON's ``extra_info``. Nothing is asserted about time.
+``SRIOV_FAST_TAKEN`` sets the number of addresses. Filling etcd takes minutes. The ratio is in ``extra_info``
+of the JSON. No time is asserted.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from pytest_benchmark.fixture import BenchmarkFixture
 
 SIZE = int(os.environ.get("SRIOV_FAST_TAKEN", "1000000"))
-LEFT = 600  # addresses at least that are free in the full pool, some in each shard
+LEFT = 600  # minimum of free addresses in the full pool, distributed over all shards
 LONG_AGO = 1_000_000_000_000  # ms
 CHUNK = 2000
 ROUNDS = 200
@@ -46,7 +46,7 @@ def document() -> dict[str, Any]:
 
 
 def taken(keys: RecordKeys, space: AddressSpace, at: int) -> Rows:
-    """The records of an address that somebody has, as an allocation writes them."""
+    """Return the records of a leased address, as an allocation writes them."""
     who = ask(f"old-{at:x}")
     own = pack_own(describe(who, None, [(space, at)]), [Held(space.ident, at, True)])
     return [
@@ -57,7 +57,7 @@ def taken(keys: RecordKeys, space: AddressSpace, at: int) -> Rows:
 
 
 def free(keys: RecordKeys, space: AddressSpace, at: int) -> Rows:
-    """The records of an address that was given back."""
+    """Return the records of a released address."""
     return [
         (keys.address(space.ident, at), pack_freed(LONG_AGO)),
         (keys.free(space.ident, at, LONG_AGO), b""),
@@ -65,9 +65,9 @@ def free(keys: RecordKeys, space: AddressSpace, at: int) -> Rows:
 
 
 def records(keys: RecordKeys, space: AddressSpace) -> Iterator[Rows]:
-    """What is in the store after every address was given out, and a few came back."""
+    """Yield the content of a store after all addresses were allocated and a few were released."""
     start, end = space.ranges[0]
-    step = max((end - start + 1) // (LEFT + 40) | 1, 1)  # odd, so that all shards get some
+    step = max((end - start + 1) // (LEFT + 40) | 1, 1)  # odd: every shard gets free addresses
     shards = {number: Shard(space, None) for number in range(SHARDS)}
     rows: Rows = []
     for at in range(start, end + 1):
@@ -129,7 +129,7 @@ class Pair:
         self.runner.run(self.services[which].release(("n", f"cnew-{self.count}", "eth0"), HOST))
 
     def ratio(self) -> dict[str, float]:
-        """The median times of an allocation, one in each pool in turns."""
+        """Return the median times of allocations, alternating between the pools, and their ratio."""
         times: dict[str, list[float]] = {"full": [], "empty": []}
         for _ in range(ROUNDS):
             for which, spent in times.items():
@@ -149,7 +149,7 @@ class Pair:
 
 @pytest.fixture(scope="module", params=["sqlite", "etcd"])
 def pair(request: pytest.FixtureRequest) -> Iterator[Pair]:
-    with tempfile.TemporaryDirectory(dir="/var/tmp") as directory:  # a disk, as /var/lib is
+    with tempfile.TemporaryDirectory(dir="/var/tmp") as directory:  # on a disk, as /var/lib
         if request.param == "sqlite":
             both, stop = [f"sqlite://{directory}/{which}.db" for which in ("full", "empty")], None
         else:

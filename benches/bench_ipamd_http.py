@@ -1,7 +1,7 @@
-"""The address service over TLS: 32 clients that allocate and release, on SQLite and on etcd, beside /healthz.
+"""The address service over TLS: 32 clients that allocate and release, on SQLite and on etcd.
 
-What counts is the ratio of a pair (allocate and release) to two answers of /healthz in the same run: what the
-store costs on top of HTTP. Clients and server share the machine's cores.
+The figure is the ratio of a pair (allocate and release) to two requests of /healthz in the same run: the cost
+of the store on top of HTTP. Clients and server share the machine's cores.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ async def two_probes(session: aiohttp.ClientSession) -> None:
 
 
 async def many(world: World, server: AddressService, step: Step, rounds: int) -> tuple[float, list[float]]:
-    """Return the time that all took, and the time of each step; connections are there before."""
+    """Return the seconds of all steps together, and of each; the connections are open before."""
     times: list[float] = []
     context = ssl.create_default_context(cafile=str(world.authority.ca))
     headers = {"authorization": f"Bearer {world.tokens.host}"}
@@ -78,7 +78,7 @@ async def many(world: World, server: AddressService, step: Step, rounds: int) ->
 
 
 def test_pairs(benchmark: Any, served: tuple[World, AddressService, str]) -> None:
-    """Allocate and release, in turns with two probes."""
+    """Measure allocations with their releases, in turns with pairs of probes."""
     world, server, store = served
     benchmark.group = "address service"
     spent: dict[Step, float] = {pair: 0.0, two_probes: 0.0}
@@ -102,7 +102,7 @@ def test_pairs(benchmark: Any, served: tuple[World, AddressService, str]) -> Non
 
 
 def test_one_plugin_call(benchmark: Any, served: tuple[World, AddressService, str]) -> None:
-    """As an ADD sees it: a connection of its own with its handshake, one ask, then the release."""
+    """Measure an allocation and a release as the plugin sends them: each on a new TLS connection."""
     world, server, store = served
     benchmark.group = "address service"
     benchmark.extra_info["store"] = store

@@ -1,4 +1,4 @@
-"""Interrupts: lists, masks, and writing the masks of a VF's IRQs to a tree on tmpfs, compiled and plain."""
+"""IRQs of a VF in a tree on tmpfs: list them, read and write their masks, compiled and plain."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def tree() -> Iterator[Tree]:
 
 
 def compare(benchmark: Any, call: Callable[[ModuleType], object]) -> None:
-    """Benchmark the compiled module, with the plain one's ratio beside it."""
+    """Benchmark the compiled module, and add the ratio of the plain one to its time."""
     assert call(_irq) == call(_irq_py)
     calls = {"compiled": lambda: call(_irq), "plain": lambda: call(_irq_py)}
     benchmark.extra_info |= figures(paired(calls, 200))
@@ -51,7 +51,7 @@ def test_irqs(benchmark: Any, tree: Tree) -> None:
 
 
 def test_pin_a_vf(benchmark: Any, tree: Tree) -> None:
-    """What an ADD does: list the IRQs, keep their masks, write new ones."""
+    """Pin a VF as an ADD does: list the IRQs, read their masks, write new ones."""
     benchmark.group = "IRQ masks"
     root, proc = str(tree.sys), str(tree.proc)
 

@@ -1,14 +1,13 @@
 """Whole ADDs and DELs, as a runtime sees them: start the executable, read its answer, wait for its end.
 
-On veth stand-ins (or a card's VFs), so that the kernel's work is real; a C program that asks the kernel for
-the same (``floor.c``) says how much of the time that work is. All are measured in one run: each round
-executes them in an order of its own and after random delays. Without the delay each would start where the
-one before it left the kernel's RCU, whose tick then hides what is gained.
+The VFs are veth stand-ins, or those of a card, so the kernel does real work. A C program with the same kernel
+requests (``floor.c``) shows the share of that work. All programs are measured in one run. Each round executes
+them in random order and after random delays. Without the delays each process would start at the phase of the
+kernel's RCU in which the previous one ended, and the RCU tick would hide improvements.
 
-``SRIOV_FAST_BENCH_ROUNDS`` sets the rounds (400, in the lab 12); after ``SRIOV_FAST_BENCH_SECONDS`` (190, in
-the lab 60) no new one begins. The lab leaves out what takes its machine minutes: the IPAM plugin that is
-executed, and most of the plain backend.
-Nothing is asserted about time.
+``SRIOV_FAST_BENCH_ROUNDS`` sets the number of rounds (400, in the lab 12). No round starts after
+``SRIOV_FAST_BENCH_SECONDS`` (190, in the lab 60). The lab leaves out the cases that take minutes there: the
+executed IPAM plugin, and most of the plain backend. No time is asserted.
 """
 
 from __future__ import annotations
@@ -35,7 +34,7 @@ OURS = ("resident", "compiled", "plain")
 
 
 class Turn(NamedTuple):
-    """Cases that follow each other, in one round of ``every``."""
+    """Cases that run in succession, in every ``every``-th round."""
 
     cases: tuple[Case, ...]
     every: int
@@ -46,7 +45,7 @@ def pair(program: str, ipam: str, every: int) -> Turn:
 
 
 def schedule(peer: str) -> list[Turn]:
-    """Return who takes part how often: what is close to the floor needs more rounds to be told from it."""
+    """Return all turns; a program close to the baseline runs more often, to resolve the difference."""
     turns = [pair(program, ipam, 1) for program in ("c", "resident") for ipam in ("none", "host-local")]
     turns += [pair(program, ipam, 2) for program in ("compiled",) for ipam in ("none", "host-local")]
     turns += [pair("deferred", "host-local", 2)]
@@ -64,7 +63,7 @@ def schedule(peer: str) -> list[Turn]:
 
 # --- the measurement
 
-Samples = dict[Case, dict[int, Sample]]  # by round: some rounds leave some cases out
+Samples = dict[Case, dict[int, Sample]]  # by round; some rounds omit some cases
 
 
 @pytest.fixture(scope="module")
@@ -79,7 +78,7 @@ def stage(request: pytest.FixtureRequest) -> Iterator[Stage]:
 
 @pytest.fixture(scope="module")
 def samples(stage: Stage) -> Samples:
-    """All of them, measured together before the first is reported."""
+    """Measure all cases before the first report."""
     turns = schedule(stage.peer)
     slow = {"plain"} if IN_LAB else set()
     one_round(stage, 0, [turn for turn in turns if turn.cases[0].program not in slow], {})  # warm
@@ -93,7 +92,7 @@ def samples(stage: Stage) -> Samples:
 
 
 def one_round(stage: Stage, number: int, turns: list[Turn], samples: Samples) -> None:
-    """Execute every turn of this round once, in an order that nobody knows before."""
+    """Execute every turn of this round once, in random order."""
     mine = [turn for turn in turns if number % turn.every == 0]
     random.shuffle(mine)
     pause()
@@ -107,7 +106,7 @@ def times(samples: Samples, case: Case) -> dict[int, float]:
 
 
 def tell(benchmark: Any, samples: Samples, case: Case, group: str) -> None:
-    """Report one case, beside the floor's."""
+    """Report one case, compared with the baseline."""
     mine = times(samples, case)
     floor = case._replace(program=floor_of(case.program), verb="VERSION" if case is START else case.verb)
     compared = report.against(mine, times(samples, floor)) if floor != case else {}
@@ -117,21 +116,21 @@ def tell(benchmark: Any, samples: Samples, case: Case, group: str) -> None:
 
 
 def floor_of(program: str) -> str:
-    """Return the C program that asks the kernel for the same."""
+    """Return the C program with the same kernel requests."""
     return "c-macvlan" if "macvlan" in program else "c"
 
 
 def over(benchmark: Any, most: float) -> None:
-    """State the goal for what comes on top of the C program's time."""
+    """Record the goal for the difference to the C program's time, in milliseconds."""
     report.goal(benchmark, "above the C program, ms", benchmark.extra_info["over_c_ms"], most)
 
 
-# --- what is reported
+# --- reports
 
 
 @pytest.mark.parametrize("ipam", IPAMS)
 def test_all_do_the_same(stage: Stage, ipam: str) -> None:
-    """What is timed must be the same work: the same pod after ADD, the same node after DEL."""
+    """All programs leave the same pod after ADD and the same node after DEL."""
     before, seen = stage.ground.state(), {}
     programs = ("c", *(name for name in OURS if name != "plain" or not IN_LAB or ipam == "host-local"))
     for program in programs:
@@ -143,7 +142,7 @@ def test_all_do_the_same(stage: Stage, ipam: str) -> None:
 
 
 def whole() -> list[Any]:
-    """Return the cases of ADD and DEL in the order of the tables; a peer's only where there is one."""
+    """Return the cases of ADD and DEL in the order of the tables, those of a peer included."""
     found = [
         Case(program, ipam, verb) for verb in VERBS for ipam in IPAMS for program in ("c", "peer", *OURS)
     ]
@@ -169,7 +168,7 @@ def test_process(benchmark: Any, samples: Samples, case: Case) -> None:
 @report.mark
 @pytest.mark.parametrize("program", ["deferred"])
 def test_deferred_del(benchmark: Any, samples: Samples, program: str) -> None:
-    """A DEL that answers when the VF is quiet and its address released."""
+    """A deferred DEL replies when the VF is down and its address released, before the move."""
     case = Case(program, "host-local", "DEL")
     tell(benchmark, samples, case, "DEL as a process, IPAM host-local")
     report.goal(benchmark, "median, ms", median(times(samples, case).values()) * 1e3, 3)
@@ -179,7 +178,7 @@ def test_deferred_del(benchmark: Any, samples: Samples, program: str) -> None:
 @pytest.mark.parametrize("verb", VERBS)
 @pytest.mark.parametrize("program", ["c-macvlan", "macvlan"])
 def test_macvlan(benchmark: Any, samples: Samples, program: str, verb: str) -> None:
-    """A pod's interface without a move."""
+    """Attach and detach a macvlan, without a move of the VF."""
     case = Case(program, "host-local", verb)
     tell(benchmark, samples, case, f"{verb} as a process, IPAM host-local")
     if program == "macvlan":
@@ -189,7 +188,7 @@ def test_macvlan(benchmark: Any, samples: Samples, program: str, verb: str) -> N
 @report.mark
 @pytest.mark.parametrize("program", ["c", "resident", "compiled"])
 def test_version(benchmark: Any, samples: Samples, program: str) -> None:
-    """What is asked of nobody but us. The C program does nothing at all."""
+    """VERSION makes no kernel request; the C program (``nothing.c``) only starts and exits."""
     case = Case(program, "none", "VERSION")
     tell(benchmark, samples, case, NOTHING)
     if program == "resident":
@@ -198,7 +197,7 @@ def test_version(benchmark: Any, samples: Samples, program: str) -> None:
 
 @report.mark
 def test_interpreter_alone(benchmark: Any, samples: Samples) -> None:
-    """The executable's interpreter, started and ended: no process in Python can be faster."""
+    """Start and end the executable's interpreter: the lower bound of every process in Python."""
     tell(benchmark, samples, START, NOTHING)
 
 
@@ -206,7 +205,7 @@ def test_interpreter_alone(benchmark: Any, samples: Samples) -> None:
 @pytest.mark.parametrize("verb", VERBS)
 @pytest.mark.parametrize("program", ["c", *OURS])
 def test_processor_time(benchmark: Any, samples: Samples, program: str, verb: str) -> None:
-    """What caller's process and server use of a processor, the kernel's work in them included."""
+    """Processor time of the executed process and of the server, including the kernel's work in them."""
     found = samples[Case(program, "host-local", verb)].values()
     floor = fmean(sample.cpu for sample in samples[Case("c", "host-local", verb)].values())
     both = [sample.cpu + sample.server_cpu for sample in found]

@@ -1,10 +1,12 @@
-"""One ADD or DEL on a node at rest, beside what any client and any server cost.
+"""One ADD or DEL on an idle node, compared with the minimal cost of a client and a server.
 
-The wait in a move depends on what the kernel has to free, and on which CPUs. So there is time here for it to
-finish with what the process before left, and the C program takes part in two more forms, client and server
-(``served.c``): the server works where the kernel lets it, or goes to its client's CPU as ours does.
+The latency of a move depends on the objects that the kernel has to free, and on their CPUs. So a pause lets
+the kernel finish the work of the previous process. The C program also runs as client and server
+(``served.c``) in two forms: the server runs on any CPU, or moves to its client's CPU, as ``sriov-fast serve``
+does.
 
-``SRIOV_FAST_BENCH_ROUNDS`` sets the rounds (150); after ``SRIOV_FAST_BENCH_SECONDS`` (110) no new one begins.
+``SRIOV_FAST_BENCH_ROUNDS`` sets the number of rounds (150). No round starts after
+``SRIOV_FAST_BENCH_SECONDS`` (110).
 """
 
 from __future__ import annotations
@@ -41,7 +43,7 @@ def stage() -> Iterator[Stage]:
 def samples(stage: Stage) -> dict[Case, dict[int, Sample]]:
     found: dict[Case, dict[int, Sample]] = {}
     end = time.monotonic() + SECONDS
-    for number in range(-1, max(ROUNDS, 1)):  # the first is to warm up
+    for number in range(-1, max(ROUNDS, 1)):  # round -1 warms up
         if number > 0 and time.monotonic() > end:
             break
         for program in random.sample(PROGRAMS, len(PROGRAMS)):

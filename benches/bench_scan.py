@@ -1,4 +1,4 @@
-"""VF scan over a sysfs tree on tmpfs: compiled, plain, and a C program's system calls as the floor."""
+"""VF scan of a sysfs tree on tmpfs: compiled, plain, and the system calls in C as the baseline."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class CVf(ctypes.Structure):
     )
 
 
-VFS = (CVf * 512)()  # room for what scan.c finds
+VFS = (CVf * 512)()  # results of scan.c
 
 
 @pytest.fixture(scope="session")
@@ -71,7 +71,7 @@ def crowded(shm: Path) -> Tree:
 
 
 def test_all_see_the_same(tree: Tree, c_function: Callable[..., int]) -> None:
-    """What is timed must be the same work."""
+    """All implementations find the same VFs."""
     found = _sysfs.scan(tree.pf, str(tree.sys))
     assert found == _sysfs_py.scan(tree.pf, str(tree.sys))
     wanted = [(vf.index, vf.pci, vf.driver, vf.netdev, vf.numa) for vf in found]

@@ -1,8 +1,8 @@
-"""What goes through a pod's interface, in both attach modes: bytes of TCP, and small datagrams.
+"""Throughput of a pod's interface in both attach modes: bytes of TCP, and small datagrams.
 
-From a pod to the other end of the stand-in's veth pair, which is in the host; on a card to another pod, whose
-VF was moved. Modes and protocols take turns.
-``SRIOV_FAST_BENCH_TRAFFIC`` sets the rounds (15); each sends for 0.3 s.
+The pod sends to the other end of the stand-in's veth pair, which is in the host. On a card it sends to
+another pod with a moved VF. Each round measures both modes in random order, with both protocols.
+``SRIOV_FAST_BENCH_TRAFFIC`` sets the number of rounds (15); each measurement sends for 0.3 s.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ Rates = dict[tuple[str, str], list[float]]
 
 
 class Receiver(NamedTuple):
-    """What the pod sends to: the path of a network namespace, and an address in it."""
+    """The destination of the traffic: the path of a network namespace, and an address in it."""
 
     netns: str
     address: str
@@ -61,7 +61,7 @@ def receiver(stage: Stage) -> Iterator[Receiver]:
 
 @pytest.fixture(scope="module")
 def rates(stage: Stage, receiver: Receiver) -> Rates:
-    """All of them, measured together before the first is reported."""
+    """Measure all rates before the first report."""
     before = stage.ground.state()
     found: Rates = {(mode, protocol): [] for mode in MODES for protocol in PROTOCOLS}
     for _ in range(ROUNDS):

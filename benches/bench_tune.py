@@ -1,6 +1,7 @@
-"""What the settings of ``sriov-fast tune`` bring: a veth moved between two namespaces, settings in turns.
+"""Effect of the settings of ``sriov-fast tune`` on moves of a veth between two namespaces.
 
-Everything is set back, also where this is interrupted. ``SRIOV_FAST_BENCH_ROUNDS`` makes the moves fewer.
+The settings are measured in random order, and restored also after an interrupt. ``SRIOV_FAST_BENCH_ROUNDS``
+reduces the number of moves (60).
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from sriov_fast.cli.tune import SETTINGS
 HERE = Path(__file__).resolve().parent
 ROUNDS = min(60, int(os.environ.get("SRIOV_FAST_BENCH_ROUNDS", "60")))
 BATCH = 10
-# What is set to what; the kernel's own values for the rest.
+# Values by setting; other settings keep their current value.
 CASES = {
     "as it is": {},
     "rcu-first-fqs=0": {"rcu-first-fqs": "0"},
@@ -51,7 +52,7 @@ def kept(case: dict[str, str]) -> Iterator[None]:
 
 @pytest.fixture
 def command(tmp_path: Path) -> Iterator[list[str]]:
-    """The words that move a device, but for the number of rounds."""
+    """Yield the command that moves a device, without the number of rounds."""
     program = tmp_path / "move"
     subprocess.run([os.environ.get("CC", "cc"), "-O2", "-o", program, HERE / "move.c"], check=True)
     names = [f"sriov-fast-{os.getpid()}-{end}" for end in "ab"]
@@ -68,7 +69,7 @@ def command(tmp_path: Path) -> Iterator[list[str]]:
 
 
 def moved(command: list[str]) -> dict[str, list[float]]:
-    """Move to and fro; return the milliseconds by verb."""
+    """Move the device back and forth; return the milliseconds by verb."""
     done = subprocess.run([*command, str(BATCH)], check=True, capture_output=True, text=True)
     found: dict[str, list[float]] = {"add": [], "del": []}
     for verb, spent in map(str.split, done.stdout.splitlines()):
@@ -89,7 +90,7 @@ def test_settings(benchmark: Any, command: list[str], capsys: pytest.CaptureFixt
             low, high = quantiles(spent, n=10)[0], quantiles(spent, n=10)[-1]
             text = f"{median(spent):.1f} ms (10 %: {low:.1f}, 90 %: {high:.1f})"
             benchmark.extra_info[f"{verb}, {name}"] = text
-            with capsys.disabled():  # in the lab nobody sees the file of results
+            with capsys.disabled():  # the lab does not show the file of results
                 print(f"\n{verb}, {name}: {text}", end="")
     ratio = median(times["as it is"]["add"]) / median(times["rcu-first-fqs=0"]["add"])
     benchmark.extra_info["ratio"] = round(ratio, 2)

@@ -1,7 +1,7 @@
-"""Where the time of one ADD goes, step by step: the median one of several, as a picture.
+"""Time of each step of an ADD or DEL, from the run with the median time, also as a picture.
 
-``--picture FILE`` names the SVG that is written: the resident server's ADD and one without a server, on one
-scale. The plugin measures its steps itself (``SRIOV_FAST_TRACE``), which costs it a tenth of a millisecond.
+``--picture FILE`` names the SVG to write: an ADD by the resident server and one without a server, on one
+scale. The plugin measures its steps itself (``SRIOV_FAST_TRACE``), which takes a tenth of a millisecond.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ def traced(stage: Stage) -> Traced:
             for verb in VERBS:
                 case = Case(program, "host-local", verb)
                 one = trace(stage, case)
-                if number:  # the first one is to be warm
+                if number:  # round 0 warms up
                     found.setdefault(case, []).append(one)
     return found
 
@@ -59,7 +59,7 @@ def trace(stage: Stage, case: Case) -> Waterfall:
 
 
 def typical(items: list[Waterfall]) -> Waterfall:
-    """Return the one that took the median time."""
+    """Return the item with the median total time."""
     middle = median_low([item.total for item in items])
     return next(item for item in items if item.total == middle)
 

@@ -1,11 +1,11 @@
-/* Starts processes at the same time, as a runtime does for several pods, and says when each began and ended.
+/* Start processes concurrently, as a runtime does for several pods, and print when each began and ended.
  *
  *     burst COUNT <LIST
  *
- * LIST has for each process: the file that is its stdin, the words of its command line and an empty one, its
- * environment and an empty one, each with a zero byte. For each, in that order, a line says exit status and
- * CLOCK_MONOTONIC, in nanoseconds, before its start and after its end. A thread of its own waits, so that no
- * end is seen late because another process is being started.
+ * LIST has for each process: the path of the file for its stdin, the arguments and an empty string, the
+ * environment and an empty string. A zero byte ends each string. The output has a line for each process, in
+ * the order of LIST: the wait status, and CLOCK_MONOTONIC in nanoseconds before its start and after its end.
+ * A separate thread waits for the processes, so that starting one does not delay the time of another's end.
  */
 #define _GNU_SOURCE
 #include <errno.h>
@@ -55,7 +55,7 @@ static long long now(void)
 
 /* --- the list */
 
-/* Return the next string of stdin; "" where an empty one ends the words before it. */
+/* Return the next string of stdin; an empty one ends a list. */
 static char *word(void)
 {
 	char *text = NULL;
@@ -92,7 +92,7 @@ static void *wait_for_all(void *unused)
 		if (one->pid > 0)
 			ended++;
 		else
-			sched_yield(); /* those that were started have ended, the others are not started yet */
+			sched_yield(); /* all started processes have ended; others are not started yet */
 	}
 	return unused;
 }

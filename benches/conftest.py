@@ -1,4 +1,4 @@
-"""Where pytest finds the benchmarks, and they what they share with each other and with the tests."""
+"""pytest options of the benchmarks, and the import paths of modules that they share with the tests."""
 
 from __future__ import annotations
 

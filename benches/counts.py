@@ -15,7 +15,7 @@ from statistics import median
 from sriov_fast.cli import install
 from stage import Case, Server, Stage, pause
 
-# What depends on which thread comes first, or on when a timer fires.
+# System calls that depend on the order of threads or on timers.
 _VARYING = ("futex", "sched_yield", "restart_syscall", "epoll_", "sched_setaffinity", "madvise", "wait")
 _SLEEPS = ("nanosleep", "clock_nanosleep", "select", "pselect6", "poll", "ppoll")
 _CALL = re.compile(r"\d+ +(\w+)\(")
@@ -37,7 +37,7 @@ def calls(stage: Stage, rounds: int) -> dict[str, float]:
 
 
 def traced(stage: Stage, server: Server, case: Case, output: Path) -> list[str]:
-    """Return the system calls of a server for one request, what follows the reply included."""
+    """Return the system calls of a server for one request, including the work after the reply."""
     words = ["strace", "-f", "-qq", "-o", str(output), "-p", str(server.pid)]
     tracer = subprocess.Popen(words, stderr=subprocess.PIPE)
     try:
@@ -54,7 +54,7 @@ def traced(stage: Stage, server: Server, case: Case, output: Path) -> list[str]:
 def instructions(stage: Stage) -> dict[str, float]:
     """Return the millions of instructions of the client, of the server, and of verbs without a server.
 
-    The latter are those of the whole process: the interpreter's start and all imports.
+    The latter count the whole process, including the interpreter's start and all imports.
     """
     process = [sys.executable, "-ISXutf8", "-c", in_process("sriov")]
     client = [str(stage.bin / "client")]
@@ -68,13 +68,13 @@ def instructions(stage: Stage) -> dict[str, float]:
 
 
 class Counted(Server):
-    """A server under valgrind, whose start takes some eight seconds of processor time."""
+    """A server under valgrind; its start takes about eight seconds of processor time."""
 
     patience = 600.0
 
 
 def in_server(stage: Stage, rounds: int) -> dict[str, float]:
-    """Return the median number of a server's instructions for each verb, what follows the reply included."""
+    """Return a server's median number of instructions for each verb, including the work after the reply."""
     output = stage.root / "callgrind"
     argv = [sys.executable, "-IXutf8", "-c", in_process("sriov-fast"), "serve"]
     words = [*_CALLGRIND, f"--callgrind-out-file={output}", prefix_of_pipes(output), *argv]
@@ -91,7 +91,7 @@ def in_server(stage: Stage, rounds: int) -> dict[str, float]:
 
 
 def prefix_of_pipes(output: Path) -> str:
-    """Return the option with the path of valgrind's pipes, which a killed process leaves."""
+    """Return the option with the path of valgrind's pipes; a killed process does not remove them."""
     return f"--vgdb-prefix={output.parent}/vgdb"
 
 
@@ -114,8 +114,8 @@ def in_process(program: str) -> str:
 def counted(stage: Stage, argv: list[str], case: Case) -> int:
     """Return the instructions of one execution.
 
-    A child that works after the reply begins with its parent's count, and either may end first: the larger
-    count is the same in every run.
+    A child process that works after the reply starts with the count of its parent, and either may end first.
+    The larger count is the same in every run.
     """
     job = stage.job(case)
     with open(job.stdin, "rb") as stdin:

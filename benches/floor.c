@@ -1,13 +1,17 @@
-/* The floor of the benchmarks: what an ADD and a DEL must ask of the kernel, with nothing around it.
+/* The baseline of the benchmarks: the kernel requests that an ADD and a DEL need, and nothing else.
  *
- *     floor add|del|add-macvlan|del-macvlan NETNS-PATH HOST-NAME POD-NAME [IPAM-PROGRAM | ADDRESS/LENGTH,GATEWAY]
+ *     floor add|del|add-macvlan|del-macvlan NETNS-PATH HOST-NAME POD-NAME [IPAM]
  *
- * ADD reads the device, starts IPAM, moves + renames + brings up in one message, and sets the address and a
- * default route in one send on a socket of the pod's namespace. DEL reads the device in the pod, takes it down,
- * starts IPAM, and moves it home under its old name. With -macvlan the device stays: ADD brings it up without ARP
- * and makes a macvlan in the pod in one send, DEL deletes the macvlan and takes the device down. IPAM is a program, by its absolute path, which inherits
- * environment and stdin; or nothing but an address that is known already. There is no journal, no lock, no
- * check of what is asked: this is no plugin.
+ * IPAM is the absolute path of a program, which inherits environment and stdin, or ADDRESS/LENGTH,GATEWAY.
+ *
+ * add starts IPAM and reads the device. One message moves the device, renames it and brings it up. One send
+ * on a socket of the pod's namespace sets the address and a default route. del reads the device in the pod,
+ * takes it down, starts IPAM, and moves the device to the host's namespace under its old name.
+ *
+ * With -macvlan the device stays in the host. add-macvlan brings it up without ARP and makes a macvlan in the
+ * pod, both in one send. del-macvlan deletes the macvlan, starts IPAM, and takes the device down.
+ *
+ * The program has no journal and no locks, and does not validate its arguments: it is no plugin.
  */
 #define _GNU_SOURCE
 #include <arpa/inet.h>
@@ -82,7 +86,7 @@ static int rtnetlink_in(int netns)
 	return rtnetlink();
 }
 
-/* One send, and as many answers as messages. Leaves the last answer in the buffer. */
+/* Send the buffer and receive an answer for each message. The last answer stays in the buffer. */
 static void exchange(int fd, int answers)
 {
 	check(send(fd, buffer, used, 0) == (ssize_t)used, "send");
@@ -118,7 +122,7 @@ static struct ifinfomsg *set_link(int index)
 	return info;
 }
 
-/* Puts an attribute around those that follow, up to close_nest(). */
+/* Open an attribute that contains those that follow, up to close_nest(). */
 static struct rtattr *open_nest(int type)
 {
 	struct rtattr *attr = (struct rtattr *)(buffer + used);
@@ -133,7 +137,7 @@ static void close_nest(struct rtattr *attr)
 	attr->rta_len = buffer + used - (char *)attr;
 }
 
-/* Brings a device up without ARP, and makes a macvlan on top of it in another namespace. */
+/* Bring a device up without ARP, and make a macvlan on top of it in another namespace. */
 static void macvlan(int fd, int index, int netns, const char *name)
 {
 	int mode = MACVLAN_MODE_PASSTHRU;
@@ -202,7 +206,7 @@ static void finish(pid_t pid, int out, char *answer, size_t room)
 	}
 }
 
-/* Copies the string behind "key": in host-local's answer, which has one address. */
+/* Copy the string value of a key in host-local's answer, which has one address. */
 static void value_of(const char *answer, const char *key, char out[64])
 {
 	const char *at = strstr(answer, key);

@@ -1,7 +1,7 @@
-"""What the benchmarks of whole processes stand on: VFs, pods, and what a runtime tells a plugin about them.
+"""Hosts for the benchmarks of whole processes: VFs, pods, and the environment of a plugin.
 
-``Veth`` is the ``netns`` tier's node, whose VFs are veth pairs. ``Igb`` is a card with real VFs, the lab's or
-the one that ``SRIOV_FAST_PF`` names.
+``Veth`` is the node of the ``netns`` tier, with veth pairs as VFs. ``Igb`` has the real VFs of the cards that
+``SRIOV_FAST_PF`` names, such as the lab's.
 """
 
 from __future__ import annotations
@@ -16,15 +16,15 @@ from harness import pod as netns
 
 ON_CARD = bool(os.environ.get("SRIOV_FAST_PF"))
 DELEGATES = next((path for path in ("/usr/lib/cni", "/opt/cni/bin") if os.access(path, os.X_OK)), "")
-# As far as possible where a node's /run is: in memory.
+# In memory if possible, as /run on a node.
 MEMORY = "/dev/shm" if os.path.isdir("/dev/shm") else None
 SUBNET = "10.77.0.0/24"
-# What the floor sets where no IPAM plugin is executed: one of the subnet, and its gateway.
+# Address and gateway that the C program sets without an IPAM plugin.
 ADDRESS = "10.77.0.9/24,10.77.0.1"
 
 
 class Ground(Protocol):
-    """A host with VFs, and pods; ``namespace`` is the host's, "" where that is the one that we are in."""
+    """A host with VFs and pods; ``namespace`` is the path of its netns, "" for the current one."""
 
     root: Path
     pods: list[str]
@@ -40,13 +40,13 @@ class Ground(Protocol):
         """Return the PF, or the PFs."""
 
     def environment(self, verb: str, pod: str) -> dict[str, str]:
-        """Return what a runtime sets for a plugin, and we for ours."""
+        """Return the environment of a plugin: the runtime's variables and those of this project."""
 
     def state(self) -> Any:
-        """Return all of the VFs that a verb could leave changed."""
+        """Return all state of the VFs that a verb could change."""
 
     def close(self) -> None:
-        """Leave nothing behind."""
+        """Delete the namespaces and files of the host."""
 
 
 class Veth:
@@ -55,7 +55,7 @@ class Veth:
     def __init__(self, root: Path, vfs: int, pods: int) -> None:
         self.root = root
         self._node = veth.Node(root / "node", vfs=vfs)
-        self._node.socket = ""  # the server that SRIOV_FAST_RUN leads to
+        self._node.socket = ""  # the socket below SRIOV_FAST_RUN
         self._node.search = f"{root}/bin:{DELEGATES}"
         self._node.allow(dataDir=[root])
         self.pods = [self._node.pod() for _ in range(pods)]
@@ -81,7 +81,7 @@ class Veth:
 
 
 class Igb:
-    """The VFs of real cards. The journal is our own, so that of the node stays as it is."""
+    """The VFs of real cards. The benchmarks use a separate journal, not the node's."""
 
     namespace = ""
 
@@ -131,15 +131,15 @@ class Igb:
 
 
 def make(root: Path, vfs: int, pods: int) -> Ground:
-    """Return a card's VFs where one is named, veth pairs otherwise."""
+    """Return a host with VFs of cards if SRIOV_FAST_PF is set, else one with veth pairs."""
     return Igb(root, vfs, pods) if ON_CARD else Veth(root, vfs, pods)
 
 
 def pod_state(pod: str) -> dict[str, Any]:
-    """Return what the verbs leave in a pod, without what differs from one time to the next."""
+    """Return the state of a pod after a verb, without values that differ between runs."""
 
     link = netns.link("eth0", pod)
-    keys = ("prefixlen", "broadcast", "scope")  # whoever gives the address chooses it
+    keys = ("prefixlen", "broadcast", "scope")  # not the address: IPAM chooses it
     inet = [item for item in link["addr_info"] if item["family"] == "inet"]
     addresses = [{key: item[key] for key in keys} for item in inet]
     kept = ("dst", "gateway", "dev", "protocol", "scope")

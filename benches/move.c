@@ -1,11 +1,12 @@
-/* How long the kernel takes to move a device into another network namespace and back: no process is started
- * and nothing else is asked for, so this is what kernel settings can change of an ADD and a DEL.
+/* Measure the time in which the kernel moves a device to another network namespace and back.
  *
  *     move NETNS-PATH NETNS-PATH DEVICE ROUNDS
  *
- * The device is in the first namespace, and ends there. Each round prints "add MICROSECONDS" (move, rename,
- * up: one message) and "del MICROSECONDS" (move, rename), each after a pause of 15 to 27 ms, so that it does
- * not begin where the one before it left the kernel's tick.
+ * The program starts no process and makes no other request: it measures the part of an ADD and a DEL that
+ * depends on kernel settings. The device is in the first namespace before and after. Each round prints
+ * "add MICROSECONDS" (move, rename, up: one message) and "del MICROSECONDS" (move, rename). A random pause of
+ * 15 to 27 ms precedes each move, or it would start at the phase of the kernel's tick in which the last one
+ * ended.
  */
 #define _GNU_SOURCE
 #include <fcntl.h>

@@ -1,4 +1,4 @@
-/* A process that does nothing: what starting and ending one costs. */
+/* A process that does nothing, to measure its start and end. */
 int main(void)
 {
 	return 0;

@@ -1,4 +1,4 @@
-"""Times several calls in turns: what slows the machine slows all of them, and ratios mean something."""
+"""Timing of several calls in turns, so that changes of the machine's speed do not affect the ratios."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from time import perf_counter
 
 
 def paired(calls: Mapping[str, Callable[[], object]], rounds: int = 40) -> dict[str, float]:
-    """Return the median time of each call in microseconds, warm, one call of each a round."""
+    """Return the median microseconds of each call; a round has one call of each, two rounds warm up."""
     times: dict[str, list[float]] = {name: [] for name in calls}
     for turn in range(rounds + 2):
         for name, call in calls.items():
@@ -21,7 +21,7 @@ def paired(calls: Mapping[str, Callable[[], object]], rounds: int = 40) -> dict[
 
 
 def figures(times: dict[str, float]) -> dict[str, float]:
-    """Return what extra_info holds: ``ratio`` is plain to compiled; the times in microseconds."""
+    """Return entries for extra_info: ``ratio`` is plain to compiled, times are in microseconds."""
     found = {"ratio": round(times["plain"] / times["compiled"], 2)}
     if "c" in times:
         found["compiled/c"] = round(times["compiled"] / times["c"], 2)

@@ -1,4 +1,4 @@
-"""Hands durations that were measured before to pytest-benchmark, and what is to be said beside them."""
+"""Reports of durations that were measured before, with additional figures, through pytest-benchmark."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from ground import ON_CARD
 
 
 class Replay:
-    """A timer that tells pytest-benchmark durations that are known already, in turns."""
+    """A timer for pytest-benchmark that replays durations: each pair of calls differs by the next one."""
 
     def __init__(self) -> None:
         self.load([])
@@ -40,7 +40,7 @@ mark = pytest.mark.benchmark(timer=_replay, disable_gc=True)
 
 
 def tell(benchmark: Any, line: tuple[str, str], durations: Sequence[float], **beside: object) -> None:
-    """Report ``durations`` in seconds as one line (of which table, its name), with what stands ``beside``."""
+    """Report ``durations`` in seconds as a line (name of the table, of the line), with more figures."""
     benchmark.group = f"card: {line[0]}" if ON_CARD else line[0]
     benchmark.extra_info.update({"label": LABELS.get(line[1], line[1])} | beside)
     _replay.load(durations)
@@ -48,7 +48,7 @@ def tell(benchmark: Any, line: tuple[str, str], durations: Sequence[float], **be
 
 
 def goal(benchmark: Any, what: str, found: float, most: float) -> None:
-    """Note what a figure should be at most; the table says whether it is. No benchmark fails for it.
+    """Record the upper limit of a figure and whether it is met; a missed goal fails no benchmark.
 
     The goals are for stand-ins on a machine that is not emulated.
     """
@@ -59,7 +59,7 @@ def goal(benchmark: Any, what: str, found: float, most: float) -> None:
 
 
 def percentile(values: Sequence[float], share: float) -> float:
-    """Return the smallest value that at least this share of the values do not exceed."""
+    """Return the smallest value that at least this share of the values does not exceed."""
     return sorted(values)[max(0, -int(-len(values) * share // 1) - 1)]
 
 
@@ -68,14 +68,14 @@ def milliseconds(seconds: float) -> float:
 
 
 def spread(durations: Sequence[float]) -> dict[str, float]:
-    """Return where the durations lie, in milliseconds."""
+    """Return the 10th and 99th percentiles of the durations in milliseconds."""
     return {f"p{share}_ms": milliseconds(percentile(durations, share / 100)) for share in (10, 99)}
 
 
 def against(mine: Mapping[int, float], other: Mapping[int, float]) -> dict[str, Any]:
-    """Compare by the rounds that both were in: ratio of the medians, and median of the differences.
+    """Compare in the rounds that have both: ratio of the medians, and median of the differences.
 
-    The range is the 95 % confidence interval of that median, by rank.
+    ``between`` is the 95 % confidence interval of the latter, by rank.
     """
     both = sorted(mine.keys() & other.keys())
     ratio = median([mine[number] for number in both]) / median([other[number] for number in both])

@@ -1,5 +1,5 @@
 /*
- * The floor under a VF scan: the system calls of the compiled scan, and as little else as C allows.
+ * The baseline of a VF scan: the system calls of the compiled scan, with minimal C code around them.
  *
  * Built as a shared object by bench_scan.py. scan() returns the number of VFs, or -1 with errno set.
  */

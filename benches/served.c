@@ -1,10 +1,10 @@
-/* The floor behind a server: what two processes cost that do nothing else.
+/* The baseline, floor.c, behind a server: the minimal cost of a client and a server.
  *
  *     served SOCKET
  *     served SOCKET here|elsewhere add|del NETNS-PATH HOST-NAME POD-NAME [ADDRESS/LENGTH,GATEWAY]
  *
- * The first is the server, the second its client, which waits for one byte. "here" has the server go to the CPU
- * that its client runs on before it does anything.
+ * The first form is the server, the second its client, which waits for one byte. With "here" the server moves
+ * to the client's CPU before it serves the request.
  */
 #define main floor_main
 #include "floor.c"
@@ -65,7 +65,7 @@ static void serve_all(const char *path)
 		int connection = accept4(listener, NULL, NULL, SOCK_CLOEXEC);
 		check(connection >= 0, "accept");
 		serve(connection);
-		/* with the sockets that the floor leaves to its end */
+		/* includes the sockets that floor.c leaves open */
 		check(syscall(SYS_close_range, listener + 1, ~0U, 0) == 0, "close_range");
 	}
 }

@@ -1,4 +1,4 @@
-"""The programs that are compared, ready to be executed, and the servers that some of them ask."""
+"""The programs to compare, ready to be executed, and the servers that some of them use."""
 
 from __future__ import annotations
 
@@ -26,19 +26,19 @@ from sriov_fast.cli import install
 HERE = Path(__file__).resolve().parent
 IN_LAB = os.environ.get("SRIOV_FAST_LAB") == "1"
 # resident: the client and its server. compiled, plain: the executable without a server, on either backend.
-# deferred: resident, a DEL answers before the VF is in the host. c: the floor; elsewhere, here: the floor
-# behind a server. peer: --peer. macvlan, c-macvlan: resident and the floor with the VF left in the host.
-# counted: resident, with a server of its own under valgrind (counts.py).
+# deferred: resident; a DEL replies before the VF is in the host. c: the C baseline, floor.c. elsewhere, here:
+# the C baseline behind a server, served.c. peer: --peer. macvlan, c-macvlan: resident and the C baseline with
+# the VF left in the host. counted: resident, with a separate server under valgrind (counts.py).
 PROGRAMS = ("resident", "compiled", "plain", "deferred", "macvlan", "c", "c-macvlan", "peer")
-# host-local is the built-in one, executed the plugin of that name
+# host-local is the built-in one; executed is the plugin of that name as a process
 IPAMS = ("none", "host-local") if IN_LAB else ("none", "host-local", "executed")
-OWN_JOURNAL = ("deferred", "counted")  # a server each; the others share the server of "resident"
+OWN_JOURNAL = ("deferred", "counted")  # each with its own run directory; the others share one
 DELAY = 0.012  # seconds: three ticks of a kernel with HZ=250
-REST = 0.015  # what the last one left behind, such as an announcement, must not count for the next
+REST = 0.015  # seconds; late work of one process, such as an announcement, must not count for the next
 
 
 class Case(NamedTuple):
-    """What is measured: ``program`` of PROGRAMS, or "bare", an interpreter that ends at once."""
+    """A case to measure: ``program`` of PROGRAMS, or "bare", an interpreter that ends at once."""
 
     program: str
     ipam: str
@@ -46,7 +46,7 @@ class Case(NamedTuple):
 
 
 class Job(NamedTuple):
-    """One process."""
+    """A process to execute; ``stdin`` is the path of a file."""
 
     argv: list[str]
     environ: dict[str, str]
@@ -54,7 +54,7 @@ class Job(NamedTuple):
 
 
 class Sample(NamedTuple):
-    """How one execution went: seconds from start to end, and of processor time."""
+    """Seconds of one execution, from start to end and of processor time."""
 
     seconds: float
     cpu: float
@@ -63,7 +63,7 @@ class Sample(NamedTuple):
 
 
 class Server(_Server):
-    """``sriov-fast serve`` with a directory of its own."""
+    """A ``sriov-fast serve`` with the run directory of its environment."""
 
     def __init__(self, command: list[str], environ: dict[str, str], log: Path) -> None:
         super().__init__(command, environ, log)
@@ -71,13 +71,13 @@ class Server(_Server):
         self.ready()
 
     def records(self) -> list[str]:
-        """Return the attachments that its journal has."""
+        """Return the names of the attachments in the server's journal."""
         path = self.run / "vfs"
         return [name for name in os.listdir(path) if name[0] != "."] if path.exists() else []
 
 
 class Stage:
-    """A host with VFs, pods, the programs, and the servers that were asked for."""
+    """A host with VFs, pods, the programs, and the started servers."""
 
     def __init__(self, root: Path, host: ground.Ground, peer: str = "") -> None:
         self.root = root
@@ -109,7 +109,7 @@ class Stage:
         install.compile_package()
 
     def serve(self, name: str, *options: str) -> Server:
-        """Start the server that the cases of program ``name`` ask; each has a journal of its own."""
+        """Start the server of program ``name``, with its own journal."""
         environ = self.environ(name)
         command = [str(self.bin / "sriov-fast"), "serve", *options]
         self.servers[name] = Server(command, environ, self.root / f"{name}.log")
@@ -130,10 +130,10 @@ class Stage:
         for server in self.servers.values():
             server.stop()
 
-    # --- what to execute
+    # --- jobs
 
     def job(self, case: Case, pod: int = 0, vf: int | None = 0) -> Job:
-        """Return the process of a case; with ``vf`` None ours choose one, others take the pod's number."""
+        """Return the process of a case; for ``vf`` None the plugin chooses, others use the pod's number."""
         name = self.ground.pods[pod]
         device = pod if vf is None else vf
         argv = self._argv(case, name, self.ground.netdev(device))
@@ -154,7 +154,7 @@ class Stage:
         return [str(self.bin / names.get(case.program, "sriov"))]
 
     def environ(self, program: str, verb: str = "", pod: str = "") -> dict[str, str]:
-        """Return a plugin's environment; without a verb, that of the program that executes plugins."""
+        """Return a plugin's environment; without a verb, the same without CNI variables, for a server."""
         given = self.ground.environment(verb, pod)
         given["SRIOV_FAST_BACKEND"] = "python" if program == "plain" else "cython"
         given["SRIOV_FAST_RUN"] = str(self.root / (program if program in OWN_JOURNAL else "run"))
@@ -164,7 +164,7 @@ class Stage:
         return given if verb else {key: value for key, value in given.items() if key[:4] != "CNI_"}
 
     def _conf(self, case: Case, vf: int | None, device: int) -> Path:
-        """Return the file with the configuration; who has a journal of its own has a store, too."""
+        """Return the file with the configuration; some programs have a network with its own leases."""
         own = case.program if case.program in (*OWN_JOURNAL, "macvlan", "peer") else "ours"
         path = self.root / f"{own}-{case.ipam}-{vf}-{device if own == 'peer' else 0}.json"
         if not path.exists():
@@ -174,9 +174,9 @@ class Stage:
     def document(
         self, ipam: str, own: str = "ours", vf: int | None = None, device: int = 0
     ) -> dict[str, Any]:
-        """Return the network configuration. ``own`` is the network's name, and so that of its store."""
+        """Return the network configuration; ``own`` names the network and the directory of its leases."""
         found: dict[str, Any] = {"cniVersion": "1.0.0", "name": own, "type": "sriov"}
-        if own == "peer":  # names the device in each of the ways that a plugin may know
+        if own == "peer":  # names the device by each key that a plugin may read
             found["type"] = os.path.basename(self.peer)
             found |= {"device": self.ground.netdev(device), "deviceID": self.ground.pci(device)}
         else:
@@ -194,7 +194,7 @@ class Stage:
     # --- execution
 
     def execute(self, case: Case, job: Job | None = None) -> tuple[Sample, bytes]:
-        """Return how long it took until output and process had ended, and the output."""
+        """Execute a process until its output and the process have ended; return times and output."""
         job = job or self.job(case)
         stdin = os.open(job.stdin, os.O_RDONLY | os.O_CLOEXEC)
         errors = self.root / "stderr"
@@ -213,7 +213,7 @@ class Stage:
         return Sample(spent, used.ru_utime + used.ru_stime, begin=begin), answer
 
     def attach(self, verb: str, mode: str, pod: int) -> bytes:
-        """Run a verb for a pod on the VF of its number. Both modes take their addresses from one store."""
+        """Execute a verb for a pod on the VF with the pod's number; both modes share the leases."""
         case = Case("resident", "host-local", verb)
         path = self.root / f"{mode}-{pod}.json"
         if not path.exists():
@@ -221,7 +221,7 @@ class Stage:
         return self.execute(case, self.job(case, pod)._replace(stdin=str(path)))[1]
 
     def measure(self, case: Case) -> Sample:
-        """Execute, rest, and count what the server did until then as well."""
+        """Execute and rest; add the processor time that the server used until then."""
         server = self.servers.get("resident" if case.program == "macvlan" else case.program)
         before = server.cpu() if server else 0.0
         sample = self.execute(case)[0]
@@ -231,7 +231,7 @@ class Stage:
         return sample._replace(server_cpu=server.cpu() - before) if server else sample
 
     def await_home(self) -> None:
-        """Wait until what a deferred DEL left to do is done."""
+        """Wait until the deferred work of a DEL has ended."""
         deadline = time.monotonic() + 30
         while self.servers["deferred"].records():
             assert time.monotonic() < deadline, "the VF does not come home"
@@ -239,20 +239,20 @@ class Stage:
 
 
 def amount(name: str, usual: int, in_lab: int) -> int:
-    """Return how much to measure; the lab's machine, which is emulated, gets through less of it."""
+    """Return the amount to measure: from the environment, or a default, which is smaller in the lab."""
     return int(os.environ.get(f"SRIOV_FAST_BENCH_{name}") or (in_lab if IN_LAB else usual))
 
 
 def pause(rest: float = REST) -> None:
-    """Wait, for nobody knows how long: else each would start where the one before left the kernel's RCU."""
+    """Wait for a random time, or each process would start at the RCU phase in which the last one ended."""
     time.sleep(rest + random.uniform(0, DELAY))
 
 
 def build(source: Path, output: Path) -> None:
-    """Compile a C program, static where that can be: that starts faster."""
+    """Compile a C program, statically if possible: a static program starts faster."""
     flags = ["-O2", "-pthread", "-o", str(output), str(source)]
     machine = os.uname().machine
-    # musl's compiler knows no kernel headers
+    # musl-gcc does not search the directories of the kernel headers
     headers = ["-idirafter", "/usr/include", "-idirafter", f"/usr/include/{machine}-linux-gnu"]
     faults = []
     for compiler in (["musl-gcc", "-static", *headers], ["cc", "-static"], ["cc"]):
@@ -268,7 +268,7 @@ def build(source: Path, output: Path) -> None:
 
 @contextmanager
 def standing(vfs: int, pods: int, peer: str = "") -> Iterator[Stage]:
-    """Set everything up, enter the host's namespace, and take it all down again."""
+    """Set up a stage and enter the host's namespace; remove everything at the end."""
     if os.geteuid() != 0:
         pytest.skip("needs root")
     with tempfile.TemporaryDirectory(dir=ground.MEMORY, prefix="sriov-fast-bench-") as name:

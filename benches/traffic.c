@@ -1,8 +1,8 @@
-/* Sends from one network namespace to another for some time, and says how much arrived.
+/* Send from one network namespace to another for some time, and print the received rate.
  *
  *     traffic tcp|udp FROM-NETNS-PATH TO-NETNS-PATH TO-ADDRESS MILLISECONDS
  *
- * tcp prints the bytes per second that were received, udp the datagrams of 64 bytes per second.
+ * tcp prints the received bytes per second, udp the received datagrams of 64 bytes per second.
  */
 #define _GNU_SOURCE
 #include <arpa/inet.h>

@@ -1,8 +1,8 @@
-"""Builds the three compiled modules and the client in C, and lets the install go on without them.
+"""Build the three compiled modules and the C client; install without those that cannot be compiled.
 
-Everything else about the package stands in pyproject.toml. ``SRIOV_FAST_REQUIRE_EXT=1`` makes what cannot be
-compiled an error: the Makefile and CI set it, because a missing one would hide a fault there.
-``SRIOV_FAST_STABLE_ABI=1`` builds a wheel for every CPython from 3.11 on, as the released wheels are
+The metadata of the package is in pyproject.toml. With ``SRIOV_FAST_REQUIRE_EXT=1`` a failed compilation
+is an error. The Makefile and CI set it, because a missing module would hide a fault there.
+``SRIOV_FAST_STABLE_ABI=1`` builds one wheel for every CPython from 3.11 on, like the released wheels
 (docs/releasing.md).
 """
 
@@ -22,7 +22,7 @@ PACKAGE = Path("src", "sriov_fast")
 CLIENT = "sriov_fast.client.sriov-client"
 REQUIRED = os.environ.get("SRIOV_FAST_REQUIRE_EXT", "") not in ("", "0")
 STABLE_ABI = os.environ.get("SRIOV_FAST_STABLE_ABI", "") not in ("", "0")
-# Python 3.11 is the first whose stable ABI has the buffer protocol. It has these macros as functions only.
+# The stable ABI has the buffer protocol from Python 3.11 on. It has functions in place of these macros.
 STABLE_MACROS = (
     ("Py_LIMITED_API", "0x030B0000"),
     ("PyBytes_AS_STRING", "PyBytes_AsString"),
@@ -32,7 +32,7 @@ STABLE_MACROS = (
 
 
 class Build(build_ext):
-    """Also builds the client, which is an executable: no suffix, compilers of its own."""
+    """A build_ext that also builds the client: an executable without a suffix, with its own compilers."""
 
     def build_extension(self, ext: Extension) -> None:
         """Build one module, or the client."""
@@ -45,8 +45,8 @@ class Build(build_ext):
             raise CompileError(f"{ext.sources[0]} was not compiled")
 
     def get_ext_filename(self, fullname: str) -> str:
-        """Return where it goes, from the top of the packages."""
-        # As on import: a name may come without its package.
+        """Return the path of a built file, relative to the directory of the packages."""
+        # get_ext_fullpath() passes the last part of the name only.
         if fullname.rpartition(".")[2] == CLIENT.rpartition(".")[2]:
             return os.path.join(*fullname.split("."))
         return str(super().get_ext_filename(fullname))
@@ -66,7 +66,7 @@ def extension(module: str) -> Extension:
 
 
 def extensions() -> list[Extension]:
-    """Translate the modules to C, outside of the source tree; none without Cython, unless required."""
+    """Translate the modules to C below ``build``; return none if Cython is missing and not required."""
     try:
         from Cython.Build import cythonize
     except ImportError:
@@ -83,15 +83,18 @@ def extensions() -> list[Extension]:
 
 
 def optional(built: list[Extension]) -> list[Extension]:
-    """Let the build go on without what cannot be compiled: the plain twin serves, or a script."""
+    """Mark all as optional unless they are required.
+
+    The plain implementation replaces a missing module, a Python script the client.
+    """
     for each in built:
-        each.optional = not REQUIRED  # said here, because cythonize forgets it
+        each.optional = not REQUIRED  # set here, because cythonize() drops it
     return built
 
 
 client = Extension(CLIENT, [str(PACKAGE / "client" / "sriov.c")])
 setup(
-    ext_modules=optional([client, *extensions()]),  # the one that compiles within a second first
+    ext_modules=optional([client, *extensions()]),  # the client first: it compiles within a second
     cmdclass={"build_ext": Build},
     options={"bdist_wheel": {"py_limited_api": "cp311"}} if STABLE_ABI else {},
 )

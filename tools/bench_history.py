@@ -1,8 +1,8 @@
-"""Keep and draw what ``make bench-ci`` found over time.
+"""Keep a history of the results of ``make bench-ci``, and draw it.
 
-``compare REPORT`` prints what is slower than in the last entry of the history, beyond both confidence
-intervals. ``add REPORT`` appends an entry: commit, machine, figures with their intervals. ``plot FILE``
-draws the history as an SVG.
+``compare REPORT`` prints the figures that are slower than in the last entry of the history, with confidence
+intervals that do not overlap. ``add REPORT`` compares and appends an entry: commit, machine, figures with
+their intervals. ``plot FILE`` draws the history as an SVG.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ def history() -> list[Entry]:
 
 
 def entry(report: Entry) -> Entry:
-    """Return what is kept of pytest-benchmark's report: for each figure [value, low, high]."""
+    """Return the history's entry for a report of pytest-benchmark; a figure is [value, low, high]."""
     found = {}
     for each in report["benchmarks"]:
         extra = each["extra_info"]
@@ -56,7 +56,7 @@ def entry(report: Entry) -> Entry:
 
 
 def slower(before: Entry, now: Entry) -> list[str]:
-    """Return a line for each figure whose interval lies above that of before."""
+    """Return a line for each figure with an interval above that of the earlier entry."""
     old, new = before["figures"], now["figures"]
     worse = [name for name in new if name in old and new[name][1] > old[name][2]]
     lines = [
@@ -66,7 +66,7 @@ def slower(before: Entry, now: Entry) -> list[str]:
 
 
 def svg(entries: list[Entry]) -> str:
-    """Draw one row for each figure: its values over the commits, with the latest as a number."""
+    """Draw one row for each figure: its values over the commits, and the latest one as a number."""
     names = list(dict.fromkeys(name for each in entries for name in each["figures"]))
     rows = [line for at, name in enumerate(names) for line in row(name, entries, TOP + at * HEIGHT)]
     height = TOP + len(names) * HEIGHT

@@ -1,4 +1,4 @@
-"""Run the benchmarks of latency in the lab, on VFs of real cards, where its guest is built already."""
+"""Run the benchmarks of latency in the lab, on VFs of SR-IOV cards, if the lab's guest is built."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from lab import tree
 
 TOP = Path(__file__).resolve().parent.parent
 NAMES = ("process", "burst", "churn", "waterfall", "echo", "traffic", "cri")
-# 35 VFs: a burst of 32 needs that many.
+# 5 PFs have 35 VFs; a burst needs 32.
 MACHINE = ("--pfs", "5", "--timeout", "1500")
 REPORT = "benchmarks.json"
 
 
 def command(output: Path) -> list[str]:
-    """Return the command that boots, measures, and leaves REPORT and a picture in ``output``."""
+    """Return the command that boots the guest, measures, and writes REPORT and a picture to ``output``."""
     pytest = ["python", "-m", "pytest", "-q", "-p", "no:cacheprovider", "-p", "no:hypothesispytest"]
     files = [f"benches/bench_{name}.py" for name in NAMES]
     words = shlex.join([*pytest, *files, "--benchmark-quiet"])

@@ -1,6 +1,6 @@
-"""Print pytest-benchmark's JSON as Markdown tables, one for each group, and which goals were met.
+"""Print pytest-benchmark's JSON as Markdown tables: one for each group, and one of the goals.
 
-With ``--into FILE``, a table also replaces what stands in that file between ``<!-- table: GROUP -->`` and
+With ``--into FILE``, a table also replaces the text in that file between ``<!-- table: GROUP -->`` and
 ``<!-- end -->``.
 """
 
@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 _UNITS = ((1.0, "s"), (1e-3, "ms"), (1e-6, "µs"))
-# What a benchmark leaves in extra_info that is no column: what it should be, and what its line is called.
+# Keys of extra_info that are no columns: the goal of a benchmark, and the label of its line.
 _GOAL, _LABEL = "goal", "label"
 _PLACE = re.compile(r"(<!-- table: (.+?) -->\n).*?(?=<!-- end -->)", re.DOTALL)
 
@@ -29,23 +29,23 @@ def duration(seconds: float) -> str:
 
 
 def group_of(benchmark: dict[str, Any]) -> str:
-    """Return the table that a benchmark belongs to: the one it names, else that of its file."""
+    """Return the name of a benchmark's table: its group, else the name of its file."""
     return str(benchmark.get("group") or Path(benchmark["fullname"].partition("::")[0]).stem)
 
 
 def title(benchmark: dict[str, Any]) -> str:
-    """Return what a benchmark calls its line, else its name."""
+    """Return the label of a benchmark, else its name."""
     return str(benchmark["extra_info"].get(_LABEL) or benchmark["name"].removeprefix("test_"))
 
 
 def goal(benchmark: dict[str, Any]) -> Line:
-    """Return what a figure should be, and whether it is."""
+    """Return one line of the table of goals: the limit, the figure, and whether the goal is met."""
     of = {"of": f"{group_of(benchmark)}: {title(benchmark)}"}
     return of | {key: _short(value) for key, value in benchmark["extra_info"][_GOAL].items()}
 
 
 def cells(benchmark: dict[str, Any]) -> Line:
-    """Return one line: the column's name with its text."""
+    """Return one line of a table: the text of each column by the column's name."""
     extra = {key: value for key, value in benchmark["extra_info"].items() if key not in {_GOAL, _LABEL}}
     head = {"": title(benchmark), "median": duration(benchmark["stats"]["median"])}
     return head | {key: _short(value) for key, value in extra.items()}
@@ -56,7 +56,7 @@ def _short(value: object) -> str:
 
 
 def table(lines: list[Line]) -> list[str]:
-    """Return a Markdown table with every column that a line has."""
+    """Return a Markdown table with the columns of all lines."""
     columns = list(dict.fromkeys(key for line in sorted(lines, key=len, reverse=True) for key in line))
     rows = [{key: key for key in columns}, *lines]
     widths = {key: max(len(row.get(key, "")) for row in rows) for key in columns}
@@ -65,7 +65,7 @@ def table(lines: list[Line]) -> list[str]:
 
 
 def tables(benchmarks: list[dict[str, Any]]) -> dict[str, list[str]]:
-    """Return the lines of every table by its name, in the order in which they came, then the goals."""
+    """Return the lines of each table by its name, in the order of the report, then the goals."""
     groups: dict[str, list[Line]] = {}
     for benchmark in benchmarks:
         groups.setdefault(group_of(benchmark), []).append(cells(benchmark))
@@ -76,7 +76,7 @@ def tables(benchmarks: list[dict[str, Any]]) -> dict[str, list[str]]:
 
 
 def replaced(text: str, known: dict[str, list[str]]) -> str:
-    """Return ``text`` with its tables as they are known now; one that is not known stays as it is."""
+    """Return ``text`` with its tables replaced by the known ones; an unknown table does not change."""
 
     def now(found: re.Match[str]) -> str:
         lines = known.get(found[2])

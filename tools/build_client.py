@@ -1,9 +1,9 @@
-"""Compile the client (src/sriov_fast/client/sriov.c) with the best compiler that is here.
+"""Compile the client (src/sriov_fast/client/sriov.c) with the best available compiler.
 
-Usage: build_client.py OUTPUT [MACHINE]. MACHINE is what ``uname -m`` says on the machine that it is for
-(x86_64, aarch64); this one without it. SRIOV_FAST_CLIENT_CC names the compiler, with its options.
+Usage: build_client.py OUTPUT [MACHINE]. MACHINE is the output of ``uname -m`` on the target (x86_64,
+aarch64); the default is this machine. SRIOV_FAST_CLIENT_CC names the compiler, with its options.
 
-A static executable of musl starts in a third of the time of the others.
+A static executable with musl starts in a third of the time of the others.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ def compilers(machine: str) -> Iterator[list[str]]:
 
 
 def fault_of(compiler: list[str], output: Path, machine: str) -> str:
-    """Compile; return what went wrong, "" for nothing."""
+    """Compile; return the error, "" on success."""
     if not shutil.which(compiler[0]):
         return "not found"
     done = subprocess.run(
@@ -61,7 +61,7 @@ def fault_of(compiler: list[str], output: Path, machine: str) -> str:
 
 
 def main() -> None:
-    """Compile, or end with what each compiler said."""
+    """Compile, or exit with the error of each compiler."""
     output = Path(sys.argv[1])
     machine = sys.argv[2] if len(sys.argv) > 2 else platform.machine()
     output.parent.mkdir(parents=True, exist_ok=True)

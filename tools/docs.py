@@ -26,7 +26,7 @@ def main() -> None:
 
 
 def collect(directory: Path) -> None:
-    """Copy the documents, and every file that git has and that they may link to, to one directory."""
+    """Copy all files that git tracks to one directory: the documents, and the targets of their links."""
     shutil.rmtree(directory, ignore_errors=True)
     listed = subprocess.run(["git", "ls-files", "-z"], cwd=TOP, check=True, capture_output=True, text=True)
     for name in listed.stdout.split("\0"):

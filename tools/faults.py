@@ -1,7 +1,7 @@
-"""Let every system call of the plugin fail once, and kill it at every one; see that all comes right.
+"""Let each system call of the plugin fail once, kill the plugin at each one, and verify that it recovers.
 
-``make faults`` runs everything, ``make faults-sample`` as much as fits into three minutes. The
-work is done in ``tests/faults``, with the nodes of the tests in network namespaces.
+``make faults`` injects all faults, ``make faults-sample`` a sample for three minutes. The code is in
+``tests/faults``. It uses the nodes of the tests in network namespaces.
 """
 
 from __future__ import annotations

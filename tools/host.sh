@@ -1,6 +1,6 @@
 #!/bin/sh
-# Install from Debian's archive what this machine lacks to build and to make the lab's machine, and with the word
-# "tests" what the tests and benchmarks need. Usage: tools/host.sh PYTHON [tests]
+# Install the missing Debian packages that the build and the lab need. With the argument "tests", also install
+# those of the tests and benchmarks. Usage: tools/host.sh PYTHON [tests]
 set -eu
 
 python=$1
@@ -12,7 +12,7 @@ need() {
 }
 
 has() {
-    # The tools of the system administrator are not on every user's PATH.
+    # /usr/sbin and /sbin are not on every user's PATH.
     PATH="$PATH:/usr/local/sbin:/usr/sbin:/sbin" command -v "$1" >/dev/null 2>&1
 }
 
@@ -42,7 +42,7 @@ if [ "$tests" ]; then
     has sysctl || need procps
     has strace || need strace
     has valgrind || need valgrind
-    # A distribution's package may start the service as well; the tests start their own.
+    # The package may also start a service; the tests start their own.
     has etcd || need etcd-server
     has promtool || need prometheus
     has kubectl || need kubernetes-client

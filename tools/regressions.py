@@ -1,7 +1,7 @@
-"""Make known regressions, one at a time, in a copy of the sources; each must make ``make bench-ci`` fail.
+"""Apply known regressions, one at a time, to a copy of the sources; ``make bench-ci`` must fail with each.
 
-Usage: python -m tools.regressions [NAME ...]; without names all of them. Needs root and a built checkout.
-Prints the figures that exceeded their limits, and ends with 1 if a regression exceeded none.
+Usage: python -m tools.regressions [NAME ...]; without names, all of them. Needs root and a built checkout.
+Prints the figures that exceed their limits. The exit status is 1 if a regression exceeds none.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ def exceeded(regression: Regression) -> list[str]:
         copy = Path(name, "src")
         shutil.copytree(TOP / "src", copy, ignore=shutil.ignore_patterns("__pycache__"))
         change(copy, regression)
-        # Only the processes of this mount namespace see the copy in the place of the sources.
+        # Only the processes of this mount namespace see the copy in place of the sources.
         script = 'mount --bind "$1" src && exec make -s bench-ci REPORTS="$2"'
         command = ["unshare", "--mount", "sh", "-ec", script, "sh", str(copy), name]
         done = subprocess.run(command, cwd=TOP, capture_output=True, text=True, check=False)

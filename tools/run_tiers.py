@@ -1,9 +1,9 @@
 """Run the test tiers concurrently, and fail when one fails or runs nothing.
 
 The guest of the lab boots while the other tiers run. The output of a tier goes to REPORTS/TIER/output.log,
-and the end of a failed tier's output is printed. A tier that skips every test fails: it has shown nothing.
-When all tiers have ended, up to three failed tests of a tier are repeated alone. A test that passes then is
-counted and named as ``once``: the load of the machine alone does not fail a run.
+and the end of a failed tier's output is printed. A tier that skips every test fails. When all tiers have
+ended, up to three failed tests of a tier are repeated alone. A test that passes then is counted and named as
+``once``, so that the load of the machine alone does not fail a run.
 """
 
 from __future__ import annotations
@@ -27,11 +27,11 @@ TOP = Path(__file__).resolve().parent.parent
 LAB = ("--image", "--iommu", "--pfs", "2", "--cpus", "5", "--timeout", "3000")
 TIERS = ("plain", "netns", "lab")
 PATHS = {tier: f"tests/{tier}" for tier in TIERS}
-# Of two processors: the guest is emulated by one thread, so its tier is the longest, and goes first.
+# For two CPUs. One thread emulates the guest, so the lab's tier takes longest and has the highest priority.
 NICE = {"netns": 10, "plain": 15}
 REPEATED = ("plain", "netns")
-AGAIN = 3  # failed tests of a tier to repeat; more of them are no accident
-TICK = 0.5  # seconds between two looks at the processes
+AGAIN = 3  # the most failed tests of a tier to repeat; more are no effect of the load
+TICK = 0.5  # seconds between two polls of the processes
 PROGRESS = 30.0  # seconds between two lines of progress
 GRACE = 20.0  # seconds for a tier to clean up after SIGINT
 MEMORY = "/dev/shm"
@@ -48,7 +48,7 @@ class Count(NamedTuple):
     skipped: int
     seconds: float
     status: int
-    once: int = 0  # of the passed ones: those that passed only when they were repeated
+    once: int = 0  # passed tests that failed first and passed when repeated
 
     @property
     def ran(self) -> int:
@@ -57,7 +57,7 @@ class Count(NamedTuple):
 
     @property
     def well(self) -> bool:
-        """Whether tests ran and all of them passed."""
+        """Return whether tests ran and all of them passed."""
         return self.status == 0 and self.failed == 0 and self.ran > 0
 
     def with_once(self, once: int) -> Count:
@@ -98,25 +98,25 @@ class Run:
         return status is not None
 
     def progress(self) -> str:
-        """Return the share of its tests that have run, as pytest has printed it."""
+        """Return the tier with its result, or with the share of its tests that pytest has run."""
         if self.count:
             return f"{self.tier} {'passed' if self.count.well else 'FAILED'}"
         shares = re.findall(r"\[ *(\d+)%\]", self.text())
         return f"{self.tier} {shares[-1] if shares else 0} %"
 
     def failed(self) -> set[str]:
-        """Return the names of the tests that failed, as pytest has written them down for --last-failed."""
+        """Return the names of the failed tests from pytest's cache for --last-failed."""
         try:
             return set(json.loads((cache(self.report) / "v/cache/lastfailed").read_bytes()))
         except FileNotFoundError:
             return set()
 
     def text(self) -> str:
-        """Return what the tier has printed."""
+        """Return the output of the tier."""
         return self.output.read_text(errors="replace")
 
     def stop(self) -> None:
-        """Wait for the end of the process, which the terminal has interrupted as well; then terminate it."""
+        """Wait for the process, which the terminal interrupts as well; terminate it after ``GRACE``."""
         try:
             self._process.wait(GRACE)
         except subprocess.TimeoutExpired:
@@ -150,7 +150,7 @@ def main() -> int:
 
 @contextmanager
 def started(tiers: Sequence[str], reports: Path, again: bool = False) -> Iterator[list[Run]]:
-    """Start the tiers; stop those that still run when the block is left."""
+    """Start the tiers; at the end of the block, stop those that still run."""
     runs: list[Run] = []
     try:
         for tier in tiers:
@@ -162,7 +162,7 @@ def started(tiers: Sequence[str], reports: Path, again: bool = False) -> Iterato
 
 
 def wait(runs: Sequence[Run]) -> None:
-    """Wait for all tiers; print a line of progress now and then, and when a tier has ended."""
+    """Wait for all tiers; print a line every ``PROGRESS`` seconds, and when a tier ends."""
     begin = shown = time.monotonic()
     ended = 0
     while ended < len(runs):
@@ -175,7 +175,7 @@ def wait(runs: Sequence[Run]) -> None:
 
 
 def repeated(run: Run, reports: Path) -> Count:
-    """Repeat the failed tests of a tier if they are few; return its count with those that pass now."""
+    """Repeat the failed tests of a tier if they are at most ``AGAIN``; return the corrected count."""
     assert run.count
     failed = run.failed()
     if run.tier not in REPEATED or run.count.status != 1 or not 0 < len(failed) <= AGAIN:
@@ -196,14 +196,14 @@ def tail(text: str) -> str:
 
 
 def cache(report: Path) -> Path:
-    """Return a directory for pytest's cache: tiers that run concurrently do not write the same one."""
+    """Return a directory for pytest's cache; concurrent tiers have separate ones."""
     return report.parent / "cache"
 
 
 def command(tier: str, report: Path, again: bool = False) -> list[str]:
-    """Return the command that runs a tier, or its failed tests ``again``, and leaves its report."""
+    """Return the command that runs a tier, or its failed tests ``again``, and writes its report."""
     pytest = ["nice", "-n", str(NICE.get(tier, 0)), sys.executable, "-m", "pytest", "-q", "--durations=25"]
-    pytest += ["-o", "tmp_path_retention_policy=failed"]  # memory is not kept
+    pytest += ["-o", "tmp_path_retention_policy=failed"]  # frees tmpfs
     pytest += ["-o", f"cache_dir={cache(report)}"]
     pytest += ["--last-failed", "--last-failed-no-failures=none"] if again else ["--cache-clear"]
     if tier == "plain":
@@ -218,12 +218,12 @@ def command(tier: str, report: Path, again: bool = False) -> list[str]:
 
 
 def with_bytecode() -> dict[str, str]:
-    """Return the environment without the variable that has pytest translate tests and plugins in each run."""
+    """Return the environment without PYTHONDONTWRITEBYTECODE, so that pytest keeps compiled tests."""
     return {key: value for key, value in os.environ.items() if key != "PYTHONDONTWRITEBYTECODE"}
 
 
 def in_memory() -> dict[str, str]:
-    """Return the variables that put the tests' files on tmpfs, where no database waits for a disk.
+    """Return the variables that put the tests' files on tmpfs: databases then need no disk access.
 
     Return none if there is too little space, or if programs cannot be executed there.
     """
@@ -242,7 +242,7 @@ def as_root() -> list[str]:
 
 
 def read(report: Path) -> tuple[int, int, int]:
-    """Return (passed, failed, skipped) of a JUnit file; nothing ran where there is none."""
+    """Return (passed, failed, skipped) of a JUnit file; all are 0 if there is none."""
     passed = failed = skipped = 0
     if report.is_file():
         for case in ET.parse(report).iter("testcase"):
@@ -254,7 +254,7 @@ def read(report: Path) -> tuple[int, int, int]:
 
 
 def table(counts: list[Count]) -> list[str]:
-    """Return the summary; its last line is for machines."""
+    """Return the summary; programs read its last line."""
     lines = [f"{'tier':<8}{'ran':>6}{'passed':>8}{'once':>6}{'failed':>8}{'skipped':>9}{'seconds':>9}"]
     for count in counts:
         numbers = f"{count.ran:>6}{count.passed:>8}{count.once:>6}{count.failed:>8}{count.skipped:>9}"

@@ -14,7 +14,7 @@ from typing import Any
 
 TOP = Path(__file__).resolve().parents[1]
 TOOLS = ("setuptools", "Cython", "ziglang", "build")
-# Code of others that is linked into the binaries of a wheel, with the licence of each (SPDX).
+# Third-party code that is linked into the binaries of a wheel, with its licence (SPDX).
 LINKED = (
     ("musl", "MIT", "the C library of client/sriov-client, static"),
     ("compiler-rt", "Apache-2.0 WITH LLVM-exception", "arithmetic that the processor lacks"),
@@ -32,7 +32,7 @@ def write(built: Path, commit: str, epoch: int) -> None:
 
 
 def materials(built: Path, epoch: int) -> dict[str, Any]:
-    """Return the bill of materials (CycloneDX 1.6): the file, what it has linked in, what it requires."""
+    """Return the bill of materials (CycloneDX 1.6): the file, its linked code, its requirements."""
     digest = _digest(built)
     project = _project()
     released = built.name.split("-")[1].removesuffix(".tar.gz")
@@ -71,7 +71,7 @@ def _linked(name: str, licence: str, what: str) -> dict[str, Any]:
 
 
 def provenance(built: Path, commit: str, epoch: int) -> dict[str, Any]:
-    """Return the statement (in-toto 1, SLSA provenance 1): from which commit, with which tools."""
+    """Return the statement (in-toto 1, SLSA provenance 1): the source commit and the tools."""
     tools = {tool: version(tool) for tool in TOOLS} | {"python": platform.python_version()}
     return {
         "_type": "https://in-toto.io/Statement/v1",

@@ -1,8 +1,9 @@
 #!/bin/sh
-# Make the virtual environment, with this checkout installed for development. Usage: tools/venv.sh PYTHON VENV
+# Make the virtual environment, and install this checkout in it for development.
+# Usage: tools/venv.sh PYTHON VENV
 set -eu
 
-# A version manager's shim is not the interpreter, and the executables that we write name the interpreter.
+# The installed executables name the interpreter, which a version manager's shim is not.
 python=$("$1" -c 'import sys; print(sys.executable)')
 venv=$2
 
@@ -12,7 +13,7 @@ install() {
 
 [ -x "$venv/bin/python" ] || "$python" -m venv "$venv"
 echo "installing the project and its tools into $venv (some downloads)"
-# With the build's tools in the environment, later builds there compile only what has changed.
+# With the build tools in the environment, later builds compile only changed modules.
 "$venv/bin/python" -c '
 import tomllib
 

@@ -2,9 +2,9 @@
 
 Usage: python -m tools.wheels OUTPUT. Needs ``tools/release.txt``. The compiler of all wheels is zig, which
 compiles for each target without containers. The wheels use Python's stable ABI, so each serves every CPython
-from 3.11 on. The headers of this Python serve all targets: what the stable ABI uses of ``pyconfig.h`` is the
-same on each, because all are LP64 and little-endian. SOURCE_DATE_EPOCH sets the time in the archives (that
-of the last commit without it). Two builds of one commit with the same tools are equal to the byte.
+from 3.11 on. The headers of this Python fit all targets: the stable ABI uses only those values of
+``pyconfig.h`` that are equal on LP64 little-endian machines. SOURCE_DATE_EPOCH sets the time in the archives
+(default: the time of the last commit). Two builds of one commit with the same tools are identical.
 """
 
 from __future__ import annotations
@@ -69,7 +69,7 @@ def main() -> None:
 
 
 def git(*words: str) -> str:
-    """Return what git says about the checkout."""
+    """Return the output of a git command in the checkout."""
     command = ["git", "-c", f"safe.directory={TOP}", "-C", str(TOP), *words]
     return subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
 
@@ -87,7 +87,7 @@ def build(kind: str, source: Path, output: Path, *options: str, **environment: s
 
 
 def sdist(workplace: Path, output: Path, epoch: int) -> Path:
-    """Build the sdist from a copy of the files that git has; return its path in ``output``."""
+    """Build the sdist from a copy of the files that git tracks; return its path in ``output``."""
     checkout = workplace / "checkout"
     for name in git("ls-files", "-z").split("\0"):
         if name:
@@ -102,7 +102,7 @@ def sdist(workplace: Path, output: Path, epoch: int) -> Path:
 
 
 def repack(source: Path, target: Path, epoch: int) -> None:
-    """Copy a tar archive without what depends on the machine: order, times and owners."""
+    """Copy a tar archive with fixed order, times, owners and modes, so that it is reproducible."""
     with (
         tarfile.open(source) as old,
         target.open("wb") as raw,
@@ -140,7 +140,7 @@ def wheel(source: Path, target: Target, workplace: Path, output: Path) -> Path:
 
 
 def check(wheel: Path, target: Target) -> None:
-    """End with an error unless the wheel's binaries keep to its tags."""
+    """Exit with an error unless the wheel's binaries match its tags."""
     if target.libc == "musl":
         check_musl(wheel)
     else:
@@ -152,7 +152,7 @@ def check(wheel: Path, target: Target) -> None:
 
 
 def check_musl(wheel: Path) -> None:
-    """End with an error unless every module needs musl alone; auditwheel reads such wheels on musl only."""
+    """Exit with an error unless every module needs only musl; auditwheel needs a musl host for that."""
     from elftools.elf.dynamic import DynamicSection
     from elftools.elf.elffile import ELFFile
 

@@ -1,4 +1,4 @@
-"""``python -m lab``."""
+"""Entry point of ``python -m lab``."""
 
 from __future__ import annotations
 

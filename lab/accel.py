@@ -1,4 +1,4 @@
-"""Whether the host's KVM really runs a guest.
+"""Detection of a usable KVM on the host.
 
 Some hosts offer ``/dev/kvm``, create a machine on request, and then cannot execute ordinary code in it.
 """
@@ -17,7 +17,7 @@ SECONDS = 8.0
 
 
 def choose(place: Place, device: Path = Path("/dev/kvm")) -> str:
-    """``kvm`` where it works, else ``tcg``. The answer is kept until the next boot of the host."""
+    """Return ``kvm`` if it works, else ``tcg``; the result is kept until the host reboots."""
     if not device.exists():
         return "tcg"
     note = place.top / "accel"
@@ -30,7 +30,10 @@ def choose(place: Place, device: Path = Path("/dev/kvm")) -> str:
 
 
 def _works(place: Place) -> bool:
-    """Start the guest's kernel without a root: with a working KVM it panics and QEMU ends in a second."""
+    """Return whether the guest's kernel runs in KVM.
+
+    It has no root file system, so with a usable KVM it panics, and QEMU ends within a second.
+    """
     say("trying the host's KVM (once until the host reboots) ...")
     argv = [
         *(qemu.PROGRAM, "-nodefaults", "-no-user-config", "-no-reboot", "-display", "none"),

@@ -1,4 +1,4 @@
-"""What the host's apt knows: the Debian mirror, how it is reached, and the archive's keys."""
+"""Settings of the host's apt: the Debian mirror, the options to reach it, and the archive's keys."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def parse_deb822(text: str) -> Iterator[Source]:
 
 
 def host_sources(etc: Path = Path("/etc/apt")) -> list[Source]:
-    """All archives that the host's apt reads, in its order."""
+    """Return all archives that the host's apt reads, in its order."""
     found = list(parse_one_line(_read(etc / "sources.list")))
     for path in sorted((etc / "sources.list.d").glob("*")):
         if path.suffix == ".list":
@@ -86,12 +86,12 @@ def keyring() -> Path | None:
 
 
 def options() -> list[str]:
-    """How the host's apt reaches its mirrors (proxy, timeouts, date checks), as options for another apt."""
+    """Return the options that let another apt reach the mirrors: proxy, timeouts, date checks."""
     dump = subprocess.run(["apt-config", "dump"], capture_output=True, text=True, check=False).stdout
     return select_options(dump)
 
 
 def select_options(dump: str) -> list[str]:
-    """Pick from ``apt-config dump`` what concerns the way to a mirror."""
+    """Return the options in ``apt-config dump`` that affect access to a mirror."""
     lines = (line.strip() for line in dump.splitlines())
     return [line.rstrip(";") for line in lines if _TAKEN_OVER.match(line) and not line.endswith(' "";')]

@@ -1,7 +1,7 @@
-"""Run a program natively inside the guest's tree, leaving nothing behind.
+"""Run a program natively inside the guest's tree.
 
-The program gets a mount and a PID namespace of its own: when it ends, or when the lab dies in whatever way,
-the kernel takes back every mount and ends every process.
+The program has its own mount namespace and PID namespace. When the program ends, or the lab is killed, the
+kernel removes every mount and ends every process.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ ISOLATE = (
 
 @dataclass(frozen=True, slots=True)
 class Chroot:
-    """A tree, and what is bound into it while a program runs there."""
+    """A tree, and the paths that are bound into it while a program runs there."""
 
     root: Path
     binds: tuple[tuple[Path, str], ...] = ()
@@ -42,11 +42,11 @@ class Chroot:
         return [*ISOLATE, "sh", "-ec", "\n".join(script)]
 
     def environment(self) -> dict[str, str]:
-        """Return a clean environment plus what was asked for."""
+        """Return a minimal environment with the variables of ``env``."""
         return {"PATH": PATH, "HOME": "/root", "LC_ALL": "C.UTF-8", **self.env}
 
     def run(self, argv: Sequence[str], *, cwd: str = "/", capture: bool = True) -> str:
-        """Run ``argv`` in the tree and return what it printed; raise with its output when it fails."""
+        """Run ``argv`` in the tree and return its output; raise LabError with the output if it fails."""
         done = subprocess.run(
             self.command(argv, cwd=cwd),
             env=self.environment(),
@@ -62,7 +62,7 @@ class Chroot:
         return done.stdout or ""
 
     def succeeds(self, argv: Sequence[str]) -> bool:
-        """Whether ``argv`` ends well in the tree."""
+        """Return whether ``argv`` succeeds in the tree."""
         try:
             self.run(argv)
         except LabError:

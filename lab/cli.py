@@ -20,12 +20,12 @@ from lab.qemu import CARD_VFS, MAX_PFS, Machine
 INTERRUPTED = 130
 TESTS = ("tests/lab",)
 PYTEST = (install.PYTHON, "-m", "pytest", "-p", "no:cacheprovider")
-# Plugins that load themselves (schemathesis, anyio) cost half a minute of emulated start.
+# Plugins that pytest loads by itself (schemathesis, anyio) add half a minute to an emulated start.
 ALONE = "PYTEST_DISABLE_PLUGIN_AUTOLOAD=1"
 
 
 def parser() -> argparse.ArgumentParser:
-    """Return the parser of the command line; ``run`` of its result does the work."""
+    """Return the parser of the command line; ``run`` of its result is the function of the command."""
     whole = argparse.ArgumentParser(
         prog="python -m lab", description="a virtual machine with real SR-IOV cards"
     )
@@ -153,7 +153,7 @@ def _clean(args: argparse.Namespace) -> int:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run ``python -m lab``."""
+    """Run the command line."""
     args = parser().parse_args(argv)
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:

@@ -1,7 +1,7 @@
-"""containerd inside the guest, for tests that want a real runtime to execute the plugin.
+"""containerd inside the guest, for tests that need a real runtime to execute the plugin.
 
-Everything lives below one directory on tmpfs, and no registry is asked for anything. A sandbox of the CRI
-(``Cri``, ``cri.py``) has the network of its runtime handler.
+All files are below one directory on tmpfs, and no registry is used. A sandbox of the CRI (``Cri``,
+``cri.py``) has the network of its runtime handler.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ from lab.errors import LabError
 PAUSE_IMAGE = "lab.local/pause:1"
 SECONDS_TO_START = 240.0  # an emulated guest on a busy machine needs more than a minute
 
-# The disabled plugins ask for devices that the lab does not have. The plugin "transfer" is how containerd 2
-# imports images.
+# The disabled plugins need devices that the lab does not have. containerd 2 imports images through the plugin
+# "transfer".
 _CONFIG = """\
 version = 2
 root = "{top}/root"
@@ -58,7 +58,7 @@ cni_conf_dir = "{top}/net.d/{handler}"
 
 @dataclass(frozen=True, slots=True)
 class Cri:
-    """What the CRI needs: a network for each runtime handler, and the directory of plugins."""
+    """Settings of the CRI: a network for each runtime handler, and the directory of plugins."""
 
     networks: Mapping[str, Mapping[str, object]]
     plugins: Path = Path("/opt/cni/bin")
@@ -77,16 +77,16 @@ class Containerd:
 
     @property
     def socket(self) -> Path:
-        """Where it listens."""
+        """The path of the socket."""
         return self.top / "containerd.sock"
 
     @property
     def log(self) -> Path:
-        """What it said."""
+        """The path of the log."""
         return self.top / "containerd.log"
 
     def ctr(self, *words: str, check: bool = True) -> subprocess.CompletedProcess[str]:
-        """Run ``ctr``; with ``check``, raise with its words and containerd's last ones when it fails."""
+        """Run ``ctr``; with ``check``, raise LabError with its output and the end of the log if it fails."""
         command = ["ctr", "--address", str(self.socket), *words]
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         if check and done.returncode:
@@ -96,7 +96,7 @@ class Containerd:
         return done
 
     def launch(self) -> None:
-        """Start containerd, and wait until it answers; its containers have gone on meanwhile."""
+        """Start containerd and wait until it answers; containers of an earlier process keep running."""
         command = ["containerd", "--config", str(self.top / "config.toml")]
         with self.log.open("ab") as log:
             self.process = subprocess.Popen(
@@ -110,7 +110,7 @@ class Containerd:
             time.sleep(0.2)
 
     def stop(self) -> None:
-        """End containerd, not its containers."""
+        """Stop containerd; its containers keep running."""
         self.process.terminate()
         self.process.wait()
 

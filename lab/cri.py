@@ -42,7 +42,7 @@ class Sandboxes:
     ) -> str:
         """Start a sandbox and return its ID.
 
-        ``handler`` names a runtime of containerd's configuration, ``ports`` the pod's port of a host's port.
+        ``handler`` names a runtime of containerd's configuration; ``ports`` maps host ports to pod ports.
         """
         config = _messages.PodSandboxConfig()
         config.metadata.name = name

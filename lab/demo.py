@@ -1,8 +1,8 @@
-"""``python -m lab.demo``: two pods on one SR-IOV card, for everyone to see.
+"""Demonstration of two pods on one SR-IOV card: ``python -m lab.demo``.
 
 With ``--ipam txipam`` an address service gives the addresses, and chooses VF, VLAN and MAC (``demo_ipam``).
-Every command is shown as it is run, with what it printed; every claim is checked. The exit status is 0 only
-if all of them held. Whatever happens, the machine is left as it was.
+The demo prints every command and its output, and verifies its expectations. The exit status is 0 only if all
+of them hold. The demo undoes its changes, also after a failure, unless ``--keep`` is given.
 """
 
 from __future__ import annotations
@@ -40,15 +40,15 @@ from lab.demo_stage import Done, Stage, complain, say
 from lab.errors import LabError
 
 CORES = (1, 2, 3, 4)
-CARRIER_WAIT = 60.0  # seconds; an emulated machine takes its time
-# Where the plugin may be: in the checkout that this runs from, then where runtimes look.
+CARRIER_WAIT = 60.0  # seconds; an emulated machine is slow
+# Paths of the plugin: in this checkout, then in the directory that runtimes search.
 PLUGINS = (Path(__file__).resolve().parents[1] / "bin/sriov", Path("/opt/cni/bin/sriov"))
 TOOLS = {"ip": "iproute2", "ping": "iputils-ping"}
 IPAM: dict[str, type[Addresses]] = {"host-local": HostLocal, "txipam": TxIpam}
 
 
 class Attached(NamedTuple):
-    """The VF that a pod got, and the masks of its interrupts then."""
+    """The VF of a pod, and the masks of its interrupts after the ADD."""
 
     pod: Pod
     vf: Vf
@@ -71,7 +71,7 @@ class Demo:
         self.cores: list[int] = []
 
     def play(self, keep: bool) -> int:
-        """Show everything, in order; return the exit status."""
+        """Run all steps in order; return the exit status."""
         self.show_card()
         before = self.snapshot()
         self.addresses.prepare(self.card)
@@ -89,10 +89,10 @@ class Demo:
         self.addresses.end()
         return self.stage.summary()
 
-    # --- before
+    # --- before ADD
 
     def show_card(self) -> None:
-        """Show the PF, brought up where it is down: its switch works for VFs only then."""
+        """Show the PF; bring it up if it is down, because its switch works for VFs only then."""
         self.stage.step("The card: a physical function (PF) and its virtual functions (VFs)")
         if "UP" not in self.link(self.card.pf).get("flags", ()):
             self.stage.run(f"ip link set {self.card.pf} up")
@@ -101,7 +101,7 @@ class Demo:
         self.stage.run(f"basename $(readlink /sys/class/net/{self.card.pf}/device/driver)")
 
     def snapshot(self) -> dict[int, State]:
-        """Note the state of every VF."""
+        """Return the state of every VF, and show it."""
         self.stage.step("The VFs before: what must be back in the end")
         vfs = self.card.vfs()
         states = {vf.number: self.card.state(vf, self.link) for vf in vfs}
@@ -109,7 +109,7 @@ class Demo:
         return states
 
     def link(self, name: str, pod: str = "") -> dict[str, Any]:
-        """Ask ip(8) for one device, in the host or in a pod."""
+        """Return the output of ip(8) for one device, in the host or in a pod; {} if there is none."""
         where = f"-n {pod} " if pod else ""
         done = self.stage.quiet(f"ip {where}-j -d link show dev {name}")
         if done.status:
@@ -127,7 +127,7 @@ class Demo:
         self.addresses.export()
 
     def make_pods(self) -> None:
-        """Make the namespaces."""
+        """Make the network namespaces."""
         self.stage.step("Two pods: two network namespaces")
         for pod in self.pods:
             done = self.stage.run(f"ip netns add {pod.name}")
@@ -138,7 +138,7 @@ class Demo:
     # --- ADD
 
     def first_pod(self) -> Attached:
-        """Attach the first pod, as a runtime would, and look at all that it got."""
+        """Attach the first pod, as a runtime would; show its address and its interrupts."""
         self.stage.step("ADD: the first pod gets a VF")
         online = demo_card.parse_cpus((demo_card.SYS / "devices/system/cpu/online").read_text())
         self.cores, remark = demo_card.choose_cores(CORES, online)
@@ -150,7 +150,7 @@ class Demo:
         return Attached(pod, vf, self.show_interrupts(vf))
 
     def second_pod(self) -> Attached:
-        """Attach the second pod."""
+        """Attach the second pod; show the choices of IPAM."""
         self.stage.step("ADD: the second pod gets another VF")
         pod = self.pods[1]
         vf = self.add(pod)
@@ -159,14 +159,14 @@ class Demo:
         return Attached(pod, vf, {})
 
     def show_choice(self, pod: Pod, vf: Vf, choice: Choice) -> None:
-        """Show that the pod has what IPAM chose."""
+        """Show that the pod has the VF and the MAC that IPAM chose."""
         self.stage.run(f"ip -n {pod.name} -br link show {IFNAME}")
         self.stage.expect(f"IPAM chose VF {choice.vf}", vf.number == choice.vf, f"it is VF {vf.number}")
         mac = self.link(IFNAME, pod.name).get("address")
         self.stage.expect(f"IPAM chose the MAC {choice.mac}", mac == choice.mac, str(mac))
 
     def add(self, pod: Pod, *more: str) -> Vf:
-        """Execute the plugin's ADD and return the VF that the pod has then."""
+        """Execute the plugin's ADD and return the pod's VF."""
         self.cleanup.callback(self.release_quietly, pod)
         self.pods_with_vf.add(pod.name)
         done = self.stage.run(self.addresses.command("ADD", pod, add_args(pod.name, *more)))
@@ -176,7 +176,7 @@ class Demo:
         return self.vf_of(pod)
 
     def expect_result(self, pod: Pod, done: Done) -> None:
-        """Compare the printed result with what a configuration without cniVersion is answered with."""
+        """Compare the printed result with that of CNI 0.1.0: the configuration has no cniVersion."""
         wanted = {"ip4": {"ip": f"{pod.address}/26", "gateway": GATEWAY}, "dns": {}}
         try:
             given = json.loads(done.out)
@@ -200,20 +200,20 @@ class Demo:
         return next((vf for vf in self.card.vfs() if vf.pci == pci), None)
 
     def _vf_under(self, macvlan: dict[str, Any]) -> Vf | None:
-        """Return the VF whose device in the host is under a macvlan."""
+        """Return the VF that is the lower device of a macvlan."""
         kind, lower = macvlan.get("linkinfo", {}).get("info_kind"), macvlan.get("link_index")
         vfs = self.card.vfs() if kind == "macvlan" else []
         return next((vf for vf in vfs if self.link(vf.netdev).get("ifindex") == lower), None)
 
     def show_address(self, pod: Pod) -> None:
-        """Show the pod's interfaces, once the card says that there is a link."""
+        """Show the pod's interfaces when the VF has a link."""
         arrived = self.wait_for_carrier(pod)
         shown = self.stage.run(f"ip netns exec {pod.name} ip addr")
         self.stage.expect(f"{IFNAME} has {pod.address}/26", f"inet {pod.address}/26" in shown.out)
         self.stage.expect(f"{IFNAME} has a link", arrived)
 
     def wait_for_carrier(self, pod: Pod) -> bool:
-        """Wait for the VF's link, for a bounded time."""
+        """Return whether the VF gets a link within ``CARRIER_WAIT`` seconds."""
         deadline = time.monotonic() + CARRIER_WAIT
         while "LOWER_UP" not in self.link(IFNAME, pod.name).get("flags", ()):
             if time.monotonic() > deadline:
@@ -234,14 +234,14 @@ class Demo:
         return masks
 
     def show_vlan(self) -> None:
-        """Show what the PF holds for the VFs now."""
+        """Show the VLANs of the VFs on the PF."""
         self.stage.step(f"The PF tags both VFs with VLAN {VLAN}")
         self.stage.run(f"ip link show {self.card.pf} | grep -w 'vlan {VLAN}'")
         tagged = vfs_with_vlan(self.link(self.card.pf), VLAN)
         self.stage.expect(f"two VFs or more have VLAN {VLAN}", len(tagged) >= len(self.pods), str(tagged))
 
     def ping(self) -> None:
-        """Let the pods speak with each other, through the card's own switch."""
+        """Ping one pod from the other, through the card's switch."""
         self.stage.step("From pod to pod, through the card")
         for pod in self.pods:
             self.stage.expect(f"the VF of pod {pod.name} has a link", self.wait_for_carrier(pod))
@@ -252,7 +252,7 @@ class Demo:
     # --- DEL
 
     def release(self, done: Attached, before: State, spoken: bool) -> None:
-        """Take the VF back and compare it with what it was."""
+        """Execute DEL and compare the VF with its state before the ADD."""
         pod, index = done.pod, done.vf.number
         self.stage.step(f"DEL: VF {index} of pod {pod.name} comes back")
         ended = self.stage.run(self.addresses.command("DEL", pod, release_args(pod.name)))
@@ -273,14 +273,14 @@ class Demo:
         self.stage.expect(f"VF {index} is as it was", not changed, "; ".join(changed))
 
     def release_quietly(self, pod: Pod) -> None:
-        """DEL after a failure on the way."""
+        """Execute DEL during the cleanup after a failure."""
         if pod.name in self.pods_with_vf:
             done = self.stage.quiet(self.addresses.command("DEL", pod, release_args(pod.name)))
             if done.status:
                 complain(f"DEL for pod {pod.name} failed: {done.out}")
 
     def keep(self) -> None:
-        """Leave everything, and say how to clean up."""
+        """Leave the pods, and print the commands that clean up."""
         self.cleanup.pop_all()
         say(f"\nKept, as asked. To take it down again, in {self.stage.directory}:")
         for name, value in self.stage.exported.items():
@@ -292,25 +292,25 @@ class Demo:
             say(f"# {command}")
 
 
-# --- the parts without a card
+# --- functions without a card
 
 
 def verdicts(fields: Sequence[Difference]) -> list[str]:
-    """Return one line for each field: its name, what it is, and whether it was that before."""
+    """Return one line for each field: its name, its value, and whether the value is unchanged."""
     name = max(len(item.field) for item in fields)
     value = max(len(item.after) for item in fields)
     return [f"  {item.field:<{name}}  {item.after:<{value}}  {verdict(item)}" for item in fields]
 
 
 def verdict(item: Difference) -> str:
-    """Say whether a field is as it was."""
+    """Return a text that states whether a field is unchanged."""
     if not item.same:
         return f"IT WAS {item.before}"
     return "as it was" if item.before == item.after else "the kernel's own, since its first use"
 
 
 def on_core(mask: str, core: int) -> bool:
-    """Say whether a mask is exactly one core."""
+    """Return whether a mask contains exactly one core, ``core``."""
     return mask != demo_card.UNUSED and demo_card.cpus_of_mask(mask) == {core}
 
 
@@ -324,13 +324,13 @@ def vfs_with_vlan(link: dict[str, Any], vlan: int) -> list[int]:
 
 
 def answered(text: str) -> int:
-    """Return how many answers ping(8) counted."""
+    """Return the number of answers that ping(8) counted."""
     found = re.search(r"(\d+) (?:packets )?received", text)
     return int(found[1]) if found else 0
 
 
 def find_plugin(candidates: Sequence[Path], scratch: Path, stage: Stage) -> Path:
-    """Return our plugin's executable: one that is there, else one written now."""
+    """Return this project's plugin: one of the candidates, else one written to ``scratch``."""
     for path in candidates:
         if is_ours(path):
             return path
@@ -341,7 +341,7 @@ def find_plugin(candidates: Sequence[Path], scratch: Path, stage: Stage) -> Path
 
 
 def is_ours(path: Path) -> bool:
-    """Say whether an executable is this project's: other plugins have the same name."""
+    """Return whether an executable is this project's: other plugins have the same name."""
     try:
         return os.access(path, os.X_OK) and b"sriov_fast" in path.read_bytes()
     except OSError:
@@ -349,7 +349,7 @@ def is_ours(path: Path) -> bool:
 
 
 def require_tools() -> None:
-    """Raise LabError for what the demo cannot do without."""
+    """Raise LabError if a requirement of the demo is missing."""
     if os.geteuid() != 0:
         raise LabError("the demo moves network devices: run it as root")
     lacks = [
@@ -360,7 +360,7 @@ def require_tools() -> None:
 
 
 def play(pf: str, ipam: str, keep: bool, attach: str) -> int:
-    """Find everything, play the scenario, clean up."""
+    """Choose the card and the plugin, run the scenario, clean up."""
     require_tools()
     card = Card(demo_card.choose_pf(pf, os.environ.get("SRIOV_FAST_PF", "")))
     demo_card.require_two(card)
@@ -374,7 +374,7 @@ def play(pf: str, ipam: str, keep: bool, attach: str) -> int:
 
 
 def told(stage: Stage, story: Callable[[], int]) -> int:
-    """Run the story; one that breaks off ends with a summary, too."""
+    """Run the scenario; print the summary also if it fails."""
     try:
         return story()
     except LabError as error:
@@ -396,7 +396,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--keep", action="store_true", help="leave the pods; say how to take them down")
     args = parser.parse_args(argv)
-    os.umask(0o022)  # root's rules must not be writable for others
+    os.umask(0o022)  # the plugin's rules must be writable for root only
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         return play(args.pf, args.ipam, args.keep, args.attach)

@@ -1,4 +1,4 @@
-"""Who gives the demo's pods their addresses: ``host-local`` here, an address service in ``demo_ipam``."""
+"""Sources of the pods' addresses: ``host-local`` here, an address service in ``demo_ipam``."""
 
 from __future__ import annotations
 
@@ -19,29 +19,29 @@ VLAN = 100
 SUBNET, GATEWAY, FIRST = "10.55.206.0/26", "10.55.206.1", "10.55.206.46"
 HOST_IP = "10.55.206.20"
 DELEGATES = ("/opt/cni/bin", "/usr/lib/cni")
-_STORES = Path("/run/cni")  # where network configurations may keep addresses without a word of root
+_STORES = Path("/run/cni")  # dataDir may be below it without a rule of root
 
 
 class Pod(NamedTuple):
-    """A network namespace that stands for a pod, and the address that it is to get."""
+    """A network namespace that stands for a pod, and its expected address."""
 
     name: str
     address: str
 
 
 class Choice(NamedTuple):
-    """What IPAM chooses for a pod besides its address."""
+    """The VF and the MAC that IPAM chooses for a pod."""
 
     vf: int
     mac: str
 
 
 class Addresses:
-    """What the demo asks of those who give addresses."""
+    """Interface of a source of addresses."""
 
     title = ""
     conf = ""
-    before: tuple[str, ...] = ()  # the words in front of a call of the plugin
+    before: tuple[str, ...] = ()  # variables in front of a call of the plugin
     pods: tuple[Pod, Pod]
     # for the second pod
     choice: Choice | None = None
@@ -53,14 +53,14 @@ class Addresses:
 
     @property
     def called(self) -> str:
-        """How the plugin is called."""
+        """The command of the plugin."""
         return str(self.plugin)
 
     def prepare(self, card: Card) -> None:
-        """Do what comes before the network configuration."""
+        """Run the steps before the network configuration."""
 
     def network(self, pf: str) -> dict[str, Any]:
-        """Return the network configuration: without cniVersion, so it speaks CNI 0.1.0."""
+        """Return the network configuration; it has no cniVersion, which means CNI 0.1.0."""
         raise NotImplementedError
 
     def export(self) -> None:
@@ -72,17 +72,17 @@ class Addresses:
         return wrapped([*self.before, *call(verb, pod.name, args), f"{self.called} < {self.conf}"])
 
     def show(self) -> None:
-        """Show what is given, while both pods have theirs."""
+        """Show the allocated addresses while both pods are attached."""
 
     def holds(self, pod: Pod) -> bool:
-        """Say whether the pod's address is still taken."""
+        """Return whether the pod's address is still allocated."""
         raise NotImplementedError
 
     def end(self) -> None:
-        """Show what is left when both pods have gone, and end what ``prepare`` began."""
+        """Show the remaining allocations after both DELs, and undo ``prepare``."""
 
     def remains(self) -> list[str]:
-        """Return the commands that take down what ``prepare`` began."""
+        """Return the commands that undo ``prepare``."""
         return []
 
 
@@ -98,7 +98,7 @@ class HostLocal(Addresses):
         return _STORES / self.stage.directory.name
 
     def network(self, pf: str) -> dict[str, Any]:
-        """Return the configuration with the VLAN in it."""
+        """Return the network configuration, with the VLAN."""
         ipam = {
             "type": "host-local",
             "subnet": SUBNET,
@@ -109,21 +109,21 @@ class HostLocal(Addresses):
         return {"name": NETWORK, "type": "sriov", "master": pf, "vlan": VLAN, "ipam": ipam}
 
     def export(self) -> None:
-        """Let the plugin find its delegates."""
+        """Set CNI_PATH, where the plugin finds its delegates."""
         self.cleanup.callback(shutil.rmtree, self._store, ignore_errors=True)
         self.stage.export("CNI_PATH", ":".join(dict.fromkeys([str(self.plugin.parent), *DELEGATES])))
 
     def remains(self) -> list[str]:
-        """Return what removes the store."""
+        """Return the command that removes the store."""
         return [f"rm -r {self._store}"]
 
     def holds(self, pod: Pod) -> bool:
-        """Look for the file that the address is."""
+        """Return whether the store has a file for the address."""
         return (self._store / NETWORK / pod.address).exists()
 
 
 def call(verb: str, pod: str, args: Sequence[str]) -> list[str]:
-    """Return a call's variables (SPEC, "Parameters")."""
+    """Return the environment variables of a call (SPEC, "Parameters")."""
     given = f"CNI_COMMAND={verb} CNI_NETNS={NETNS}/{pod} CNI_CONTAINERID={pod} CNI_IFNAME={IFNAME}"
     return [*given.split(), f'CNI_ARGS="{";".join(args)}"']
 
@@ -139,5 +139,5 @@ def add_args(pod: str, *more: str, host_ip: str = HOST_IP) -> list[str]:
 
 
 def shown(document: dict[str, Any]) -> str:
-    """Return a configuration as people write it."""
+    """Return a configuration as indented JSON."""
     return json.dumps(document, indent=4)

@@ -1,4 +1,4 @@
-"""What the demo knows of a card: which PF to take, and all of a VF that a pod could leave changed."""
+"""The card of the demo: the choice of the PF, and all state of a VF that a pod could change."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class Difference(NamedTuple):
 
 
 class Vf(NamedTuple):
-    """One VF as sysfs shows it; ``netdev`` is "" where it has none in this namespace."""
+    """One VF as sysfs shows it; ``netdev`` is "" if it has none in this namespace."""
 
     number: int
     pci: str
@@ -45,11 +45,11 @@ class Card:
 
     @property
     def driver(self) -> str:
-        """The PF's driver."""
+        """The name of the PF's driver."""
         return (self.device / "driver").resolve().name
 
     def vfs(self) -> list[Vf]:
-        """All VFs, in the order of their indexes."""
+        """Return all VFs in the order of their indexes."""
         return [self._vf(path) for path in sorted(self.device.glob("virtfn*"), key=_index)]
 
     def _vf(self, path: Path) -> Vf:
@@ -65,7 +65,7 @@ class Card:
         return {irq: _read(self._proc / f"irq/{irq}/smp_affinity") or UNUSED for irq in self.irqs(index)}
 
     def state(self, vf: Vf, link: Callable[[str], Mapping[str, Any]]) -> State:
-        """Return all that the pod's use could change; ``link`` asks ``ip -j -d link`` for a device."""
+        """Return all state that a pod could change; ``link`` is a device's output of ``ip -j -d link``."""
         if not vf.netdev:
             return {"netdev": "not in the host"}
         netdev = link(vf.netdev)
@@ -87,7 +87,7 @@ def _read(path: Path) -> str:
 
 
 def device_fields(name: str, link: Mapping[str, Any]) -> State:
-    """Return what the VF's own network device shows."""
+    """Return the fields of the VF's network device."""
     return {
         "netdev": name,
         "MAC": str(link.get("address", "")),
@@ -97,7 +97,7 @@ def device_fields(name: str, link: Mapping[str, Any]) -> State:
 
 
 def pf_fields(on_pf: Mapping[str, Any]) -> State:
-    """Return what the PF holds for the VF, whatever this version of ip(8) shows of it."""
+    """Return the PF's settings of the VF, as far as this version of ip(8) shows them."""
     fields = {}
     for key, value in on_pf.items():
         if key == "address":
@@ -122,8 +122,8 @@ def vlan_text(listed: Iterable[Mapping[str, Any]]) -> str:
 def compare(before: State, after: State, pinned: Mapping[int, str]) -> list[Difference]:
     """Compare two states of a VF, field by field.
 
-    An interrupt that had no mask has one after its first use, of the kernel's choice; all that can be asked
-    of it is that it is not the one that it was given for the pod (``pinned``).
+    An interrupt without a mask gets one from the kernel at its first use. For such an interrupt the states
+    are equal if the mask differs from that set for the pod (``pinned``).
     """
     found = []
     for field in dict.fromkeys([*before, *after]):
@@ -152,7 +152,7 @@ def parse_cpus(text: str) -> list[int]:
 
 
 def choose_cores(wanted: Sequence[int], online: Sequence[int]) -> tuple[list[int], str]:
-    """Return those of the wanted cores that are online, or all that are, and what to say about it."""
+    """Return the wanted cores that are online, or all online cores if none is, and a remark."""
     here = [core for core in wanted if core in online]
     if here == list(wanted):
         return here, ""
@@ -162,7 +162,7 @@ def choose_cores(wanted: Sequence[int], online: Sequence[int]) -> tuple[list[int
 
 
 def listed(cores: Iterable[int]) -> str:
-    """Return cores as CNI_ARGS wants them."""
+    """Return cores in the form of CNI_ARGS."""
     return ",".join(map(str, cores))
 
 

@@ -1,6 +1,6 @@
-"""The demo's address service: a CA of its own, the service itself, and what it says that pods hold.
+"""The demo's address service: its own CA, the service itself, and the list of its allocations.
 
-Whatever it needs lies in the demo's directory; the machine's own configuration and state are not touched.
+All files are in the demo's directory; the machine's configuration and state do not change.
 """
 
 from __future__ import annotations
@@ -41,15 +41,15 @@ from lab.errors import LabError
 HERE, PORT = "127.0.0.1", 10000
 MAC = "02:5a:00:00:12:35"
 OTHER_HOST, OTHER_POD, OTHER_SUBNET, OTHER_VLAN = "10.55.207.20", "1236", "10.55.207.0/26", 207
-PATIENCE = 300.0  # seconds for the service to start or to stop; emulated, it needs one or two minutes of them
-_NEWS = 20.0  # seconds between two words to whoever waits
+PATIENCE = 300.0  # seconds for the service to start or to stop; emulated, it needs one or two minutes
+_NEWS = 20.0  # seconds between two messages while waiting
 _CONFIG, _LOG = "ipam.toml", "ipam.log"
 
 Held = tuple[str, str, str]
 
 
 class TxIpam(Addresses):
-    """Addresses, VF, VLAN and MAC from an address service that this starts on this machine."""
+    """Addresses, VF, VLAN and MAC from an address service that runs on this machine."""
 
     title = "The network: the service has all that the configuration leaves out"
     conf = "txnet.conf"
@@ -66,15 +66,15 @@ class TxIpam(Addresses):
 
     @property
     def url(self) -> str:
-        """Where the service is."""
+        """The URL of the service."""
         return f"https://{HERE}:{self.port}"
 
     @property
     def ca(self) -> Path:
-        """The file that both sides trust."""
+        """The path of the CA certificate that both sides trust."""
         return self.stage.directory / "ca/ca.crt"
 
-    # --- before
+    # --- before ADD
 
     def prepare(self, card: Card) -> None:
         """Make the CA, write the operator's file, start the service."""
@@ -89,7 +89,7 @@ class TxIpam(Addresses):
         self.link_plugins()
 
     def must(self, command: str) -> str:
-        """Run a command that nothing goes on without; return its output."""
+        """Run a command and return its output; raise LabError if it fails."""
         done = self.stage.run(command)
         if done.status:
             raise LabError(f"`{command}` failed")
@@ -115,11 +115,11 @@ class TxIpam(Addresses):
         self.stage.expect("the service answers, with a certificate of that authority", True)
 
     def log(self) -> str:
-        """Return what the service has logged."""
+        """Return the service's log."""
         return (self.stage.directory / _LOG).read_text(errors="replace")
 
     def link_plugins(self) -> None:
-        """Make the directory of plugins that the users' commands expect."""
+        """Make the directory of plugins that the commands in the users' manual name."""
         self.stage.step("The plugins: sriov, and txipam for other plugins that want an address")
         self.stage.run(f"mkdir bin && ln -s {self.plugin} bin/sriov")
         beside = self.plugin.with_name("txipam")
@@ -131,12 +131,12 @@ class TxIpam(Addresses):
     # --- the network
 
     def network(self, pf: str) -> dict[str, Any]:
-        """Return the configuration of the users' manual, with the files and the PF that are here."""
+        """Return the configuration of the users' manual, with the CA file and the PF of this machine."""
         ipam = {"type": "txipam", "remote": self.url, "ca": str(self.ca)}
         return {"name": NETWORK, "type": "sriov", "master": pf, "ipam": ipam}
 
     def export(self) -> None:
-        """Keep the plugins' state in the demo's directory, away from a server that keeps its own."""
+        """Set CNI_PATH, and the demo's directories of state and rules; use no resident server."""
         self.stage.export("CNI_PATH", str(self.stage.directory / "bin"))
         self.stage.export("SRIOV_FAST_STATE", str(self.stage.directory / "state"))
         self.stage.run("mkdir etc")
@@ -145,10 +145,10 @@ class TxIpam(Addresses):
         if Path("/run/sriov-fast/sriov.sock").exists():
             self.stage.export("SRIOV_FAST_SOCKET", "none")
 
-    # --- what is given
+    # --- allocations
 
     def show(self) -> None:
-        """Give an address on another host, without a VF, and list what is held."""
+        """Allocate an address on another host, without a VF, and list all allocations."""
         self.stage.step(
             "A pod of another host gets an address of that host's pool (txipam alone, without a VF)"
         )
@@ -165,11 +165,11 @@ class TxIpam(Addresses):
 
     @staticmethod
     def held(pod: Pod) -> Held:
-        """Return what the list is to say of a pod."""
+        """Return the expected line of a pod in the list."""
         return pod.name, HOST_IP, f"{pod.address}/26"
 
     def other_host(self) -> str:
-        """Execute ``txipam`` alone, as other plugins do; return the address, "" where there is none."""
+        """Execute ``txipam`` alone, as other plugins do; return the address, "" if there is none."""
         done = self.stage.run(self.other("ADD", add_args(OTHER_POD, host_ip=OTHER_HOST)))
         try:
             found = json.loads(done.out)
@@ -186,7 +186,7 @@ class TxIpam(Addresses):
         return wrapped([*call(verb, OTHER_POD, args), f"bin/txipam < {self.conf}"])
 
     def compare(self, expected: Iterable[Held]) -> None:
-        """Let the operator's command list what is held, and compare."""
+        """Compare the output of the operator's list command with the expected allocations."""
         done = self.stage.run(
             wrapped([f"{self.program} ipam allocations list", f"--url {self.url}", "--ca ca/ca.crt"])
         )
@@ -195,14 +195,14 @@ class TxIpam(Addresses):
         self.stage.expect(what, not done.status and found == wanted, str(found))
 
     def holds(self, pod: Pod) -> bool:
-        """Ask the service."""
+        """Return whether the service lists an allocation of the pod."""
         answer = self.get(f"/v1/allocations?network={NETWORK}")
         return any(each["container_id"] == pod.name for each in json.loads(answer)["allocations"])
 
     # --- the end
 
     def end(self) -> None:
-        """List what is left, show what the service has seen, and stop it."""
+        """Verify that no allocation is left, show the logged requests, and stop the service."""
         self.stage.step("In the end: nothing is held, and the service stops")
         self.compare([])
         self.stage.run(f"grep msg=request {_LOG} | cut -d' ' -f5-8", most=12)
@@ -212,7 +212,7 @@ class TxIpam(Addresses):
             self.stage.expect(f"nobody listens at {self.url} any more", not self.answers())
 
     def stop(self) -> int | None:
-        """End the service, if it runs; return its exit status."""
+        """Stop the service if it runs; return its exit status."""
         if self.service is None:
             return None
         if self.service.poll() is None:
@@ -224,13 +224,13 @@ class TxIpam(Addresses):
             return self.service.wait()
 
     def remains(self) -> list[str]:
-        """Return what stops the service."""
+        """Return the command that stops the service."""
         return [f"kill {self.service.pid}"] if self.service else []
 
-    # --- asking it
+    # --- requests
 
     def answers(self) -> bool:
-        """Say whether the service is ready."""
+        """Return whether the service is ready."""
         try:
             self.get("/readyz", timeout=5)
         except LabError:
@@ -238,22 +238,22 @@ class TxIpam(Addresses):
         return True
 
     def get(self, path: str, timeout: float = 60) -> bytes:
-        """Ask the service; LabError where it does not answer, or its certificate is another authority's."""
+        """Return the answer to GET; raise LabError without one, or with a certificate of another CA."""
         try:
             trust = ssl.create_default_context(cafile=str(self.ca))
             without_proxy = (urllib.request.ProxyHandler({}), urllib.request.HTTPSHandler(context=trust))
             opener = urllib.request.build_opener(*without_proxy)
             with opener.open(f"{self.url}{path}", timeout=timeout) as answer:
                 return bytes(answer.read())
-        except (OSError, http.client.HTTPException) as error:  # any status but 200 as well
+        except (OSError, http.client.HTTPException) as error:  # a status that is no success as well
             raise LabError(f"{self.url}{path}: {error}") from error
 
 
-# --- the parts without a service
+# --- functions without a service
 
 
 def program() -> str:
-    """Return how the operator's command of this environment is called."""
+    """Return the shell command of this environment's ``sriov-fast``."""
     beside = Path(sys.executable).with_name("sriov-fast")
     if not beside.exists():
         return f"{shlex.quote(sys.executable)} -m sriov_fast.cli"
@@ -262,7 +262,7 @@ def program() -> str:
 
 
 def last_free(card: Card) -> int:
-    """Return the index of the last VF that could go to a pod: one that nobody gets by chance."""
+    """Return the index of the last free VF: without a request for it, the plugin takes the first."""
     return max(vf.number for vf in card.vfs() if vf.netdev)
 
 
@@ -312,7 +312,7 @@ vf = {choice.vf}
 
 
 def server_table(directory: Path, port: int) -> str:
-    """Return the rest of that file: how the service runs."""
+    """Return the rest of that file: the settings of the server."""
     return f"""
 [server]
 listen = "{HERE}:{port}"
@@ -324,7 +324,7 @@ log_format = "logfmt\""""
 
 
 def rows(table: str) -> list[Held]:
-    """Return container, host and addresses of each line that lists this network's allocations."""
+    """Return container, host and addresses of this network's allocations from the printed list."""
     found = (line.split() for line in table.splitlines())
     return [
         (words[1], words[4], words[5])

@@ -1,4 +1,4 @@
-"""What the demo shows: every command as it is run, what it really printed, and whether that was expected."""
+"""Output of the demo: every command, its real output, and the result of each expectation."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ _WIDTH = 100
 
 
 class Done(NamedTuple):
-    """How one command ended."""
+    """Exit status and output of one command."""
 
     status: int
     out: str
 
 
 class Stage:
-    """Runs commands through sh in one directory, prints them with their output, and keeps the score."""
+    """A directory to run commands in with sh; prints each with its output, and counts expectations."""
 
     def __init__(self, directory: Path) -> None:
         self.directory = directory
@@ -31,7 +31,7 @@ class Stage:
         self._steps = 0
 
     def step(self, title: str) -> None:
-        """Begin a part of the story."""
+        """Print the title of the next step."""
         self._steps += 1
         say(f"\n== {self._steps}. {title}")
 
@@ -41,7 +41,7 @@ class Stage:
         self.environment[name] = self.exported[name] = value
 
     def write(self, name: str, text: str) -> None:
-        """Make a file, shown as the shell would do it."""
+        """Write a file, and print it as a shell command."""
         say(f"# cat > {name} <<EOF\n{text}\nEOF")
         (self.directory / name).write_text(text + "\n")
 
@@ -55,7 +55,7 @@ class Stage:
         return Done(done.returncode, done.stdout)
 
     def start(self, command: str, log: str) -> subprocess.Popen[bytes]:
-        """Start a command that goes on, with a file for what it says; the keyboard's ^C is not for it."""
+        """Start a background command that writes to a log; ^C in the terminal does not interrupt it."""
         say(f"# {command} >{log} 2>&1 &")
         with (self.directory / log).open("wb") as file:
             return subprocess.Popen(
@@ -69,7 +69,7 @@ class Stage:
             )
 
     def quiet(self, command: str) -> Done:
-        """Run a command without a word; what it printed to stderr comes with its output where it fails."""
+        """Run a command without printing it; if it fails, the output includes stderr."""
         done = self._run(command)
         return Done(done.returncode, done.stdout + (done.stderr if done.returncode else ""))
 
@@ -90,7 +90,7 @@ class Stage:
             return subprocess.CompletedProcess(command, 124, "", f"no end after {SECONDS:g} s")
 
     def expect(self, what: str, well: bool, otherwise: str = "") -> None:
-        """Say whether an expectation held, and remember it."""
+        """Print whether an expectation holds, and record the result."""
         if well:
             self.met += 1
             say(f"  [ok] {what}")
@@ -100,7 +100,7 @@ class Stage:
         say(f"  [FAILED] {fault}")
 
     def summary(self) -> int:
-        """Print the score and return the exit status."""
+        """Print the number of met expectations and the failed ones; return the exit status."""
         total = self.met + len(self.faults)
         if not self.faults:
             say(f"\nAll {total} expectations held.")
@@ -112,7 +112,7 @@ class Stage:
 
 
 def say(text: str) -> None:
-    """Print at once: the reader may sit behind a pipe."""
+    """Print and flush: stdout may be a pipe."""
     print(text, flush=True)
 
 
@@ -122,7 +122,7 @@ def complain(text: str) -> None:
 
 
 def shortened(text: str, most: int) -> str:
-    """Keep the first lines, and say how many were left out."""
+    """Return the first lines, and the number of omitted ones."""
     lines = text.splitlines()
     if len(lines) <= most:
         return text
@@ -130,7 +130,7 @@ def shortened(text: str, most: int) -> str:
 
 
 def wrapped(words: list[str]) -> str:
-    """Join the words of a command, with lines that a terminal holds, to be read by people and by sh."""
+    """Join the arguments of a command in lines of at most ``_WIDTH`` characters, in the syntax of sh."""
     lines = [""]
     for word in words:
         if lines[-1] and len(lines[-1]) + len(word) + 1 > _WIDTH:

@@ -1,4 +1,4 @@
-"""What the lab says when it cannot go on."""
+"""The lab's error and its exit statuses."""
 
 from __future__ import annotations
 

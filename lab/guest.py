@@ -1,4 +1,4 @@
-"""Boot the guest, run one command in it, bring back what it left."""
+"""Boot the guest, run one command in it, copy its files to the host."""
 
 from __future__ import annotations
 
@@ -34,10 +34,10 @@ SECONDS_PER_CARD = 30.0
 
 @dataclass(frozen=True, slots=True)
 class Task:
-    """A command for the guest, and what surrounds it.
+    """A command for the guest, with its environment, timeout and output directory.
 
-    ``native`` runs in the tree before the boot, and may fail. The guest finds the bytecode that it leaves in
-    the sources: emulated, a compilation takes twenty times as long.
+    ``native`` runs in the tree before the boot, and may fail. It leaves bytecode for the guest in the
+    sources: emulated, a compilation takes twenty times as long.
     """
 
     argv: Sequence[str]
@@ -49,9 +49,9 @@ class Task:
 
 @dataclass(frozen=True, slots=True)
 class Guest:
-    """A guest to boot: the tree, the project in it, the machine around it.
+    """A guest to boot: the tree, the installed project, the machine.
 
-    With ``image`` its sources have the image of the DaemonSet, where ``make image`` writes it.
+    With ``image``, the guest's sources contain the image of the DaemonSet, at the path of ``make image``.
     """
 
     place: Place
@@ -61,9 +61,9 @@ class Guest:
     image: bool = False
 
     def run(self, task: Task) -> int:
-        """Run ``task`` in a fresh machine and return the command's exit status.
+        """Run ``task`` in a new machine and return the command's exit status.
 
-        A machine that does not come as far as the command is started again; the command itself never is.
+        If a machine fails before it starts the command, the lab boots another. The command runs at most once.
         """
         say(self._announcement())
         for attempt in range(1, ATTEMPTS + 1):
@@ -123,12 +123,12 @@ class Guest:
             try:
                 report.late = not streams.pump(lambda: process.poll() is None, self._clock(report, task))
             finally:
-                process.kill()  # also when it has ended; its namespace goes with it
+                process.kill()  # ends its PID namespace with all processes
                 process.wait()
         return report
 
     def _clock(self, report: Report, task: Task) -> Callable[[], bool]:
-        """Return what tells whether the guest is late: first to boot, then to end the command."""
+        """Return a function that tells whether the guest is late: first to boot, then to end the command."""
         to_boot = SECONDS_TO_BOOT + SECONDS_PER_CARD * self.machine.pfs
         booting = time.monotonic()
         running: list[float] = []
@@ -155,7 +155,7 @@ def _status(report: Report, job: Job, task: Task) -> int:
 
 
 def _last_words(job: Job) -> str:
-    """Quote the ends of QEMU's output and of the guest's console."""
+    """Return the ends of QEMU's output and of the guest's console."""
     lines = []
     for title, path in (("QEMU", job.log), ("the guest's console", job.console)):
         text = path.read_text(errors="replace") if path.exists() else ""
@@ -164,7 +164,7 @@ def _last_words(job: Job) -> str:
 
 
 def export_lines(root: Path, installed: Installed | None, job: Job, machine: Machine) -> list[str]:
-    """Lay out what the guest gets as its root, as shell lines: tree, installed project, sources."""
+    """Return shell lines that assemble the guest's root: tree, installed project, sources."""
     export = f"{root}{EXPORT}"
     binds = [(job.sources, tree.SOURCES), *(installed.binds() if installed else ())]
     lines = [f"mkdir {shlex.quote(export)}", _bind(root, export)]
@@ -179,7 +179,7 @@ def _bind(path: Path, target: str) -> str:
 
 
 def _virtiofsd(root: Path) -> list[str]:
-    # The guest's overlay cannot look through announced mount points.
+    # The guest's overlay does not show the content of announced mount points.
     options = f"--socket-path={qemu.SOCKET} --shared-dir={EXPORT} --sandbox=none --readonly --cache=always"
     quoted = shlex.quote(str(root))
     return [

@@ -1,4 +1,4 @@
-"""A container image of one static program, made on the spot: the lab needs no registry."""
+"""Container images of one layer, written as OCI archives: the lab needs no registry."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def write_archive(  # noqa: PLR0913 (facts, each by its name)
 
 
 def build_pause(path: Path) -> None:
-    """Compile the pause program, static: an image has no libraries."""
+    """Compile the pause program statically: the image has no libraries."""
     compiler = "musl-gcc" if shutil.which("musl-gcc") else "cc"
     command = [compiler, "-static", "-O2", "-o", str(path), str(PAUSE)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
@@ -69,7 +69,7 @@ def _layer(program: Path) -> bytes:
 
 
 def _tar(entries: Iterable[tuple[str, bytes | None]]) -> bytes:
-    """Return an archive of files, and of directories, which have no content."""
+    """Return an archive of files and of directories; a directory has None as its content."""
     stream = io.BytesIO()
     with tarfile.open(fileobj=stream, mode="w") as tar:
         for name, data in entries:

@@ -29,7 +29,7 @@ def build(root: Path, version: str) -> bytes:
 
 
 def load_order(root: Path, version: str) -> list[Path]:
-    """Return the files of MODULES and of all that they depend on, in the order to load them."""
+    """Return the files of MODULES and their dependencies, in the order to load them."""
     argv = ["modprobe", "--set-version", version, "--all", "--show-depends", *MODULES]
     lines = [line.split() for line in Chroot(root).run(argv).splitlines()]
     names = [words[1] for words in lines if words[:1] == ["insmod"]]

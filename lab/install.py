@@ -1,4 +1,4 @@
-"""Install the project in the guest, natively: one directory per version, shared by all guests that run it."""
+"""Native installation of the project for the guest: one directory per version, shared by all guests."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ from lab.source import Source
 
 KEPT = 4
 SECONDS_IN_USE = 3 * 3600
-# The address service of the demo and of its tests; pytest for what runs in the guest.
+# The address service for the demo and its tests; pytest for the tests in the guest.
 EXTRAS = "ipam,test"
-# A change here may change the dependencies, so the environment is made anew.
+# A change of these files may change the dependencies, so it requires a new environment.
 DEPENDENCY_FILES = ("pyproject.toml", "setup.py", "setup.cfg")
 PYTHON = "/opt/sriov-fast/bin/python"
 PIP = "/opt/sriov-fast/bin/pip"
@@ -34,26 +34,26 @@ class Installed:
 
     @property
     def venv(self) -> Path:
-        """Bound to /opt/sriov-fast."""
+        """The virtual environment, bound to /opt/sriov-fast."""
         return self.top / "venv"
 
     @property
     def site(self) -> Path:
-        """Its Python packages."""
+        """The directory of the environment's Python packages."""
         return next(self.venv.glob("lib/python3*/site-packages"))
 
     @property
     def plugins(self) -> Path:
-        """Bound to /opt/cni/bin."""
+        """The directory of CNI plugins, bound to /opt/cni/bin."""
         return self.top / "plugins"
 
     def binds(self) -> tuple[tuple[Path, str], ...]:
-        """Both, as binds for the tree."""
+        """Return both directories as binds for the tree."""
         return ((self.venv, tree.PROJECT), (self.plugins, tree.PLUGINS))
 
 
 def ensure(place: Place, what: Source) -> Installed:
-    """Return the installation of exactly these sources, made now if it is new."""
+    """Return the installation of exactly these sources; make it if there is none."""
     dependencies, version = _hashes(what)
     done = Installed(place.installs / f"{dependencies}-{version}")
     with tree.locked(place.top / "install.lock"):
@@ -96,23 +96,23 @@ def _install(place: Place, what: Source, dependencies: str, done: Installed) -> 
 
 
 def _reuse(installs: Path, dependencies: str, venv: Path) -> bool:
-    """Start from the latest environment with the same dependencies, if there is one."""
+    """Copy the latest environment with the same dependencies; return whether there is one."""
     candidates = sorted(installs.glob(f"{dependencies}-*"), key=_used)
     if candidates:
-        # Links, not copies: pip replaces files, it never writes into them.
+        # Hard links suffice: pip replaces files and never writes into them.
         shutil.copytree(candidates[-1] / "venv", venv, symlinks=True, copy_function=os.link)
     return bool(candidates)
 
 
 def build_requirements(directory: Path) -> list[str]:
-    """Read what the build needs, as PEP 518 says it."""
+    """Return the requirements of the build (PEP 518)."""
     with (directory / "pyproject.toml").open("rb") as file:
         requires = tomllib.load(file).get("build-system", {}).get("requires", ["setuptools"])
     return [str(each) for each in requires]
 
 
 def _build_wheel(place: Place, chroot: Chroot, what: Source) -> Path:
-    """Build in a kept copy of the sources with kept build tools: only what changed is compiled again."""
+    """Build in a kept copy of the sources with kept build tools, which compiles only changed modules."""
     requires = build_requirements(what.path)
     tools = place.top / f"tools-{_short_hash(*requires)}"
     work = place.builds / f"build-{_short_hash(str(what.path))}"
@@ -121,7 +121,7 @@ def _build_wheel(place: Place, chroot: Chroot, what: Source) -> Path:
     _drop_products(work / "src")
     shutil.rmtree(work / "wheels", ignore_errors=True)
     os.utime(work)
-    for directory in (tools, work / "tools"):  # the second is where the first is bound
+    for directory in (tools, work / "tools"):  # the second is the mount point of the first
         directory.mkdir(exist_ok=True)
     binds = (*chroot.binds, (work, tree.BUILD), (tools, tree.TOOLS))
     builder = Chroot(chroot.root, binds, host=True, env=chroot.env)
@@ -136,7 +136,7 @@ def _build_wheel(place: Place, chroot: Chroot, what: Source) -> Path:
 
 
 def _drop_products(directory: Path) -> None:
-    """Delete what an earlier build collected, or it would end up in the next wheel; compiled modules stay."""
+    """Delete the files of an earlier build, which the next wheel would contain; keep compiled modules."""
     for path in directory.glob("build/lib*/**/*"):
         stem = path.name.partition(".")[0]
         compiled = path.suffix == ".so" and any(directory.glob(f"src/**/{stem}.pyx"))
@@ -162,7 +162,7 @@ def _install_wheel(chroot: Chroot, wheel: Path, fresh: bool) -> None:
 
 
 def _warm(chroot: Chroot) -> None:
-    """Let pytest compile its plugins here, where it takes a moment: in an emulated guest it takes 17 s."""
+    """Let pytest compile its plugins natively: in an emulated guest this takes 17 s."""
     if chroot.succeeds([PYTHON, "-c", "import pytest"]):
         chroot.succeeds([PYTHON, "-m", "pytest", "-q", "--collect-only", "--rootdir=/srv", "/srv"])
 
@@ -176,7 +176,7 @@ def _install_plugins(chroot: Chroot, place: Place, target: Path) -> None:
 
 
 def _forget_old(directory: Path, seconds: float) -> None:
-    """Keep the latest few, and all that were used in the last ``seconds``: a guest may be running them."""
+    """Delete all but the latest ``KEPT`` and those used in the last ``seconds``, which a guest may run."""
     limit = time.time() - seconds
     ordered = sorted(directory.glob("*-*"), key=_used, reverse=True)
     for old in ordered[KEPT:]:

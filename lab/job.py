@@ -18,7 +18,7 @@ MAIN = "main.sh"
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """The host's side of the directory."""
+    """Paths of the directory on the host."""
 
     top: Path
 
@@ -29,26 +29,26 @@ class Job:
 
     @property
     def output(self) -> Path:
-        """What the command leaves for the host, $SRIOV_FAST_OUT in the guest."""
+        """The directory for files of the command, $SRIOV_FAST_OUT in the guest."""
         return self.top / "out"
 
     @property
     def log(self) -> Path:
-        """What QEMU and its helpers said."""
+        """The output of QEMU and its helpers."""
         return self.top / "qemu.log"
 
     @property
     def console(self) -> Path:
-        """The guest's console."""
+        """The output of the guest's console."""
         return self.top / "console.log"
 
     def pipe(self, name: str) -> Path:
-        """One of the pipes that QEMU writes to."""
+        """Return the path of a pipe that QEMU writes to."""
         return self.top / f"{name}.pipe"
 
 
 def fill(job: Job, machine: Machine, root: Path, version: str) -> None:
-    """Everything but the command: scripts, initial file system, pipes, directories."""
+    """Make everything except the command: scripts, initial file system, pipes, directories."""
     job.output.mkdir()
     job.sources.mkdir()
     for name in PIPES:
@@ -59,7 +59,7 @@ def fill(job: Job, machine: Machine, root: Path, version: str) -> None:
 
 
 def settings(machine: Machine) -> str:
-    """Say what the guest's script wants to know, as shell variables."""
+    """Return the settings of the guest's script as shell variables."""
     lines = [f"LAB_PFS={machine.pfs}", f"LAB_VFS={machine.vfs}"]
     if machine.terminal:
         columns, rows = shutil.get_terminal_size()
@@ -69,6 +69,6 @@ def settings(machine: Machine) -> str:
 
 
 def command_script(argv: Sequence[str], env: Mapping[str, str]) -> str:
-    """Write the shell script that runs the user's command in the guest."""
+    """Return the shell script that runs the user's command in the guest."""
     exports = [f"export {name}={shlex.quote(value)}" for name, value in sorted(env.items())]
     return "\n".join([*exports, f"exec {shlex.join(argv)}", ""])

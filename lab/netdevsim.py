@@ -1,7 +1,7 @@
-"""``netdevsim``, the kernel's simulated network card: Debian ships its source only, so it is built here.
+"""Build of ``netdevsim``, the kernel's simulated network card: Debian ships only its source.
 
-It offers what ``igb`` cannot do: VF link state, rates, 802.1ad, trust, hundreds of VFs (without netdevs). It
-also plays a driver that is busy or late, and counts packets of VFs (``netdevsim_faults.h``).
+It has features that ``igb`` lacks: VF link state, rates, 802.1ad, trust, hundreds of VFs (without netdevs).
+``netdevsim_faults.h`` adds a driver that is busy or late, and packet counters of VFs.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ _OPERATION = re.compile(r"(\.ndo_[gs]et_vf_(?:mac|vlan|rate|spoofchk|trust|link_
 
 
 def install(chroot: Chroot) -> None:
-    """Build the module for the tree's kernel, install it, and drop the kernel's source."""
+    """Build the module for the tree's kernel, install it, and delete the kernel's source."""
     root = chroot.root
     archive = _archive(root)
     work = root / "usr/src/netdevsim"
@@ -41,7 +41,7 @@ def install(chroot: Chroot) -> None:
 
 
 def extract(archive: Path, target: Path) -> None:
-    """Unpack only netdevsim from the kernel's source; reading stops behind it."""
+    """Unpack only netdevsim from the kernel's source; stop reading after it."""
     target.mkdir(parents=True, exist_ok=True)
     found = False
     with tarfile.open(archive, "r|xz") as tar:
@@ -57,7 +57,7 @@ def extract(archive: Path, target: Path) -> None:
 
 
 def add_faults(source: Path) -> None:
-    """Let the PF's operations on VFs go through ``netdevsim_faults.h``."""
+    """Replace the PF's operations on VFs by those of ``netdevsim_faults.h``."""
     path = source / "netdev.c"
     before, table, operations = path.read_text().partition(_TABLE)
     operations, wrapped = _OPERATION.subn(r"\1faulty_", operations)

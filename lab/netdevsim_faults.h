@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 OR GPL-2.0
  *
- * A PF whose driver is busy or late, and counters of its VFs, for tests. lab/netdevsim.py includes this file
- * in netdevsim's netdev.c. Parameters of the module, which may be written at any time, switch the faults on.
+ * A PF with a driver that is busy or late, and with counters of its VFs, for tests. lab/netdevsim.py includes
+ * this file in netdevsim's netdev.c. Module parameters, which are writable at any time, enable the faults.
  * The kernel calls these functions under the RTNL lock.
  */
 

@@ -1,7 +1,7 @@
 """The container image of the node's DaemonSet, made of a Debian tree without a registry.
 
-The files come from the tree's package database and from an installation of this project in that tree. So the
-image has exactly the listed Debian packages and Python distributions, and a list of both (SBOM, CycloneDX).
+The package database of the tree, and an installation of this project in that tree, determine the files. The
+image has exactly the Debian packages and Python distributions of its SBOM (CycloneDX).
 """
 
 from __future__ import annotations
@@ -36,13 +36,13 @@ SITE = "usr/lib/python3/dist-packages"
 SBOM = "usr/share/sriov-fast/sbom.json"
 PYTHON = "/usr/bin/python3"
 ENTRYPOINT = [PYTHON, "-IXutf8", "-m", "sriov_fast.cli", "node"]
-# Packages that only maintainer scripts need, and these do not run here.
+# Packages that only maintainer scripts need; the image runs no maintainer scripts.
 _OMITTED = frozenset(("dpkg", "debconf", "debconf-2.0", "awk", "mawk", "tar", "perl-base"))
 _SKIPPED = re.compile(
     r"usr/share/(?!doc/[^/]+/copyright$)(doc|man|info|locale|lintian|bug|python3|apps|pixmaps|applications)/"
     r"|.*/(ensurepip|idlelib|pydoc_data|lib2to3|turtledemo|tkinter|gconv)/"
 )
-# PEP 552: bytecode that is used whatever the time of its source, which the image does not keep.
+# PEP 552: unchecked bytecode, because the image does not keep the times of the sources.
 _UNCHECKED = (1).to_bytes(4, "little") + bytes(8)
 _COMMAND = f"""\
 #!{PYTHON} -IXutf8
@@ -64,7 +64,7 @@ class Package:
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """What a component adds to the image: its SBOM entry, and files by their path in the image."""
+    """One component of the image: its SBOM entry, and its files by their path in the image."""
 
     component: dict[str, str]
     files: dict[str, Path]
@@ -88,7 +88,7 @@ def debian(root: Path) -> Iterator[Part]:
 
 
 def linked(root: Path) -> Part:
-    """Return the C library that is linked into the client; the image has its licence as a file."""
+    """Return the C library that is linked into the client; the image contains its licence."""
     package = _database(root)[LIBC]
     name = f"usr/share/doc/{LIBC}/copyright"
     return Part(_debian_component(package), {name: root / name})
@@ -124,7 +124,7 @@ def _database(root: Path) -> dict[str, Package]:
 
 
 def _files_of(root: Path, package: Package) -> Iterator[tuple[str, Path]]:
-    """Return a package's files, and the bytecode that was compiled of them."""
+    """Yield a package's files, and their compiled bytecode."""
     for line in package.files.read_text().splitlines():
         name = _merged(line.lstrip("/"))
         path = root / name
@@ -139,7 +139,7 @@ def _files_of(root: Path, package: Package) -> Iterator[tuple[str, Path]]:
 
 
 def _merged(name: str) -> str:
-    """Return where a path is with the merged /usr."""
+    """Return a path below the merged /usr."""
     return f"usr/{name}" if re.match(r"(bin|sbin|lib|lib64)/", name) else name
 
 
@@ -178,7 +178,7 @@ def _files_of_distribution(found: Distribution, site: Path) -> Iterator[tuple[st
 
 
 def layer(parts: Iterable[Part], scratch: Path) -> tuple[bytes, dict[str, object]]:
-    """Return the image's only layer, a tar archive, and the SBOM that it has."""
+    """Return the image's only layer, a tar archive, and its SBOM."""
     components, files = [], {}
     for part in parts:
         components.append(part.component)
@@ -232,7 +232,7 @@ def _add(tar: tarfile.TarFile, name: str, path: Path | None) -> None:
 
 
 def build(root: Path, site: Path, output: Path, name: str = REFERENCE, *, compress: bool = True) -> int:
-    """Write the image as an OCI archive, with its SBOM in a file of its own; return its uncompressed size."""
+    """Write the image as an OCI archive, and its SBOM to a second file; return the uncompressed size."""
     with tempfile.TemporaryDirectory() as scratch:
         content, sbom = layer([*debian(root), linked(root), *python(site)], Path(scratch))
     diff = f"sha256:{hashlib.sha256(content).hexdigest()}"
@@ -249,7 +249,7 @@ def build(root: Path, site: Path, output: Path, name: str = REFERENCE, *, compre
 
 
 def ensure(root: Path, installed: Installed) -> Path:
-    """Return the image of an installation for the guest, built now if neither it nor this code is new."""
+    """Return the image of an installation for the guest; build it if the installation or this code is new."""
     code = b"".join(Path(str(each)).read_bytes() for each in (__file__, image.__file__))
     name = f"image-{hashlib.sha256(code).hexdigest()[:12]}.tar"
     done = installed.top / name

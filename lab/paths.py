@@ -1,4 +1,4 @@
-"""Where the lab keeps what it built."""
+"""Paths of the lab's cache."""
 
 from __future__ import annotations
 
@@ -20,26 +20,26 @@ def base() -> Path:
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """The directories that belong to one recipe."""
+    """The directories of one recipe."""
 
     top: Path
 
     @property
     def root(self) -> Path:
-        """The guest's tree; nothing changes it once it is built."""
+        """The guest's tree, which does not change after the build."""
         return self.top / "root"
 
     @property
     def installs(self) -> Path:
-        """One directory for each version of the project that was installed."""
+        """The installations, one directory for each version of the project."""
         return self.top / "installs"
 
     @property
     def builds(self) -> Path:
-        """Copies of the sources, kept so that only what changed is compiled again."""
+        """Copies of the sources, kept so that a build compiles only changed modules."""
         return self.top / "builds"
 
     @property
     def pip_cache(self) -> Path:
-        """What pip downloaded."""
+        """The cache of pip."""
         return self.top / "pip-cache"

@@ -1,4 +1,4 @@
-/* The first process of a pod's sandbox: it waits for a signal that ends it. */
+/* The first process of a pod's sandbox: wait for SIGTERM or SIGINT, then exit. */
 #include <signal.h>
 #include <unistd.h>
 

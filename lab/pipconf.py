@@ -1,7 +1,7 @@
-"""How the host's pip reaches its packages, said again for a pip inside the guest's tree.
+"""Translation of the host's pip configuration for a pip inside the guest's tree.
 
-The host's file system is visible in the tree under one directory while pip runs, so every local path (a CA
-bundle, a constraints file, a directory of wheels, a ``file:`` index) works with that directory in front.
+The host's file system is visible in the tree below one directory while pip runs. So every local path (a CA
+bundle, a constraints file, a directory of wheels, a ``file:`` index) is valid with that directory as prefix.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ def _listing() -> str:
 
 
 def parse(lines: Iterable[str]) -> dict[str, str]:
-    """Read ``pip config list``; what comes later in pip's order of precedence wins."""
+    """Read ``pip config list``; later sections in pip's order of precedence override earlier ones."""
     found: dict[str, dict[str, str]] = {section: {} for section in _SECTIONS}
     for line in lines:
         match = _LINE.match(line)
@@ -64,7 +64,7 @@ def _unquoted(text: str) -> str:
 
 
 def translate(options: Mapping[str, str], environ: Mapping[str, str]) -> dict[str, str]:
-    """Turn pip's options and the host's environment into the environment for the tree."""
+    """Return the environment for the tree from pip's options and the host's environment."""
     result = {
         "PIP_DISABLE_PIP_VERSION_CHECK": "1",
         "PIP_ROOT_USER_ACTION": "ignore",
@@ -82,7 +82,7 @@ def translate(options: Mapping[str, str], environ: Mapping[str, str]) -> dict[st
 
 
 def relocate(value: str) -> str:
-    """Put the directory of the host's file system in front of every local path in ``value``."""
+    """Prefix every local path in ``value`` with the directory of the host's file system."""
     return " ".join(_relocated(word) for word in value.split())
 
 

@@ -1,4 +1,4 @@
-"""Progress lines, on stderr: stdout belongs to the command that runs in the guest."""
+"""Progress messages on stderr: stdout is for the output of the command in the guest."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from contextlib import contextmanager
 
 
 def say(text: str) -> None:
-    """Print one line about what happens now."""
+    """Print one line of progress."""
     print(f"lab: {text}", file=sys.stderr, flush=True)
 
 
 @contextmanager
 def step(text: str) -> Iterator[None]:
-    """Announce a step, and say afterwards how long it took."""
+    """Print the name of a step, and its duration afterwards."""
     say(f"{text} ...")
     start = time.monotonic()
     yield

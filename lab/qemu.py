@@ -13,7 +13,7 @@ SOCKET = "/run/tree.sock"
 
 @dataclass(frozen=True, slots=True)
 class Machine:
-    """What the guest looks like from outside."""
+    """The virtual hardware of the guest, and the way QEMU runs it."""
 
     pfs: int
     cpus: int
@@ -27,7 +27,7 @@ class Machine:
 
 
 def arguments(machine: Machine, version: str, tree: str, job: str) -> list[str]:
-    """Return the whole command line: kernel, shares of ``tree`` and ``job``, ports, cards."""
+    """Return QEMU's command line: kernel, shares of ``tree`` and ``job``, ports, cards."""
     return [
         *(PROGRAM, "-nodefaults", "-no-user-config", "-no-reboot", "-display", "none"),
         *_board(machine),
@@ -51,7 +51,7 @@ def command_line(machine: Machine) -> str:
 
 
 def card(number: int) -> list[str]:
-    """One SR-IOV card on a root port of its own; all cards hang on one wire, a hub."""
+    """Return the arguments of one SR-IOV card on its own root port; a hub connects all cards."""
     return [
         *("-netdev", f"hubport,id=wire{number},hubid=0"),
         *("-device", f"pcie-root-port,id=port{number},slot={number + 1},chassis={number + 1}"),
@@ -61,11 +61,11 @@ def card(number: int) -> list[str]:
 
 def _board(machine: Machine) -> list[str]:
     # With a thread for each CPU, emulation loses timer interrupts and races with the mapping of the cards'
-    # memory: several boots in ten hung or crashed. One thread for all is as fast on small hosts, and sound.
+    # memory: several boots in ten hung or crashed. A single thread is as fast on small hosts, and reliable.
     accel = "kvm" if machine.accel == "kvm" else "tcg,thread=single"
     return [
         *("-machine", "q35,memory-backend=memory", "-accel", accel),
-        # Emulated, AVX costs more than it saves: the libraries of "max" use it, those of "qemu64" use SSE2.
+        # Emulated AVX is slower than SSE2: libraries use AVX with the CPU "max", and SSE2 with "qemu64".
         *("-cpu", "host" if machine.accel == "kvm" else "qemu64"),
         *("-smp", str(machine.cpus), "-m", str(machine.memory)),
         *("-object", f"memory-backend-memfd,id=memory,size={machine.memory}M,share=on"),

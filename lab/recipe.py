@@ -1,4 +1,4 @@
-"""What the guest is made of. Its hash names the cached tree, so a changed recipe is a new tree."""
+"""The recipe of the guest. Its hash names the cached tree, so a changed recipe means a new tree."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class Recipe:
     suite: str = "trixie"
     components: tuple[str, ...] = ("main",)
     packages: tuple[str, ...] = MACHINE + KERNEL + CONTAINERS + NETWORK + PYTHON + TOOLS
-    # Files that only take time and space in a machine that lives for seconds.
+    # Files without use in a machine that runs for seconds.
     excluded: tuple[str, ...] = ("/usr/share/man/*", "/usr/share/info/*", "/usr/share/locale/*")
     revision: int = REVISION
 

@@ -1,4 +1,4 @@
-"""What the host lacks for the lab, and how to get it."""
+"""The lab's requirements of the host, and remedies for missing ones."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ TOOLS_TO_BUILD = {"mmdebstrap": "mmdebstrap", "apt-config": "apt", **TOOLS_TO_RU
 
 @dataclass(frozen=True, slots=True)
 class Lack:
-    """Something that is missing, and what to do about it."""
+    """A missing requirement and its remedy."""
 
     what: str
     remedy: str
 
 
 def missing(building: bool, cache: Path) -> list[Lack]:
-    """Everything that is missing to build the guest, or only to run it."""
+    """Return the missing requirements to build the guest, or only to run it."""
     lacks = [*_machine(), *_tools(TOOLS_TO_BUILD if building else TOOLS_TO_RUN)]
     if building and apt.keyring() is None:
         lacks.append(Lack("the Debian archive's keys", "apt-get install debian-archive-keyring"))
@@ -68,7 +68,7 @@ def _disk(needed: int, cache: Path) -> list[Lack]:
 
 
 def explain(lacks: list[Lack]) -> str:
-    """One message for all that is missing, with one install command for all packages."""
+    """Return one message for all missing requirements, with one install command for all packages."""
     lines = ["the lab cannot run on this host yet; missing:"]
     lines += [f"  - {lack.what}: {lack.remedy}" for lack in lacks]
     packages = sorted({lack.remedy.split()[-1] for lack in lacks if lack.remedy.startswith("apt-get ")})
@@ -78,7 +78,7 @@ def explain(lacks: list[Lack]) -> str:
 
 
 def require(building: bool, cache: Path) -> None:
-    """Raise with the whole list when something is missing."""
+    """Raise LabError with the whole list if a requirement is missing."""
     lacks = missing(building, cache)
     if lacks:
         raise LabError(explain(lacks), MISSING)

@@ -1,4 +1,4 @@
-"""The project's sources: which files they are, and what they hash to."""
+"""The project's sources: the lists of files, and their hash."""
 
 from __future__ import annotations
 
@@ -14,21 +14,21 @@ from pathlib import Path
 from lab.errors import LabError
 
 CHECKOUT = Path(__file__).resolve().parents[1]  # wheels do not have this package
-# What a change of these means to an installed package: nothing.
+# Changes of these do not affect the installed package.
 NOT_PACKAGED = ("lab", "tests", "benches", "docs", ".ci", ".github")
 _SKIPPED = frozenset({"build", "dist", "__pycache__", "node_modules"})
 
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """Where the project comes from (a directory with sources, or a wheel), and where its tests are."""
+    """The project as a directory of sources or as a wheel, and the directory with its tests."""
 
     path: Path
     tests: Path
 
     @property
     def is_wheel(self) -> bool:
-        """Whether it is built already."""
+        """Return whether the project is a wheel."""
         return self.path.suffix == ".whl"
 
 
@@ -54,7 +54,7 @@ def _unpack(sdist: Path, scratch: Path) -> Path:
 
 
 def files(directory: Path) -> list[Path]:
-    """List the source files, relative: what git tracks or would track; without git, all but products."""
+    """Return relative paths of files that git tracks or would track; without git, all but products."""
     git = ("git", "-c", f"safe.directory={directory}", "-C", str(directory))
     command = [*git, "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
     try:
@@ -78,17 +78,17 @@ def _is_product(folder: str) -> bool:
 
 
 def packaged(names: Iterable[Path]) -> list[Path]:
-    """Those files that make the installed package what it is."""
+    """Return the files that determine the installed package."""
     return [name for name in names if name.parts[0] not in NOT_PACKAGED and name.suffix != ".md"]
 
 
 def test_files(names: Iterable[Path]) -> list[Path]:
-    """Those files that tests may want in the guest: all but the package itself, which is installed there."""
+    """Return the files that tests may need in the guest: all but the package, which is installed there."""
     return [name for name in names if name.parts[0] != "src"]
 
 
 def digest(directory: Path, names: Iterable[Path]) -> str:
-    """One hash over names, contents and executable bits."""
+    """Return one hash over names, contents and executable bits."""
     total = hashlib.sha256()
     for name in names:
         path = directory / name
@@ -98,7 +98,7 @@ def digest(directory: Path, names: Iterable[Path]) -> str:
 
 
 def mirror(directory: Path, names: Iterable[Path], target: Path) -> None:
-    """Make ``target`` hold these files, touching only what differs, so that builds there stay incremental."""
+    """Copy changed files to ``target`` and delete removed ones, so that builds there are incremental."""
     wanted = list(names)
     manifest = target / ".files"
     before = set(manifest.read_text().splitlines()) if manifest.exists() else set()

@@ -1,4 +1,4 @@
-"""Forward what the guest says while it says it."""
+"""Forward the guest's output while it runs."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from pathlib import Path
 
 @dataclass(slots=True)
 class Report:
-    """What the guest told about itself: when it reached each phase (its own clock), and the exit status."""
+    """The guest's report: the times at which it reached each phase (its own clock), and the exit status."""
 
     phases: dict[str, float] = field(default_factory=dict)
     status: int | None = None
     late: bool = False
 
     def line(self, text: str) -> None:
-        """Take in one line of the control port."""
+        """Parse one line of the control port."""
         match text.split():
             case ["phase", name, seconds]:
                 self.phases[name] = float(seconds)
@@ -29,7 +29,7 @@ class Report:
 
     @property
     def started(self) -> bool:
-        """Whether the guest came as far as the command."""
+        """Return whether the guest reached the command."""
         return "cards" in self.phases
 
     def durations(self) -> dict[str, float]:
@@ -53,7 +53,7 @@ class Streams:
         self._selector.register(os.open(path, os.O_RDONLY | os.O_NONBLOCK), selectors.EVENT_READ, take)
 
     def pump(self, alive: Callable[[], bool], late: Callable[[], bool]) -> bool:
-        """Forward until the guest is gone; false when it gets late before that."""
+        """Forward until the guest has ended; return False if it is late before that."""
         while alive():
             if late():
                 return False

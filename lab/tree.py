@@ -1,4 +1,4 @@
-"""The guest's tree: built once, kept in the cache, never changed afterwards."""
+"""The guest's tree: built once, kept in the cache, not changed afterwards."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from lab.paths import Place, base
 from lab.progress import say, step
 from lab.recipe import Recipe, key
 
-# Where the guest finds what changes from run to run.
+# Paths in the tree for content that changes from run to run.
 PROJECT = "/opt/sriov-fast"
 PLUGINS = "/opt/cni/bin"
 SOURCES = "/opt/src"
@@ -32,12 +32,12 @@ _MOUNT_POINTS = (PROJECT, PLUGINS, SOURCES, JOB, BUILD, CACHE, HOST, "/etc/cni/n
 
 
 def place() -> Place:
-    """Return where the guest's tree is, or will be."""
+    """Return the directories of the guest's tree, which may not exist yet."""
     return Place(base() / key(Recipe()))
 
 
 def ensure() -> Place:
-    """Return the guest's tree, built now if it is not there yet."""
+    """Return the directories of the guest's tree; build it if it does not exist."""
     where = place()
     if not where.root.is_dir():
         requirements.require(building=True, cache=base())
@@ -49,7 +49,7 @@ def ensure() -> Place:
 
 @contextmanager
 def locked(path: Path) -> Iterator[None]:
-    """Hold an exclusive lock on ``path``, saying so when another holds it."""
+    """Hold an exclusive lock on ``path``; print a message if another process holds it."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("a") as file:
         try:
@@ -111,7 +111,7 @@ def _progress(lines: Iterable[str], log: Path) -> Iterator[str]:
 
 
 def _furnish(root: Path) -> None:
-    """Mount points, and the few files that the guest wants."""
+    """Make mount points and configuration files; delete apt's archives."""
     for target in _MOUNT_POINTS:
         (root / target.lstrip("/")).mkdir(parents=True, exist_ok=True)
     for name, text in _FILES.items():
@@ -130,7 +130,7 @@ def kernel_version(root: Path) -> str:
 
 
 def package_version(root: Path, package: str) -> str:
-    """Read the upstream version of a package in the tree, without asking its tools."""
+    """Return the upstream version of a package from the tree's dpkg database."""
     status = (root / "var/lib/dpkg/status").read_text(errors="replace")
     _, found, stanza = status.partition(f"Package: {package}\n")
     version = stanza.partition("\nVersion: ")[2].partition("\n")[0] if found else ""

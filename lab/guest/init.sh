@@ -1,6 +1,6 @@
 #!/bin/busybox sh
-# First program of the guest: load what the kernel has not built in, mount the shared tree read-only with a writable
-# layer in memory above it, and hand over to the lab's script there.
+# First program of the guest: load the kernel modules, mount the shared tree read-only with a writable layer
+# in memory above it, and execute the lab's script there.
 bb=/bin/busybox
 stop() { $bb echo "lab: init: $1" >/dev/console; $bb poweroff -f; }
 

@@ -1,5 +1,5 @@
-# Process 1 of the guest once its tree is mounted: make an ordinary system of it, bring up the cards, run the command,
-# report its exit status, power off. Speaks to the host over virtio ports named "out", "err" and "control".
+# Process 1 of the guest after its tree is mounted: set up the system, bring up the cards, run the command,
+# report its exit status, power off. Output goes to the host over the virtio ports "out", "err" and "control".
 export PATH=/opt/sriov-fast/bin:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin
 export HOME=/root LC_ALL=C.UTF-8 TERM=linux
 job=/mnt/job
@@ -24,7 +24,7 @@ mounts() {
     ln -sf /proc/mounts /etc/mtab
 }
 
-# Delegate the controllers as systemd would, so that runc finds them: leave the root group first.
+# Delegate the controllers as systemd does, because runc needs them: leave the root group first.
 cgroups() {
     mkdir /sys/fs/cgroup/init
     echo 1 >/sys/fs/cgroup/init/cgroup.procs
@@ -45,7 +45,7 @@ uptime_now() { read -r now _ </proc/uptime; echo "$now"; }
 
 pfs() { for device in /sys/bus/pci/drivers/igb/0000:*; do [ -e "$device" ] && echo "$device"; done; }
 
-# Waits for at most ten seconds until the command given succeeds.
+# Wait for at most ten seconds until the given command succeeds.
 await() {
     tries=100
     until "$@"; do

@@ -12,7 +12,7 @@ from lab.errors import LabError
 SYS, PROC = Path("/sys"), Path("/proc")
 UNUSED = "none yet"
 _ROWS = 8  # VFs that a table shows
-# What ip(8) tells of a VF that is no setting.
+# The keys of a VF in ip(8) that are no settings.
 _NO_SETTING = ("vf", "link_type", "broadcast")
 
 State = dict[str, str]

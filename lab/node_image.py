@@ -71,7 +71,7 @@ class Part:
 
 
 def debian(root: Path) -> Iterator[Part]:
-    """Return the packages of the image and what they depend on."""
+    """Return the packages of the image and their dependencies."""
     known = _database(root)
     left, done = list(PACKAGES), set(_OMITTED)
     while left:
@@ -144,7 +144,7 @@ def _merged(name: str) -> str:
 
 
 def python(site: Path) -> Iterator[Part]:
-    """Return this project's distribution and what it requires, from a directory of packages."""
+    """Return this project's distribution and its requirements, from a directory of packages."""
     known = {_normal(each.metadata["Name"]): each for each in distributions(path=[str(site)])}
     left, done = [DISTRIBUTION], set()
     while left:

@@ -54,3 +54,19 @@ def test_an_add_after_a_killed_one(node: Node) -> None:
     node.return_device(far)
     node.add(conf, pod)
     assert node.calls() == ["ADD", "DEL", "ADD"]
+
+
+@pytest.mark.modes("process")
+def test_the_operators_release(node: Node) -> None:
+    """`release` said that the VF was released, although it was not found."""
+    pod, far = node.pod(), node.pod()
+    node.add(node.conf(), pod)
+    node.tree.remove_netdev(0)
+    node.ip("-n", pod, "link", "set", "eth0", "netns", far)
+    for _ in range(2):
+        done = node.operate("release", pod, "--force", status=1)
+        assert done.stdout == ""
+        assert f"VF {node.tree.pci(0)} of {pod}/eth0 is not released yet" in done.stderr
+    node.return_device(far)
+    assert "is released" in node.operate("release", pod, "--force").stdout
+    assert node.records() == []

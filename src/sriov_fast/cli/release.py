@@ -72,13 +72,24 @@ def release(record: Attachment, roots: Roots, *, force: bool = False) -> None:
             return  # released by a DEL or a GC meanwhile
         if latest.state == RETURNING:
             recovery.repair_one(call, latest)
-            return
-        state = fate.of(latest, roots)
-        if not state.gone and not force:
+        else:
+            _demand_end(latest, roots, force=force)
+            plugin_release.release(call, latest)
+        if any(left.pci == record.pci for left in journal.returning(*record.owner)):
             raise BusyError(
-                f"VF {latest.pci} stays with container {latest.container_id}, {latest.ifname}: {state.why}",
-                "delete the pod; --force releases the VF all the same",
-                interface=latest.ifname,
-                vf=latest.vf,
+                f"VF {record.pci} of {'/'.join(record.owner)} is not released yet: "
+                "it is in a namespace that is not found, or another request returns it",
+                "it comes back when that namespace ends; see which process or container holds the namespace",
             )
-        plugin_release.release(call, latest)
+
+
+def _demand_end(record: Attachment, roots: Roots, *, force: bool) -> None:
+    """Raise BusyError unless the pod's namespace is gone, or with ``force``."""
+    state = fate.of(record, roots)
+    if not state.gone and not force:
+        raise BusyError(
+            f"VF {record.pci} stays with container {record.container_id}, {record.ifname}: {state.why}",
+            "delete the pod; --force releases the VF all the same",
+            interface=record.ifname,
+            vf=record.vf,
+        )

@@ -6,7 +6,6 @@ from contextlib import ExitStack
 
 from sriov_fast.cni.config import NetConf
 from sriov_fast.cni.request import Request
-from sriov_fast.common import json
 from sriov_fast.plugin.context import Call, Context
 from sriov_fast.plugin.release import recover
 from sriov_fast.vf import locks
@@ -64,25 +63,12 @@ def _drop_drafts(journal: Journal, roots: Roots) -> None:
 
 def call_of(record: Attachment, roots: Roots, journal: Journal, logger: log.Logger) -> Call:
     """Return a DEL of a record, made of the record alone."""
-    given = record.request
-    asked = Request(
-        command="DEL",
-        container_id=record.container_id,
-        ifname=record.ifname,
-        netns=record.netns,
-        args_text=given.get("args", ""),
-        path=tuple(given.get("path", ())),
-        stdin=json.dumps(given.get("config", {})),
-    )
-    conf = NetConf(
-        version="1.1.0",
-        name=record.network,
-        raw=given.get("config", {}),
-        ipam=given.get("config", {}).get("ipam"),
-        ipam_type=record.ipam,
-    )
     bound = logger.bind(command="repair", containerID=record.container_id, ifname=record.ifname)
-    return Call(request=asked, conf=conf, roots=roots, journal=journal, log=bound, context=Context())
+    conf = NetConf(version="1.1.0", name=record.network)
+    call = Call(
+        request=Request(command="DEL"), conf=conf, roots=roots, journal=journal, log=bound, context=Context()
+    )
+    return call.of(record)
 
 
 def repair_one(call: Call, record: Attachment) -> bool:

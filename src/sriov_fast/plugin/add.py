@@ -22,7 +22,7 @@ from sriov_fast.kernel.backend import nl
 from sriov_fast.plugin.addresses import Addresses
 from sriov_fast.plugin.context import MOVES, Reply
 from sriov_fast.plugin.prepare import prepare
-from sriov_fast.plugin.release import forget, recover, release
+from sriov_fast.plugin.release import forget, recover, release, return_vf
 from sriov_fast.vf import attach, candidate, driver_socket, find, irq, locks, modes, netns, select, tuning
 from sriov_fast.vf.journal import ATTACHED, BROKEN, MACVLAN, PF, USERSPACE, Attachment
 
@@ -417,7 +417,7 @@ def _bring_back(call: Call, record: Attachment, addresses: Addresses) -> None:
     """Undo an attach. If that fails, record and addresses stay, so that DEL or GC can try again."""
     try:
         latest = call.journal.again(record) or record
-        modes.release(latest, call.pod_netns, call.roots, call.log)
+        return_vf(call, latest)
         forget(call, latest)
     except (SriovError, OSError) as error:
         addresses.keep()  # the VF may still answer for them

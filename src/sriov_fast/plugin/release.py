@@ -125,6 +125,14 @@ def release(call: Call, record: Attachment, *, defer: bool = False) -> Reply:
     return Reply(afterwards=lambda: _bring_home_deferred(call, returning, vf, later))
 
 
+def return_vf(call: Call, record: Attachment) -> None:
+    """Return a VF to the host, without its addresses; no deadline applies."""
+    with _release_of(call.unlimited(), record) as vf:
+        vf.find()
+        vf.quieten()
+        vf.bring_home()
+
+
 def _release_of(call: Call, record: Attachment) -> detach.Release:
     patience = driver_socket.Patience(call.ends)
     return modes.of(record).Release(record, call.pod_netns, call.roots, call.log, patience)
@@ -216,7 +224,7 @@ def recover(call: Call, record: Attachment) -> bool:
     theirs = call.of(record)
     try:
         if record.state == RETURNING and not record.stranded:  # its addresses are given back already
-            modes.release(record, theirs.pod_netns, call.roots, call.log)
+            return_vf(theirs, record)
         else:
             with _release_of(theirs, record) as vf:
                 _release_both(theirs, vf)

@@ -30,10 +30,12 @@ LINK_OFF = VfSettings(link_state="disable")
 
 
 class Release:
-    """The return of one VF in two steps: ``quieten``, then ``bring_home``. Each attach mode has a subclass.
+    """The return of one VF in three steps: ``find``, ``quieten`` and ``bring_home``.
+
+    Each attach mode has a subclass.
 
     A context manager that owns the sockets. The socket in the pod keeps the pod's namespace alive, so the
-    namespace may be deleted between the two steps. ``WAITS``: the kernel waits in ``bring_home``, so other
+    namespace may be deleted between the steps. ``WAITS``: the kernel waits in ``bring_home``, so other
     work should be done meanwhile. ``last_step`` is the name of ``bring_home`` in a trace.
     """
 

@@ -5,7 +5,7 @@ A VF with a userspace driver has no network device; its mode has no function ``e
 
 from __future__ import annotations
 
-from sriov_fast.vf import driver_socket, move
+from sriov_fast.vf import move
 from sriov_fast.vf.journal import MACVLAN, USERSPACE
 
 TYPE_CHECKING = False
@@ -76,10 +76,3 @@ def entering(record: Attachment) -> Entering:
     from sriov_fast.vf import passthru  # late: most nodes use one mode
 
     return passthru
-
-
-def release(record: Attachment, pod_netns: PodNetns, roots: Roots, log: Logger) -> None:
-    """Release a VF in one go."""
-    with of(record).Release(record, pod_netns, roots, log, driver_socket.Patience()) as vf:
-        vf.quieten()
-        vf.bring_home()

@@ -133,7 +133,6 @@ class Release(detach.Release):
 
     WAITS = True
     last_step = "move home"
-    _found = False
     _place: VfLocation | None = None
     _quiet: Link | None = None
 
@@ -144,12 +143,9 @@ class Release(detach.Release):
             location.pod.patience = self._patience
             self._opened.callback(location.pod.close)
         self._place = location
-        self._found = True
 
     def quieten(self) -> None:
         """Make the VF unable to send: its device down with its old MAC, the PF's settings restored."""
-        if not self._found:
-            self.find()
         if self._place:
             # first: while the device is down, the kernel may accept a mask and not use it
             self._restore_irqs()

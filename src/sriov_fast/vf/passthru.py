@@ -173,7 +173,6 @@ def is_detached(record: Attachment, roots: Roots) -> bool:
 class Release(detach.Release):
     """The deletion of a VF's macvlan."""
 
-    _found = False
     _has_device = False
     _macvlan: VfLocation | None = None
     _link: Link | None = None  # the VF's device after the deletion
@@ -193,7 +192,6 @@ class Release(detach.Release):
         self._has_device = find.has_device(self._record, self._roots)
         if self._has_device:
             self._macvlan = self._locate()
-        self._found = True
 
     def _locate(self) -> VfLocation | None:
         """Return where the macvlan is, None if there is none."""
@@ -222,8 +220,6 @@ class Release(detach.Release):
 
     def quieten(self) -> None:
         """Delete the macvlan, and restore the interrupts' masks and the PF's settings."""
-        if not self._found:
-            self.find()
         if not self._has_device:
             self._quieten_without_device()
             return

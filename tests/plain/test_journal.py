@@ -80,8 +80,8 @@ def test_a_draft_is_no_record(journal: Journal, tmp_path: Path) -> None:
     journal.publish(first)
     journal.draft(later)
     assert journal.all() == [first]
-    journal.drop(later)
-    journal.drop(later)
+    journal.drop(later.pci)
+    journal.drop(later.pci)
     assert journal.all() == [first]
     assert len(list((tmp_path / "run/vfs").iterdir())) == 1
 

@@ -91,7 +91,7 @@ def _add(call: Call) -> Reply:
         call.demand_time()
         record = _journaled(call, reserved, host)
         undo.callback(_bring_back, call, record, addresses)
-        undo.callback(call.journal.drop, record)
+        undo.callback(call.journal.drop, record.pci)
         if record.device_info:
             _write_device_info(call, record)
         access = Access(host=host, pod_netns=pod_netns, held=held)

@@ -58,7 +58,7 @@ def _drop_drafts(journal: Journal, roots: Roots) -> None:
         lock = locks.attempt(roots.run, f"vf-{pci}", "repair")
         if lock is not None:
             with lock:
-                journal.drop_draft(pci)
+                journal.drop(pci)
 
 
 def call_of(record: Attachment, roots: Roots, journal: Journal, logger: log.Logger) -> Call:

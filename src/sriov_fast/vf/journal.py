@@ -409,7 +409,7 @@ class Journal:
 
     def draft(self, record: Attachment) -> None:
         """Write the record's draft, which ``publish`` renames to the record."""
-        path, content = self._draft_of(record), json.dumps(_plain(record))
+        path, content = self._draft_of(record.pci), json.dumps(_plain(record))
         try:
             try:
                 _put(path, content)
@@ -421,7 +421,7 @@ class Journal:
 
     def publish(self, record: Attachment) -> None:
         """Rename the record's draft to the record; if a ``write`` has renamed it since, write it again."""
-        draft, path = self._draft_of(record), self._path_of(record)
+        draft, path = self._draft_of(record.pci), self._path_of(record)
         try:
             try:
                 os.rename(draft, path)
@@ -431,23 +431,23 @@ class Journal:
         except OSError as error:
             raise self._unwritten(record, error) from error
 
-    def drop(self, record: Attachment) -> None:
-        """Remove the record's draft; harmless if there is none."""
+    def drop(self, pci: str) -> None:
+        """Remove the draft of a VF, with the VF's lock held; harmless if there is none."""
         try:
-            os.unlink(self._draft_of(record))
+            os.unlink(self._draft_of(pci))
         except OSError:
-            pass  # the caller reports the first error
+            pass  # the next draft replaces it
 
     def _unwritten(self, record: Attachment, error: OSError) -> FileError:
-        self.drop(record)
+        self.drop(record.pci)
         return FileError(
             f"the journal {self._path_of(record)} cannot be written: {error.strerror}",
             f"see that {self._run} can be written to and has free space",
             errno=error.errno or 0,
         )
 
-    def _draft_of(self, record: Attachment) -> str:
-        return f"{self._dir}/.{record.pci}"  # one name for each VF, so the draft of a crash is overwritten
+    def _draft_of(self, pci: str) -> str:
+        return f"{self._dir}/.{pci}"  # one name for each VF, so the draft of a crash is overwritten
 
     def release(self, record: Attachment) -> Attachment:
         """Mark a VF as released and still moving to the host; return the new record."""
@@ -474,10 +474,6 @@ class Journal:
     def drafts(self) -> list[str]:
         """Return the PCI addresses of the VFs with a draft; if the VF's lock is free, it is of a crash."""
         return [name[1:] for name in self._listed() if name[0] == "." and "~" not in name]
-
-    def drop_draft(self, pci: str) -> None:
-        """Remove the draft of a VF, with the VF's lock held; harmless if there is none."""
-        _unlink(f"{self._dir}/.{pci}")
 
     def _path_of(self, record: Attachment) -> str:
         return self.path_of(record.pci, Entry(owner=record.owner, returning=record.state == RETURNING))

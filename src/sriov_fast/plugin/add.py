@@ -93,7 +93,9 @@ def _add(call: Call) -> Reply:
         undo.callback(_bring_back, call, record, addresses)
         undo.callback(call.journal.drop, record.pci)
         if record.device_info:
-            _write_device_info(call, record)
+            from sriov_fast.plugin import device_info  # late: Multus asks for it, if a network says so
+
+            device_info.write(record, call.roots)
         access = Access(host=host, pod_netns=pod_netns, held=held)
         with call.tasks() as tasks:
             prepared = _attach(call, record, access, addresses, tasks)
@@ -186,24 +188,9 @@ def _require_possible(call: Call) -> None:
         raise ConfigError(msg, "leave that out, or name a VF")
     tuning.require_known(call.conf.sysctl, call.roots.proc)
     if call.conf.device_info:
-        from sriov_fast.plugin import device_info  # late: Multus asks for it, if a network says so
+        from sriov_fast.plugin import device_info
 
         device_info.demand(call.conf.device_info)
-
-
-def _device_info_of(path: str, address: str) -> str:
-    """Return the device information file that this ADD has to write, "" for none."""
-    if not path or is_auxiliary(address):
-        return ""
-    from sriov_fast.plugin import device_info
-
-    return device_info.missing(path)
-
-
-def _write_device_info(call: Call, record: Attachment) -> None:
-    from sriov_fast.plugin import device_info
-
-    device_info.write(record, call.roots)
 
 
 def _reserved(call: Call, host: nl.Socket) -> ReservedVf:
@@ -324,12 +311,15 @@ def _journaled(call: Call, reserved: ReservedVf, host: nl.Socket) -> Attachment:
         promisc=conf.promisc,
         allmulti=conf.allmulti,
         ipam=conf.ipam_type,
-        device_info=_device_info_of(conf.device_info, reserved.vf.pci),
         request={"args": asked.args_text, "path": list(asked.path), "config": conf.raw},
         incarnation=find.incarnation(reserved.vf.pci, call.roots),
         boot=call.journal.boot(),
         token=call.context.token,
     )
+    if conf.device_info and not is_auxiliary(record.pci):
+        from sriov_fast.plugin import device_info
+
+        record = record.replace(device_info=device_info.missing(conf.device_info))
     record = modes.of(record).observe(host, reserved, record, call.roots)
     call.step("read the VF's state", "kernel")
     if conf.cores:  # without cores the interrupts stay as they are

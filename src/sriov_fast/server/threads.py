@@ -194,7 +194,7 @@ class Server:
         """Wait for an event and serve its connection."""
         try:
             event = self._connections.wait()
-            if self._is_stopping():
+            if self._stopping:
                 return  # the clients in the backlog run the plugin in-process
             with self._count_lock:
                 self._waiting -= 1
@@ -246,9 +246,6 @@ class Server:
             client, wire_request = received
             with client, self._channel or nullcontext():
                 self._serve(client, wire_request, begin)
-
-    def _is_stopping(self) -> bool:
-        return self._stopping
 
     def running(self) -> int:
         """Return the number of requests that are being served."""

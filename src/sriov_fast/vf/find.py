@@ -61,13 +61,11 @@ def find(record: Attachment, pod_netns: PodNetns, roots: Roots, log: Logger) -> 
     """
     if not has_device(record, roots):
         return None
-    return in_pod(record, pod_netns, log) or _in_host(record, pod_netns, roots)
-
-
-def in_pod(record: Attachment, pod_netns: PodNetns, log: Logger) -> VfLocation | None:
-    """Return the record's device in the pod, found by the paths of the request and of the record, or None."""
-    locations = (in_namespace(pod, record) for pod in pod_sockets(record, pod_netns, log))
-    return next((location for location in locations if location), None)
+    for pod in pod_sockets(record, pod_netns, log):
+        location = in_namespace(pod, record)
+        if location:
+            return location
+    return _in_host(record, pod_netns, roots)
 
 
 def pod_sockets(record: Attachment, pod_netns: PodNetns, log: Logger) -> Iterator[DriverSocket]:

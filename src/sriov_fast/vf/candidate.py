@@ -153,6 +153,14 @@ def named(host: nl.Socket, name: str, more: dict[str, Any] | None = None) -> Lin
     return None
 
 
+def at(socket: nl.Socket, index: int) -> Link:
+    """Return the device with this index. Raises NetlinkError without one."""
+    batch = nl.Batch()
+    batch.get_link(index=index)
+    link: Link = socket.run(batch)[0]
+    return link
+
+
 def belongs(link: Link, pci: str, function: str) -> bool:
     """Return whether a device is that of a PCI function; ``function`` is its directory in sysfs.
 

@@ -10,7 +10,7 @@ import time
 from sriov_fast.common.errors import BusyError, TryAgainError
 from sriov_fast.common.interpreter import INTERPRETER
 from sriov_fast.kernel.backend import nl
-from sriov_fast.vf import netns
+from sriov_fast.vf import candidate, netns
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -53,10 +53,8 @@ def _having(pod: nl.Socket, index: int, record: Attachment, flag: int) -> list[s
 
 
 def _give_up(pod: nl.Socket, index: int, record: Attachment, pending: list[str], log: Logger) -> None:
-    batch = nl.Batch()
-    batch.get_link(index=index)
     addresses = ", ".join(pending)
-    if pod.run(batch)[0].carrier:
+    if candidate.at(pod, index).carrier:
         raise TryAgainError(
             f"address {addresses}: duplicate address detection on {record.ifname} has not ended in time",
             "give a longer timeout, or leave enabledad out",

@@ -9,10 +9,10 @@ from __future__ import annotations
 import errno
 from contextlib import ExitStack
 
-from sriov_fast.common.errors import NetlinkError, TryAgainError
+from sriov_fast.common.errors import NetlinkError
 from sriov_fast.common.record import VfSettings
 from sriov_fast.kernel.backend import nl
-from sriov_fast.vf import attach, driver_socket, find, irq
+from sriov_fast.vf import attach, driver_socket, find, irq, rtnl
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -130,9 +130,9 @@ class Release:
         if before is None or link.disable_ipv6 in (None, before):
             return
         try:
-            attach.change_disable_ipv6(link.name, str(int(before)))
-        except TryAgainError as error:
-            self._log.warning("the VF keeps another disable_ipv6", interface=link.name, why=error.msg)
+            rtnl.change_disable_ipv6(-1, link.name, str(int(before)))
+        except OSError as error:
+            self._log.warning("the VF keeps another disable_ipv6", interface=link.name, why=error)
 
     def _settle_irqs(self, link: Link) -> None:
         """Restore the masks that the kernel has not used because the VF returned by itself, down.

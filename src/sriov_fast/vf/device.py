@@ -12,7 +12,7 @@ import sys
 from sriov_fast.common.errors import EXHAUSTED, NetlinkError
 from sriov_fast.common.record import LinkSettings
 from sriov_fast.kernel.backend import nl
-from sriov_fast.vf import programs
+from sriov_fast.vf import candidate, programs
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -190,9 +190,7 @@ def _feature_request(now: bytes, before: bytes) -> bytes:
 
 def _report(host: nl.Socket, record: Attachment, index: int, log: Logger) -> None:
     """Log each remaining difference from the record."""
-    batch = nl.Batch()
-    batch.get_link(index=index)
-    link: Link = host.run(batch)[0]
+    link = candidate.at(host, index)
     name = link.name
     for key, value in _differing(record.before_settings, link.settings).items():
         _warn(log, name, key, value, getattr(link.settings, key))

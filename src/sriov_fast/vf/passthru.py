@@ -212,7 +212,7 @@ class Release(detach.Release):
             if not is_occupied(self._host, record.ifindex, self._pod_netns.host_fd):
                 return None
             if is_search_due:
-                mac = _read(self._host, record.ifindex).mac
+                mac = candidate.at(self._host, record.ifindex).mac
                 location = find.searched(record, self._pod_netns, self._roots, mac)
                 if location:
                     return location
@@ -234,10 +234,10 @@ class Release(detach.Release):
 
     def _read_after_rtnl(self) -> Link | None:
         """Return the VF's device when the deletion has left RTNL; None if the VF is gone."""
-        batch = nl.Batch()
-        batch.get_link(index=self._record.ifindex)
-        (answer,) = self._host.run(batch, check=False)
-        return None if isinstance(answer, NetlinkError) else answer
+        try:
+            return candidate.at(self._host, self._record.ifindex)
+        except NetlinkError:
+            return None
 
     def bring_home(self) -> None:
         """Restore the VF's MAC, MTU and settings, and bring it down if it was down."""
@@ -257,7 +257,7 @@ class Release(detach.Release):
     def _restore(self) -> Link:
         """Restore the VF's device, as far as the driver does it at once; return the device."""
         record, index = self._record, self._record.ifindex
-        link = self._link or _read(self._host, index)
+        link = self._link or candidate.at(self._host, index)
         if not find.is_vf(link, record):
             raise NetlinkError(errno.ENODEV, operation=f"restore VF {record.pci}")
         batch = nl.Batch()
@@ -311,22 +311,13 @@ def _run_deletion(socket: nl.Socket, index: int) -> None:
         raise answer
 
 
-def _read(host: nl.Socket, index: int) -> Link:
-    """Return the VF's device."""
-    batch = nl.Batch()
-    batch.get_link(index=index)
-    link: Link = host.run(batch)[0]
-    return link
-
-
 def silence(record: Attachment, log: Logger) -> bool:
     """Bring down a VF with a macvlan that cannot be found; return whether the PF also disabled its link."""
-    batch = nl.Batch()
-    batch.set_link(record.ifindex, up=False)
-    with nl.Socket() as host:
-        (answer,) = host.run(batch, check=False)
-    if isinstance(answer, NetlinkError):
-        log.warning("the VF cannot be brought down", pf=record.pf, vf=record.vf, why=answer.msg)
+    try:
+        with nl.Socket() as host:
+            detach.set_link(host, record.ifindex, up=False)
+    except NetlinkError as error:
+        log.warning("the VF cannot be brought down", pf=record.pf, vf=record.vf, why=error.msg)
     return detach.silence(record, log)
 
 

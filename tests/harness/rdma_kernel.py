@@ -81,7 +81,10 @@ class Kernel:
         if device is None or device[1] != namespace:
             return 19  # ENODEV
         if rdma.DEV_NAME in asked:
-            device[0] = asked[rdma.DEV_NAME].rstrip(b"\0").decode()
+            name = asked[rdma.DEV_NAME].rstrip(b"\0").decode()
+            if any(known == name for known, _ in state["devices"].values()):
+                return 17  # EEXIST: names are unique among all namespaces
+            device[0] = name
         elif state["refuses"]:
             return int(state["refuses"])
         else:

@@ -70,6 +70,17 @@ def test_there_and_back(device: Rdma, release: str) -> None:
     assert (device.device(), node.state(), node.records()) == ((NAME, device.host), before, [])
 
 
+def test_another_device_has_its_name(device: Rdma) -> None:
+    """The pod renamed the device, a new one got the name, and no DEL succeeded any more."""
+    node, before, pod = device.node, device.node.state(), device.node.pod()
+    node.add(config(node), pod)
+    devices = {"7": ["renamed", inode(pod)], "8": [NAME, device.host]}
+    device.write("", 0, devices=devices)
+    done = node.delete(config(node), pod)
+    assert "another device has the old name of the RDMA device" in done.stderr
+    assert (device.device(), node.state(), node.records()) == (("renamed", device.host), before, [])
+
+
 def test_without_the_key_nothing_is_moved(device: Rdma) -> None:
     """A chain with the plugin ``rdma`` works as before."""
     node, pod, conf = device.node, device.node.pod(), config(device.node, rdma=False)

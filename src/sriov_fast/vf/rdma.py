@@ -91,7 +91,17 @@ def bring_home(record: Attachment, pod_netns: PodNetns, roots: Roots, log: Logge
         log.warning("the RDMA device does not exist any more", device=record.rdma, pci=record.pci)
     elif device.name != record.rdma:
         log.info("the pod renamed its RDMA device", device=device.name, before=record.rdma)
+        _rename(record, device.name, log)
+
+
+def _rename(record: Attachment, name: str, log: Logger) -> None:
+    """Give a device in the host its old name. If another device got that meanwhile, log an error."""
+    try:
         _set(record.rdma_index, -1, DEV_NAME, os.fsencode(record.rdma) + b"\0")
+    except OSError as error:
+        if error.errno != errno.EEXIST:
+            raise
+        log.error("another device has the old name of the RDMA device", device=name, before=record.rdma)
 
 
 def faults(record: Attachment, netns_fd: int) -> list[str]:

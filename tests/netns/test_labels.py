@@ -37,3 +37,10 @@ def test_a_device_on_top_that_the_host_does_not_see(lone: Node) -> None:
     macvlan = f"link add link pf0v0 name top netns {lone.pod()} type macvlan mode passthru"
     lone.nip(*macvlan.split())
     assert refusal(lone, 101, attach="macvlan").startswith("attach macvlan: VF has a device on top of it: ")
+
+
+def test_a_userspace_driver_where_a_network_device_is_needed(lone: Node) -> None:
+    lone.tree.unbind(0)
+    lone.tree.bind(0, "vfio-pci")
+    said = refusal(lone, 7, attach="macvlan")
+    assert said.startswith("attach macvlan: VF has no network device: driver vfio-pci")

@@ -25,6 +25,7 @@ def accept(call: Call, reserved: ReservedVf) -> Call:
     it. The key ``mtu`` is ignored, as by the Kubernetes SR-IOV CNI.
     """
     conf, vf = call.conf, reserved.vf
+    label = f"VF {vf.index} of {reserved.pf} ({vf.pci})" if reserved.pf else f"VF {vf.pci}"
     asked = {
         "attach macvlan": conf.attach == MACVLAN,
         "cores": bool(conf.cores),
@@ -39,7 +40,7 @@ def accept(call: Call, reserved: ReservedVf) -> Call:
     }
     for what in (key for key, is_asked in asked.items() if is_asked):
         raise ConfigError(
-            f"{what}: VF {vf.index} of {reserved.pf} ({vf.pci}) has no network device: driver {vf.driver}",
+            f"{what}: {label} has no network device: driver {vf.driver}",
             "leave that out, or bind the VF's network driver",
             interface=reserved.pf,
             vf=vf.index,

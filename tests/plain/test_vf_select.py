@@ -87,21 +87,23 @@ def test_none_free(machine: Machine) -> None:
 
 
 @pytest.mark.parametrize(
-    ("prepare", "why"),
+    ("prepare", "why", "advice"),
     [
-        (lambda m: m.take(1, "abc"), "it belongs to container abc, eth0"),
-        (lambda m: m.tree.unbind(1), "it has no driver"),
-        (lambda m: m.tree.remove_netdev(1), "driver igbvf, and no network device in this namespace"),
+        (lambda m: m.take(1, "abc"), "it belongs to container abc, eth0", "when its pod has ended"),
+        (lambda m: m.tree.unbind(1), "it has no driver", "bind"),
+        (lambda m: m.tree.remove_netdev(1), "driver igbvf, and no network device in this namespace", "bind"),
     ],
     ids=["taken", "no driver", "no netdev"],
 )
 @pytest.mark.parametrize("by", ["index", "device"])
-def test_the_one_is_not_free(machine: Machine, prepare: object, why: str, by: str) -> None:
+def test_the_one_is_not_free(machine: Machine, prepare: object, why: str, advice: str, by: str) -> None:
+    """The advice was always to wait for the end of a pod."""
     prepare(machine)  # type: ignore[operator]
     wish = {"vf": 1} if by == "index" else {"device_id": machine.tree.pci(1)}
     with pytest.raises(TryAgainError) as caught:
         machine.choose(**wish)
     assert why in caught.value.msg
+    assert advice in caught.value.details
     assert ("vf 1" if by == "index" else machine.tree.pci(1)) in caught.value.msg
     assert not machine.is_locked(1)
 

@@ -23,6 +23,9 @@ if TYPE_CHECKING:
     from sriov_fast.vf.journal import Attachment, Entry, Journal
 
 
+_WAIT = "try again when its pod has ended"
+
+
 class VfRequest(Record):
     """A request for a VF: of one of ``masters`` (PFs), with index ``vf``, or the one at PCI ``device_id``.
 
@@ -324,12 +327,8 @@ def _by_address(wanted: VfRequest) -> ReservedVf:
         vf = _free(wanted, pf, index)
         device = wanted.examine(vf) if vf else None
         if vf is None or device is None:
-            raise TryAgainError(
-                f"{which} is not free{_state_of(wanted, pf, index)}",
-                "try again when its pod has ended",
-                interface=pf,
-                vf=index,
-            )
+            why, advice = _state_of(wanted, pf, index)
+            raise TryAgainError(f"{which} is not free: {why}", advice, interface=pf, vf=index)
         if device.use:
             raise in_use_by_host(which, device.use, pf, index)
         return ReservedVf(pf=pf, vf=vf, link=device.link, lock=held.pop_all())
@@ -402,11 +401,12 @@ def _none_free(wanted: VfRequest, pfs: Sequence[tuple[str, list[Vf]]]) -> SriovE
     if not wanted.names_vf and _are_for_userspace(pfs):
         return _none_with_device(pfs)
     busy = ", ".join(f"{pf} ({len(scan(pf, wanted.roots))} VFs)" for pf, _ in pfs)
-    which = "no VF" if index is None else f"vf {index} is not"
-    why = _state_of(wanted, pfs[0][0], index) if index is not None and len(pfs) == 1 else ""
+    if index is not None:
+        why, advice = _state_of(wanted, pfs[0][0], index) if len(pfs) == 1 else ("", _WAIT)
+        return TryAgainError(f"vf {index} is not free on {busy}{': ' if why else ''}{why}", advice)
     host = "; ".join(f"VF {vf.index} of {pf} is used by the host: {use}" for pf, vf, use in uses)
     return TryAgainError(
-        f"{which} free on {busy}{why}{'; ' if host else ''}{host}",
+        f"no VF free on {busy}{'; ' if host else ''}{host}",
         "try again when a pod has ended, or give the PF more VFs (sriov_numvfs)",
     )
 
@@ -442,20 +442,21 @@ def _uses(wanted: VfRequest, pfs: Sequence[tuple[str, list[Vf]]]) -> Iterator[tu
                 yield pf, vf, device.use
 
 
-def _state_of(wanted: VfRequest, pf: str, index: int) -> str:
-    """Return why a VF is not free, for an error."""
+def _state_of(wanted: VfRequest, pf: str, index: int) -> tuple[str, str]:
+    """Return why a VF is not free, and the remedy, for an error."""
     vf = _vf_of(wanted, pf, index)
     if vf is None:
-        return ": it is gone"
+        return "it is gone", "see who changes the number of VFs (sriov_numvfs)"
     if owner := wanted.journal.owners().get(vf.pci):
-        return f": it belongs to container {owner[0]}, {owner[1]}"
+        return f"it belongs to container {owner[0]}, {owner[1]}", _WAIT
     from sriov_fast.vf import sriov_cni  # late: only for errors
 
     if others := sriov_cni.use(vf.pci, wanted.roots):
-        return f": it belongs to {others}"
+        return f"it belongs to {others}", _WAIT
     if not vf.driver:
-        return ": it has no driver"
-    return f": driver {vf.driver}, and no network device in this namespace"
+        return "it has no driver", "bind its network driver"
+    why = f"driver {vf.driver}, and no network device in this namespace"
+    return why, "bind its network driver, or return its device to the host's namespace"
 
 
 def any_usable(wanted: VfRequest) -> bool:

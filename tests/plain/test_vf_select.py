@@ -108,6 +108,15 @@ def test_the_one_is_not_free(machine: Machine, prepare: object, why: str, advice
     assert not machine.is_locked(1)
 
 
+def test_another_request_has_the_lock(machine: Machine) -> None:
+    """The error said that the VF had no network device."""
+    held = locks.acquire(machine.roots.run, f"vf-{machine.tree.pci(1)}", "other", wait=0)
+    with held, pytest.raises(TryAgainError) as caught:
+        machine.choose(vf=1)
+    assert caught.value.msg == "vf 1 is not free on eth1 (3 VFs): another request works on it"
+    assert caught.value.details == "try again"
+
+
 def test_an_index_that_the_pf_has_not(machine: Machine) -> None:
     with pytest.raises(ConfigError) as caught:
         machine.choose(vf=3)

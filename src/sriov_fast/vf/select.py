@@ -455,6 +455,8 @@ def _state_of(wanted: VfRequest, pf: str, index: int) -> tuple[str, str]:
         return f"it belongs to {others}", _WAIT
     if not vf.driver:
         return "it has no driver", "bind its network driver"
+    if wanted.suits(vf):
+        return "another request works on it", "try again"
     why = f"driver {vf.driver}, and no network device in this namespace"
     return why, "bind its network driver, or return its device to the host's namespace"
 

@@ -206,10 +206,10 @@ def looks(record: Attachment) -> Iterator[bool]:
             time.sleep(PAUSE)
 
 
-def hidden(record: Attachment) -> HiddenError:
+def hidden(record: Attachment, what: str = "its device") -> HiddenError:
     """Return the error for a device that exists and is not found."""
     return HiddenError(
-        f"{record.label}: its device is in a namespace that is not found",
+        f"{record.label}: {what} is in a namespace that is not found",
         "it comes back when that namespace ends; see which process or container holds the namespace",
         interface=record.ifname,
         vf=record.vf,

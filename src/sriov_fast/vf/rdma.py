@@ -10,18 +10,9 @@ from __future__ import annotations
 import errno
 import os
 import sys
-import time
 
 from sriov_fast.common import descriptors
-from sriov_fast.common.errors import (
-    ConfigError,
-    HiddenError,
-    KernelError,
-    NoNamespaceError,
-    is_absent,
-    is_there,
-)
-from sriov_fast.common.interpreter import INTERPRETER
+from sriov_fast.common.errors import ConfigError, KernelError, NoNamespaceError, is_absent, is_there
 from sriov_fast.common.record import Record
 from sriov_fast.kernel.backend import nl
 from sriov_fast.kernel.netlink import constants as c
@@ -131,21 +122,13 @@ def _returned(record: Attachment, pod_netns: PodNetns, roots: Roots) -> RdmaDevi
     The directory ``infiniband`` exists as long as the PCI device has an RDMA device in any namespace. The
     kernel returns the device a little after the end of its namespace.
     """
-    deadline = time.monotonic() + find.RETURN_WAIT
-    while is_there(f"{roots.device(record.pci)}/infiniband"):
+    for _ in find.looks(record):
+        if not is_there(f"{roots.device(record.pci)}/infiniband"):
+            return None
         device = _in_host(record) or _moved_home(record, pod_netns)
         if device:
             return device
-        if time.monotonic() >= deadline:
-            raise HiddenError(
-                f"{record.label}: its RDMA device {record.rdma} is in a namespace that is not found",
-                "it comes back when that namespace ends",
-                interface=record.ifname,
-                vf=record.vf,
-            )
-        with INTERPRETER.released():
-            time.sleep(find.PAUSE)
-    return None
+    raise find.hidden(record, f"its RDMA device {record.rdma}")
 
 
 def _in_host(record: Attachment) -> RdmaDevice | None:

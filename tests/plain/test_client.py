@@ -945,6 +945,32 @@ def test_a_server_that_is_being_replaced_is_waited_for(bare: Path, address: Path
     assert second.requests[0].stdin == CONFIG
 
 
+@pytest.mark.parametrize("waiting", ["nobody listens", "a server that leaves"])
+def test_waiting_for_a_server_takes_no_more_descriptors(bare: Path, address: Path, waiting: str) -> None:
+    """Each of the thirty attempts may open four."""
+    served = waiting == "a server that leaves"
+    if not served:
+        with socket.socket(socket.AF_UNIX) as dead:
+            dead.bind(str(address))
+
+    def late(connection: socket.socket, request: Request) -> None:
+        if not served or len(server.requests) > 30:
+            replying()(connection, request)
+
+    argv = ["/bin/sh", "-c", 'ulimit -n 16; exec "$0"', str(bare)]
+    env = ADD | {"SRIOV_FAST_SOCKET": str(address), "CNI_NETNS": "/proc/self/ns/net"}
+    asking = subprocess.Popen(argv, env=env, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    assert asking.stdin
+    asking.stdin.write(CONFIG)
+    asking.stdin.close()
+    asking.stdin = None
+    if not served:
+        time.sleep(1.5)
+        address.unlink()
+    with FakeServer(address, late) as server:
+        assert asking.communicate(timeout=60)[0] == b"{}\n"
+
+
 # --- the real plugin
 
 

@@ -99,6 +99,9 @@ struct call {
     const char *interpreter; /* that could not be executed, NULL if this file names none */
     int fault;               /* the errno of that */
     int log;          /* the read end of the server's stderr, -1 for none */
+    int log_end;      /* its write end; these three are -1 before they are opened */
+    int socket;
+    int netns;
     struct cpus ours; /* the CPUs to run on again, if the process is pinned to one */
     struct sigaction pipe_action;
 };
@@ -679,12 +682,13 @@ static int compose(struct call *call)
 /* --- the server */
 
 /* Connect, waiting while the backlog is full. Return the socket, or -1 with errno (EAGAIN: after the deadline). */
-static int connected(const struct sockaddr_un *address, const struct call *call)
+static int connected(const struct sockaddr_un *address, struct call *call)
 {
     int64_t at = now(), left = call->deadline > at ? call->deadline - at : 0;
     struct timeval limit = { .tv_sec = left / 1000, .tv_usec = left % 1000 * 1000 + 1 }; /* 0 would be no limit */
     int fd = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0);
 
+    call->socket = fd;
     if (fd < 0 || setsockopt(fd, SOL_SOCKET, SO_SNDTIMEO, &limit, sizeof limit))
         return -1;
     while (connect(fd, (const struct sockaddr *)address, sizeof *address))
@@ -704,6 +708,7 @@ static int open_log(struct call *call)
     if (pipe2(ends, O_CLOEXEC))
         return -1;
     call->log = ends[0];
+    call->log_end = ends[1];
     return ends[1];
 }
 
@@ -716,6 +721,7 @@ static void attach_files(struct msghdr *message, struct call *call)
     int log = open_log(call);
     struct cmsghdr *head = message->msg_control;
 
+    call->netns = netns;
     if (netns >= 0) {
         call->request->flags |= HAS_NETNS;
         files[count++] = netns;
@@ -824,6 +830,19 @@ static int is_patient(void)
     return is_verb("ADD") || is_verb("DEL") || is_verb("CHECK") || is_verb("GC");
 }
 
+/* Close the descriptors of an attempt without an answer: the next one opens its own. */
+static void end_attempt(struct call *call)
+{
+    int *const fds[] = { &call->socket, &call->netns, &call->log_end, &call->log };
+
+    relay_log(call);
+    for (size_t i = 0; i < sizeof fds / sizeof *fds; i++) {
+        if (*fds[i] >= 0)
+            close(*fds[i]);
+        *fds[i] = -1;
+    }
+}
+
 /*
  * Ask a server that is being replaced, since the plugin cannot be executed here. The token tells the next server what
  * its predecessor did for this call.
@@ -839,7 +858,7 @@ static enum outcome ask_again(struct call *call, struct reply *reply, char **out
         limit = call->deadline - ANSWER_WAIT;
     while (got == NO_ANSWER && now() < limit) {
         nanosleep(&(struct timespec){ .tv_nsec = 50000000 }, NULL);
-        relay_log(call);
+        end_attempt(call);
         roam(&call->ours);
         if (find_server(&call->server))
             got = ask(call, reply, output);
@@ -935,7 +954,7 @@ static void undo(struct call *call)
 
 int main(int argc, char **argv)
 {
-    struct call call = { .argv = argv, .log = -1 };
+    struct call call = { .argv = argv, .log = -1, .log_end = -1, .socket = -1, .netns = -1 };
     struct reply reply;
     char *output = NULL;
     enum outcome outcome;

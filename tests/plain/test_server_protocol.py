@@ -84,6 +84,13 @@ def test_a_request(pair: Pair, environ: dict[bytes, bytes], stdin: bytes) -> Non
         assert (asked.netns_fd, asked.stderr_fd) == (-1, -1)
 
 
+def test_the_environment_is_that_of_a_process(pair: Pair) -> None:
+    client, server = pair
+    send(client, whole(b"CNI_COMMAND=ADD\0NONE\0CNI_COMMAND=DEL\0=x\0CNI_COMMAND\0"))
+    with Received(server) as asked:
+        assert asked.environ == {"CNI_COMMAND": "ADD", "": "x"}
+
+
 @pytest.mark.parametrize("flags", [0, NETNS, STDERR, NETNS | STDERR])
 def test_descriptors(pair: Pair, flags: int) -> None:
     client, server = pair

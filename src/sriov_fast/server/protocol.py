@@ -178,8 +178,10 @@ def peer_uid(connection: _socket.socket) -> int:
 
 
 def _environ(content: bytes) -> dict[str, str]:
+    """Return the variables as ``os.environ`` has them: of two with one name the first, none without "="."""
     items = os.fsdecode(content).split("\0")[:-1]
-    return {name: value for name, _, value in [item.partition("=") for item in items]}
+    pairs = [item.partition("=") for item in reversed(items)]
+    return {name: value for name, equals, value in pairs if equals}
 
 
 def answer(connection: _socket.socket, status: int, output: bytes) -> None:

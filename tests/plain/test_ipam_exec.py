@@ -275,6 +275,7 @@ def test_environment(plugin: Plugin, tmp_path: Path) -> None:
             "HTTPS_PROXY": "proxy",
             "CNI_COMMAND": "stale",
             "CNI_NETNS_OVERRIDE": "1",
+            "": "without a name",
         },
     )
     asked.run("DEL", 20)

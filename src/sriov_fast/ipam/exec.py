@@ -258,9 +258,12 @@ class Ipam(Record):
         return Running(program, command, pid, out)
 
     def _env(self, command: str) -> dict[str, str]:
-        """Return the delegate's environment: the caller's, with the CNI variables of this request."""
+        """Return the delegate's environment: the caller's, with the CNI variables of this request.
+
+        A variable without a name is left out: ``posix_spawn`` refuses it.
+        """
         return {
-            **self.environ,
+            **{name: value for name, value in self.environ.items() if name},
             "CNI_COMMAND": command,
             "CNI_CONTAINERID": self.container_id,
             "CNI_NETNS": self.netns,

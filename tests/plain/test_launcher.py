@@ -377,6 +377,15 @@ def test_uninstall_takes_everything_back(tmp_path: Path, systemctl: Path) -> Non
     assert main(["uninstall", *words, "--unit-dir", str(tmp_path / "units")]) == 0
 
 
+def test_uninstall_from_an_image_leaves_this_machines_server_alone(tmp_path: Path, systemctl: Path) -> None:
+    """``install --unit-dir`` has started nothing."""
+    words = ["--bin-dir", str(tmp_path / "image/bin"), "--unit-dir", str(tmp_path / "image/units")]
+    assert main(["install", *words]) == 0
+    assert main(["uninstall", *words]) == 0
+    assert systemctl.read_text() == ""
+    assert not any(path.is_file() for path in (tmp_path / "image").rglob("*"))
+
+
 def test_uninstall_leaves_the_administrators_units(tmp_path: Path, systemctl: Path) -> None:
     (tmp_path / "units").mkdir()
     (tmp_path / "units/sriov-fast.service").write_text("[Unit]\n")

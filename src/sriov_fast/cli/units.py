@@ -17,6 +17,7 @@ from sriov_fast.common.replace import replace_file
 
 DIRECTORY = Path("/etc/systemd/system")
 _RUNNING = Path("/run/systemd/system")  # sd_booted(3)
+_LIBRARIES = tuple(Path(top, "lib/systemd/system") for top in ("/usr/local", "/usr", "/"))  # of packages
 _MARK = "# Written by sriov-fast install"
 SOCKET = "sriov-fast.socket"
 SERVICE = "sriov-fast.service"
@@ -118,17 +119,18 @@ def start() -> None:
 
 
 def remove(directory: Path) -> None:
-    """Stop and disable the units that ``install`` wrote to ``directory``, and remove their files."""
+    """Remove the units that ``install`` wrote to ``directory``; stop and disable them if systemd reads it."""
     ours = [name for name in (SERVICE, SOCKET, WARM) if is_ours(directory / name)]
     if not ours:
         return
-    if is_systemd_running():
+    are_loaded = is_systemd_running() and directory in (DIRECTORY, *_LIBRARIES)  # not those of an image
+    if are_loaded:
         _systemctl("stop", *(name.replace("@.", "@*.") for name in ours))
         _systemctl("--no-reload", "disable", *ours)
     for name in ours:
         (directory / name).unlink()
         print(f"removed {directory / name}")
-    if is_systemd_running():
+    if are_loaded:
         _systemctl("daemon-reload")
 
 

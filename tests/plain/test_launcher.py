@@ -377,6 +377,24 @@ def test_uninstall_takes_everything_back(tmp_path: Path, systemctl: Path) -> Non
     assert main(["uninstall", *words, "--unit-dir", str(tmp_path / "units")]) == 0
 
 
+@pytest.mark.parametrize("is_masked", [False, True])
+def test_install_keeps_the_administrators_units(
+    tmp_path: Path, systemctl: Path, is_masked: bool, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Nothing is written, neither over a unit of another hand nor over the link of ``systemctl mask``."""
+    unit = tmp_path / "units/sriov-fast.service"
+    unit.parent.mkdir()
+    if is_masked:
+        unit.symlink_to(os.devnull)
+    else:
+        unit.write_text("[Unit]\n")
+    assert main(["install", "--bin-dir", str(tmp_path / "bin")]) == 1
+    assert f"{unit} is not of sriov-fast install" in capsys.readouterr().err
+    assert (os.listdir(unit.parent), unit.is_symlink(), systemctl.read_text()) == ([unit.name], is_masked, "")
+    assert not (tmp_path / "bin").exists()
+    assert main(["install", "--no-server", "--bin-dir", str(tmp_path / "bin")]) == 0
+
+
 def test_uninstall_from_an_image_leaves_this_machines_server_alone(tmp_path: Path, systemctl: Path) -> None:
     """``install --unit-dir`` has started nothing."""
     words = ["--bin-dir", str(tmp_path / "image/bin"), "--unit-dir", str(tmp_path / "image/units")]

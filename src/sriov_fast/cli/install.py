@@ -133,6 +133,9 @@ def run(args: argparse.Namespace) -> None:
         return
     if args.launcher == "client" and not client.binary():
         raise EnvError("this package was built without the client: no compiler")
+    has_server = not args.no_server and "sriov" in (args.name or DEFAULT)
+    if has_server:
+        units.demand_ours(args.unit_dir or units.DIRECTORY)
     args.bin_dir.mkdir(parents=True, exist_ok=True)
     paths = [args.bin_dir / name for name in args.name or DEFAULT]
     others = [path for path in paths if path.exists() and not is_ours(path)]
@@ -145,7 +148,7 @@ def run(args: argparse.Namespace) -> None:
         write_executable(path, executable(PROGRAMS[name], args.launcher))
         print(f"wrote {path} (runs {sys.executable})")
     compile_package()
-    if not args.no_server and "sriov" in (args.name or DEFAULT):
+    if has_server:
         _set_up_server(args.unit_dir)
 
 

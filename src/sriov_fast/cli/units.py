@@ -12,7 +12,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from sriov_fast.common.errors import SriovError
+from sriov_fast.common.errors import EnvError, SriovError
 from sriov_fast.common.replace import replace_file
 
 DIRECTORY = Path("/etc/systemd/system")
@@ -96,6 +96,13 @@ _TEXTS = {SOCKET: _SOCKET_UNIT, SERVICE: _SERVICE_UNIT, WARM: _WARM_UNIT}
 def is_systemd_running() -> bool:
     """Return whether systemd is this machine's init (sd_booted(3))."""
     return _RUNNING.is_dir()
+
+
+def demand_ours(directory: Path) -> None:
+    """Raise EnvError if a unit in a directory is an administrator's, or masked."""
+    for path in (directory / name for name in _TEXTS):
+        if os.path.lexists(path) and not is_ours(path):
+            raise EnvError(f"{path} is not of sriov-fast install", "move it away, or use --no-server")
 
 
 def write(directory: Path) -> None:

@@ -359,6 +359,22 @@ def test_another_plugin_is_kept_and_put_back(tmp_path: Path, capsys: pytest.Capt
     assert "nothing in" in capsys.readouterr().err
 
 
+def test_concurrent_installs_keep_the_other_plugin(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The second install replaces the executable after the first one has looked at it."""
+    words = ["install", "--no-server", "--bin-dir", str(tmp_path), "--name", "sriov", "--replace"]
+    (tmp_path / "sriov").write_bytes(b"\x7fELF of the other one")
+    keep = install._keep
+
+    def late(path: Path) -> None:
+        monkeypatch.setattr(install, "_keep", keep)
+        assert main(words) == 0
+        keep(path)
+
+    monkeypatch.setattr(install, "_keep", late)
+    assert main(words) == 0
+    assert (tmp_path / "sriov.replaced").read_bytes() == b"\x7fELF of the other one"
+
+
 def test_uninstall_takes_everything_back(tmp_path: Path, systemctl: Path) -> None:
     (tmp_path / "bin").mkdir()
     words = ["--bin-dir", str(tmp_path / "bin")]

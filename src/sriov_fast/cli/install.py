@@ -155,7 +155,10 @@ def run(args: argparse.Namespace) -> None:
 def _keep(path: Path) -> None:
     """Keep another plugin's executable; the runtime finds one of the two at any time."""
     kept = path.with_name(path.name + REPLACED)
-    write_executable(kept, path.read_bytes())
+    content = path.read_bytes()
+    if _has_mark(content):  # a concurrent install has replaced the executable, and has kept it
+        return
+    write_executable(kept, content)
     print(f"kept {path} as {kept}")
 
 
@@ -226,7 +229,10 @@ def trailer(program: Program, interpreter: str, directories: list[str]) -> bytes
 
 def is_ours(path: Path) -> bool:
     """Return whether ``install`` wrote this executable, and not another plugin of that name."""
-    content = path.read_bytes() if path.is_file() else b""
+    return path.is_file() and _has_mark(path.read_bytes())
+
+
+def _has_mark(content: bytes) -> bool:
     return content.endswith(_TRAILER_MAGIC) or _WRITTEN.encode() in content[:4096]
 
 

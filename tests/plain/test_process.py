@@ -46,6 +46,29 @@ def test_behind_the_reply(raises: bool) -> None:
         os.close(fd)
 
 
+def test_streams_that_do_not_block() -> None:
+    """The caller writes stdin later, and reads a result that is larger than the pipe."""
+    stdin, theirs = os.pipe()
+    ours, stdout = os.pipe()
+    child = os.fork()
+    if child == 0:
+        signal.alarm(60)
+        for fd, stream in ((stdin, 0), (stdout, 1)):
+            os.set_blocking(fd, False)
+            os.dup2(fd, stream)
+        os.close(theirs)
+        process.serve(lambda given: Reply(output=given * 100_000))
+    os.close(stdin)
+    os.close(stdout)
+    time.sleep(0.2)
+    os.write(theirs, b"{}")
+    os.close(theirs)
+    time.sleep(0.2)
+    with open(ours, "rb") as output:
+        assert output.read() == b"{}" * 100_000
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+
+
 def test_only_ebadf_means_closed(monkeypatch: pytest.MonkeyPatch) -> None:
     """An fstat(2) that fails for another reason says nothing about stdout."""
 

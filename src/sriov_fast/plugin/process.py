@@ -6,12 +6,12 @@ import errno
 import gc
 import os
 
-from sriov_fast.common import descriptors
 from sriov_fast.common.errors import FileError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from typing import Any
 
     from sriov_fast.common.trace import Steps
     from sriov_fast.plugin.context import Reply
@@ -162,7 +162,7 @@ def _read_stdin() -> bytes:
     chunks = []
     size = 0
     try:
-        while chunk := os.read(_STDIN, 1 << 16):
+        while chunk := _at_last(os.read, _STDIN, 1 << 16):
             chunks.append(chunk)
             size += len(chunk)
             if size > _MOST:
@@ -178,9 +178,24 @@ def _read_stdin() -> bytes:
 
 def _delivered(output: bytes) -> bool:
     """Print the reply; return whether that succeeded."""
+    rest = memoryview(output)
     try:
-        descriptors.write_all(_STDOUT, output)
+        while rest:
+            rest = rest[_at_last(os.write, _STDOUT, rest) :]
     except OSError as error:
         say(f"stdout: {error.strerror}")
         return False
     return True
+
+
+def _at_last(call: Callable[[int, Any], Any], fd: int, argument: Any) -> Any:
+    """Return ``call(fd, argument)``; wait if the caller has made the stream non-blocking."""
+    while True:
+        try:
+            return call(fd, argument)
+        except BlockingIOError:
+            import select  # late: few callers do
+
+            poller = select.poll()
+            poller.register(fd, select.POLLIN if fd == _STDIN else select.POLLOUT)
+            poller.poll()

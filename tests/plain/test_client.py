@@ -465,6 +465,21 @@ def test_no_socket(client: Path, address: Path, env: dict[str, str]) -> None:
     assert_in_process(call(client, address, env=ADD | env))
 
 
+@pytest.mark.parametrize(
+    ("path", "is_served"),
+    [("/opt/cni/bin:/a/", True), (":/a::/b:", True), ("", True), ("./bin", False), ("/a:bin", False)],
+)
+def test_a_relative_directory_of_plugins_is_for_this_process(
+    client: Path, address: Path, path: str, is_served: bool
+) -> None:
+    with FakeServer(address, replying(b"served\n")):
+        done = call(client, address, env=ADD | {"CNI_PATH": path})
+    if is_served:
+        assert done.stdout == b"served\n"
+    else:
+        assert_in_process(done)
+
+
 def test_none_asks_nobody(client: Path, address: Path) -> None:
     with FakeServer(address, replying()) as server:
         done = call(client, "none", env=ADD | {"SRIOV_FAST_RUN": str(address.parent)})

@@ -1,5 +1,7 @@
 """request and args: what the environment may hold, and what each verb needs of it."""
 
+import os
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -124,6 +126,7 @@ def test_del_without_namespace() -> None:
 def test_path_drops_what_would_be_the_current_directory() -> None:
     assert request.read(env(PATH=":/a::/b:"), b"").path == ("/a", "/b")
     assert request.read(env(PATH=""), b"").path == ()
+    assert request.read(env(PATH="./bin:/a"), b"").path == (f"{os.getcwd()}/bin", "/a")
 
 
 # --- CNI_ARGS ---------------------------------------------------------------------------------------------

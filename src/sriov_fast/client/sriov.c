@@ -372,6 +372,17 @@ static int is_verb(const char *verb)
     return !strcmp(setting("CNI_COMMAND", ""), verb);
 }
 
+/* Return whether CNI_PATH names a directory that only this process finds: the server's current directory is another. */
+static int has_relative_path(void)
+{
+    for (const char *at = setting("CNI_PATH", NULL); at; at = strchr(at, ':')) {
+        at += *at == ':';
+        if (*at && !strchr("/:", *at))
+            return 1;
+    }
+    return 0;
+}
+
 /* Return whether the three standard files are open. The plugin handles closed ones. */
 static int has_standard_files(void)
 {
@@ -882,7 +893,7 @@ static enum outcome served(struct call *call, struct reply *reply, char **output
 {
     enum outcome got = NO_ANSWER;
 
-    if (has_standard_files() && find_server(&call->server) && !compose(call))
+    if (has_standard_files() && !has_relative_path() && find_server(&call->server) && !compose(call))
         got = ask(call, reply, output);
     if (got != NO_ANSWER)
         return got;

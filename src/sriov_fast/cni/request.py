@@ -47,7 +47,8 @@ def read(environ: Mapping[str, str], stdin: bytes) -> Request:
     """Return the request in ``environ`` and ``stdin``, or raise EnvError that names the wrong variable."""
     command = _command(environ)
     text = environ.get("CNI_ARGS", "")
-    path = tuple(part for part in environ.get("CNI_PATH", "").split(os.pathsep) if part)
+    # absolute: the record keeps it for a DEL of another process
+    path = tuple(map(os.path.abspath, filter(None, environ.get("CNI_PATH", "").split(os.pathsep))))
     required = _REQUIRED.get(command)
     if required is None:
         return Request(command=command, args_text=text, path=path, stdin=stdin)

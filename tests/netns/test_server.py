@@ -152,6 +152,19 @@ def test_a_socket_of_systemds(node: ResidentNode) -> None:
     assert node.records() == []
 
 
+def test_a_second_server_leaves_a_socket_of_systemds(node: ResidentNode) -> None:
+    """systemd starts the service with the next call."""
+    node.server.ready().stop()
+    with activated(node) as start:
+        second = node.serve()
+        assert second.ended() == 1
+        assert f"a process listens at {node.run_dir}/sriov.sock already" in second.said()
+        node.servers.remove(second)
+        node.serve(**start).ready()
+        assert node.run("VERSION", {}).status == 0
+        node.server.stop()
+
+
 def test_a_socket_that_is_meant_for_another_process(node: ResidentNode) -> None:
     node.server.ready().stop()
     node.serve(env={"LISTEN_PID": "1", "LISTEN_FDS": "1"}).ready()

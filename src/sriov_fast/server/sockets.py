@@ -35,13 +35,14 @@ def from_systemd(environ: os._Environ[str]) -> list[socket.socket]:
 def listen(run: str) -> socket.socket:
     """Listen on ``run/sriov.sock``: the directory 0700, the socket 0600.
 
-    Raises BusyError if another server listens there. The lock is held until this process ends; the socket of
-    a dead server is replaced.
+    Raises BusyError if another server, or systemd for it, listens there. The lock is held until this process
+    ends; the socket of a dead server is replaced.
     """
     try:
         os.makedirs(run, 0o700, exist_ok=True)
         os.chmod(run, 0o700)
         _lock(run)
+        _demand_silence(f"{run}/{NAME}")
     except OSError as error:
         raise _cannot_listen(f"{run}/{NAME}", error) from error
     return listen_at(f"{run}/{NAME}")
@@ -105,6 +106,19 @@ def _lock(run: str) -> None:
         os.pwrite(fd, str(os.getpid()).encode(), 0)
     except OSError:
         pass  # the tmpfs may be full; the lock is held without the content
+
+
+def _demand_silence(path: str) -> None:
+    """Raise BusyError if a process listens at a path: systemd, whose server needs no lock."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+        probe.setblocking(False)
+        try:
+            probe.connect(path)
+        except (FileNotFoundError, ConnectionRefusedError):
+            return
+        except BlockingIOError:
+            pass  # its backlog is full
+    raise BusyError(f"a process listens at {path} already", "stop it first, such as sriov-fast.socket")
 
 
 def remove(path: str) -> None:

@@ -178,6 +178,13 @@ def test_hanging_plugin_is_killed_with_what_it_started(plugin: Plugin, tmp_path:
     wait_for(lambda: not members(group), "it does not come to that")
 
 
+def test_a_hanging_plugin_in_another_process_group_is_killed(plugin: Plugin) -> None:
+    code = "import os, time; os.setpgid(0, os.getpgid(os.getppid())); time.sleep(15)"
+    begin = time.monotonic()
+    assert failure(plugin(f"exec {sys.executable} -c '{code}'"), timeout=1).code == 11
+    assert time.monotonic() - begin < 10
+
+
 def members(group: int) -> list[str]:
     """The living processes of a group (/proc/PID/stat has, after the name: state, parent, group)."""
     found = []

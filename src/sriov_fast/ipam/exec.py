@@ -348,10 +348,12 @@ def _open_pidfd(pid: int) -> int:
 
 
 def _kill_group(pid: int) -> None:
-    try:
-        os.killpg(pid, _SIGKILL)
-    except ProcessLookupError:
-        pass
+    """Kill a delegate, which may have left its process group, and the group."""
+    for kill in (os.killpg, os.kill):
+        try:
+            kill(pid, _SIGKILL)
+        except ProcessLookupError:
+            pass
 
 
 def _read_some(fd: int) -> bytes | None:

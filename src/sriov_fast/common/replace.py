@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import tempfile
 from pathlib import Path
 
 KEPT = (-1, -1)  # chown(2): the new file belongs to this process
@@ -10,9 +11,9 @@ KEPT = (-1, -1)  # chown(2): the new file belongs to this process
 
 def replace_file(path: Path, content: bytes, mode: int, owner: tuple[int, int] = KEPT) -> None:
     """Replace a file in one step, so that a reader finds the old content or the new one."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    temporary.unlink(missing_ok=True)  # in a container the process has the same number each time
-    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600)
+    # not named by the process: in two containers it may have the same number
+    descriptor, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
+    temporary = Path(name)
     try:
         with open(descriptor, "wb") as file:
             file.write(content)

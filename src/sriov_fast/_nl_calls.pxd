@@ -38,7 +38,6 @@ cdef extern from * nogil:
         long tv_sec
         long tv_usec
     enum:
-        AF_UNSPEC
         AF_INET
         AF_INET6
         CLONE_NEWNET

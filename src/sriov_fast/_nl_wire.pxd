@@ -52,7 +52,6 @@ cdef enum:
     NLMSG_ERROR = 2
     NLMSG_DONE = 3
     NLMSG_OVERRUN = 4
-    NLMSG_MIN_TYPE = 0x10
 
     NLMSGERR_ATTR_MSG = 1
 

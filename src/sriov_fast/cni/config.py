@@ -18,8 +18,8 @@ from sriov_fast.common.json_object import (
     ATTACHMENTS,
     JsonObject,
     absolute_path,
-    array,
     label,
+    list_of,
     shown,
     string,
     strings,
@@ -279,10 +279,6 @@ def _ipam(conf: JsonObject) -> tuple[dict[str, Any] | None, str]:
     return (ipam.obj, kind) if kind else (None, "")
 
 
-def _addresses(value: object) -> tuple[str, ...]:
-    return tuple(fields.ip_or_cidr(item) for item in array(value))
-
-
 def _address_text(value: object) -> tuple[str, ...]:
     return tuple(fields.ip_or_cidr(item.strip()) for item in string(value).split(","))
 
@@ -299,17 +295,13 @@ def _dns(conf: JsonObject, warnings: list[str]) -> dict[str, Any]:
     """Return the well-known key ``dns``, checked."""
     dns = conf.inner("dns")
     found = {
-        "nameservers": dns.take("nameservers", _nameservers, None),
+        "nameservers": dns.take("nameservers", list_of(fields.ip), None),
         "domain": dns.take("domain", string, None),
         "search": dns.take("search", strings, None),
         "options": dns.take("options", strings, None),
     }
     warnings += _unknown(dns)
     return {key: value for key, value in found.items() if value}
-
-
-def _nameservers(value: object) -> list[str]:
-    return [fields.ip(item) for item in array(value)]
 
 
 def _prev_result(conf: JsonObject, version: str) -> Result | None:
@@ -409,7 +401,7 @@ def _configured(command: str, stdin: bytes, faults: list[SriovError] | None) -> 
     conf.asked.update(_ALWAYS_KNOWN, (key for key in raw if key.startswith("cni.dev/")))
     device_id = _device_id(conf, runtime)
     ipam, ipam_type = _ipam(conf)
-    runtime.take("ips", _addresses, None)  # IPAM's, checked before anything is touched
+    runtime.take("ips", list_of(fields.ip_or_cidr), None)  # IPAM's, checked before anything is touched
     found = NetConf(
         name=_name(command, conf),
         type=_need(conf, "type", fields.plugin),

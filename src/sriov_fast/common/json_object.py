@@ -75,9 +75,12 @@ def array(value: object) -> list[Any]:
     return value
 
 
-def strings(value: object) -> list[str]:
-    """Accept a list of strings."""
-    return [string(item) for item in array(value)]
+def list_of(check: Callable[[object], _T]) -> Callable[[object], list[_T]]:
+    """Return a check for a list, each item of which passes ``check``."""
+    return lambda value: [check(item) for item in array(value)]
+
+
+strings = list_of(string)
 
 
 def whole(low: int, high: int) -> Callable[[object], int]:
@@ -216,13 +219,9 @@ def valid_attachments(conf: JsonObject) -> tuple[tuple[str, str], ...]:
         )
     found: dict[tuple[str, str], None] = {}
     for key in ATTACHMENTS:
-        listed: list[tuple[str, str]] = conf.take(key, _attachments, [])
+        listed: list[tuple[str, str]] = conf.take(key, list_of(_attachment), [])
         found.update(dict.fromkeys(listed))
     return tuple(found)
-
-
-def _attachments(value: object) -> list[tuple[str, str]]:
-    return [_attachment(item) for item in array(value)]
 
 
 def _attachment(value: object) -> tuple[str, str]:

@@ -16,38 +16,31 @@ if TYPE_CHECKING:
 # The exports of each module, compiled or plain.
 EXPORTS = {
     "nl": ("Batch", "Socket", "bpf", "ethtool", "netns_read", "netns_write", "raw_socket", "sysfs_mount"),
-    "sysfs": ("scan", "vf_index"),
+    "sysfs": ("first_vf", "scan", "vf_index"),
     "irq": ("irqs", "read_masks", "write_masks"),
 }
-
-
-PACKAGES = {"": "sriov_fast", "_py": "sriov_fast.kernel"}  # by the suffix of the modules
 
 
 class BackendError(ImportError):
     """A backend cannot be used."""
 
 
-def _checked(module: ModuleType, part: str) -> ModuleType:
-    missing = [name for name in EXPORTS[part] if not hasattr(module, name)]
-    if missing:
-        raise BackendError(f"{module.__name__} lacks {', '.join(missing)}")
-    return module
-
-
-def _load(suffix: str) -> dict[str, ModuleType]:
+def _load(form: str) -> dict[str, ModuleType]:
     """Import the modules of a backend. Raises ModuleNotFoundError only if all of them are missing."""
     trio, absent = {}, []
-    for part in EXPORTS:
-        name = f"{PACKAGES[suffix]}._{part}{suffix}"
+    for part, exports in EXPORTS.items():
+        name = form.format(part)
         try:
             __import__(name)
         except ModuleNotFoundError as error:
             if error.name != name:
                 raise BackendError(f"{name}: {error}") from error
             absent.append(name)
-        else:
-            trio[part] = _checked(sys.modules[name], part)
+            continue
+        trio[part] = sys.modules[name]
+        missing = [export for export in exports if not hasattr(trio[part], export)]
+        if missing:
+            raise BackendError(f"{name} lacks {', '.join(missing)}")
     if absent and trio:
         raise BackendError(f"{', '.join(absent)} missing, others are there")
     if absent:
@@ -60,14 +53,14 @@ def _select(wanted: str) -> tuple[str, dict[str, ModuleType]]:
         raise BackendError(f"SRIOV_FAST_BACKEND={wanted!r}: not one of cython, python")
     if wanted != "python":
         try:
-            return "cython", _load("")
+            return "cython", _load("sriov_fast._{}")
         except ImportError as error:
             if wanted:
                 raise BackendError(f"SRIOV_FAST_BACKEND={wanted}: {error}") from error
             if not isinstance(error, ModuleNotFoundError):
                 warning = f"sriov-fast: the compiled backend is broken, the plain one serves: {error}\n"
                 sys.stderr.write(warning)
-    return "python", _load("_py")
+    return "python", _load("sriov_fast.kernel._{}_py")
 
 
 __all__ = ["BackendError", "irq", "name", "nl", "sysfs"]

@@ -1,8 +1,7 @@
 """What a batch looks like on the wire: both backends byte for byte, and read back by pyroute2.
 
-pyroute2's message classes are the reference, and ``_nl_py`` is that reference in use. Nothing differs from
-what they build, in order, padding or numbers, except where pyroute2 is wrong: ``struct ifla_vf_vlan_info``
-has two bytes of tail padding that count, and the twin adds them.
+pyroute2's message classes are the reference: they read every message, and the plain backend writes addresses,
+routes and alternative names with them. They leave out the tail padding of ``struct ifla_vf_vlan_info``.
 """
 
 from __future__ import annotations

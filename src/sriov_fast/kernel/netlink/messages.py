@@ -5,7 +5,7 @@ from __future__ import annotations
 import socket
 import struct
 
-from pyroute2.netlink import nla, nlmsg
+from pyroute2.netlink import nlmsg
 from pyroute2.netlink.rtnl.ifaddrmsg import ifaddrmsg
 from pyroute2.netlink.rtnl.ifinfmsg import ifinfmsg
 from pyroute2.netlink.rtnl.rtmsg import rtmsg
@@ -23,44 +23,6 @@ if TYPE_CHECKING:
 _SET = c.NLM_F_REQUEST | c.NLM_F_ACK
 _READ_ALL = c.NLM_F_REQUEST | c.NLM_F_DUMP
 _MOST_SENT = 65536  # bytes of one send; the kernel takes as many as fit in net.core.wmem_default
-
-_PyVf = ifinfmsg.vflist.vfinfo
-
-
-class _VfMessage(nlmsg):  # type: ignore[misc]
-    """A pyroute2 message with the list of VFs as its only attribute.
-
-    pyroute2's own leaves out the padding at the end of ``struct ifla_vf_vlan_info``, and the kernel refuses
-    the attribute without it. All classes of the chain are new, because a subclass of a message that was used
-    before keeps its parent's attributes.
-    """
-
-    fields = ifinfmsg.fields
-    nla_map = ((c.IFLA_VFINFO_LIST, "IFLA_VFINFO_LIST", "vf_list"),)
-
-    class vf_list(nla):  # type: ignore[misc]  # noqa: N801
-        nla_map = ((c.IFLA_VF_INFO, "IFLA_VF_INFO", "vf_info"),)
-
-        class vf_info(nla):  # type: ignore[misc]  # noqa: N801
-            nla_map = (
-                (1, "IFLA_VF_MAC", "vf_mac"),
-                (2, "IFLA_VF_VLAN", "vf_vlan"),
-                (3, "IFLA_VF_TX_RATE", "vf_tx_rate"),
-                (4, "IFLA_VF_SPOOFCHK", "vf_spoofchk"),
-                (5, "IFLA_VF_LINK_STATE", "vf_link_state"),
-                (6, "IFLA_VF_RATE", "vf_rate"),
-                (9, "IFLA_VF_TRUST", "vf_trust"),
-                (12, "IFLA_VF_VLAN_LIST", "vf_vlist"),
-            )
-            vf_mac, vf_vlan, vf_trust = _PyVf.vf_mac, _PyVf.vf_vlan, _PyVf.vf_trust
-            vf_tx_rate, vf_rate = _PyVf.vf_tx_rate, _PyVf.vf_rate
-            vf_spoofchk, vf_link_state = _PyVf.vf_spoofchk, _PyVf.vf_link_state
-
-            class vf_vlist(nla):  # type: ignore[misc]  # noqa: N801
-                nla_map = ((1, "IFLA_VF_VLAN_INFO", "ivvi"),)
-
-                class ivvi(nla):  # type: ignore[misc]  # noqa: N801
-                    fields = (*_PyVf.vf_vlist.ivvi.fields, ("pad", "H"))
 
 
 class _LinkMessage(nlmsg):  # type: ignore[misc]
@@ -186,9 +148,8 @@ class Batch:
     def set_vf(self, pf_index: int, vf: int, settings: VfSettings) -> None:
         """Append one ``RTM_SETLINK`` for one VF, through its PF: ``ip link set $pf vf $n mac $mac ...``."""
         args.number(vf, "vf", 0, 65535)
-        message = _about(_VfMessage(), pf_index, "pf_index")
-        info = ("IFLA_VF_INFO", {"attrs": _vf_attrs(vf, settings)})
-        message["attrs"] = [("IFLA_VFINFO_LIST", {"attrs": [info]})]
+        message = _about(_LinkMessage(), pf_index, "pf_index")
+        message.put(c.IFLA_VFINFO_LIST, packed(c.IFLA_VF_INFO, _vf_attrs(vf, settings)))
         self._add(message, c.RTM_SETLINK, _SET, f"set vf {vf} of ifindex {pf_index}", vf=vf)
 
     def set_link(  # noqa: PLR0913
@@ -317,10 +278,10 @@ class Batch:
 # --- a VF
 
 
-def _vf_attrs(vf: int, settings: VfSettings) -> list[tuple[str, Any]]:
-    attrs: list[tuple[str, Any]] = []
+def _vf_attrs(vf: int, settings: VfSettings) -> bytes:
+    attrs = b""
     if settings.mac is not None:
-        attrs.append(("IFLA_VF_MAC", {"vf": vf, "mac": args.mac(settings.mac)}))
+        attrs += packed(c.IFLA_VF_MAC, struct.pack("=I32s", vf, args.mac_bytes(settings.mac)))
     attrs += _vf_vlan(vf, settings) + _vf_rates(vf, settings.min_tx_rate, settings.max_tx_rate)
     attrs += _vf_switches(vf, settings)
     if not attrs:
@@ -328,43 +289,43 @@ def _vf_attrs(vf: int, settings: VfSettings) -> list[tuple[str, Any]]:
     return attrs
 
 
-def _vf_vlan(vf: int, settings: VfSettings) -> list[tuple[str, Any]]:
+def _vf_vlan(vf: int, settings: VfSettings) -> bytes:
     if settings.vlan is None:
         if settings.qos is not None or settings.proto is not None:
             raise ValueError(f"qos {settings.qos!r}, proto {settings.proto!r}: they go with a vlan")
-        return []
+        return b""
     vlan = args.number(settings.vlan, "vlan", 0, 4094)
     qos = 0 if settings.qos is None else args.number(settings.qos, "qos", 0, 7)
     if settings.proto not in (None, *c.VLAN_PROTOS):
         raise ValueError(f"proto {settings.proto!r}: not one of 802.1Q, 802.1ad")
+    info = struct.pack("=III", vf, vlan, qos)
     if settings.proto != "802.1ad":
-        return [("IFLA_VF_VLAN", {"vf": vf, "vlan": vlan, "qos": qos})]
-    info = {"vf": vf, "vlan": vlan, "qos": qos, "proto": c.VLAN_PROTOS["802.1ad"]}
-    return [("IFLA_VF_VLAN_LIST", {"attrs": [("IFLA_VF_VLAN_INFO", info)]})]
+        return packed(c.IFLA_VF_VLAN, info)
+    info += struct.pack("!H2x", c.VLAN_PROTOS["802.1ad"])  # with the padding of struct ifla_vf_vlan_info
+    return packed(c.IFLA_VF_VLAN_LIST, packed(c.IFLA_VF_VLAN_INFO, info))
 
 
-def _vf_rates(vf: int, least: int | None, most: int | None) -> list[tuple[str, Any]]:
+def _vf_rates(vf: int, least: int | None, most: int | None) -> bytes:
     if least is not None:
         least = args.number(least, "min_tx_rate", 0, c.INT_MAX)
     if most is not None:
         most = args.number(most, "max_tx_rate", 0, c.INT_MAX)
     if least is not None:
-        return [("IFLA_VF_RATE", {"vf": vf, "min_tx_rate": least, "max_tx_rate": most or 0})]
-    return [] if most is None else [("IFLA_VF_TX_RATE", {"vf": vf, "tx_rate": most})]
+        return packed(c.IFLA_VF_RATE, struct.pack("=III", vf, least, most or 0))
+    return b"" if most is None else packed(c.IFLA_VF_TX_RATE, struct.pack("=II", vf, most))
 
 
-def _vf_switches(vf: int, settings: VfSettings) -> list[tuple[str, Any]]:
-    attrs = []
+def _vf_switches(vf: int, settings: VfSettings) -> bytes:
+    given: dict[int, int] = {}
     if settings.spoofchk is not None:
-        attrs.append(("IFLA_VF_SPOOFCHK", {"vf": vf, "spoofchk": int(bool(settings.spoofchk))}))
+        given[c.IFLA_VF_SPOOFCHK] = bool(settings.spoofchk)
     if settings.link_state is not None:
         if settings.link_state not in c.LINK_STATES:
             raise ValueError(f"link_state {settings.link_state!r}: not one of auto, enable, disable")
-        state = c.LINK_STATES.index(settings.link_state)
-        attrs.append(("IFLA_VF_LINK_STATE", {"vf": vf, "link_state": state}))
+        given[c.IFLA_VF_LINK_STATE] = c.LINK_STATES.index(settings.link_state)
     if settings.trust is not None:
-        attrs.append(("IFLA_VF_TRUST", {"vf": vf, "trust": int(bool(settings.trust))}))
-    return attrs
+        given[c.IFLA_VF_TRUST] = bool(settings.trust)
+    return b"".join(packed(kind, struct.pack("=II", vf, value)) for kind, value in given.items())
 
 
 # --- a device

@@ -91,11 +91,9 @@ cdef class Buffer:
         cdef Item *item = self.next_item()
         self.operations.append(operation)
         (<nlmsghdr *>(self.data + self.end)).nlmsg_len = <uint32_t>(self.size - self.end)
+        memset(item, 0, sizeof(Item))
         item.at = self.end
         item.vf = -1
-        item.index = 0
-        item.flags = 0
-        item.has_mac = False
         self.count += 1
         self.end = self.size
         return item
@@ -103,15 +101,14 @@ cdef class Buffer:
     cdef int copy(self, Buffer other, Py_ssize_t position) except -1:
         # Append a message of another batch.
         cdef Item *theirs = &other.items[position]
-        cdef size_t end = other.end if position + 1 == other.count else other.items[position + 1].at
+        cdef size_t at, end = other.end if position + 1 == other.count else other.items[position + 1].at
         cdef Item *item
         self.size = self.end
         memcpy(self.reserve(end - theirs.at), other.data + theirs.at, end - theirs.at)
         item = self.finish(other.operations[position])
-        item.vf = theirs.vf
-        item.index = theirs.index
-        item.has_mac = theirs.has_mac
-        memcpy(item.mac, theirs.mac, sizeof(item.mac))
+        at = item.at
+        item[0] = theirs[0]
+        item.at = at
         return 0
 
     cdef Item *next_item(self) except NULL:

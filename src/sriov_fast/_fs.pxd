@@ -2,7 +2,7 @@
 """Reading of directories, links and files, for ``_sysfs.pyx`` and ``_irq.pyx``.
 
 All functions are inline and compiled into both modules; nothing is imported from here at run time. They keep
-the interpreter's lock: nothing in sysfs waits, nor does a mask.
+the interpreter's lock, since these files are in memory.
 """
 
 from libc.errno cimport ENODEV, ENOENT, ENOTDIR, errno

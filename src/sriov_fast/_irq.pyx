@@ -82,14 +82,15 @@ cdef str read_mask(bytes path):
 cdef int write_mask(bytes path, str mask) except -1:
     """Write a mask; return 0 or the errno. Letters beyond ASCII become "?", which the kernel refuses."""
     cdef bytes line = mask.encode("ascii", "replace") + b"\n"
+    cdef const char *text = line
+    cdef size_t size = len(line) if mask else 0
     # O_TRUNC is for trees of ordinary files; procfs ignores it.
     cdef int fd = openat(AT_FDCWD, path, O_WRONLY | O_TRUNC | O_CLOEXEC)
-    cdef int error = 0
+    cdef int error = EINVAL
     if fd < 0:
         return errno
-    if not mask:
-        error = EINVAL
-    elif write(fd, <const char *>line, len(line)) < 0:
-        error = errno
+    if size:
+        with nogil:  # the kernel writes to the device
+            error = 0 if write(fd, text, size) >= 0 else errno
     close(fd)
     return error

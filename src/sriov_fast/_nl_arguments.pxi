@@ -2,7 +2,7 @@
 
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_GET_SIZE
 from libc.stdint cimport uint8_t, uint32_t
-from libc.string cimport memchr
+from libc.string cimport memchr, memcpy
 
 
 cdef struct Cidr:
@@ -18,29 +18,16 @@ cdef uint32_t number(object value, str what, uint32_t low, uint32_t high) except
     return value
 
 
-cdef int hex_digit(int char) noexcept:
-    if 48 <= char <= 57:
-        return char - 48
-    char |= 32
-    if 97 <= char <= 102:
-        return char - 87
-    return -1
-
-
 cdef int parse_mac(object value, uint8_t *mac) except -1:
-    cdef bytes text = value.encode() if isinstance(value, str) else b""
-    cdef const uint8_t *at = <const uint8_t *>PyBytes_AS_STRING(text)
-    cdef int i, high, low
-    cdef bint good = PyBytes_GET_SIZE(text) == 17
-    for i in range(6):
-        if not good:
-            break
-        high = hex_digit(at[3 * i])
-        low = hex_digit(at[3 * i + 1])
-        good = high >= 0 and low >= 0 and (i == 5 or at[3 * i + 2] == 58)  # ':'
-        mac[i] = <uint8_t>(high << 4 | low)
-    if not good:
+    cdef bytes raw = b""
+    if isinstance(value, str) and len(value) == 17 and value[2::3] == ":::::":
+        try:
+            raw = bytes.fromhex(value.replace(":", ""))
+        except ValueError:
+            pass
+    if len(raw) != 6:
         raise ValueError(f"mac {value!r}: not six bytes in hexadecimal with colons")
+    memcpy(mac, PyBytes_AS_STRING(raw), 6)
     return 0
 
 

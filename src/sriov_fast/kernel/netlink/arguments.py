@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import socket
 
 from sriov_fast.kernel.netlink.constants import ALTIFNAMSIZ, IFNAMSIZ
@@ -14,17 +15,15 @@ def number(value: object, what: str, low: int, high: int) -> int:
     return value
 
 
-def mac(value: object) -> str:
-    """Return a MAC in lower case."""
-    parts = value.split(":") if isinstance(value, str) else []
-    if len(parts) != 6 or any(len(part) != 2 or set(part) - set("0123456789abcdefABCDEF") for part in parts):
-        raise ValueError(f"mac {value!r}: not six bytes in hexadecimal with colons")
-    return ":".join(parts).lower()
-
-
 def mac_bytes(value: object) -> bytes:
     """Return the six bytes of a MAC."""
-    return bytes.fromhex(mac(value).replace(":", ""))
+    raw = b""
+    if isinstance(value, str) and len(value) == 17 and value[2::3] == ":::::":
+        with contextlib.suppress(ValueError):
+            raw = bytes.fromhex(value.replace(":", ""))
+    if len(raw) != 6:
+        raise ValueError(f"mac {value!r}: not six bytes in hexadecimal with colons")
+    return raw
 
 
 def interface_name(value: object, size: int = IFNAMSIZ) -> bytes:

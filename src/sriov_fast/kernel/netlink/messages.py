@@ -142,7 +142,7 @@ class Batch:
         )
         which = name or f"ifindex {index}"
         operation = f"get vf {wanted} of {which}" if wanted >= 0 else f"get link {which}"
-        holder = args.mac(mac) if mac else ""
+        holder = args.mac_bytes(mac).hex(":") if mac else ""
         self._add(message, c.RTM_GETLINK, c.NLM_F_REQUEST, operation, vf=wanted, mac=holder)
 
     def set_vf(self, pf_index: int, vf: int, settings: VfSettings) -> None:

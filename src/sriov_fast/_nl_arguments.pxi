@@ -35,12 +35,8 @@ cdef bytes interface_name(object value, int size=IFNAMSIZ):
     # Accept a printable name that dev_valid_name() takes (net/core/dev.c, isspace() as in Latin-1).
     cdef bint readable = isinstance(value, str) and value.isprintable()
     cdef bytes text = value.encode("utf-8", "replace") if readable else b""
-    cdef uint8_t char
-    cdef bint good = 0 < PyBytes_GET_SIZE(text) < size and text not in (b".", b"..")
-    for char in text:
-        if char in (32, 47, 58, 160):  # space, '/', ':'
-            good = False
-    if not good:
+    cdef bint fits = 0 < PyBytes_GET_SIZE(text) < size and text not in (b".", b"..")
+    if not fits or text.translate(None, b" /:\xa0") != text:
         raise ValueError(
             f"interface name {value!r}: not 1 to {size - 1} bytes without white space, '/' and ':'"
         )

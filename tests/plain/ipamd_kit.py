@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-import asyncio
+import contextlib
 import socket
 import subprocess
 import tempfile
 import time
 import urllib.request
-from collections.abc import Callable, Coroutine
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
-from typing import Any, Self, TypeVar
+from typing import Any, Self
 
 from sriov_fast.ipamd.config import Config
 from sriov_fast.ipamd.model import Ask, parse
 from sriov_fast.ipamd.service import Service, open_service
-
-T = TypeVar("T")
 
 ETCD = "/usr/bin/etcd"
 HOST = "10.9.0.1"
@@ -112,6 +110,10 @@ def made(document: dict[str, Any]) -> Config:
     return parse(Config, document)
 
 
+async def configure(service: Service, document: dict[str, Any]) -> None:
+    await service.configure(made(document), None)
+
+
 def ask(container: object, pod: str | None = None, *, host: str = HOST, **more: str) -> Ask:
     name = f"c{container}"
     pod_id = f"ns/{name}" if pod is None else pod
@@ -124,24 +126,14 @@ def ask(container: object, pod: str | None = None, *, host: str = HOST, **more: 
     )
 
 
-def served(
-    url: str,
-    work: Callable[[Service], Coroutine[Any, Any, T]],
-    document: dict[str, Any] | None = None,
-    **options: Any,
-) -> T:
-    """Open a service with a configuration, let it do something, and close it."""
-
-    async def whole() -> T:
-        service = await open_service(url, **options)
-        try:
-            if document is not None:
-                await service.configure(made(document), None)
-            return await work(service)
-        finally:
-            await service.close()
-
-    return asyncio.run(whole())
+@contextlib.asynccontextmanager
+async def opened(url: str, clock: Callable[[], float] = time.time) -> AsyncIterator[Service]:
+    """Open a service, and close it."""
+    service = await open_service(url, clock=clock)
+    try:
+        yield service
+    finally:
+        await service.close()
 
 
 async def address(service: Service, *args: Any, **more: Any) -> str:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import errno
 import os
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 from uuid import uuid4
@@ -17,7 +17,9 @@ import pytest
 if TYPE_CHECKING:
     import httpx
     from ipam_server import AddressService, World
-    from ipamd_kit import Etcd
+    from ipamd_kit import Clock, Etcd
+
+    from sriov_fast.ipamd.service import Service
 
 
 @pytest.fixture
@@ -48,6 +50,37 @@ def url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
     if request.param == "sqlite":
         return f"sqlite://{tmp_path}/ipam.db"
     return f"{request.getfixturevalue('etcd').url}?prefix={uuid4().hex}"
+
+
+@pytest.fixture(scope="session")
+def anyio_backend() -> str:
+    """Run the coroutines among the tests with asyncio."""
+    return "asyncio"
+
+
+@pytest.fixture
+def clock() -> Clock:
+    from ipamd_kit import Clock
+
+    return Clock()
+
+
+@pytest.fixture
+async def service(url: str, clock: Clock) -> AsyncIterator[Service]:
+    """An address service on an empty store of each kind."""
+    from ipamd_kit import opened
+
+    async with opened(url, clock) as found:
+        yield found
+
+
+@pytest.fixture
+async def replica(url: str, clock: Clock) -> AsyncIterator[Service]:
+    """Another service on the same store."""
+    from ipamd_kit import opened
+
+    async with opened(url, clock) as found:
+        yield found
 
 
 @pytest.fixture(scope="module")

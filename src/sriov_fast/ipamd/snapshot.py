@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from ipaddress import ip_address, ip_network
 
 from sriov_fast.ipamd.config import Config
 from sriov_fast.ipamd.errors import Forbidden, UnknownHost, UnknownNetwork
-from sriov_fast.ipamd.model import Assignment
+from sriov_fast.ipamd.model import Assignment, Network
 from sriov_fast.ipamd.pools import AddressSpace, holder, in_order
 
 
@@ -39,7 +40,7 @@ class NetworkIndex:
     hosts: Mapping[
         int, Mapping[int, Mapping[int, tuple[AddressSpace, ...]]]
     ]  # version, prefix length, prefix
-    fixed: Mapping[str, Fixed] = field(default_factory=dict)
+    fixed: Mapping[str, Fixed]  # by pod
 
     def assigned(self, pod_id: str, host_ip: str) -> Fixed | None:
         """Return a pod's assignment; raise `Forbidden` if it is for other hosts."""
@@ -83,19 +84,10 @@ def pools_of(found: Mapping[str, NetworkIndex]) -> list[AddressSpace]:
     return [space for net in found.values() for space in net.pools]
 
 
-def _fixed(
-    config: Config, network: str, bare: Iterable[AddressSpace]
-) -> list[tuple[Assignment, list[tuple[str, int]]]]:
-    """Return the assignments of a network, each with the pool names of its addresses."""
-    spaces = in_order(bare)
-    found = []
-    for assignment in config.assignments:
-        if assignment.network != network:
-            continue
-        held = ((holder(spaces, text), int(ip_address(text))) for text in assignment.ips)
-        places = [(space.pool.name, address) for space, address in held if space is not None]
-        found.append((assignment, places))
-    return found
+def _places(assignment: Assignment, spaces: Sequence[AddressSpace]) -> tuple[tuple[AddressSpace, int], ...]:
+    """Return the addresses of an assignment with their pools; the pools are in order."""
+    found = ((holder(spaces, text), int(ip_address(text))) for text in assignment.ips)
+    return tuple((space, address) for space, address in found if space is not None)
 
 
 def _hosts(
@@ -120,27 +112,24 @@ def nets(
     config: Config, idents: Mapping[str, str], epochs: Mapping[str, str] | None = None
 ) -> dict[str, NetworkIndex]:
     """Return the indexed networks of a valid configuration."""
-    epochs = epochs or {}
-    made = {}
-    for network in config.networks:
-        bare = [AddressSpace(idents[it.name], it) for it in config.pools if it.network == network.name]
-        fixed = _fixed(config, network.name, bare)
-        reserved: dict[str, set[int]] = {}
-        for _, places in fixed:
-            for name, address in places:
-                reserved.setdefault(name, set()).add(address)
-        spaces = {
-            name: AddressSpace(it.ident, it.pool, frozenset(reserved.get(name, ())), epochs.get(name, "0"))
-            for name, it in ((it.pool.name, it) for it in bare)
-        }
-        made[network.name] = NetworkIndex(
-            network.name,
-            network.grace,
-            tuple(spaces.values()),
-            _hosts(config, network.name, spaces),
-            {
-                assignment.pod_id: Fixed(assignment, tuple((spaces[name], at) for name, at in places))
-                for assignment, places in fixed
-            },
-        )
-    return made
+    return {it.name: _index(config, it, idents, epochs or {}) for it in config.networks}
+
+
+def _index(
+    config: Config, network: Network, idents: Mapping[str, str], epochs: Mapping[str, str]
+) -> NetworkIndex:
+    assignments = [it for it in config.assignments if it.network == network.name]
+    bare = [AddressSpace(idents[it.name], it) for it in config.pools if it.network == network.name]
+    ordered = in_order(bare)
+    reserved: defaultdict[str, set[int]] = defaultdict(set)
+    for assignment in assignments:
+        for space, address in _places(assignment, ordered):
+            reserved[space.ident].add(address)
+    spaces = {
+        it.pool.name: replace(it, reserved=frozenset(reserved[it.ident]), epoch=epochs.get(it.pool.name, "0"))
+        for it in bare
+    }
+    ordered = in_order(spaces.values())
+    fixed = {it.pod_id: Fixed(it, _places(it, ordered)) for it in assignments}
+    hosts = _hosts(config, network.name, spaces)
+    return NetworkIndex(network.name, network.grace, tuple(spaces.values()), hosts, fixed)

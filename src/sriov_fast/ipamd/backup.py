@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Mapping
+from functools import partial
 from ipaddress import ip_address, ip_interface
 from typing import Any, Literal
 
@@ -18,12 +19,10 @@ from sriov_fast.ipamd.schema import (
     Held,
     RecordKeys,
     Shard,
-    pack,
     pack_freed,
     pack_own,
     pack_owner,
     unescape,
-    unpack,
     unpack_own,
 )
 from sriov_fast.ipamd.snapshot import Snapshot, nets, pools_of
@@ -149,35 +148,19 @@ class _Records:
         shard.freed += 1
 
 
-class _Swap:
-    """The transaction that activates another generation of records."""
-
-    def __init__(
-        self, old: Snapshot, says: dict[str, Any], stay: Mapping[tuple[str, str, str], Allocation] | None
-    ):
-        self.old, self.says, self.stay = old, says, stay
-
-    async def __call__(self, tx: Transaction) -> None:
-        (root,), _ = await tx.fetch([ROOT])
-        if root is not None and unpack(root) == self.says:
-            return  # the commit of an earlier attempt succeeded
-        if (root or NO_ROOT) != self.old.root:
-            raise Conflict("config: was changed during the import")
-        if self.stay is not None:
-            await self._check(tx, self.stay)
-        tx.changes[ROOT] = pack(self.says)
-
-    async def _check(self, tx: Transaction, stay: Mapping[tuple[str, str, str], Allocation]) -> None:
-        """Refuse to drop or change an allocation."""
-        tx.unchanged(*RecordKeys(self.old.generation).kind("own"))
-        lost = []
-        for document in await held(tx, self.old):
-            it = Allocation.model_validate(document)
-            if stay.get((it.network, it.container_id, it.ifname)) != it:
-                lost.append(f"container {it.container_id!r} interface {it.ifname!r} in {it.network!r}")
-        if lost:
-            more = f" and {len(lost) - NAMED} more" if len(lost) > NAMED else ""
-            raise Conflict(f"allocations: not so in the document, and held: {', '.join(lost[:NAMED])}{more}")
+async def _require_kept(
+    old: Snapshot, kept: Mapping[tuple[str, str, str], Allocation], tx: Transaction
+) -> None:
+    """Refuse to drop or change an allocation."""
+    tx.unchanged(*RecordKeys(old.generation).kind("own"))
+    lost = []
+    for document in await held(tx, old):
+        it = Allocation.model_validate(document)
+        if kept.get((it.network, it.container_id, it.ifname)) != it:
+            lost.append(f"container {it.container_id!r} interface {it.ifname!r} in {it.network!r}")
+    if lost:
+        more = f" and {len(lost) - NAMED} more" if len(lost) > NAMED else ""
+        raise Conflict(f"allocations: not so in the document, and held: {', '.join(lost[:NAMED])}{more}")
 
 
 async def load(
@@ -191,17 +174,19 @@ async def load(
     old = await config_store.reload()
     named = await config_store.prepare(backup.config, idents, {})
     says = {"revision": old.revision + 1, "generation": generation, **named}
-    stay = None if replace else {(it.network, it.container_id, it.ifname): it for it in backup.allocations}
+    kept = {(it.network, it.container_id, it.ifname): it for it in backup.allocations}
+    check = None if replace else partial(_require_kept, old, kept)
     await store.write(sorted(records.found.items()))
     try:
-        await store.run(_Swap(old, says, stay))
-    except Conflict:  # after other errors the new one may be active
-        await _drop(store, config_store, generation, named["document"])
+        if not await config_store.activate(old, says, check):
+            raise Conflict("config: was changed during the import")
+    except Conflict:
+        await _wipe(store, generation)
         raise
     await config_store.reload()
-    await _drop(store, config_store, old.generation, old.document)
+    await config_store.forget(old.document)
+    await _wipe(store, old.generation)
 
 
-async def _drop(store: Store, config_store: ConfigStore, generation: str, document: str) -> None:
-    await config_store.forget(document)
+async def _wipe(store: Store, generation: str) -> None:
     await store.wipe(f"{generation}/", prefix_end(f"{generation}/"))

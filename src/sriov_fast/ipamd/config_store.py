@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import uuid
 import zlib
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import orjson
@@ -21,6 +22,8 @@ PART = 512 * 1024  # bytes of a document in one record; etcd takes 1.5 MiB a req
 PAGE = 1000  # records in one read
 NAMED = 5  # allocations in one error
 TRIES = 20
+
+Check = Callable[[Transaction], Awaitable[None]]
 
 
 def token() -> str:
@@ -71,16 +74,44 @@ class ConfigStore:
         """Write an inactive configuration; return its part of the root record."""
         body = {"config": config.document(), "idents": dict(idents), "epochs": dict(epochs)}
         packed = zlib.compress(orjson.dumps(body))
-        parts = [packed[at : at + PART] for at in range(0, len(packed), PART)]
         name = token()
-        for number, part in enumerate(parts):
-            await self._store.write([(f"{_document(name)[0]}{number:06d}", part)])
+        parts = [
+            (f"{_document(name)[0]}{number:06d}", packed[at : at + PART])
+            for number, at in enumerate(range(0, len(packed), PART))
+        ]
+        await self._store.write(parts)
         return {"document": name, "parts": len(parts)}
 
     async def forget(self, name: str) -> None:
         """Delete an inactive configuration."""
         if name:
             await self._store.wipe(*_document(name))
+
+    async def activate(self, old: Snapshot, says: dict[str, Any], check: Check | None) -> bool:
+        """Write the root record of a prepared configuration; False if the old one was not active.
+
+        `check` belongs to the transaction, and refuses the change with a `Conflict`.
+        """
+
+        async def swap(tx: Transaction) -> bool:
+            (root,), _ = await tx.fetch([ROOT])
+            if root is not None and unpack(root) == says:
+                return True  # the commit of an earlier attempt succeeded
+            if (root or NO_ROOT) != old.root:
+                return False
+            if check is not None:
+                await check(tx)
+            tx.changes[ROOT] = pack(says)
+            return True
+
+        try:
+            done = await self._store.run(swap)
+        except Conflict:  # after other errors the new one may be active
+            await self.forget(says["document"])
+            raise
+        if not done:
+            await self.forget(says["document"])
+        return done
 
     async def edit(self, change: Callable[[Config], Config], revision: str | None) -> Snapshot:
         """Change the configuration of this revision (None: of any), again after concurrent changes."""
@@ -92,16 +123,11 @@ class ConfigStore:
                 )
             config = change(old.config)
             idents = keep_idents(old, config)
+            gone = [it for it in old.idents.values() if it not in idents.values()]
             named = await self.prepare(config, idents, new_epochs(old, config, idents))
-            swap = _Change(old, named, [it for it in old.idents.values() if it not in idents.values()])
-            try:
-                done = await self._store.run(swap)
-            except Conflict:  # after other errors the new one may be active
-                await self.forget(named["document"])
-                raise
-            if done:
-                return await self._clean(old, swap.gone)
-            await self.forget(named["document"])
+            says = {"revision": old.revision + 1, "generation": old.generation, **named}
+            if await self.activate(old, says, partial(_require_unused, old, gone)):
+                return await self._clean(old, gone)
         raise Unavailable("config: others change it all the time")
 
     async def _clean(self, old: Snapshot, gone: list[str]) -> Snapshot:
@@ -147,43 +173,30 @@ def keep_idents(old: Snapshot, config: Config) -> dict[str, str]:
     }
 
 
-class _Change:
-    """The transaction that activates a configuration, unless an allocation would lose its pool."""
+async def _require_unused(old: Snapshot, idents: Sequence[str], tx: Transaction) -> None:
+    """Refuse a change under which an allocation would lose its pool."""
+    held = [name for ident in idents for name in await _held(old, ident, tx)]
+    if held:
+        raise Conflict(
+            f"config: pools that would go, or change network or subnet, are in use: {', '.join(held)}"
+        )
 
-    def __init__(self, old: Snapshot, named: dict[str, Any], gone: list[str]) -> None:
-        self.old, self.named, self.gone = old, named, gone
 
-    async def __call__(self, tx: Transaction) -> bool:
-        """Activate the new configuration; False if the old one was not active."""
-        (found,), _ = await tx.fetch([ROOT])
-        if found is not None and unpack(found)["document"] == self.named["document"]:
-            return True  # the commit of an earlier attempt succeeded
-        if (found or NO_ROOT) != self.old.root:
-            return False
-        held = [name for ident in self.gone for name in await self._held(tx, ident)]
-        if held:
-            raise Conflict(
-                f"config: pools that would go, or change network or subnet, are in use: {', '.join(held)}"
-            )
-        says = {"revision": self.old.revision + 1, "generation": self.old.generation, **self.named}
-        tx.changes[ROOT] = pack(says)
-        return True
-
-    async def _held(self, tx: Transaction, ident: str) -> list[str]:
-        """Return some allocations of a pool; the commit fails if another is added."""
-        first, end = RecordKeys(self.old.generation).kind("addr", ident)
-        tx.unchanged(first, end)
-        pool = next(name for name, it in self.old.idents.items() if it == ident)
-        found: list[str] = []
-        while len(found) < NAMED:
-            _, (rows,) = await tx.fetch([], [(first, end, PAGE)])
-            for record in (unpack(value) for _, value in rows):
-                if "owner" in record and len(found) < NAMED:
-                    network, container_id, ifname = record["owner"]
-                    found.append(
-                        f"pool {pool!r} by container {container_id!r} interface {ifname!r} in {network!r}"
-                    )
-            if len(rows) < PAGE:
-                break
-            first = rows[-1][0] + "\x00"
-        return found
+async def _held(old: Snapshot, ident: str, tx: Transaction) -> list[str]:
+    """Return some allocations of a pool; the commit fails if another is added."""
+    first, end = RecordKeys(old.generation).kind("addr", ident)
+    tx.unchanged(first, end)
+    pool = next(name for name, it in old.idents.items() if it == ident)
+    found: list[str] = []
+    while len(found) < NAMED:
+        _, (rows,) = await tx.fetch([], [(first, end, PAGE)])
+        for record in (unpack(value) for _, value in rows):
+            if "owner" in record:
+                network, container_id, ifname = record["owner"]
+                found.append(
+                    f"pool {pool!r} by container {container_id!r} interface {ifname!r} in {network!r}"
+                )
+        if len(rows) < PAGE:
+            break
+        first = rows[-1][0] + "\x00"
+    return found[:NAMED]

@@ -9,6 +9,7 @@ import os
 import random
 import resource
 import signal
+import socket
 import ssl
 import sys
 import traceback
@@ -157,6 +158,16 @@ class World:
 
     def host(self, server: AddressService) -> httpx.Client:
         return server.client(self.authority, self.tokens.host)
+
+    def connect(self, server: AddressService) -> ssl.SSLSocket:
+        plain = socket.create_connection(("127.0.0.1", server.port), timeout=PATIENCE)
+        return self.authority.trust().wrap_socket(plain, server_hostname="127.0.0.1")
+
+    def head(self, length: int) -> bytes:
+        """The head of an ask of a host, whose body is so long."""
+        fields = (f"authorization: Bearer {self.tokens.host}", "content-type: application/json")
+        lines = (f"POST {ASK} HTTP/1.1", "host: x", *fields, f"content-length: {length}", "\r\n")
+        return "\r\n".join(lines).encode()
 
     def end(self) -> None:
         for server in self._servers:

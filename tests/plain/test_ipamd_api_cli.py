@@ -103,19 +103,12 @@ def test_networks(ipam: Any, admin: httpx.Client) -> None:
 
 
 def test_pools(ipam: Any, admin: httpx.Client) -> None:
-    words = ["--subnet", "10.9.0.0/16", "--range", "10.9.1.0-10.9.1.9", "--range", "10.9.2.0-10.9.2.9"]
-    words += [
-        "--gateway",
-        "10.9.0.1",
-        "--vlan",
-        "7",
-        "--route",
-        "0.0.0.0/0",
-        "--route",
-        "10.0.0.0/8,10.9.0.2",
-    ]
-    words += ["--mac-prefix", "02:5a", "--dns-nameserver", "10.9.0.53", "--dns-search", "example.org"]
-    ipam("pools", "set", "mynet", "b", *words)
+    words = (
+        "--subnet 10.9.0.0/16 --range 10.9.1.0-10.9.1.9 --range 10.9.2.0-10.9.2.9 --gateway 10.9.0.1 --vlan 7"
+        " --route 0.0.0.0/0 --route 10.0.0.0/8,10.9.0.2 --mac-prefix 02:5a"
+        " --dns-nameserver 10.9.0.53 --dns-search example.org"
+    )
+    ipam("pools", "set", "mynet", "b", *words.split())
     assert config(admin)["pools"][1] == {
         "network": "mynet",
         "name": "b",

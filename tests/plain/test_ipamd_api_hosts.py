@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import socket
 import ssl
 import time
 from collections.abc import Iterator
@@ -185,11 +184,6 @@ def test_a_long_idempotency_key_is_refused(client: httpx.Client) -> None:
 # -------------------------------------------------------------------------------------- what is too much
 
 
-def raw(world: World, server: AddressService) -> ssl.SSLSocket:
-    plain = socket.create_connection(("127.0.0.1", server.port), timeout=ipam_server.PATIENCE)
-    return world.authority.trust().wrap_socket(plain, server_hostname="127.0.0.1")
-
-
 def answer(connection: ssl.SSLSocket) -> bytes:
     pieces = []
     try:
@@ -219,7 +213,7 @@ def test_a_long_body_is_refused_unread(client: httpx.Client, admin: httpx.Client
     ids=["no HTTP", "an endless head", "a slow head", "nothing"],
 )
 def test_a_head_that_is_none(world: World, server: AddressService, head: bytes, status: bytes) -> None:
-    with raw(world, server) as connection:
+    with world.connect(server) as connection:
         connection.sendall(head)
         found = answer(connection)
     assert found.split()[1:2] == [status], found[:200]
@@ -227,11 +221,9 @@ def test_a_head_that_is_none(world: World, server: AddressService, head: bytes, 
 
 
 def test_a_slow_body_does_not_wait_for_ever(world: World, server: AddressService) -> None:
-    head = f"POST {ASK} HTTP/1.1\r\nhost: x\r\nauthorization: Bearer {world.tokens.host}\r\n"
-    head += "content-type: application/json\r\ncontent-length: 100\r\n\r\n{"
     begin = time.monotonic()
-    with raw(world, server) as connection:
-        connection.sendall(head.encode())
+    with world.connect(server) as connection:
+        connection.sendall(world.head(100) + b"{")
         found = answer(connection)
     assert found.split()[1] == b"408", found[:200]
     assert b'"kind":"unavailable"' in found
@@ -240,8 +232,8 @@ def test_a_slow_body_does_not_wait_for_ever(world: World, server: AddressService
 
 def test_too_many_connections_are_refused(world: World) -> None:
     server = world.serve("few", max_connections=3)
-    held = [raw(world, server) for _ in range(3)]
-    with raw(world, server) as connection:
+    held = [world.connect(server) for _ in range(3)]
+    with world.connect(server) as connection:
         assert b" 503 " in answer(connection).split(b"\r\n")[0]
     for each in held:
         each.close()

@@ -144,11 +144,8 @@ def test_what_runs_is_finished_before_the_end(world: World) -> None:
     """A request whose body is still on its way when SIGTERM comes gets its answer."""
     server = world.serve("graceful")
     body = json.dumps(wanted("late")).encode()
-    head = f"POST {ASK} HTTP/1.1\r\nhost: x\r\nauthorization: Bearer {world.tokens.host}\r\n"
-    head += f"content-type: application/json\r\ncontent-length: {len(body)}\r\n\r\n"
-    plain = socket.create_connection(("127.0.0.1", server.port), timeout=PATIENCE)
-    with world.authority.trust().wrap_socket(plain, server_hostname="127.0.0.1") as connection:
-        connection.sendall(head.encode() + body[:10])
+    with world.connect(server) as connection:
+        connection.sendall(world.head(len(body)) + body[:10])
         wait_for(lambda: _running(world, server) >= 2, "the request")  # it, and the one that looks
         server.signal(signal.SIGTERM)
         server.wait("stopping")
@@ -177,10 +174,8 @@ def test_idle_connections_do_not_hold_it_up(world: World) -> None:
 
 def test_a_request_that_never_ends_does_not_hold_it_up_for_ever(world: World) -> None:
     server = world.serve("stuck", receive_timeout=60, stop_timeout=1)
-    plain = socket.create_connection(("127.0.0.1", server.port), timeout=PATIENCE)
-    with world.authority.trust().wrap_socket(plain, server_hostname="127.0.0.1") as connection:
-        head = f"POST {ASK} HTTP/1.1\r\nhost: x\r\nauthorization: Bearer {world.tokens.host}\r\n"
-        connection.sendall(head.encode() + b"content-length: 100\r\n\r\n{")
+    with world.connect(server) as connection:
+        connection.sendall(world.head(100) + b"{")
         wait_for(lambda: _running(world, server) >= 2, "the request")
         assert server.stop() == 0
 

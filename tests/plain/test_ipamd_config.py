@@ -27,6 +27,15 @@ def pools(*given: dict[str, Any], **more: Any) -> dict[str, Any]:
     return {"networks": [NETWORK], "pools": list(given), **more}
 
 
+def ranges(*bounds: str) -> list[dict[str, str]]:
+    """Ranges from pairs of addresses."""
+    return [{"start": start, "end": end} for start, end in zip(bounds[::2], bounds[1::2], strict=True)]
+
+
+def ranged(*bounds: str, **pool: str) -> dict[str, Any]:
+    return pools({**A, "ranges": ranges(*bounds), **pool})
+
+
 def hosts(*given: dict[str, Any]) -> dict[str, Any]:
     entries = [{"network": "n", "hosts": ["10.0.0.0/8"], "pools": ["a"], **it} for it in given]
     return pools(
@@ -55,35 +64,18 @@ REFUSED = {
     ),
     "overlap in IPv6": (pools(SIX, {**SIX, "name": "s"}), "'fd00::/64' of 's' overlaps 'fd00::/64' of 'six'"),
     "range outside": (
-        pools({**A, "ranges": [{"start": "10.1.0.9", "end": "10.1.1.9"}]}),
+        ranged("10.1.0.9", "10.1.1.9"),
         "pools[0] 'a': ranges[0]: '10.1.1.9' is outside subnet '10.1.0.0/24'",
     ),
-    "range backwards": (
-        pools({**A, "ranges": [{"start": "10.1.0.9", "end": "10.1.0.8"}]}),
-        "start '10.1.0.9' is behind end '10.1.0.8'",
-    ),
-    "range of a family": (
-        pools({**A, "ranges": [{"start": "fd00::1", "end": "10.1.0.8"}]}),
-        "'fd00::1' is outside subnet '10.1.0.0/24'",
-    ),
-    "range with the network's address": (
-        pools({**A, "ranges": [{"start": "10.1.0.0", "end": "10.1.0.8"}]}),
-        "'10.1.0.0' is the network's own",
-    ),
+    "range backwards": (ranged("10.1.0.9", "10.1.0.8"), "start '10.1.0.9' is behind end '10.1.0.8'"),
+    "range of a family": (ranged("fd00::1", "10.1.0.8"), "'fd00::1' is outside subnet '10.1.0.0/24'"),
+    "range with the network's address": (ranged("10.1.0.0", "10.1.0.8"), "'10.1.0.0' is the network's own"),
     "range with the broadcast address": (
-        pools({**A, "ranges": [{"start": "10.1.0.8", "end": "10.1.0.255"}]}),
+        ranged("10.1.0.8", "10.1.0.255"),
         "'10.1.0.255' is the network's own or its broadcast",
     ),
     "ranges overlap": (
-        pools(
-            {
-                **A,
-                "ranges": [
-                    {"start": "10.1.0.8", "end": "10.1.0.9"},
-                    {"start": "10.1.0.2", "end": "10.1.0.8"},
-                ],
-            }
-        ),
+        ranged("10.1.0.8", "10.1.0.9", "10.1.0.2", "10.1.0.8"),
         "ranges: '10.1.0.2-10.1.0.8' and '10.1.0.8-10.1.0.9' overlap",
     ),
     "gateway outside": (
@@ -165,16 +157,12 @@ ACCEPTED = {
         "networks": [{"name": "n"}, {"name": "m"}],
         "pools": [A, {**A, "name": "b", "network": "m"}],
     },
-    "a gateway in a range": pools(
-        {**A, "gateway": "10.1.0.5", "ranges": [{"start": "10.1.0.5", "end": "10.1.0.6"}]}
-    ),
+    "a gateway in a range": ranged("10.1.0.5", "10.1.0.6", gateway="10.1.0.5"),
     "a link-local gateway": pools({**SIX, "gateway": "fe80::1"}),
     "the same MACs in two VLANs": pools({**A, **MACS, "vlan": 1}, {**B, **MACS, "vlan": 2}),
-    "MACs for a part of an IPv6 subnet": pools(
-        {**SIX, **MACS, "ranges": [{"start": "fd00::1", "end": "fd00::ff:ffff"}]}
-    ),
+    "MACs for a part of an IPv6 subnet": ranged("fd00::1", "fd00::ff:ffff", **SIX, **MACS),
     "an assigned address outside the ranges": fixed(
-        {"ips": ["10.1.0.9"]}, ranges=[{"start": "10.1.0.10", "end": "10.1.0.11"}]
+        {"ips": ["10.1.0.9"]}, ranges=ranges("10.1.0.10", "10.1.0.11")
     ),
     "the MAC that the address would get anyway": fixed(
         {"ips": ["10.1.0.9"], "mac": "02:5a:00:00:00:09"}, **MACS

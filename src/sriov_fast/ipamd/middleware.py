@@ -21,7 +21,7 @@ from sriov_fast.ipamd.auth import Authenticator, AuthError
 from sriov_fast.ipamd.logs import LOGGER
 from sriov_fast.ipamd.metrics import Metrics
 from sriov_fast.ipamd.problems import problem
-from sriov_fast.ipamd.protocol import CERTIFICATE
+from sriov_fast.ipamd.protocol import CERTIFICATE, CONNECTION, Connection
 from sriov_fast.ipamd.settings import ServerSettings
 
 Message = MutableMapping[str, Any]
@@ -80,6 +80,8 @@ class Observe:
                 event.status = message["status"]
             await send(message)
 
+        connection: Connection = scope["state"][CONNECTION]
+        connection.begin()
         self._metrics.running.inc()
         try:
             await self._app(scope, receive, watched)
@@ -87,6 +89,7 @@ class Observe:
             await self._failed(error, scope, receive, watched)
         finally:
             self._metrics.running.dec()
+            connection.end()
             self._report(scope, event, begin)
             _EVENT.reset(token)
 

@@ -1,7 +1,7 @@
 """The protocol of a connection: uvicorn's HTTP protocol, with limits of a request's head.
 
-The head of a request is limited in time and size. The scope's ``state`` has the certificate of the peer.
-An error of the HTTP parser is answered with a problem document.
+The head of a request is limited in time and size. The scope's ``state`` has the connection and the
+peer's certificate. An error of the HTTP parser is answered with a problem document.
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ from sriov_fast.ipamd import problems
 MAX_HEAD = 64 << 10
 _GOODBYE = 1.0  # seconds
 CERTIFICATE = "peer_certificate"
-_CONNECTION = "connection"
+CONNECTION = "connection"
 
 
 class Connection(asyncio.Protocol):
     """A connection; it passes the data to uvicorn's protocol, and counts the running requests.
 
-    ``Track`` reports the requests.
+    The middleware reports the requests.
     """
 
     def __init__(self, server: uvicorn.Server, head_timeout: float, max_connections: int, host: str) -> None:
@@ -53,7 +53,7 @@ class Connection(asyncio.Protocol):
         certificate = tls.getpeercert(binary_form=True) if tls else None
         config, server_state = self._server.config, self._server.server_state
         make: Any = config.http_protocol_class
-        state = {CERTIFICATE: certificate, _CONNECTION: self}
+        state = {CERTIFICATE: certificate, CONNECTION: self}
         self._http = make(config=config, server_state=server_state, app_state=state)
         self._http.send_400_response = lambda text: self._refuse(400, "invalid", text)
         self._http.connection_made(transport)
@@ -149,19 +149,3 @@ class Connection(asyncio.Protocol):
         )
         self._transport.write(head.encode("ascii") + body)
         self._close()
-
-
-class Track:
-    """ASGI middleware that reports the start and the end of each request to its connection."""
-
-    def __init__(self, app: Callable[..., Any]) -> None:
-        self._app = app
-
-    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
-        """Serve one request."""
-        connection: Connection = scope["state"][_CONNECTION]
-        connection.begin()
-        try:
-            await self._app(scope, receive, send)
-        finally:
-            connection.end()

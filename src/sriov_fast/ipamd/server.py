@@ -29,7 +29,7 @@ from sriov_fast.ipamd.config import Config
 from sriov_fast.ipamd.errors import OtherRevision, ServiceError
 from sriov_fast.ipamd.metrics import Metrics
 from sriov_fast.ipamd.middleware import Admit, App, Observe
-from sriov_fast.ipamd.protocol import Connection, Track
+from sriov_fast.ipamd.protocol import Connection
 from sriov_fast.ipamd.service import Service, open_service
 from sriov_fast.ipamd.settings import Listen, ServerSettings, Settings, StartError, TlsFiles, parse_config
 
@@ -72,7 +72,7 @@ async def _serve(found: Settings, config: Config | None) -> None:
             reload = Reload(found, service, tls, metrics)
             app.state.apply_file = reload.apply_file
             authenticator = Authenticator(options.auth, tokens, options.admins)
-            layers = Track(Observe(Admit(app, authenticator, options), metrics))
+            layers = Observe(Admit(app, authenticator, options), metrics)
             tell_start = functools.partial(_tell_start, found, sockets, tls)
             await _UvicornServer(layers, options, reload, tls, tell_start).serve(sockets)
     log.info("stopped")

@@ -139,7 +139,7 @@ def in_order(spaces: Iterable[AddressSpace]) -> list[AddressSpace]:
 
 
 def holder(spaces: Sequence[AddressSpace], text: str) -> AddressSpace | None:
-    """Return the pool whose subnet has an address; the pools are of one network, and in order."""
+    """Return the pool with an address in its subnet; the pools are of one network, and in order."""
     ip = ip_address(text)
     place: tuple[int, int] = (ip.version, int(ip))
     at = bisect_right(spaces, place, key=_place) - 1

@@ -123,14 +123,6 @@ def test_a_token_for_several_hosts(world: World, server: AddressService) -> None
         problem(client.get(STATUS, params={"host_ip": HOST}), 403, "forbidden")
 
 
-def test_a_revoked_token_is_refused_at_once(world: World, server: AddressService) -> None:
-    token = world.tokens.make("admin")
-    with server.client(world.authority, token) as client:
-        assert client.get("/v1/config").status_code == 200
-        auth.write_tokens(world.tokens.path, auth.read_tokens(world.tokens.path)[:-1])
-        problem(client.get("/v1/config"), 401, "unauthorized")
-
-
 def test_a_broken_file_of_tokens_leaves_those_that_were_read(world: World, server: AddressService) -> None:
     good = world.tokens.path.read_bytes()
     with world.admin(server) as client:

@@ -71,14 +71,14 @@ async def export(view: View) -> dict[str, Any]:
     snapshot = await read_snapshot(view, root or NO_ROOT)
     if snapshot is None:  # a consistent view has the root's document
         raise Conflict("config: is incomplete")
-    pools = {ident: name for name, ident in snapshot.idents.items()}
-    texts = {space.ident: space.text for space in pools_of(snapshot.nets)}
+    spaces = {space.ident: space for space in pools_of(snapshot.nets)}
     sticky = []
     for key, value in await rows(view, *RecordKeys(snapshot.generation).kind("sticky")):
         ident, pod_id, ifname, address = key.split("/")[2:]
-        if ident in pools:
-            where = {"pool": pools[ident], "pod_id": unescape(pod_id), "ifname": unescape(ifname)}
-            sticky.append({**where, "address": texts[ident](int(address, 16)), "released": int(value)})
+        space = spaces.get(ident)
+        if space is not None:
+            where = {"pool": space.pool.name, "pod_id": unescape(pod_id), "ifname": unescape(ifname)}
+            sticky.append({**where, "address": space.text(int(address, 16)), "released": int(value)})
     sticky.sort(key=lambda it: (it["pool"], it["pod_id"], it["ifname"], it["address"]))
     config = snapshot.config.document()
     return {"version": 1, "config": config, "allocations": await held(view, snapshot), "sticky": sticky}

@@ -9,7 +9,7 @@ import asyncio
 import contextvars
 import logging
 import time
-from collections.abc import Awaitable, Callable, MutableMapping
+from collections.abc import Awaitable, Callable, Mapping, MutableMapping, Sequence
 from typing import Any
 
 from starlette.datastructures import Headers
@@ -20,7 +20,7 @@ from sriov_fast import ipamd_api
 from sriov_fast.ipamd.auth import Authenticator, AuthError
 from sriov_fast.ipamd.logs import LOGGER
 from sriov_fast.ipamd.metrics import Metrics
-from sriov_fast.ipamd.problems import problem
+from sriov_fast.ipamd.problems import Fault, document
 from sriov_fast.ipamd.protocol import CERTIFICATE, CONNECTION, Connection
 from sriov_fast.ipamd.settings import ServerSettings
 
@@ -54,12 +54,19 @@ def note(**fields: object) -> None:
     _EVENT.get().fields.update(fields)
 
 
-def refuse(status: int, kind: str, detail: str, **more: Any) -> Response:
+def refuse(
+    status: int,
+    kind: str,
+    detail: str,
+    *,
+    headers: Mapping[str, str] | None = None,
+    errors: Sequence[Fault] = (),
+) -> Response:
     """Return a problem document, and note it for the log and the metrics."""
     event = _EVENT.get()
     event.kind = kind
     event.fields["detail"] = detail
-    return problem(status, kind, detail, **more)
+    return Response(document(status, kind, detail, errors), status, headers, ipamd_api.PROBLEM)
 
 
 class Observe:

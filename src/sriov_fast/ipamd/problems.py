@@ -7,9 +7,6 @@ from http import HTTPStatus
 from typing import Annotated, Any
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
-from starlette.responses import Response
-
-from sriov_fast import ipamd_api
 
 _SHOWN = 100  # characters of a wrong value that a message repeats
 
@@ -50,20 +47,8 @@ class Problem(BaseModel):
     errors: list[Fault] | None = Field(default=None, description="each wrong value, where there are several")
 
 
-def problem(
-    status: int,
-    kind: str,
-    detail: str,
-    *,
-    headers: Mapping[str, str] | None = None,
-    errors: Sequence[Fault] = (),
-) -> Response:
-    """Return the response for an error."""
-    return Response(document(status, kind, detail, errors), status, headers, ipamd_api.PROBLEM)
-
-
 def document(status: int, kind: str, detail: str, errors: Sequence[Fault] = ()) -> bytes:
-    """Return the document alone, for errors outside of the framework."""
+    """Return the document of an error."""
     title = HTTPStatus(status).phrase
     found = Problem(title=title, status=status, detail=detail, kind=kind, errors=list(errors) or None)
     return found.model_dump_json(exclude_none=True).encode()

@@ -39,10 +39,10 @@ class Settings(NamedTuple):
     """The settings in the URL of the store."""
 
     endpoints: tuple[str, ...]
-    prefix: str = "sriov-fast/ipam/"
-    user: str = ""
-    password: str = ""
-    tls: ssl.SSLContext | None = None
+    prefix: str
+    user: str
+    password: str
+    tls: ssl.SSLContext | None
 
 
 class _Refused(Exception):  # noqa: N818 - an answer of etcd; the code decides about a retry

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import _thread
 import json
+import os
 import socket
 import subprocess
 import sys
@@ -19,6 +20,7 @@ import pytest
 from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 
+from harness.waiting import wait_for
 from sriov_fast.common.errors import ConfigError, FileError
 from sriov_fast.common.paths import Roots
 from sriov_fast.common.trace import Steps
@@ -132,6 +134,25 @@ def test_closed_before_it_serves(metrics: Metrics, monkeypatch: pytest.MonkeyPat
     endpoint = Endpoint("127.0.0.1:0", metrics)
     endpoint.close()
     endpoint.start()
+
+
+@pytest.mark.parametrize(
+    ("family", "where"), [(socket.AF_INET, "127.0.0.1:0"), (socket.AF_UNIX, "unix:{}/metrics.sock")]
+)
+def test_its_thread_ends_when_it_is_closed(metrics: Metrics, tmp_path: Path, family: int, where: str) -> None:
+    """It polled the closed descriptor without a pause, and then the next file with its number."""
+    before = threads()
+    with closing(Endpoint(where.format(tmp_path), metrics)) as endpoint:
+        endpoint.start()
+        with socket.socket(family) as client:
+            client.connect(endpoint.address)
+            client.sendall(b"GET /metrics HTTP/1.0\r\n\r\n")
+            assert client.recv(12) == b"HTTP/1.0 200"
+    wait_for(lambda: threads() <= before, "the thread still runs", 10)
+
+
+def threads() -> set[str]:
+    return set(os.listdir("/proc/self/task"))
 
 
 def test_workers_are_counted(tmp_path: Path) -> None:

@@ -78,13 +78,18 @@ class Endpoint:
 
     def _serve(self) -> None:
         try:
-            self._server.serve_forever()
+            while self._server.fileno() >= 0:
+                self._server.handle_request()
         except ValueError:
-            if self._server.fileno() >= 0:  # otherwise it was closed before the thread began
+            if self._server.fileno() >= 0:  # otherwise it was closed since the comparison
                 raise
 
     def close(self) -> None:
-        """Stop listening."""
+        """Stop listening, and end the thread."""
+        try:
+            self._server.socket.shutdown(socket.SHUT_RDWR)  # wakes the thread
+        except OSError:
+            pass
         self._server.server_close()
         if self._path:
             try:

@@ -210,8 +210,8 @@ class Node(Runtime):
         """Return the addresses of a pod's device without its link-local ones."""
         return set(netns.addresses(name, pod))
 
-    def await_carrier(self, pod: str, name: str = "eth0") -> None:
-        wait_for(lambda: "LOWER_UP" in link(name, pod)["flags"], f"carrier of {name} in {pod}")
+    def await_carrier(self, pod: str) -> None:
+        wait_for(lambda: "LOWER_UP" in link("eth0", pod)["flags"], f"carrier in {pod}")
 
     def pings(self, pod: str, address: str, seconds: int = int(PATIENCE)) -> bool:
         """Return whether one answer comes in time."""

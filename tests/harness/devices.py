@@ -32,8 +32,8 @@ _PASS = struct.pack("<BBhi", 0xB7, 0, 0, 2) + struct.pack("<BBhi", 0x95, 0, 0, 0
 
 
 @contextmanager
-def _opened(netns: str, family: int, kind: int, protocol: int = 0) -> Iterator[socket.socket]:
-    with inside(netns), socket.socket(family, kind, protocol) as opened:
+def _opened(netns: str, family: int, kind: int) -> Iterator[socket.socket]:
+    with inside(netns), socket.socket(family, kind) as opened:
         yield opened
 
 

@@ -36,7 +36,6 @@ def simulated(number: int, vfs: int, enter: Sequence[str] = ()) -> Iterator[str]
         (BUS / "del_device").write_text(str(number))
 
 
-def set_faults(refusals: int = 0, refusal: int = 0, late_ms: int = 0) -> None:
-    """Refuse so many changes to VFs with an errno; let a changed VF show its old settings for some time."""
-    for name, value in {"refusal": refusal, "late_ms": late_ms, "refusals": refusals}.items():
-        (PARAMETERS / name).write_text(str(value))
+def delay_settings(milliseconds: int) -> None:
+    """Let a changed VF show its old settings for some time."""
+    (PARAMETERS / "late_ms").write_text(str(milliseconds))

@@ -110,9 +110,9 @@ class Server:
         own = command_of(str(self.pid))
         return [int(pid) for pid in children if command_of(pid) == own]
 
-    def rests(self, seconds: float = 5.0) -> bool:
+    def rests(self) -> bool:
         """Return whether it becomes idle soon."""
-        deadline = time.monotonic() + seconds
+        deadline = time.monotonic() + 5.0
         while not self.is_idle():
             if time.monotonic() > deadline:
                 return False

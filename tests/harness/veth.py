@@ -40,6 +40,8 @@ LAUNCHER = (
     "import sys; sys.path[:0] = {path!r}; {prelude}; from sriov_fast.plugin.process import main; main()"
 )
 
+ADDRESS = {"ips": [{"address": "10.1.0.2/24"}]}  # that other IPAM plugins give
+
 State = dict[str, dict[str, Any]]
 # What the kernel changes with the state of a device, or with a move.
 _VOLATILE = ("ifindex", "operstate", "link_index", "link", "link_netnsid", "qdisc", "flags")
@@ -222,7 +224,7 @@ class Node(Runtime):
 
         Its ADD gives 10.1.0.2/24 unless a script for ADD says otherwise.
         """
-        given = {"ADD": said({"ips": [{"address": "10.1.0.2/24"}]})} | scripts
+        given = {"ADD": said(ADDRESS)} | scripts
         cases = "\n".join(f"{verb}) {script} ;;" for verb, script in given.items())
         self.delegate(name, f'case "$CNI_COMMAND" in\n{cases}\nesac')
         return {"type": name, "delegate": True}
@@ -484,11 +486,11 @@ class DeferredNode(ResidentNode):
     options_of_server = ("--defer-release",)
 
 
-def held_up(node: Node, kind: str = "host-local", give: str = '{"ips":[{"address":"10.1.0.2/24"}]}') -> None:
-    """Install a delegate whose ADD waits until ``let_go``, and then answers with ``give``."""
+def held_up(node: Node, kind: str = "host-local") -> None:
+    """Install a delegate whose ADD waits until ``let_go``, and then gives an address."""
     say = 'echo $$ > "$ROOT/waits-$CNI_CONTAINERID"'
     wait = 'while [ -d "$ROOT" ] && [ ! -e "$ROOT/go" ]; do sleep 0.02; done'
-    node.delegate(kind, f"[ \"$CNI_COMMAND\" = ADD ] || exit 0\n{say}\n{wait}\necho '{give}'")
+    node.other_ipam(kind, ADD=f"{say}\n{wait}\n{said(ADDRESS)}")
 
 
 def said(document: object) -> str:

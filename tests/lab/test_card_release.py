@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shutil
 import signal
 from typing import Any
 
@@ -11,6 +10,7 @@ import pytest
 
 from harness.card import Card, Node, differences
 from harness.pod import ip, link, links
+from harness.server import injecting, needs_strace
 from harness.waiting import wait_for
 
 MAC = "02:5f:00:00:00:01"
@@ -49,17 +49,16 @@ def test_the_namespace_is_gone(node: Node, card: Card, ifname: str) -> None:
 # --- ADDs that are cut short
 
 
+@needs_strace
 @pytest.mark.modes("process")
 def test_a_killed_add(node: Node, card: Card) -> None:
     """Killed as it is about to ask the kernel for the sixth time; the first three requests only read."""
-    if not shutil.which("strace"):
-        pytest.skip("needs strace")
     pod = node.pod()
     before = card.state()
     static = {"type": "static", "addresses": [{"address": "10.88.0.2/24"}]}
     conf = node.conf(**ASKED, ipam=static)
-    kill = "inject=sendto,sendmsg:signal=SIGKILL:when=6"
-    strace = ("strace", "-o", "/dev/null", "-e", "trace=sendto,sendmsg", "-e", kill)
+    kill = injecting("sendto,sendmsg", "signal=SIGKILL:when=6")
+    strace = ("strace", "-o", "/dev/null", *kill)
     killed = node.run("ADD", conf, pod, wrap=strace, env={"SRIOV_FAST_BACKEND": "cython"})
     assert killed.status == -9, killed
     assert killed.stdout == b""

@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-import shutil
 from pathlib import Path
 
 import pytest
 
 from harness.card import Card, Node
 from harness.netlink_sends import count, wrap
+from harness.server import needs_strace
 
 MOST = {"ADD": 7, "DEL": 8}
 
 
 @pytest.mark.modes("process")
-@pytest.mark.skipif(shutil.which("strace") is None, reason="needs strace")
+@needs_strace
 def test_requests_with_mac_vlan_and_cores(node: Node, card: Card, tmp_path: Path) -> None:
     """All requests count, those of the child process that announces the addresses included."""
     ipam = {

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from harness.netdevsim import set_faults, simulated
+from harness.netdevsim import delay_settings, simulated
 from harness.scrape import scrape
 from harness.veth import Node, ResidentNode
 from harness.waiting import wait_for
@@ -81,7 +81,7 @@ def node(shared: LateNode) -> Iterator[LateNode]:
     """The node. A test must leave its VFs and the PF's settings as they were."""
     before = shared.shown(), shared.state()
     yield shared
-    set_faults()
+    delay_settings(0)
     shared.homed()
     assert (shared.shown(), shared.state(), shared.records()) == (*before, [])
 
@@ -101,7 +101,7 @@ def test_settings_that_show_late(node: LateNode) -> None:
     """An ADD succeeds when the PF shows what was asked for. A DEL restores what was before."""
     pod, conf = node.pod(), config(node, **ASKED)
     before = node.shown()
-    set_faults(late_ms=300)
+    delay_settings(300)
     node.add(conf, pod)
     assert_asked(node.shown())
     node.delete(conf, pod)
@@ -111,10 +111,10 @@ def test_settings_that_show_late(node: LateNode) -> None:
 def test_a_vlan_that_shows_late(node: LateNode) -> None:
     """Without a MAC the ADD waits for the VLAN alone."""
     pod, conf = node.pod(), config(node, vlan=100)
-    set_faults(late_ms=300)
+    delay_settings(300)
     node.add(conf, pod)
     assert node.shown()["vlan_list"] == [{"vlan": 100}]
-    set_faults()
+    delay_settings(0)
     node.delete(conf, pod)
 
 
@@ -128,7 +128,7 @@ def test_a_vlan_that_shows_late(node: LateNode) -> None:
 def test_settings_that_show_too_late(node: LateNode, asked: dict[str, Any], words: str) -> None:
     """The error says what the PF shows."""
     pod = node.pod()
-    set_faults(late_ms=3000)
+    delay_settings(3000)
     done = node.run("ADD", config(node, **asked), pod)
     assert (done.status, done.json["code"]) == (1, 100), done
     assert words in done.json["msg"]

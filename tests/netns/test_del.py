@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from harness.veth import Node, said
+from harness.veth import ADDRESS, Node, said
 
 pytestmark = pytest.mark.modes("resident", "deferred")
 
@@ -202,8 +202,7 @@ def test_the_ipam_plugin_is_gone(node: Node) -> None:
 def test_dhcp_is_released_through_the_interface(node: Node) -> None:
     """Its plugin speaks through the VF, so it has ended before the VF goes."""
     show = 'sleep 0.2; ip -n "$(basename "$CNI_NETNS")" -o link show eth0 > "$ROOT/$CNI_COMMAND" 2>&1'
-    address = said({"ips": [{"address": "10.1.0.2/24"}]})
-    pod, conf = node.pod(), node.conf(ipam=node.other_ipam("dhcp", ADD=f"{show}; {address}", DEL=show))
+    pod, conf = node.pod(), node.conf(ipam=node.other_ipam("dhcp", ADD=f"{show}; {said(ADDRESS)}", DEL=show))
     node.add(conf, pod)
     node.delete(conf, pod)
     for command in ("ADD", "DEL"):

@@ -33,16 +33,8 @@ OTHERS = OS | CONTEXTLIB | COMPILED | {"__future__", "errno", "gc"}
 # The modules of ours that every request imports.
 HOT = {
     *("", "common", "common.cni_args", "common.descriptors", "common.errors", "common.executor"),
-    *("common.interpreter", "common.ip"),
-    *(
-        "common.json",
-        "common.json_object",
-        "common.log",
-        "common.paths",
-        "common.record",
-        "kernel",
-        "kernel.backend",
-    ),
+    *("common.interpreter", "common.ip", "common.json", "common.json_object", "common.log"),
+    *("common.paths", "common.record", "kernel", "kernel.backend"),
     *("cni", "cni.config", "cni.fields", "cni.request", "cni.response", "cni.result"),
     *("plugin", "plugin.context", "plugin.process", "plugin.release", "plugin.run"),
     *("ipam", "ipam.kinds"),

@@ -11,7 +11,7 @@ import pytest
 
 from harness import busy_driver
 from harness.pod import disables_ipv6
-from harness.veth import Node, ResidentNode, let_go, said
+from harness.veth import ADDRESS, Node, ResidentNode, let_go, said
 from harness.waiting import wait_for
 
 pytestmark = pytest.mark.modes("resident")
@@ -159,9 +159,6 @@ def test_check_sees(node: Node) -> None:
         assert what in node.refused(103, "CHECK", asked, pod)
     node.ip("-n", pod, "link", "del", "eth0")
     assert "not in the namespace" in node.refused(103, "CHECK", asked, pod)
-
-
-ADDRESS = {"ips": [{"address": "10.1.0.2/24"}]}
 
 
 @pytest.fixture

@@ -2,32 +2,25 @@
 
 from __future__ import annotations
 
-import shutil
-from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import pytest
 
 from harness.netlink_sends import Sends, count, wrap
+from harness.server import needs_strace
 from harness.veth import Node
 
-pytestmark = pytest.mark.skipif(shutil.which("strace") is None, reason="needs strace")
+pytestmark = needs_strace
 
 MOST = 5
 
 
-@pytest.fixture
-def traced(node: Node, tmp_path: Path) -> Callable[..., list[Sends]]:
+def traced(node: Node, verb: str, conf: dict[str, Any], pod: str, **more: Any) -> list[Sends]:
     """Run a verb and return its traffic by process: the plugin, and the child that announces."""
-
-    def run(verb: str, conf: dict[str, Any], pod: str, **more: Any) -> list[Sends]:
-        output = tmp_path / f"{verb}.strace"
-        done = node.run(verb, conf, pod, wrap=wrap(output), **more)
-        assert done.status == 0, done
-        return count(output)
-
-    return run
+    output = node.root / f"{verb}.strace"
+    done = node.run(verb, conf, pod, wrap=wrap(output), **more)
+    assert done.status == 0, done
+    return count(output)
 
 
 def ipam(node: Node) -> dict[str, Any]:
@@ -35,29 +28,29 @@ def ipam(node: Node) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("addressed", [False, True], ids=["no IPAM", "host-local"])
-def test_requests(node: Node, traced: Callable[..., list[Sends]], addressed: bool) -> None:
+def test_requests(node: Node, addressed: bool) -> None:
     pod = node.pod()
     conf = node.conf(ipam=ipam(node) if addressed else None)
     for verb in ("ADD", "DEL"):
-        sends = traced(verb, conf, pod)
+        sends = traced(node, verb, conf, pod)
         assert 0 < sum(process.requests for process in sends) <= MOST, f"{verb}: {sends}"
 
 
-def test_many_addresses_are_one_request(node: Node, traced: Callable[..., list[Sends]]) -> None:
+def test_many_addresses_are_one_request(node: Node) -> None:
     """Addresses and routes go together, however many there are."""
     pod = node.pod()
     subnets = [[{"subnet": f"10.{third}.0.0/24"}] for third in range(8)]
     many = {"type": "host-local", "ranges": subnets, "routes": [{"dst": f"192.0.{n}.0/24"} for n in range(8)]}
     conf = node.conf(ipam=many | {"dataDir": str(node.root / "ipam")})
-    plugin = traced("ADD", conf, pod)[0]
+    plugin = traced(node, "ADD", conf, pod)[0]
     assert plugin.messages >= 16
     assert plugin.requests <= MOST
     node.delete(conf, pod)
 
 
-def test_the_plain_backend_is_seen_too(node: Node, traced: Callable[..., list[Sends]]) -> None:
+def test_the_plain_backend_is_seen_too(node: Node) -> None:
     """What counts here must be able to count: the plain backend sends as well."""
     pod = node.pod()
-    sends = traced("ADD", node.conf(), pod, env={"SRIOV_FAST_BACKEND": "python"})
+    sends = traced(node, "ADD", node.conf(), pod, env={"SRIOV_FAST_BACKEND": "python"})
     assert sum(process.requests for process in sends) > 0
     node.delete(node.conf(), pod)

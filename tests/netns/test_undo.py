@@ -11,12 +11,11 @@ from typing import Any
 import pytest
 
 from harness.server import interfered
-from harness.veth import Node, fill, said, tmpfs
+from harness.veth import ADDRESS, Node, fill, said, tmpfs
 
 pytestmark = pytest.mark.modes("process", "resident")
 
 Prepare = Callable[[Node, str], dict[str, Any]]
-ADDRESS = {"address": "10.1.0.2/24"}
 
 
 def host_local_is_exhausted(node: Node, pod: str) -> dict[str, Any]:
@@ -47,10 +46,10 @@ def runs(script: str, kind: str = "txipam") -> Prepare:
 
 def answers(**more: object) -> Prepare:
     """An IPAM whose address is right, with more in its answer."""
-    return runs(said({"ips": [ADDRESS]} | more))
+    return runs(said(ADDRESS | more))
 
 
-TWICE = [ADDRESS, {"address": "fd00::2/64"}, {"address": "fd00::2/128"}]
+TWICE = [*ADDRESS["ips"], {"address": "fd00::2/64"}, {"address": "fd00::2/128"}]
 WANTED = {"vlan": 5, "mac": "02:00:00:00:00:78"}
 FOREIGN = [{"dst": "192.0.2.0/24", "gw": "fd00::1"}]
 STEPS: dict[str, tuple[Prepare, int, str]] = {
@@ -137,7 +136,7 @@ def test_an_address_is_given_back_when_the_vf_is_quiet(node: Node) -> None:
     """Otherwise the next pod could get it while this one still answers to it."""
     show = 'ip -n "$(basename "$CNI_NETNS")" -o link show eth0 > "$ROOT/at-del" 2>&1'
     beyond = [{"dst": "192.0.2.0/24", "gw": "172.16.0.1"}]
-    conf = node.conf(ipam=node.other_ipam(ADD=said({"ips": [ADDRESS], "routes": beyond}), DEL=show))
+    conf = node.conf(ipam=node.other_ipam(ADD=said(ADDRESS | {"routes": beyond}), DEL=show))
     pod = node.pod()
     assert node.run("ADD", conf, pod).status == 1
     assert "does not exist" in (node.root / "at-del").read_text()

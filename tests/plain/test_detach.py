@@ -48,20 +48,30 @@ def test_a_device_that_will_not_come_up_is_a_warning(capfd: pytest.CaptureFixtur
 
 
 OWN, ADMIN, OTHER, ZERO = ("02:00:00:00:00:01", "02:00:00:00:00:0a", "02:00:00:00:00:77", "00:00:00:00:00:00")
+ASKED = VfSettings(mac=OWN, vlan=100, qos=2, spoofchk=False)
 
 
-class Pf:
-    """A PF that holds a MAC for VF 1, and takes every change."""
+def attached(**known: Any) -> Attachment:
+    return Attachment(
+        container_id="c", ifname="eth0", pf_index=3, vf=1, **{"pci": "", "asked": ASKED} | known
+    )
 
-    def __init__(self, mac: str | None) -> None:
-        self.mac = mac
+
+class Host:
+    """A netlink socket on which the PF is read, and which takes every change."""
+
+    def __init__(self, answer: Any) -> None:
+        self.answer = answer
         self.asked: list[str] = []
 
     def run(self, batch: nl.Batch, *, check: bool = True) -> list[Any]:
-        self.asked += [operation.partition(",")[0] for operation in batch.operations]
-        vf = VfSettings(mac=self.mac)
-        read = Link(index=3, name="pf0", mac="", mtu=1500, up=True, vf=vf)
-        return [read if operation.startswith("get") else None for operation in batch.operations]
+        self.asked += batch.operations
+        return [self.answer if operation.startswith("get") else None for operation in batch.operations]
+
+
+def pf(**held: Any) -> Link:
+    vf = VfSettings(**held) if held else None
+    return Link(index=3, name="pf0", mac="", mtu=1500, up=True, vf=vf)
 
 
 @pytest.mark.parametrize(
@@ -80,47 +90,16 @@ def test_the_mac_on_the_pf(
     before: str | None, now: str | None, asked: dict[str, Any], changed: bool, requests: int
 ) -> None:
     """The PF is read only if it may hold another MAC, and set only if it does."""
-    record = Attachment(
-        container_id="c",
-        ifname="eth0",
-        pci="0000:01:10.0",
-        pf_index=3,
-        vf=1,
-        before=VfSettings(mac=before, trust=False),
-        before_mac=OWN,
-        asked=VfSettings(**asked),
-    )
+    was = VfSettings(mac=before, trust=False)
+    record = attached(before=was, before_mac=OWN, asked=VfSettings(**asked))
     release = detach.Release(record, PodNetns(), Roots(), Logger(), Patience())
-    host = Pf(now)
+    host = Host(pf(mac=now))
     release._host = host  # type: ignore[assignment]
     release._restore_macs(Link(index=7, name="eth7", mac=OWN, mtu=0, up=False), changed=changed)
     assert len(host.asked) == requests, host.asked
 
 
 # --- a VF that was made anew under its pod is not the record's any more
-
-ASKED = VfSettings(mac="02:00:00:00:00:01", vlan=100, qos=2, spoofchk=False)
-
-
-class Host:
-    """A netlink socket on which the PF is read."""
-
-    def __init__(self, answer: Any) -> None:
-        self.answer = answer
-
-    def run(self, batch: object, *, check: bool = True) -> list[Any]:
-        return [self.answer]
-
-
-def attached(**known: Any) -> Attachment:
-    return Attachment(
-        container_id="c", ifname="eth0", pf_index=3, vf=1, **{"pci": "", "asked": ASKED} | known
-    )
-
-
-def pf(**held: Any) -> Link:
-    vf = VfSettings(**held) if held else None
-    return Link(index=3, name="pf0", mac="", mtu=1500, up=True, vf=vf)
 
 
 @pytest.mark.parametrize(

@@ -252,20 +252,16 @@ def test_what_was_cut_short_is_finished(tmp_path: Path, by: str, state: str, wor
     assert not machine.is_locked(0)
 
 
-def test_a_free_one_goes_first(machine: Machine) -> None:
-    left(machine, 0, RETURNING)
-    left(machine, 1, ATTACHING)
-    recover = Recovery(machine)
-    assert (machine.choose(recover=recover), recover.seen) == (2, [])
-
-
-def test_one_on_its_way_home_goes_before_one_that_was_cut_short(machine: Machine) -> None:
-    left(machine, 0, ATTACHING)
-    left(machine, 1, ATTACHED)
-    left(machine, 2, RETURNING)
+@pytest.mark.parametrize(
+    ("states", "recovered"), [((RETURNING, ATTACHING), []), ((ATTACHING, ATTACHED, RETURNING), [RETURNING])]
+)
+def test_the_order_of_the_choice(machine: Machine, states: tuple[str, ...], recovered: list[str]) -> None:
+    """A free one goes first, one on its way home before one that was cut short."""
+    for index, state in enumerate(states):
+        left(machine, index, state)
     recover = Recovery(machine)
     assert machine.choose(recover=recover) == 2
-    assert recover.seen == [(machine.tree.pci(2), RETURNING)]
+    assert recover.seen == [(machine.tree.pci(2), state) for state in recovered]
 
 
 def test_who_attaches_is_not_waited_for(machine: Machine) -> None:

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from harness.descriptors import open_files
-from harness.pod import ip
+from harness.pod import ip, read
 from harness.server import injecting, needs_strace
 from sriov_fast.common.errors import NetlinkError
 from sriov_fast.common.record import Link, Route, VfSettings
@@ -69,12 +69,6 @@ def stays_home() -> Iterator[None]:
     assert my_netns() == before
 
 
-@pytest.fixture
-def pair(host: Netns) -> tuple[str, str]:
-    ip("-n", host.name, "link", "add", "vf0", "type", "veth", "peer", "name", "peer0")
-    return "vf0", "peer0"
-
-
 def run(nl: ModuleType, where: Netns, *steps: Callable[[Any], None], check: bool = True) -> list[Any]:
     batch = nl.Batch()
     for step in steps:
@@ -98,7 +92,8 @@ def pod(nl: ModuleType, netns: Netns) -> int:
     return index_of(nl, netns, "eth0")
 
 
-def test_a_link_by_name_and_by_index(nl: ModuleType, host: Netns, pair: tuple[str, str]) -> None:
+def test_a_link_by_name_and_by_index(nl: ModuleType, host: Netns) -> None:
+    ip("-n", host.name, "link", "add", "vf0", "type", "veth", "peer", "name", "peer0")
     ip("-n", host.name, "link", "set", "vf0", "address", "02:00:00:00:00:0a", "mtu", "1400", "up")
     by_name, lo = run(nl, host, lambda b: b.get_link(name="vf0"), lambda b: b.get_link(index=1))
     assert by_name == Link(
@@ -243,17 +238,7 @@ def test_raw_socket(nl: ModuleType, netns: Netns, pod: int) -> None:
     os.close(fd)
 
 
-def test_netns_write(nl: ModuleType, netns: Netns, tmp_path: Path) -> None:
-    path = "/proc/sys/net/ipv4/ip_forward"
-    before = Path(path).read_text()
-    for value in ("1", "0", "1"):
-        nl.netns_write(netns.fd, path, value)
-        assert ip("netns", "exec", netns.name, "cat", path) == f"{value}\n"
-        assert nl.netns_read(netns.fd, path) == value
-    assert Path(path).read_text() == before
-
-
-def test_netns_write_from_threads(nl: ModuleType, netns: Netns, host: Netns) -> None:
+def test_netns_write_and_read_from_threads(nl: ModuleType, netns: Netns, host: Netns) -> None:
     """/proc/sys/net belongs to the thread that opens it, not to the process."""
     path = "/proc/sys/net/ipv4/ip_default_ttl"
     homes = set()
@@ -273,7 +258,7 @@ def test_netns_write_from_threads(nl: ModuleType, netns: Netns, host: Netns) -> 
         thread.join()
     assert homes == {my_netns()}
     for where, value in ((netns, "11"), (host, "22")):
-        assert ip("netns", "exec", where.name, "cat", path) == f"{value}\n"
+        assert read(where.name, path) == nl.netns_read(where.fd, path) == value
     assert Path(path).read_text() == before
 
 
@@ -303,18 +288,16 @@ def test_netns_write_writes_nothing_else(nl: ModuleType, path: str) -> None:
         nl.netns_read(-1, path)
 
 
-OPENERS: list[tuple[str, Callable[[Any, int], object]]] = [
-    ("Socket", lambda nl, fd: nl.Socket(fd)),
-    ("raw_socket", lambda nl, fd: nl.raw_socket(fd, socket.AF_INET, socket.SOCK_DGRAM, 0)),
-    ("netns_read", lambda nl, fd: nl.netns_read(fd, "/proc/sys/net/ipv4/ip_forward")),
-    ("netns_write", lambda nl, fd: nl.netns_write(fd, "/proc/sys/net/ipv4/ip_forward", "1")),
-]
+OPENERS: dict[str, Callable[[Any, int], object]] = {
+    "Socket": lambda nl, fd: nl.Socket(fd),
+    "raw_socket": lambda nl, fd: nl.raw_socket(fd, socket.AF_INET, socket.SOCK_DGRAM, 0),
+    "netns_read": lambda nl, fd: nl.netns_read(fd, "/proc/sys/net/ipv4/ip_forward"),
+    "netns_write": lambda nl, fd: nl.netns_write(fd, "/proc/sys/net/ipv4/ip_forward", "1"),
+}
 
 
-@pytest.mark.parametrize(("_name", "opener"), OPENERS, ids=[name for name, _ in OPENERS])
-def test_no_descriptor_and_no_namespace(
-    nl: ModuleType, _name: str, opener: Callable[[Any, int], object]
-) -> None:
+@pytest.mark.parametrize("opener", OPENERS.values(), ids=OPENERS)
+def test_no_descriptor_and_no_namespace(nl: ModuleType, opener: Callable[[Any, int], object]) -> None:
     before = open_files()
     with open("/dev/null") as null:
         for fd, number in ((null.fileno(), errno.EINVAL), (987654, errno.EBADF)):

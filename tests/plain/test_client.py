@@ -92,10 +92,19 @@ def write(path: Path, content: bytes) -> Path:
     return path
 
 
+ClientOf = Callable[..., Path]
+
+
 @pytest.fixture
-def client(compiled: bytes, tmp_path: Path) -> Path:
+def client_of(compiled: bytes, tmp_path: Path) -> ClientOf:
+    """Install the client with a program behind it."""
+    return lambda *words: write(tmp_path / "sriov", compiled + trailer(*words))
+
+
+@pytest.fixture
+def client(client_of: ClientOf) -> Path:
     """The client with the stand-in behind it."""
-    return write(tmp_path / "sriov", compiled + trailer(*STAND_IN))
+    return client_of(*STAND_IN)
 
 
 # --- the server
@@ -278,10 +287,10 @@ def test_it_stays_where_it_runs_while_a_device_is_moved(client: Path, address: P
 
 @pytest.mark.parametrize("behave", [leaving, replying(status=-1)])
 def test_what_runs_in_its_place_may_run_anywhere(
-    compiled: bytes, address: Path, tmp_path: Path, behave: Behaviour
+    client_of: ClientOf, address: Path, behave: Behaviour
 ) -> None:
     code = "import os; print(sorted(os.sched_getaffinity(0)))"
-    program = write(tmp_path / "sriov", compiled + trailer(sys.executable, "-c", code))
+    program = client_of(sys.executable, "-c", code)
     with FakeServer(address, behave) as server:
         done = call(program, address)
     assert len(server.requests) == 1
@@ -550,10 +559,8 @@ def test_a_server_that_leaves_while_it_reads(client: Path, address: Path, read: 
     assert len(first.split()[-1]) in ((32,) if read else (32, 4))  # 4: it left before anything was sent
 
 
-def test_the_reader_of_a_terminal_still_has_it(
-    compiled: bytes, address: Path, tmp_path: Path, terminal: int
-) -> None:
-    program = write(tmp_path / "sriov", compiled + trailer("/bin/sh", "-c", "test -t 0 && echo terminal"))
+def test_the_reader_of_a_terminal_still_has_it(client_of: ClientOf, address: Path, terminal: int) -> None:
+    program = client_of("/bin/sh", "-c", "test -t 0 && echo terminal")
     with FakeServer(address, leaving):
         done = call(program, address, env={"CNI_COMMAND": "VERSION"}, stdin=terminal)
     assert done.stdout == b"terminal\n"
@@ -697,9 +704,9 @@ RECORDS = 'echo "$CNI_COMMAND ${SRIOV_FAST_TOKEN-none} $(cat)" >>"$RECORD"; echo
 
 
 @pytest.fixture
-def recording(compiled: bytes, tmp_path: Path) -> Path:
+def recording(client_of: ClientOf) -> Path:
     """The client that writes down what it executes in-process."""
-    return write(tmp_path / "sriov", compiled + trailer("/bin/sh", "-c", RECORDS))
+    return client_of("/bin/sh", "-c", RECORDS)
 
 
 def deliver(recording: Path, address: Path, command: str, status: int, stdout: int) -> str:
@@ -744,10 +751,10 @@ def test_what_attached_nothing_is_just_an_error(
 
 @pytest.mark.parametrize("fd", [0, 1, 2])
 def test_closed_standard_files_are_the_plugins_affair(
-    compiled: bytes, address: Path, tmp_path: Path, fd: int
+    client_of: ClientOf, address: Path, tmp_path: Path, fd: int
 ) -> None:
     code = f'test -e /proc/$$/fd/{fd} && echo open >"{tmp_path}/found" || echo closed >"{tmp_path}/found"'
-    program = write(tmp_path / "sriov", compiled + trailer("/bin/sh", "-c", code))
+    program = client_of("/bin/sh", "-c", code)
     closing = ["/bin/sh", "-c", f'exec "$0" {fd}{"<" if fd == 0 else ">"}&-', str(program)]
     with FakeServer(address, replying()) as server:
         call(closing, address)
@@ -755,10 +762,10 @@ def test_closed_standard_files_are_the_plugins_affair(
     assert (tmp_path / "found").read_text() == "closed\n"
 
 
-def test_it_inherits_nothing_else(compiled: bytes, address: Path, tmp_path: Path) -> None:
+def test_it_inherits_nothing_else(client_of: ClientOf, address: Path) -> None:
     code = "import os; print(sorted(os.listdir('/proc/self/fd')))"
     words = (sys.executable, "-ISc", code)
-    program = write(tmp_path / "sriov", compiled + trailer(*words))
+    program = client_of(*words)
     plain = subprocess.run(words, input=b"", stdout=subprocess.PIPE, check=True)
     with FakeServer(address, leaving):
         done = call(program, address, env=ADD | {"CNI_NETNS": "/proc/self/ns/net"})
@@ -766,9 +773,9 @@ def test_it_inherits_nothing_else(compiled: bytes, address: Path, tmp_path: Path
 
 
 @pytest.mark.parametrize("ignored", [False, True])
-def test_signals_are_as_they_were(compiled: bytes, address: Path, tmp_path: Path, ignored: bool) -> None:
+def test_signals_are_as_they_were(client_of: ClientOf, address: Path, ignored: bool) -> None:
     words = ("/bin/sh", "-c", "exec grep SigIgn /proc/self/status")
-    program = write(tmp_path / "sriov", compiled + trailer(*words))
+    program = client_of(*words)
     action = signal.SIG_IGN if ignored else signal.SIG_DFL
 
     def prepare() -> None:
@@ -850,13 +857,13 @@ UNUSABLE = {
 @pytest.mark.parametrize("served", [False, True], ids=["no socket", "a server that leaves"])
 @pytest.mark.parametrize(("make", "why"), UNUSABLE.values(), ids=UNUSABLE)
 def test_an_interpreter_that_cannot_be_executed(
-    compiled: bytes, address: Path, tmp_path: Path, make: Any, why: str, served: bool
+    client_of: ClientOf, address: Path, tmp_path: Path, make: Any, why: str, served: bool
 ) -> None:
     """The error names interpreter and socket, in the version of the configuration; a server is waited for."""
     path = tmp_path / 'the "interpreter"'
     if make:
         make(path)
-    program = write(tmp_path / "sriov", compiled + trailer(bytes(path), "-c", "pass"))
+    program = client_of(bytes(path), "-c", "pass")
     env = ADD | {"SRIOV_FAST_WAIT": "0.8"}
     if served:
         with FakeServer(address, leaving) as server:
@@ -881,10 +888,10 @@ def asking(program: Path, address: Path) -> subprocess.Popen[bytes]:
     return process
 
 
-def test_a_server_that_starts_is_waited_for(compiled: bytes, address: Path, tmp_path: Path) -> None:
+def test_a_server_that_starts_is_waited_for(client_of: ClientOf, address: Path, tmp_path: Path) -> None:
     """An interpreter that is there but cannot be executed is none."""
     write(tmp_path / "python", b"")
-    program = write(tmp_path / "sriov", compiled + trailer(bytes(tmp_path / "python"), "-c", "pass"))
+    program = client_of(bytes(tmp_path / "python"), "-c", "pass")
     process = asking(program, address)
     time.sleep(0.2)
     with FakeServer(address, replying()) as server:

@@ -59,7 +59,7 @@ def test_everything_with_a_deferred_release(node: Node, card: Card, serve: Serve
         pinned = cores_of(card, 1)
         assert pinned == [{1 + i % 2} for i in range(len(pinned))]
         assert len(pinned) > 1
-        node.run("CHECK", conf | {"prevResult": result}, pod)
+        node.check(conf, pod, result)
         node.delete(conf, pod)
         assert node.leases() == []
         settled()

@@ -152,7 +152,7 @@ class Runtime:
     def check(self, conf: dict[str, Any], pod: str, result: Any, **more: Any) -> None:
         """CHECK against the result of the ADD."""
         done = self.run("CHECK", conf | {"prevResult": result}, pod, **more)
-        assert done.status == 0, done
+        assert (done.status, done.stdout) == (0, b""), done
 
     def collect(self, conf: dict[str, Any], *valid: str, **more: Any) -> None:
         """GC of a configuration's network; the pods in ``valid`` keep their interface eth0."""

@@ -22,9 +22,8 @@ def test_the_defaults_of_the_operator(node: Node, card: Card) -> None:
     conf = node.conf(vf=VF, link_state="auto", min_tx_rate=0, max_tx_rate=0, **more)
     before = card.state()
     result = node.add(conf, pod)
-    assert node.run("CHECK", conf | {"prevResult": result}, pod).status == 0
-    done = node.run("DEL", conf, pod)
-    assert (done.status, "level=warning" in done.stderr) == (0, False), done
+    node.check(conf, pod, result)
+    assert "level=warning" not in node.delete(conf, pod).stderr
     assert not differences(before, card.state())
 
 
@@ -103,7 +102,6 @@ def test_an_attachment_of_the_sriov_cni(node: Node, card: Card, tmp_path: Path) 
     assert (card.vlan(VF), link("net1", pod)["address"]) == (100, MAC)
     more: dict[str, Any] = {"ifname": "net1", "env": {"SRIOV_FAST_SRIOV_CNI": str(tmp_path)}}
     assert node.run("CHECK", conf, pod, **more).status == 0
-    done = node.run("DEL", conf, pod, **more)
-    assert (done.status, "level=warning" in done.stderr) == (0, False), done
+    assert "level=warning" not in node.delete(conf, pod, **more).stderr
     assert not differences(before, card.state())
     assert [path.name for path in tmp_path.rglob("*") if path.is_file()] == []

@@ -49,7 +49,7 @@ def test_everything_that_the_card_can_do(node: Node, card: Card, history: str) -
         assert card.vlan(VF) == 100
         assert {"UP", "NOARP"} <= set(link(name)["flags"])
         assert link(name)["addr_info"] == []
-        assert node.run("CHECK", asked | {"prevResult": result}, pod).status == 0
+        node.check(asked, pod, result)
         node.delete(asked, pod)
         assert not differences(before, card.state())
         assert disabled_ipv6(name) == "0"

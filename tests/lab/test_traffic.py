@@ -91,8 +91,7 @@ def test_dhcp(node: Node, card: Card, dhcp_server: Path, dhcp_daemon: Path) -> N
     assert link("eth0", pod)["address"] == "02:5f:00:00:00:01"
     assert f"02:5f:00:00:00:01 {given.partition('/')[0]} " in dhcp_server.read_text()
     assert node.pings(pod, SERVER)
-    done = node.run("CHECK", conf | {"prevResult": result}, pod)
-    assert done.status == 0, done
+    node.check(conf, pod, result)
     node.delete(conf, pod)
     wait_for(lambda: "02:5f:00:00:00:01" not in dhcp_server.read_text(), "the lease's end")
     assert not differences(before, card.state())

@@ -28,9 +28,9 @@ def listen(node: Node) -> socket.socket:
     return ear
 
 
-def heard(wire: socket.socket, wanted: set[bytes], wait: float = 20) -> set[bytes]:
+def heard(wire: socket.socket, wanted: set[bytes]) -> set[bytes]:
     """Listen until all that is wanted was heard, or the time is up; return what of it was heard."""
-    deadline, found = time.monotonic() + wait, set[bytes]()
+    deadline, found = time.monotonic() + 20, set[bytes]()
     while found != wanted and time.monotonic() < deadline:
         if select.select([wire], [], [], 0.1)[0]:
             found |= {wire.recv(2048)} & wanted

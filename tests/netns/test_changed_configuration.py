@@ -89,5 +89,4 @@ def test_check_asks_the_ipam_of_the_add(node: Node) -> None:
     conf = node.conf(ipam=node.host_local())
     previous = node.add(conf, pod)
     for change in ({"ipam": None}, {"ipam": {"type": "no-such"}}):
-        done = node.run("CHECK", conf | change | {"prevResult": previous}, pod)
-        assert (done.status, done.stdout) == (0, b""), done
+        node.check(conf | change, pod, previous)

@@ -91,7 +91,7 @@ def test_a_managed_interrupt(node: Node) -> None:
     assert "the kernel manages this interrupt itself" in done.stderr
     assert node.tree.mask(second).read_text().strip() == "00000004"
     node.tree.mask(first).write_text("ff\n")
-    assert node.run("CHECK", conf | {"prevResult": done.json}, pod).status == 0
+    node.check(conf, pod, done.json)
 
 
 def test_without_cores_no_mask_is_written(node: Node) -> None:
@@ -106,11 +106,11 @@ UID = "7c0f9f7e-2f0e-4c67-9f7e-0f1d2c3b4a59"
 OTHER = "11111111-2f0e-4c67-9f7e-0f1d2c3b4a59"
 
 
-def kubelet(node: Node, entries: object, policy: str = "static") -> None:
+def kubelet(node: Node, entries: object) -> None:
     """Write the state of kubelet's CPU manager."""
     path = node.root / "kubelet" / "cpu_manager_state"
     path.parent.mkdir(exist_ok=True)
-    state = {"policyName": policy, "defaultCpuSet": "0,6-7", "entries": entries, "checksum": 4711}
+    state = {"policyName": "static", "defaultCpuSet": "0,6-7", "entries": entries, "checksum": 4711}
     path.write_text(json.dumps(state))
 
 

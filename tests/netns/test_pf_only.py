@@ -45,7 +45,7 @@ def test_every_verb(either: Node, up: str, release: str) -> None:
     assert said.startswith(f"master 'pf0' is not free: it belongs to container {pod}, eth0")
     node.ip("-n", pod, "link", "set", "eth0", "down")
     node.ip("-n", pod, "link", "set", "eth0", "address", "02:00:00:00:00:77", "mtu", "1300")
-    assert node.run("CHECK", conf | {"prevResult": result}, pod).json["code"] == 103
+    node.refused(103, "CHECK", conf | {"prevResult": result}, pod)
     if release == "GC":
         node.collect(conf)
     else:

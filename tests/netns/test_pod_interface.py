@@ -59,13 +59,12 @@ def test_sysctls_and_flags(either: Node, attach: str) -> None:
         assert sysctl(pod, key.replace(".", "/").removeprefix("net/")) == value
     assert {"PROMISC", "ALLMULTI", "MULTICAST", "UP"} <= set(node.link("eth0", pod)["flags"])
 
-    assert node.run("CHECK", conf | {"prevResult": added}, pod).status == 0
+    node.check(conf, pod, added)
     node.ip("-n", pod, "link", "set", "eth0", "promisc", "off", "allmulticast", "off")
     node.ip("netns", "exec", pod, "sysctl", "-qw", "net.ipv4.conf.eth0.rp_filter=0")
-    checked = node.run("CHECK", conf | {"prevResult": added}, pod)
-    assert checked.json["code"] == 103
+    said = node.refused(103, "CHECK", conf | {"prevResult": added}, pod)
     for fault in ("promisc is not on", "allmulti is not on", "net/ipv4/conf/IFNAME/rp_filter is 0, not 2"):
-        assert fault in checked.json["msg"]
+        assert fault in said
     node.delete(conf, pod)
     assert (node.state(), node.records()) == (before, [])
 

@@ -52,10 +52,9 @@ def test_masks(wide: Node, attach: str) -> None:
     added = node.add(conf, pod)
     place = (pod, "eth0") if attach == "move" else (node.host, "pf0v0")
     assert masks(*place) == [3, 3, 2, 1]
-    assert node.run("CHECK", conf | {"prevResult": added}, pod).status == 0
+    node.check(conf, pod, added)
     sysfs(*place, FILES[2], "1")
-    checked = node.run("CHECK", conf | {"prevResult": added}, pod)
-    assert (checked.json["code"], "tx-0/xps_cpus is" in checked.json["msg"]) == (103, True)
+    assert "tx-0/xps_cpus is" in node.refused(103, "CHECK", conf | {"prevResult": added}, pod)
     node.delete(conf, pod)
     assert (masks(node.host, "pf0v0"), node.records()) == (before, [])
 

@@ -75,6 +75,13 @@ def path_of(netns: str) -> str:
     return netns if netns.startswith("/") or not netns else f"/run/netns/{netns}"
 
 
+def rename(netns: str, name: str) -> None:
+    """Give a namespace another name."""
+    subprocess.run(["touch", path_of(name)], check=True)
+    subprocess.run(["mount", "--bind", path_of(netns), path_of(name)], check=True)
+    ip("netns", "del", netns)
+
+
 def enter(netns: str) -> None:
     """Move the calling thread into a namespace."""
     fd = os.open(path_of(netns), os.O_RDONLY | os.O_CLOEXEC)

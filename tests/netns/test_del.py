@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import json
-import subprocess
 from typing import Any
 
 import pytest
 
+from harness.pod import rename
 from harness.veth import ADDRESS, Node, said
 
 pytestmark = pytest.mark.modes("resident", "deferred")
@@ -54,10 +54,8 @@ def test_the_namespace_under_a_new_path(node: Node) -> None:
     conf = node.conf()
     node.add(conf, pod)
     moved = f"{pod}-moved"
-    for step in (["touch"], ["mount", "--bind", f"/run/netns/{pod}"]):
-        subprocess.run([*step, f"/run/netns/{moved}"], check=True)
+    rename(pod, moved)
     node.pods.append(moved)
-    node.ip("netns", "del", pod)
     node.delete(conf, moved, container=pod)
     assert (node.state(), node.records()) == (before, [])
 

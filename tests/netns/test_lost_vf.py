@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from harness.pod import rename
 from harness.veth import MakeNode, Node, ResidentNode
 from harness.waiting import wait_for
 
@@ -51,9 +52,7 @@ def kept(node: Node, pod: str) -> Iterator[str]:
     """Give a pod's namespace another name, that only the test knows."""
     name = f"{pod}-kept"
     node.tree.remove_netdev(0)
-    subprocess.run(["touch", f"/run/netns/{name}"], check=True)
-    subprocess.run(["mount", "--bind", f"/run/netns/{pod}", f"/run/netns/{name}"], check=True)
-    node.ip("netns", "del", pod)
+    rename(pod, name)
     try:
         yield name
     finally:

@@ -40,8 +40,13 @@ sys.exit(main(["serve", "--metrics", "127.0.0.1:0"]))
 
 
 @pytest.fixture
-def metrics(tmp_path: Path) -> Metrics:
-    return Metrics(Roots(sys=str(tmp_path), proc=str(tmp_path), run=str(tmp_path)), Counts(), lambda: 0)
+def roots(tmp_path: Path) -> Roots:
+    return Roots(sys=str(tmp_path), proc=str(tmp_path), run=str(tmp_path))
+
+
+@pytest.fixture
+def metrics(roots: Roots) -> Metrics:
+    return Metrics(roots, Counts(), lambda: 0)
 
 
 @pytest.mark.parametrize("where", ["", "9809", ":9809", "localhost:", "localhost:http", "127.0.0.1:65536"])
@@ -155,9 +160,8 @@ def threads() -> set[str]:
     return set(os.listdir("/proc/self/task"))
 
 
-def test_workers_are_counted(tmp_path: Path) -> None:
+def test_workers_are_counted(roots: Roots) -> None:
     """A worker that does not answer has no counts."""
-    roots = Roots(sys=str(tmp_path), proc=str(tmp_path), run=str(tmp_path))
     ours, theirs = Counts(), Counts()
     for counts, code in ((ours, 0), (theirs, 0), (theirs, 11)):
         counts.served("ADD", code, b'{"code": 11}', Steps("", "resident"))
@@ -174,10 +178,9 @@ def test_workers_are_counted(tmp_path: Path) -> None:
     assert f"sriov_fast_lock_waits_total {locks.waits.number + 2.0}" in text
 
 
-def test_connections_that_no_thread_has_accepted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    roots = Roots(sys=str(tmp_path), proc=str(tmp_path), run=str(tmp_path))
+def test_connections_that_no_thread_has_accepted(roots: Roots, monkeypatch: pytest.MonkeyPatch) -> None:
     with ExitStack() as opened:
-        path = str(tmp_path / "sriov.sock")
+        path = f"{roots.run}/sriov.sock"
         listener = opened.enter_context(sockets.listen_at(path))
         for _ in range(3):
             opened.enter_context(socket.socket(socket.AF_UNIX)).connect(path)

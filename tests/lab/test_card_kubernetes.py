@@ -27,7 +27,7 @@ def test_the_defaults_of_the_operator(node: Node, card: Card) -> None:
     assert not differences(before, card.state())
 
 
-def attach_as_sriov_cni(card: Card, pod: str, directory: Path) -> dict[str, Any]:
+def attach_as_sriov_cni(node: Node, card: Card, pod: str, directory: Path) -> dict[str, Any]:
     """Do what that plugin's ADD does, in its order, and write its files; return the VF's configuration."""
     vf = card.vf(VF)
     held, own = card.on_pf(VF), link(vf.netdev)
@@ -48,26 +48,12 @@ def attach_as_sriov_cni(card: Card, pod: str, directory: Path) -> dict[str, Any]
     ip("link", "set", vf.netdev, "netns", pod, "name", "net1")
     ip("-n", pod, "link", "set", "net1", "address", MAC)
     ip("-n", pod, "link", "set", "net1", "up")
-    conf = {
-        "cniVersion": "1.0.0",
-        "name": "red",
-        "type": "sriov",
-        "deviceID": vf.pci,
-        "vlan": 100,
-        "vlanQoS": 3,
-        "spoofchk": "off",
-        "trust": "on",
-    }
-    written = conf | {
-        "OrigVfState": original,
-        "Master": card.pf,
-        "MAC": MAC,
-        "VFID": VF,
-        "vlanProto": "802.1q",
-    }
+    asked = {"vlan": 100, "vlanQoS": 3, "spoofchk": "off", "trust": "on"}
+    conf = node.conf(name="red", master=None, deviceID=vf.pci, **asked)
+    more = {"OrigVfState": original, "Master": card.pf, "MAC": MAC, "VFID": VF, "vlanProto": "802.1q"}
     (directory / "pci").mkdir()
     (directory / "pci" / vf.pci).write_text(f"/run/netns/{pod}")
-    (directory / f"{pod}-net1").write_text(json.dumps(written))
+    (directory / f"{pod}-net1").write_text(json.dumps(conf | more))
     return conf
 
 
@@ -98,7 +84,7 @@ def test_a_trusted_pod_changes_its_mac(node: Node, card: Card, admin: str, attac
 def test_an_attachment_of_the_sriov_cni(node: Node, card: Card, tmp_path: Path) -> None:
     before = card.state()
     pod = node.pod()
-    conf = attach_as_sriov_cni(card, pod, tmp_path)
+    conf = attach_as_sriov_cni(node, card, pod, tmp_path)
     assert (card.vlan(VF), link("net1", pod)["address"]) == (100, MAC)
     more: dict[str, Any] = {"ifname": "net1", "env": {"SRIOV_FAST_SRIOV_CNI": str(tmp_path)}}
     assert node.run("CHECK", conf, pod, **more).status == 0

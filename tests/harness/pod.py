@@ -50,7 +50,7 @@ def addresses(name: str, netns: str = "") -> list[str]:
 
 
 def read(netns: str, path: str) -> str:
-    """Return what a file of /proc/sys or /sys says in a namespace, without the line's end."""
+    """Return the content of a file of /proc/sys or /sys in a namespace, without the line's end."""
     return ip("netns", "exec", netns, "cat", path).strip()
 
 

@@ -220,9 +220,9 @@ class Node(Runtime):
         return path
 
     def other_ipam(self, name: str = "txipam", **scripts: str) -> dict[str, Any]:
-        """Install an IPAM plugin with a script for each verb; return the ``ipam`` object that names it.
+        """Install an IPAM plugin with a script for each verb; return its ``ipam`` object.
 
-        Its ADD gives 10.1.0.2/24 unless a script for ADD says otherwise.
+        Without a script for ADD, the plugin gives the address 10.1.0.2/24.
         """
         given = {"ADD": said(ADDRESS)} | scripts
         cases = "\n".join(f"{verb}) {script} ;;" for verb, script in given.items())
@@ -544,4 +544,4 @@ KINDS: dict[str, type[Node]] = {
     "resident": ResidentNode,
     "deferred": DeferredNode,
 }
-MakeNode = Callable[..., Node]
+MakeNode = Callable[..., Any]  # the mark ``modes`` says which kind of node

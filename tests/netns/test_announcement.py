@@ -38,7 +38,7 @@ def heard(wire: socket.socket, wanted: set[bytes]) -> set[bytes]:
 
 
 def test_gratuitous_arp_and_unsolicited_na(either: Node) -> None:
-    """Each frame of tests/plain/test_announce.py."""
+    """tests/plain/test_announce.py has the frames byte for byte."""
     node, addresses = either, ["10.0.0.2/24", "fd00::2/64"]
     ipam = {"type": "static", "addresses": [{"address": each} for each in addresses]}
     wanted = set(announce.frames(node.link("pf0v0")["address"], addresses))

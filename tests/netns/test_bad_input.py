@@ -107,7 +107,7 @@ def test_cni_args(untouched: Node, args: str, words: str) -> None:
 
 @pytest.mark.parametrize(("more", "words"), CONFIGURATIONS, ids=short)
 def test_configuration(untouched: Node, more: dict[str, Any], words: str) -> None:
-    # an IPAM that does not choose the VF comes late
+    # static cannot choose the VF, so it runs late
     conf = untouched.conf(**{"ipam": {"type": "static"}} | more)
     msg, _, details = untouched.refused(7, "ADD", conf, untouched.pods[0]).partition("\n")
     assert words in msg

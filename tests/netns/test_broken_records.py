@@ -46,9 +46,8 @@ def works(node: Node, conf: dict[str, Any]) -> None:
 
 @pytest.mark.modes("resident")
 @pytest.mark.parametrize("how", CONTENTS)
-def test_a_broken_record_and_the_server(node: Node, how: str) -> None:
+def test_a_broken_record_and_the_server(node: ResidentNode, how: str) -> None:
     """It kept the server from starting, or had it take the VF of a pod that runs."""
-    assert isinstance(node, ResidentNode)
     conf, pod, record = broken(node, how)
     content, before = record.read_bytes(), node.kept()
     server = node.again()
@@ -97,7 +96,7 @@ def test_its_owners_del(either: Node, how: str) -> None:
 
 
 def test_the_operator_sees_it(node: Node) -> None:
-    """Before and after its owner has given the VF back; the command does not claim to have released it."""
+    """``doctor`` shows a broken record before and after the DEL of its owner; ``release`` refuses the VF."""
     conf, pod, _ = broken(node)
     for kept in (node.records(), [f"{node.tree.pci(0)}~~~{pod}~eth0"]):
         assert f"records: VF {node.tree.pci(0)} of {pod}/eth0" in node.operate("doctor").stdout
@@ -110,9 +109,8 @@ def test_the_operator_sees_it(node: Node) -> None:
 
 @needs_strace
 @pytest.mark.modes("resident")
-def test_the_draft_of_a_killed_add(node: Node) -> None:
+def test_the_draft_of_a_killed_add(node: ResidentNode) -> None:
     """It stayed for ever; now upkeep removes it, unless somebody holds its VF's lock."""
-    assert isinstance(node, ResidentNode)
     conf, pod = node.conf(vf=0), node.pod()
     node.server.stop()
     node.may_fall_back = True

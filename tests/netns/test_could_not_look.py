@@ -87,9 +87,8 @@ def test_a_namespace_behind_a_loop(either: Node) -> None:
 
 
 @pytest.mark.modes("resident")
-def test_a_server_without_descriptors(node: Node) -> None:
+def test_a_server_without_descriptors(node: ResidentNode) -> None:
     """A server with 24 to 32 descriptors released the address and the record, and left the VF in the pod."""
-    assert isinstance(node, ResidentNode)
     conf, pod, before = attached(node)
     server = node.server.ready()
     server.idle()

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from harness.server import interfered, needs_strace
-from harness.veth import MakeNode, Node, ResidentNode, flocked
+from harness.veth import MakeNode, Node, flocked
 
 pytestmark = pytest.mark.modes("process", "resident")
 
@@ -90,7 +90,6 @@ def test_no_limit_and_one_that_is_not_reached(node: Node) -> None:
 @pytest.mark.modes("resident")
 def test_the_servers_default(make_node: MakeNode) -> None:
     node = make_node(vfs=2)
-    assert isinstance(node, ResidentNode)
     node.again("--timeout", str(LIMIT))
     pod = node.pod()
     with flocked(node.run_dir / "locks" / f"owner-{pod}~eth0"):

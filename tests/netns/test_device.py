@@ -184,7 +184,7 @@ RELEASED = [*((what, "DEL") for what in CHANGES), ("settings", "GC"), ("other al
 
 @pytest.mark.parametrize(("what", "by"), RELEASED)
 def test_what_the_pod_has_made_of_it(either: Node, what: str, by: str) -> None:
-    """The VF comes home as it was, without the pod's devices, and the pod keeps what is not the VF's."""
+    """The VF returns as it was: the pod's devices on top of it are deleted, the pod's other devices stay."""
     node, pod = either, either.pod()
     for name in ("enp3s16", "enp3s16v0np0-which-is-a-long-one"):
         node.nip("link", "property", "add", "dev", "pf0v0", "altname", name)

@@ -21,8 +21,7 @@ def make_node(make_node: MakeNode) -> MakeNode:
     """Make a node whose server has metrics."""
 
     def make(vfs: int) -> ResidentNode:
-        node = make_node(vfs=vfs)
-        assert isinstance(node, ResidentNode)
+        node: ResidentNode = make_node(vfs=vfs)
         node.again("--metrics", f"unix:{node.run_dir}/metrics.sock")
         return node
 

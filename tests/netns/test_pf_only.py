@@ -92,7 +92,7 @@ def test_a_failed_add(node: Node) -> None:
 def test_a_killed_add(node: Node) -> None:
     """The next ADD finds the PF in the pod by the record, and returns it first."""
     pod, other, before = node.pod(), node.pod(), pf(node)
-    conf = config(node, ipam=node.other_ipam("dhcp", ADD="kill -9 $PPID"))  # it works in the pod
+    conf = config(node, ipam=node.other_ipam("dhcp", ADD="kill -9 $PPID"))  # dhcp runs after the move
     assert node.run("ADD", conf, pod).status == -signal.SIGKILL
     assert "pf0" not in node.links()
     conf = config(node)

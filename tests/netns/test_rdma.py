@@ -121,7 +121,7 @@ def test_an_add_that_fails_later(device: Rdma) -> None:
 @pytest.mark.parametrize("repair", ["DEL", "ADD"])
 def test_a_killed_add(device: Rdma, repair: str) -> None:
     node, before, pod = device.node, device.node.state(), device.node.pod()
-    conf = config(node, ipam=node.other_ipam("dhcp", ADD="kill -9 $PPID"))  # it works in the pod
+    conf = config(node, ipam=node.other_ipam("dhcp", ADD="kill -9 $PPID"))  # dhcp runs after the move
     assert node.run("ADD", conf, pod).status == -signal.SIGKILL
     assert device.device() == (NAME, inode(pod))
     node.other_ipam("dhcp")

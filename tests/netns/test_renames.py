@@ -35,7 +35,7 @@ MOMENTS = pytest.mark.parametrize("before", [True, False], ids=["before", "after
 
 
 def interfere(node: Node, number: int, before: bool, name: str, new: str, then: str = "true") -> None:
-    """Rename a device, in the kernel and in the tree, and give another one its name, at that send.
+    """At a send, rename a device in the kernel and in the tree, and give its name to another device.
 
     ``then`` is a further command.
     """

@@ -1,5 +1,6 @@
 """log: logfmt that can be read back, and that never fails a verb."""
 
+import ast
 import os
 import re
 import stat
@@ -12,18 +13,6 @@ from hypothesis import strategies as st
 from sriov_fast.common.log import Logger, quote
 
 _FIELD = re.compile(r'([^\s="]+)=("(?:[^"\\]|\\.)*"|[^\s"]*)(?: |$)')
-_UNESCAPE = {"n": "\n", "r": "\r", "t": "\t", '"': '"', "\\": "\\"}
-
-
-def _unquote(text: str) -> str:
-    if not text.startswith('"'):
-        return text
-    pattern = r"\\(?:x([0-9a-f]{2})|u([0-9a-f]{4})|U([0-9a-f]{8})|(.))"
-    return re.sub(
-        pattern,
-        lambda m: _UNESCAPE[m[4]] if m[4] else chr(int(m[1] or m[2] or m[3], 16)),
-        text[1:-1],
-    )
 
 
 def parse(line: str) -> dict[str, str]:
@@ -34,7 +23,8 @@ def parse(line: str) -> dict[str, str]:
         match = _FIELD.match(line, at)
         assert match, line[at:]
         assert match[1] not in found, match[1]
-        found[match[1]] = _unquote(match[2])
+        # a quoted value is written as a string of Python is
+        found[match[1]] = ast.literal_eval(match[2]) if match[2].startswith('"') else match[2]
         at = match.end()
     return found
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import _socket
-import array
 import contextlib
 import os
 import select
@@ -11,7 +10,7 @@ import socket
 import struct
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 
 import pytest
 from hypothesis import given
@@ -37,11 +36,6 @@ def pair() -> Iterator[Pair]:
 
 def whole(environ: bytes = b"", stdin: bytes = b"", flags: int = 0, magic: int = MAGIC) -> bytes:
     return HEADER.pack(magic, flags, len(environ), len(stdin), TOKEN) + environ + stdin
-
-
-def send(client: socket.socket, content: bytes, files: Sequence[int] = ()) -> None:
-    rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", files))] if files else []
-    client.sendmsg([content], rights)
 
 
 class Received:
@@ -77,7 +71,7 @@ def is_same(left: int, right: int) -> bool:
 )
 def test_a_request(pair: Pair, environ: dict[bytes, bytes], stdin: bytes) -> None:
     client, server = pair
-    send(client, whole(b"".join(b"%b=%b\0" % variable for variable in environ.items()), stdin))
+    client.sendall(whole(b"".join(b"%b=%b\0" % variable for variable in environ.items()), stdin))
     with Received(server) as asked:
         assert {os.fsencode(name): os.fsencode(value) for name, value in asked.environ.items()} == environ
         assert (asked.stdin, asked.token) == (stdin, TOKEN.hex())
@@ -86,7 +80,7 @@ def test_a_request(pair: Pair, environ: dict[bytes, bytes], stdin: bytes) -> Non
 
 def test_the_environment_is_that_of_a_process(pair: Pair) -> None:
     client, server = pair
-    send(client, whole(b"CNI_COMMAND=ADD\0NONE\0CNI_COMMAND=DEL\0=x\0CNI_COMMAND\0"))
+    client.sendall(whole(b"CNI_COMMAND=ADD\0NONE\0CNI_COMMAND=DEL\0=x\0CNI_COMMAND\0"))
     with Received(server) as asked:
         assert asked.environ == {"CNI_COMMAND": "ADD", "": "x"}
 
@@ -97,7 +91,7 @@ def test_descriptors(pair: Pair, flags: int) -> None:
     with open("/proc/self/ns/net", "rb") as netns, open(os.devnull, "rb") as stderr:
         given = {NETNS: netns.fileno(), STDERR: stderr.fileno()}
         before = open_files()
-        send(client, whole(flags=flags), [fd for bit, fd in given.items() if flags & bit])
+        socket.send_fds(client, [whole(flags=flags)], [fd for bit, fd in given.items() if flags & bit])
         with Received(server) as asked:
             found = {NETNS: asked.netns_fd, STDERR: asked.stderr_fd}
             for bit, fd in found.items():
@@ -111,7 +105,7 @@ def test_descriptors(pair: Pair, flags: int) -> None:
 @pytest.mark.parametrize("number", [-1, 0, 1, 4095])
 def test_the_clients_cpu(pair: Pair, number: int) -> None:
     client, server = pair
-    send(client, whole(flags=(number + 1) << 16))
+    client.sendall(whole(flags=(number + 1) << 16))
     with Received(server) as asked:
         assert (asked.cpu, asked.netns_fd, asked.stderr_fd) == (number, -1, -1)
 
@@ -122,7 +116,7 @@ def test_in_many_pieces(pair: Pair) -> None:
     content = whole(b"A=b\0" * 3000, b"x" * 70000, flags=STDERR)
 
     def trickle() -> None:
-        send(client, content[:1], [2])
+        socket.send_fds(client, [content[:1]], [2])
         for start in range(1, 40):
             client.sendall(content[start : start + 1])
         client.sendall(content[40:])
@@ -165,7 +159,7 @@ def assert_broken(pair: Pair, content: bytes, files: int, match: str | None = No
     client, server = pair
     before = open_files()
     if content:
-        send(client, content, [2] * files)
+        socket.send_fds(client, [content], [2] * files)
     client.shutdown(socket.SHUT_WR)
     with pytest.raises(BrokenRequestError, match=match), Received(server):
         pass
@@ -193,10 +187,10 @@ def test_a_client_that_says_nothing(pair: Pair) -> None:
         begin = time.monotonic()
         assert incoming.read(wait=True) is None
         for start in range(0, len(content) - 500, 500):
-            send(client, content[start : start + 500])
+            client.sendall(content[start : start + 500])
             assert incoming.read(wait=False) is None
         assert time.monotonic() - begin < 10
-        send(client, content[-(len(content) % 500 or 500) :])
+        client.sendall(content[-(len(content) % 500 or 500) :])
         asked = incoming.read(wait=False)
         assert asked
         assert asked.environ == {"A": "b"}
@@ -210,7 +204,7 @@ def test_any_bytes(content: bytes, files: int, magic: bool) -> None:
         before = open_files()
         content = b"SRF1" + content if magic else content
         if content:
-            send(client, content, [2] * files)
+            socket.send_fds(client, [content], [2] * files)
         client.shutdown(socket.SHUT_WR)
         with contextlib.suppress(BrokenRequestError), Received(server):
             pass

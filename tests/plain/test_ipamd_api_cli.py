@@ -239,6 +239,14 @@ def test_a_token_for_what_is_no_host_is_refused(tmp_path: Path, host: str) -> No
     assert not (tmp_path / "t.json").exists()
 
 
+def test_a_secret_that_cannot_be_written_makes_no_token(tmp_path: Path) -> None:
+    words = ("--tokens", tmp_path / "t.json", "--admin", "--output", tmp_path / "missing/token")
+    done = run("token", "create", *words, check=False)
+    assert done.returncode == 1
+    assert "missing" in done.stderr
+    assert not (tmp_path / "t.json").exists()
+
+
 def test_a_trial_with_the_certificates_of_our_own_ca(tmp_path: Path) -> None:
     """What the manual tells: a CA, a service, a node and an administrator, nothing else."""
     made = run(

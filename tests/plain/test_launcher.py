@@ -465,6 +465,15 @@ def test_the_shells_complete_commands_and_options(capsys: pytest.CaptureFixture[
     assert subprocess.run(["bash", "-n"], input=text, text=True, check=False).returncode == 0
 
 
+@pytest.mark.parametrize("words", [["vfs", "--watch"], ["serve", "--timeout"]])
+@pytest.mark.parametrize("text", ["nan", "inf", "-1", "soon"])
+def test_a_time_that_is_none(words: list[str], text: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        main([*words, text])
+    assert caught.value.code == 2
+    assert f"'{text}' is not from 0 to 3600" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("words", [["tune"], ["tune", "--json"]])
 def test_a_reader_that_leaves_is_no_error(words: list[str]) -> None:
     reader, writer = os.pipe()

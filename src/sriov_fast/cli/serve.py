@@ -64,7 +64,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--timeout",
-        type=_seconds,
+        type=seconds,
         default=0.0,
         metavar="S",
         help="seconds for a request without a `timeout` of its own, which then fails with code 11 (no limit)",
@@ -80,16 +80,17 @@ def positive(text: str) -> int:
     return int(text)
 
 
-def _seconds(text: str) -> float:
+def seconds(text: str) -> float:
+    """Return a time of the command line, an hour at most."""
     import argparse
 
     try:
-        seconds = float(text)
+        number = float(text)
     except ValueError:
-        seconds = -1.0
-    if not 0 <= seconds <= 3600:
+        number = -1.0
+    if not 0 <= number <= 3600:
         raise argparse.ArgumentTypeError(f"{text!r} is not from 0 to 3600")
-    return seconds
+    return number
 
 
 def _usual_processes(*, defer_release: bool) -> int:

@@ -9,6 +9,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple, Self
 
 from sriov_fast.cli import machine, output, problems, terminal
+from sriov_fast.cli.serve import seconds
 from sriov_fast.cli.warm import Warmth
 from sriov_fast.common import paths
 from sriov_fast.common.paths import Roots
@@ -27,7 +28,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("pf", nargs="*", metavar="PF", help="network device of a PF (default: all)")
     output.add_json(parser)
     watch = "show them again every SECONDS (2), until Ctrl-C"
-    parser.add_argument("--watch", nargs="?", type=float, const=2.0, metavar="SECONDS", help=watch)
+    parser.add_argument("--watch", nargs="?", type=seconds, const=2.0, metavar="SECONDS", help=watch)
 
 
 def run(args: argparse.Namespace) -> int:

@@ -285,11 +285,11 @@ def token_create(args: argparse.Namespace) -> None:
     secret, token = auth.new_token("admin" if args.admin else "host", args.host or [], args.note)
     with auth.locked(path):
         tokens = auth.read_tokens(path) if path.exists() else []
+        if args.output is not None:  # first: a token whose secret is lost is of no use
+            replace_file(args.output, secret.encode() + b"\n", 0o600)
         auth.write_tokens(path, [*tokens, token])
     if args.output is None:
         print(secret)
-    else:
-        replace_file(args.output, secret.encode() + b"\n", 0o600)
     print(f"token {token.id} added to {path}", file=sys.stderr)
 
 

@@ -112,5 +112,18 @@ def carrier_changes(node: Node, name: str) -> int:
     return int(read(node.host, f"/sys/class/net/{name}/carrier_changes"))
 
 
+@pytest.mark.parametrize("off", [False, True])
+def test_a_vf_that_fails_stops_no_other(node: Node, off: bool) -> None:
+    if off:
+        warm(node)
+    state = Path(node.run_dir, "warm", node.tree.pci(1))
+    state.parent.mkdir(exist_ok=True)
+    state.write_text('{"of": "another version"}')
+    found = warm(node, *["--off"][: int(off)], status=1)
+    first, *others = (found[node.tree.netdev(index)] for index in (1, 0, 2, 3))
+    assert "unknown format" in first["why"]
+    assert [(item["warm"], item["why"]) for item in others] == [(not off, None)] * 3
+
+
 def test_no_such_pf(node: Node) -> None:
     assert "pf9" in cli(node, "warm", "pf9", status=1)

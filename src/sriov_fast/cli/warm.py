@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 
 from sriov_fast.cli import machine, output, terminal
 from sriov_fast.common import json, paths
-from sriov_fast.common.errors import ConfigError, DecodeError, FileError
+from sriov_fast.common.errors import ConfigError, DecodeError, FileError, SriovError
 from sriov_fast.common.paths import Roots
 from sriov_fast.common.record import Link, LinkSettings, Vf
 from sriov_fast.common.replace import replace_file
@@ -43,12 +43,13 @@ class Before(NamedTuple):
 
 
 class State(NamedTuple):
-    """Whether a VF is warm, and why not."""
+    """Whether a VF is warm, and why not; ``failed`` if that is an error."""
 
     pf: str
     vf: Vf
     warm: bool
-    why: str = ""
+    why: str
+    failed: bool
 
 
 SUMMARY = "keep free VFs up and quiet, so that a pod's link is there at once (attach: macvlan)"
@@ -62,7 +63,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Warm or cool the VFs of each PF, and show them; return 1 if one could not be cooled."""
+    """Warm or cool the VFs of each PF, and show them; return 1 if one failed, or could not be cooled."""
     roots = paths.from_environment()
     try:
         states = [state for name in args.pf for state in _changed(name, roots, off=args.off)]
@@ -72,17 +73,21 @@ def run(args: argparse.Namespace) -> int:
         output.print_json(list(map(_plain, states)))
     elif states:
         terminal.print_table(_HEADER, list(map(_row, states)))
-    return int(args.off and any(state.warm for state in states))
+    return int(any(state.failed or (args.off and state.warm) for state in states))
 
 
 def _changed(name: str, here: Roots, *, off: bool) -> Iterator[State]:
-    """Warm or cool every VF of a PF that can be; yield the state of each."""
+    """Warm or cool every VF of a PF that can be; yield the state of each. A VF that fails stops no other."""
     pf = machine.pf(name, here)
     warmth = Warmth(here)
     with nl.Socket() as host:
         for vf in pf.vfs:
-            why = warmth.cool(host, vf) if off else warmth.warm(host, vf)
-            yield State(pf.name, vf, warmth.is_marked(vf.pci) and (off or not why), why)
+            why, failed = "", False
+            try:
+                why = warmth.cool(host, vf) if off else warmth.warm(host, vf)
+            except (SriovError, OSError) as error:
+                why, failed = str(error), True
+            yield State(pf.name, vf, warmth.is_marked(vf.pci) and (off or not why), why, failed)
 
 
 class Warmth:

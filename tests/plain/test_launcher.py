@@ -254,10 +254,11 @@ def written(tmp_path: Path) -> Path:
     return directory
 
 
+@pytest.mark.parametrize("name", ["an environment", "in $HOME"])
 def test_the_service_starts_the_command_of_this_environment(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
-    directory = tmp_path / "an environment"
+    directory = tmp_path / name
     assert main(["install", "--no-server", "--bin-dir", str(directory), "--name", "sriov-fast"]) == 0
     monkeypatch.setattr(sys, "executable", str(directory / "python"))
     units.write(tmp_path)
@@ -265,16 +266,20 @@ def test_the_service_starts_the_command_of_this_environment(
     assert words == [str(directory / "sriov-fast"), "serve"]
     done = subprocess.run([words[0], "--version"], env={}, capture_output=True, text=True, check=True)
     assert sriov_fast.__version__ in done.stdout
+    assert_understood(*(tmp_path / unit for unit in UNITS))
 
 
-def test_systemd_understands_the_units(written: Path) -> None:
-    # Where it is not installed, what the other tests read in them must do.
-    analyze = shutil.which("systemd-analyze")
-    argv = [analyze or "true", "verify", *map(str, sorted(written.iterdir()))]
+def assert_understood(*paths: Path) -> None:
+    # Where systemd is not installed, what the other tests read in the units must do.
+    argv = [shutil.which("systemd-analyze") or "true", "verify", *map(str, sorted(paths))]
     done = subprocess.run(argv, capture_output=True, text=True, check=False)
     assert len(argv) == 5
     assert (done.returncode, done.stdout) == (0, "")
     assert "sriov-fast" not in done.stderr
+
+
+def test_systemd_understands_the_units(written: Path) -> None:
+    assert_understood(*written.iterdir())
 
 
 def test_the_units_keep_what_is_in_run(written: Path) -> None:

@@ -164,8 +164,11 @@ def _command() -> list[str]:
 
 
 def _quoted(argument: str) -> str:
-    """Quote an argument of ExecStart= (systemd.service(5), "Command lines")."""
+    """Quote an argument of ExecStart= (systemd.service(5), "Command lines").
+
+    Only the program's path can have special characters, and systemd takes a "$" there as it is.
+    """
     if "\n" in argument:
         raise ValueError(f"a path has a line break: {argument!r}")
-    escaped = argument.replace("\\", "\\\\").replace('"', '\\"').replace("%", "%%").replace("$", "$$")
+    escaped = argument.replace("\\", "\\\\").replace('"', '\\"').replace("%", "%%")
     return f'"{escaped}"' if escaped != argument or any(char in argument for char in " \t';") else argument

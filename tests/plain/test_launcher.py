@@ -364,6 +364,23 @@ def test_another_plugin_is_kept_and_put_back(tmp_path: Path, capsys: pytest.Capt
     assert "nothing in" in capsys.readouterr().err
 
 
+def test_the_link_and_the_mode_of_another_plugin_are_put_back(tmp_path: Path) -> None:
+    """A distribution may have its plugins elsewhere."""
+    (tmp_path / "bin").mkdir()
+    words = ["install", "--no-server", "--bin-dir", str(tmp_path / "bin")]
+    link, program = tmp_path / "bin/sriov", tmp_path / "bin/txipam"
+    link.symlink_to("../sriov")
+    for path in (tmp_path / "sriov", program):
+        path.write_bytes(b"\x7fELF of the other one")
+        path.chmod(0o700)
+    assert main([*words, "--replace"]) == 0
+    assert all(map(install.is_ours, (link, program)))
+    assert not install.is_ours(tmp_path / "sriov")
+    assert main([*words, "--rollback"]) == 0
+    assert (os.readlink(link), program.stat().st_mode & 0o777) == ("../sriov", 0o700)
+    assert sorted(os.listdir(tmp_path / "bin")) == ["sriov", "txipam"]
+
+
 def test_concurrent_installs_keep_the_other_plugin(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The second install replaces the executable after the first one has looked at it."""
     words = ["install", "--no-server", "--bin-dir", str(tmp_path), "--name", "sriov", "--replace"]

@@ -17,6 +17,7 @@ import os
 import struct
 import sys
 import sysconfig
+import tempfile
 from collections.abc import Iterable
 from pathlib import Path
 from typing import NamedTuple
@@ -153,13 +154,15 @@ def run(args: argparse.Namespace) -> None:
 
 
 def _keep(path: Path) -> None:
-    """Keep another plugin's executable; the runtime finds one of the two at any time."""
+    """Keep another plugin's executable, or the link to it; the runtime finds one of the two at any time."""
     kept = path.with_name(path.name + REPLACED)
-    content = path.read_bytes()
-    if _has_mark(content):  # a concurrent install has replaced the executable, and has kept it
-        return
-    write_executable(kept, content)
-    print(f"kept {path} as {kept}")
+    with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{kept.name}.") as directory:
+        second = Path(directory, path.name)
+        os.link(path, second, follow_symlinks=False)
+        # a concurrent install may have replaced the executable, and has kept it then
+        if not is_ours(second):
+            os.replace(second, kept)
+            print(f"kept {path} as {kept}")
 
 
 def _roll_back(directory: Path, names: Iterable[str]) -> None:
@@ -229,10 +232,7 @@ def trailer(program: Program, interpreter: str, directories: list[str]) -> bytes
 
 def is_ours(path: Path) -> bool:
     """Return whether ``install`` wrote this executable, and not another plugin of that name."""
-    return path.is_file() and _has_mark(path.read_bytes())
-
-
-def _has_mark(content: bytes) -> bool:
+    content = path.read_bytes() if path.is_file() else b""
     return content.endswith(_TRAILER_MAGIC) or _WRITTEN.encode() in content[:4096]
 
 

@@ -1,1 +1,1 @@
-"""Fault injection: every system call of the plugin fails once, or is the last before SIGKILL."""
+"""Fault injection: every system call of the plugin fails once, or the process is killed in it."""

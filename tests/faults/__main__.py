@@ -1,4 +1,4 @@
-"""The command line, as a module."""
+"""Run the command line as ``python -m faults``."""
 
 import sys
 

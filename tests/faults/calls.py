@@ -1,8 +1,7 @@
-"""The errors that the kernel can give for each system call (x86-64), and the text of a call.
+"""The errors that the kernel can return for each system call (x86-64), and the objects of calls.
 
-``FAILS`` has the errors of a call whatever it is called with; ``errors_of`` adds those that depend on the
-arguments. A call without an entry gives no error that a program could be asked to survive (getpid, futex): it
-is a point for SIGKILL only.
+``FAILS`` has the errors by call; ``errors_of`` adapts them to the arguments. A call without an entry returns
+no error that a program has to handle (getpid, futex): only SIGKILL is injected into it.
 """
 
 from __future__ import annotations
@@ -70,9 +69,9 @@ FAILS: dict[str, tuple[str, ...]] = {
     "epoll_ctl": ("ENOMEM", "ENOSPC"),
     "getrandom": ("EINTR", "EAGAIN"),
 }
-# Ends the caller: there is nothing after it to look at.
+# Calls that do not return to the caller.
 LAST = ("exit", "exit_group", "rt_sigreturn")
-# The kernel does the work of these even where it reports an error.
+# Calls that the kernel completes even if it returns an error.
 DONE_ANYWAY = ("close",)
 
 _BY_PATH = {"open": 0, "stat": 0, "lstat": 0, "access": 0, "readlink": 0, "unlink": 0, "mkdir": 0, "rmdir": 0}
@@ -92,12 +91,12 @@ _F_DUPFD_CLOEXEC = 1030  # linux/fcntl.h
 
 
 def name_of(number: int) -> str:
-    """Return the name of a call; one that is not in the table is named by its number."""
+    """Return the name of a call, "call_NUMBER" for one that is not in the table."""
     return NAMES.get(number, f"call_{number}")
 
 
 def object_of(task: int, name: str, args: tuple[int, ...]) -> str:
-    """Return what a call is about, while its caller is stopped: a path, or what a descriptor is open for."""
+    """Return the path of a stopped task's call, or the file of its descriptor; "" without either."""
     try:
         if name in _BY_PATH:
             return _string(task, args[_BY_PATH[name]])
@@ -113,19 +112,19 @@ def _string(task: int, address: int) -> str:
     with open(f"/proc/{task}/mem", "rb", buffering=0) as memory:
         while b"\0" not in found and len(found) < 4096:
             memory.seek(address + len(found))
-            found += memory.read(4096 - (address + len(found)) % 4096)  # the page that is known to be there
+            found += memory.read(4096 - (address + len(found)) % 4096)  # within one mapped page
     return os.fsdecode(found.partition(b"\0")[0])
 
 
 def errors_of(task: int, name: str, args: tuple[int, ...], about: str) -> tuple[str, ...]:
-    """Return the errors that the kernel can give for this very call, while its caller is stopped."""
+    """Return the errors that the kernel can return for this call of a stopped task."""
     errors = list(FAILS.get(name, ()))
     if name in _FLAGS and args[_FLAGS[name]] & os.O_CREAT:
         errors.append("ENOSPC")
     if name == "flock":
         errors = ["ENOMEM", "EAGAIN" if args[1] & _LOCK_NB else "EINTR"]
     if name == "epoll_ctl" and args[1] != _EPOLL_CTL_ADD:
-        errors = []  # the kernel allocates for a new descriptor only
+        errors = []  # the kernel allocates memory for EPOLL_CTL_ADD only
     if name == "fcntl" and args[1] in (0, _F_DUPFD_CLOEXEC):
         errors.append("EMFILE")
     if name == "close" and not (_is_on_disk(about) and _flags(task, args[0]) & os.O_ACCMODE):
@@ -137,7 +136,7 @@ def errors_of(task: int, name: str, args: tuple[int, ...], about: str) -> tuple[
 
 
 def _is_on_disk(about: str) -> bool:
-    """Say whether a descriptor is of a file whose file system may report that a write failed late."""
+    """Return whether the file is on a file system that may report a failed write at close(2)."""
     return about.startswith("/") and not about.startswith(("/proc/", "/sys/", "/dev/null", "/run/netns/"))
 
 
@@ -148,7 +147,7 @@ def _of_a_stream(task: int, name: str, args: tuple[int, ...]) -> list[str]:
 
 
 def _flags(task: int, fd: int) -> int:
-    """Return what a descriptor was opened with (proc_pid_fdinfo(5))."""
+    """Return the flags of a descriptor's open(2) (proc_pid_fdinfo(5)); 0 without that file."""
     try:
         text = Path(f"/proc/{task}/fdinfo/{fd}").read_text()
     except OSError:
@@ -157,5 +156,5 @@ def _flags(task: int, fd: int) -> int:
 
 
 def errno_of(word: str) -> int:
-    """Return the number of an error's name."""
+    """Return the errno of an error's name."""
     return int(getattr(errno, word))

@@ -1,4 +1,4 @@
-"""One injection: a verb with a fault, a DEL as the runtime would send it, and a comparison of everything."""
+"""Inject one fault into a verb, send a DEL as the runtime would, and compare the node's state."""
 
 from __future__ import annotations
 
@@ -12,29 +12,29 @@ from harness.pod import without_dad
 from harness.runtime import Outcome
 
 VERBS = ("ADD", "DEL", "CHECK", "GC")
-_TRIES = 3  # of a DEL, as a runtime repeats it
+_TRIES = 3  # attempts of a DEL: a runtime repeats a failed one
 _INTERNAL = 999  # errors.SriovError.code
-# The parts of a store that are no lease: they stay, or are made anew from the rest.
+# Files of an IPAM store that are no leases: they remain after a DEL, or the store recreates them.
 _KEPT = ("lock", "last_reserved_ip")
 
-_APART = ("run/locks",)  # compared by other means
-# The next ADD of that VF writes over a draft that a killed one left.
+_APART = ("run/locks",)  # compared as "held locks"
+# A killed ADD leaves a draft; the next ADD of that VF overwrites the draft.
 _WRITTEN_OVER = ("drafts",)
 
 World = dict[str, Any]
 
 
 class Verdict(NamedTuple):
-    """What came of one injection; ``faults`` is empty where it was clean."""
+    """The result of one injection: whether the fault was injected, and the faults that were found."""
 
     fired: bool
     faults: list[str]
 
 
 class Bench:
-    """A node at rest, on which one injection after the other is made.
+    """An idle node for consecutive injections.
 
-    A second pod is attached all the time, and must never be touched.
+    A second pod stays attached; no injection may change it.
     """
 
     def __init__(self, mode: Mode) -> None:
@@ -66,10 +66,10 @@ class Bench:
             conf["cni.dev/valid-attachments"] = valid
         return conf
 
-    # --- what is there
+    # --- state
 
     def world(self) -> World:
-        """Everything that must be as before."""
+        """Return the state that an injection and its DEL must restore."""
         masks = [self.node.tree.mask(irq) for index in range(3) for irq in self.node.tree.irqs(index)]
         return {
             "vfs": self.node.state(),
@@ -97,7 +97,7 @@ class Bench:
     # --- the cycle
 
     def record(self, verb: str) -> Run:
-        """Run a verb without a fault, and see which calls it makes."""
+        """Run a verb without a fault; return the run with its recorded system calls."""
         self._prepare(verb)
         run = self.mode.run(verb, self._conf(verb), self.pod, None)
         assert run.outcome
@@ -106,7 +106,7 @@ class Bench:
         return run
 
     def inject(self, verb: str, fault: Fault) -> Verdict:
-        """Run a verb with a fault; look what it said and did, and whether all comes right after it."""
+        """Run a verb with a fault; check its outcome, the DEL after it and the next ADD."""
         self._prepare(verb)
         run = self.mode.run(verb, self._conf(verb), self.pod, fault)
         self.status = run.outcome.status if run.outcome else None
@@ -124,15 +124,15 @@ class Bench:
         return Verdict(run.fired, found)
 
     def _prepare(self, verb: str) -> None:
-        """See that the pod is attached, unless the verb is the one to do that."""
+        """Attach the pod, or detach it before an ADD."""
         if verb == "ADD" and self._is_attached:
             self._delete()
         elif verb != "ADD" and not self._is_attached:
             self.node.add(self._conf(), self.pod)
-        self._is_attached = False  # once more is known
+        self._is_attached = False  # ``_again`` sets it
 
     def _refill_masks(self) -> None:
-        """Give emptied masks a value: the kernel's files, which these stand for, cannot be emptied."""
+        """Write a value to each empty mask: the kernel's smp_affinity files are never empty."""
         for index in range(self.node.tree.vfs):
             for irq in self.node.tree.irqs(index):
                 mask = self.node.tree.mask(irq)
@@ -140,7 +140,7 @@ class Bench:
                     mask.write_text("ff\n")
 
     def _is_so(self, verb: str, said: Outcome) -> list[str]:
-        """See that a success was one."""
+        """Return the faults of a verb that reported success."""
         if verb == "ADD":
             return [f"ADD said it succeeded: {why}" for why in self._not_attached(said)]
         return self._compared(f"{verb} said it succeeded", but=_WRITTEN_OVER) if verb != "CHECK" else []
@@ -181,7 +181,10 @@ class Bench:
         return [f"{when}: {key}: {_difference(self.before[key], now[key])}" for key in differing]
 
     def _again(self, verb: str) -> list[str]:
-        """See that the next ADD succeeds. It stays for a verb that needs it, and is undone after an ADD."""
+        """Execute another ADD, which must succeed; return its faults.
+
+        The pod stays attached for the next DEL, CHECK or GC. After an injected ADD, it is detached.
+        """
         done = self.node.run("ADD", self._conf(), self.pod)
         if done.status:
             return [f"the next ADD fails: {_first_words(done)}"]
@@ -198,7 +201,7 @@ class Bench:
 
 
 def judged(run: Run, verb: str, fault: Fault) -> list[str]:
-    """Return what is wrong with the words of a verb that a fault befell."""
+    """Return the faults in a verb's outcome: a hang, traceback or signal, a malformed error or code 999."""
     if run.hung:
         return [f"{verb} hangs"]
     said = run.outcome

@@ -1,4 +1,4 @@
-"""The ways that the plugin is executed, and how each of them is traced."""
+"""The modes of executing and tracing the plugin."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ from harness.runtime import Outcome
 from harness.veth import DeferredNode, Node, ResidentNode
 from harness.waiting import wait_for
 
-HANG = 40.0  # seconds; longer than any lock is waited for
-# The main thread, those that wait for connections and those that run something while the kernel works. Idle
-# ones end after some time, so their number varies; one that is lost at each request shows soon.
+HANG = 40.0  # seconds; longer than the longest wait for a lock
+# The main thread, the threads that accept connections and the helper threads. Idle threads end after some
+# time, so the number varies. If each request leaks a thread, the number soon exceeds this limit.
 _MOST_THREADS = 12
 _EXECS = 2  # nsenter and sriov
 CLIENT_WAIT = "15"  # seconds that the client in C waits for the server (SRIOV_FAST_WAIT)
-# What requests import late.
+# Modules that the plugin imports during a request.
 PRELOAD = (
     "sriov_fast.plugin.process",
     *("sriov_fast.plugin.run", "sriov_fast.plugin.add", "sriov_fast.plugin.check", "sriov_fast.plugin.gc"),
@@ -37,7 +37,7 @@ PRELOAD = (
 )
 
 
-# An IPAM plugin as a shell script: a file for each address, which holds its owner.
+# An IPAM plugin as a shell script: each address is a file that contains the container's ID.
 STORE = """\
 mkdir -p "$ROOT/ipam/net1" && cd "$ROOT/ipam/net1" || exit 1
 case $CNI_COMMAND in
@@ -62,7 +62,7 @@ class Run:
 
 
 class Mode:
-    """A node with one way to execute the plugin; ``ipam`` and ``attach`` are of its configuration."""
+    """A node with one way to execute the plugin; ``ipam`` and ``attach`` are keys of the configuration."""
 
     name = ""
     attach = "move"
@@ -76,26 +76,26 @@ class Mode:
         raise NotImplementedError
 
     def close(self) -> None:
-        """Take everything away, whatever state it is in."""
+        """Remove the node, also after a fault."""
         self.node.close()
 
     def run(self, verb: str, conf: dict[str, Any], pod: str, fault: Fault | None) -> Run:
-        """Execute a verb with a fault; None records."""
+        """Execute a verb with a fault; record the calls if ``fault`` is None."""
         raise NotImplementedError
 
     def at_rest(self) -> list[str]:
-        """Return what is not as it is between requests; waits for what is on its way."""
+        """Wait until pending work has ended; return the differences from the idle state."""
         self.node.settle()
         return []
 
     def restart(self) -> None:
-        """Bring back what the fault has killed."""
+        """Start another server if the fault has killed it."""
 
 
 def _child(
     node: Node, verb: str, conf: dict[str, Any], pod: str, *, traced: bool, command: list[str] | None = None
 ) -> subprocess.Popen[bytes]:
-    """Start the plugin; a traced one stands in its first exec."""
+    """Start the plugin; a traced one stops in its first exec."""
     environment = node.environment(verb, pod, "eth0", "", "") | {"SRIOV_FAST_WAIT": CLIENT_WAIT}
     read, write = os.pipe()
     os.write(write, json.dumps(conf).encode())
@@ -113,7 +113,7 @@ def _child(
 
 
 def _traced(tracer: Tracer, process: subprocess.Popen[bytes] | Forked) -> Run:
-    """Follow a process with all its children to their ends."""
+    """Trace a process and its children until all have ended."""
     tracer.follow_child(process.pid)
     ended = tracer.pump(lambda: not tracer.tasks, HANG)
     if not ended:
@@ -123,14 +123,14 @@ def _traced(tracer: Tracer, process: subprocess.Popen[bytes] | Forked) -> Run:
 
 
 def _outcome(process: subprocess.Popen[bytes] | Forked, status: int) -> Outcome:
-    """Read what a process said whose end the tracer was told of."""
+    """Read the output of a process that the tracer has reaped; return it with the status."""
     process.returncode = status
     out, err = process.communicate(timeout=10)
     return Outcome(status, out, err)
 
 
 def _kill(process: subprocess.Popen[Any]) -> None:
-    """End a process. Each of its threads that is traced is a zombie until this process waits for it."""
+    """Kill a process and reap it; each traced thread is a zombie until this process waits for it."""
     if process.poll() is not None:
         return
     process.kill()
@@ -143,7 +143,7 @@ def _kill(process: subprocess.Popen[Any]) -> None:
 
 
 class Forked:
-    """A plugin that is a fork of this process, which has imported all that it needs; used as a Popen is."""
+    """The plugin in a fork of this process, which has imported its modules; has the interface of Popen."""
 
     def __init__(self, node: Node, environment: dict[str, str], stdin: bytes, *, traced: bool) -> None:
         self.args = "forked"
@@ -174,11 +174,11 @@ class Forked:
             os._exit(70)
 
     def kill(self) -> None:
-        """Kill it."""
+        """Send SIGKILL."""
         os.kill(self.pid, signal.SIGKILL)
 
     def communicate(self, timeout: float = 0) -> tuple[bytes, bytes]:
-        """Read all that it said, and wait for its end."""
+        """Read stdout and stderr until the end of the process, and reap it."""
         said = [_read_all(ends[0]) for ends in self._ends[1:]]
         if self.returncode is None:
             self.returncode = os.waitstatus_to_exitcode(os.waitpid(self.pid, 0)[1])
@@ -191,47 +191,47 @@ def _read_all(fd: int) -> bytes:
 
 
 class ForkedNode(Node):
-    """A node whose plugin is forked."""
+    """A node that executes the plugin in forks of this process."""
 
     def start(self, command: str, conf: Any, pod: str = "", **_: Any) -> Any:
-        """Fork a plugin."""
+        """Start the plugin in a fork."""
         environment = self.environment(command, pod, "eth0", "", "")
         return Forked(self, environment, json.dumps(conf).encode(), traced=False)
 
 
 class InProcess(Mode):
-    """The plugin without a server, in processes that have imported everything (see ``Started``)."""
+    """The plugin without a server, in forks that have imported its modules; ``Started`` imports them."""
 
     name = "process"
     backend = "cython"
 
     def make(self, root: Path) -> Node:
-        """Return a node, and import what its plugins will need."""
+        """Import the plugin's modules with this mode's backend, and return a node."""
         os.environ["SRIOV_FAST_BACKEND"] = self.backend
         if getattr(sys.modules.get("sriov_fast.kernel.backend"), "name", self.backend) != self.backend:
             for name in [name for name in sys.modules if name.partition(".")[0] == "sriov_fast"]:
-                del sys.modules[name]  # of a parent that has loaded the compiled backend
+                del sys.modules[name]  # the parent process has loaded the other backend
         for name in PRELOAD:
             importlib.import_module(name)
         assert sys.modules["sriov_fast.kernel.backend"].name == self.backend
         return ForkedNode(root, vfs=3, backend=self.backend)
 
     def run(self, verb: str, conf: dict[str, Any], pod: str, fault: Fault | None) -> Run:
-        """Trace a fork, with its children, from its first call to the end of the last of them."""
+        """Trace a fork and its children from its first call until all have ended."""
         environment = self.node.environment(verb, pod, "eth0", "", "")
         process = Forked(self.node, environment, json.dumps(conf).encode(), traced=True)
         return _traced(Tracer(fault), process)
 
 
 class Plain(InProcess):
-    """The same with the plain backend."""
+    """The plugin without a server, in forks, with the plain backend."""
 
     name = "plain"
     backend = "python"
 
 
 class Started(Mode):
-    """The installed executable where there is no server: the client in C, the interpreter and its imports."""
+    """The installed executable without a server: the client in C, the interpreter and its imports."""
 
     name = "started"
 
@@ -240,25 +240,25 @@ class Started(Mode):
         return Node(root, vfs=3)
 
     def run(self, verb: str, conf: dict[str, Any], pod: str, fault: Fault | None) -> Run:
-        """Trace the process, with its children, from the execution of ``sriov`` on."""
+        """Trace the process and its children from the execution of ``sriov`` on."""
         process = _child(self.node, verb, conf, pod, traced=True)
         return _traced(Tracer(fault, execs=_EXECS), process)
 
 
 class OneProcess(ResidentNode):
-    """A server without a worker, whose calls would not be traced."""
+    """A node with a server without workers: the tracer does not follow them."""
 
     options_of_server = ("--processes", "1")
 
 
 class Client(Mode):
-    """The client in C with a server that has no fault."""
+    """The client in C with a running server; faults are injected into the client only."""
 
     name = "client"
     kind: type[ResidentNode] = OneProcess
 
     def make(self, root: Path) -> ResidentNode:
-        """Return a node with a server, which has served a request."""
+        """Return a node with a server that is ready."""
         node = self.kind(root, vfs=3)
         node.may_fall_back = True
         node.server.ready()
@@ -270,18 +270,18 @@ class Client(Mode):
 
     @property
     def resident(self) -> ResidentNode:
-        """The node."""
+        """The node with its server."""
         assert isinstance(self.node, ResidentNode)
         return self.node
 
     def close(self) -> None:
-        """Kill the server, which may hang, and take the node away."""
+        """Kill the servers, which may hang, and remove the node."""
         for server in self.resident.servers:
             _kill(server.process)
         Node.close(self.node)
 
     def run(self, verb: str, conf: dict[str, Any], pod: str, fault: Fault | None) -> Run:
-        """Trace the client with its children."""
+        """Trace the client and its children."""
         process = _child(self.node, verb, conf, pod, traced=True)
         tracer = Tracer(fault, execs=_EXECS)
         run = _traced(tracer, process)
@@ -294,7 +294,7 @@ class Client(Mode):
             server.process.returncode = tracer.ended[server.pid]
 
     def restart(self) -> None:
-        """Start another server where there is none any more."""
+        """Start another server if the last one has ended."""
         if self.resident.server.process.poll() is not None:
             self.resident.server.ended()
             self.resident.serve().ready()
@@ -306,15 +306,18 @@ class Client(Mode):
         self.restart()
 
     def files(self) -> list[str]:
-        """What the server has open, without the numbers of its sockets."""
+        """Return the files that the server has open, without the inode numbers of its sockets."""
         return sorted(name.partition(":")[0] for name in self.resident.server.files())
 
     def has_rested(self) -> bool:
-        """Say whether the server has no more open than between requests."""
+        """Return whether the server has the same files open as when it was idle."""
         return self.files() == (self._files or self.files())
 
     def at_rest(self) -> list[str]:
-        """Compare descriptors and threads with those of the first time."""
+        """Wait until the server is idle; return its differences from an idle server.
+
+        The first call notes the open files. A server with differences is replaced.
+        """
         with suppress(AssertionError):
             Node.settle(self.node)
             self.resident.homed()
@@ -331,7 +334,7 @@ class Client(Mode):
         return found
 
     def _unlike_before(self) -> list[str]:
-        """Return what the server has or says that one at rest does not."""
+        """Return the server's differences from an idle one: its end, descriptors, threads, a traceback."""
         server, said = self.resident.server, self.resident.server.said()
         last = said.strip().rpartition("\n")[2][-1000:]
         if server.process.poll() is not None:
@@ -348,15 +351,15 @@ class Client(Mode):
 
 
 class Resident(Client):
-    """The server's own calls, all threads together."""
+    """The calls of all threads of the server."""
 
     name = "resident"
 
     def run(self, verb: str, conf: dict[str, Any], pod: str, fault: Fault | None) -> Run:
-        """Trace the server from before the request until it is at rest after it."""
+        """Trace the server from before the request until it is idle again."""
         server = self.resident.server
         tracer = Tracer(fault)
-        command = self.node.command()  # it polls the server: not while that has a tracer
+        command = self.node.command()  # command() polls the server, which must have no tracer yet
         tracer.attach(server.pid)
         process = _child(self.node, verb, conf, pod, traced=False, command=command)
 
@@ -379,27 +382,27 @@ class Resident(Client):
 
 
 class Deferred(Resident):
-    """The server's own calls, where a DEL answers before the VF is back in the host namespace."""
+    """The calls of a server that answers a DEL before the VF is back in the host namespace."""
 
     name = "deferred"
-    kind = DeferredNode  # one process, too
+    kind = DeferredNode  # --defer-release implies one process
 
 
 class Macvlan(Resident):
-    """The server's own calls, where the VF stays in the host."""
+    """The calls of the server when the VF stays in the host namespace."""
 
     name = "macvlan"
     attach = "macvlan"
 
 
 class Delegating(Resident):
-    """The server's own calls, where it executes the IPAM plugin."""
+    """The calls of a server that executes the IPAM plugin as another program."""
 
     name = "delegate"
     ipam: Mapping[str, Any] = {"delegate": True}
 
     def make(self, root: Path) -> ResidentNode:
-        """Return a node with an IPAM plugin of its own."""
+        """Return a node with ``STORE`` as its IPAM plugin."""
         node = super().make(root)
         node.delegate("host-local", STORE)
         return node

@@ -1,4 +1,4 @@
-"""The injections: which there are, which are chosen, and the list of those that are known not to be clean."""
+"""Choose and order the injections; match faults against the list of accepted ones."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ from faults import calls
 from faults.tracer import KILL, Fault, Seen
 
 ACCEPTED = Path(__file__).with_name("accepted.toml")
-# An interpreter that starts and imports makes some thousand calls. One in so many of them is taken.
+# The start and the imports of the interpreter make some thousand calls: only every 40th gets injections.
 EVERY_START = 40
 
-# A loop that waits makes the same call over and over, another number of times in each run.
+# A polling loop repeats a call, and the number differs between runs: only the first 60 get injections.
 MOST_ALIKE = 60
-# So many of one verb come one after the other: between two that need an attached pod, it stays attached.
+# Number of consecutive injections of one verb: between two that need an attached pod, it stays attached.
 _BLOCK = 4
 
 
 class Injection(NamedTuple):
-    """One fault in one verb of one mode; ``about`` is what the call is about."""
+    """One fault in one verb of one mode; ``about`` is the call's path or file."""
 
     mode: str
     verb: str
@@ -41,7 +41,7 @@ def parsed(text: str) -> Injection:
 
 
 def injections(mode: str, verb: str, seen: list[Seen]) -> list[Injection]:
-    """Return all that can be done to the calls that were recorded."""
+    """Return the injections into recorded calls: each error of the call, and KILL."""
     found: list[Injection] = []
     times: Counter[tuple[str, str]] = Counter()
     for number, call in enumerate(seen):
@@ -60,7 +60,7 @@ def injections(mode: str, verb: str, seen: list[Seen]) -> list[Injection]:
 
 
 def mixed(found: list[Injection], seed: int) -> list[Injection]:
-    """Return them in an order that has a little of every mode and verb at each place."""
+    """Return the injections in random order, modes and verbs interleaved in blocks of ``_BLOCK``."""
     chance = random.Random(seed)
     kinds: dict[tuple[str, str], list[Injection]] = {}
     for item in found:
@@ -73,7 +73,7 @@ def mixed(found: list[Injection], seed: int) -> list[Injection]:
 
 
 class Accepted:
-    """What is known not to be clean, each with its reason; remembers which of it was seen."""
+    """The entries of accepted.toml; ``seen`` are the patterns that matched."""
 
     def __init__(self, path: Path = ACCEPTED) -> None:
         entries = tomllib.loads(path.read_text()).get("accepted", [])
@@ -81,11 +81,11 @@ class Accepted:
         self.seen: set[str] = set()
 
     def covers(self, line: str) -> bool:
-        """Say whether a line of the report is listed."""
+        """Return whether an entry matches a line of the report."""
         matching = [pattern for pattern in self.reasons if re.search(pattern, line)]
         self.seen.update(matching)
         return bool(matching)
 
     def unseen(self) -> list[str]:
-        """The patterns that nothing was found for."""
+        """Return the patterns that matched no line."""
         return [pattern for pattern in self.reasons if pattern not in self.seen]

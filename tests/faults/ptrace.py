@@ -1,4 +1,4 @@
-"""ptrace(2) by ctypes: only what the tracer needs, x86-64."""
+"""The requests of ptrace(2) that the tracer uses, through ctypes, on x86-64."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ class _Info(ctypes.Structure):
 
 
 def request(what: int, task: int, data: int = 0, address: int = 0) -> None:
-    """Make one request; ProcessLookupError where the task has gone."""
+    """Make one ptrace request; raise ProcessLookupError if the task has ended."""
     if _libc.ptrace(what, task, address or None, data or None) == -1:
         number = ctypes.get_errno()
         raise OSError(number, f"ptrace {what:#x}: {os.strerror(number)}")
@@ -59,17 +59,17 @@ def call_of(task: int) -> tuple[int, int, tuple[int, ...]]:
 
 
 def event_message(task: int) -> int:
-    """Return what came with an event: the new task of a fork."""
+    """Return the message of an event (PTRACE_GETEVENTMSG): the ID of a fork's new task."""
     found = ctypes.c_ulong()
     _libc.ptrace(GETEVENTMSG, task, None, ctypes.byref(found))
     return found.value
 
 
 def skip_call(task: int) -> None:
-    """Let a task in an entry stop make no call at all."""
+    """Cancel the system call of a task in an entry stop."""
     request(_POKEUSER, task, (1 << 64) - 1, _ORIG_RAX)
 
 
 def return_error(task: int, number: int) -> None:
-    """Let the call of a task in an exit stop return an error."""
+    """Set the errno that the system call of a task in an exit stop returns."""
     request(_POKEUSER, task, (1 << 64) - number, _RAX)

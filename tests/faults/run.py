@@ -1,4 +1,4 @@
-"""The command line: record the calls, inject the faults in parallel, print the table."""
+"""Record the plugin's system calls, inject faults into them in parallel, and print a table of the results."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ from harness.veth import Node
 
 _FORK = multiprocessing.get_context("fork")
 Queue = Any
-_LONGEST = 2000  # characters of one fault in a line of the report
+_LONGEST = 2000  # characters, at most, of one fault in a line of the report
 
 
 class Result(NamedTuple):
-    """One injection with its verdict; ``once`` says that it was clean when it was repeated on a new node."""
+    """One injection with its verdict; ``once`` means that its repetition on a new node was clean."""
 
     injection: Injection
     verdict: Verdict
@@ -75,7 +75,7 @@ def _arguments() -> argparse.ArgumentParser:
 
 @contextmanager
 def _installed() -> Iterator[Path]:
-    """Make a directory with the executable."""
+    """Yield a directory with the plugin's executable; remove it afterwards."""
     shared = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None
     top = Path(tempfile.mkdtemp(prefix="faults", dir=shared))
     try:
@@ -85,11 +85,11 @@ def _installed() -> Iterator[Path]:
         shutil.rmtree(top, ignore_errors=True)
 
 
-# --- what is to be done
+# --- the plan
 
 
 def _plan(args: argparse.Namespace, top: Path) -> tuple[Counter[tuple[str, str]], list[Injection]]:
-    """Return how many calls each verb makes in each mode, and the injections in the order of their doing."""
+    """Return the number of calls by mode and verb, and the injections in the order of execution."""
     named = [points.parsed(line) for line in args.only or []]
     modes = args.mode or sorted({item.mode for item in named}, key=list(MODES).index) or list(MODES)
     verbs = args.verb or sorted({item.verb for item in named}) or VERBS
@@ -133,11 +133,11 @@ def _bench(mode: str, top: Path) -> Iterator[Bench]:
         made.close()
 
 
-# --- doing it
+# --- execution
 
 
 def _all(todo: list[Injection], jobs: int, limit: float, top: Path, report: Report) -> None:
-    """Do the injections, one mode after the other, each with its part of the time where that is limited."""
+    """Execute the injections mode by mode; each mode gets an equal part of a limited time."""
     modes = [mode for mode in MODES if any(item.mode == mode for item in todo)]
     for number, mode in enumerate(modes):
         mine = [item for item in todo if item.mode == mode]
@@ -160,7 +160,7 @@ def _all(todo: list[Injection], jobs: int, limit: float, top: Path, report: Repo
 
 
 def _work(todo: list[Injection], until: float, top: Path, results: Queue) -> None:
-    """Do one worker's injections; a node on which one was not clean is replaced."""
+    """Execute the injections of one worker; replace the node after one that was not clean."""
     try:
         work = _Work(list(reversed(todo)), until, results)
         while work.has_more():
@@ -175,7 +175,8 @@ def _work(todo: list[Injection], until: float, top: Path, results: Queue) -> Non
 class _Work:
     """The injections of one worker, the last one first.
 
-    What is neither clean nor listed is repeated once on a new node: a loaded machine can exceed a time limit.
+    An injection that is neither clean nor accepted is repeated once on a new node: a loaded machine can
+    exceed a time limit.
     """
 
     def __init__(self, waiting: list[Injection], until: float, results: Queue) -> None:
@@ -183,15 +184,15 @@ class _Work:
         self._until = until
         self._results = results
         self._accepted = points.Accepted()
-        self._first: dict[Injection, Verdict] = {}  # of those that are repeated
+        self._first: dict[Injection, Verdict] = {}  # verdicts of the injections that are repeated
 
     def has_more(self) -> bool:
-        """Say whether there is something to do, and time; what is to be repeated is repeated in any case."""
+        """Return whether an injection and time are left; repetitions do not depend on the time."""
         is_late = self._until and time.monotonic() > self._until
         return bool(self.waiting) and (not is_late or self.waiting[-1] in self._first)
 
     def on_one_bench(self, bench: Bench) -> None:
-        """Do injections until one is not clean."""
+        """Execute injections until one is not clean."""
         while self.has_more():
             item = self.waiting.pop()
             begin = time.monotonic()
@@ -207,7 +208,7 @@ class _Work:
             return Verdict(True, [f"the harness failed: {type(error).__name__}: {error}"])
 
     def _judge(self, result: Result) -> None:
-        """Report a result, or have the injection repeated."""
+        """Report a result, or queue the injection for its repetition."""
         item = result.injection
         first = self._first.pop(item, None)
         if first and not result.verdict.faults:
@@ -223,7 +224,7 @@ class _Work:
 
 
 class Report:
-    """Counts, prints what is not clean at once, and the table in the end."""
+    """The report: counts all results, prints faults immediately and a table at the end."""
 
     def __init__(self, seen: Counter[tuple[str, str]], out: Path | None) -> None:
         self.seen = seen
@@ -232,7 +233,7 @@ class Report:
         self._file = out.open("w") if out else None
 
     def add(self, result: Result) -> None:
-        """Take one result in."""
+        """Count a result, print its faults and write it to the output file."""
         kind = self._kind(result)
         self.counts[result.injection.mode, result.injection.verb, kind] += 1
         if kind in ("not clean", "once"):

@@ -1,7 +1,7 @@
-"""Records the system calls of a process with all that it starts, or interferes with one of them.
+"""Record the system calls of a process and its children, or inject a fault into one of the calls.
 
-Calls are counted over all threads and children together, so that each (call, ordinal) is one moment, and a
-fault happens once. A child that executes another program is let go.
+Calls are counted over all threads and children together: each (call, ordinal) names one call, and a fault
+happens once. The tracer detaches from a child that executes another program.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ KILL = "KILL"
 
 
 class Fault(NamedTuple):
-    """What happens at one call: an error's name, or KILL."""
+    """A fault at one call: the name of an error, or KILL."""
 
     call: str
     ordinal: int
@@ -29,7 +29,7 @@ class Fault(NamedTuple):
 
 
 class Seen(NamedTuple):
-    """One call that was made."""
+    """A recorded call, with its path or file and the errors that the kernel can return for it."""
 
     call: str
     ordinal: int
@@ -41,15 +41,15 @@ class Seen(NamedTuple):
 class _Task:
     """A traced thread."""
 
-    fresh: bool = True  # its first stop has not been seen
-    answer: int = 0  # the error that its call is to return
+    fresh: bool = True  # its first stop was not handled yet
+    answer: int = 0  # the errno that its current call will return; 0 for none
 
 
 @dataclass
 class Tracer:
-    """Follows the tasks that are given to it; ``fault`` None records.
+    """A tracer of tasks: injects ``fault``, or records the calls if ``fault`` is None.
 
-    ``execs`` is how many programs the first one executes before the calls count.
+    ``execs`` is the number of programs that the first task executes before the calls are counted.
     """
 
     fault: Fault | None = None
@@ -62,10 +62,10 @@ class Tracer:
     _root: int = 0
     _leaving: bool = False
 
-    # --- beginning and end
+    # --- attach and detach
 
     def follow_child(self, pid: int) -> None:
-        """Follow a child that asked for it (PTRACE_TRACEME) and stands in its first exec."""
+        """Trace a child that requested PTRACE_TRACEME and stops in its first exec or by SIGSTOP."""
         self._root = pid
         _, status = os.waitpid(pid, ptrace.WALL)
         assert os.WIFSTOPPED(status), status
@@ -75,7 +75,7 @@ class Tracer:
         self._resume(pid)
 
     def attach(self, pid: int) -> None:
-        """Follow all threads of a process that runs."""
+        """Trace all threads of a running process."""
         for name in os.listdir(f"/proc/{pid}/task"):
             task = int(name)
             ptrace.request(ptrace.SEIZE, task, ptrace.OPTIONS)
@@ -83,7 +83,7 @@ class Tracer:
             ptrace.request(ptrace.INTERRUPT, task)
 
     def detach(self) -> None:
-        """Let go of all tasks; they run on."""
+        """Detach from all tasks; they continue to run."""
         self._leaving = True
         for task in self._tasks:
             _unless_gone(lambda task=task: ptrace.request(ptrace.INTERRUPT, task))
@@ -91,13 +91,13 @@ class Tracer:
 
     @property
     def tasks(self) -> int:
-        """How many are followed."""
+        """The number of traced tasks."""
         return len(self._tasks)
 
     # --- the loop
 
     def pump(self, done: Callable[[], bool], limit: float) -> bool:
-        """Handle what the tasks do until ``done``; False where that takes more than ``limit`` seconds."""
+        """Handle the stops of the tasks until ``done``; return False after ``limit`` seconds."""
         deadline = time.monotonic() + limit
         with _children_announced() as wait:
             while True:
@@ -135,7 +135,7 @@ class Tracer:
                 return
         elif event in ptrace.NEW_TASK:
             child = ptrace.event_message(task)
-            if child not in self.ended:  # its own first stop may have been reported before this
+            if child not in self.ended:  # its first stop or its end may have been reported before
                 self._tasks.setdefault(child, _Task())
         elif event or (first and number in (signal.SIGSTOP, signal.SIGTRAP)):
             pass
@@ -179,7 +179,7 @@ class Tracer:
             self._fire(task, state, name)
 
     def _fits(self, task: int, name: str, args: tuple[int, ...]) -> bool:
-        """Return whether the kernel can give the error for this call: the ordinals vary between runs."""
+        """Return whether the kernel can return the error for this call: ordinals vary between runs."""
         assert self.fault
         about = calls.object_of(task, name, args)
         return self.fault.error == KILL or self.fault.error in calls.errors_of(task, name, args, about)
@@ -204,7 +204,7 @@ def _unless_gone(work: Callable[[], None]) -> None:
 
 @contextmanager
 def _children_announced() -> Iterator[Callable[[float], object]]:
-    """Give what waits until a child, or a traced task, has something to report, for a time at most."""
+    """Yield a function that waits for SIGCHLD of a child or traced task, with a timeout in seconds."""
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGCHLD})
     try:
         yield lambda limit: signal.sigtimedwait({signal.SIGCHLD}, limit)

@@ -1,7 +1,7 @@
-"""The interpreters in which the wheels are tested: this machine's, and others in trees of Debian's packages.
+"""The interpreters for the tests of the wheels: this machine's, and others in trees of Debian's packages.
 
-A tree is made once and kept in the cache. CPython for musl is compiled in its tree, from Debian's sources;
-for the other processor, by a cross compiler. QEMU executes the interpreters for the other processor.
+The cache keeps each tree. CPython for musl is compiled in its tree from Debian's sources. A cross compiler
+compiles it for the other processor. QEMU executes the interpreters for the other processor.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from lab.chroot import Chroot
 from lab.recipe import Recipe, key
 
 VERSIONS = ("3.11", "3.12", "3.13", "3.14")
-# Debian's suite for a version that this machine lacks; none has 3.12.
+# Debian's suite for a version that this machine does not have; no suite has 3.12.
 SUITES = {"3.11": "bookworm", "3.13": "trixie", "3.14": "sid"}
 LIBFFI = ("automake", "libtool", "libltdl-dev")
 BUILD = ("gcc", "libc6-dev", "make", "musl-tools", "dpkg-dev", "xz-utils", "iproute2", *LIBFFI)
@@ -28,15 +28,18 @@ MACHINE = platform.machine()
 OTHER = "aarch64"
 QEMU = f"qemu-{OTHER}-static"
 CROSS = ("python3", "gcc-aarch64-linux-gnu")
-# The trees in which CPython for musl is compiled, by the processor that it is for.
+# The trees for compiling CPython for musl, by target processor.
 MUSL = {MACHINE: Recipe(packages=BUILD), OTHER: Recipe(packages=(*BUILD, *CROSS))}
 MUSL_VERSION = "3.13"
-MUSL_PYTHON = "/opt/python/bin/python3"  # musl.sh installs it there
+MUSL_PYTHON = "/opt/python/bin/python3"  # where musl.sh installs it
 HERE = Path(__file__).resolve().parent
 
 
 class Interpreter(NamedTuple):
-    """A CPython: its version, its path in the tree, the platform of its wheels; no tree is this machine."""
+    """A CPython: its version, its path in the tree and the platform tag of its wheels.
+
+    ``tree`` is None for an interpreter of this machine.
+    """
 
     version: str
     python: str
@@ -44,22 +47,22 @@ class Interpreter(NamedTuple):
     tree: Path | None = None
 
     def command(self, directory: Path, *words: object) -> list[str]:
-        """Return the command that executes a program in a directory, which has the same path in the tree."""
+        """Return the command that executes a program in a directory, which is bind-mounted in the tree."""
         argv = [str(word) for word in words]
         if not self.tree:
             return ["env", "-C", str(directory), *argv]
         inside = f"{self.tree}{directory}"
-        # ip-netns(8) requires that its root directory is a mount point.
+        # ip-netns(8) requires a root directory that is a mount point.
         bind = (f"mount --bind {directory} {inside}", f"mount --rbind {self.tree} {self.tree}")
         prepare = (f"mkdir -p {inside}", *bind)
-        # The first process gets all orphans; the tests would take them for children of their own.
+        # The first process inherits all orphans, and the tests must not find them among their own children.
         first = ["sh", "-c", '"$@"; exit $?', "sh"]
         chroot = Chroot(self.tree, binds=((Path("/sys"), "/sys"),))
         return chroot.command([*first, *argv], prepare, cwd=str(directory))
 
 
 class Emulated(NamedTuple):
-    """A CPython for the other processor, like ``Interpreter``, in a new tree with QEMU."""
+    """A CPython for the other processor, in a new tree with QEMU; the fields are those of ``Interpreter``."""
 
     version: str
     python: str
@@ -67,13 +70,13 @@ class Emulated(NamedTuple):
     root: Path
 
     def command(self, *words: object) -> list[str]:
-        """Return the command that executes Python with the packages of /opt/site."""
+        """Return the command that executes Python with the packages in /opt/site."""
         emulator = (f"/{QEMU}", "-E", "PYTHONPATH=/opt/site")
         return ["chroot", str(self.root), *emulator, self.python, *map(str, words)]
 
 
 def glibc(version: str) -> Interpreter:
-    """Return an interpreter for glibc: this machine's, or that of Debian's suite with this version."""
+    """Return an interpreter for glibc: this machine's, or one from Debian's suite with this version."""
     tag = f"manylinux_2_17_{MACHINE}"
     if found := local(version):
         return Interpreter(version, found, tag)
@@ -96,7 +99,7 @@ def emulated_glibc(root: Path) -> Emulated:
 
 
 def emulated_musl(root: Path) -> Emulated:
-    """Make a tree with CPython for musl and the other processor; the rest of the tree is musl, one file."""
+    """Make a tree with only musl's file and CPython for musl on the other processor."""
     compiled = ensure(MUSL[OTHER])
     shutil.copytree(compiled / "opt/python", root / "opt/python", symlinks=True)
     for name in ("lib", "dev", "tmp"):
@@ -128,7 +131,7 @@ def local(version: str) -> str:
 
 
 def ensure(recipe: Recipe) -> Path:
-    """Return the tree of a recipe, made now if the cache has none."""
+    """Return the tree of a recipe; make it if the cache does not have it."""
     root = paths.base().parent / "pythons" / key(recipe)
     with tree.locked(root.with_suffix(".lock")):
         if not root.is_dir():
@@ -140,11 +143,11 @@ def ensure(recipe: Recipe) -> Path:
 
 
 def make(recipe: Recipe, root: Path) -> None:
-    """Make a tree, with CPython for musl in those of ``MUSL``."""
+    """Make a tree of Debian's packages; compile CPython for musl in the trees of ``MUSL``."""
     mirror = apt.mirror(apt.host_sources())
     command = tree.bootstrap_command(recipe, root, mirror, apt.keyring(), apt.options())
     subprocess.run(command, check=True, capture_output=True)
-    for name in ("hosts", "resolv.conf"):  # on which Chroot mounts those of this machine
+    for name in ("hosts", "resolv.conf"):  # Chroot mounts this machine's files on them
         (root / "etc" / name).touch()
     for machine in (machine for machine, made in MUSL.items() if made == recipe):
         sources = root / "etc/apt/sources.list.d/sources.list"

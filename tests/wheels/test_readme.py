@@ -1,7 +1,7 @@
-"""The README's commands, taken from its text, with what ``make wheels`` built.
+"""Execute the commands of the README with the files of ``make wheels``.
 
-They run in a mount namespace with overlays on /opt and /etc, so the machine stays as it is. systemd does not
-run there. The commands that need a card are left to ``make demo``.
+The commands run in a mount namespace with overlays on /opt and /etc, which protect the machine from changes.
+systemd does not run there. ``make demo`` executes the commands that need a card.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ TOP = Path(__file__).resolve().parents[2]
 README = (TOP / "README.md").read_text()
 PROGRAMS = "/opt/sriov-fast/bin"
 CARD = "eth1"  # the README's PF
-FOREGROUND = "sriov-fast serve"  # it does not end by itself
+FOREGROUND = "sriov-fast serve"  # runs until a signal ends it
 REMOVAL = "sriov-fast uninstall"
 NO_CARD = "FAIL  PF: no network card with SR-IOV (a checkout has a virtual one: make demo)"
 pytestmark = [
@@ -55,7 +55,7 @@ class Done(NamedTuple):
 
 
 class Machine:
-    """A machine with nothing installed, and the commands that were executed on it."""
+    """A machine without an installation, and the means to execute commands on it."""
 
     def __init__(self, directory: Path) -> None:
         self.directory = directory
@@ -70,7 +70,7 @@ class Machine:
             self.mounts.append(f"mount -t overlay overlay -o {layers} /{name}")
 
     def run(self, command: str, **env: str) -> Done:
-        """Execute a line of the README in a shell of root."""
+        """Execute a command line in root's shell."""
         shell = (f"cd {shlex.quote(str(self.start))}", f"exec sh -c {shlex.quote(command)}")
         script = "\n".join([*self.mounts, *shell])
         ours = ("PYTHON", "SRIOV_FAST", "VIRTUAL_ENV")
@@ -89,14 +89,14 @@ class Machine:
         return Done(done.returncode, done.stdout + done.stderr)
 
     def written(self) -> list[str]:
-        """Return the files that were made or changed, without those of the virtual environment."""
+        """Return the files that the commands created or changed, except those of the virtual environment."""
         changed = [path for name in ("opt", "etc") for path in (self.directory / name / "upper").rglob("*")]
         return [str(path) for path in changed if not path.is_dir() and "/upper/sriov-fast/" not in str(path)]
 
 
 @pytest.fixture(scope="module")
 def machine(tmp_path_factory: pytest.TempPathFactory) -> Machine:
-    """A machine on which the commands of "Install" were executed."""
+    """A machine after the commands of the section "Install"."""
     made = Machine(tmp_path_factory.mktemp("readme"))
     for command in shown(section("Install")):
         done = made.run(command)
@@ -152,7 +152,7 @@ def test_the_operators_commands_exist(machine: Machine) -> None:
 
 
 def test_removal_leaves_nothing(machine: Machine) -> None:
-    """The last test: it removes what the others use."""
+    """Remove the installation: this test must be the last one, since the others use it."""
     assert any(path.endswith("/cni/bin/sriov") for path in machine.written())
     assert machine.run(REMOVAL).status == 0
     assert machine.written() == []

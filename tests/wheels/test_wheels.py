@@ -1,4 +1,4 @@
-"""The files of ``make wheels``: what they contain, and that the wheels work where they are installed.
+"""Test the contents of the files of ``make wheels``, and the wheels in fresh installations.
 
 The wheels for this processor are installed for each version of CPython and for musl (``interpreters.py``).
 The aarch64 wheels run under QEMU with a Python for glibc, Debian's, and one for musl.
@@ -28,7 +28,7 @@ TOP = Path(__file__).resolve().parents[2]
 DIST = TOP / "dist"
 E_MACHINE = {"x86_64": 62, "aarch64": 183}  # of the ELF header, at its byte 18
 BYTES = TOP / "tests/plain/test_nl_encode.py"
-# The plain tests that need a checkout with its tools, and those of the address service, which is an extra.
+# Plain tests that need a checkout with its tools (CHECKOUT), or the address service, an extra (SERVICE).
 CHECKOUT = (
     "bench_history",
     "client",
@@ -42,18 +42,19 @@ CHECKOUT = (
     "workflows",
 )
 SERVICE = ("allowed_files", "ipamd_*", "txipam_*")
-# Those that need _ssl or _sqlite3, as pyroute2 and prometheus_client do; the CPython for musl has neither.
+# Plain tests that need _ssl or _sqlite3 by way of pyroute2 or prometheus_client. CPython for musl lacks both.
 SSL = ("backend", "nl_encode", "nl_replies", "cli_machine", "exposition", "ipam_leases", "vf_counters")
 REQUIRED = ("sriov-fast[check,metrics]", "pytest", "hypothesis")
 pytestmark = pytest.mark.skipif(not (DIST / "SHA256SUMS").exists(), reason="needs make wheels")
 
-# The settings of the checkout's tests, without a deadline.
+# The hypothesis settings of the checkout's tests, without a deadline.
 SETTINGS = """
 from hypothesis import settings
 settings.register_profile("same", derandomize=True, max_examples=40, deadline=None)
 settings.load_profile("same")
 """
-# pyroute2 imports ssl and sqlite3, and its messages use neither. asyncio must not find the empty module ssl.
+# pyroute2 imports ssl and sqlite3, but its messages use neither. asyncio is imported first: it must not find
+# the empty module ssl.
 ABSENT = """
 import asyncio, importlib, sys, types
 for name in ("ssl", "sqlite3"):
@@ -78,7 +79,7 @@ assert backend.name == "cython", backend.name
 
 
 def run(*words: object, cwd: Path | None = None, stdin: str = "", **env: str) -> str:
-    """Run a program without our settings; return its output, fail with it."""
+    """Run a program without this project's environment variables, which must succeed; return its output."""
     clean = {key: value for key, value in os.environ.items() if not key.startswith(("PYTHON", "SRIOV_FAST"))}
     argv = [str(word) for word in words]
     done = subprocess.run(
@@ -99,7 +100,7 @@ def wheel_tagged(tag: str) -> Path:
 
 
 class Installed(NamedTuple):
-    """A virtual environment with the wheel; its directory has the same path in the interpreter's tree."""
+    """A virtual environment with the wheel; its directory has the same path inside the interpreter's tree."""
 
     interpreter: Interpreter
     directory: Path
@@ -121,7 +122,7 @@ def sums(dist: Path) -> dict[str, str]:
     return dict(reversed(line.split()) for line in (dist / "SHA256SUMS").read_text().splitlines())
 
 
-# --- what they contain
+# --- contents
 
 
 def test_every_file_has_its_sum_and_its_provenance() -> None:
@@ -170,19 +171,19 @@ def test_the_licences_are_inside(target: Target) -> None:
 
 
 def test_a_second_build_is_equal_to_the_byte(tmp_path: Path) -> None:
-    """Each file, built again in another directory."""
+    """Build each file again in another directory and compare its hash."""
     run(sys.executable, "-m", "tools.wheels", tmp_path / "dist", cwd=TOP)
     again = sums(tmp_path / "dist")
-    assert len(again) == 3 * (len(TARGETS) + 1)  # each with its bill of materials and its provenance
+    assert len(again) == 3 * (len(TARGETS) + 1)  # each with a bill of materials and a provenance
     assert again == sums(DIST), "not equal; run make wheels for this commit first"
 
 
-# --- that they work
+# --- installations
 
 
 @pytest.fixture(scope="module", params=[*interpreters.VERSIONS, "musl"])
 def installed(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Installed:
-    """A clean environment in which the wheel is installed."""
+    """A new virtual environment with the wheel."""
     interpreter = interpreters.musl() if request.param == "musl" else interpreters.glibc(request.param)
     directory = tmp_path_factory.mktemp("wheel")
     found = Installed(interpreter, directory)
@@ -194,7 +195,7 @@ def installed(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathF
 
 
 def download(packages: Path, wheel: Path, version: str, tag: str) -> None:
-    """Download the wheels of a wheel's dependencies and of the tests, for another interpreter."""
+    """Download a wheel's dependencies and the tests' requirements as wheels for an interpreter."""
     target = ("--only-binary", ":all:", "--python-version", version, "--platform", tag)
     pip = (sys.executable, "-m", "pip", "download", "-q", "--dest", packages)
     run(*pip, *target, wheel, *REQUIRED)
@@ -236,7 +237,7 @@ def test_an_add_and_a_del_in_namespaces(installed: Installed) -> None:
     ids=["glibc", "musl"],
 )
 def emulated(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Emulated]:
-    """An emulated Python of the other processor, with the wheel."""
+    """An emulated Python for the other processor, with the wheel."""
     other = request.param(tmp_path_factory.mktemp("emulated") / "root")
     target = ("--platform", other.tag, "--python-version", other.version, "--only-binary", ":all:")
     pip = (sys.executable, "-m", "pip", "install", "-q", "--target", other.root / "opt/site")

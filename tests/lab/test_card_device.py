@@ -1,4 +1,4 @@
-"""What a pod does to a real VF's device, and how the VF comes home; the fixtures compare each VF's state."""
+"""The restoration of a real VF's device after changes by the pod; the fixtures compare each VF's state."""
 
 from __future__ import annotations
 
@@ -84,7 +84,7 @@ def test_everything_at_once(node: Node, card: Card, asked: dict[str, object], en
 
 
 def _done(change: Change, pod: str) -> bool:
-    """Make a change; say whether the driver lets the pod do so."""
+    """Make a change; return whether the driver supports it."""
     try:
         change(pod)
     except OSError as error:
@@ -104,11 +104,11 @@ def names(pod: str) -> set[str]:
 
 
 def test_two_vfs_in_a_bond(node: Node, card: Card) -> None:
-    """During the move the bond gave the pod's MAC back to the VF, and the next pod had it."""
+    """The next pod gets the VF's own MAC, not the MAC that the bond restores during the move."""
     pod, before = node.pod(), card.state()
     ip("-n", pod, "link", "add", "bond0", "type", "bond", "mode", "active-backup")
     for index, ifname in ((VF, "eth0"), (OTHER, "eth1")):
-        # trusted: igb lets no other VF change the MAC that the PF has set
+        # igb lets only a trusted VF change the MAC that the PF has set
         node.add(node.conf(vf=index, mac=MACS[index], mtu=1400, trust="on"), pod, ifname=ifname)
         ip("-n", pod, "link", "set", ifname, "down")
         ip("-n", pod, "link", "set", ifname, "master", "bond0")
@@ -126,7 +126,7 @@ def test_two_vfs_in_a_bond(node: Node, card: Card) -> None:
 
 
 def test_devices_on_top_and_an_altname(node: Node, card: Card) -> None:
-    """Of the kinds that are modules, and a name of the host that keeps a VF from coming home."""
+    """A DEL removes upper devices (VLAN, macvtap, macvlan), and an altname that is in use on the host."""
     pod, before = node.pod(), card.state()
     node.add(node.conf(**ASKED), pod)
     for name, *kind in (("v5", "vlan", "id", "5"), ("tap", "macvtap"), ("upper", "macvlan")):
@@ -138,7 +138,10 @@ def test_devices_on_top_and_an_altname(node: Node, card: Card) -> None:
 
 
 def test_the_namespace_is_not_found(node: Node, card: Card) -> None:
-    """Only a descriptor holds it. The VF keeps its VLAN and its address until it is home."""
+    """A VF keeps its VLAN and its lease until it is in the host namespace.
+
+    Only a descriptor holds the pod's namespace, so DEL and GC cannot find the VF.
+    """
     pod, before = node.pod(), card.state()
     conf = node.conf(**ASKED, ipam=node.host_local())
     node.add(conf, pod)
@@ -157,7 +160,7 @@ def test_the_namespace_is_not_found(node: Node, card: Card) -> None:
 
 
 def test_the_vfs_were_made_anew(node: Node, card: Card) -> None:
-    """The old pod's DEL overwrote what the operator had set for the new VF."""
+    """The DEL of a pod keeps the operator's settings of a new VF that has the old VF's address."""
     pod, number = node.pod(), len(card.vfs())
     conf = node.conf(**ASKED, ipam=node.host_local())
     node.add(conf, pod)
@@ -175,7 +178,7 @@ def test_the_vfs_were_made_anew(node: Node, card: Card) -> None:
 
 
 def test_the_driver_was_bound_anew(node: Node, card: Card) -> None:
-    """The device is the operator's; the PF has our VLAN still, which is taken back."""
+    """The DEL removes the ADD's VLAN from the PF, and keeps the operator's settings of the new device."""
     pod, pci = node.pod(), card.vf(VF).pci
     conf = node.conf(vf=VF, vlan=100)
     node.add(conf, pod)

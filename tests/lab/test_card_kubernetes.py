@@ -1,4 +1,4 @@
-"""Networks and attachments of the Kubernetes project's plugin, on a real card."""
+"""Configurations and attachments of sriov-cni, the Kubernetes project's plugin, on a real card."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ VF = 1
 
 
 def test_the_defaults_of_the_operator(node: Node, card: Card) -> None:
-    """igb refuses every link state and reports "auto": what the PF has already is not sent."""
+    """Settings that the PF has already are not sent: igb refuses each link state and reports "auto"."""
     pod = node.pod()
     more = {"vlan": 0, "vlanQoS": 0, "vlanProto": "802.1q", "spoofchk": "on", "trust": "off"}
     conf = node.conf(vf=VF, link_state="auto", min_tx_rate=0, max_tx_rate=0, **more)
@@ -61,9 +61,10 @@ def attach_as_sriov_cni(node: Node, card: Card, pod: str, directory: Path) -> di
 @pytest.mark.parametrize("attach", ["move", "macvlan"])
 @pytest.mark.parametrize("undone", [False, True])
 def test_a_trusted_pod_changes_its_mac(node: Node, card: Card, admin: str, attach: str, undone: bool) -> None:
-    """The PF then holds the pod's MAC, although the ADD asked for none; the DEL restores it.
+    """The DEL restores the PF's MAC of the VF, although the ADD requested no MAC.
 
-    The operator may have set one that the VF does not use, and the pod may have restored its device's MAC.
+    A trusted pod's change of its MAC also changes the PF's. The operator may have set a MAC that the VF does
+    not use. The pod may have restored the MAC of its device.
     """
     if admin:
         card.set(VF, "mac", admin)
@@ -80,7 +81,7 @@ def test_a_trusted_pod_changes_its_mac(node: Node, card: Card, admin: str, attac
         card.restore_mac(VF, own)
 
 
-@pytest.mark.modes("process")  # the shared server reads the files in their ordinary place
+@pytest.mark.modes("process")  # the shared server reads sriov-cni's files in the default directory
 def test_an_attachment_of_the_sriov_cni(node: Node, card: Card, tmp_path: Path) -> None:
     before = card.state()
     pod = node.pod()

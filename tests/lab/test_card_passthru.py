@@ -1,4 +1,4 @@
-"""The attach mode "macvlan" on a real card: the VF stays in the host, the pod has a macvlan on top of it."""
+"""The attach mode "macvlan" on a real card: the VF stays in the host, the pod gets a macvlan on the VF."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ def disabled_ipv6(name: str) -> str:
 
 
 def macs(card: Card, pod: str) -> tuple[str, ...]:
-    """The MAC on the three sides: pod, VF, PF."""
+    """Return the MACs of the pod's device, of the VF's device, and of the VF on the PF."""
     sides = (link("eth0", pod), link(card.vf(VF).netdev), card.on_pf(VF))
     return tuple(side["address"] for side in sides)
 
 
 @pytest.mark.parametrize("history", ["up", "mac"])
 def test_everything_that_the_card_can_do(node: Node, card: Card, history: str) -> None:
-    """MAC on three sides, VLAN, MTU, interrupts; twice, since a driver may refuse a second MAC."""
+    """An ADD sets MAC, VLAN, MTU and interrupts; it runs twice, since a driver may refuse a second MAC."""
     pod, name = node.pod(), card.vf(VF).netdev
     own = link(name)["address"]
     if history == "up":

@@ -1,4 +1,4 @@
-"""``pfOnly`` on a real card: the PF moves into the pod and comes back, also when the namespace ends first."""
+"""``pfOnly`` on a real card: the PF moves into the pod and back, also if the namespace ends before DEL."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def test_the_pf_comes_back_as_it_was(node: Node, second: Card) -> None:
 
 
 def test_the_namespace_ends_first(node: Node, second: Card) -> None:
-    """The kernel returns the PF under its name in the pod; DEL and GC rename it."""
+    """The kernel returns the PF with the name that it has in the pod; DEL and GC rename the PF."""
     before, conf = of_pf(second), config(node, second)
     for release in (node.delete, lambda *_: node.collect()):
         pod = node.pod()

@@ -1,4 +1,4 @@
-"""The RDMA subsystem of a real kernel, with soft RoCE on a VF: its driver does not support namespaces."""
+"""The RDMA subsystem of a real kernel, with soft RoCE on a VF; its driver does not support namespaces."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def run(*words: str) -> str:
 
 @pytest.fixture
 def soft(card: Card) -> Iterator[str]:
-    """Soft RoCE on a VF, in exclusive mode."""
+    """The name of a soft RoCE device on a VF, with the RDMA subsystem in exclusive mode."""
     loaded = subprocess.run(["modprobe", "rdma_rxe"], check=False, capture_output=True)
     if loaded.returncode or shutil.which("rdma") is None:
         pytest.skip("the kernel has no rdma_rxe, or rdma(8) is missing")
@@ -35,13 +35,13 @@ def soft(card: Card) -> Iterator[str]:
     run("rdma", "link", "add", NAME, "type", "rxe", "netdev", card.vf(0).netdev)
     yield NAME
     subprocess.run(["rdma", "link", "del", NAME], check=False, capture_output=True)
-    if "netns shared" in before:  # possible when the kernel has removed the pods' namespaces
+    if "netns shared" in before:  # the kernel refuses this until the pods' namespaces are removed
         back = ("rdma", "system", "set", "netns", "shared")
         wait_for(lambda: subprocess.run(back, check=False).returncode == 0, "the mode is not shared again")
 
 
 def test_mode_devices_and_refusal(soft: str, node: Node, card: Card) -> None:
-    """The messages are understood; the refusal to move is an error that names the device."""
+    """The kernel accepts the messages; its refusal to move a device is an error that names the device."""
     assert not rdma.is_shared()
     device = next(each for each in rdma.devices() if each.name == soft)
     pod = node.pod()
@@ -65,7 +65,7 @@ def test_mode_devices_and_refusal(soft: str, node: Node, card: Card) -> None:
 
 
 def test_an_add_is_undone(soft: str, node: Node, card: Card) -> None:
-    """Soft RoCE ends when its network device leaves, or refuses: the ADD fails and leaves nothing."""
+    """An ADD that cannot move the RDMA device, or finds none for the VF, fails and leaves no record."""
     shown = os.path.isdir(f"{Roots().device(card.vf(0).pci)}/infiniband")
     conf = node.conf(vf=0, rdma=True, ipam=None)
     said = node.refused(100 if shown else 7, "ADD", conf, node.pod())

@@ -1,4 +1,4 @@
-"""The way home of real VFs: after crashes and lost namespaces."""
+"""The release of real VFs after killed ADDs and deleted namespaces."""
 
 from __future__ import annotations
 
@@ -27,12 +27,12 @@ def devices(pod: str) -> list[str]:
     return [item["ifname"] for item in links(pod)]
 
 
-# --- DEL when things are not as they were left
+# --- DEL after the end of the namespace
 
 
 @pytest.mark.parametrize("ifname", ["taken", "free"])
 def test_the_namespace_is_gone(node: Node, card: Card, ifname: str) -> None:
-    """The kernel sends the VF home by itself, as dev%d where its name in the pod is taken."""
+    """The kernel returns the VF to the host, as dev%d if the host has a device with its name in the pod."""
     ifname = card.pf if ifname == "taken" else "podnet0"
     pod = node.pod()
     before = card.state()
@@ -43,10 +43,10 @@ def test_the_namespace_is_gone(node: Node, card: Card, ifname: str) -> None:
     assert not differences(before, card.state())
     assert node.leases() == []
     assert not node.records()
-    node.delete(conf, pod, ifname=ifname)  # a second DEL finds nothing, and says nothing
+    node.delete(conf, pod, ifname=ifname)  # a second DEL finds nothing and succeeds
 
 
-# --- ADDs that are cut short
+# --- killed ADDs
 
 
 @needs_strace
@@ -73,9 +73,9 @@ def test_a_killed_add(node: Node, card: Card) -> None:
 
 @pytest.mark.modes("process")
 def test_an_add_killed_while_ipam_hangs(node: Node, card: Card) -> None:
-    """The VF is in the pod by then, which ends as well; nobody has its DEL but GC."""
+    """GC releases the VF if the ADD is killed after the move and the pod ends without a DEL."""
     (node.root / "bin").mkdir()
-    hanging = node.root / "bin/host-local"  # one that is known not to choose the VF: it runs beside the move
+    hanging = node.root / "bin/host-local"  # runs concurrently with the move: it does not choose the VF
     hanging.write_text(HANGING)
     hanging.chmod(0o755)
     pod = node.pod()
@@ -84,7 +84,7 @@ def test_an_add_killed_while_ipam_hangs(node: Node, card: Card) -> None:
     wait_for(lambda: "eth0" in devices(pod), "the VF in the pod")
     process.kill()
     process.wait()
-    os.kill(int((node.root / "bin/pid").read_text()), signal.SIGKILL)  # a runtime ends the whole group
+    os.kill(int((node.root / "bin/pid").read_text()), signal.SIGKILL)  # a runtime kills the process group
     ip("netns", "del", pod)
     node.collect()
     assert not node.records()

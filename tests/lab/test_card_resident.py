@@ -1,4 +1,4 @@
-"""The resident server on a real card: it does what a process does, and more of it behind the reply."""
+"""The resident server on a real card: deferred releases, and SIGKILL during an ADD."""
 
 from __future__ import annotations
 
@@ -33,16 +33,16 @@ def serve(tmp_path: Path) -> Iterator[Serve]:
 
     yield start
     running[-1].stop()
-    SOCKET.unlink(missing_ok=True)  # of one that was killed
+    SOCKET.unlink(missing_ok=True)  # a killed server leaves it
 
 
 def settled() -> None:
-    """Wait until every VF is home."""
+    """Wait until all released VFs are in the host namespace."""
     wait_for(lambda: not any(RETURNING in name for name in os.listdir(RECORDS)), "all VFs home")
 
 
 def cores_of(card: Card, index: int) -> list[set[int]]:
-    """The cores of a VF's interrupts, in numeric order."""
+    """Return the cores of each interrupt of a VF, in the order of interrupt numbers."""
     masks = card.masks(index)
     return [demo_card.cpus_of_mask(masks[number]) for number in sorted(masks)]
 
@@ -82,7 +82,7 @@ def test_a_namespace_that_goes_at_once(node: Node, card: Card, serve: Serve) -> 
 
 
 def test_a_server_that_is_killed(node: Node, card: Card, serve: Serve) -> None:
-    """Its client does the rest itself, or takes it back and begins anew."""
+    """After SIGKILL of the server, the client completes the ADD, or undoes it and starts again."""
     before, pod = card.state(), node.pod()
     conf: dict[str, Any] = node.conf(vf=3, mac=MAC, vlan=9)
     server = serve()

@@ -1,4 +1,4 @@
-"""What can be asked of a VF, on a real card: both sides have it after ADD, neither has it after DEL."""
+"""The settings of a VF on a real card: an ADD applies them to VF and PF, a DEL restores both."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ VF = 1
 
 @contextmanager
 def operator(card: Card, *, admin: str = "", adopted: bool = False, trust: bool = False) -> Iterator[None]:
-    """Set VF 1 up as an operator may have, before any pod; take it back."""
+    """Apply settings to VF 1 as an operator may have done before any pod; undo them afterwards."""
     name = card.vf(VF).netdev
     own = link(name)["address"]
     try:
         if admin:
             card.set(VF, "mac", admin)
-        if adopted:  # the driver takes the MAC over when it resets the VF
+        if adopted:  # the driver adopts the MAC when it resets the VF
             ip("link", "set", name, "up")
             ip("link", "set", name, "down")
             assert link(name)["address"] == admin
@@ -54,7 +54,7 @@ HISTORIES = [
 
 @pytest.mark.parametrize("history", HISTORIES)
 def test_mac(node: Node, card: Card, history: dict[str, Any]) -> None:
-    """Twice, since what a driver holds against a second MAC shows only then."""
+    """An ADD sets the MAC; it runs twice, since a driver may refuse a second MAC."""
     pod = node.pod()
     with operator(card, **history):
         before = card.state()
@@ -77,7 +77,7 @@ def test_the_mac_that_it_has_already(node: Node, card: Card) -> None:
 
 
 def test_everything_that_the_card_can_do(node: Node, card: Card) -> None:
-    """All at once, on a VF that was up, with an MTU of the operator's."""
+    """An ADD applies all settings to a VF that was up with an MTU from the operator."""
     name = card.vf(VF).netdev
     pod = node.pod()
     conf = node.conf(vf=VF, mac=MAC, vlan=100, vlanQoS=3, spoofchk="off", trust="on", mtu=1400)
@@ -114,11 +114,11 @@ def test_vlan_of_the_operator_comes_back(node: Node, card: Card) -> None:
     card.set(VF, "vlan", "7", "qos", "2")
     try:
         before = card.state()
-        node.add(conf, pod, args="VLAN=0")  # 0 is a choice, too
+        node.add(conf, pod, args="VLAN=0")  # an explicit 0 is applied
         assert card.vlan(VF) == 0
         node.delete(conf, pod)
         assert not differences(before, card.state())
-        node.add(conf, pod)  # nothing asked: nothing set
+        node.add(conf, pod)  # without a VLAN, the ADD sets none
         assert card.vlan(VF) == 7
         node.delete(conf, pod)
         assert not differences(before, card.state())
@@ -135,7 +135,7 @@ REFUSED = [
 
 @pytest.mark.parametrize("asked", REFUSED)
 def test_what_the_driver_refuses_is_undone(node: Node, igb: Card, asked: dict[str, Any]) -> None:
-    """Everything that went before the refusal, the address too."""
+    """An ADD undoes its earlier changes and releases its address if the driver refuses a setting."""
     pod = node.pod()
     before = igb.state()
     conf = node.conf(vf=VF, mac=MAC, trust="on", ipam=node.host_local(), **asked)
@@ -153,7 +153,7 @@ def test_what_the_driver_refuses_is_undone(node: Node, igb: Card, asked: dict[st
 def test_the_plain_backend_does_the_whole(
     node: Node, card: Card, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A server with the plain backend; CHECK with the compiled one, which understands the record."""
+    """ADD and DEL work with the plain backend; CHECK with the compiled backend reads the same record."""
     pod = node.pod()
     before = card.state()
     conf = node.conf(vf=VF, mac=MAC, vlan=100, mtu=1400, cores="0", ipam=node.host_local())
@@ -170,7 +170,7 @@ def test_the_plain_backend_does_the_whole(
 
 
 def test_a_mac_that_another_vf_holds(node: Node, card: Card) -> None:
-    """Two VFs of one PF were given one MAC, and the card sent the traffic of both to one of them."""
+    """An ADD refuses another VF's MAC: the card would send the traffic of both VFs to one of them."""
     first, second = node.pod(), node.pod()
     node.add(node.conf(vf=1, mac=SHARED), first)
     said = node.refused(101, "ADD", node.conf(vf=0, mac=SHARED), second)
@@ -184,7 +184,7 @@ def test_a_mac_that_another_vf_holds(node: Node, card: Card) -> None:
 
 
 def test_a_vf_that_the_host_uses(node: Node, card: Card) -> None:
-    """The first VF went to the pod, although the host used it, and the host lost its address."""
+    """An ADD refuses a VF that the host uses, and does not choose such a VF itself."""
     device = card.vf(0).netdev
     pod = node.pod()
     if not try_ip("link", "add", "link", device, "name", "vlan7", "type", "vlan", "id", "7"):

@@ -1,6 +1,6 @@
-"""The plugin's first README word for word, with txipam: its configuration, ADD and DEL lines, and outputs.
+"""The example with txipam in the plugin's first README: configuration, ADD and DEL commands, and outputs.
 
-The address service is the real one, at ``https://127.0.0.1:10000``, with a CA made for the occasion.
+The address service listens at ``https://127.0.0.1:10000``, with a CA for this test.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ vlan = 100
 vf = 3
 """
 
-# What follows is the README's, to the letter.
+# The README's configuration, files and commands, unchanged.
 CONF = """{
     "name": "mynet",
     "type": "sriov",
@@ -90,7 +90,7 @@ PRINTED = {"ip4": {"ip": "10.55.206.46/26", "gateway": "10.55.206.1"}, "dns": {}
 
 
 class AddressService:
-    """The address service of this module."""
+    """A running address service with the configuration ``OPERATORS``."""
 
     def __init__(self, directory: Path) -> None:
         self.directory = directory
@@ -125,10 +125,10 @@ class AddressService:
         trust = ssl.create_default_context(cafile=str(self.ca))
         connection = HTTPSConnection(URL.partition("//")[2], context=trust, timeout=30)
         connection.request("GET", path, headers={"Connection": "close"})
-        return connection.getresponse()  # closes the connection when it has been read
+        return connection.getresponse()  # reading the response closes the connection
 
     def held(self) -> set[str]:
-        """Return whose addresses the service has given: the pods' identifiers."""
+        """Return the identifiers of the pods that have addresses from the service."""
         found = json.load(self._get("/v1/allocations"))
         return {item["pod_id"] for item in found["allocations"]}
 
@@ -145,7 +145,7 @@ def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[AddressService
 
 
 def rename(before: str, after: str) -> None:
-    """Give a device another name, which some kernels allow only while it is down."""
+    """Rename a device; some kernels allow this only while the device is down."""
     was_up = "UP" in link(before)["flags"]
     ip("link", "set", before, "down")
     ip("link", "set", before, "name", after)
@@ -155,7 +155,7 @@ def rename(before: str, after: str) -> None:
 
 @pytest.fixture
 def eth1(card: Card) -> Iterator[Card]:
-    """The PF under the README's name."""
+    """The first PF, renamed to the README's eth1."""
     names = {card.pf: "eth1"}
     if card.pf != "eth1":
         if any(item["ifname"] == "eth1" for item in links()):
@@ -171,7 +171,7 @@ def eth1(card: Card) -> Iterator[Card]:
 
 @pytest.fixture
 def readme(service: AddressService, tmp_path: Path) -> Iterator[Path]:
-    """The README's directory and files; /etc is the lab's own."""
+    """The README's working directory; its files are written to the lab's /etc."""
     if not IN_LAB:
         pytest.skip("writes to /etc and renames devices: only in the lab's virtual machine")
     plugin = executable()
@@ -190,9 +190,9 @@ def readme(service: AddressService, tmp_path: Path) -> Iterator[Path]:
 
 
 def say(line: str, directory: Path) -> bytes:
-    """Type the README's two lines into a shell."""
+    """Run ``EXPORT`` and a line of the README in a shell; return the output."""
     command = ["/bin/sh", "-c", f"{EXPORT}\n{line}"]
-    # Without the tests' server, which has rules of its own for files.
+    # Without the tests' server, which has other rules for files.
     environment = {"PATH": os.environ["PATH"], "SRIOV_FAST_SOCKET": "none"}
     done = subprocess.run(command, cwd=directory, env=environment, capture_output=True, check=False)
     assert done.returncode == 0, done
@@ -237,7 +237,7 @@ def test_the_readme_word_for_word(card: Card, service: AddressService, readme: P
     assert not differences(before, eth1.state())
 
 
-# --- beyond the README, on any card
+# --- not in the README, on any card
 
 
 def test_the_service_chooses_vf_vlan_and_mac(node: Node, card: Card, service: AddressService) -> None:

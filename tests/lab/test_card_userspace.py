@@ -19,7 +19,7 @@ SETTINGS = {"mac": MAC, "vlan": 100, "vlanQoS": 3, "spoofchk": "off", "trust": "
 
 
 def bind(vf: Vf, driver: str) -> bool:
-    """Bind a driver to a VF; return whether the driver has taken it."""
+    """Bind a driver to a VF; return whether the driver has accepted the VF."""
     device = Path("/sys/bus/pci/devices", vf.pci)
     (device / "driver/unbind").write_text(vf.pci)
     (device / "driver_override").write_text(driver)
@@ -57,7 +57,10 @@ def without_warnings(node: Node, conf: dict[str, Any], pod: str) -> None:
 
 
 def test_every_verb(node: Node, card: Card, vf: Vf) -> None:
-    """Whether the operator has given the VF a MAC or not; without a requested one the result has the PF's."""
+    """All verbs work with and without a MAC from the operator.
+
+    Without a requested MAC, the result has the PF's MAC of the VF.
+    """
     for admin in (ZERO_MAC, ADMIN):
         every_verb(node, card, vf, admin)
     pod, conf = node.pod(), config(node, vf, mac=None)
@@ -87,7 +90,7 @@ def every_verb(node: Node, card: Card, vf: Vf, admin: str) -> None:
 
 
 def test_a_refusal_is_undone(node: Node, igb: Card, vf: Vf) -> None:
-    """igb has no link states: VLAN and MAC of the same ADD are taken back. Another VF's MAC is refused."""
+    """An ADD undoes VLAN and MAC when igb refuses the link state. An ADD refuses another VF's MAC."""
     before = igb.on_pf(VF)
     said = node.refused(100, "ADD", config(node, vf, link_state="enable"), node.pod())
     assert f"VF {VF} of {igb.pf} ({vf.pci})" in said
@@ -98,7 +101,7 @@ def test_a_refusal_is_undone(node: Node, igb: Card, vf: Vf) -> None:
 
 
 def test_a_program_changes_its_mac(node: Node, card: Card, vf: Vf) -> None:
-    """The PF takes the MAC of a trusted VF. The DEL restores the first one, although the ADD set none."""
+    """A DEL restores the PF's MAC after a trusted VF has changed it, although the ADD set no MAC."""
     for admin in (ZERO_MAC, ADMIN):
         card.set(VF, "mac", admin)
         before, pod, conf = card.on_pf(VF), node.pod(), config(node, vf, mac=None)

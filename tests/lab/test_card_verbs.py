@@ -22,7 +22,7 @@ Change = tuple[str, Callable[[], object], Callable[[], object]]
 
 
 def changes(card: Card, pod: str, address: str) -> list[Change]:
-    """What others may change behind our back: (what CHECK must say, how, and how back)."""
+    """Return external changes of an attachment: the text expected from CHECK, the change, its reversal."""
     own = link("eth0", pod)["address"]
     irq, mask = next(iter(card.masks(VF).items()))
     affinity = Path(f"/proc/irq/{irq}/smp_affinity")
@@ -44,11 +44,11 @@ def changes(card: Card, pod: str, address: str) -> list[Change]:
 
 
 def test_check_names_what_was_changed(node: Node, card: Card) -> None:
-    """And is content again when it is changed back."""
+    """CHECK names each change, and succeeds after the reversal of all."""
     if len(os.sched_getaffinity(0)) < 2:
         pytest.skip("needs two CPUs, to move an interrupt")
     pod = node.pod()
-    # from 1.1.0 on a result has the MTU, so that CHECK compares it; the delegates of today speak 1.0.0
+    # results have an MTU for CHECK since 1.1.0, which current IPAM plugins do not support as delegates
     conf = node.conf(cniVersion="1.1.0", vf=VF, vlan=100, spoofchk="on", mtu=1400, cores="0")
     conf["ipam"] = node.host_local(delegate=False)
     result = node.add(conf, pod)
@@ -81,7 +81,7 @@ def test_check_of_a_mac_that_the_pf_holds(node: Node, card: Card) -> None:
 
 
 def command(*words: str) -> str:
-    """Run the command in this process, as an interpreter takes ten seconds to start here."""
+    """Run the operator's command in this process: an emulated interpreter takes ten seconds to start."""
     with redirect_stdout(StringIO()) as stdout:
         assert cli.main(list(words)) == 0, stdout.getvalue()
     return stdout.getvalue()

@@ -1,4 +1,4 @@
-"""Pod sandboxes through containerd's CRI, as a kubelet starts and ends them, with our network alone."""
+"""Pod sandboxes through containerd's CRI, started and ended as by a kubelet, with this plugin's network."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class Kubelet(NamedTuple):
     leases: Path
 
     def addresses(self) -> list[str]:
-        """Return the addresses that host-local has given away."""
+        """Return the addresses that host-local has leased."""
         return sorted(path.name for path in self.leases.glob("[0-9]*"))
 
     def start_pods(self) -> dict[str, str]:
@@ -46,12 +46,12 @@ class Kubelet(NamedTuple):
         return ids
 
     def answer(self, node: Node, one: str, other: str) -> None:
-        """See that each of two pods answers the other."""
+        """Assert that two pods answer each other's pings."""
         for asking, asked in ((one, other), (other, one)):
             assert node.pings(self.sandboxes.namespace(asking).name, self.sandboxes.address(asked))
 
     def is_empty(self) -> bool:
-        """Return whether no sandbox has left an address, a record or a namespace."""
+        """Return whether no lease, record or namespace of a sandbox is left."""
         return not (self.addresses() or attached() or "cni-" in ip("netns", "list"))
 
 
@@ -63,7 +63,7 @@ def kubelet(runtime: Containerd) -> Iterator[Kubelet]:
 
 @pytest.fixture
 def server(node: Node) -> Iterator[Server]:
-    """A server, which the test may kill."""
+    """A server that the test may kill."""
     with serving(node.root / "server.log") as one:
         yield one
 
@@ -78,15 +78,15 @@ def serving(log: Path) -> Iterator[Server]:
 
 
 def attached() -> set[str]:
-    """Return the containers that have a VF, as the journal says."""
+    """Return the containers that have a VF according to the journal."""
     return {path.name.split("~")[1] for path in RECORDS.iterdir()}
 
 
 def test_sandboxes_outlive_restarts(node: Node, card: Card, kubelet: Kubelet, server: Server) -> None:
-    """A kubelet makes a new sandbox of a pod that restarts, and removes the old one later.
+    """Sandboxes keep their network while containerd and the server are killed.
 
-    Sandboxes keep their network while containerd and the server are killed. One is removed without a
-    server, the other by the next server.
+    As with a kubelet, a pod that restarts gets a new sandbox, and the old one is removed later. One sandbox
+    is removed without a server, the other by the next server.
     """
     before, sandboxes = card.state(), kubelet.sandboxes
     first = kubelet.start_pods()
@@ -120,7 +120,7 @@ def test_sandboxes_outlive_restarts(node: Node, card: Card, kubelet: Kubelet, se
 
 @pytest.mark.usefixtures("server")
 def test_a_list_with_other_plugins(node: Node, card: Card, kubelet: Kubelet) -> None:
-    """A list of ours, tuning, bandwidth, sbr and portmap; CHECK gets the result of the whole list."""
+    """A list of sriov, tuning, bandwidth, sbr and portmap works; CHECK gets the result of the whole list."""
     before, sandboxes = card.state(), kubelet.sandboxes
     sandbox = sandboxes.run("pod-chain", CHAIN, ports={HOST_PORT: POD_PORT})
     pod = sandboxes.namespace(sandbox).name

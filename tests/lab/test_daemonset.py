@@ -1,7 +1,7 @@
-"""The DaemonSet's container on a node: its image, mounts and rights, and its work while it is replaced.
+"""The DaemonSet's container on a node: its image, mounts and capabilities, and its upgrade.
 
-containerd starts the container from the manifest as kubelet would. Only the directory of CNI plugins is the
-test's own.
+containerd starts the container from the manifest as kubelet would. Only the directory of CNI plugins is
+different: it belongs to the test.
 """
 
 from __future__ import annotations
@@ -31,15 +31,15 @@ pytestmark = pytest.mark.modes("own")
 NUMBERS = {"NET_ADMIN": 12, "NET_RAW": 13, "SYS_ADMIN": 21}  # linux/capability.h
 MOST_MEMORY = 40 << 10  # KiB
 MOST_BYTES = 120e6  # of the image's files
-MOST_BYTES_OF_CLIENT = 50e3  # with musl; with glibc it has 700 kB and starts three times as slowly
-DPKG = Path("/var/lib/dpkg")  # this guest's packages are those of the image
+MOST_BYTES_OF_CLIENT = 50e3  # with musl; with glibc: 700 kB, and a start three times as long
+DPKG = Path("/var/lib/dpkg")  # the image contains packages of this guest
 MADE = {"usr/bin/sriov", "usr/bin/sriov-fast", "etc/passwd", "etc/group", node_image.SBOM}
 # Seconds to wait for a container that is replaced; an emulated machine under load takes a minute.
 PATIENT = {"SRIOV_FAST_WAIT": "100"}
 
 
 class Churn(threading.Thread):
-    """A pod that is attached and detached again and again, by its own network, until ``finish``."""
+    """A thread that repeatedly attaches and detaches a pod, on a separate network, until ``finish``."""
 
     def __init__(self, node: Node) -> None:
         super().__init__()
@@ -55,7 +55,7 @@ class Churn(threading.Thread):
             self.done += [self._node.run(verb, self._conf, self._pod, env=PATIENT) for verb in ("ADD", "DEL")]
 
     def finish(self) -> None:
-        """End with a DEL, and see that no request has failed."""
+        """Stop after a DEL; assert that all requests succeeded."""
         self._is_over.set()
         self.join()
         assert len(self.done) > 2
@@ -63,7 +63,7 @@ class Churn(threading.Thread):
 
 
 def network(node: Node, **more: Any) -> dict[str, Any]:
-    """Return a configuration; the addresses are in /var/lib/cni, which the container mounts."""
+    """Return a configuration; the leases are in /var/lib/cni, which the container mounts."""
     return node.conf(ipam={"type": "host-local", "subnet": "10.81.0.0/24"}, **more)
 
 
@@ -73,9 +73,10 @@ def status(pid: int, key: str) -> str:
 
 
 def test_the_daemonset_attaches_pods_and_is_upgraded(node: Node, card: Card, daemon: Daemon) -> None:
-    """It has the manifest's rights; no ADD or DEL fails while it is killed, upgraded and rolled back.
+    """No ADD or DEL fails while the container is killed, upgraded and rolled back.
 
-    GC releases the pod that the runtime does not name; without the mount of the namespaces it refuses.
+    The container has the manifest's capabilities. GC releases the pod that the runtime does not list. GC
+    fails if the container does not mount the namespaces.
     """
     before = card.state()
     upgrade(node, card, daemon)
@@ -144,7 +145,7 @@ def collect(node: Node, daemon: Daemon) -> None:
 
 @pytest.mark.skipif(not node_image.OUTPUT.exists(), reason="needs the image: python -m lab pytest --image")
 def test_the_image_is_small_and_lists_its_contents() -> None:
-    """Every file belongs to a package that the SBOM names with its version, and the SBOM names no other."""
+    """The SBOM lists exactly the packages and versions that the image's files belong to."""
     sizes, sbom = contents()
     assert sum(sizes.values()) < MOST_BYTES
     assert sizes["usr/bin/sriov"] < MOST_BYTES_OF_CLIENT
@@ -171,7 +172,7 @@ def contents() -> tuple[dict[str, int], dict[str, Any]]:
 
 
 def debian_owners() -> dict[str, str]:
-    """Return the package of each installed file, as the SBOM writes it."""
+    """Return the package URL of each installed file."""
     stanzas = (HeaderParser().parsestr(text) for text in (DPKG / "status").read_text().split("\n\n"))
     purls = {each["Package"]: f"pkg:deb/debian/{each['Package']}@{each['Version']}" for each in stanzas}
     return {
@@ -183,13 +184,13 @@ def debian_owners() -> dict[str, str]:
 
 
 def installed(listing: Path) -> Iterator[str]:
-    """Yield the files of a package where they are with the merged /usr."""
+    """Yield the paths of a package's files with /usr merged."""
     for line in listing.read_text().splitlines():
         yield re.sub(r"^/(bin|sbin|lib|lib64)/", r"/usr/\1/", line).lstrip("/")
 
 
 def source_of(name: str) -> str:
-    """Return the file of a package that a file was made of: bytecode has a source."""
+    """Return the path of a bytecode file's source; other paths are returned unchanged."""
     return re.sub(r"__pycache__/([^/]+)\.cpython-\d+\.pyc$", r"\1.py", name)
 
 

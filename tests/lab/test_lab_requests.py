@@ -1,4 +1,4 @@
-"""How often the plugin asks the kernel on a real card, with everything set that takes a request."""
+"""The number of netlink requests on a real card, with all settings that need a request."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ MOST = {"ADD": 7, "DEL": 8}
 @pytest.mark.modes("process")
 @needs_strace
 def test_requests_with_mac_vlan_and_cores(node: Node, card: Card, tmp_path: Path) -> None:
-    """All requests count, those of the child process that announces the addresses included."""
+    """The limits include the requests of the child process that announces the addresses."""
     ipam = {
         "type": "static",
         "addresses": [{"address": "10.99.7.2/24"}],

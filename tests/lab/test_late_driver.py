@@ -1,6 +1,6 @@
-"""A PF whose driver is busy, applies settings late, or counts packets: the kernel's simulated card, patched.
+"""A PF with a driver that applies settings late and counts packets of VFs: a patched netdevsim.
 
-``lab/netdevsim_faults.h`` is the patch. The VFs are stand-ins, as in the netns tier.
+``lab/netdevsim_faults.h`` is the patch. The VFs are veth devices, as in the netns tier.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ ASKED: dict[str, Any] = {
 
 
 class LateNode(ResidentNode):
-    """A node whose PF is a simulated one, with two VFs that a pod can get."""
+    """A node with a simulated PF, and with two veth devices as VFs for pods."""
 
     def __init__(self, root: Path) -> None:
         super().__init__(root, vfs=2)
@@ -49,7 +49,7 @@ class LateNode(ResidentNode):
         self.reindex()
 
     def _name_parent(self, name: str) -> None:
-        """Give the PF the address in the tree that the kernel reports."""
+        """Give the PF in the sysfs tree the device name that the kernel reports."""
         alias = self.tree.device().with_name(name)
         alias.symlink_to(self.tree.device())
         for index in range(self.tree.vfs):
@@ -58,7 +58,7 @@ class LateNode(ResidentNode):
             link.symlink_to(os.path.relpath(alias, link.parent))
 
     def shown(self) -> dict[str, Any]:
-        """Return the PF's settings of the first VF."""
+        """Return the PF's settings for the first VF."""
         found: dict[str, Any] = self.link("pf0")["vfinfo_list"][0]
         return found
 
@@ -78,7 +78,7 @@ def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LateNode]:
 
 @pytest.fixture
 def node(shared: LateNode) -> Iterator[LateNode]:
-    """The node. A test must leave its VFs and the PF's settings as they were."""
+    """The shared node. A test must restore its VFs and the PF's settings."""
     before = shared.shown(), shared.state()
     yield shared
     delay_settings(0)
@@ -98,7 +98,7 @@ def assert_asked(shown: dict[str, Any]) -> None:
 
 
 def test_settings_that_show_late(node: LateNode) -> None:
-    """An ADD succeeds when the PF shows what was asked for. A DEL restores what was before."""
+    """An ADD waits until the PF shows the requested settings. A DEL restores the previous ones."""
     pod, conf = node.pod(), config(node, **ASKED)
     before = node.shown()
     delay_settings(300)
@@ -109,7 +109,7 @@ def test_settings_that_show_late(node: LateNode) -> None:
 
 
 def test_a_vlan_that_shows_late(node: LateNode) -> None:
-    """Without a MAC the ADD waits for the VLAN alone."""
+    """An ADD without a MAC waits for the VLAN."""
     pod, conf = node.pod(), config(node, vlan=100)
     delay_settings(300)
     node.add(conf, pod)
@@ -126,7 +126,7 @@ def test_a_vlan_that_shows_late(node: LateNode) -> None:
     ],
 )
 def test_settings_that_show_too_late(node: LateNode, asked: dict[str, Any], words: str) -> None:
-    """The error says what the PF shows."""
+    """The error of the ADD names the setting that the PF shows."""
     pod = node.pod()
     delay_settings(3000)
     done = node.run("ADD", config(node, **asked), pod)
@@ -135,7 +135,7 @@ def test_settings_that_show_too_late(node: LateNode, asked: dict[str, Any], word
 
 
 def test_counters_of_256_vfs(node: LateNode) -> None:
-    """A scrape has the counters of every VF."""
+    """A scrape returns the counters of all 256 VFs."""
     node.again("--metrics", f"unix:{node.run_dir}/metrics.sock", "--vf-counters")
     samples = scrape(node.run_dir / "metrics.sock")
     assert samples["sriov_fast_scrape_errors_total{what=vf_counters}"] == 0

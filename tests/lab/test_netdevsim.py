@@ -1,6 +1,6 @@
-"""What the lab's card cannot do, on the kernel's simulated one: both backends against a real kernel.
+"""Settings of VFs that the lab's card does not support, on netdevsim, with both backends.
 
-netdevsim's VFs have no network devices and no PCI address: these are tests of netlink alone.
+netdevsim's VFs have no network devices and no PCI addresses: these tests cover only netlink.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ EVERYTHING = VfSettings(
 
 @pytest.fixture(scope="module")
 def pf() -> Iterator[str]:
-    """A simulated PF with 256 VFs; its network device."""
+    """The network device of a simulated PF with 256 VFs."""
     with simulated(NUMBER, VFS) as name:
         device = BUS / "devices" / name / "net"
         (found,) = wait_for(lambda: [path.name for path in device.iterdir()], "netdevsim's device")
@@ -74,7 +74,7 @@ def port(backend: SimpleNamespace, pf: str) -> Port:
 
 
 def test_everything_at_once(port: Port) -> None:
-    """One message; what is read back is what was asked, and ip(8) sees the same."""
+    """One message applies all settings; the backend and ip(8) show the requested values."""
     before = port.get(3)
     neighbour = port.get(4)
     port.set(3, **EVERYTHING.as_dict())
@@ -88,7 +88,7 @@ def test_everything_at_once(port: Port) -> None:
     assert shown["link_state"] == "disable"
     assert shown["trust"] is True
     port.set(3, **before.as_dict())
-    assert port.get(3) == before.replace(proto=before.proto or "802.1Q")  # it begins with none at all
+    assert port.get(3) == before.replace(proto=before.proto or "802.1Q")  # a new VF has no VLAN protocol
 
 
 PARTS: list[dict[str, Any]] = [
@@ -117,7 +117,7 @@ def test_each_by_itself_leaves_the_others(port: Port) -> None:
 
 
 def test_the_first_and_the_last_of_256(port: Port) -> None:
-    """The list of VFs is larger than a page, and than an attribute could hold with statistics."""
+    """The list of 256 VFs exceeds a page; with statistics, it would exceed the size of an attribute."""
     for vf in (0, 128, VFS - 1):
         mac = f"02:5f:00:00:01:{vf:02x}"
         port.set(vf, mac=mac, vlan=vf + 1)
@@ -135,7 +135,7 @@ def test_a_vf_beyond_the_last(port: Port) -> None:
 
 
 def test_a_refusal_names_the_reason(port: Port) -> None:
-    """netdevsim refuses a multicast MAC."""
+    """A multicast MAC, which netdevsim refuses, raises an error with the errno."""
     with pytest.raises(NetlinkError) as caught:
         port.set(1, mac="01:00:5e:00:00:01")
     assert caught.value.errno

@@ -25,14 +25,14 @@ SYSTEMD = Path("/usr/lib/systemd/systemd")
 UNITS = Path("/run/systemd/system")
 SECOND = Path(SECOND_SOCKET)
 GROUP = Path("/sys/fs/cgroup/systemd-of-the-test")
-# udev shall know the devices, as the unit of warm VFs needs, but not rename them.
+# Masked rules: the unit of warm VFs needs the devices in udev's database, but udev must not rename them.
 LEFT_OUT = ("80-net-setup-link.rules", "80-drivers.rules")
 RULES = Path("/run/udev/rules.d")
 GENERATORS = Path("/usr/lib/systemd/system-generators")  # each reload would execute all of them
-# Our units pull in sysinit.target: two dozen programs, one of which would add all devices again.
+# Units that sysinit.target, a dependency of our units, would start. One of them would add all devices again.
 UNNEEDED = Path("/usr/lib/systemd/system/sysinit.target.wants")
 NEEDED = ("systemd-journald", "systemd-udevd")
-# The guest has a process 1 of its own, so systemd gets namespaces in which it is that.
+# The guest has another init, so systemd runs as process 1 of new namespaces.
 BOOT = f"""
 echo 0 >{GROUP}/cgroup.procs
 exec unshare --fork --kill-child --pid --mount --cgroup --uts sh -c '
@@ -42,7 +42,7 @@ exec env -i container=lab PATH="$PATH" {SYSTEMD} --system --unit=idle.target --s
 
 
 class Systemd:
-    """A systemd that has started nothing but itself."""
+    """A systemd that boots to an empty target."""
 
     def __init__(self, top: Path) -> None:
         self.bin = top / "bin"
@@ -74,14 +74,14 @@ class Systemd:
         return Path(f"/proc/{self._boot.pid}/task/{self._boot.pid}/children").read_text().split()
 
     def run(self, *words: str, check: bool = True) -> str:
-        """Run a program where systemd is init; return its output."""
+        """Run a program in the namespaces of systemd; return its output."""
         enter = ["nsenter", "--target", self._children()[0], "--pid", "--mount", "--cgroup"]
         done = subprocess.run([*enter, *words], check=False, capture_output=True, text=True)
         assert not check or done.returncode == 0, f"{words}: {done.stdout}{done.stderr}"
         return done.stdout.strip()
 
     def ctl(self, *words: str, check: bool = True) -> str:
-        """Run ``systemctl`` where systemd is init; return its output."""
+        """Run ``systemctl`` in the namespaces of systemd; return its output."""
         return self.run("systemctl", *words, check=check)
 
     def command(self, name: str) -> None:
@@ -93,7 +93,7 @@ class Systemd:
         return self.ctl("show", units.SERVICE, "--property", name, "--value")
 
     def close(self) -> None:
-        self._boot.kill()  # and with it, by --kill-child, all of its namespace
+        self._boot.kill()  # --kill-child ends all processes of the namespace
         self._boot.wait()
         wait_for(lambda: "populated 0" in (GROUP / "cgroup.events").read_text(), "an empty control group")
         for path in ("/run/systemd", "/run/udev"):
@@ -102,7 +102,7 @@ class Systemd:
 
 @pytest.fixture(scope="module")
 def systemd(tmp_path_factory: pytest.TempPathFactory, resident: Resident) -> Iterator[Systemd]:
-    """A systemd in which the plugin is installed."""
+    """A systemd with the units of the installed plugin."""
     if not IN_LAB:
         pytest.skip("starts a systemd: only in the lab")
     if not SYSTEMD.exists():
@@ -123,7 +123,7 @@ def node(node: Node, systemd: Systemd) -> Node:
 
 
 def served_by(node: Node, command: str, conf: dict[str, object], pod: str, **env: str) -> str:
-    """Run a verb; return who served it: "resident" or "in-process"."""
+    """Run a verb; return the mode in its trace, "resident" or "in-process"."""
     trace = node.root / "trace"
     done = node.run(command, conf, pod, env={"SRIOV_FAST_TRACE": str(trace), **env})
     assert done.status == 0, done
@@ -144,24 +144,24 @@ def test_the_units(node: Node, systemd: Systemd) -> None:
     assert served_by(node, "ADD", conf, pod) == "resident"
     assert (systemd.show("ActiveState"), systemd.show("SubState")) == ("active", "running")
 
-    # the second socket, of the same server
+    # the second socket of the same server
     assert (SECOND.stat().st_mode & 0o777, SECOND.parent.stat().st_mode & 0o777) == (0o600, 0o700)
     check = conf | {"prevResult": {"cniVersion": "1.0.0"}}
     assert served_by(node, "CHECK", check, pod, SRIOV_FAST_SOCKET=str(SECOND)) == "resident"
 
-    # killed, it is started anew, and a call that comes meanwhile waits in the socket
+    # systemd restarts a killed service; a call during the restart waits in the socket
     first = systemd.show("MainPID")
     systemd.ctl("kill", "--signal", signal.SIGKILL.name, units.SERVICE)
     assert served_by(node, "CHECK", conf | {"prevResult": {"cniVersion": "1.0.0"}}, pod) == "resident"
     assert systemd.show("NRestarts") == "1"
     assert systemd.show("MainPID") not in (first, "0")
 
-    # `systemctl start` returns when the server has said that it is ready, not before
+    # `systemctl start` returns after the server has notified systemd that it is ready
     systemd.ctl("stop", units.SERVICE)
     systemd.ctl("start", units.SERVICE)
     assert (systemd.show("SubState"), systemd.show("NotifyAccess")) == ("running", "main")
 
-    # the journal outlives both units, and a DEL does without them
+    # records remain when both units are stopped, and a DEL does not need the units
     systemd.ctl("stop", units.SERVICE, units.SOCKET)
     assert not SOCKET.exists()
     assert not SECOND.exists()
@@ -170,7 +170,7 @@ def test_the_units(node: Node, systemd: Systemd) -> None:
 
 
 def test_the_unit_of_warm_vfs(node: Node, card: Card, systemd: Systemd) -> None:
-    """Started, it brings the VFs of its PF up and quiet; stopped, it restores them."""
+    """The started unit sets the VFs of its PF up with NOARP; the stopped unit restores them."""
     before, unit = card.state(), units.WARM.replace("@.", f"@{card.pf}.")
     names = [vf.netdev for vf in card.vfs()]
     systemd.ctl("start", "systemd-udevd")
@@ -183,7 +183,7 @@ def test_the_unit_of_warm_vfs(node: Node, card: Card, systemd: Systemd) -> None:
 
 
 def is_warm(name: str) -> bool:
-    """Return whether a device is up and quiet."""
+    """Return whether a device is up with NOARP."""
     flags = int(Path(f"/sys/class/net/{name}/flags").read_text(), 16)
     return flags & (0x1 | 0x80) == 0x1 | 0x80  # IFF_UP, IFF_NOARP
 

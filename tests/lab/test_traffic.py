@@ -1,4 +1,4 @@
-"""What goes over the wire: pods reach each other, VLANs are kept apart, neighbours are told, DHCP works."""
+"""Traffic of pods on a real card: isolation of VLANs, and DHCP."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from harness.waiting import wait_for
 
 @pytest.mark.parametrize("attach", ["move", "macvlan"])
 def test_vlans_are_kept_apart(node: Node, card: Card, attach: str) -> None:
-    """Three pods, two VLANs, one subnet."""
+    """Pods of one subnet reach each other only on the same VLAN."""
     pods = {name: node.pod() for name in ("one", "two", "other")}
     vlans = {"one": 100, "two": 100, "other": 200}
     conf = node.conf(attach=attach, ipam=node.host_local())
@@ -52,7 +52,7 @@ DNSMASQ = [
 
 @pytest.fixture
 def dhcp_server(node: Node, card: Card) -> Path:
-    """dnsmasq in a pod on VLAN 100; returns its file of leases."""
+    """The lease file of a dnsmasq that runs in a pod on VLAN 100."""
     if not shutil.which("dnsmasq"):
         pytest.skip("needs dnsmasq (package dnsmasq-base)")
     pod = node.pod()
@@ -67,7 +67,7 @@ def dhcp_server(node: Node, card: Card) -> Path:
 
 @pytest.fixture
 def dhcp_daemon(node: Node) -> Path:
-    """The daemon of the plugin dhcp, which keeps the leases; returns its socket."""
+    """The socket of the daemon of the plugin dhcp, which keeps the leases."""
     program = delegate("dhcp")
     if program is None:
         pytest.skip("needs the plugin dhcp")
@@ -78,7 +78,7 @@ def dhcp_daemon(node: Node) -> Path:
 
 
 def test_dhcp(node: Node, card: Card, dhcp_server: Path, dhcp_daemon: Path) -> None:
-    """The address comes through the VF, so it must be up in the pod first, and released before it goes."""
+    """An ADD gets an address by DHCP, and a DEL releases it, while the VF is up in the pod."""
     pod = node.pod()
     before = card.state()
     conf = node.conf(vlan=100, mac="02:5f:00:00:00:01")

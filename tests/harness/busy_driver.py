@@ -1,8 +1,8 @@
-"""A driver that is busy: interposed answers of the kernel, below ``DriverSocket``.
+"""A simulation of a busy driver: it replaces answers of the kernel, below ``DriverSocket``.
 
 ``prelude`` returns a statement for ``Node.prelude``. It replaces the backend's ``Socket`` and ``Batch`` in
 the plugin's process. A refused request is not sent, except that of a move: as in the kernel, the device is
-moved and renamed, and only "up" fails. The PF of the netns tier has no VFs, so set_vf is answered here.
+moved and renamed, and only "up" fails. The PF of the netns tier has no VFs, so this module answers set_vf.
 """
 
 from __future__ import annotations
@@ -17,13 +17,17 @@ from sriov_fast.kernel import backend
 TESTS = Path(__file__).parents[1]
 REAL = backend.nl
 
-_arguments: dict[bytes, dict[str, Any]] = {}  # of a ``set_link`` by its bytes
-_left: dict[str, int] = {}  # refusals by kind: "up", "mac", "vf"; "late" is of accepted and lost MACs
+_arguments: dict[bytes, dict[str, Any]] = {}  # the arguments of a ``set_link`` by its message
+_left: dict[str, int] = {}  # refusals left by kind; "late": MACs that are accepted and lost
 _errno = 0
 
 
 def prelude(errno: int, **times: int) -> str:
-    """Let so many "up", "mac", "vf" and "macvlan" requests fail with an errno, and lose "late" MACs."""
+    """Return a statement that makes the next requests fail with an errno.
+
+    ``times`` has the number of requests for each kind: "up", "mac", "vf", "macvlan"; "late" is the number of
+    MACs that are accepted and lost.
+    """
     return (
         f"import sys; sys.path.append({str(TESTS)!r}); "
         f"from harness import busy_driver; busy_driver.install({errno}, {times!r})"
@@ -40,7 +44,7 @@ def install(errno: int, times: dict[str, int]) -> None:
 
 
 class Batch(REAL.Batch):
-    """A batch whose arguments are known."""
+    """A batch that records the arguments of each ``set_link``."""
 
     def set_link(self, index: int, **given: Any) -> None:
         super().set_link(index, **given)
@@ -48,7 +52,7 @@ class Batch(REAL.Batch):
 
 
 class Socket(REAL.Socket):
-    """A socket that answers for a busy driver; each message goes to the kernel in a send of its own."""
+    """A socket with the answers of a busy driver; it sends each message separately."""
 
     def run(self, batch: Any, *, check: bool = True) -> list[Any]:
         answers = [self._answer(batch, position) for position in range(len(batch))]
@@ -76,7 +80,7 @@ class Socket(REAL.Socket):
 
 
 def _take(kind: str) -> bool:
-    """Return whether a request of this kind shall fail, and count it."""
+    """Return whether a request of this kind must fail, and count the request."""
     _left[kind] = left = _left.get(kind, 0) - 1
     return left >= 0
 

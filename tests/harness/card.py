@@ -1,7 +1,7 @@
 """A node with a real card: PFs with their VFs, pods (network namespaces), and the installed executable.
 
-Nothing here supposes the lab's virtual machine: an operator may run the tier on a card of a real machine,
-named in ``SRIOV_FAST_PF``. It uses the journal in its ordinary place, so VFs of running pods are left alone.
+The tier runs in the lab's virtual machine, or on a real machine with a card that ``SRIOV_FAST_PF`` names. It
+uses the default directory of the journal, so it does not take the VFs of running pods.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ LOCKS = RUN / "locks"
 SOCKET = RUN / "sriov.sock"
 IN_LAB = os.environ.get("SRIOV_FAST_LAB") == "1"
 ZERO_MAC = "00:00:00:00:00:00"
-# A queue discipline stays behind when a device is moved; the next use brings the default one.
+# A moved device loses its queue discipline, and gets the default one at its next use.
 _VOLATILE = ("operstate", "flags", "link_netnsid", "qdisc")
 _SETTABLE_FLAGS = {"UP", "BROADCAST", "MULTICAST", "PROMISC", "ALLMULTI", "NOARP"}
 
@@ -37,7 +37,7 @@ State = dict[str, dict[str, Any]]
 
 
 def executable() -> Path:
-    """Return the plugin: the checkout's, else where runtimes look."""
+    """Return the plugin's executable: the checkout's, else that in the directories of runtimes."""
     found = next((path for path in demo.PLUGINS if demo.is_ours(path)), None)
     assert found, "no sriov of this project: run `make build`, or `sriov-fast install`"
     return found
@@ -49,7 +49,7 @@ def delegate(name: str) -> Path | None:
 
 
 def start_server(log: Path, *options: str) -> Server:
-    """Start a server in its ordinary place; return it when it serves."""
+    """Start a server with the default socket; return it when it is ready."""
     words = [sys.executable, "-m", "sriov_fast.cli", "serve", *options]
     return Server(words, dict(os.environ), log).ready()
 
@@ -60,33 +60,33 @@ def start_server(log: Path, *options: str) -> Server:
 class Card(demo_card.Card):
     """One PF and its VFs."""
 
-    generation = 0  # counts how often the VFs were made anew
+    generation = 0  # how many times the VFs were recreated
 
     def vf(self, index: int) -> Vf:
         return next(vf for vf in self.vfs() if vf.number == index)
 
     def on_pf(self, index: int) -> dict[str, Any]:
-        """What the PF holds for a VF, in ip(8)'s words."""
+        """Return the PF's settings for a VF, as ip(8) shows them."""
         listed = link(self.pf)["vfinfo_list"]
         found: dict[str, Any] = next(item for item in listed if item["vf"] == index)
         return found
 
     def vlan(self, index: int) -> int:
-        """The VLAN that the PF tags a VF with, 0 for none."""
+        """Return the VLAN that the PF tags a VF with, 0 for none."""
         return int(next((item["vlan"] for item in self.on_pf(index)["vlan_list"] if "vlan" in item), 0))
 
     def set(self, index: int, *words: str) -> None:
-        """Set something for a VF as the operator does."""
+        """Change a VF's setting on the PF, as the operator does."""
         ip("link", "set", self.pf, "vf", str(index), *words)
 
     def warm_up(self) -> None:
-        """Use every VF once: an interrupt shows a mask only then."""
+        """Set every VF up once: its interrupts have no masks before."""
         up = {item["ifname"] for item in links() if "UP" in item["flags"]}
         cold = [vf.netdev for vf in self.vfs() if vf.netdev and vf.netdev not in up]
         ip("-batch", "-", stdin="".join(f"link set {name} up\nlink set {name} down\n" for name in cold))
 
     def state(self) -> State:  # type: ignore[override]
-        """Return all that is known of every VF, by PCI address: device, the PF's words, interrupts."""
+        """Return the state of every VF by PCI address: its device, settings on the PF, interrupt masks."""
         everything = links()
         pf = next(item for item in everything if item["ifname"] == self.pf)
         devices = {item["parentdev"]: item for item in everything if "parentdev" in item}
@@ -102,7 +102,7 @@ class Card(demo_card.Card):
         }
 
     def restore_mac(self, index: int, mac: str) -> None:
-        """Take the PF's MAC away again, and give the VF its own back, as its reset makes it."""
+        """Remove the PF's MAC of a VF, and restore the VF's own MAC by a reset."""
         name = self.vf(index).netdev
         was_up = "UP" in link(name)["flags"]
         ip("link", "set", name, "down")
@@ -113,7 +113,7 @@ class Card(demo_card.Card):
             ip("link", "set", name, "down")
 
     def make_vfs(self, number: int) -> None:
-        """Remove all VFs and make ``number`` anew, ready for use."""
+        """Remove all VFs and make ``number`` new ones, ready for use."""
         self.generation += 1
         (self.device / "sriov_numvfs").write_text("0")
         if not number:
@@ -131,7 +131,7 @@ def _device(shown: dict[str, Any] | None) -> dict[str, Any] | None:
     if shown is None:
         return None
     kept = {key: value for key, value in shown.items() if key not in _VOLATILE and key != "addr_info"}
-    # a link-local IPv6 address comes with the carrier, some time after the device is up
+    # the carrier, some time after the device is up, adds a link-local IPv6 address
     addresses = [item["local"] for item in shown["addr_info"] if item["scope"] != "link"]
     flags, names = sorted(_SETTABLE_FLAGS & set(shown["flags"])), sorted(shown.get("altnames", ()))
     found = kept | {"flags": flags, "altnames": names, "addresses": addresses}
@@ -139,14 +139,14 @@ def _device(shown: dict[str, Any] | None) -> dict[str, Any] | None:
 
 
 def differences(before: State, after: State) -> list[str]:
-    """Say in words what is not as it was."""
+    """Return a line for each value that differs."""
     left, right = _flat(before), _flat(after)
     keys = sorted(key for key in left.keys() | right.keys() if left.get(key) != right.get(key))
     return [f"{key}: {left.get(key)} -> {right.get(key)}" for key in keys]
 
 
 def _flat(state: State) -> dict[str, Any]:
-    """Return each value by the words that name it: the VF, the part, and the part's key."""
+    """Return each value by its name: the VF, the part, and the part's key."""
     found: dict[str, Any] = {}
     for pci, vf in state.items():
         for part, value in vf.items():
@@ -159,11 +159,11 @@ def _flat(state: State) -> dict[str, Any]:
 
 
 class Node(Runtime):
-    """The machine as a runtime sees it."""
+    """The node that is this machine."""
 
     time_limit = 180.0
     run_dir = RUN
-    socket = ""  # of the server; "none" to do without
+    socket = ""  # of the server; "none" for no server
 
     def __init__(self, root: Path, cards: Sequence[Card]) -> None:
         super().__init__(root)
@@ -186,7 +186,7 @@ class Node(Runtime):
         }
 
     def host_local(self, subnet: str = "10.77.0.0/24", **more: Any) -> dict[str, Any]:
-        """Return an ``ipam`` object; the built-in plugin serves it: executed ones are slow where emulated."""
+        """Return an ``ipam`` object for the built-in plugin: executing one is slow on an emulated machine."""
         return super().host_local(subnet, **({"delegate": False} | more))
 
     # --- pods
@@ -199,7 +199,7 @@ class Node(Runtime):
         return done
 
     def background(self, pod: str, *words: str) -> subprocess.Popen[bytes]:
-        """Start a program, in a pod's namespace where one is named; it ends with the node."""
+        """Start a program, in a pod's namespace if one is named; ``close`` ends the program."""
         with (self.root / f"{Path(words[0]).name}.log").open("ab") as log:
             enter = ["ip", "netns", "exec", pod] if pod else []
             process = subprocess.Popen([*enter, *words], stdin=subprocess.DEVNULL, stdout=log, stderr=log)
@@ -214,7 +214,7 @@ class Node(Runtime):
         wait_for(lambda: "LOWER_UP" in link("eth0", pod)["flags"], f"carrier in {pod}")
 
     def pings(self, pod: str, address: str, seconds: int = int(PATIENCE)) -> bool:
-        """Return whether one answer comes in time."""
+        """Return whether an address answers a ping in time."""
         return self.inside(pod, "ping", "-c1", f"-w{seconds}", address, check=False).returncode == 0
 
     # --- the journal
@@ -228,16 +228,16 @@ class Node(Runtime):
         return {name.split("~")[1] for name in self.records()}
 
     def owned(self, pod: str) -> Vf:
-        """Return the VF that a pod has, as the journal says."""
+        """Return the VF of a pod according to the journal."""
         pci = next(name.partition("~")[0] for name in super().records() if name.split("~")[1] == pod)
         return next(vf for card in self.cards for vf in card.vfs() if vf.pci == pci)
 
     def collect(self, *valid: str, network: str = "") -> None:  # type: ignore[override]
-        """GC of a network; the pods in ``valid`` keep their interface eth0."""
+        """Execute GC for a network; the pods in ``valid`` keep their interface eth0."""
         super().collect(self.conf(name=network or self.network), *valid)
 
     def close(self) -> None:
-        """Detach what a test has left attached."""
+        """End the programs, and release the VFs that a test has left attached."""
         for process in self.processes:
             process.terminate()
         for process in self.processes:

@@ -11,12 +11,12 @@ NETWORK = "lab-cri"
 VLAN = 100
 MODES = ("move", "macvlan")
 CHAIN = "chain"
-MTU = 1400  # that tuning sets
+MTU = 1400  # set by tuning
 ARP_NOTIFY = "/proc/sys/net/ipv4/conf/eth0/arp_notify"
 
 
 def networks(card: Card, leases: Path) -> dict[str, dict[str, Any]]:
-    """Return a network for each mode, and one with other plugins after ours; all share their addresses."""
+    """Return a network for each mode, and one with other plugins after sriov; all share one subnet."""
     ipam = {"type": "host-local", "subnet": "10.78.0.0/24", "dataDir": str(leases)}
     plugin = {"type": "sriov", "master": card.pf, "vlan": VLAN, "ipam": ipam}
     sysctl = {ARP_NOTIFY.removeprefix("/proc/sys/").replace("/", "."): "1"}

@@ -17,7 +17,7 @@ from lab.containerd import Containerd
 MANIFEST = Path(__file__).resolve().parents[2] / "deploy/base/daemonset.yaml"
 FIRST, SECOND = node_image.REFERENCE, node_image.REFERENCE.replace(":latest", ":next")
 CONTAINER = "sriov-fast"
-# What containerd gives a container that asks for nothing (oci.defaultUnixCaps).
+# The capabilities of a container by default (containerd: oci.defaultUnixCaps).
 DEFAULT_CAPABILITIES = (
     *("CHOWN", "DAC_OVERRIDE", "FSETID", "FOWNER", "MKNOD", "NET_RAW", "SETGID", "SETUID", "SETFCAP"),
     *("SETPCAP", "NET_BIND_SERVICE", "SYS_CHROOT", "KILL", "AUDIT_WRITE"),
@@ -35,7 +35,7 @@ class Daemon:
         self.container = self.pod["containers"][0]
 
     def options(self, without: str) -> Iterator[str]:
-        """Yield the options of ``ctr run`` that make the manifest's container, without one volume."""
+        """Yield the options of ``ctr run`` for the manifest's container, except the volume ``without``."""
         rights = self.container["securityContext"]
         assert (rights["privileged"], rights["readOnlyRootFilesystem"]) == (False, True)
         assert (self.pod["hostNetwork"], "hostPID" in self.pod) == (True, False)
@@ -57,7 +57,7 @@ class Daemon:
         return f"--mount=type=bind,src={source},dst={mount['mountPath']},options=rbind:{spread}:{mode}"
 
     def start(self, image: str, *, without: str = "") -> int:
-        """Start the container; return its process."""
+        """Start the container; return its process ID."""
         pid = self.log.with_suffix(".pid")
         options = ["run", "--detach", f"--pid-file={pid}", "--snapshotter=overlayfs", *self.options(without)]
         # ctr replaces the image's entry point by the arguments.
@@ -78,7 +78,7 @@ class Daemon:
 
 @pytest.fixture
 def daemon(node: Node, runtime: Containerd) -> Iterator[Daemon]:
-    """A DaemonSet whose container is not started; its image has two names."""
+    """A DaemonSet with a container that is not started; the image has two names."""
     if not node_image.OUTPUT.exists():
         pytest.skip("needs the image: python -m lab pytest --image")
     runtime.ctr("images", "import", "--snapshotter", "overlayfs", str(node_image.OUTPUT.resolve()))

@@ -1,6 +1,6 @@
-"""What a process in a namespace can do to a network device: ethtool(8) by ioctl, and BPF programs.
+"""Change a network device as a pod can: by the ioctl of ethtool(8), and by BPF programs.
 
-Independent of the product's own reading and restoring; constants are of linux/ethtool.h and linux/bpf.h.
+The module shares no code with the plugin. Its constants are those of linux/ethtool.h and linux/bpf.h.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 _SIOCETHTOOL = 0x8946
-# ETHTOOL_GRINGPARAM, _GCOALESCE, _GCHANNELS, _GPFLAGS, _GMSGLVL: number, and the numbers in its struct
+# ETHTOOL_GRINGPARAM, _GCOALESCE, _GCHANNELS, _GPFLAGS, _GMSGLVL: command, and length of its struct in __u32
 _READABLE = {"rings": (0x10, 9), "coalescing": (0x0E, 23), "channels": (0x3C, 9)}
 _READABLE |= {"private flags": (0x27, 2), "message level": (0x07, 2)}
 _SYS_BPF = 321  # x86-64
@@ -38,7 +38,7 @@ def _opened(netns: str, family: int, kind: int) -> Iterator[socket.socket]:
 
 
 def ethtool(netns: str, name: str, *words: int, size: int = 0) -> list[int]:
-    """Do one SIOCETHTOOL with a struct of __u32; return the struct. "" is the caller's own namespace."""
+    """Execute SIOCETHTOOL with a struct of __u32; return the struct. "" is the caller's own namespace."""
     data = array("I", [*words, *[0] * (size - len(words))])
     with _opened(netns, socket.AF_INET, socket.SOCK_DGRAM) as control:
         fcntl.ioctl(control, _SIOCETHTOOL, struct.pack("16sP16x", name.encode(), data.buffer_info()[0]))
@@ -46,13 +46,13 @@ def ethtool(netns: str, name: str, *words: int, size: int = 0) -> list[int]:
 
 
 def features(netns: str, name: str) -> tuple[int, ...]:
-    """Return the active features, 32 in a number (ETHTOOL_GFEATURES)."""
+    """Return the active features as words of 32 bits (ETHTOOL_GFEATURES)."""
     answer = ethtool(netns, name, 0x3A, 4, size=18)
     return tuple(answer[4 : 2 + 4 * answer[1] : 4])
 
 
 def settings(netns: str, name: str) -> dict[str, object]:
-    """Return all that ethtool(8) can set on a device and its driver reports, as the structs' numbers."""
+    """Return the settings of ethtool(8) that a device's driver reports, as the numbers of the structs."""
     found: dict[str, object] = {"features": features(netns, name)}
     for kind, (command, size) in _READABLE.items():
         try:
@@ -64,7 +64,7 @@ def settings(netns: str, name: str) -> dict[str, object]:
 
 
 def switch(netns: str, name: str, command: int, value: int) -> None:
-    """Set one of the old switches, such as ETHTOOL_SGRO (0x2c), ETHTOOL_SGSO (0x24), ETHTOOL_STSO (0x1f)."""
+    """Set an offload by its own command, such as ETHTOOL_SGRO (0x2c) or ETHTOOL_SGSO (0x24)."""
     ethtool(netns, name, command, value)
 
 
@@ -80,7 +80,7 @@ def _bpf(command: int, attributes: bytes) -> int:
 
 @contextmanager
 def _program(kind: int) -> Iterator[int]:
-    """Load a program that lets everything pass; yield its descriptor."""
+    """Load a BPF program that passes every packet; yield its descriptor."""
     code, license_ = ctypes.create_string_buffer(_PASS), ctypes.create_string_buffer(b"GPL")
     where = ctypes.addressof(code), ctypes.addressof(license_)
     fd = _bpf(_BPF_PROG_LOAD, struct.pack("<IIQQ", kind, len(_PASS) // 8, *where))
@@ -91,21 +91,21 @@ def _program(kind: int) -> Iterator[int]:
 
 
 def attach_tcx(netns: str, name: str, hook: str) -> None:
-    """Attach a program of tcx, at "ingress" or "egress"; OSError (EINVAL) on kernels before 6.6."""
+    """Attach a tcx program at "ingress" or "egress"; raise OSError (EINVAL) on kernels before 6.6."""
     index = index_of(netns, name)
     with _program(_SCHED_CLS) as program, inside(netns):
         _bpf(_BPF_PROG_ATTACH, struct.pack("<IIII", index, program, _ATTACHED[hook], 0))
 
 
 def hold(netns: str, name: str, hook: str) -> int:
-    """Attach a program by a bpf_link, at "xdp", "ingress" or "egress"; return the link's descriptor."""
+    """Attach a program by a bpf_link at "xdp", "ingress" or "egress"; return the link's descriptor."""
     index = index_of(netns, name)
     with _program(_XDP if hook == "xdp" else _SCHED_CLS) as program, inside(netns):
         return _bpf(_BPF_LINK_CREATE, struct.pack("<IIII", program, index, _ATTACHED[hook], 0))
 
 
 def tcx(netns: str, name: str) -> list[int]:
-    """Return how many programs of tcx there are at ingress and at egress; [] on kernels before 6.6."""
+    """Return the numbers of tcx programs at ingress and at egress; [] on kernels before 6.6."""
     index, found = index_of(netns, name), []
     with inside(netns):
         for hook in ("ingress", "egress"):

@@ -1,4 +1,4 @@
-"""Fixtures of the lab tier. A test that does not leave every VF as it was fails, and the lab is repaired."""
+"""Fixtures of the lab tier. A test that does not restore every VF fails; the lab then gets new VFs."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from lab import containerd
 
 @pytest.fixture(scope="session")
 def cards() -> Iterator[list[Card]]:
-    """All PFs, up, each VF used once."""
+    """All PFs, set up, with each VF used once."""
     found = [Card(name) for name in pfs()]
     down = [card.pf for card in found if "UP" not in link(card.pf)["flags"]]
     for pf in down:
@@ -33,13 +33,13 @@ def cards() -> Iterator[list[Card]]:
 
 @pytest.fixture(scope="session")
 def known() -> dict[str, tuple[int, State]]:
-    """The generation and state of each card as the last test has left it."""
+    """The generation and state of each card after the last test."""
     return {}
 
 
 @pytest.fixture(autouse=True)
 def _as_it_was(cards: list[Card], known: dict[str, tuple[int, State]]) -> Iterator[None]:
-    """Compare every VF of every card before and after each test; VFs that were made anew are just counted."""
+    """Compare all VFs of all cards before and after each test; recreated VFs are only counted."""
     before = {card.pf: known.pop(card.pf, None) or (card.generation, card.state()) for card in cards}
     yield
     faults = []
@@ -51,16 +51,16 @@ def _as_it_was(cards: list[Card], known: dict[str, tuple[int, State]]) -> Iterat
             found = [] if card.ready() == len(state) else [f"{card.ready()} VFs, not {len(state)}"]
         if not found:
             known[card.pf] = card.generation, now
-        elif IN_LAB:  # the operator's own VFs are not ours to make anew
+        elif IN_LAB:  # the tests must not recreate the operator's VFs
             card.make_vfs(len(state))
         faults += [f"{card.pf}: {fault}" for fault in found]
     assert not faults, "the test did not leave the card as it was:\n" + "\n".join(faults)
-    if IN_LAB:  # the server lets go of a lock behind its reply
+    if IN_LAB:  # the server releases a lock after its reply
         wait_for(lambda: not list(LOCKS.glob("*")), "locks were left behind")
 
 
 class Resident:
-    """The server that the tests share; the operator's own one serves where it runs already."""
+    """The server that the tests share: the operator's server if one runs already."""
 
     def __init__(self, log: Path) -> None:
         self._log = log
@@ -73,7 +73,7 @@ class Resident:
             self._server = start_server(self._log)
 
     def stop(self) -> None:
-        """Stop the server."""
+        """Stop the server; skip the test if the server is the operator's."""
         if self._server:
             self._server.stop()
             self._server = None
@@ -93,9 +93,9 @@ def resident(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Resident]:
 def node(
     request: pytest.FixtureRequest, cards: list[Card], tmp_path: Path, resident: Resident
 ) -> Iterator[Node]:
-    """The machine's runtime. Its plugin asks the shared server, unless ``modes`` says otherwise.
+    """This machine as a node. Its plugin calls the shared server, unless the mark ``modes`` is set.
 
-    "process" is without a server; with "own", the test starts one itself.
+    With "process", there is no server. With "own", the test starts a server itself.
     """
     mark = request.node.get_closest_marker("modes")
     one = Node(tmp_path / "node", cards)
@@ -112,7 +112,7 @@ def node(
 
 @pytest.fixture(scope="session")
 def runtime(cards: list[Card], tmp_path_factory: pytest.TempPathFactory) -> Iterator[containerd.Containerd]:
-    """containerd for all tests: its start takes long where it is emulated."""
+    """A containerd for all tests: its start takes long on an emulated machine."""
     if not IN_LAB:
         pytest.skip("runs containerd with the plugins in /opt/cni/bin: only in the lab")
     top = tmp_path_factory.mktemp("cri")
@@ -128,7 +128,7 @@ def card(cards: list[Card]) -> Card:
 
 @pytest.fixture
 def igb(card: Card) -> Card:
-    """The first PF, where its driver is the one whose refusals are known."""
+    """The first PF, for tests of the refusals of its driver igb."""
     if card.driver != "igb":
         pytest.skip(f"{card.pf} has driver {card.driver}: what igb refuses, it may do")
     return card

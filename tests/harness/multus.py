@@ -1,7 +1,7 @@
-"""Multus as the runtime of a pod's further networks: what it hands to a delegate.
+"""A simulation of Multus: the arguments and configurations that its delegates get.
 
-pkg/multus/multus.go and pkg/types/conf.go of Multus 4.3 make the request; libcni writes the configuration
-anew: sorted keys, no spaces, and the result of the ADD at CHECK and DEL.
+The requests are those of pkg/multus/multus.go and pkg/types/conf.go in Multus 4.3. libcni encodes the
+configuration again, with sorted keys and without spaces, and adds the result of the ADD at CHECK and DEL.
 """
 
 from __future__ import annotations
@@ -19,18 +19,18 @@ NAMESPACED = "default/sriov-net"  # the NetworkAttachmentDefinition
 
 
 def given(pod: str, sandbox: bool = True) -> str:
-    """Return what a runtime gives: containerd and CRI-O alike, but for the order."""
+    """Return the CNI_ARGS of containerd; those of CRI-O differ only in their order."""
     head = f"K8S_POD_NAMESPACE=default;K8S_POD_NAME=web;K8S_POD_INFRA_CONTAINER_ID={pod if sandbox else ''}"
     return f"{head};K8S_POD_UID={UID}"
 
 
 def thin(pod: str) -> str:
-    """Return the arguments of a delegate of the thin plugin, which adds those of its own environment."""
+    """Return the CNI_ARGS of a delegate of the thin plugin, which appends the CNI_ARGS that it got itself."""
     return f"IgnoreUnknown=true;{given(pod)};IgnoreUnknown=1;{given(pod)}"
 
 
 def thick(pod: str) -> str:
-    """Return the arguments of a delegate of the thick plugin, whose daemon does not know the sandbox."""
+    """Return the CNI_ARGS of a delegate of the thick plugin; its daemon does not know the sandbox."""
     return f"IgnoreUnknown=true;{given(pod, sandbox=False)}"
 
 
@@ -38,7 +38,7 @@ ARGUMENTS = {"thin": thin, "thick": thick}
 
 
 class Delegate(NamedTuple):
-    """One attachment: its interface, its configuration, and its device, "" for a VF of the pool."""
+    """One attachment: its interface, its configuration, and its device ("" for a VF from the pool)."""
 
     ifname: str
     conf: dict[str, Any]
@@ -46,7 +46,7 @@ class Delegate(NamedTuple):
 
 
 class Multus:
-    """One pod's delegates on one network. The default network has the index 0 and is not played.
+    """One pod's delegates on one network. The default network has the index 0 and is not simulated.
 
     ``form`` is "thin" or "thick". ``netns`` is the value of CNI_NETNS, as the runtime gives it.
     """
@@ -62,7 +62,7 @@ class Multus:
         self.netns = f"/run/netns/{pod}"
 
     def attach(self, network: dict[str, Any], devices: Sequence[str]) -> list[Outcome]:
-        """Start an ADD for each device at once; "" is a VF of the pool."""
+        """Execute the ADDs of all devices concurrently; "" is a VF from the pool."""
         self._delegates = [
             Delegate(f"net{number}", network | {"deviceID": device, "pciBusID": device}, device)
             if device
@@ -77,11 +77,11 @@ class Multus:
         return done
 
     def check(self) -> list[Outcome]:
-        """CHECK every delegate."""
+        """Execute CHECK for every attachment."""
         return [self._node.finish(self._start("CHECK", each)) for each in self._delegates]
 
     def detach(self) -> list[Outcome]:
-        """DEL every delegate, the last one first; the second time it is without the results."""
+        """Execute DEL for every attachment, the last one first; a repetition has no results of the ADDs."""
         done = []
         for each in reversed(self._delegates):
             done.append(self._node.finish(self._start("DEL", each)))
@@ -101,7 +101,7 @@ class Multus:
         return self._node.start(verb, stdin, self._pod, **more)
 
     def _device_info(self, ifname: str) -> Path:
-        """Return what ``nadutils.GetCNIDeviceInfoPath`` does, below the node's directory."""
+        """Return the path of ``nadutils.GetCNIDeviceInfoPath``, in the node's directory."""
         return self._node.root / "devinfo/cni" / f"{NAMESPACED.replace('/', '-')}-{self._pod}_{ifname}"
 
 

@@ -19,7 +19,7 @@ MODULES = ("psample", "udp_tunnel", "macsec", "netdevsim")
 
 @contextmanager
 def simulated(number: int, vfs: int, enter: Sequence[str] = ()) -> Iterator[str]:
-    """Make a PF with VFs in the namespace that the words ``enter`` lead to; yield the name of its parent."""
+    """Make a PF with VFs; yield its parent device. The command prefix ``enter`` selects the namespace."""
     if not IN_LAB:
         pytest.skip("makes a simulated network card: only in the lab")
     for module in MODULES:

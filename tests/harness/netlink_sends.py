@@ -1,4 +1,4 @@
-"""Counts what a program asks the kernel over netlink, with strace."""
+"""Count the netlink requests of a program with strace."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import re
 from pathlib import Path
 from typing import NamedTuple
 
-# -yy: what a descriptor is open for; -v and -s: every message of a send must be shown.
+# -yy shows the protocol of a socket; -v and -s show every message of a send.
 STRACE = ("strace", "-f", "-yy", "-v", "-s", "65536", "-e", "trace=sendto,sendmsg")
 _SEND = re.compile(r"(?P<pid>\d+) +send(to|msg)\(\d+<NETLINK:")
 
@@ -19,12 +19,12 @@ class Sends(NamedTuple):
 
 
 def wrap(output: Path) -> tuple[str, ...]:
-    """Return what goes before a command."""
+    """Return the command prefix that records a program's sends."""
     return (*STRACE, "-o", str(output))
 
 
 def count(output: Path) -> list[Sends]:
-    """Return the traffic of each process that sent over netlink, the first one to do so first."""
+    """Return the traffic of each process that sent over netlink, in the order of their first sends."""
     found: dict[str, Sends] = {}
     for line in output.read_text().splitlines():
         if send := _SEND.match(line):

@@ -1,9 +1,9 @@
-"""Nodes to test on; a node that a test has left as it was serves the next one.
+"""Fixtures of nodes without a card. Tests reuse a node if its initial state can be restored.
 
-``modes`` says how a module or a test is to be run: in a process for each call ("process", the default without
-the mark), through the resident server ("resident"), or through one that answers a DEL before the VF is in the
-host ("deferred"). With ``falls_back=True`` the client in C may do without its server. The mark ``fresh``
-asks for a node that no earlier test has used.
+The mark ``modes`` selects the ways to execute the plugin in a module or a test: a process for each call
+("process", the default without the mark), the resident server ("resident"), or a server that answers a DEL
+before the VF is in the host ("deferred"). With ``falls_back=True``, the client in C may execute the plugin
+without its server. The mark ``fresh`` requests a node that no earlier test has used.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ def kernel(request: pytest.FixtureRequest) -> str:
 
 
 class Pool:
-    """Nodes that a test has left as they were at first; a server takes a quarter of a second to start."""
+    """Free nodes in their initial state: reuse saves the start of a server, a quarter of a second."""
 
     def __init__(self, top: Path) -> None:
         self._top = top
@@ -55,18 +55,18 @@ class Pool:
         self._free: dict[tuple[str, int, str], Node] = {}
 
     def take(self, mode: str, vfs: int, backend: str) -> Node:
-        """Return a node as new."""
+        """Return a free node in its initial state, or a new one."""
         return self._free.pop((mode, vfs, backend), None) or self.make(mode, vfs, backend)
 
     def make(self, mode: str, vfs: int, backend: str) -> Node:
-        """Make a node."""
+        """Return a new node."""
         self._made += 1
         root = self._top / f"n{self._made}"
         root.mkdir()
         return KINDS[mode](root, vfs, backend)
 
     def give(self, mode: str, node: Node) -> None:
-        """Keep a node for the next test if nothing of this one is left in it."""
+        """Keep a node for the next test if its initial state can be restored; remove it otherwise."""
         key = mode, node.tree.vfs, node.backend
         if key in self._free or not node.renew():
             node.close()

@@ -27,7 +27,7 @@ def try_ip(*words: str) -> bool:
 
 
 def shown(netns: str, *words: str) -> Any:
-    """Return what ip(8) shows, parsed."""
+    """Return the parsed JSON output of ip(8)."""
     return json.loads(ip("-j", *(("-n", netns) if netns else ()), *words))
 
 
@@ -60,18 +60,18 @@ def disables_ipv6(name: str, netns: str) -> bool:
 
 
 def without_dad(text: str) -> str:
-    """Return what ip(8) shows without the flags of an address whose DAD lasts: they pass by themselves."""
+    """Remove the flags of unfinished DAD from the output of ip(8): the kernel clears them later."""
     return text.replace(" tentative", "").replace(" optimistic", "")
 
 
 def pfs() -> list[str]:
-    """Return the PFs that may be tested on: those that SRIOV_FAST_PF names, else all that are here."""
+    """Return the PFs for tests: those that SRIOV_FAST_PF names, else all PFs of this machine."""
     named = os.environ.get("SRIOV_FAST_PF", "").replace(",", " ").split()
     return named or sorted(path.parts[4] for path in Path("/sys/class/net").glob("*/device/sriov_totalvfs"))
 
 
 def path_of(netns: str) -> str:
-    """Return the file of a namespace, which is given by its name or by its path."""
+    """Return the path of a namespace, which is given by its name or by its path."""
     return netns if netns.startswith("/") or not netns else f"/run/netns/{netns}"
 
 

@@ -1,8 +1,8 @@
-"""The kernel's RDMA subsystem: a stand-in behind a socket, for machines without an RDMA card.
+"""A simulation of the kernel's RDMA subsystem behind a socket, for machines without an RDMA card.
 
-The messages are the plugin's own bytes. The state is a JSON file, since each call is another process:
-``{"shared": false, "refuses": 0, "devices": {"7": ["mlx5_3", 4026531840]}}``, by index, with the inode of the
-namespace.
+The plugin's own functions encode and decode the messages. The state is a JSON file, since each call of the
+plugin is another process: ``{"shared": false, "refuses": 0, "devices": {"7": ["mlx5_3", 4026531840]}}``. It
+has a device's name and the inode of its namespace by the device's index.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ TESTS = Path(__file__).parents[1]
 
 
 def prelude(path: Path) -> str:
-    """Return a statement for ``Node.prelude`` that installs the stand-in."""
+    """Return a statement for ``Node.prelude`` that installs the simulation."""
     installed = f"from harness import rdma_kernel; rdma_kernel.install({str(path)!r})"
     return f"import sys; sys.path.append({str(TESTS)!r}); {installed}"
 
@@ -34,19 +34,19 @@ def install(path: str) -> None:
 
 
 def inode(netns_fd: int) -> int:
-    """Return the inode of a namespace, of the thread's own with -1."""
+    """Return the inode of a namespace; -1 is the thread's own namespace."""
     path = f"/proc/self/fd/{netns_fd}" if netns_fd >= 0 else "/proc/thread-self/ns/net"
     return os.stat(path).st_ino
 
 
 class Kernel:
-    """The subsystem with its state."""
+    """The simulated subsystem, with its state in a file."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
 
     def open(self, netns_fd: int, family: int, kind: int, protocol: int) -> int:
-        """Return a socket that answers one request of a namespace."""
+        """Return a socket that answers one request from a namespace."""
         assert (family, kind, protocol) == (socket.AF_NETLINK, socket.SOCK_RAW, 20)
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         threading.Thread(target=self._serve, args=(theirs, inode(netns_fd)), daemon=True).start()
@@ -98,6 +98,6 @@ def _u32(number: int) -> bytes:
 
 
 def _end(kind: int, error: int) -> bytes:
-    """Return struct nlmsghdr with an errno."""
+    """Return a struct nlmsghdr, followed by an errno."""
     head = (20).to_bytes(4, sys.byteorder) + kind.to_bytes(2, sys.byteorder) + bytes(10)
     return head + (-error).to_bytes(4, sys.byteorder, signed=True)

@@ -43,30 +43,33 @@ class Runtime:
         self.root = root
         self.id = uuid.uuid4().hex[:8]
         self.pods: list[str] = []
-        self._used = 0  # numbers of pods of earlier tests
+        self._used = 0  # number of the pods of earlier tests
 
     def command(self) -> list[str]:
-        """Return the words that execute the plugin."""
+        """Return the command that executes the plugin."""
         raise NotImplementedError
 
     def settings(self) -> dict[str, str]:
-        """Return CNI_PATH, and what the environment has besides CNI_*."""
+        """Return CNI_PATH and the variables of the environment other than CNI_*."""
         return {}
 
     # --- networks
 
     def conf(self, **more: Any) -> dict[str, Any]:
-        """Return a configuration; None takes a key away."""
+        """Return a configuration; the value None removes a key."""
         base = {"cniVersion": "1.0.0", "name": self.network, "type": "sriov", "master": self.master}
         return {key: value for key, value in (base | more).items() if value is not None}
 
     def host_local(self, subnet: str = "10.77.0.0/24", **more: Any) -> dict[str, Any]:
-        """Return an ``ipam`` object; the real plugin serves it unless ``delegate`` says otherwise."""
+        """Return an ``ipam`` object for host-local.
+
+        The executable serves it, or with ``delegate=False`` the built-in plugin.
+        """
         own = {"type": "host-local", "delegate": True, "subnet": subnet, "dataDir": str(self.root / "ipam")}
         return own | more
 
     def leases(self, network: str = "") -> list[str]:
-        """Return the addresses that host-local has given away."""
+        """Return the addresses that host-local has leased."""
         directory = self.root / "ipam" / (network or self.network)
         names = os.listdir(directory) if directory.exists() else []
         return sorted(name for name in names if name[0].isdigit())
@@ -74,7 +77,7 @@ class Runtime:
     # --- pods
 
     def pod(self) -> str:
-        """Make a pod's namespace; return its name, which is the container's ID as well."""
+        """Make a pod's namespace; return its name, which is also the container's ID."""
         name = f"pod-{self.id}-{self._used + len(self.pods)}"
         pods.ip("netns", "add", name)
         self.pods.append(name)
@@ -109,7 +112,7 @@ class Runtime:
         env: dict[str, str] | None = None,
         stdout: int = subprocess.PIPE,
     ) -> subprocess.Popen[bytes]:
-        """Start the plugin; an empty value in ``env`` takes the variable away."""
+        """Start the plugin; an empty value in ``env`` removes the variable."""
         environment = self.environment(command, pod, ifname, container, args) | (env or {})
         process = subprocess.Popen(
             [*wrap, *self.command()],
@@ -137,25 +140,25 @@ class Runtime:
         return self.finish(self.start(command, conf, pod, **more))
 
     def add(self, conf: dict[str, Any], pod: str, **more: Any) -> Any:
-        """Attach a pod; return the result."""
+        """Attach a pod by an ADD, which must succeed; return the result."""
         done = self.run("ADD", conf, pod, **more)
         assert done.status == 0, done
         return done.json
 
     def delete(self, conf: dict[str, Any], pod: str, **more: Any) -> Outcome:
-        """Detach a pod; a DEL prints nothing."""
+        """Detach a pod by a DEL, which must succeed and print nothing."""
         done = self.run("DEL", conf, pod, **more)
         assert done.status == 0, done
         assert done.stdout == b"", done
         return done
 
     def check(self, conf: dict[str, Any], pod: str, result: Any, **more: Any) -> None:
-        """CHECK against the result of the ADD."""
+        """Execute CHECK, which must succeed, with the result of the ADD."""
         done = self.run("CHECK", conf | {"prevResult": result}, pod, **more)
         assert (done.status, done.stdout) == (0, b""), done
 
     def collect(self, conf: dict[str, Any], *valid: str, **more: Any) -> None:
-        """GC of a configuration's network; the pods in ``valid`` keep their interface eth0."""
+        """Execute GC for the network of a configuration; the pods in ``valid`` keep their interface eth0."""
         kept = [{"containerID": container, "ifname": "eth0"} for container in valid]
         done = self.run("GC", conf | {"cniVersion": "1.1.0", "cni.dev/valid-attachments": kept}, **more)
         assert done.status == 0, done
@@ -171,7 +174,7 @@ class Runtime:
     # --- the plugin's directory
 
     def touched(self) -> list[str]:
-        """Return the names that the plugin has made in its directory."""
+        """Return the names of the files in the plugin's directory."""
         return sorted(os.listdir(self.run_dir)) if self.run_dir.exists() else []
 
     def records(self) -> list[str]:

@@ -1,4 +1,4 @@
-"""Resident servers as processes, and strace to interfere with them."""
+"""Processes of resident servers, and strace to inject faults into them."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from harness.waiting import PATIENCE, wait_for
 
 
 class Server:
-    """A ``sriov-fast serve``; ``notices`` are its messages to systemd (sd_notify(3))."""
+    """A process of ``sriov-fast serve``; ``notices`` are its messages to systemd (sd_notify(3))."""
 
     patience = PATIENCE  # seconds to wait for its start and for its end
 
@@ -45,7 +45,7 @@ class Server:
         self.pid = self.process.pid
 
     def said(self) -> str:
-        """Return its log."""
+        """Return the server's log."""
         return self.log.read_text()
 
     def _listen(self, wait: float) -> None:
@@ -56,7 +56,7 @@ class Server:
             pass
 
     def ready(self) -> Self:
-        """Wait until it serves."""
+        """Wait until the server has reported that it is ready."""
         begin = time.monotonic()
         while "READY=1" not in self.notices:
             if time.monotonic() - begin > self.patience:
@@ -67,14 +67,14 @@ class Server:
         return self
 
     def stop(self) -> None:
-        """Stop it as systemd does; harmless when it was killed."""
+        """Stop the server as systemd does; do nothing if it has ended."""
         if self.process.returncode is None:
             self.ready()
             self.process.terminate()
             assert self.ended() == 0, self.said()
 
     def ended(self) -> int:
-        """Wait for its end; return its exit status."""
+        """Wait for the end of the server; return its exit status."""
         status = self.process.wait(self.patience)
         self._listen(0)
         self._listen(0)
@@ -82,12 +82,12 @@ class Server:
         return status
 
     def kill(self) -> None:
-        """Kill it."""
+        """Kill the server."""
         self.process.kill()
         assert self.ended() == -signal.SIGKILL
 
     def files(self) -> list[str]:
-        """Return what its descriptors refer to."""
+        """Return the targets of the server's descriptors (/proc/PID/fd)."""
         directory, found = f"/proc/{self.pid}/fd", []
         for fd in os.listdir(directory):
             with suppress(FileNotFoundError):
@@ -95,14 +95,14 @@ class Server:
         return sorted(found)
 
     def is_idle(self) -> bool:
-        """Return whether it serves and has no connection and no pipe."""
+        """Return whether the server is ready and has no connection and no pipe."""
         self.ready()
         kinds = Counter(name.partition(":")[0] for name in self.files())
-        # the one that it listens on, and one for each worker
+        # one socket for listening, and one for each worker
         return (kinds["socket"], kinds["pipe"]) == (1 + len(self.workers()), 0)
 
     def workers(self) -> list[int]:
-        """Return the process IDs of its workers, which execute the same program."""
+        """Return the process IDs of the workers: children that execute the same program."""
         try:
             children = Path(f"/proc/{self.pid}/task/{self.pid}/children").read_text().split()
         except (FileNotFoundError, ProcessLookupError):
@@ -120,31 +120,31 @@ class Server:
         return True
 
     def idle(self) -> list[str]:
-        """Wait until it is idle; return what it has open then."""
+        """Wait until the server is idle; return the targets of its descriptors."""
         wait_for(self.is_idle, "it does not come to rest")
         return self.files()
 
     def threads(self) -> int:
-        """Return the number of its threads."""
+        """Return the number of the server's threads."""
         return len(os.listdir(f"/proc/{self.pid}/task"))
 
     def memory_kib(self) -> int:
-        """Return the memory of its processes, what they share counted once (proc_pid_smaps(5), Pss)."""
+        """Return the memory of all processes, with shared pages counted once (proc_pid_smaps(5), Pss)."""
         texts = [Path(f"/proc/{pid}/smaps_rollup").read_text() for pid in (self.pid, *self.workers())]
         return sum(int(text.partition("\nPss:")[2].split()[0]) for text in texts)
 
     def cpu(self) -> float:
-        """Return the seconds of all threads of its processes."""
+        """Return the CPU seconds of all processes."""
         return sum(map(cpu_of, (self.pid, *self.workers())))
 
 
 def cpu_of(pid: int) -> float:
-    """Return the seconds that all threads of a process have used, ended ones included (CPUCLOCK_SCHED)."""
+    """Return the CPU seconds of all threads of a process, ended ones included (CPUCLOCK_SCHED)."""
     return time.clock_gettime((~pid << 3) | 2)
 
 
 def command_of(pid: str) -> bytes:
-    """Return the command line of a process, nothing if it has ended."""
+    """Return the command line of a process, b"" if the process has ended."""
     try:
         return Path(f"/proc/{pid}/cmdline").read_bytes()
     except (FileNotFoundError, ProcessLookupError):
@@ -152,7 +152,7 @@ def command_of(pid: str) -> bytes:
 
 
 class Strace:
-    """strace, attached to a process and all its threads; counts of ``inject`` begin here."""
+    """A strace, attached to all threads of a process; the counts of ``inject`` start at the attachment."""
 
     def __init__(self, pid: int, output: Path, *words: str) -> None:
         self.output = output
@@ -166,7 +166,7 @@ class Strace:
         return self
 
     def end_with(self, server: Server) -> None:
-        """Kill the server that it holds up, and which takes not even that signal while it has a tracer."""
+        """Kill a server that strace delays; the server ends only after its tracer has ended."""
         server.process.kill()
         self._process.kill()
         assert server.ended() == -signal.SIGKILL
@@ -176,7 +176,7 @@ class Strace:
         self._process.communicate(timeout=PATIENCE)
 
     def calls(self) -> dict[int, list[str]]:
-        """What each thread called, in order, whole lines; to be read when the tracing is over."""
+        """Return the calls of each thread in order, as lines of strace; complete after its end."""
         found: dict[int, list[str]] = {}
         for line in self.output.read_text().splitlines():
             thread, call = line.split(maxsplit=1)
@@ -186,13 +186,13 @@ class Strace:
 
 
 def injecting(calls: str, effect: str, path: object = "") -> tuple[str, ...]:
-    """Return options of strace that have system calls fail (``error=EIO:when=2``), be late or kill."""
+    """Return the options of strace that inject an effect (``error=EIO:when=2``) into system calls."""
     only = ("-P", str(path)) if path else ()
     return (*only, "-e", f"trace={calls}", "-e", f"inject={calls}:{effect}")
 
 
 def interfered(calls: str, effect: str, path: object = "") -> tuple[str, ...]:
-    """Return the words before a program that is to run with ``injecting``."""
+    """Return the command prefix that runs a program with the effects of ``injecting``."""
     return ("strace", "-f", "-o", "/dev/null", *injecting(calls, effect, path))
 
 

@@ -1,7 +1,7 @@
-"""Builds what the kernel shows of a PF and its VFs, in a directory: sysfs, and /proc/irq.
+"""Build the files of sysfs and /proc/irq for a PF and its VFs in a directory.
 
-The layout is that of a real machine, symbolic links included: devices under ``devices/``, all else points
-there.
+The layout is that of a real machine, symbolic links included: devices are under ``devices/``, and the links
+in all other directories refer to them.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ CPUS = 8
 
 @dataclass(frozen=True)
 class Tree:
-    """One fake machine; ``sys`` and ``proc`` are what the code under test takes for /sys and /proc."""
+    """A simulated machine; the code under test reads ``sys`` and ``proc`` instead of /sys and /proc."""
 
     root: Path
     pf: str
@@ -75,7 +75,7 @@ class Tree:
         _netdev(self.sys, self.device(index), name)
 
     def unbind(self, index: int) -> None:
-        """Take the driver from a VF, and with it the netdev and the interrupts."""
+        """Unbind a VF from its driver, which removes the netdev and the interrupts."""
         device = self.device(index)
         self.remove_netdev(index)
         (device / "net").rmdir()
@@ -92,7 +92,7 @@ class Tree:
         _bind(self.sys, self.device(index), driver)
 
     def vanish(self, index: int) -> None:
-        """Remove a VF and leave the links to it, as one sees it in the middle of an unplug."""
+        """Remove a VF and leave the links to it, as in the middle of an unplug."""
         if (self.device(index) / "driver").exists():
             self.unbind(index)
         shutil.rmtree(self.device(index))
@@ -121,7 +121,7 @@ def build_tree(
 
 
 def vf_address(pf_pci: str, index: int) -> str:
-    """Return the PCI address of the VF with this index, as the routing ID's arithmetic has it."""
+    """Return the PCI address of the VF with this index, computed from the PF's routing ID."""
     domain, bus, rest = pf_pci.split(":")
     slot, function = rest.split(".")
     rid = (int(bus, 16) << 8 | int(slot, 16) << 3 | int(function)) + FIRST_VF + index
@@ -138,7 +138,7 @@ def _write(path: Path, value: object) -> None:
 
 
 def _link(path: Path, target: Path) -> None:
-    """Link as sysfs does: relative."""
+    """Make a relative symbolic link, as in sysfs."""
     _made(path.parent)
     os.symlink(os.path.relpath(target, path.parent), path)
 
@@ -156,7 +156,7 @@ def _machine(tree: Tree) -> None:
     for name in ("online", "possible", "present"):
         _write(tree.sys / "devices/system/cpu" / name, f"0-{CPUS - 1}")
     _write(tree.proc / "irq/default_smp_affinity", "ff")
-    if not (tree.proc / "sys").exists():  # a second PF has the same machine
+    if not (tree.proc / "sys").exists():  # made by an earlier PF of the same machine
         _link(tree.proc / "sys/net", Path("/proc/sys/net"))
 
 
@@ -201,7 +201,7 @@ def _vf(tree: Tree, index: int, numa: int) -> None:
 
 
 def vf_request(journal: Journal, roots: Roots, **wish: Any) -> VfRequest:
-    """Return a request for a VF of eth1, with what a made-up sysfs shows of devices."""
+    """Return a request for a VF of eth1 with stub functions; ``wish`` replaces its arguments."""
     default: dict[str, Any] = {
         "holder": "test",
         "wait": lambda: locks.WAIT,

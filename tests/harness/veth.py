@@ -1,7 +1,7 @@
-"""A node without a card: a namespace plays the host, veth pairs its VFs, and a sysfs tree describes them.
+"""A node without a card: a namespace as the host, veth pairs as VFs, and a sysfs tree of the VFs.
 
-The plugin is the real executable and the kernel's answers are real. The ``lab`` tier has a card,
-for settings through the PF and interrupts.
+The plugin is the installed executable, and works on the kernel's devices. Only the ``lab`` tier has settings
+through the PF, and interrupts: these need a card.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from sriov_fast.cli import install
 from sriov_fast.common import files
 
 DELEGATES = "/usr/lib/cni"
-# Replaces the interpreter that the client executes where no server answers; it writes down each execution.
+# Replaces the interpreter that the client executes without a server; the script logs each execution.
 IN_PROCESS = """\
 #!/bin/sh
 echo "$CNI_COMMAND${SRIOV_FAST_TOKEN:+ again}" >> ROOT/in-process
@@ -43,27 +43,27 @@ LAUNCHER = (
 ADDRESS = {"ips": [{"address": "10.1.0.2/24"}]}  # that other IPAM plugins give
 
 State = dict[str, dict[str, Any]]
-# What the kernel changes with the state of a device, or with a move.
+# Attributes that the kernel changes with the state of a device, or with a move.
 _VOLATILE = ("ifindex", "operstate", "link_index", "link", "link_netnsid", "qdisc", "flags")
 _SETTABLE_FLAGS = {"UP", "MULTICAST", "PROMISC", "ALLMULTI", "NOARP"}
 
 
 class Node(Runtime):
-    """A namespace that plays the host, with ``vfs`` stand-ins, and the pods made on it.
+    """A namespace as the host, with ``vfs`` veth pairs as VFs, and the pods of this node.
 
-    The plugin is the installed executable; with ``options`` for the interpreter, or a ``prelude`` to run
-    before the plugin, that interpreter.
+    The plugin is the installed executable. With ``options`` for the interpreter, or with a ``prelude`` of
+    statements to execute before the plugin, this interpreter executes the plugin.
     """
 
     master = "pf0"
     executable = ""
     socket = "none"  # of the resident server
-    _own: tuple[str, ...] = ("run", "etc")  # files of the node itself
-    _running: tuple[str, ...] = ()  # files of a server that runs
+    _own: tuple[str, ...] = ("run", "etc")  # files of the node itself, in ``root``
+    _running: tuple[str, ...] = ()  # files of a running server, in ``run_dir``
 
     @classmethod
     def install(cls, directory: Path) -> None:
-        """Write the executable, once for all nodes."""
+        """Write the plugin's executable once for all nodes."""
         path = directory / "sriov"
         install.write_executable(path, install.executable(install.PROGRAMS["sriov"], "client"))
         cls.executable = str(path)
@@ -84,7 +84,7 @@ class Node(Runtime):
         self._remember()
 
     def _remember(self) -> None:
-        """Note the attributes, to which ``renew`` returns."""
+        """Save the attributes that ``renew`` restores."""
         self._settings = {name: value for name, value in vars(self).items() if name != "_settings"}
 
     def _make_links(self) -> None:
@@ -95,14 +95,17 @@ class Node(Runtime):
         self.nip("-batch", "-", stdin="\n".join(lines))
 
     def _make_links_anew(self) -> None:
-        """Replace all devices; a pair ends with either of its devices, also with one in a dying namespace."""
+        """Replace all devices.
+
+        Deletions may fail: a pair ends with either of its devices, also with one in a deleted namespace.
+        """
         lines = [f"link del {name}" for name in self.links() - {"lo"}]
         words = ["ip", "-n", self.host, "-force", "-batch", "-"]
         subprocess.run(words, check=False, capture_output=True, text=True, input="\n".join(lines))
         self._make_links()
 
     def _picture(self) -> tuple[Any, ...]:
-        """Return what a test may change of the host's namespace and of root's rules."""
+        """Return the parts of the host's namespace and of root's rules that a test may change."""
         batch = "link\naddress\nroute\nrule\n"
         shown = self.ip("-o", "-n", self.host, "-batch", "-", stdin=batch)
         links = [line for line in shown.splitlines() if ": <" in line]
@@ -111,7 +114,7 @@ class Node(Runtime):
         return names, other, self.state(), (self.root / "etc" / files.NAME).read_text()
 
     def renew(self) -> bool:
-        """Make the node as it was at first, for another test; return whether that was possible."""
+        """Restore the initial state of the node for another test; return whether this was possible."""
         pods, used = self.pods, self._used
         if self.drafts() or self.locks() or self._has_processes():
             return False
@@ -143,7 +146,7 @@ class Node(Runtime):
                     path.unlink()
 
     def allow(self, tokens: str = "", **lists: Sequence[str | Path]) -> None:
-        """Write root's rules: the node's own directory for every key that names a file, but for ``lists``."""
+        """Write root's rules: each key allows files in the node's directory, except the keys in ``lists``."""
         whole = {key: [self.root] for key in files.DEFAULTS} | lists
         lines = [f"{key} = {json.dumps([str(each) for each in paths])}" for key, paths in whole.items()]
         path = self.root / "etc" / files.NAME
@@ -178,7 +181,7 @@ class Node(Runtime):
         return found
 
     def builtin(self, **more: Any) -> dict[str, Any]:
-        """Return a configuration for VF 0 with an address of the built-in host-local."""
+        """Return a configuration for VF 0 with an address from the built-in host-local."""
         return self.conf(**{"ipam": self.host_local(delegate=False), "vf": 0} | more)
 
     def by_device(self, **more: Any) -> dict[str, Any]:
@@ -187,14 +190,14 @@ class Node(Runtime):
         return self.conf(**base | {"cniVersion": "1.1.0"} | more)
 
     def reindex(self) -> None:
-        """Write the devices' indices to the tree: the plugin tells by them whether a name is a VF's."""
+        """Write the devices' indices to the sysfs tree: the plugin identifies a VF's device by its index."""
         for item in json.loads(self.nip("-j", "link", "show")):
             path = self.tree.sys / "class/net" / item["ifname"] / "ifindex"
             if path.exists():
                 path.write_text(f"{item['ifindex']}\n")
 
     def return_device(self, pod: str, name: str = "", ifname: str = "eth0", index: int = 0) -> None:
-        """Do what the kernel does with a VF when its namespace ends; a stand-in would be deleted."""
+        """Move a VF to the host, as the kernel does when a namespace ends (it deletes veth devices)."""
         name = name or self.tree.netdev(index)
         self.ip("-n", pod, "link", "set", ifname, "down")
         self.ip("-n", pod, "link", "set", ifname, "netns", self.host, "name", name)
@@ -203,7 +206,7 @@ class Node(Runtime):
         self.reindex()
 
     def end(self, pod: str) -> None:
-        """End a pod: its namespace is deleted."""
+        """Delete a pod's namespace."""
         self.ip("netns", "del", pod)
         self.pods.remove(pod)
 
@@ -211,7 +214,10 @@ class Node(Runtime):
         return {item["ifname"] for item in json.loads(self.nip("-j", "link", "show"))}
 
     def delegate(self, name: str, script: str) -> Path:
-        """Install an IPAM plugin: a shell script that can use $ROOT; each call is a line in ``calls()``."""
+        """Install a shell script as an IPAM plugin, and return its path.
+
+        The script can use $ROOT, the node's directory. ``calls()`` lists the verbs of its calls.
+        """
         path = self.root / "bin" / name
         path.parent.mkdir(exist_ok=True)
         log = f'echo "$CNI_COMMAND $CNI_CONTAINERID $CNI_IFNAME $CNI_ARGS" >> {self.root}/calls'
@@ -251,11 +257,11 @@ class Node(Runtime):
         }
 
     def enter(self) -> list[str]:
-        """Return the words that execute a program in the host's namespace."""
+        """Return the command prefix that executes a program in the host's namespace."""
         return ["nsenter", f"--net=/run/netns/{self.host}", "--"]
 
     def command(self) -> list[str]:
-        """Return the words that execute the plugin in the host's namespace."""
+        """Return the command that executes the plugin in the host's namespace."""
         paths = [str(Path(__file__).parents[2] / "src"), *(p for p in sys.path if p.endswith("-packages"))]
         if not self.options and self.prelude == "pass":
             return [*self.enter(), self.executable]
@@ -263,7 +269,7 @@ class Node(Runtime):
         return [*self.enter(), sys.executable, *self.options, "-IS", "-c", program]
 
     def operate(self, *words: str, status: int = 0) -> subprocess.CompletedProcess[str]:
-        """Run the operator's command on the node."""
+        """Run the operator's command on the node; it must end with ``status``."""
         line = [*self.enter(), sys.executable, "-m", "sriov_fast.cli", *words]
         environment = self.environment("", "") | {"PYTHONPATH": os.pathsep.join(sys.path)}
         done = subprocess.run(line, env=environment, check=False, capture_output=True, text=True, timeout=60)
@@ -271,17 +277,17 @@ class Node(Runtime):
         return done
 
     def settle(self) -> None:
-        """Wait until nothing of the plugin's is at work any more: what it started may live longer than it."""
+        """Wait until the plugin's processes have ended: its children may run longer than the plugin."""
         wait_for(lambda: not self._has_processes(), "the plugin's processes do not end")
 
     def homed(self) -> None:
-        """Wait until every VF that was given back is home: it is, when a plugin of its own has ended."""
+        """Wait until all released VFs are in the host; without a server, a DEL ends only then."""
 
     def _has_processes(self) -> bool:
         return bool(self._processes())
 
     def _processes(self) -> list[int]:
-        """Return the processes that this node's plugin is, or has started."""
+        """Return the processes of this node's plugins and servers, and their children."""
         mark = f"SRIOV_FAST_RUN={self.run_dir}\0".encode()
         found = []
         for entry in os.listdir("/proc"):
@@ -293,7 +299,7 @@ class Node(Runtime):
         return found
 
     def held(self, prefix: str = "") -> list[str]:
-        """Return the locks that somebody has (/proc/locks); a file alone may be a dead one's."""
+        """Return the locks that a process holds (/proc/locks); an ended process may have left a lock file."""
         inodes = {line.split()[5].rpartition(":")[2] for line in Path("/proc/locks").read_text().splitlines()}
         return [name for name in self.locks() if name.startswith(prefix) and self._inode(name) in inodes]
 
@@ -304,15 +310,15 @@ class Node(Runtime):
             return ""
 
     def announcing(self, pod: str) -> bool:
-        """Say whether somebody has a packet socket in the pod (packet(7)); one that is gone has none."""
+        """Return whether a process has a packet socket (packet(7)) in the pod; False for a deleted pod."""
         words = ["nsenter", f"--net=/run/netns/{pod}", "cat", "/proc/net/packet"]
         done = subprocess.run(words, check=False, capture_output=True)
         return len(done.stdout.splitlines()) > 1
 
-    # --- what is there
+    # --- state
 
     def state(self) -> State:
-        """Return every stand-in in the host by name, with what ip(8) and ethtool(8) show of it."""
+        """Return the VFs' devices in the host by name, with their settings from ip(8) and ethtool(8)."""
         shown = json.loads(self.nip("-j", "-d", "link", "show", "type", "veth"))
         mine = {self.tree.netdev(index) for index in range(self.tree.vfs)}
         return {item["ifname"]: self._device(item) for item in shown if item["ifname"] in mine}
@@ -324,7 +330,7 @@ class Node(Runtime):
         return kept | {"flags": flags, "altnames": names} | devices.settings(self.host, shown["ifname"])
 
     def snapshot(self) -> dict[str, Any]:
-        """Return all that a failed ADD, or an ADD and its DEL, must leave as it was."""
+        """Return the state that a failed ADD, or an ADD and its DEL, must restore."""
         pods = {pod: self.ip("-o", "-n", pod, "address") + self.ip("-n", pod, "route") for pod in self.pods}
         pods = {pod: netns.without_dad(text) for pod, text in pods.items()}
         masks = [self.tree.mask(irq) for index in range(self.tree.vfs) for irq in self.tree.irqs(index)]
@@ -339,7 +345,10 @@ class Node(Runtime):
         }
 
     def kept(self) -> dict[str, Any]:
-        """Return what a failed DEL must leave: ``snapshot`` without IPv6 addresses (DAD takes a while)."""
+        """Return the state that a failed DEL must keep.
+
+        This is ``snapshot``, but with only the IPv4 addresses of pods: DAD delays IPv6 addresses.
+        """
         return self.snapshot() | {"pods": {pod: self.addresses_of(pod) for pod in self.pods}}
 
     def close(self) -> None:
@@ -349,12 +358,12 @@ class Node(Runtime):
 
 
 class ResidentNode(Node):
-    """A node with the client and a server; ``options`` are the server's.
+    """A node with the client in C and a server; ``options_of_server`` are the server's options.
 
-    ``servers`` are all that there were, ``server`` is the last.
+    ``servers`` are all servers that were started, ``server`` is the last one.
     """
 
-    socket = ""  # where SRIOV_FAST_RUN says
+    socket = ""  # the default one, in SRIOV_FAST_RUN
     options_of_server: tuple[str, ...] = ()
     may_fall_back = False
     _own = ("run", "etc", "sriov-fast", "interpreter", "sriov", "server.log")
@@ -368,7 +377,7 @@ class ResidentNode(Node):
         self._remember()
 
     def _install(self) -> None:
-        """Write what ``sriov-fast install`` writes, and have it told where that falls back."""
+        """Write the files of ``sriov-fast install``, and an interpreter that logs calls without a server."""
         program = install.executable(install.PROGRAMS["sriov-fast"])
         binary = client.binary()
         assert binary, "the client in C is not built: run `make build`"
@@ -396,9 +405,10 @@ class ResidentNode(Node):
         env: dict[str, str] | None = None,
         files: Sequence[int] = (),
     ) -> Server:
-        """Start another server, with the node's options if none are given; see that it is ``ready``.
+        """Start another server, by default with the node's options; the caller waits for it by ``ready``.
 
-        ``enter`` are words in front of its command, ``env`` is added to its environment.
+        ``enter`` is a prefix of its command, ``env`` is added to its environment, and it inherits the
+        descriptors ``files``.
         """
         program = str(self.root / "sriov-fast")
         words = [*self.enter(), *enter, program, "serve", *(options or self.options_of_server)]
@@ -408,7 +418,7 @@ class ResidentNode(Node):
         return self.server
 
     def again(self, *options: str) -> Server:
-        """Replace the server by another one; return that when it serves."""
+        """Replace the server; return the new one when it is ready."""
         self.server.stop()
         return self.serve(*options).ready()
 
@@ -419,7 +429,7 @@ class ResidentNode(Node):
         return [*self.enter(), str(self.root / "sriov")]
 
     def in_process(self) -> list[str]:
-        """Return the verbs that no server served; "again" stands behind one that a server had got."""
+        """Return the verbs that ran without a server; "again" marks those that a server had received."""
         path = self.root / "in-process"
         return path.read_text().splitlines() if path.exists() else []
 
@@ -429,11 +439,11 @@ class ResidentNode(Node):
         return done
 
     def returning(self) -> list[str]:
-        """Return the records of VFs that are their containers' no more and still on their way."""
+        """Return the records of released VFs that are still moving to the host."""
         return [name for name in self.records() if "~~" in name and "~~~" not in name]
 
     def homed(self) -> None:
-        """Wait until no VF is on its way home any more, and none is held that is nobody's."""
+        """Wait until no VF is moving to the host, and no VF without a record is locked."""
         wait_for(lambda: not self.returning() and not self._held_free(), "a VF does not come home")
 
     def _held_free(self) -> set[str]:
@@ -467,7 +477,7 @@ class ResidentNode(Node):
         assert self.may_fall_back or not self.in_process(), self.in_process()
 
     def close(self) -> None:
-        """Stop the server and look whether all went well; the server had no fault of its own."""
+        """Stop the servers; fail if one logged a traceback, or the client ran the plugin unexpectedly."""
         try:
             for server in self.servers:
                 server.stop()
@@ -481,7 +491,7 @@ class ResidentNode(Node):
 
 
 class DeferredNode(ResidentNode):
-    """Its server answers a DEL before the VF is home."""
+    """A node with a server that answers a DEL before the VF is in the host."""
 
     options_of_server = ("--defer-release",)
 
@@ -494,12 +504,12 @@ def held_up(node: Node, kind: str = "host-local") -> None:
 
 
 def said(document: object) -> str:
-    """Return a command that prints JSON."""
+    """Return a shell command that prints a document as JSON."""
     return f"printf '%s' {shlex.quote(json.dumps(document))}"
 
 
 def waits(node: Node, container: str) -> int:
-    """Wait until the delegate of a container's ADD does; return its process."""
+    """Wait until the delegate of a container's ADD waits for ``let_go``; return its process ID."""
     path = node.root / f"waits-{container}"
     wait_for(lambda: path.exists() and path.read_text().strip(), "the delegate was not started")
     return int(path.read_text())
@@ -520,7 +530,7 @@ def flocked(path: Path) -> Iterator[None]:
 
 @contextmanager
 def tmpfs(path: Path, options: str) -> Iterator[None]:
-    """Mount a small file system on a directory."""
+    """Mount a tmpfs on a directory."""
     path.mkdir(exist_ok=True)
     subprocess.run(["mount", "-t", "tmpfs", "-o", options, "none", path], check=True)
     try:
@@ -530,7 +540,7 @@ def tmpfs(path: Path, options: str) -> Iterator[None]:
 
 
 def fill(path: Path) -> Path:
-    """Take all space of a file system; return the file that has it."""
+    """Fill a file system with one file; return the file."""
     with (path / "ballast").open("wb", buffering=0) as file:
         for size in (4096, 1):
             with suppress(OSError):

@@ -200,7 +200,7 @@ class ForkedNode(Node):
 
 
 class InProcess(Mode):
-    """The plugin without a server, in forks that have imported its modules; ``Started`` imports them."""
+    """The plugin without a server, in forks of a process that has imported its modules."""
 
     name = "process"
     backend = "cython"

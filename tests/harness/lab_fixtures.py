@@ -17,7 +17,7 @@ from lab import containerd
 
 @pytest.fixture(scope="session")
 def cards() -> Iterator[list[Card]]:
-    """All PFs, set up, with each VF used once."""
+    """All PFs, in the state up, with each VF used once."""
     found = [Card(name) for name in pfs()]
     down = [card.pf for card in found if "UP" not in link(card.pf)["flags"]]
     for pf in down:

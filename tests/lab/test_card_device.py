@@ -160,7 +160,7 @@ def test_the_namespace_is_not_found(node: Node, card: Card) -> None:
 
 
 def test_the_vfs_were_made_anew(node: Node, card: Card) -> None:
-    """The DEL of a pod keeps the operator's settings of a new VF that has the old VF's address."""
+    """The DEL of a pod keeps the operator's settings of a new VF with the old VF's PCI address."""
     pod, number = node.pod(), len(card.vfs())
     conf = node.conf(**ASKED, ipam=node.host_local())
     node.add(conf, pod)

@@ -32,7 +32,7 @@ def devices(pod: str) -> list[str]:
 
 @pytest.mark.parametrize("ifname", ["taken", "free"])
 def test_the_namespace_is_gone(node: Node, card: Card, ifname: str) -> None:
-    """The kernel returns the VF to the host, as dev%d if the host has a device with its name in the pod."""
+    """The kernel returns the VF to the host, as dev%d if its name in the pod is in use on the host."""
     ifname = card.pf if ifname == "taken" else "podnet0"
     pod = node.pod()
     before = card.state()

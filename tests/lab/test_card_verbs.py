@@ -48,7 +48,7 @@ def test_check_names_what_was_changed(node: Node, card: Card) -> None:
     if len(os.sched_getaffinity(0)) < 2:
         pytest.skip("needs two CPUs, to move an interrupt")
     pod = node.pod()
-    # results have an MTU for CHECK since 1.1.0, which current IPAM plugins do not support as delegates
+    # CHECK compares the MTU in results since 1.1.0; IPAM plugins that are executed support only 1.0.0
     conf = node.conf(cniVersion="1.1.0", vf=VF, vlan=100, spoofchk="on", mtu=1400, cores="0")
     conf["ipam"] = node.host_local(delegate=False)
     result = node.add(conf, pod)

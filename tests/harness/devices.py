@@ -31,16 +31,10 @@ _SCHED_CLS, _XDP = 3, 6
 _PASS = struct.pack("<BBhi", 0xB7, 0, 0, 2) + struct.pack("<BBhi", 0x95, 0, 0, 0)  # return 2: XDP_PASS
 
 
-@contextmanager
-def _opened(netns: str, family: int, kind: int) -> Iterator[socket.socket]:
-    with inside(netns), socket.socket(family, kind) as opened:
-        yield opened
-
-
 def ethtool(netns: str, name: str, *words: int, size: int = 0) -> list[int]:
     """Execute SIOCETHTOOL with a struct of __u32; return the struct. "" is the caller's own namespace."""
     data = array("I", [*words, *[0] * (size - len(words))])
-    with _opened(netns, socket.AF_INET, socket.SOCK_DGRAM) as control:
+    with inside(netns), socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as control:
         fcntl.ioctl(control, _SIOCETHTOOL, struct.pack("16sP16x", name.encode(), data.buffer_info()[0]))
     return data.tolist()
 
@@ -92,33 +86,28 @@ def _program(kind: int) -> Iterator[int]:
 
 def attach_tcx(netns: str, name: str, hook: str) -> None:
     """Attach a tcx program at "ingress" or "egress"; raise OSError (EINVAL) on kernels before 6.6."""
-    index = index_of(netns, name)
     with _program(_SCHED_CLS) as program, inside(netns):
+        index = socket.if_nametoindex(name)
         _bpf(_BPF_PROG_ATTACH, struct.pack("<IIII", index, program, _ATTACHED[hook], 0))
 
 
 def hold(netns: str, name: str, hook: str) -> int:
     """Attach a program by a bpf_link at "xdp", "ingress" or "egress"; return the link's descriptor."""
-    index = index_of(netns, name)
     with _program(_XDP if hook == "xdp" else _SCHED_CLS) as program, inside(netns):
+        index = socket.if_nametoindex(name)
         return _bpf(_BPF_LINK_CREATE, struct.pack("<IIII", program, index, _ATTACHED[hook], 0))
 
 
 def tcx(netns: str, name: str) -> list[int]:
     """Return the numbers of tcx programs at ingress and at egress; [] on kernels before 6.6."""
-    index, found = index_of(netns, name), []
+    found: list[int] = []
     with inside(netns):
+        index = socket.if_nametoindex(name)
         for hook in ("ingress", "egress"):
             attributes = ctypes.create_string_buffer(struct.pack("<II", index, _ATTACHED[hook]), 64)
             if ctypes.CDLL(None).syscall(_SYS_BPF, 16, attributes, 64) == 0:  # BPF_PROG_QUERY
                 found += struct.unpack_from("<I", attributes, 24)
     return found
-
-
-def index_of(netns: str, name: str) -> int:
-    with _opened(netns, socket.AF_INET, socket.SOCK_DGRAM) as control:
-        answer: bytes = fcntl.ioctl(control, 0x8933, name.encode().ljust(40, b"\0"))  # SIOCGIFINDEX
-    return int.from_bytes(answer[16:20], "little")
 
 
 def attach_xdp(netns: str, name: str, mode: str) -> None:
@@ -128,9 +117,10 @@ def attach_xdp(netns: str, name: str, mode: str) -> None:
         return struct.pack("=HH", 4 + len(payload), kind) + payload
 
     flags = {"generic": 2, "driver": 4}[mode]
-    with _program(_XDP) as program, _opened(netns, socket.AF_NETLINK, socket.SOCK_RAW) as sock:
+    kernel = socket.AF_NETLINK, socket.SOCK_RAW
+    with _program(_XDP) as program, inside(netns), socket.socket(*kernel) as sock:
         xdp = attr(43, attr(1, struct.pack("=i", program)) + attr(3, struct.pack("=I", flags)))
-        body = struct.pack("=BxHiII", 0, 0, index_of(netns, name), 0, 0) + xdp
+        body = struct.pack("=BxHiII", 0, 0, socket.if_nametoindex(name), 0, 0) + xdp
         sock.send(struct.pack("=IHHII", 16 + len(body), 19, 0x5, 1, 0) + body)  # RTM_SETLINK, REQUEST | ACK
         (error,) = struct.unpack_from("=i", sock.recv(65536), 16)
     assert error == 0, os.strerror(-error)

@@ -227,29 +227,22 @@ class _Node(Collector):
         try:
             addressed = state.addressed()
             for pf, vfs in _pfs(self._roots):
-                self._count(family, pf, vfs, taken, addressed)
+                states = self._states(vfs, taken, addressed)
+                if states is None:
+                    self._errors["pf"] += 1
+                    continue
+                for name in VF_STATES:
+                    family.add_metric((pf, name), states[name])
         except (OSError, SriovError):
             self._errors["pf"] += 1
         return family
 
-    def _count(
-        self,
-        family: GaugeMetricFamily,
-        pf: str,
-        vfs: list[Vf] | None,
-        taken: dict[str, str],
-        addressed: set[str],
-    ) -> None:
-        if vfs is None:
-            self._errors["pf"] += 1
-            return
+    def _states(self, vfs: list[Vf] | None, taken: dict[str, str], addressed: set[str]) -> Tally[str] | None:
+        """Return the number of VFs by state, None if they cannot be read."""
         try:
-            states = Tally(state.of(vf, taken, addressed, self._roots) for vf in vfs)
+            return None if vfs is None else Tally(state.of(vf, taken, addressed, self._roots) for vf in vfs)
         except (OSError, SriovError):
-            self._errors["pf"] += 1
-            return
-        for name in VF_STATES:
-            family.add_metric((pf, name), states[name])
+            return None
 
 
 def _pfs(roots: Roots) -> Iterator[tuple[str, list[Vf] | None]]:

@@ -47,8 +47,7 @@ def read(environ: Mapping[str, str], stdin: bytes) -> Request:
     """Return the request in ``environ`` and ``stdin``, or raise EnvError that names the wrong variable."""
     command = _command(environ)
     text = environ.get("CNI_ARGS", "")
-    # absolute: the record keeps it for a DEL of another process
-    path = tuple(map(os.path.abspath, filter(None, environ.get("CNI_PATH", "").split(os.pathsep))))
+    path = tuple(_absolute(part) for part in environ.get("CNI_PATH", "").split(os.pathsep) if part)
     required = _REQUIRED.get(command)
     if required is None:
         return Request(command=command, args_text=text, path=path, stdin=stdin)
@@ -67,6 +66,11 @@ def read(environ: Mapping[str, str], stdin: bytes) -> Request:
         stdin=stdin,
         warnings=warnings,
     )
+
+
+def _absolute(directory: str) -> str:
+    """Return a directory of CNI_PATH as the record keeps it, for a DEL of another process."""
+    return directory if directory.startswith("/") else f"{os.getcwd()}/{directory}"
 
 
 def _command(environ: Mapping[str, str]) -> str:

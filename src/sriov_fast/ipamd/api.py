@@ -202,7 +202,7 @@ async def metrics(request: Request) -> Response:
         await within(READY_TIMEOUT, service_of(request).ready())
         usage = await within(READY_TIMEOUT, service_of(request).usage())
     except ServiceError as error:
-        log.warning("the store does not answer, or cannot write", extra={"detail": error.detail})
+        log.warning("the store does not answer, or cannot write", extra={"detail": str(error)})
         usage = None
     return Response(metrics_of(request).render(usage), media_type=CONTENT_TYPE_LATEST)
 
@@ -245,7 +245,7 @@ def create_app(service: Service, metrics: Metrics, managed_by: Path | None = Non
 
 async def _refused(request: Request, error: ServiceError) -> Response:
     headers = {"retry-after": "1"} if error.status == 503 else None
-    return middleware.refuse(error.status, error.kind, error.detail, headers=headers)
+    return middleware.refuse(error.status, error.kind, str(error), headers=headers)
 
 
 async def _invalid(request: Request, error: RequestValidationError) -> Response:

@@ -7,13 +7,9 @@ from sriov_fast import ipamd_api
 
 
 class ServiceError(Exception):
-    """An error of the API: `kind` is for programs, `detail` names the key and the value."""
+    """An error of the API: `kind` is for programs, the text names the key and the value."""
 
     kind = ipamd_api.UNAVAILABLE
-
-    def __init__(self, detail: str) -> None:
-        super().__init__(detail)
-        self.detail = detail
 
     @property
     def status(self) -> int:

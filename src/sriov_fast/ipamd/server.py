@@ -111,7 +111,7 @@ async def _opened(url: str) -> AsyncIterator[Service]:
     try:
         service = await open_service(url)
     except ServiceError as error:
-        raise StartError(f"storage: {error.detail}") from error
+        raise StartError(f"storage: {error}") from error
     try:
         yield service
     finally:
@@ -155,7 +155,7 @@ async def apply(found: Settings, config: Config | None, service: Service) -> Non
     try:
         await _apply(found, config, service)
     except ServiceError as error:
-        raise StartError(f"{found.path}: the configuration cannot be applied: {error.detail}") from error
+        raise StartError(f"{found.path}: the configuration cannot be applied: {error}") from error
 
 
 async def _apply(found: Settings, config: Config, service: Service) -> None:

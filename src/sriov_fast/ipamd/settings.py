@@ -158,7 +158,7 @@ def parse_config(found: Settings) -> Config | None:
     try:
         return parse(Config, found.document)
     except ServiceError as error:
-        raise StartError(f"{found.path}: {error.detail}") from error
+        raise StartError(f"{found.path}: {error}") from error
 
 
 def _anchored(server: ServerSettings, directory: Path) -> ServerSettings:

@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 from sriov_fast.ipamd.config import Config
 from sriov_fast.ipamd.config_store import NAMED, PAGE, ConfigStore, read_snapshot, token
-from sriov_fast.ipamd.errors import Conflict, Invalid
+from sriov_fast.ipamd.errors import Conflict, Invalid, owner_text
 from sriov_fast.ipamd.model import Address, Allocation, Document, Ifname, Name, PodId, Some, parse
 from sriov_fast.ipamd.pools import SHARDS, AddressSpace
 from sriov_fast.ipamd.schema import (
@@ -115,7 +115,7 @@ class _Records:
         mine = self.nets[it.network].fixed.get(it.pod_id)
         assigned = mine.places if mine else ()
         parts = [Held(space.ident, at, (space, at) not in assigned) for space, at in places]
-        what = f"container {it.container_id!r} interface {it.ifname!r} in network {it.network!r}"
+        what = f"{owner_text(it.container_id, it.ifname)} in network {it.network!r}"
         self._put(where, what, self.keys.own(*owner), pack_own(it.document(), parts))
         self.found[self.keys.host(it.network, it.host_ip, owner[1:])] = it.lease.encode()
         for (space, address), part in zip(places, parts, strict=True):
@@ -157,7 +157,7 @@ async def _require_kept(
     for document in await held(tx, old):
         it = Allocation.model_validate(document)
         if kept.get((it.network, it.container_id, it.ifname)) != it:
-            lost.append(f"container {it.container_id!r} interface {it.ifname!r} in {it.network!r}")
+            lost.append(f"{owner_text(it.container_id, it.ifname)} in {it.network!r}")
     if lost:
         more = f" and {len(lost) - NAMED} more" if len(lost) > NAMED else ""
         raise Conflict(f"allocations: not so in the document, and held: {', '.join(lost[:NAMED])}{more}")

@@ -12,7 +12,7 @@ from typing import Any
 import orjson
 
 from sriov_fast.ipamd.config import Config
-from sriov_fast.ipamd.errors import Conflict, OtherRevision, Unavailable
+from sriov_fast.ipamd.errors import Conflict, OtherRevision, Unavailable, owner_text
 from sriov_fast.ipamd.model import parse
 from sriov_fast.ipamd.schema import NO_ROOT, ROOT, RecordKeys, pack, unpack
 from sriov_fast.ipamd.snapshot import Snapshot, nets, pools_of
@@ -193,9 +193,7 @@ async def _held(old: Snapshot, ident: str, tx: Transaction) -> list[str]:
         for record in (unpack(value) for _, value in rows):
             if "owner" in record:
                 network, container_id, ifname = record["owner"]
-                found.append(
-                    f"pool {pool!r} by container {container_id!r} interface {ifname!r} in {network!r}"
-                )
+                found.append(f"pool {pool!r} by {owner_text(container_id, ifname)} in {network!r}")
         if len(rows) < PAGE:
             break
         first = rows[-1][0] + "\x00"

@@ -6,6 +6,11 @@ from __future__ import annotations
 from sriov_fast import ipamd_api
 
 
+def owner_text(container_id: str, ifname: str) -> str:
+    """Name an owner within its network, for an error."""
+    return f"container {container_id!r} interface {ifname!r}"
+
+
 class ServiceError(Exception):
     """An error of the API: `kind` is for programs, the text names the key and the value."""
 

@@ -11,7 +11,7 @@ from urllib.parse import urlsplit
 from sriov_fast.ipamd import backup
 from sriov_fast.ipamd.config import Config
 from sriov_fast.ipamd.config_store import PAGE, ConfigStore
-from sriov_fast.ipamd.errors import Exhausted, Invalid, NotFound, ServiceError, Unavailable
+from sriov_fast.ipamd.errors import Exhausted, Invalid, NotFound, ServiceError, Unavailable, owner_text
 from sriov_fast.ipamd.model import Allocation, Ask, Leased, PoolUse
 from sriov_fast.ipamd.pools import SHARDS, AddressSpace
 from sriov_fast.ipamd.schema import ROOT, RecordKeys, Shard, shards, unescape, unpack_own
@@ -125,9 +125,7 @@ class Service:
 
         value = await self._store.read(look)
         if value is None:
-            raise NotFound(
-                f"allocation: container {container_id!r} interface {ifname!r} holds nothing in {network!r}"
-            )
+            raise NotFound(f"allocation: {owner_text(container_id, ifname)} holds nothing in {network!r}")
         return Allocation.model_validate(unpack_own(value)[0])
 
     async def release(

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from sriov_fast import ipamd_api
-from sriov_fast.ipamd.errors import Conflict
+from sriov_fast.ipamd.errors import Conflict, owner_text
 from sriov_fast.ipamd.model import Ask
 from sriov_fast.ipamd.pools import SHARDS, AddressSpace
 from sriov_fast.ipamd.schema import (
@@ -47,13 +47,9 @@ def require(snapshot: Snapshot, root: bytes | None) -> None:
         raise Stale
 
 
-def _owner(container_id: str, ifname: str) -> str:
-    return f"container {container_id!r} interface {ifname!r}"
-
-
 def _other(key: str, mine: str, document: Mapping[str, Any]) -> Conflict:
     """Return the error for an allocation of another pod or host."""
-    owner, network = _owner(document["container_id"], document["ifname"]), document["network"]
+    owner, network = owner_text(document["container_id"], document["ifname"]), document["network"]
     return Conflict(
         f"{key}: {mine!r}: {owner} in network {network!r} holds addresses for {key} {document[key]!r}"
     )
@@ -178,8 +174,8 @@ class Grant:
             _, container_id, ifname = record["owner"]
             raise Conflict(
                 f"ips: {space.text(at)!r} is assigned to pod {self.ask.pod_id!r}"
-                f" ({_owner(self.ask.container_id, self.ask.ifname)}), and"
-                f" {_owner(container_id, ifname)} of pod {record['pod_id']!r} holds it"
+                f" ({owner_text(self.ask.container_id, self.ask.ifname)}), and"
+                f" {owner_text(container_id, ifname)} of pod {record['pod_id']!r} holds it"
             )
         await self._unqueue(tx, draft, place, record["released"])
 

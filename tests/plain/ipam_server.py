@@ -24,6 +24,7 @@ import trustme
 
 from harness.waiting import PATIENCE, wait_for
 from sriov_fast import cli
+from sriov_fast.cli.ipam import commands
 from sriov_fast.ipamd import auth
 
 SRC = Path(__file__).resolve().parents[2] / "src"
@@ -61,7 +62,7 @@ def toml(table: dict[str, Any]) -> str:
     return "[server]\n" + "".join(f"{key} = {json.dumps(value)}\n" for key, value in table.items())
 
 
-def command(*words: object, env: dict[str, str] | None = None) -> list[str]:
+def command(*words: object) -> list[str]:
     return [sys.executable, "-m", "sriov_fast.cli", "ipam", *map(str, words)]
 
 
@@ -230,7 +231,6 @@ class AddressService:
         self.config = directory / "ipam.toml"
         self.log = directory / "log"
         self._env = env
-        self._verify: ssl.SSLContext | bool = True
         self._begin = 0
         directory.mkdir(parents=True, exist_ok=True)
         defaults = {"listen": "127.0.0.1:0", "storage": f"sqlite://{directory}/ipam.db"}
@@ -238,10 +238,8 @@ class AddressService:
         self.start()
 
     def write(self, table: dict[str, Any], domain: dict[str, Any] | None) -> None:
-        from sriov_fast.cli.ipam.commands import toml as domain_toml
-
         self.table = table
-        self.config.write_text(domain_toml(domain or {}) + toml(table))
+        self.config.write_text(commands.toml(domain or {}) + toml(table))
 
     def start(self) -> None:
         self.log.touch()
@@ -282,12 +280,12 @@ class AddressService:
         return found
 
     def client(
-        self, authority: Authority | None = None, token: str = "", certificate: Any = None, **more: Any
+        self, authority: Authority | None = None, token: str = "", certificate: Any = None
     ) -> httpx.Client:
         headers = {"authorization": f"Bearer {token}"} if token else {}
         verify: Any = authority.trust(certificate) if authority else False
         return httpx.Client(
-            base_url=self.url, headers=headers, verify=verify, trust_env=False, timeout=PATIENCE, **more
+            base_url=self.url, headers=headers, verify=verify, trust_env=False, timeout=PATIENCE
         )
 
     def signal(self, number: int) -> None:
@@ -304,9 +302,9 @@ class AddressService:
         self.process.wait(PATIENCE)
 
 
-def wanted(container: str, host: str = HOST, pod: str = "", ifname: str = "eth0") -> dict[str, str]:
+def wanted(container: str, host: str = HOST, pod: str = "") -> dict[str, str]:
     """The body of an ask."""
-    return {"container_id": container, "ifname": ifname, "pod_id": pod or f"pod-{container}", "host_ip": host}
+    return {"container_id": container, "ifname": "eth0", "pod_id": pod or f"pod-{container}", "host_ip": host}
 
 
 ASK = "/v1/networks/mynet/allocations"

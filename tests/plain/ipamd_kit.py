@@ -142,5 +142,5 @@ async def address(service: Service, *args: Any, **more: Any) -> str:
     return allocation.ips[0].address.partition("/")[0]
 
 
-async def release(service: Service, container: object, *, host: str = HOST, ifname: str = "eth0") -> bool:
-    return await service.release(("n", f"c{container}", ifname), host)
+async def release(service: Service, container: object, *, ifname: str = "eth0") -> bool:
+    return await service.release(("n", f"c{container}", ifname), HOST)

@@ -57,6 +57,20 @@ def test_release_of_what_nobody_has(node: Node) -> None:
     assert len(node.records()) == 1
 
 
+@pytest.mark.parametrize("broken", [0, 1])
+def test_one_interface_that_stays_keeps_no_other(node: Node, broken: int) -> None:
+    names = ("eth0", "net1")
+    pod, conf = attached(node)
+    node.add(conf, pod, ifname="net1")
+    for index, ifname in enumerate(names):
+        node.return_device(pod, ifname=ifname, index=index)
+    node.end(pod)
+    Path(node.run_dir, "vfs", f"{node.tree.pci(broken)}~{pod}~{names[broken]}").write_text("{")
+    done = node.operate("release", pod, status=1)
+    assert f"VF {node.tree.pci(1 - broken)} of {pod}/{names[1 - broken]} is released" in done.stdout
+    assert "the record is broken" in done.stderr
+
+
 def test_a_living_pod_keeps_its_vf_unless_forced(node: Node) -> None:
     """The VF of a running pod goes only where the operator insists."""
     pod, _ = attached(node)

@@ -29,7 +29,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
-    """Release each attachment of the container."""
+    """Release each attachment of the container; the first error is raised at the end."""
     roots = paths.from_environment()
     records = [
         record
@@ -39,15 +39,20 @@ def run(args: argparse.Namespace) -> None:
     if not records:
         raise SriovError(f"no VF belongs to {' '.join(filter(None, (args.container, args.ifname)))}")
     released: list[Attachment] = []
-    try:
-        for record in records:
+    faults: list[SriovError | OSError] = []
+    for record in records:
+        try:
             release(record, roots, force=args.force)
-            released.append(record)
-            if not args.json:
-                print(f"VF {record.pci} of {'/'.join(record.owner)} is released")
-    finally:
-        if args.json:
-            output.print_json([_plain(record) for record in released])
+        except (SriovError, OSError) as error:
+            faults.append(error)
+            continue
+        released.append(record)
+        if not args.json:
+            print(f"VF {record.pci} of {'/'.join(record.owner)} is released")
+    if args.json:
+        output.print_json([_plain(record) for record in released])
+    if faults:
+        raise faults[0]
 
 
 def _plain(record: Attachment) -> dict[str, str]:

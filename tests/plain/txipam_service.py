@@ -158,8 +158,9 @@ class FakeService:
             fault = self.faults.popleft() if self.faults else self.always
             reply = Reply(500) if fault in ("refuse", "hang") or isinstance(fault, Reply) else self.act(seen)
         if isinstance(fault, bytes):
-            tls.sendall(fault)
-            tls.unwrap()
+            with suppress(OSError, ValueError):  # ValueError: the client has closed meanwhile
+                tls.sendall(fault)
+                tls.unwrap()
             return False
         octets = (fault if isinstance(fault, Reply) else reply).octets()
         if fault in ("hang", "refuse", "lose"):

@@ -1,4 +1,4 @@
-"""What all tests share: the guard of the compiled code, the tiers, and one fixture for both backends."""
+"""Settings and fixtures of all tests: hypothesis, compiled modules, tiers, root's rules, both backends."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ if os.environ.get("SRIOV_FAST_LAB") != "1":  # the lab's tests draw no examples,
     from hypothesis import HealthCheck, settings
 
     # The same examples in every run; `make fuzz` draws new ones, from a seed that it prints.
-    patient = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])  # the machine may be busy
+    patient = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])  # a busy machine is slow
     settings.register_profile("same", patient, derandomize=True, max_examples=40)
     settings.register_profile("long", patient, derandomize=False, max_examples=2000)
     settings.load_profile("same")
@@ -31,19 +31,22 @@ HINT = "run `make build`, or set SRIOV_FAST_BACKEND=python to test the plain bac
 
 @pytest.fixture(scope="session", autouse=True)
 def interruptible() -> None:
-    """SIGINT has its effect in what tests start; it is ignored in what a shell runs in its background."""
+    """Restore Python's handler of SIGINT, which a background job of a shell ignores.
+
+    Processes that the tests start would inherit the ignored signal.
+    """
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session", autouse=True)
 def others_write_nothing() -> None:
-    """Files of the tests are theirs alone: the plugin refuses directories that others may write to."""
+    """Set a umask that denies others to write: the plugin refuses directories that others may write to."""
     os.umask(0o022)
 
 
 @pytest.fixture(scope="session", autouse=True)
 def root_allows(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """Network configurations may name files in the tests' own directory (docs/security.md)."""
+    """Allow network configurations to name files in the tests' temporary directory (docs/security.md)."""
     top = tmp_path_factory.getbasetemp()
     before = os.environ.get("SRIOV_FAST_ETC")
     os.environ["SRIOV_FAST_ETC"] = str(allow(top / "etc", top))
@@ -55,13 +58,16 @@ def root_allows(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 
 @pytest.fixture
 def allows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Path]:
-    """Write root's rules for one test: see ``allow``."""
+    """A function that writes root's rules for one test, with ``top`` and ``tokens`` of ``allow``."""
     monkeypatch.setenv("SRIOV_FAST_ETC", str(tmp_path / "etc"))
     return lambda top, tokens="": allow(tmp_path / "etc", top, tokens)
 
 
 def allow(etc: Path, top: Path, tokens: str = "") -> Path:
-    """Write root's rules: ``top`` for every key that names a file; ``tokens`` is that table's content."""
+    """Write root's rules to the directory ``etc``, and return it.
+
+    Every key that names a file allows ``top``; ``tokens`` is the content of the table [tokens].
+    """
     from sriov_fast.common import files
 
     etc.mkdir(mode=0o755, exist_ok=True)
@@ -72,17 +78,17 @@ def allow(etc: Path, top: Path, tokens: str = "") -> Path:
 
 
 def ext_required() -> bool:
-    """Whether the caller (make, CI) promised to have built everything."""
+    """Return whether the caller (make, CI) requires that all modules are compiled and up to date."""
     return os.environ.get("SRIOV_FAST_REQUIRE_EXT", "") not in ("", "0")
 
 
 def wants_compiled() -> bool:
-    """Without the compiled modules there must be an explicit wish for that, or the run proves nothing."""
+    """Return whether the compiled modules are tested: SRIOV_FAST_BACKEND=python leaves out optional ones."""
     return ext_required() or os.environ.get("SRIOV_FAST_BACKEND") != "python"
 
 
 def compiled_fault(name: str) -> str:
-    """Say why a module is not the compiled one; "" where it is."""
+    """Return why a module is not compiled, or is stale although it must not be; "" without a fault."""
     try:
         module = importlib.import_module(f"sriov_fast.{name}")
     except ImportError as error:
@@ -94,7 +100,7 @@ def compiled_fault(name: str) -> str:
 
 
 def is_stale(module: ModuleType) -> bool:
-    """Return whether a part of a compiled module's source was changed after it was compiled."""
+    """Return whether a source file of a compiled module is newer than the module."""
     built = Path(str(module.__file__))
     name = built.name.partition(".")[0]
     sources = (
@@ -122,7 +128,7 @@ def pytest_report_header() -> str:
 
 
 def tier_of(path: Path) -> str:
-    """The tier of a test, named by its directory; "" outside."""
+    """Return the tier of a test, which is its directory below ``tests``; "" elsewhere."""
     return path.relative_to(HERE).parts[0] if path.is_relative_to(HERE) else ""
 
 
@@ -147,7 +153,7 @@ def trio(kind: str) -> SimpleNamespace:
 
 @pytest.fixture(scope="session", params=("cython", "python"))
 def backend(request: pytest.FixtureRequest) -> SimpleNamespace:
-    """Each backend's modules ``nl``, ``sysfs`` and ``irq``, whichever one is selected for the plugin."""
+    """The modules ``nl``, ``sysfs`` and ``irq`` of each backend, also of the one that is not selected."""
     if request.param == "cython" and not wants_compiled():
         pytest.skip("SRIOV_FAST_BACKEND=python: the compiled backend is left out")
     return trio(request.param)
@@ -155,6 +161,6 @@ def backend(request: pytest.FixtureRequest) -> SimpleNamespace:
 
 @pytest.fixture
 def nl(backend: SimpleNamespace) -> ModuleType:
-    """Each backend's rtnetlink."""
+    """The rtnetlink module of each backend."""
     module: ModuleType = backend.nl
     return module

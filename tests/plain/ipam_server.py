@@ -1,4 +1,4 @@
-"""The address service as a process of its own, over TLS of a CA made for the occasion; and etcd beside it."""
+"""Processes of the address service with TLS certificates of a test CA, their tokens and their clients."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ DOMAIN: dict[str, Any] = {
 
 
 def roomy(grace: int = 0) -> dict[str, Any]:
-    """A configuration with some thousands of addresses, for many clients."""
+    """Return a configuration with 65,000 addresses, for many clients."""
     return {
         "networks": [{"name": "mynet", "grace": grace}],
         "pools": [{"name": "a", "network": "mynet", "subnet": "10.64.0.0/16", "gateway": "10.64.0.1"}],
@@ -58,7 +58,7 @@ def roomy(grace: int = 0) -> dict[str, Any]:
 
 
 def toml(table: dict[str, Any]) -> str:
-    """The table ``[server]``; all its values are such as JSON and TOML write alike."""
+    """Return the table ``[server]``; JSON and TOML write its values alike."""
     return "[server]\n" + "".join(f"{key} = {json.dumps(value)}\n" for key, value in table.items())
 
 
@@ -72,7 +72,7 @@ def environment(**more: str) -> dict[str, str]:
 
 
 def run(*words: object, check: bool = True, stdin: str = "", **env: str) -> CompletedProcess[str]:
-    """Run ``sriov-fast ipam ...`` in this process: an interpreter's start takes most of a second."""
+    """Run ``sriov-fast ipam ...`` in this process, since an interpreter takes most of a second to start."""
     out, err = io.StringIO(), io.StringIO()
     with (
         mock.patch.dict(os.environ, environment(**env), clear=True),
@@ -89,7 +89,7 @@ def run(*words: object, check: bool = True, stdin: str = "", **env: str) -> Comp
 
 
 class Authority:
-    """A CA, and the files that servers and clients need of it."""
+    """A CA, and the certificate and key files of its servers and clients."""
 
     def __init__(self, directory: Path) -> None:
         self.directory = directory
@@ -99,7 +99,7 @@ class Authority:
         self.server = self.issue("server", "127.0.0.1", "::1", "localhost")
 
     def issue(self, name: str, *identities: str) -> tuple[Path, Path]:
-        """Make NAME.crt and NAME.key for some addresses and host names."""
+        """Write NAME.crt and NAME.key for addresses and host names; return both paths."""
         made = self._ca.issue_cert(*identities)
         cert, key = self.directory / f"{name}.crt", self.directory / f"{name}.key"
         made.private_key_pem.write_to_path(str(key))
@@ -107,7 +107,7 @@ class Authority:
         return cert, key
 
     def trust(self, client: tuple[Path, Path] | None = None) -> ssl.SSLContext:
-        """What a client brings: trust in this CA, and perhaps a certificate of its own."""
+        """Return a client's TLS context, which trusts this CA and presents ``client``, if any."""
         context = ssl.create_default_context(cafile=str(self.ca))
         if client:
             context.load_cert_chain(*map(str, client))
@@ -115,7 +115,7 @@ class Authority:
 
 
 class Tokens:
-    """Tokens in a file, as the command makes them."""
+    """The file of the service's tokens, and the token files of an administrator and a host."""
 
     def __init__(self, directory: Path) -> None:
         self.path = directory / "tokens.json"
@@ -132,7 +132,7 @@ class Tokens:
 
 
 class World:
-    """A CA and tokens, and servers that use them, which end with it."""
+    """A CA, tokens, and the servers that use them; ``end`` kills the servers."""
 
     def __init__(self, directory: Path) -> None:
         self.directory = directory
@@ -143,7 +143,7 @@ class World:
     def serve(
         self, name: str, domain: dict[str, Any] | None = None, env: dict[str, str] | None = None, **table: Any
     ) -> AddressService:
-        """Start a server with TLS and tokens, unless ``table`` says otherwise."""
+        """Start a server with the keys of ``table``; without them, it has TLS and tokens."""
         cert, key = map(str, self.authority.server)
         if not table.get("insecure"):
             table = {"cert": cert, "key": key} | table
@@ -165,7 +165,7 @@ class World:
         return self.authority.trust().wrap_socket(plain, server_hostname="127.0.0.1")
 
     def head(self, length: int) -> bytes:
-        """The head of an ask of a host, whose body is so long."""
+        """Return the header of a host's allocation request with a body of ``length`` bytes."""
         fields = (f"authorization: Bearer {self.tokens.host}", "content-type: application/json")
         lines = (f"POST {ASK} HTTP/1.1", "host: x", *fields, f"content-length: {length}", "\r\n")
         return "\r\n".join(lines).encode()
@@ -177,9 +177,9 @@ class World:
 
 
 class Fork:
-    """The command in a copy of this process, which has its modules; an interpreter's start takes a second.
+    """The command in a fork of this process, since an interpreter takes most of a second to start.
 
-    It has what tests use of ``subprocess.Popen``.
+    The class has the methods of ``subprocess.Popen`` that the tests use.
     """
 
     def __init__(self, words: Sequence[object], log: Path, env: dict[str, str]) -> None:
@@ -221,7 +221,7 @@ class Fork:
 
 
 class AddressService:
-    """One process of the service."""
+    """A process of the address service."""
 
     def __init__(
         self, directory: Path, table: dict[str, Any], domain: dict[str, Any] | None = None, **env: str
@@ -254,21 +254,21 @@ class AddressService:
         self.port = int(listen.rpartition(":")[2])
 
     def restart(self) -> None:
-        """Start again where it was, so that clients find it."""
+        """Start a new process at the same address and port."""
         self.table["listen"] = f"127.0.0.1:{self.port}"
         head, _, _ = self.config.read_text().partition("[server]\n")
         self.config.write_text(head + toml(self.table))
         self.start()
 
     def events(self) -> list[dict[str, Any]]:
-        """All that was logged since the process began."""
+        """Return the events that the current process has logged."""
         with self.log.open("rb") as log:
             log.seek(self._begin)
             lines = log.read().decode().splitlines()
         return [json.loads(line) for line in lines if line.startswith("{") and line.endswith("}")]
 
     def wait(self, message: str) -> dict[str, Any]:
-        """Wait for an event."""
+        """Wait for an event with this message, and return the event."""
 
         def find() -> dict[str, Any] | None:
             found = next((each for each in self.events() if each["msg"] == message), None)
@@ -292,7 +292,7 @@ class AddressService:
         self.process.send_signal(number)
 
     def stop(self) -> int:
-        """End it as systemd would; its exit status."""
+        """End the process with SIGTERM, as systemd does; return its exit status."""
         if self.process.poll() is None:
             self.signal(signal.SIGTERM)
         return self.process.wait(PATIENCE)
@@ -315,14 +315,14 @@ def ask(client: httpx.Client, container: str, **more: str) -> httpx.Response:
 
 
 def address(response: httpx.Response) -> str:
-    """The address that an answer gives."""
+    """Return the first address of a successful reply."""
     assert response.status_code in (200, 201), response.text
     found: str = response.json()["ips"][0]["address"]
     return found
 
 
 def problem(response: httpx.Response, status: int, kind: str) -> str:
-    """Check that an answer is a whole problem document; return its detail."""
+    """Assert that a reply is a complete problem document; return its detail."""
     assert response.status_code == status, response.text
     assert response.headers["content-type"] == "application/problem+json"
     found = response.json()
@@ -335,7 +335,7 @@ def problem(response: httpx.Response, status: int, kind: str) -> str:
 
 
 def release_all(client: httpx.Client) -> None:
-    """Release every allocation, as an administrator or for one host."""
+    """Release every allocation as an administrator, or those of HOST as a host."""
     params = {} if client.get("/v1/allocations").is_success else {"host_ip": HOST}
     for held in client.get("/v1/allocations", params=params).json()["allocations"]:
         path = f"/v1/networks/{held['network']}/allocations/{held['container_id']}/{held['ifname']}"

@@ -1,4 +1,4 @@
-"""What the tests of the address service share: an etcd of their own, a clock, small configurations."""
+"""An etcd process, a clock, configurations and requests for the tests of the address service."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def free_port() -> int:
 
 
 class Etcd:
-    """One etcd of its own; it can be killed and started again on the same data."""
+    """An etcd process, which can be killed and started again with the same data."""
 
     def __init__(self, *options: str, scheme: str = "http", sync: bool = False) -> None:
         self._directory = tempfile.TemporaryDirectory(prefix="etcd-")
@@ -88,7 +88,7 @@ class Etcd:
 
 
 class Clock:
-    """A clock that only tests move."""
+    """A clock that stands still until a test changes ``now``."""
 
     def __init__(self) -> None:
         self.now = 1_700_000_000.0
@@ -98,7 +98,10 @@ class Clock:
 
 
 def config(subnet: str = "10.1.0.0/24", *, grace: int = 300, **more: Any) -> dict[str, Any]:
-    """A network n with a pool a for all hosts; `pool` and `assignments` add to it."""
+    """Return the configuration of a network n with a pool a for all hosts.
+
+    ``pool`` has further keys of the pool, ``assignments`` those of assignments, the others are tables.
+    """
     pool = {"name": "a", "network": "n", "subnet": subnet, **more.pop("pool", {})}
     hosts = {"network": "n", "hosts": ["0.0.0.0/0", "::/0"], "pools": ["a"]}
     document = {"networks": [{"name": "n", "grace": grace}], "pools": [pool], "hosts": [hosts]}
@@ -128,7 +131,7 @@ def ask(container: object, pod: str | None = None, *, host: str = HOST, **more: 
 
 @contextlib.asynccontextmanager
 async def opened(url: str, clock: Callable[[], float] = time.time) -> AsyncIterator[Service]:
-    """Open a service, and close it."""
+    """Open a service, and close it at the end of the context."""
     service = await open_service(url, clock=clock)
     try:
         yield service
@@ -137,7 +140,7 @@ async def opened(url: str, clock: Callable[[], float] = time.time) -> AsyncItera
 
 
 async def address(service: Service, *args: Any, **more: Any) -> str:
-    """The IPv4 address that a new or known container gets."""
+    """Request an address for a new or known container; return it without its prefix length."""
     allocation, _ = await service.allocate(ask(*args, **more))
     return allocation.ips[0].address.partition("/")[0]
 

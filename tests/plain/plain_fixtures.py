@@ -1,6 +1,6 @@
-"""What the plain tests share: closes that fail, and an etcd, stores and the address service as a process.
+"""Fixtures of the plain tests: failing closes, an etcd, stores, and the address service as a process.
 
-The libraries of the address service are an extra, so they are imported when a test asks for them.
+The libraries of the address service are an optional dependency, so only its fixtures import them.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 @pytest.fixture
 def late_error(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Let every close fail with EIO after it has released the descriptor, as on NFS."""
+    """Make every close(2) release its descriptor and then fail with EIO, as on NFS."""
     real_close = os.close
 
     def close(fd: int) -> None:
@@ -46,7 +46,7 @@ def etcd() -> Iterator[Etcd]:
 
 @pytest.fixture(params=["sqlite", "etcd"])
 def url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
-    """An empty store of each kind."""
+    """The URL of an empty store, of each kind."""
     if request.param == "sqlite":
         return f"sqlite://{tmp_path}/ipam.db"
     return f"{request.getfixturevalue('etcd').url}?prefix={uuid4().hex}"
@@ -54,7 +54,7 @@ def url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
 
 @pytest.fixture(scope="session")
 def anyio_backend() -> str:
-    """Run the coroutines among the tests with asyncio."""
+    """The event loop of the tests that are coroutines."""
     return "asyncio"
 
 
@@ -67,7 +67,7 @@ def clock() -> Clock:
 
 @pytest.fixture
 async def service(url: str, clock: Clock) -> AsyncIterator[Service]:
-    """An address service on an empty store of each kind."""
+    """An address service with an empty store, of each kind."""
     from ipamd_kit import opened
 
     async with opened(url, clock) as found:
@@ -76,7 +76,7 @@ async def service(url: str, clock: Clock) -> AsyncIterator[Service]:
 
 @pytest.fixture
 async def replica(url: str, clock: Clock) -> AsyncIterator[Service]:
-    """Another service on the same store."""
+    """A second address service with the same store."""
     from ipamd_kit import opened
 
     async with opened(url, clock) as found:
@@ -99,7 +99,7 @@ def server(world: World) -> AddressService:
 
 @pytest.fixture
 def admin(world: World, server: AddressService) -> Iterator[httpx.Client]:
-    """An administrator, of a service that has nothing but the documented network."""
+    """An administrator's client of a service with the documented network and without allocations."""
     from ipam_server import DOMAIN, release_all
 
     with world.admin(server) as client:

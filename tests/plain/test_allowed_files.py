@@ -1,4 +1,4 @@
-"""Files that a network configuration names, and root's rules for them: logs, secrets, certificates."""
+"""Root's rules for the files that a network configuration names: logs, secrets, certificates."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def node(service: FakeService, tmp_path: Path) -> Client:
 
 
 def test_a_line_of_the_log_runs_no_command(tmp_path: Path) -> None:
-    """Also if a shell sources the file."""
+    """A log line runs no command even if a shell sources the log file."""
     log, canary = tmp_path / "log", tmp_path / "canary"
     command = f"touch {canary}"
     evil = [
@@ -88,19 +88,19 @@ def test_a_log_file_is_rotated(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
 
 
 def test_the_directory_of_logs_is_made(tmp_path: Path, allows: Allows) -> None:
-    """The default directory of logs is there with the first line, for root alone."""
+    """The first log line creates the directory of the log file, for root alone."""
     allows(tmp_path / "logs")
     Logger(file=str(tmp_path / "logs/net.log"), streams=()).info("first")
     assert (tmp_path / "logs").stat().st_mode & 0o777 == 0o700
     assert "first" in (tmp_path / "logs/net.log").read_text()
 
 
-# --- what is read and sent
+# --- files that are read, and tokens that are sent
 
 
 @pytest.mark.usefixtures("no_rules")
 def test_the_usual_files_need_no_rules() -> None:
-    """A path of the manuals and of distributions is allowed as it is; other files of root's are not."""
+    """The paths of the manuals and of distributions are allowed without rules; other files are not."""
     usual = {
         "ipam.ca": [
             "/etc/pki/ca-trust/source/anchors/ca.crt",
@@ -128,7 +128,7 @@ def test_the_usual_files_need_no_rules() -> None:
 
 def test_a_token_goes_to_no_other_server(node: Client, service: FakeService, tmp_path: Path) -> None:
     token = str(tmp_path / "secret/token")
-    for ca in (None, str(tmp_path / "ca.pem")):  # the system's authorities; one that is kept elsewhere
+    for ca in (None, str(tmp_path / "ca.pem")):  # the system's CAs; a CA outside the token's directory
         for verb in ("ADD", "DEL", "STATUS"):
             with pytest.raises(RefusedError, match="does not allow this token to be sent"):
                 node.run(verb, tokenFile=token, ca=ca)
@@ -141,7 +141,7 @@ def test_a_token_goes_to_no_other_server(node: Client, service: FakeService, tmp
 def test_root_says_where_a_token_may_go(
     node: Client, service: FakeService, tmp_path: Path, allows: Allows
 ) -> None:
-    """With an entry in [tokens], a token goes to the remotes there and to no others."""
+    """A token with an entry in [tokens] is sent to the remotes of the entry and to no others."""
     token, ca = str(tmp_path / "secret/token"), str(tmp_path / "ca.pem")
     allows(tmp_path, f'"{token}" = ["https://ipam.example"]')
     for given in (ca, str(tmp_path / "secret/ca.pem")):
@@ -167,7 +167,7 @@ def test_errors_do_not_tell_which_files_exist(node: Client, tmp_path: Path, key:
 
 
 def test_links_stay_in_what_root_allows(tmp_path: Path, allows: Allows) -> None:
-    """Distributions link files of authorities; the end of a link must be allowed, too."""
+    """The target of a symbolic link must be allowed as well; distributions link their CA files."""
     certs, shared = tmp_path / "certs", tmp_path / "shared"
     certs.mkdir()
     shared.mkdir()
@@ -183,7 +183,7 @@ def test_links_stay_in_what_root_allows(tmp_path: Path, allows: Allows) -> None:
 @pytest.mark.skipif(os.geteuid() != 0, reason="files of others are made by root")
 @pytest.mark.parametrize("change", ["mode", "owner", "listed"])
 def test_directories_that_others_may_change(tmp_path: Path, change: str, allows: Allows) -> None:
-    """Who may change a directory on the way may put another file there."""
+    """A file is refused if others than root may change a directory of its path, and so replace the file."""
     top, inner = tmp_path / "top", tmp_path / "top/inner"
     inner.mkdir(parents=True)
     (inner / "file").write_text("x")
@@ -201,7 +201,7 @@ def test_directories_that_others_may_change(tmp_path: Path, change: str, allows:
         files.directory("ipam.dataDir", str(inner), "net")
 
 
-# --- what is no regular file
+# --- files that are not regular or cannot be opened
 
 
 @pytest.mark.parametrize("key", ["ca", "cert", "key", "tokenFile"])
@@ -226,7 +226,7 @@ def test_only_regular_files_are_read(node: Client, tmp_path: Path, key: str, kin
 def test_a_file_that_nobody_could_look_at(
     tmp_path: Path, allows: Allows, monkeypatch: pytest.MonkeyPatch, number: int
 ) -> None:
-    """No descriptors left is no fault of the configuration: code 5, so that the runtime tries again."""
+    """An error of open(2) such as EMFILE is an I/O failure (code 5), not a fault of the configuration."""
     allows(tmp_path)
     (tmp_path / "file").write_text("x")
     opening = os.open
@@ -242,11 +242,11 @@ def test_a_file_that_nobody_could_look_at(
     assert (caught.value.code, caught.value.errno) == (5, number)
 
 
-# --- root's own file
+# --- the file of root's rules
 
 
 def test_no_rules_are_the_defaults_and_unreadable_ones_are_an_error(tmp_path: Path, allows: Allows) -> None:
-    """Only a file that does not exist leaves the defaults."""
+    """The defaults apply only if the file does not exist."""
     assert files.rules().allow == files.DEFAULTS
     etc = allows(tmp_path)
     assert files.rules().allow["ca"] == (str(tmp_path),)
@@ -255,6 +255,6 @@ def test_no_rules_are_the_defaults_and_unreadable_ones_are_an_error(tmp_path: Pa
     with pytest.raises(FileError, match="not a regular file"):
         files.rules()
     shutil.rmtree(etc)
-    (tmp_path / "etc").symlink_to("etc")  # a loop: nobody can say what is behind it
+    (tmp_path / "etc").symlink_to("etc")  # a loop (ELOOP)
     with pytest.raises(FileError):
         files.rules()

@@ -21,7 +21,7 @@ BEFORE: dict[str, Any] = {
 
 
 def changes(asked: dict[str, Any], **before: Any) -> dict[str, Any]:
-    """Return the settings that are sent, without those that are not."""
+    """Return the settings that an attach sends to the PF."""
     record = Attachment(
         container_id="c",
         ifname="e",
@@ -63,5 +63,5 @@ def test_a_setting_that_the_pf_does_not_show_is_sent() -> None:
 
 
 def test_a_mac_is_always_sent() -> None:
-    """A driver fixes the VF's MAC when it is set through the PF, even to the same."""
+    """An unchanged MAC is sent as well: a driver fixes the VF's MAC only when the PF sets one."""
     assert changes({"mac": BEFORE["mac"]}) == {"mac": BEFORE["mac"]}

@@ -1,4 +1,4 @@
-"""How the backend is chosen: each case in a process of its own, since it is chosen once."""
+"""The choice of the backend, which a process makes once: each case runs in a new process."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ PRINT = "from sriov_fast.kernel import backend; print(backend.name, backend.nl._
 
 
 def choose(parent: Path, wanted: str | None = None) -> subprocess.CompletedProcess[str]:
-    """Import the package below ``parent`` alone, with SRIOV_FAST_BACKEND set to ``wanted``."""
+    """Import the package from ``parent`` in a new process with SRIOV_FAST_BACKEND set to ``wanted``."""
     env = {key: value for key, value in os.environ.items() if not key.startswith(("PYTHON", "SRIOV_FAST"))}
     if wanted is not None:
         env["SRIOV_FAST_BACKEND"] = wanted
@@ -31,7 +31,7 @@ def choose(parent: Path, wanted: str | None = None) -> subprocess.CompletedProce
 
 @pytest.fixture
 def copy(tmp_path: Path) -> Path:
-    """A package of its own, without the compiled modules."""
+    """The parent directory of a copy of the package without the compiled modules."""
     ignored = shutil.ignore_patterns("*.so", "*.c", "__pycache__", "lab", "cli")
     shutil.copytree(PACKAGE, tmp_path / "sriov_fast", ignore=ignored)
     return tmp_path
@@ -56,7 +56,7 @@ def test_both_backends_export_the_same(backend: SimpleNamespace) -> None:
 
 @pytest.mark.parametrize("part", selected.EXPORTS)
 def test_every_function_of_the_interface_is_required(part: str) -> None:
-    """A compiled module of an earlier version, which lacks one, is noticed when it is loaded."""
+    """EXPORTS lists the whole interface, so that loading detects an older module that lacks a function."""
     tree = ast.parse((PACKAGE / f"_{part}.pyi").read_text())
     declared = {item.name for item in tree.body if isinstance(item, ast.FunctionDef | ast.ClassDef)}
     assert declared - {"Replies"} == set(selected.EXPORTS[part])
@@ -115,7 +115,7 @@ def test_incomplete_is_broken(copy: Path) -> None:
 
 
 def test_half_built_is_said(copy: Path) -> None:
-    """One module of three is there: that is a broken installation, not one without a compiler."""
+    """One compiled module of three is reported as a broken installation."""
     (copy / "sriov_fast/_nl.py").write_text("Batch = Socket = netns_write = raw_socket = None")
     done = choose(copy)
     assert done.stdout == "python sriov_fast.kernel._nl_py\n"

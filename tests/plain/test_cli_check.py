@@ -26,7 +26,7 @@ OPERATOR = '{"cniVersion":"1.0.0","name":"red","type":"sriov","vlan":0,"vlanQoS"
 
 
 def said(tmp_path: Path, content: object, capsys: Any) -> tuple[int, str]:
-    """Return exit status and output of the command for a file."""
+    """Return the exit status and the output of ``sriov-fast check`` for a file with this content."""
     path = tmp_path / "file"
     path.write_text(content if isinstance(content, str) else json.dumps(content))
     status = cli.main(["check", str(path)])
@@ -72,7 +72,7 @@ def test_a_list(tmp_path: Path, capsys: Any) -> None:
 
 
 def test_definitions_of_the_operator(tmp_path: Path, capsys: Any) -> None:
-    """The name is that of the object if the configuration has none, and the VF is the device plugin's."""
+    """A configuration without a name has its object's name, and the device plugin chooses the VF."""
     nameless = NAD.format(config='{"type": "sriov", "vlan": 7, "vlanQoS": 9}')
     other = "apiVersion: v1\nkind: ConfigMap\ndata: {}\n"
     status, text = said(tmp_path, "---\n".join([NAD.format(config=OPERATOR), other, nameless]), capsys)
@@ -91,7 +91,7 @@ def test_a_master_with_a_device_plugin(tmp_path: Path, capsys: Any) -> None:
 def test_a_list_of_definitions_as_json(tmp_path: Path, capsys: Any) -> None:
     item = {"kind": "NetworkAttachmentDefinition", "metadata": {"name": "a"}, "spec": {"config": OPERATOR}}
     status, text = said(tmp_path, {"kind": "List", "items": [item, item]}, capsys)
-    assert (status, text.count("FAIL  master is missing")) == (1, 2)  # no resource: who names the VF?
+    assert (status, text.count("FAIL  master is missing")) == (1, 2)  # no resource of a device plugin
 
 
 @pytest.mark.parametrize(
@@ -150,7 +150,10 @@ def test_an_alias(tmp_path: Path, capsys: Any) -> None:
 def test_one_faulty_definition_hides_no_other(
     tmp_path: Path, capsys: Any, config: str, level: str, words: str
 ) -> None:
-    """Without a configuration, Multus reads a file of the node."""
+    """The definition after a faulty one is checked as well.
+
+    A definition without a configuration is only a warning, since Multus then reads a file of the node.
+    """
     text = "---\n".join([NAD.format(config=config), NAD.format(config=OPERATOR)])
     status, text = said(tmp_path, text, capsys)
     assert status == (level == "FAIL")
@@ -160,7 +163,7 @@ def test_one_faulty_definition_hides_no_other(
 
 @pytest.mark.parametrize("between", ["\n---\n", "\n", ""])
 def test_many_json_documents(tmp_path: Path, capsys: Any, between: str) -> None:
-    """The output of jq and of kubectl, and an array of objects."""
+    """A file may hold several documents, as jq and kubectl print them, and arrays of objects."""
     status, text = said(tmp_path, between.join([json.dumps(CONF), json.dumps([CONF, CONF])]), capsys)
     assert (status, text.count("OK    master: a VF of eth1\n")) == (0, 3)
     status, text = said(tmp_path, between.join([json.dumps(CONF), "{"]), capsys)
@@ -168,7 +171,7 @@ def test_many_json_documents(tmp_path: Path, capsys: Any, between: str) -> None:
 
 
 def test_all_definitions_of_a_large_cluster(tmp_path: Path, capsys: Any) -> None:
-    """The file may be larger than what the plugin accepts on stdin."""
+    """The file may be larger than the plugin's limit for stdin."""
     item = {"kind": "NetworkAttachmentDefinition", "metadata": {"name": "a" * 200}, "spec": {"config": ""}}
     document = {"kind": "List", "items": [item] * 4000 + [CONF]}
     assert "OK    master: a VF of eth1\n" in said(tmp_path, document, capsys)[1]
@@ -181,7 +184,7 @@ def test_a_key_of_yaml_that_is_a_number(tmp_path: Path, capsys: Any) -> None:
 
 
 def test_versions_of_a_list(tmp_path: Path, capsys: Any) -> None:
-    """A runtime takes the highest version that it knows."""
+    """The version of a list is the highest supported one of ``cniVersions``, as a runtime chooses it."""
     document = {"cniVersions": ["0.4.0", "1.1.0", "9.0.0"], "name": "net", "plugins": [CONF]}
     assert "OK    cniVersion: results are in version 1.1.0\n" in said(tmp_path, document, capsys)[1]
 

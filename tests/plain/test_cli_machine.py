@@ -1,4 +1,4 @@
-"""``sriov-fast vfs`` and ``doctor`` on a machine made of files."""
+"""``sriov-fast vfs`` and ``doctor`` on simulated files of sysfs and /proc."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def test_table(here: Roots, capsys: pytest.CaptureFixture[str]) -> None:
 def test_attachments_of_the_sriov_cni(
     here: Roots, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """A VF whose pod has ended is shown as free, and a file that is no attachment is left out."""
+    """A VF is free if its pod's namespace is gone, and a file that is no attachment is ignored."""
     files = tmp_path / "sriov-cni"
     (files / "pci" / "vf_lock").mkdir(parents=True)
     monkeypatch.setenv("SRIOV_FAST_SRIOV_CNI", str(files))
@@ -65,7 +65,7 @@ def test_attachments_of_the_sriov_cni(
 
 
 def test_vfs_reads_each_record_once(here: Roots, monkeypatch: pytest.MonkeyPatch) -> None:
-    """All columns are of one moment."""
+    """One read of each record serves all columns, so that they are consistent."""
     read = []
     load = Journal.read
     monkeypatch.setattr(Journal, "read", lambda self, *which: read.append(which) or load(self, *which))
@@ -173,7 +173,7 @@ OTHER = "02:00:00:00:00:07"
 def test_settings_that_a_pod_left(
     here: Roots, monkeypatch: pytest.MonkeyPatch, vfs: dict[int, tuple[str, int]], words: list[str]
 ) -> None:
-    """The PF tells these MACs and VLANs; no pod has VF 1."""
+    """A MAC or VLAN that a pod left on the free VF 1 is a warning; ``vfs`` has the PF's values by index."""
     monkeypatch.setattr(problems, "_told", lambda pf: vfs if pf == "pf0" else {})
     found = findings(here, Path(here.run)).get("VF 0000:01:10.1", [])
     assert [text for level, text in found if level == "WARN"] == words
@@ -253,7 +253,7 @@ def test_doctor_with_the_pf_in_a_pod(tmp_path: Path) -> None:
 
 
 def test_doctor_in_a_virtual_machine(tmp_path: Path) -> None:
-    """Its only VF has no visible PF."""
+    """A VF without a visible PF, as in a virtual machine, is usable by "deviceID" alone."""
     tree = build_tree(tmp_path, "pf0", vfs=1)
     (tree.device(0) / "physfn").unlink()
     (tree.sys / "class/net/pf0").unlink()
@@ -297,7 +297,7 @@ def test_doctor_sees_irqbalance_and_open_state(here: Roots, tmp_path: Path) -> N
 
 
 def test_representors_are_no_pfs(here: Roots, capsys: pytest.CaptureFixture[str]) -> None:
-    """`vfs` and `doctor` showed each representor of a card in switchdev mode as one more PF."""
+    """``vfs`` does not list the representors of a card in switchdev mode as PFs."""
     tree = build_tree(Path(here.sys).parent, "pf2", vfs=1, pf_pci="0000:03:00.0")
     tree.add_netdev(None, "pf2rep0")
     (tree.sys / "class/net/pf2rep0/phys_port_name").write_text("pf0vf0\n")

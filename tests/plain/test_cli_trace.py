@@ -1,4 +1,4 @@
-"""``sriov-fast trace`` with plugins that are small programs: what they are told, and what stays of them."""
+"""``sriov-fast trace`` with small programs as plugins: their calls, their timing, and their end."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ SOURCE = str(Path(trace.__file__).parents[2])
 
 
 class Stage:
-    """A plugin, a configuration, and a file for a namespace."""
+    """A plugin, a configuration, and a file in place of a network namespace."""
 
     def __init__(self, root: Path) -> None:
         self.root = root
@@ -133,7 +133,7 @@ def test_figures_on_stdout(stage: Stage, capsys: pytest.CaptureFixture[str]) -> 
 
 
 def test_the_median_of_several(stage: Stage, capsys: pytest.CaptureFixture[str]) -> None:
-    """The third ADD is the slow one, and is not what is shown."""
+    """The waterfall is that of the ADD with the median duration, not that of the slow third one."""
     stage.plugin(
         f"time.sleep(0.3 if open({str(stage.log)!r}).read().count('\"ADD\"') == 3 and verb == 'ADD' else 0)"
     )
@@ -153,7 +153,7 @@ def test_a_list_of_plugins(stage: Stage) -> None:
     assert stage.calls()[0][1] == ours | {"cniVersion": "1.1.0", "name": "n"}
 
 
-# --- what goes wrong
+# --- failures
 
 
 @pytest.mark.parametrize(
@@ -224,7 +224,7 @@ def test_no_program(stage: Stage, capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_a_plugin_without_steps(stage: Stage, capsys: pytest.CaptureFixture[str]) -> None:
-    """Another plugin, or an older one: what it took in all can still be seen."""
+    """A plugin that writes no steps, such as another or an older one, is shown as one span."""
     (stage.root / "sriov").write_text("#!/bin/sh\ncat > /dev/null\n")
     assert main(stage.words()) == 0
     assert "the whole process" in capsys.readouterr().out
@@ -233,7 +233,7 @@ def test_a_plugin_without_steps(stage: Stage, capsys: pytest.CaptureFixture[str]
 def test_a_plugin_that_hangs(
     stage: Stage, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It is killed with what it has started, and DEL comes after it."""
+    """A plugin that hangs is killed together with its child processes, and a DEL follows."""
     monkeypatch.setattr(trace, "_PATIENCE", 1.0)
     started = stage.root / "child"
     body = f"""
@@ -258,7 +258,7 @@ def is_running(pid: int) -> bool:
         return False
 
 
-# --- when it is to end
+# --- signals
 
 
 def start(stage: Stage) -> subprocess.Popen[str]:
@@ -274,7 +274,7 @@ def start(stage: Stage) -> subprocess.Popen[str]:
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_ended_in_between(stage: Stage, number: signal.Signals) -> None:
-    """Every ADD has its DEL, and that ran to its end."""
+    """A signal ends the command after every ADD has a complete DEL."""
     process = start(stage)
     wait_for(lambda: len(stage.verbs()) >= 3, "no second ADD")
     process.send_signal(number)
@@ -287,7 +287,7 @@ def test_ended_in_between(stage: Stage, number: signal.Signals) -> None:
 
 
 def test_ended_while_an_add_hangs(stage: Stage) -> None:
-    """Whoever presses Ctrl-C does not wait for it; the DEL is waited for."""
+    """Ctrl-C ends a hanging ADD at once, but the DEL runs to its end."""
     done = stage.root / "done"
     stage.plugin(f"time.sleep(60 if verb == 'ADD' else 0.5)\nopen({str(done)!r}, 'w').write(verb)")
     process = start(stage)
@@ -301,8 +301,8 @@ def test_ended_while_an_add_hangs(stage: Stage) -> None:
 
 
 def test_signals_are_as_a_plugin_expects_them(stage: Stage) -> None:
-    """Those that we put off are not blocked for it, nor is SIGPIPE ignored, as Python does."""
-    # Before the shell starts anything: it blocks all signals for that, and then none.
+    """The plugin inherits neither the signal mask of the command nor Python's ignored SIGPIPE."""
+    # Shell built-ins read the masks, since the shell changes its own mask when it starts a program.
     reading = f'while read -r line; do echo "$line"; done < /proc/self/status >> {stage.log}'
     (stage.root / "sriov").write_text(f"#!/bin/sh\n{reading}; cat > /dev/null\n")
     assert main(stage.words()) == 0

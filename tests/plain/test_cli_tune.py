@@ -1,4 +1,4 @@
-"""``sriov-fast tune`` on a machine made of files: what it shows, sets, and puts back."""
+"""``sriov-fast tune`` on simulated files: the values that it shows, sets and restores."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ def test_the_default_ones(machine: Machine, capsys: pytest.CaptureFixture[str]) 
 
 
 def test_those_named_twice_and_changed_by_others(machine: Machine) -> None:
-    """What was there first is what is put back, exactly."""
+    """``restore`` writes the values from before the first ``apply``, also after changes by others."""
     for _ in range(2):
         assert machine.tuning().apply(["rcu-expedited"]) == []
         assert machine.values() == BEFORE | {"rcu-expedited": "1"}
@@ -145,7 +145,7 @@ def test_a_kernel_without_some(machine: Machine, capsys: pytest.CaptureFixture[s
     assert machine.values()["rcu-next-fqs"] == "1"
     assert main(["tune", "--apply", "rcu-first-fqs", "rcu-expedited"]) == 1
     assert str(machine.path("rcu-first-fqs")) in capsys.readouterr().err
-    assert machine.values()["rcu-expedited"] == "1"  # the other one is set all the same
+    assert machine.values()["rcu-expedited"] == "1"  # a missing setting does not prevent the next one
     assert not machine.path("rcu-first-fqs").exists()
 
 
@@ -158,7 +158,7 @@ def test_no_such_name(machine: Machine, capsys: pytest.CaptureFixture[str]) -> N
 
 
 def test_a_value_that_the_kernel_changes(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
-    """It takes 0 and makes 1 of it, as it does of jiffies_till_next_fqs."""
+    """A kernel that turns 0 into 1, as for jiffies_till_next_fqs, is reported as a fault."""
     write = os.write
     monkeypatch.setattr(os, "write", lambda fd, data: write(fd, data.replace(b"0", b"1")))
     (fault,) = machine.tuning().apply(["rcu-first-fqs"])
@@ -183,7 +183,7 @@ def refuse(monkeypatch: pytest.MonkeyPatch, refused: Path, number: int) -> None:
 def test_what_cannot_be_written(
     machine: Machine, monkeypatch: pytest.MonkeyPatch, number: int, words: str
 ) -> None:
-    """Nothing of it is remembered, and the next one is set all the same."""
+    """A setting that cannot be written is not recorded, and the next one is still set."""
     refuse(monkeypatch, machine.path("rcu-first-fqs"), number)
     (fault,) = machine.tuning().apply([])
     assert words in fault
@@ -203,7 +203,7 @@ def test_a_restore_that_fails_can_be_repeated(machine: Machine, monkeypatch: pyt
 
 
 def test_what_another_boot_left(machine: Machine) -> None:
-    """The kernel has forgotten our values, so they are not to be put back."""
+    """Values from before a reboot are not restored, since the kernel has started with its own again."""
     machine.tuning().apply([])
     machine.boot("two")
     for name, value in {"rcu-first-fqs": "1", "rcu-next-fqs": "1"}.items():
@@ -218,7 +218,7 @@ def test_what_another_boot_left(machine: Machine) -> None:
 
 @pytest.mark.parametrize("text", ["", "[]", "{}", '{"before": {"rcu-normal": 1}}', "\xff"])
 def test_a_state_that_is_none(machine: Machine, text: str, capsys: pytest.CaptureFixture[str]) -> None:
-    """Nothing is set on top of what we cannot read, for its first values would be lost."""
+    """An unreadable state file prevents every change, which would lose the original values."""
     machine.state.parent.mkdir(parents=True)
     machine.state.write_text(text, encoding="latin-1")
     for words in (["--apply"], ["--restore"], []):
@@ -237,7 +237,7 @@ def test_no_place_for_the_state(machine: Machine) -> None:
 
 
 def test_killed_before_it_is_set(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What was written down is true already: it is put back onto itself."""
+    """After a kill between record and change, ``restore`` rewrites the unchanged values."""
 
     def killed(*_: object) -> list[str]:
         raise KeyboardInterrupt

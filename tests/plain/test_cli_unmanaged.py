@@ -1,4 +1,4 @@
-"""The files that keep network managers away from VFs, and what ``doctor`` says without them."""
+"""The files that keep network managers away from VFs, and the warning of ``doctor`` if they are missing."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The waterfall: what comes out of the plugin's document, and that what is drawn is to scale."""
+"""The waterfall: its model from the plugin's document, and its scale in text and SVG."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ BEGIN = 7_000_000_000
 
 
 def document(*spans: tuple[str, str, float, float], **more: Any) -> dict[str, Any]:
-    """What the plugin writes; times in milliseconds after BEGIN."""
+    """Return the document that a plugin writes; times are in milliseconds after BEGIN."""
     listed = [
         {"name": name, "kind": kind, "start_ns": BEGIN + int(start * MS), "end_ns": BEGIN + int(end * MS)}
         for name, kind, start, end in spans
@@ -57,7 +57,7 @@ def test_the_process_around(add: Waterfall) -> None:
 
 
 def test_shares(add: Waterfall) -> None:
-    """Each moment once: IPAM beside the move is not waited for, and the gap at 28 is the plugin's."""
+    """Each moment counts once: a move hides concurrent IPAM, and the gap at 28 ms is the plugin's time."""
     shares = {kind: spent / MS for kind, spent in add.shares().items()}
     assert shares == {"kernel": 16, "ours": 3, "ipam": 1, "process": 20}
 
@@ -69,7 +69,7 @@ def test_a_plugin_that_writes_nothing() -> None:
 
 
 def test_what_comes_after_the_end_is_cut() -> None:
-    """A server may be at it still when the caller has its answer."""
+    """Spans of a server that end after the caller has the reply are cut off at the end of the call."""
     item = assemble(
         document(("move", "kernel", 1, 9), ("later", "ours", 9, 12)), "DEL", BEGIN, BEGIN + 5 * MS
     )
@@ -129,7 +129,7 @@ def test_the_shares_are_the_whole(spans: list[tuple[str, str, float, float]], to
 
 
 def shown(item: Waterfall, width: int) -> list[str]:
-    """The lines that a terminal of this width gets."""
+    """Return the lines of a terminal of this width."""
     with pytest.MonkeyPatch.context() as patch, redirect_stdout(StringIO()) as stdout:
         patch.setenv("COLUMNS", str(width))
         waterfall.show(item)
@@ -192,7 +192,10 @@ def test_the_picture_is_to_scale(add: Waterfall) -> None:
 
 
 def test_the_picture_fits_and_needs_nothing(add: Waterfall) -> None:
-    """One size, a light ground, nothing from elsewhere, no style or script that GitHub would take out."""
+    """The SVG has a fixed size, a white background, no external references, and no style or script.
+
+    GitHub removes styles and scripts.
+    """
     svg = waterfall.svg([add, add._replace(verb="DEL", end=BEGIN + 20 * MS, spans=add.spans[:2])])
     root, found = drawn(svg)
     width, height = number(root, "width"), number(root, "height")
@@ -201,12 +204,12 @@ def test_the_picture_fits_and_needs_nothing(add: Waterfall) -> None:
     assert ground.attrib == {"width": "100%", "height": "100%", "fill": "#ffffff"}
     tags = {element.tag.removeprefix(SVG) for element in root.iter()}
     assert tags == {"svg", "title", "rect", "line", "text"}
-    assert re.findall("https?://", svg) == ["http://"]  # the name of the format
+    assert re.findall("https?://", svg) == ["http://"]  # the XML namespace of SVG
     for rect in found:
         assert number(rect, "x") + number(rect, "width") <= width
         assert number(rect, "y") + number(rect, "height") <= height
     rows = [number(rect, "y") for rect in found]
-    assert rows == sorted(set(rows))  # none on top of another
+    assert rows == sorted(set(rows))  # no overlaps
     texts = [text.text or "" for text in root.iter(f"{SVG}text")]
     assert "ADD, in-process: 40.00 ms" in texts
     assert "DEL, in-process: 20.00 ms" in texts

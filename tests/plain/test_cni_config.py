@@ -1,4 +1,4 @@
-"""netconf: every key, every wrong thing, and which source goes before which."""
+"""cni.config: every key, invalid values, and the precedence of the sources."""
 
 import json
 from collections.abc import Callable
@@ -15,16 +15,16 @@ from sriov_fast.common.record import VfSettings
 from sriov_fast.ipam.kinds import may_choose_vf
 
 BASE: dict[str, Any] = {"cniVersion": "1.1.0", "name": "mynet", "type": "sriov", "master": "eth1"}
-NO = object()  # takes a key away
+NO = object()  # removes a key
 
 
 def configuration(**changes: Any) -> dict[str, Any]:
-    """The base configuration with changes."""
+    """Return the base configuration with changes; NO removes a key."""
     return {key: value for key, value in (BASE | changes).items() if value is not NO}
 
 
 def asked(conf: object, command: str = "ADD", args: str = "") -> request.Request:
-    """The request that a runtime makes of a configuration."""
+    """Return a runtime's request with a configuration."""
     environ = {
         "CNI_COMMAND": command,
         "CNI_CONTAINERID": "1234",
@@ -38,11 +38,11 @@ def asked(conf: object, command: str = "ADD", args: str = "") -> request.Request
 
 
 def parsed(command: str = "ADD", args: str = "", **changes: Any) -> NetConf:
-    """What a changed base configuration is parsed to."""
+    """Parse the base configuration with changes."""
     return parse(asked(configuration(**changes), command, args))
 
 
-# --- what is right ----------------------------------------------------------------------------------------
+# --- valid configurations ---------------------------------------------------------------------------------
 
 
 def test_the_seed() -> None:
@@ -123,13 +123,13 @@ def test_every_key() -> None:
 
 
 def test_the_longest_name() -> None:
-    """Multus passes the name of a NetworkAttachmentDefinition, up to 253 characters."""
+    """Multus passes the name of a NetworkAttachmentDefinition, which may have 253 characters."""
     assert parsed(name="n" * 253).name == "n" * 253
 
 
 @pytest.mark.parametrize("absent", [None, ""])
 def test_null_and_the_empty_string_are_absent(absent: str | None) -> None:
-    """Go's omitempty and templates leave empty strings in place of absent keys."""
+    """null and "" count as absent: Go programs and templates write them in place of absent keys."""
     required = {"cniVersion", "name", "type", "master", "capabilities", "plugins", "args", "cniVersions"}
     found = parsed(**dict.fromkeys(set(config.KEYS) - required, absent))
     wanted = NetConf(name="mynet", cni_version="1.1.0", version="1.1.0", masters=("eth1",))
@@ -215,7 +215,7 @@ def test_device_id_stands_for_the_master(where: dict[str, Any], command: str) ->
 
 
 def test_status_where_the_runtime_names_the_device() -> None:
-    """Only with each pod does the runtime say which VF; a STATUS is about no pod."""
+    """A STATUS, which has no pod, needs no master if the runtime names the device of each pod."""
     assert parsed("STATUS", master=NO, capabilities={"deviceID": True}).masters == ()
     for capabilities in ({"deviceID": False}, {}, [], NO):
         with pytest.raises(ConfigError, match="master is missing"):
@@ -253,9 +253,9 @@ def test_mtu(mtu: int) -> None:
     assert parsed(mtu=mtu).mtu == mtu
 
 
-# --- what is wrong ----------------------------------------------------------------------------------------
+# --- invalid configurations -------------------------------------------------------------------------------
 
-# The key as the message names it, the change, and the value as it is shown.
+# The key in the message, the change, and the value in the message.
 WRONG: list[tuple[str, dict[str, Any], str]] = [
     ("name", {"name": NO}, "missing"),
     ("name", {"name": ""}, "missing"),
@@ -402,7 +402,7 @@ def test_wrong_args(key: str, args: str, value: str) -> None:
     assert value in caught.value.msg
     assert caught.value.details
     assert any(value in warning for warning in parsed("DEL", args=args).warnings)
-    # Nor is it good where another source goes before it.
+    # An invalid argument is an error even if another source overrides it.
     runtime = {"mac": "02:00:00:00:00:01", "ips": ["10.0.0.1"]}
     with pytest.raises(ConfigError):
         parsed(args=args, runtimeConfig=runtime)
@@ -457,11 +457,11 @@ def test_many_unknown_keys_are_not_all_named() -> None:
     assert max(map(len, got.warnings)) < 120
 
 
-# --- keys and values as other plugins and their operators write them ---------------------------------------
+# --- keys and values in the forms of other plugins and operators -------------------------------------------
 
 
 def spelled(value: Any, spell: Callable[[str], str]) -> Any:
-    """Return a document with its keys spelled in another way."""
+    """Return a document with ``spell`` applied to every key."""
     if isinstance(value, dict):
         return {spell(key): spelled(item, spell) for key, item in value.items()}
     return [spelled(item, spell) for item in value] if isinstance(value, list) else value
@@ -473,15 +473,15 @@ def test_keys_in_any_case(spell: Callable[[str], str]) -> None:
     got, plain = parse(asked(spelled(conf, spell))), parse(asked(conf))
     assert got.warnings == plain.warnings == ()
     assert got.replace(raw={}, ipam=None) == plain.replace(raw={}, ipam=None)
-    assert (got.settings.vlan, got.raw["name"]) == (101, "mynet")  # a delegate in any language finds the name
-    assert set(got.ipam or ()) == {spell("type"), spell("subnet")}  # the keys of the IPAM plugin stay its own
+    assert (got.settings.vlan, got.raw["name"]) == (101, "mynet")  # delegates get the documented key
+    assert set(got.ipam or ()) == {spell("type"), spell("subnet")}  # keys inside of ``ipam`` are unchanged
     listed = {"cniVersion": "1.1.0", "CNI.dev/Valid-Attachments": [{"containerid": "a", "IfName": "b"}]}
     assert parse(asked(BASE | listed, "GC")).valid_attachments == (("a", "b"),)
 
 
 @pytest.mark.parametrize(("first", "second"), [("vlan", "VLAN"), ("VLAN", "vlan")])
 def test_of_keys_that_differ_in_case_the_last_counts(first: str, second: str) -> None:
-    """Go's decoder writes each of them into the same field, one after the other."""
+    """The last one of equal keys is used, as in Go's decoder, which ignores case."""
     assert parsed(**{first: 1, second: 2}).settings.vlan == 2
 
 
@@ -494,7 +494,7 @@ def test_log_levels_of_other_loggers(level: str, expected: str) -> None:
     ("key", "value"), [("vlanQoS", 3), ("vlanProto", "802.1ad"), ("vlanProto", "802.1AD")]
 )
 def test_vlan_0_has_no_tag_for_a_priority_or_protocol(key: str, value: Any) -> None:
-    """Unless the IPAM plugin may still choose a VLAN."""
+    """VLAN 0 excludes a priority and a protocol, unless the IPAM plugin may still choose a VLAN."""
     wrong = {"vlan": 0, key: value}
     with pytest.raises(ConfigError, match=key):
         parse(asked(configuration(**wrong)), may_choose_vf)
@@ -526,7 +526,7 @@ def test_vlan_0_has_no_tag_for_a_priority_or_protocol(key: str, value: Any) -> N
     ],
 )
 def test_a_network_of_the_sriov_operator(fields: dict[str, Any], expected: dict[str, Any]) -> None:
-    """The operator writes vlan, vlanQoS and ipam into every network; Multus adds the device."""
+    """The operator's default vlan, vlanQoS and ipam are accepted, as are the device keys that Multus adds."""
     device = {"deviceID": "0000:03:10.1", "pciBusID": "0000:03:10.1"}
     written = {"vlan": 0, "vlanQoS": 0, "ipam": {}, "capabilities": {"mac": True, "ips": True}} | fields
     got = parsed(master=NO, **device, **written)
@@ -557,7 +557,7 @@ def annotated(pod: object, command: str = "ADD", args: str = "", **more: Any) ->
     ],
 )
 def test_what_an_annotation_asks_for(pod: dict[str, Any]) -> None:
-    """Numbers may be strings; it goes before the configuration, and CNI_ARGS go before it."""
+    """The annotation overrides the configuration, CNI_ARGS override both; numbers may be strings."""
     own = {"vf": 1, "vlan": 10, "mac": OTHER, "cores": [7]}
     assert chosen(annotated(pod, **own)) == (3, 100, MAC, (1, 2))
     assert chosen(annotated(pod, "ADD", f"VF=4;VLAN=5;CORES=6;MAC={OTHER}", **own)) == (4, 5, OTHER, (6,))
@@ -690,7 +690,7 @@ values = st.recursive(
 
 
 def outcome(conf: dict[str, Any], command: str) -> NetConf | SriovError:
-    """What parsing makes of a configuration; anything but a value or one of our errors rises."""
+    """Parse a configuration; return the result or the SriovError. Other exceptions are raised."""
     try:
         return parse(asked(conf, command))
     except SriovError as error:
@@ -720,11 +720,11 @@ def test_any_extra_is_taken_or_a_clear_error(extra: object) -> None:
         assert error.details  # noqa: PT017
 
 
-# --- what is remembered -----------------------------------------------------------------------------------
+# --- the cache of parsed configurations -------------------------------------------------------------------
 
 
 def test_one_pods_arguments_are_not_the_next_ones() -> None:
-    """Of two calls with one configuration, only that is the same."""
+    """A cached configuration does not carry CNI_ARGS from one call to the next."""
     with_all = "VF=3;VLAN=7;MAC=02:00:00:00:00:07;CORES=2;IP=10.0.0.7;PodID=a;HostIP=10.0.0.1"
     own = {"vf": 1, "vlan": 5, "cores": [1], "mac": "02:00:00:00:00:05"}
     plain = parsed(**own)
@@ -736,7 +736,7 @@ def test_one_pods_arguments_are_not_the_next_ones() -> None:
 
 
 def test_a_verb_is_not_told_what_another_was() -> None:
-    """A DEL passes over what an ADD refuses, whichever comes first."""
+    """A DEL only warns of a value that an ADD refuses, in any order of the calls."""
     for command in ("DEL", "ADD", "DEL", "ADD"):
         if command == "DEL":
             assert any("vlan" in warning for warning in parsed("DEL", vlan="many").warnings)

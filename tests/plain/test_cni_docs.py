@@ -1,4 +1,4 @@
-"""docs/configuration.md: its examples are good, and its tables name what the code knows."""
+"""docs/configuration.md: its examples are valid, and its tables list the names in the code."""
 
 import json
 import re
@@ -27,18 +27,18 @@ ENVIRON = {
 
 
 def section(title: str) -> str:
-    """The text under a heading."""
+    """Return the text under a heading."""
     return TEXT.split(f"\n## {title}\n")[1].split("\n## ")[0]
 
 
 def first_column(title: str) -> set[str]:
-    """The words in backquotes of a section's first columns."""
+    """Return the names in backquotes in the first columns of a section's tables."""
     cells = [line.split("|")[1] for line in section(title).splitlines() if line.startswith("| `")]
     return set(re.findall(r"`([^`]+)`", " ".join(cells)))
 
 
 def parsed(conf: dict[str, Any], cni_args: str = "") -> config.NetConf:
-    """What an ADD makes of a configuration."""
+    """Parse a configuration as an ADD does."""
     return config.parse(request.read(ENVIRON | {"CNI_ARGS": cni_args}, json.dumps(conf).encode()))
 
 

@@ -1,4 +1,4 @@
-"""request and args: what the environment may hold, and what each verb needs of it."""
+"""cni.request and common.cni_args: valid environments, and the variables that each verb requires."""
 
 import os
 
@@ -21,7 +21,7 @@ ENV = {
 
 
 def env(**changes: str) -> dict[str, str]:
-    """The environment with some variables changed."""
+    """Return the environment with some variables changed."""
     return ENV | {f"CNI_{name}": value for name, value in changes.items()}
 
 
@@ -43,7 +43,7 @@ def test_add() -> None:
 def test_verbs_without_an_attachment(command: str) -> None:
     got = request.read({"CNI_COMMAND": command}, b"{}")
     assert got == request.Request(command=command, stdin=b"{}")
-    # What an attachment would need is not looked at.
+    # The variables of an attachment are ignored, even if they are invalid.
     odd = request.read(env(COMMAND=command, CONTAINERID="../x", IFNAME="a/b", NETNS="x", ARGS="junk"), b"")
     assert (odd.container_id, odd.ifname, odd.netns, odd.args) == ("", "", "", {})
     assert odd.path == ("/opt/cni/bin", "/usr/lib/cni")
@@ -183,7 +183,7 @@ def test_args_wrong(text: str, words: str) -> None:
     assert words in caught.value.msg
     assert caught.value.msg.startswith("CNI_ARGS")
     assert caught.value.details
-    # A DEL passes over the same, and says so.
+    # A DEL only warns of the same text.
     got = request.read(env(COMMAND="DEL", ARGS=text), b"")
     assert words in "\n".join(got.warnings)
 

@@ -1,4 +1,4 @@
-"""reply: one JSON object on stdout, whatever happened."""
+"""cni.response: one JSON object on stdout for every outcome."""
 
 import errno
 import json
@@ -12,7 +12,7 @@ from sriov_fast.common import errors
 
 
 def printed(exc: BaseException, version: str = "1.1.0") -> dict[str, object]:
-    """The error object as a runtime reads it."""
+    """Return the error object as a runtime reads it."""
     data = response.error(exc, version)
     assert data.endswith(b"}\n")
     found = json.loads(data)
@@ -22,7 +22,10 @@ def printed(exc: BaseException, version: str = "1.1.0") -> dict[str, object]:
 
 
 def test_what_the_machine_lacks_is_no_fault_of_ours() -> None:
-    """A module that cannot be read is an I/O failure (5), no memory is a reason to try again (11)."""
+    """An unreadable module is an I/O failure (5), a lack of memory asks for a retry (11).
+
+    Neither is an internal error.
+    """
     unreadable = ImportError("cannot import name 'x' from 'y'")
     assert printed(unreadable)["code"] == 5
     assert "'x' from 'y'" in str(printed(unreadable)["msg"])
@@ -67,7 +70,7 @@ def test_os_errors() -> None:
     assert printed(OSError(errno.EIO, "no", b"/\xff"))["msg"] == "/\\udcff: no"
     assert printed(OSError("odd"))["msg"] == "odd"
     assert printed(OSError())["msg"] == "OSError"
-    assert printed(OSError(errno.EIO, "no", 7))["msg"] == "no"  # a descriptor says nothing to anybody
+    assert printed(OSError(errno.EIO, "no", 7))["msg"] == "no"  # the number of a descriptor is left out
 
 
 def test_our_bugs() -> None:

@@ -1,4 +1,4 @@
-"""result: every version's form in and out, and what chaining makes of two."""
+"""cni.result: the form of every version, read and written, and the merge of two chained results."""
 
 import json
 import socket
@@ -91,7 +91,7 @@ SAME_FORM = {"0.1.0": "0.2.0", "0.3.0": "0.4.0", "0.3.1": "0.4.0"}
 
 @pytest.mark.parametrize("version", result.VERSIONS)
 def test_forms(version: str) -> None:
-    """Also the order of the keys is that of the specification."""
+    """The keys are in the order of the specification."""
     expected = FORMS[SAME_FORM.get(version, version)] | {"cniVersion": version}
     assert json.dumps(result.to_json(FULL, version)) == json.dumps(expected)
 
@@ -117,7 +117,7 @@ interfaces = st.builds(
 
 @st.composite
 def cidrs(draw: st.DrawFn) -> tuple[str, str]:
-    """An address in canonical text, and a gateway of its family or none."""
+    """Draw an address in canonical text, and a gateway of its family or none."""
     version = draw(st.sampled_from([4, 6]))
     address = draw(st.ip_addresses(v=version))
     gateway = draw(st.none() | st.ip_addresses(v=version))
@@ -127,14 +127,14 @@ def cidrs(draw: st.DrawFn) -> tuple[str, str]:
 
 
 def codec_ip(text: str) -> str:
-    """As the C library writes it, which differs from ipaddress in addresses that embed IPv4."""
+    """Return an address as the C library writes it; ipaddress differs for addresses that embed IPv4."""
     family = socket.AF_INET6 if ":" in text else socket.AF_INET
     return socket.inet_ntop(family, socket.inet_pton(family, text))
 
 
 @st.composite
 def results(draw: st.DrawFn) -> Result:
-    """Any result."""
+    """Draw a result."""
     ifaces = tuple(draw(st.lists(interfaces, max_size=3)))
     index = st.none() | st.integers(0, len(ifaces) - 1) if ifaces else st.none()
     ips = tuple(
@@ -240,7 +240,7 @@ def test_wrong_in_an_ipam_result() -> None:
 
 
 def test_the_form_shows_itself() -> None:
-    """A plugin that answers in another version's form than it says is still understood."""
+    """A result in the form of another version than its ``cniVersion`` is read as well."""
     old = {"ip4": {"ip": "10.0.0.2/24"}}
     new = {"ips": [{"address": "10.0.0.3/24"}]}
     for version in result.VERSIONS:

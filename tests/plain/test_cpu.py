@@ -1,4 +1,4 @@
-"""Threads that are kept on one CPU for a while."""
+"""Threads that are pinned to one CPU for a while."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ def back() -> Iterator[None]:
 
 @pytest.mark.parametrize("number", [-1, 70000])
 def test_no_cpu_of_ours(number: int) -> None:
-    """Nobody knows where the client ran, or it was where the operator does not want us."""
+    """An unknown CPU (-1), or one that the operator has excluded, pins nothing."""
     cpu.stay(number)
     assert (os.sched_getaffinity(0), cpu.kept()) == (ALLOWED, -1)
 
 
 def test_what_the_kernel_refuses(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The CPU has gone offline, or to another cpuset."""
+    """An error of the kernel pins nothing: the CPU may have gone offline or to another cpuset."""
 
     def refuse(thread: int, numbers: object) -> None:
         raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
@@ -46,7 +46,7 @@ def submit(work: Callable[[], object]) -> Task:
 
 @pytest.mark.parametrize("keep", [True, False])
 def test_work_of_a_pinned_caller_is_delayed_and_on_its_cpu(keep: bool) -> None:
-    """The caller is in the kernel by then; other work begins at once, on any CPU."""
+    """Work of a pinned caller runs on its CPU after a delay; other work begins at once, on any CPU."""
     found: list[object] = []
     done = threading.Event()
 

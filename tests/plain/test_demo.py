@@ -164,7 +164,7 @@ class TestPlugin:
         assert demo.is_ours(found)
 
 
-# The users' manual, where the demo's service is: configuration, ADD and DEL.
+# Configuration, ADD and DEL as in the users' manual, with the address of the demo's service.
 CONF = """{
     "name": "mynet",
     "type": "sriov",
@@ -187,7 +187,7 @@ DEL = (
 
 @pytest.fixture
 def tx(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[TxIpam]:
-    """The demo with a service, on a port that is free; what it began has ended in the end."""
+    """The demo with an address service on a free port; the service must have ended afterwards."""
     monkeypatch.setenv("SRIOV_FAST_RUN", str(tmp_path / "run"))
     stage = Stage(tmp_path)
     with ExitStack() as cleanup:
@@ -214,7 +214,7 @@ class TestService:
             assert tx.command(verb, tx.pods[0], args).replace(" \\\n   ", "") == line
 
     def test_all_that_needs_no_card(self, tx: TxIpam, card: Card, capsys: pytest.CaptureFixture[str]) -> None:
-        """The pods ask with txipam, which answers with what sriov would be told."""
+        """txipam serves the pods without sriov, and returns the VF, VLAN and MAC that sriov would get."""
         tx.prepare(card)
         assert tx.choice == (2, demo_ipam.MAC)
         tx.stage.write(tx.conf, demo_addresses.shown(tx.network("pf0")))
@@ -257,5 +257,5 @@ class TestService:
 
 
 def alone(command: str) -> str:
-    """The IPAM plugin in place of the one that would move a VF."""
+    """Return a command with the IPAM plugin in place of the plugin that moves a VF."""
     return command.replace("bin/sriov", "bin/txipam")

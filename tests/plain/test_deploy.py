@@ -1,4 +1,4 @@
-"""Manifests, examples and monitoring in deploy/, checked by the programs that read them."""
+"""Manifests, examples and monitoring in deploy/, verified by the programs that read them."""
 
 from __future__ import annotations
 
@@ -33,8 +33,8 @@ DEPLOY = Path(__file__).resolve().parents[2] / "deploy"
 VERSIONS = ("1.34", "1.37")
 EXAMPLES = sorted((DEPLOY / "examples").glob("*.yaml"))
 DASHBOARD = json.loads((DEPLOY / "monitoring/dashboard.json").read_text())
-CUSTOM = {"NetworkAttachmentDefinition"}  # kinds without a schema of Kubernetes
-# What sets each mode apart in the configurations of the examples.
+CUSTOM = {"NetworkAttachmentDefinition"}  # kinds without a schema in Kubernetes
+# The text that identifies each mode in the configurations of the examples.
 MODES = (
     *(
         '"attach": "macvlan"',
@@ -59,7 +59,7 @@ def run(*words: object, stdin: str = "") -> str:
 
 @pytest.fixture(scope="module")
 def manifests() -> list[dict[str, Any]]:
-    """The kustomize base as it would be applied."""
+    """Return the documents of the kustomize base."""
     assert shutil.which("kubectl"), "needs kubectl (Debian's kubernetes-client)"
     return list(yaml.safe_load_all(run("kubectl", "kustomize", DEPLOY / "base")))
 
@@ -114,7 +114,7 @@ def test_an_example_is_valid(path: Path) -> None:
 
 @pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.stem)
 def test_check_finds_no_fault_in_an_example(path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Each definition is one for the plugin, names its VF or PF, and has no unknown key."""
+    """Each definition is for this plugin, names a VF or PF, and has no unknown key."""
     definitions = [each for each in documents(path) if each["kind"] in CUSTOM]
     assert main(["check", "--json", str(path)]) == 0
     (lines,) = json.loads(capsys.readouterr().out).values()
@@ -145,7 +145,7 @@ def node(*words: object) -> subprocess.CompletedProcess[str]:
 
 
 def test_the_init_mode_of_the_operator(tmp_path: Path) -> None:
-    """The client is replaced by rename; a file that a killed container left does not keep it from that."""
+    """The init mode replaces another plugin by the client, also twice, and leaves no temporary file."""
     (tmp_path / "sriov").write_text("another plugin")
     for _ in range(2):
         done = node("--no-sleep", f"--cni-bin-dir={tmp_path}")
@@ -175,7 +175,7 @@ def test_a_path_that_does_not_exist(tmp_path: Path, option: str) -> None:
 
 @pytest.fixture
 def target(tmp_path: Path) -> Iterator[str]:
-    """An address with the metrics of a node with VFs and some requests."""
+    """The address of an HTTP server with the metrics of a node that has VFs and has served some requests."""
     tree = build_tree(tmp_path / "tree", pf="pf0", vfs=4, numa=0)
     roots = Roots(sys=str(tree.sys), proc=str(tree.proc), run=str(tmp_path / "run"))
     counts = Counts()
@@ -197,7 +197,7 @@ def fetch(url: str) -> str:
 
 
 def test_promtool_takes_the_metrics(target: str) -> None:
-    """Without an error or a lint warning."""
+    """promtool finds no error and has no lint warning."""
     text = fetch(f"http://{target}/metrics")
     assert 'sriov_fast_requests_total{code="11",verb="ADD"} 1.0' in text
     run("promtool", "check", "metrics", stdin=text)
@@ -208,7 +208,7 @@ def test_promtool_takes_the_rules() -> None:
 
 
 def expressions() -> list[str]:
-    """Every expression of the dashboard and of the rules, with Grafana's variables replaced."""
+    """Return every expression of the dashboard and of the rules, with Grafana's variables replaced."""
     rules = yaml.safe_load((DEPLOY / "monitoring/alerts.yaml").read_text())["groups"][0]["rules"]
     shown = [target["expr"] for panel in DASHBOARD["panels"] for target in panel["targets"]]
     found = [*shown, *(rule["expr"] for rule in rules)]
@@ -223,7 +223,7 @@ def test_expressions_name_metrics_that_there_are(target: str) -> None:
 
 
 def test_prometheus_scrapes_and_evaluates(target: str, tmp_path: Path) -> None:
-    """A real Prometheus gets the samples, and evaluates the rules and the dashboard's expressions."""
+    """A Prometheus process scrapes the samples, and evaluates the rules and the dashboard's expressions."""
     port = free_port()
     (tmp_path / "prometheus.yml").write_text(
         yaml.safe_dump(

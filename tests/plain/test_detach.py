@@ -1,4 +1,4 @@
-"""The return of a VF to the host: its MAC on the PF, refusals of a driver, and a VF that was made anew."""
+"""The return of a VF to the host: its MAC on the PF, refused changes, and a VF that was re-created."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from sriov_fast.vf.journal import Attachment
 
 
 class Refusing:
-    """A socket to a kernel that refuses every change."""
+    """A netlink socket of a kernel that refuses every change."""
 
     def __init__(self, refused: int) -> None:
         self.asked: list[bytes] = []
@@ -58,7 +58,7 @@ def attached(**known: Any) -> Attachment:
 
 
 class Host:
-    """A netlink socket on which the PF is read, and which takes every change."""
+    """A netlink socket that returns ``answer`` for every read, and accepts every change."""
 
     def __init__(self, answer: Any) -> None:
         self.answer = answer
@@ -89,7 +89,7 @@ def pf(**held: Any) -> Link:
 def test_the_mac_on_the_pf(
     before: str | None, now: str | None, asked: dict[str, Any], changed: bool, requests: int
 ) -> None:
-    """The PF is read only if it may hold another MAC, and set only if it does."""
+    """The PF is read only if it may hold another MAC, and changed only if it does."""
     was = VfSettings(mac=before, trust=False)
     record = attached(before=was, before_mac=OWN, asked=VfSettings(**asked))
     release = detach.Release(record, PodNetns(), Roots(), Logger(), Patience())
@@ -99,7 +99,7 @@ def test_the_mac_on_the_pf(
     assert len(host.asked) == requests, host.asked
 
 
-# --- a VF that was made anew under its pod is not the record's any more
+# --- a VF that was re-created during its attachment does not match the record
 
 
 @pytest.mark.parametrize(
@@ -123,7 +123,7 @@ def test_a_pf_that_cannot_be_read_is_an_error() -> None:
 
 
 def test_what_identifies_a_vf(tmp_path: Path) -> None:
-    """The inodes of its PCI device and of the directory of its network devices."""
+    """The inodes of the PCI device and of its directory of network devices identify a VF."""
     tree = build_tree(tmp_path, vfs=2)
     roots, pci = Roots(sys=str(tree.sys), proc=str(tree.proc), run=str(tmp_path / "run")), tree.pci(0)
     record = attached(pci=pci, incarnation=find.incarnation(pci, roots))
@@ -138,7 +138,7 @@ def test_what_identifies_a_vf(tmp_path: Path) -> None:
     assert not find.has_device(record, roots)
     assert find.is_same_function(record, roots)
     tree.device(0).rename(tmp_path / "kept")
-    assert find.is_same_function(record, roots)  # it is missing, not another one
+    assert find.is_same_function(record, roots)  # missing, but not replaced
     tree.device(0).mkdir()
     assert not find.is_same_function(record, roots)
     assert find.is_same_function(older, roots)

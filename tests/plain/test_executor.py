@@ -1,4 +1,4 @@
-"""Tasks and their scopes."""
+"""Tasks, their scopes, and the turns of background work."""
 
 from __future__ import annotations
 

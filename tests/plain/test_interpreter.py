@@ -1,4 +1,4 @@
-"""Tests of the turns in which the server's threads run Python code."""
+"""The turns in which the server's threads run Python code."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import pytest
 from sriov_fast.common.interpreter import INTERPRETER, Interpreter, attempts
 
 Threads = ThreadPoolExecutor
-LONG = 10.0  # seconds; a test that works waits for none of them
+LONG = 10.0  # seconds; a test that passes never waits for as long
 
 
 @pytest.fixture
@@ -27,7 +27,7 @@ def interpreter() -> Interpreter:
 
 
 def taken(interpreter: Interpreter) -> bool:
-    """Take the interpreter, release it, and return whether this thread had it."""
+    """Take the interpreter, release it, and return whether this thread held it."""
     interpreter.take()
     return interpreter.release()
 
@@ -71,7 +71,7 @@ def test_one_at_a_time(interpreter: Interpreter, threads: Threads) -> None:
             interpreter.take()
             running += 1
             most = max(most, running)
-            time.sleep(0.0001)  # gives CPython's own lock away, as every system call does
+            time.sleep(0.0001)  # releases the GIL, as every blocking system call does
             running -= 1
             interpreter.release()
 

@@ -1,4 +1,4 @@
-"""Addresses as bytes: the C library is the judge."""
+"""Addresses as bytes, compared with the results of the C library."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ sixes = st.ip_addresses(v=6).map(str) | st.text("0123456789abcdefA:.%/", min_siz
 
 
 def judged(text: str) -> bytes | None:
-    """What the C library makes of a text; None where it is no address."""
+    """Return the bytes that the C library reads from a text; None if the text is no address."""
     family = socket.AF_INET6 if ":" in text else socket.AF_INET
     try:
         return socket.inet_pton(family, text)

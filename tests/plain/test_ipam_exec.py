@@ -1,4 +1,4 @@
-"""IPAM delegation, with real executables that the tests write."""
+"""IPAM delegation, with executables that the tests write."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def leaves_nothing_behind() -> Iterator[None]:
 
 @pytest.fixture
 def plugin(tmp_path: Path) -> Plugin:
-    """Writes a plugin named ``fake`` from the body of a shell script, and returns its path."""
+    """A function that writes the plugin ``fake`` from the body of a script, and returns its path."""
 
     def write(body: str, interpreter: str = "/bin/sh") -> str:
         path = tmp_path / "fake"
@@ -65,7 +65,7 @@ def ipam(program: str, **fields: Any) -> Ipam:
     return Ipam(**{"kind": "fake", "path": (str(Path(program).parent),), "config": CONFIG} | fields)
 
 
-# --- finding
+# --- the search for the executable
 
 
 def test_find_takes_the_first_directory_that_has_it(tmp_path: Path) -> None:
@@ -100,7 +100,7 @@ def test_find_without_cni_path(path: list[str]) -> None:
         ipam_exec.find("fake", path)
 
 
-# --- the answer
+# --- results and errors
 
 
 @pytest.mark.parametrize("stdin", [CONFIG, b" " * (4 << 20)], ids=["small", "large"])
@@ -160,7 +160,7 @@ def test_not_startable(plugin: Plugin) -> None:
     assert error.errno == 2
 
 
-# --- time
+# --- timeouts
 
 
 @pytest.mark.parametrize(
@@ -186,7 +186,10 @@ def test_a_hanging_plugin_in_another_process_group_is_killed(plugin: Plugin) -> 
 
 
 def members(group: int) -> list[str]:
-    """The living processes of a group (/proc/PID/stat has, after the name: state, parent, group)."""
+    """Return the living processes of a group.
+
+    /proc/PID/stat has state, parent and group after the name.
+    """
     found = []
     for path in Path("/proc").glob("[0-9]*/stat"):
         with contextlib.suppress(OSError):
@@ -202,7 +205,7 @@ def test_a_daemon_that_keeps_the_pipe_does_not_hold_us_up(plugin: Plugin) -> Non
     running = ipam(program).start("ADD")
     assert running.finish(20) == json.loads(RESULT)
     assert time.monotonic() - begin < 30
-    os.killpg(running.pid, signal.SIGKILL)  # it is left alone: it may be meant to stay
+    os.killpg(running.pid, signal.SIGKILL)  # a daemon is not killed with the plugin
 
 
 def test_kernel_without_pidfd(plugin: Plugin, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -223,14 +226,17 @@ def test_sigchld_ignored_by_our_parent(plugin: Plugin) -> None:
         signal.signal(signal.SIGCHLD, before)
 
 
-# --- what it inherits
+# --- inherited descriptors and signal settings
 
 
 PYTHONS = 1 << (signal.SIGPIPE - 1) | 1 << (signal.SIGXFSZ - 1)
 
 
 def ignored_by_our_caller() -> int:
-    """A job in the background of a shell ignores SIGINT and SIGQUIT; so may a runtime, and mean it."""
+    """Return the mask of the signals that the caller of the tests ignores; delegates inherit it.
+
+    A background job of a shell ignores SIGINT and SIGQUIT. Signals that Python ignores are left out.
+    """
     status = dict(line.split(":\t") for line in Path("/proc/self/status").read_text().splitlines())
     return int(status["SigIgn"], 16) & 0x7FFFFFFF & ~PYTHONS
 
@@ -244,7 +250,7 @@ def test_it_inherits_three_files_and_no_signal_settings(plugin: Plugin) -> None:
     )
     program = plugin(body, f"{sys.executable} -I")
     ours = os.open(__file__, os.O_RDONLY)
-    careless = os.dup2(ours, 77, inheritable=True)  # as a runtime may leave one to us
+    careless = os.dup2(ours, 77, inheritable=True)  # inheritable, as a runtime may have left one
     blocked = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
     try:
         found = run(program)
@@ -252,7 +258,7 @@ def test_it_inherits_three_files_and_no_signal_settings(plugin: Plugin) -> None:
         signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
         os.close(ours)
         os.close(careless)
-    # Python itself ignores these two in the plugin, being Python; see the next test
+    # This plugin's own Python ignores PYTHONS; the plugin of the next test is a shell script
     assert found == {"fds": [0, 1, 2], "SigBlk": 0, "SigIgn": ignored_by_our_caller() | PYTHONS}
 
 
@@ -260,7 +266,7 @@ def test_plugins_do_not_ignore_sigpipe(plugin: Plugin) -> None:
     body = 'grep SigIgn /proc/self/status | { read _ mask; echo "{\\"mask\\": \\"$mask\\"}"; }'
     found = run(plugin(body))
     assert isinstance(found, dict)
-    # above 31 are the C library's own
+    # signals above 31 are those of the C library
     assert int(found["mask"], 16) & 0x7FFFFFFF == ignored_by_our_caller()
 
 
@@ -340,7 +346,7 @@ def test_other_errors_are_relayed(plugin: Plugin, command: str, code: int) -> No
 
 
 def waiting(running: Running, timeout: float) -> threading.Thread:
-    """Wait for a delegate in another thread."""
+    """Start a thread that waits for a delegate."""
 
     def wait() -> None:
         with contextlib.suppress(IpamError):
@@ -352,7 +358,7 @@ def waiting(running: Running, timeout: float) -> threading.Thread:
 
 
 def test_hurrying_lets_a_slow_one_end(plugin: Plugin, tmp_path: Path) -> None:
-    """A delegate whose result is not needed any more is not killed at once."""
+    """After ``hurry``, a delegate still has the given time to end."""
     program = plugin(f"sleep 0.3\ntouch {tmp_path}/done\necho '{{}}'")
     running = ipam(program).start("ADD")
     thread = waiting(running, 60)
@@ -364,7 +370,7 @@ def test_hurrying_lets_a_slow_one_end(plugin: Plugin, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("first", [True, False])
 def test_hurrying_has_an_end(plugin: Plugin, first: bool) -> None:
-    """The delegate is killed when its time is over, also if nobody waited for it when that was set."""
+    """The delegate is killed after the time given to ``hurry``, also if the wait for it begins later."""
     running = ipam(plugin("sleep 600")).start("ADD")
     if first:
         running.hurry(0.2)

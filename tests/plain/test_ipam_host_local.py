@@ -1,4 +1,4 @@
-"""host-local in-process: ranges, order, requests, results, the store; and what is left when it is killed."""
+"""The built-in host-local: ranges, order, requests, results, and the store, also after a kill."""
 
 from __future__ import annotations
 
@@ -28,12 +28,12 @@ from sriov_fast.ipam.host_local.plugin import HostLocal
 from sriov_fast.ipam.keys import Keys, parse_ip, show_ip
 from sriov_fast.ipam.kinds import builtin
 
-SUBNET = "10.1.2.0/29"  # .2 to .6, with .1 for the gateway
+SUBNET = "10.1.2.0/29"  # .2 to .6; .1 is the gateway
 LEGACY = {"subnet": SUBNET}
 
 
 class Net:
-    """One network with a store of its own."""
+    """A network with a store of its own."""
 
     def __init__(self, root: Path) -> None:
         self.root = root
@@ -63,7 +63,7 @@ class Net:
         return caught.value
 
     def files(self) -> dict[str, str]:
-        """Addresses and their owners; everything in the store must be known."""
+        """Return the content of every file of the store, except those of the lock and the last addresses."""
         if not self.store.exists():
             return {}
         others = ("lock", "last_reserved_ip.")
@@ -71,7 +71,7 @@ class Net:
         return {path.name: path.read_bytes().decode() for path in found}
 
     def put(self, address: str, content: str) -> None:
-        """Write a file as somebody else would."""
+        """Write a file of the store as another process would."""
         self.store.mkdir(parents=True, exist_ok=True)
         (self.store / address).write_text(content, newline="")
 
@@ -91,14 +91,14 @@ def test_ipv6_texts(value: int) -> None:
         assert parse_ip(text) == (32, value & 0xFFFFFFFF)
     else:
         assert parse_ip(text) == (128, value)
-        assert "." not in text  # Go writes none, and the files are named so
+        assert "." not in text  # Go writes no dots, and file names have Go's form
 
 
 @pytest.mark.parametrize(
     "text", ["", "10.0.0", "10.0.0.01", "10.0.0.1 ", "a", "::1%eth0", "10.0.0.1\0", "\udcff"]
 )
 def test_no_addresses(text: str) -> None:
-    with pytest.raises(ValueError):  # noqa: PT011 (whatever its words: callers word it)
+    with pytest.raises(ValueError):  # noqa: PT011 (callers write the message)
         parse_ip(text)
 
 
@@ -151,7 +151,7 @@ def test_bad_ranges(net: Net, ipam: dict[str, Any], words: str) -> None:
     error = net.fails("a", ipam)
     assert isinstance(error, ConfigError)
     assert words in error.msg
-    assert not net.store.exists()  # nothing is touched before everything is right
+    assert not net.store.exists()  # the configuration is verified before any change
 
 
 @pytest.mark.parametrize(
@@ -185,7 +185,7 @@ def test_other_bad_values(net: Net, ipam: dict[str, Any], more: dict[str, Any], 
 
 
 def test_where_the_round_robin_stands(net: Net) -> None:
-    """The file has that address and nothing else, whatever was in it: the real one reads all of it."""
+    """The file has the last address and nothing else, since the reference plugin reads the whole file."""
     ipam = {"subnet": "10.1.0.0/16"}
     for last, wanted in (("10.1.0.9", "10.1.0.10"), ("10.1.99.255", "10.1.100.0"), ("x" * 30, "10.1.0.2")):
         net.put("last_reserved_ip.0", last)
@@ -225,7 +225,7 @@ def test_resolv_conf(net: Net, tmp_path: Path) -> None:
         ("IgnoreUnknown=1;ip=10.1.2.5/24;K8S_POD_NAME=x", {}),
         ("", {"args": {"cni": {"ips": ["10.1.2.5"]}}}),
         ("", {"runtimeConfig": {"ips": ["10.1.2.5/29"]}}),
-        ("IP=10.1.2.5", {"runtimeConfig": {"ips": ["::ffff:10.1.2.5"]}}),  # the same one twice
+        ("IP=10.1.2.5", {"runtimeConfig": {"ips": ["::ffff:10.1.2.5"]}}),  # the same address twice
         ("IP=", {"args": {"cni": {"ips": ["10.1.2.5"]}}, "runtimeConfig": None}),
     ],
 )
@@ -287,7 +287,7 @@ def test_del_needs_no_good_ranges(net: Net) -> None:
 
 
 def test_addresses_of_others_are_found(net: Net) -> None:
-    """Those that another host-local gave, in each form of the file."""
+    """Addresses that another host-local plugin gave are found, in each form of its files."""
     net.put("10.1.2.4", "a\r\neth0")
     net.put("10.1.2.5", " a\r\neth0\n")
     net.put("10.1.2.6", "a\r\neth1")
@@ -296,7 +296,7 @@ def test_addresses_of_others_are_found(net: Net) -> None:
     net.delete("a")
     assert set(net.files()) == {"10.1.2.6", "10.1.2.7"}
     net.ipam("b", net.conf(LEGACY)).run("CHECK")
-    net.delete("b")  # without an ifname, as files once were
+    net.delete("b")  # an old file, without the interface name
     assert set(net.files()) == {"10.1.2.6"}
 
 
@@ -311,7 +311,7 @@ def test_a_second_address_is_refused_whoever_gave_the_first(net: Net) -> None:
 
 
 def reads(net: Net, monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """Every file of the store that is opened to be read from now on, without the lock."""
+    """Return a list that gets the name of every file of the store that is opened for reading from now on."""
     found: list[str] = []
     opened = os.open
 
@@ -339,7 +339,7 @@ def test_recorded_addresses_are_read_first(net: Net, monkeypatch: pytest.MonkeyP
 
 @pytest.mark.parametrize("recorded", ["10.1.2.6/29", "10.1.2.2/29", "fd00::1/64"])
 def test_a_wrong_record_does_no_harm(net: Net, recorded: str) -> None:
-    """The record names a free address, or that of another pod."""
+    """CHECK and DEL ignore a record that has a free address or the address of another pod."""
     net.add("other")
     net.add("a")
     ipam = net.ipam("a", net.conf(LEGACY)).replace(recorded=(recorded,))
@@ -351,7 +351,7 @@ def test_a_wrong_record_does_no_harm(net: Net, recorded: str) -> None:
 
 
 def test_a_recorded_address_that_cannot_be_read(net: Net, monkeypatch: pytest.MonkeyPatch) -> None:
-    """That is an error of DEL and CHECK; the address stays."""
+    """DEL and CHECK fail if the file of an address cannot be read, and the address stays taken."""
     net.add("a")
     opened = os.open
 
@@ -370,7 +370,7 @@ def test_a_recorded_address_that_cannot_be_read(net: Net, monkeypatch: pytest.Mo
 
 
 def test_a_large_store_is_not_read_by_add(net: Net, monkeypatch: pytest.MonkeyPatch) -> None:
-    """There an ADD does not look for a first address of the interface; a DEL without a record does."""
+    """An ADD does not search a large store for an address of the interface; a DEL without a record does."""
     for octet in range(10, 50):
         net.put(f"10.1.2.{octet}", f"p{octet}\r\neth0")
     found = reads(net, monkeypatch)
@@ -396,7 +396,7 @@ def test_check(net: Net) -> None:
 def test_status(net: Net) -> None:
     for pod in "abcde":
         net.add(pod)
-    assert net.ipam("", net.conf(LEGACY)).run("STATUS") is None  # full is no fault of the node
+    assert net.ipam("", net.conf(LEGACY)).run("STATUS") is None  # a full range is no fault of the node
     with pytest.raises(ConfigError):
         net.ipam("", net.conf({"subnet": "x"})).run("STATUS")
 
@@ -420,7 +420,7 @@ def gc_conf(net: Net, *valid: tuple[str, str], key: str = "cni.dev/valid-attachm
 def test_gc(net: Net, key: str) -> None:
     net.add("a")
     net.add("b")
-    net.put("10.1.2.4", "")  # killed between creating and writing, as others may be
+    net.put("10.1.2.4", "")  # another process was killed between create and write
     net.put("10.1.2.5", "a")
     net.put("10.1.2.6", "old")
     net.put("10.1.2.99", "b\r\neth1")
@@ -448,7 +448,7 @@ def test_gc_is_strict(net: Net, listed: object) -> None:
 
 
 def test_a_large_range(net: Net) -> None:
-    """The next free address is found behind many taken ones, and the only free one of a full range."""
+    """The next free address after many taken ones is found, and the only free one of a range."""
     ipam = {"subnet": "10.1.0.0/21"}
     for value in range(2, 1500):
         net.put(f"10.1.{value >> 8}.{value & 255}", "x\r\neth0")
@@ -472,7 +472,7 @@ def test_the_whole_of_ipv6(net: Net) -> None:
 
 @pytest.mark.parametrize("umask", [0o000, 0o002, 0o077])
 def test_the_umask_opens_no_directory(net: Net, umask: int) -> None:
-    """With another umask, a request refused the parent of the store that the one before had made."""
+    """A request accepts the parent of the store that the previous request has created with any umask."""
     before = os.umask(umask)
     try:
         assert [net.add("a"), net.add("b")] == [["10.1.2.2/29"], ["10.1.2.3/29"]]
@@ -483,7 +483,7 @@ def test_the_umask_opens_no_directory(net: Net, umask: int) -> None:
 
 
 def test_it_waits_for_the_lock_and_gives_up(net: Net) -> None:
-    """It waits for the rest of the request's time."""
+    """The request waits for the lock until its deadline, and then fails without a change."""
     net.add("a")
     late = HostLocal(
         keys=Keys(net.conf(LEGACY)), container_id="b", ifname="eth0", ends=time.monotonic() + 0.1
@@ -499,7 +499,7 @@ def test_it_waits_for_the_lock_and_gives_up(net: Net) -> None:
 
 
 def test_somebody_who_takes_no_lock(net: Net, monkeypatch: pytest.MonkeyPatch) -> None:
-    """An address that is gone between our look and our link is passed over."""
+    """An address that a process without the lock takes before link(2) is skipped."""
     link = os.link
 
     def raced(source: str, target: str) -> None:
@@ -516,7 +516,7 @@ def test_somebody_who_takes_no_lock(net: Net, monkeypatch: pytest.MonkeyPatch) -
 
 
 def test_a_lock_whose_close_fails_keeps_the_address(net: Net, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The address is taken by then, and the ADD succeeds."""
+    """The ADD succeeds, since the address is taken before the lock is closed."""
     close = os.close
 
     def refuse(fd: int) -> None:
@@ -554,7 +554,7 @@ def test_a_full_disk_takes_nothing(net: Net, monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setattr(os, "unlink", broken)
     assert net.fails("a", DUAL).errno == 5
     assert set(net.files()) == {"10.1.2.2"}
-    assert net.add("a") == ["10.1.2.5/29"]  # two were the first range's before the second one failed
+    assert net.add("a") == ["10.1.2.5/29"]  # the first range gave two addresses before the second one failed
 
 
 @pytest.fixture(autouse=True)
@@ -573,7 +573,7 @@ CALLS = (
 
 
 def killed_at(number: int, work: Callable[[], object]) -> bool:
-    """Do the work in a child that is killed before its system call ``number``; return whether it was."""
+    """Run ``work`` in a child that is killed before its system call ``number``; return whether it was."""
     child = os.fork()
     if child == 0:
         left = [number]
@@ -598,7 +598,7 @@ def killed_at(number: int, work: Callable[[], object]) -> bool:
 
 @pytest.mark.parametrize("repair", ["DEL", "GC"])
 def test_killed_while_adding(net: Net, repair: str) -> None:
-    """After a kill at any system call no file is without an owner, and the repair frees all that is left."""
+    """After a kill at any system call, every address has an owner, and DEL or GC frees the addresses."""
     net.add("first", DUAL | {"ranges": DUAL["ranges"][:1]})
     number, was_killed = 0, True
     while was_killed:
@@ -614,7 +614,7 @@ def test_killed_while_adding(net: Net, repair: str) -> None:
     assert number > 15
 
 
-# --- which one serves
+# --- built-in kinds
 
 
 def test_which_kinds_are_built_in() -> None:

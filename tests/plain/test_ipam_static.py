@@ -1,4 +1,4 @@
-"""static in-process: what is configured, and what replaces it."""
+"""The built-in static: configured addresses, and those that add to or replace them."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def test_no_addresses() -> None:
                 {"address": "fd02::1/64", "gateway": "fd02::9"},
             ],
         ),
-        ("GATEWAY=10.1.0.1", [FOUR, SIX]),  # only for what CNI_ARGS gives
+        ("GATEWAY=10.1.0.1", [FOUR, SIX]),  # a gateway of CNI_ARGS needs an IP of CNI_ARGS
         ("IP=", [FOUR, SIX]),
     ],
 )
@@ -113,8 +113,8 @@ def test_check() -> None:
     with pytest.raises(ConfigError, match="prevResult is missing"):
         static(ADDRESSES).run("CHECK")
     static(ADDRESSES, prevResult={"ips": [FOUR, SIX]}).run("CHECK")
-    static(ADDRESSES, prevResult={"ips": [SIX | {"gateway": "fd00::1"}]}).run("CHECK")  # none was configured
-    static(ADDRESSES, prevResult={"ips": [{"address": "192.0.2.1/24"}]}).run("CHECK")  # as the real one
+    static(ADDRESSES, prevResult={"ips": [SIX | {"gateway": "fd00::1"}]}).run("CHECK")  # SIX has no gateway
+    static(ADDRESSES, prevResult={"ips": [{"address": "192.0.2.1/24"}]}).run("CHECK")  # as in CNI's static
     for gateway in ({"gateway": "10.1.0.1"}, {"gateway": None}):
         with pytest.raises(CheckError, match=r"10\.1\.0\.5 was given 10\.1\.0\.254"):
             static(ADDRESSES, prevResult={"ips": [FOUR | gateway]}).run("CHECK")

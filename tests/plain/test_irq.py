@@ -1,4 +1,4 @@
-"""Both interrupt modules on a tree of files, and on this machine's /proc/irq."""
+"""The interrupt modules of both backends on simulated files, and on this machine's /proc/irq."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The JSON module: both readers agree, and everybody reads what it writes."""
+"""The JSON module: its readers agree, and other readers read its output."""
 
 import json
 import math
@@ -6,7 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-import orjson  # noqa: F401 (it reads if it is loaded)
+import orjson  # noqa: F401 (the module reads with it if it is loaded)
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
@@ -67,7 +67,7 @@ REFUSED = [
 
 @pytest.fixture(params=["orjson", "the C scanner", "neither"])
 def reader(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let a reader read: orjson if it is loaded, else the scanner; without ``_json`` orjson in any case."""
+    """Choose the reader: loaded orjson, the C scanner, or without ``_json`` an import of orjson."""
     if request.param != "orjson":
         monkeypatch.delitem(sys.modules, "orjson", raising=False)
     if request.param == "neither":
@@ -87,7 +87,7 @@ def test_refused(data: bytes, words: str) -> None:
 
 
 def test_the_same_errors_without_json_imported() -> None:
-    """The C scanner behaves differently as long as nobody has imported ``json``."""
+    """The errors are the same before ``json`` is imported, when the C scanner behaves differently."""
     program = (
         f"import sys; sys.path.insert(0, {SRC!r})\n"
         "from sriov_fast.common import json as codec\n"
@@ -118,7 +118,7 @@ def test_the_same_errors_without_json_imported() -> None:
         (b"[" + b"[]," * 500 + b"1]", [[]] * 500 + [1]),
         (b" " * (codec.MAX_BYTES - 1) + b"1", 1),
         (b'{"a":{"x":1},"b":{"x":1}}', {"a": {"x": 1}, "b": {"x": 1}}),
-        (b'{"a":1,"b":{"c":1,"c":3},"\\u0061":2}', {"a": 2, "b": {"c": 3}}),  # the last one counts
+        (b'{"a":1,"b":{"c":1,"c":3},"\\u0061":2}', {"a": 2, "b": {"c": 3}}),  # the last value counts
         (b"[18446744073709551615, -9223372036854775808]", [2**64 - 1, -(2**63)]),
         (b"[18446744073709551616, -9223372036854775809]", [float(2**64), float(-(2**63))]),
     ],
@@ -139,7 +139,7 @@ def test_a_document_without_limit() -> None:
 @example(b'{"a":1,"a":1}')
 @example(b"\xef\xbb\xbf1")
 def test_both_readers_agree(data: bytes) -> None:
-    """A process of one request reads what the server reads, and refuses the same."""
+    """orjson (in the server) and the C scanner (in a process of one request) read and refuse the same."""
     found = []
     for loaded in (True, False):
         with pytest.MonkeyPatch.context() as patch:
@@ -164,7 +164,7 @@ def _indentation(text: str) -> list[int]:
 
 
 @given(documents)
-@example({"\x7f": False})  # json escapes this character, orjson does not: both are JSON
+@example({"\x7f": False})  # json escapes this character, orjson does not
 def test_indents_like_json(value: object) -> None:
     written = codec.dumps(value, indented=True).decode()
     assert json.loads(written) == value
@@ -181,7 +181,7 @@ def test_compact_without_orjson(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_orjson_serves_where_it_is_loaded() -> None:
     assert codec.dumps({"a": [1, "é", None]}) == '{"a":[1,"é",null]}'.encode()
-    assert json.loads(codec.dumps({"wide": 2**70})) == {"wide": 2**70}  # refused by orjson, not by us
+    assert json.loads(codec.dumps({"wide": 2**70})) == {"wide": 2**70}  # orjson alone refuses this number
 
 
 @pytest.mark.parametrize("value", [{1, 2}, b"bytes", object()])
@@ -202,7 +202,7 @@ def test_text_keeps_letters() -> None:
 
 
 def test_without_the_c_module(monkeypatch: pytest.MonkeyPatch) -> None:
-    """An interpreter without ``_json`` writes the same."""
+    """The output is the same without ``_json``."""
     monkeypatch.setattr(codec, "c_make_encoder", None)
     monkeypatch.delitem(sys.modules, "orjson", raising=False)
     assert codec.dumps({"a": [1, "é"]}) == b'{"a":[1,"\\u00e9"]}'

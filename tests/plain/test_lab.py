@@ -1,4 +1,4 @@
-"""The lab without a machine: what it reads from the host, what it would run, what it says."""
+"""The lab without a machine: the host's settings, requirements, sources, the image, and reports."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ def test_options_of_the_way_to_the_mirror() -> None:
     assert apt.select_options(dump) == ['Acquire::http::Proxy "http://p:1"', 'Acquire::Check-Date "false"']
 
 
-# --- what is missing
+# --- missing requirements
 
 
 def test_missing_tools_and_root(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -218,20 +218,23 @@ def test_old_installs_are_forgotten(tmp_path: Path) -> None:
 
 
 def test_the_nodes_image_has_bytecode_that_is_used(tmp_path: Path) -> None:
-    """The sources in the image have no time; bytecode that names one would be compiled anew at each start."""
+    """The image's bytecode is used although its sources have no modification time.
+
+    Bytecode that names a modification time would be compiled again at each start.
+    """
     source = tmp_path / "module.py"
     source.write_text("print('bytecode')")
     code = Path(py_compile.compile(str(source), doraise=True))
     source.write_text("print('source')")
     layer = node_image._tar({"module.py": source, f"__pycache__/{code.name}": code})
     with tarfile.open(fileobj=io.BytesIO(layer)) as tar:
-        tar.extractall(tmp_path / "image")  # our own: no filter needed, which Python 3.11.2 does not have
+        tar.extractall(tmp_path / "image")  # trusted; Python 3.11.2 has no ``filter``
     argv = [sys.executable, "-c", "import module"]
     done = subprocess.run(argv, cwd=tmp_path / "image", capture_output=True, text=True, check=True)
     assert done.stdout == "bytecode\n"
 
 
-# --- what the guest says
+# --- reports of the guest
 
 
 def test_report() -> None:

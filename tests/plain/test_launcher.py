@@ -1,4 +1,4 @@
-"""The executables that ``sriov-fast install`` writes, driven as a runtime drives them."""
+"""The executables that ``sriov-fast install`` writes, run as a runtime runs them."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from sriov_fast.cli import install, main, units
 UNITS = (units.SERVICE, units.SOCKET, units.WARM)
 SOURCES = str(Path(sriov_fast.__file__).parents[1])
 VERSION = {"CNI_COMMAND": "VERSION", "SRIOV_FAST_SOCKET": "none"}
-# Everything that bends an interpreter or a program by its environment.
+# Environment variables that change the behaviour of an interpreter or a program.
 HOSTILE = {
     "PYTHONHOME": "/nonexistent",
     "PYTHONSTARTUP": "/nonexistent",
@@ -43,7 +43,7 @@ HOSTILE = {
 
 @pytest.fixture(scope="session", params=install.LAUNCHERS)
 def sriov(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The plugin, installed once in each way. Without a server, both do the same."""
+    """The plugin, installed with each launcher. Without a server, all launchers behave alike."""
     directory = tmp_path_factory.mktemp(request.param)
     assert main(["install", "--no-server", "--bin-dir", str(directory), "--launcher", request.param]) == 0
     return directory / "sriov"
@@ -61,7 +61,7 @@ def assert_answers(done: subprocess.CompletedProcess[str]) -> None:
 
 @pytest.fixture
 def poison(tmp_path: Path) -> Path:
-    """A directory whose modules must not be imported."""
+    """A directory of modules that must not be imported."""
     for name in ("sriov_fast", "os", "select", "sitecustomize", "usercustomize", "encodings"):
         (tmp_path / f"{name}.py").write_text("raise SystemExit('poisoned')\n")
     return tmp_path
@@ -89,7 +89,7 @@ def test_errors_are_cni_errors(sriov: Path) -> None:
 
 @pytest.mark.parametrize("name", install.DEFAULT)
 def test_a_plugin_that_cannot_be_imported_says_so(tmp_path: Path, name: str) -> None:
-    """stdout has one CNI error, whatever is wrong with the files of the package."""
+    """stdout has one CNI error if the package cannot be imported."""
     package = tmp_path / 'a"b\\c' / "sriov_fast"
     package.mkdir(parents=True)
     (package / "__init__.py").write_text(f"raise ImportError({str(package)!r})")
@@ -187,7 +187,7 @@ def test_a_directory_that_cannot_be(tmp_path: Path, capsys: pytest.CaptureFixtur
     assert str(tmp_path / "file") in capsys.readouterr().err
 
 
-# --- interpreters that a first line cannot name
+# --- interpreter paths that a "#!" line cannot contain
 
 
 @pytest.mark.parametrize(
@@ -210,7 +210,7 @@ def test_awkward_interpreters(tmp_path: Path, directory: str) -> None:
     text = install.script(install.PROGRAMS["sriov"], str(interpreter), install.search_path())
     assert text.startswith("#!/bin/sh\n")
     with warnings.catch_warnings():
-        warnings.simplefilter("error")  # a bad escape in a string is one
+        warnings.simplefilter("error")  # an invalid escape sequence is a warning
         compile(text, "sriov", "exec")
     install.write_executable(tmp_path / "sriov", text)
     assert_answers(call(tmp_path / "sriov", VERSION))
@@ -247,7 +247,7 @@ def parsed(path: Path) -> configparser.ConfigParser:
 
 @pytest.fixture
 def written(tmp_path: Path) -> Path:
-    """The directory of the units, which were written with a umask that hides files from others."""
+    """The directory of the units, written with a umask that denies others all access."""
     directory = tmp_path / "etc/systemd/system"
     with private_umask():
         assert main(["install", "--bin-dir", str(tmp_path / "bin"), "--unit-dir", str(directory)]) == 0
@@ -270,7 +270,7 @@ def test_the_service_starts_the_command_of_this_environment(
 
 
 def assert_understood(*paths: Path) -> None:
-    # Where systemd is not installed, what the other tests read in the units must do.
+    # Without systemd-analyze, only the other tests verify the units.
     argv = [shutil.which("systemd-analyze") or "true", "verify", *map(str, sorted(paths))]
     done = subprocess.run(argv, capture_output=True, text=True, check=False)
     assert len(argv) == 5
@@ -284,7 +284,7 @@ def test_systemd_understands_the_units(written: Path) -> None:
 
 def test_the_units_keep_what_is_in_run(written: Path) -> None:
     service = parsed(written / "sriov-fast.service")["Service"]
-    assert "RuntimeDirectory" not in service  # systemd would empty it at a stop, the journal with it
+    assert "RuntimeDirectory" not in service  # systemd would remove the journal at a stop
     assert not [key for key in service if key.startswith(("Private", "Protect", "RestrictNamespaces"))]
 
 
@@ -295,7 +295,7 @@ def test_the_units_are_for_everyone_to_read(written: Path) -> None:
 
 @pytest.fixture
 def systemctl(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A machine whose systemd only notes down its commands, in the file that this returns."""
+    """The file that records the commands of a simulated systemctl, on a machine where systemd runs."""
     calls, program = tmp_path / "systemctl.calls", tmp_path / "path/systemctl"
     program.parent.mkdir()
     program.write_text(f'#!/bin/sh\necho "$@" >>{calls}\n')
@@ -345,7 +345,7 @@ def test_a_server_that_cannot_be_started_is_told(
 
 
 def test_another_plugin_is_kept_and_put_back(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Without ``--replace`` nothing is written; afterwards the other plugin is there again, byte for byte."""
+    """Only ``--replace`` replaces another plugin, and ``--rollback`` restores it byte for byte."""
     words = ["install", "--no-server", "--bin-dir", str(tmp_path)]
     plugin, kept = tmp_path / "sriov", tmp_path / "sriov.replaced"
     plugin.write_bytes(b"\x7fELF of the other one")
@@ -353,7 +353,7 @@ def test_another_plugin_is_kept_and_put_back(tmp_path: Path, capsys: pytest.Capt
     assert main(words) == 1
     assert f"{plugin} is another plugin's" in capsys.readouterr().err
     assert [path.name for path in tmp_path.iterdir()] == ["sriov"]
-    for _ in range(2):  # the second time it is ours that is replaced
+    for _ in range(2):  # the second time replaces this plugin itself
         assert main([*words, "--replace"]) == 0
         assert install.is_ours(plugin)
         assert kept.read_bytes() == b"\x7fELF of the other one"
@@ -365,7 +365,7 @@ def test_another_plugin_is_kept_and_put_back(tmp_path: Path, capsys: pytest.Capt
 
 
 def test_the_link_and_the_mode_of_another_plugin_are_put_back(tmp_path: Path) -> None:
-    """A distribution may have its plugins elsewhere."""
+    """``--rollback`` restores the mode of a plugin, or its symbolic link, as of a distribution."""
     (tmp_path / "bin").mkdir()
     words = ["install", "--no-server", "--bin-dir", str(tmp_path / "bin")]
     link, program = tmp_path / "bin/sriov", tmp_path / "bin/txipam"
@@ -382,7 +382,7 @@ def test_the_link_and_the_mode_of_another_plugin_are_put_back(tmp_path: Path) ->
 
 
 def test_concurrent_installs_keep_the_other_plugin(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The second install replaces the executable after the first one has looked at it."""
+    """The other plugin is kept if a second install replaces it after the check of the first one."""
     words = ["install", "--no-server", "--bin-dir", str(tmp_path), "--name", "sriov", "--replace"]
     (tmp_path / "sriov").write_bytes(b"\x7fELF of the other one")
     keep = install._keep
@@ -419,7 +419,7 @@ def test_uninstall_takes_everything_back(tmp_path: Path, systemctl: Path) -> Non
 def test_install_keeps_the_administrators_units(
     tmp_path: Path, systemctl: Path, is_masked: bool, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Nothing is written, neither over a unit of another hand nor over the link of ``systemctl mask``."""
+    """``install`` writes nothing if a unit was written by others or is masked by ``systemctl mask``."""
     unit = tmp_path / "units/sriov-fast.service"
     unit.parent.mkdir()
     if is_masked:
@@ -434,7 +434,7 @@ def test_install_keeps_the_administrators_units(
 
 
 def test_uninstall_from_an_image_leaves_this_machines_server_alone(tmp_path: Path, systemctl: Path) -> None:
-    """``install --unit-dir`` has started nothing."""
+    """``uninstall --unit-dir`` runs no systemctl, since ``install --unit-dir`` has started nothing."""
     words = ["--bin-dir", str(tmp_path / "image/bin"), "--unit-dir", str(tmp_path / "image/units")]
     assert main(["install", *words]) == 0
     assert main(["uninstall", *words]) == 0
@@ -469,7 +469,7 @@ def test_uninstall_refuses_while_pods_have_vfs(
 def test_awkward_paths_in_a_unit(path: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "executable", path)
     (line,) = (line for line in units.text(units.SERVICE).splitlines() if line.startswith("ExecStart="))
-    # systemd's own unquoting, as far as such words go: quotes and backslashes as sh has them, then %% and $$
+    # systemd's unquoting of these arguments: quotes and backslashes as in sh, then %% and $$
     words = [word.replace("%%", "%").replace("$$", "$") for word in shlex.split(line.partition("=")[2])]
     assert words == [path, "-IXutf8", "-m", "sriov_fast.cli", "serve"]
 

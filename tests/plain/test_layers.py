@@ -1,4 +1,4 @@
-"""The direction of imports (docs/architecture.md): downwards only, in one total order, without a circle."""
+"""The direction of imports (docs/architecture.md): downwards only, in one total order, without cycles."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import pytest
 import sriov_fast
 
 PACKAGE = Path(sriov_fast.__file__).parent
-# From the lowest to the highest. A package stands for all of its modules that are not named by themselves.
+# From the lowest to the highest. A package stands for all of its modules that are not listed themselves.
 ORDER = (
     "__init__",
     *("common.__init__", "common.errors", "common.record", "common.ip", "common.json"),
@@ -53,7 +53,7 @@ ORDER = (
     *("plugin.process", "ipam.txipam_main"),
     *("server", "client", "ipamd", "cli"),
 )
-DOMAINS = ("vf", "cni", "ipam")  # they do not know each other
+DOMAINS = ("vf", "cni", "ipam")  # no imports between these
 # The modules that the address service shares with the plugin.
 SHARED = ("__init__", "common", "ipamd_api")
 COMPILED = ("_nl", "_sysfs", "_irq")
@@ -61,7 +61,7 @@ BACKENDS = (*COMPILED, "kernel._nl_py", "kernel._sysfs_py", "kernel._irq_py")
 
 
 def modules() -> list[str]:
-    """Return every module's name below the package: "cni.reply", "cni.__init__"."""
+    """Return the name of every module below the package, such as "cni.response" and "cni.__init__"."""
     found = {path.relative_to(PACKAGE).with_suffix("") for path in PACKAGE.rglob("*.py*") if is_source(path)}
     return sorted(".".join(path.parts) for path in found)
 
@@ -75,7 +75,7 @@ MODULES = modules()
 
 @functools.cache
 def imports(module: str) -> set[str]:
-    """Return the modules of this package that a module imports, in functions and for types, too."""
+    """Return the modules of this package that a module imports, also in functions and for types."""
     found: set[str] = set()
     for suffix in (".py", ".pyi"):
         path = PACKAGE / f"{module.replace('.', '/')}{suffix}"
@@ -95,7 +95,7 @@ def imported(node: ast.AST) -> list[str]:
 
 
 def as_module(name: str) -> str:
-    """Return the module that an imported name is, or is defined in."""
+    """Return the module of an imported name: the module itself, or the one that defines the name."""
     parts = name.split(".")
     for end in range(len(parts), 0, -1):
         for found in (".".join(parts[:end]), ".".join([*parts[:end], "__init__"])):
@@ -105,13 +105,13 @@ def as_module(name: str) -> str:
 
 
 def layer(module: str) -> str:
-    """Return the most exact entry of ORDER for a module."""
+    """Return the most specific entry of ORDER for a module."""
     parts = module.split(".")
     return next(name for end in range(len(parts), 0, -1) if (name := ".".join(parts[:end])) in ORDER)
 
 
 def pairs() -> list[tuple[str, str]]:
-    """Return every import: a module, and a module that it imports."""
+    """Return every import as the importing and the imported module."""
     return [(module, name) for module in MODULES for name in sorted(imports(module))]
 
 
@@ -142,7 +142,7 @@ def test_the_address_service_stands_alone() -> None:
 
 
 def test_the_lab_and_the_plugin_do_not_import_each_other() -> None:
-    """The lab drives the plugin as a process, as a runtime does."""
+    """The lab runs the plugin as a process, as a runtime does."""
     sources = sorted((PACKAGE.parents[1] / "lab").rglob("*.py"))
     assert sources
     for path in sources:

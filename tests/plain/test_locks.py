@@ -1,4 +1,4 @@
-"""Locks: one holder at a time, whatever happens to the files; a bounded wait that names the holder."""
+"""Locks: one holder at a time, even if files are removed, and a bounded wait that names the holder."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def files(run: str) -> list[str]:
 
 @contextmanager
 def held_by_a_process(run: str) -> Iterator[int]:
-    """Let another process hold the lock x; yield its pid."""
+    """Hold the lock x in another process; yield its pid."""
     ready, end = os.pipe(), os.pipe()
     child = os.fork()
     if child == 0:
@@ -58,7 +58,7 @@ def held_by_a_process(run: str) -> Iterator[int]:
 
 @contextmanager
 def held_by_a_thread(run: str) -> Iterator[int]:
-    """Let this process hold the lock x, and another thread release it; yield the pid."""
+    """Hold the lock x in this process, and release it in another thread; yield the pid."""
     held = locks.acquire(run, "x", "child")
     yield os.getpid()
     in_thread(held.release).join()
@@ -139,9 +139,9 @@ def hammer(run: str, counter: str, rounds: int, *, clear: bool) -> None:
 
 @pytest.mark.parametrize(("processes", "threads"), [(3, 5), (0, 8)])
 def test_one_at_a_time(run: str, tmp_path: Path, processes: int, threads: int) -> None:
-    """Every release unlinks the file while others have it open: a lock on a dead file counts for nothing.
+    """One holder at a time, although every release unlinks the file that others have open.
 
-    The threads of one process exclude each other even where somebody clears the directory.
+    The threads of one process exclude each other even if the directory is removed.
     """
     counter = tmp_path / "counter"
     counter.write_text("0")

@@ -1,4 +1,4 @@
-"""log: logfmt that can be read back, and that never fails a verb."""
+"""common.log: logfmt that can be parsed, and failures that never fail a verb."""
 
 import ast
 import os
@@ -16,14 +16,14 @@ _FIELD = re.compile(r'([^\s="]+)=("(?:[^"\\]|\\.)*"|[^\s"]*)(?: |$)')
 
 
 def parse(line: str) -> dict[str, str]:
-    """A small reader of logfmt, to check the writer."""
+    """Parse a line of logfmt."""
     found = {}
     at = 0
     while at < len(line):
         match = _FIELD.match(line, at)
         assert match, line[at:]
         assert match[1] not in found, match[1]
-        # a quoted value is written as a string of Python is
+        # a quoted value has the form of a Python string
         found[match[1]] = ast.literal_eval(match[2]) if match[2].startswith('"') else match[2]
         at = match.end()
     return found
@@ -31,7 +31,7 @@ def parse(line: str) -> dict[str, str]:
 
 def lines(capfd: pytest.CaptureFixture[str]) -> list[dict[str, str]]:
     out, err = capfd.readouterr()
-    assert out == ""  # stdout is CNI's alone
+    assert out == ""  # stdout is only for the CNI result
     return [parse(line) for line in err.split("\n")[:-1]]
 
 

@@ -1,7 +1,8 @@
-"""What a batch looks like on the wire: both backends byte for byte, and read back by pyroute2.
+"""The bytes of a batch: equal from both backends, and decoded by pyroute2.
 
-pyroute2's message classes are the reference: they read every message, and the plain backend writes addresses,
-routes and alternative names with them. They leave out the tail padding of ``struct ifla_vf_vlan_info``.
+pyroute2's message classes are the reference: they decode every message, and the plain backend encodes
+addresses, routes and alternative names with them. They leave out the tail padding of ``struct
+ifla_vf_vlan_info``.
 """
 
 from __future__ import annotations
@@ -131,7 +132,7 @@ def encoded(backend: ModuleType, *steps: Callable[[Any], None]) -> bytes:
 
 
 def same(*steps: Callable[[Any], None]) -> bytes:
-    """Encode with both backends; the bytes must be the same."""
+    """Encode with both backends, assert that the bytes are equal, and return them."""
     fast, plain = encoded(_nl, *steps), encoded(_nl_py, *steps)
     assert fast.hex(" ", 4) == plain.hex(" ", 4)
     return fast
@@ -174,7 +175,7 @@ def test_set_vf_has_the_same_bytes_and_says_what_was_meant(index: int, vf: int, 
 
 
 def settings_of(info: Any) -> VfSettings:
-    """Read one IFLA_VF_INFO of a request, the obvious way."""
+    """Decode one IFLA_VF_INFO of a request."""
     found: dict[str, Any] = {}
     for name, value in info["attrs"]:
         if name == "IFLA_VF_MAC":
@@ -223,7 +224,7 @@ def test_set_link_has_the_same_bytes_and_says_what_was_meant(index: int, changes
 
 
 def top_level(data: bytes) -> dict[int, bytes]:
-    """Return the attributes of a link's request by number: behind two headers of 16 bytes each."""
+    """Return the attributes of a link's request by number; they follow two headers of 16 bytes each."""
     found, at = {}, 32
     while at < len(data):
         size, kind = struct.unpack_from("=HH", data, at)
@@ -233,7 +234,7 @@ def top_level(data: bytes) -> dict[int, bytes]:
 
 
 def on_the_wire(value: str | int | None, form: str = "=I") -> bytes | None:
-    """Return a number packed, a MAC as its six bytes, any other text as it is."""
+    """Return the bytes of a packed number, of a MAC, or of any other text."""
     if isinstance(value, str):
         return bytes.fromhex(value.replace(":", "")) if MAC.fullmatch(value) else value.encode()
     return None if value is None else struct.pack(form, value)
@@ -299,7 +300,7 @@ def test_get_link_has_the_same_bytes_and_says_what_was_meant(index: int, name: s
     assert by_index.get_attr("IFLA_IFNAME") is None
     assert by_name["index"] == 0
     assert by_name.get_attr("IFLA_IFNAME") == name
-    # RTEXT_FILTER_SKIP_STATS always, RTEXT_FILTER_VF only when a VF is asked for: it is dear.
+    # RTEXT_FILTER_SKIP_STATS always; RTEXT_FILTER_VF, which is slow, only for a request with a VF.
     assert by_name.get_attr("IFLA_EXT_MASK") == (8 if vf is None else 9)
     assert [header(message)[:3] for message in messages(data)] == [(18, 0x1, 1), (18, 0x1, 2)]
 
@@ -350,7 +351,7 @@ def same_ip(got: str | None, wanted: str | None) -> bool:
 
 
 def test_bytes_laid_out_by_hand() -> None:
-    """``ip link set $pf vf 3 mac 02:00:00:00:00:03 vlan 100 qos 2``, by hand from linux/if_link.h."""
+    """The bytes of ``ip link set $pf vf 3 mac 02:00:00:00:00:03 vlan 100 qos 2``, after linux/if_link.h."""
     data = same(lambda b: b.set_vf(7, 3, VfSettings(mac="02:00:00:00:00:03", vlan=100, qos=2)))
     if struct.pack("=H", 1) != struct.pack("<H", 1):
         pytest.skip("the bytes below are little endian")
@@ -444,7 +445,7 @@ WRONG: list[tuple[str, Callable[[Any], None]]] = [
 
 @pytest.mark.parametrize(("said", "step"), WRONG, ids=[said for said, _ in WRONG])
 def test_a_wrong_value_is_named_and_nothing_is_appended(said: str, step: Callable[[Any], None]) -> None:
-    """Both backends name it in the same words."""
+    """Both backends raise the same message, which names the value."""
     texts = set()
     for backend in (_nl, _nl_py):
         batch = backend.Batch()

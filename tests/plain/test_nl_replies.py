@@ -1,4 +1,4 @@
-"""What the kernel answers, checked and decoded, on both backends: built by hand, as the kernel builds it."""
+"""The kernel's replies, verified and decoded by both backends. The tests build them as the kernel does."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def u32(*values: int) -> bytes:
 
 
 def verdict(error: int, *, seq: int = 1, text: str = "", capped: bool = True, port: int = PORT) -> bytes:
-    """NLMSG_ERROR: the errno, the request or only its header, and the kernel's words."""
+    """Return an NLMSG_ERROR: the errno, the request or only its header, and the kernel's message ``text``."""
     request = b"" if capped else bytes(20)
     body = struct.pack("=i", -error) + struct.pack("=IHHII", 16 + len(request), 19, 5, seq, PORT) + request
     flags = CAPPED if capped else 0
@@ -60,7 +60,7 @@ def link_body(index: int, name: str, *extra: bytes, flags: int = 0x10001) -> byt
 def vf_info(
     vf: int, *, vlan: int = 0, qos: int = 0, proto: int = 0x8100, spoofchk: int = 1, trust: int = 0
 ) -> bytes:
-    """One IFLA_VF_INFO in the order of rtnl_fill_vfinfo() (net/core/rtnetlink.c), without statistics."""
+    """Return an IFLA_VF_INFO as of rtnl_fill_vfinfo() (net/core/rtnetlink.c), without statistics."""
     mac = bytes((2, 0, 0, 0, vf >> 8, vf & 255))
     return attr(
         1,
@@ -232,7 +232,7 @@ def test_ack_error_and_words_of_the_kernel(nl: ModuleType) -> None:
 @pytest.mark.parametrize(
     ("refusal", "said"),
     [
-        (verdict(errno.EPERM, text="not you", capped=False), "not you"),  # behind the whole request
+        (verdict(errno.EPERM, text="not you", capped=False), "not you"),  # after the whole request
         (verdict(errno.ENODEV), "No such device"),
     ],
 )
@@ -375,7 +375,7 @@ def address_body(index: int, cidr: str, *extra: bytes) -> bytes:
 
 
 def dump_of(nl: ModuleType, what: str, *args: int) -> Any:
-    """Like what ``Socket.links`` and the others ask for."""
+    """Return the pending replies of a dump, as ``Socket.links`` and the other dumps request it."""
     batch = nl.Batch()
     getattr(batch, f"_dump_{what}")(*args)
     return nl.Replies(batch, 1, PORT)
@@ -399,9 +399,9 @@ def test_a_dump_that_ends_with_an_error(nl: ModuleType) -> None:
 def test_addresses(nl: ModuleType) -> None:
     replies = dump_of(nl, "addresses", 4)
     for body in (
-        address_body(4, "10.0.0.9/32", attr(2, ip("10.0.0.2"))),  # point to point: IFA_LOCAL is ours
+        address_body(4, "10.0.0.9/32", attr(2, ip("10.0.0.2"))),  # point to point: own address in IFA_LOCAL
         address_body(4, "fd00::2/64"),
-        address_body(5, "10.0.0.5/24"),  # an older kernel sends those of every device
+        address_body(5, "10.0.0.5/24"),  # older kernels send all devices' addresses
         struct.pack("=BBBBI", 35, 8, 0, 0, 4),  # AF_PHONET
     ):
         replies.feed(message(NEWADDR, body, flags=MULTI))
@@ -515,14 +515,14 @@ CASES: dict[str, tuple[bytes, Ask]] = {
     "multipath": (message(24, MULTIPATH), lambda nl: dump_of(nl, "routes", 2, 4)),
     "refusal": (REFUSED, lambda nl: acked(nl, 1)),
 }
-# An offset, of 16 bits each, and the value that is written there; lengths and types are 16 bits wide.
+# Offsets in units of 16 bits, and the values to write there; lengths and types are 16 bits wide.
 CHANGES = st.lists(
     st.tuples(st.integers(0, 400), st.integers(0, 40) | st.integers(0, 0xFFFF)), min_size=1, max_size=4
 )
 
 
 def changed(datagram: bytes, changes: list[tuple[int, int]], cut: int) -> bytes:
-    """Overwrite 16 bits at each place, and leave ``cut`` bytes out at the end; the header still fits."""
+    """Overwrite 16 bits at each offset, cut ``cut`` bytes off the end, and correct the header's length."""
     data = bytearray(datagram)
     for place, value in changes:
         at = 16 + place * 2 % max(len(data) - 17, 1)
@@ -533,7 +533,7 @@ def changed(datagram: bytes, changes: list[tuple[int, int]], cut: int) -> bytes:
 
 
 def outcome(nl: ModuleType, ask: Ask, datagram: bytes) -> object:
-    """Everything a caller can see: the results, or the error."""
+    """Return everything that a caller can see: the results, or the error."""
     asked: object = ask(nl)
     try:
         asked.feed(datagram)  # type: ignore[attr-defined]

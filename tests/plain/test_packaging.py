@@ -1,4 +1,4 @@
-"""What others get: the sdist is what git has, the wheel comes from the sdist, and the installed works."""
+"""The distributions: the sdist has git's files, the wheel is built from it, and its installation works."""
 
 from __future__ import annotations
 
@@ -24,7 +24,10 @@ pytestmark = pytest.mark.slow
 
 
 def run(*argv: object, cwd: Path | None = None, **env: str) -> str:
-    """Run a program without our own settings, and return what it printed; its last words when it fails."""
+    """Run a program without settings of Python and this package, and return its stdout.
+
+    AssertionError with its whole output if it fails.
+    """
     clean = {key: value for key, value in os.environ.items() if not key.startswith(("PYTHON", "SRIOV_FAST"))}
     words = [str(word) for word in argv]
     done = subprocess.run(words, cwd=cwd, env=clean | env, capture_output=True, text=True, check=False)
@@ -34,7 +37,7 @@ def run(*argv: object, cwd: Path | None = None, **env: str) -> str:
 
 
 def tracked() -> set[str]:
-    """What git has, or would take."""
+    """Return the files that git tracks or would add."""
     if not (TOP / ".git").exists():
         pytest.skip("not a checkout: there is no git to compare with")
     listed = run(
@@ -44,7 +47,7 @@ def tracked() -> set[str]:
 
 
 def isolation() -> list[str]:
-    """Build with the tools of this environment where they are new enough, which spares downloads."""
+    """Return the option to build with this environment's tools, without downloads, if they are new enough."""
     installed = {name: importlib.metadata.version(name) for name in ("setuptools", "cython")}
     major = {name: int(version.split(".")[0]) for name, version in installed.items()}
     return ["--no-isolation"] if major["setuptools"] >= 77 and major["cython"] >= 3 else []
@@ -52,7 +55,7 @@ def isolation() -> list[str]:
 
 @pytest.fixture(scope="module")
 def sdist(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The sdist, built from a clean copy: what was built in the checkout must play no part."""
+    """The sdist, built from a copy of the checkout without build products."""
     top = tmp_path_factory.mktemp("sdist")
     for name in tracked():
         (top / "checkout" / name).parent.mkdir(parents=True, exist_ok=True)
@@ -63,19 +66,19 @@ def sdist(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def unpacked(sdist: Path, directory: Path) -> Path:
     with tarfile.open(sdist) as tar:
-        tar.extractall(directory)  # our own: no filter needed, which Python 3.11.2 does not have
+        tar.extractall(directory)  # trusted; Python 3.11.2 has no ``filter``
     return next(directory.iterdir())
 
 
 @pytest.fixture(scope="module")
 def sources(sdist: Path) -> Path:
-    """The unpacked sdist, in which nothing is built."""
+    """The unpacked sdist without build products."""
     return unpacked(sdist, sdist.parent / "unpacked")
 
 
 @pytest.fixture(scope="module")
 def compiler(sdist: Path) -> str:
-    """The C compiler without optimization, which takes most of its time."""
+    """The path of a C compiler without optimization, which would take most of the time."""
     path = sdist.with_name("cc")
     path.write_text('#!/bin/sh\nexec cc "$@" -O0\n')
     path.chmod(0o755)
@@ -83,7 +86,7 @@ def compiler(sdist: Path) -> str:
 
 
 def built(sources: Path, to: Path, **env: str) -> Path:
-    """Build a wheel from unpacked sources."""
+    """Build a wheel from unpacked sources, and return its path."""
     run(sys.executable, "-m", "build", *isolation(), "--wheel", "--outdir", to, sources, **env)
     return next(to.glob("*.whl"))
 
@@ -96,7 +99,7 @@ def wheel(sdist: Path, compiler: str) -> Path:
 
 @pytest.fixture
 def translated(sdist: Path, wheel: Path, tmp_path: Path) -> Path:
-    """The unpacked sdist, in which nothing is compiled; Cython's output is that of the wheel's build."""
+    """The unpacked sdist with Cython's output from the wheel's build, and without compiled modules."""
     assert wheel.exists()
     sources = unpacked(sdist, tmp_path / "workplace")
     made = Path("build/cython")
@@ -114,7 +117,7 @@ def environment(directory: Path, wheel: Path) -> Path:
 
 @pytest.fixture(scope="module")
 def installed(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The programs of an environment in which the wheel is."""
+    """The directory of programs of an environment in which the wheel is installed."""
     return environment(tmp_path_factory.mktemp("clean") / "venv", wheel)
 
 

@@ -1,4 +1,4 @@
-"""Parts of the verbs that need no kernel: routes and gateways, where requests come from, roots, streams."""
+"""Parts of the verbs that need no kernel: gateways, the configuration, roots, directories, namespaces."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def test_gateways(ips: tuple[IpConfig, ...], route: Route, gateway: str) -> None
 
 @pytest.fixture
 def nowhere(tmp_path: Path) -> Roots:
-    """A machine with nothing on it."""
+    """The roots of a machine without files."""
     return Roots(sys=str(tmp_path / "sys"), proc=str(tmp_path / "proc"), run=str(tmp_path / "run"))
 
 
@@ -81,7 +81,7 @@ def test_private_directories_keep_what_is_there(tmp_path: Path) -> None:
 
 def test_a_namespace_that_is_refused_is_closed(tmp_path: Path) -> None:
     path = f"/proc/{os.getpid()}/ns/net"
-    home = 1 << 20  # not open
+    home = 1 << 20  # not an open descriptor
     before = open_files()
     with pytest.raises(OSError, match="Bad file descriptor"):
         netns.open_pod(path, -1, home)

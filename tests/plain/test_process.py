@@ -1,4 +1,4 @@
-"""What a process does when the runtime has its answer."""
+"""The process of one verb: its streams, its exit status, and the work after the reply."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from sriov_fast.plugin.context import Reply
 
 @pytest.mark.parametrize("raises", [False, True])
 def test_behind_the_reply(raises: bool) -> None:
-    """The caller goes on at once, and its streams are not held open by what is left behind."""
+    """The caller continues at once, and the work after the reply holds none of its streams open."""
     reader, writer = os.pipe()
     done, mark = os.pipe()
     middle = os.fork()
@@ -47,7 +47,7 @@ def test_behind_the_reply(raises: bool) -> None:
 
 
 def test_streams_that_do_not_block() -> None:
-    """The caller writes stdin later, and reads a result that is larger than the pipe."""
+    """Streams may be non-blocking: stdin is written later, and the result is larger than the pipe."""
     stdin, theirs = os.pipe()
     ours, stdout = os.pipe()
     child = os.fork()
@@ -70,7 +70,7 @@ def test_streams_that_do_not_block() -> None:
 
 
 def test_only_ebadf_means_closed(monkeypatch: pytest.MonkeyPatch) -> None:
-    """An fstat(2) that fails for another reason says nothing about stdout."""
+    """A descriptor counts as open if fstat(2) fails with another error than EBADF."""
 
     def refuse(fd: int) -> None:
         raise OSError(errno.EBADF if fd == 77 else errno.ENOMEM, "refused")
@@ -83,7 +83,7 @@ def test_only_ebadf_means_closed(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize("delivered", [True, False])
 def test_what_cannot_be_closed_changes_no_reply(monkeypatch: pytest.MonkeyPatch, delivered: bool) -> None:
-    """The exit status says what became of the reply, which the runtime has by then."""
+    """The exit status depends on the delivery of the reply alone, not on a failing close after it."""
 
     def refuse() -> None:
         raise OSError(errno.EIO, "refused")

@@ -1,4 +1,4 @@
-"""The messages to the RDMA subsystem, and the return of a device from a namespace that is gone."""
+"""The messages to the RDMA subsystem, and the return of a device from a deleted namespace."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ from sriov_fast.vf.journal import Attachment
 
 pytestmark = pytest.mark.skipif(sys.byteorder != "little", reason="the bytes are little-endian")
 
-# As rdma(8) sends it: `rdma dev set mlx5_3 netns POD`, of index 7, with descriptor 5.
+# The bytes that rdma(8) sends for `rdma dev set mlx5_3 netns POD`: device index 7, descriptor 5.
 MOVE = bytes.fromhex("20000000 0214 0500 00000000 00000000 0800 0100 07000000 0800 4400 05000000")
 RECORD = Attachment(container_id="c", ifname="eth0", pci="0000:01:10.0", rdma="mlx5_3", rdma_index=7)
 
 
 @pytest.fixture
 def kernel(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str, int], Path]:
-    """Return a function that installs the stand-in with one device."""
+    """A function that installs the simulated RDMA subsystem with one device."""
     monkeypatch.setattr(rdma, "nl", rdma.nl)  # restored afterwards
     monkeypatch.setattr(find, "RETURN_WAIT", 0.05)
 
@@ -63,7 +63,7 @@ def test_a_refusal() -> None:
 
 
 def test_a_namespace_that_is_gone(kernel: Callable[[str, int], Path], tmp_path: Path) -> None:
-    """The kernel has returned the device already, under the name that the pod gave it."""
+    """A device that the kernel has returned under the pod's name gets its old name back."""
     path = kernel("renamed", rdma_kernel.inode(-1))
     record = RECORD.replace(netns=str(tmp_path / "gone"))
     (tmp_path / "bus/pci/devices" / RECORD.pci / "infiniband").mkdir(parents=True)
@@ -74,7 +74,7 @@ def test_a_namespace_that_is_gone(kernel: Callable[[str, int], Path], tmp_path: 
 def test_a_device_that_is_not_found(kernel: Callable[[str, int], Path], tmp_path: Path) -> None:
     kernel("mlx5_3", 1)
     record = RECORD.replace(netns=str(tmp_path / "gone"))
-    rdma.bring_home(record, PodNetns(), Roots(sys=str(tmp_path)), log.Logger("error"))  # it does not exist
+    rdma.bring_home(record, PodNetns(), Roots(sys=str(tmp_path)), log.Logger("error"))  # no such device
     (tmp_path / "bus/pci/devices" / RECORD.pci / "infiniband").mkdir(parents=True)
     with pytest.raises(HiddenError, match="its RDMA device mlx5_3 is in a namespace that is not found"):
         rdma.bring_home(record, PodNetns(), Roots(sys=str(tmp_path)), log.Logger("error"))

@@ -1,4 +1,4 @@
-"""The value types: frozen, compared by value, refusing what they do not know."""
+"""The value types: frozen, compared by value, without unknown fields."""
 
 from __future__ import annotations
 

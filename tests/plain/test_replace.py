@@ -1,4 +1,4 @@
-"""Files that are replaced in one step."""
+"""The replacement of a file in one step."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from sriov_fast.common.replace import replace_file
 
 
 def test_two_containers_replace_a_file_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Both processes have the same number."""
+    """Two processes with the same process ID, as in two containers, replace a file concurrently."""
     path = tmp_path / "sriov"
     fsync = os.fsync
 

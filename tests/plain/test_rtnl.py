@@ -1,4 +1,4 @@
-"""The sysctl disable_ipv6, whose write occupies a CPU until the kernel's RTNL is free."""
+"""The sysctl disable_ipv6: a write occupies a CPU until the kernel's RTNL is free."""
 
 from __future__ import annotations
 

@@ -51,7 +51,7 @@ def test_few_failed_tests_are_repeated_alone(
     (tmp_path / "test_it.py").write_text(f"def test_passes(): pass\n{PASSES_LATER}\n{more}")
     assert tiers.main() == status
     printed = capsys.readouterr().out
-    assert "AssertionError: the first time" in printed  # the repetition hides nothing
+    assert "AssertionError: the first time" in printed  # the first failure is printed
     *_, row, _ = printed.splitlines()
     assert row.split()[1:6] == numbers.split()
     assert ("passed when repeated: " in printed) == (numbers.split()[2] == "1")

@@ -1,4 +1,4 @@
-"""Both sysfs modules, on trees that look like the kernel's."""
+"""The sysfs modules of both backends, on simulated trees."""
 
 from __future__ import annotations
 
@@ -78,7 +78,7 @@ def test_driver_directory_without_links(sysfs: ModuleType, tmp_path: Path) -> No
 
 @pytest.mark.parametrize("others", [0, 40, 400])
 def test_many_other_netdevs(sysfs: ModuleType, tmp_path: Path, others: int) -> None:
-    """Whichever way finds the netdevs: a crowd of veths, and files among the links."""
+    """VFs are found with many veth devices, and with a file among the links of ``class/net``."""
     tree = build_tree(tmp_path, vfs=16)
     (tree.sys / "class/net/bonding_masters").write_text("\n")
     for number in range(others):
@@ -288,7 +288,7 @@ def test_no_descriptor_is_left(sysfs: ModuleType, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("free", [0, 1])
 def test_out_of_descriptors(sysfs: ModuleType, tmp_path: Path, free: int) -> None:
-    """A full table of descriptors is an error, not an interface that is taken for absent."""
+    """A full table of descriptors is an error, not a missing interface."""
     import resource
 
     tree = build_tree(tmp_path, vfs=2)
@@ -302,7 +302,7 @@ def test_out_of_descriptors(sysfs: ModuleType, tmp_path: Path, free: int) -> Non
         for _ in range(free):
             os.close(held.pop())
         codes: list[int | None] = []
-        if free and sysfs.__name__ != NAMES[0]:  # one is all that the plain twin ever holds
+        if free and sysfs.__name__ != NAMES[0]:  # the plain backend needs no second descriptor
             assert len(sysfs.scan("eth1", str(tree.sys))) == 2
         else:
             codes.append(failure(sysfs.scan, "eth1", str(tree.sys))[1])

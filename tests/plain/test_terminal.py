@@ -37,7 +37,7 @@ def test_a_line_is_never_folded(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def on_a_terminal(columns: int, **environment: str) -> str:
-    """Return what CODE prints on a terminal of this width."""
+    """Return the output of CODE on a terminal of this width."""
     controller, end = pty.openpty()
     environ = os.environ | {"TERM": "xterm-256color", "COLUMNS": str(columns)} | environment
     process = subprocess.Popen([sys.executable, "-c", CODE], stdout=end, env=environ)

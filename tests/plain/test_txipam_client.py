@@ -1,4 +1,4 @@
-"""txipam against a service with TLS: what it asks, what it answers, and what it makes of every fault."""
+"""txipam with a service over TLS: its requests, its results, and its handling of every fault."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def ca_file(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 @pytest.fixture
 def serve() -> Iterator[Serve]:
-    """Start services, which end with the test."""
+    """A function that starts services, which end with the test."""
     with ExitStack() as services:
         yield lambda *names, **options: services.enter_context(closing(FakeService(*names, **options)))
 
@@ -62,13 +62,13 @@ def url(listener: socket.socket) -> str:
 
 
 def released_while_down(node: Client, service: FakeService, **more: Any) -> None:
-    """A DEL that the service does not hear of; afterwards it listens again."""
+    """Run a DEL while the service is down, then start the service again."""
     service.stop_listening()
     node.delete(**more)
     service.listen_again()
 
 
-# --- what goes well
+# --- success
 
 
 def test_add_says_who_asks(node: Client, service: FakeService) -> None:
@@ -121,7 +121,7 @@ def test_del(node: Client, service: FakeService) -> None:
     assert service.methods() == ["POST", "POST", "DELETE"]
     assert service.seen[-1].query == {"host_ip": "10.55.206.20", "pod_id": "pod-a", "lease": "l2"}
     assert {seen.fields["idempotency-key"] for seen in service.seen} == {"net1/a/eth0/pod-a"}
-    node.delete()  # again is no fault
+    node.delete()  # a second DEL succeeds
     assert node.owed() == []
     assert list(node.runtime.glob("leases/*/*")) == []
 
@@ -213,7 +213,7 @@ def test_gc_tells_what_failed_and_does_the_rest(node: Client, service: FakeServi
     assert sorted(owner[1] for owner in service.allocations) == ["10.0.0.1", "10.0.0.2"]
 
 
-# --- what is configured
+# --- configuration
 
 
 @pytest.mark.parametrize(
@@ -306,7 +306,7 @@ def test_a_path_before_the_interface(node: Client, service: FakeService) -> None
 
 def test_del_without_arguments_uses_what_was_remembered(node: Client, service: FakeService) -> None:
     node.delete(args="")
-    assert [(seen.method, seen.query) for seen in service.seen] == [("GET", {})]  # nothing is
+    assert [(seen.method, seen.query) for seen in service.seen] == [("GET", {})]  # nothing is remembered
     node.add()
     node.delete(args="")
     assert service.allocations == {}
@@ -315,7 +315,7 @@ def test_del_without_arguments_uses_what_was_remembered(node: Client, service: F
 
 @pytest.mark.parametrize("lease", ["l1", ""])
 def test_del_asks_for_a_lease_that_is_not_remembered(node: Client, service: FakeService, lease: str) -> None:
-    """The node has forgotten it, or the service gives none."""
+    """A DEL asks for the lease if the node has lost it or the service gave none."""
     service.more = {"lease": lease}
     node.add()
     if lease:
@@ -327,7 +327,10 @@ def test_del_asks_for_a_lease_that_is_not_remembered(node: Client, service: Fake
 
 
 def test_del_with_a_lease_that_is_not_current_any_more(node: Client, service: FakeService) -> None:
-    """An operator released it, and the same owner got another that could not be remembered."""
+    """A DEL also releases the owner's current lease if the remembered one is outdated.
+
+    The operator has released the remembered lease, and the node could not write down the next one.
+    """
     node.add()
     service.allocations.clear()
     leases = node.runtime / "leases/net1"
@@ -388,7 +391,7 @@ def test_certificates_that_are_not_good(
     error = node.fails(111, words, remote=service.url)
     assert service.url in error.msg
     assert service.seen == []
-    assert service.connections == 1  # waiting does not mend it
+    assert service.connections == 1  # a retry would not help
     assert node.owed() == []
 
 
@@ -398,7 +401,7 @@ def test_a_certificate_for_a_name(node: Client, serve: Serve) -> None:
 
 def test_another_authority(node: Client, serve: Serve) -> None:
     service = serve(authority=trustme.CA())
-    for more in ({}, {"ca": None}):  # ours, and the system's
+    for more in ({}, {"ca": None}):  # the configured CA, and the system's CAs
         node.fails(111, "certificate", remote=service.url, **more)
     assert service.seen == []
 
@@ -418,11 +421,11 @@ def test_a_new_ca_file_is_read(node: Client, tmp_path: Path) -> None:
     node.add(ca=str(path))
     path.unlink()
     trustme.CA().cert_pem.write_to_path(str(path))
-    node.fails(111, "", "b", ca=str(path))  # in spite of the connection that is there
+    node.fails(111, "", "b", ca=str(path))  # despite the open connection
 
 
 def plain_server(answer: bytes) -> socket.socket:
-    """Serve ``answer`` without TLS."""
+    """Start a server that sends ``answer`` without TLS, and return its listening socket."""
     listener = socket.create_server(("127.0.0.1", 0))
 
     def serve() -> None:
@@ -463,12 +466,12 @@ def test_slow(node: Client, service: FakeService, fault: str) -> None:
     start = time.monotonic()
     node.fails(11, "has not answered within", timeout=0.4)
     assert time.monotonic() - start < 20
-    assert node.owed() == ["a~eth0"]  # it may have given one
+    assert node.owed() == ["a~eth0"]  # the service may have allocated an address
 
 
 def test_nobody_answers_at_all(node: Client) -> None:
     start = time.monotonic()
-    with socket.create_server(("127.0.0.1", 0)) as listener:  # accepts in the kernel, and that is all
+    with socket.create_server(("127.0.0.1", 0)) as listener:  # only the kernel accepts connections
         node.fails(11, "TLS handshake within", remote=url(listener), timeout=0.4)
     assert time.monotonic() - start < 20
 
@@ -509,9 +512,9 @@ def test_replies_that_never_come_leave_nothing(
 def test_what_may_be_on_its_way_is_awaited(node: Client, service: FakeService) -> None:
     service.faults.extend(["lose", "lose"])
     node.fails(11, "closed the connection")
-    assert node.flush() == 1  # not yet
+    assert node.flush() == 1  # not due yet
     node.delete()
-    assert node.owed() == ["a~eth0"]  # that DEL may have been faster, too
+    assert node.owed() == ["a~eth0"]  # the DEL may overtake the ADD's requests
     node.add()
     assert node.owed() == []
     assert len(service.allocations) == 1
@@ -551,7 +554,7 @@ def test_what_may_be_on_its_way_is_awaited(node: Client, service: FakeService) -
         (Reply(204), "answered with status (204)"),
         (Reply(302), "answered with status (302)"),
         (Reply(418, {}), "answered with status (418)"),
-        (problem(404, "exhausted"), "answered with status (404)"),  # such a kind is not a 404
+        (problem(404, "exhausted"), "answered with status (404)"),  # a 404 has no such kind
     ],
 )
 def test_what_no_service_answers(node: Client, service: FakeService, fault: Any, words: str) -> None:
@@ -563,7 +566,7 @@ def test_what_no_service_answers(node: Client, service: FakeService, fault: Any,
 
 @pytest.mark.parametrize("share", [0.02, 0.2, 0.4, 0.6, 0.98])
 def test_a_reply_that_ends_early_is_lost(node: Client, service: FakeService, share: float) -> None:
-    """Also where TLS is closed in order, and within the header fields, a chunk or the trailer."""
+    """A reply that is cut in its header, a chunk or the trailer is lost, even if TLS is closed in order."""
     body = json.dumps({"ips": [FIRST]}).encode()
     chunked = CHUNKED + b"%x\r\n" % len(body) + body + b"\r\n0\r\nX-Trailer: 1\r\n\r\n"
     framed = HEAD + b"Content-Length: %d\r\n\r\n" % len(body) + body
@@ -615,10 +618,10 @@ def test_allocations_that_cannot_be(
 ) -> None:
     service.more = more
     node.fails(112, words)
-    if "lease" in more:  # then nobody can name it
+    if "lease" in more:  # without a valid lease, a release cannot name the address
         assert node.owed() == ["a~eth0"]
     else:
-        assert service.allocations == {}  # it was given back
+        assert service.allocations == {}  # the address was released
 
 
 def test_more_than_a_legacy_version_holds(node: Client, service: FakeService) -> None:
@@ -688,12 +691,12 @@ def test_all_remotes_are_named(node: Client, service: FakeService, serve: Serve)
     service.stop_listening()
     error = node.fails(11, f"{service.url} refuses connections", remote=[service.url, stranger.url])
     assert f"{stranger.url} showed a certificate" in error.details
-    assert "tried 3 times" in error.details  # the one twice, the other once
+    assert "tried 3 times" in error.details  # the first remote twice, the second one once
     assert stranger.connections == 1  # its certificate will not change
-    assert node.owed() == []  # nobody can have given anything
+    assert node.owed() == []  # no remote can have allocated an address
 
 
-# --- connections that are kept
+# --- kept connections
 
 
 def test_one_connection_serves_many(node: Client, service: FakeService) -> None:
@@ -709,7 +712,7 @@ def test_a_stale_connection_is_replaced(node: Client, service: FakeService) -> N
     node.add("b", retries=0)
     service.drop_connections()
     node.add("c", retries=0)
-    service.faults.append("refuse")  # closed between our looking and our asking
+    service.faults.append("refuse")  # closed between the check and the request
     node.add("d", retries=0)
     assert service.connections == 4
     assert len(service.allocations) == 4
@@ -750,7 +753,7 @@ def test_a_child_has_no_part_in_the_connections(node: Client, service: FakeServi
     assert {seen.connection for seen in service.seen if seen.body["container_id"] in "ac"} == {1}
 
 
-# --- what is owed
+# --- queued releases
 
 
 @pytest.mark.parametrize(
@@ -763,7 +766,7 @@ def test_del_with_every_fault_loses_nothing(node: Client, service: FakeService, 
     node.delete(timeout=0.5)
     assert node.owed() == ["a~eth0"]
     service.always = None
-    node.delete("b")  # the next verb that finds the service well pays
+    node.delete("b")  # the next verb with a successful reply sends the release
     assert (service.allocations, node.owed()) == ({}, [])
 
 
@@ -823,7 +826,10 @@ def test_what_is_owed_reaches_the_disk(
 
 
 def test_an_add_pays_before_it_asks(node: Client, service: FakeService) -> None:
-    """Also where the pod is another one, to which the service would not give what it thinks is in use."""
+    """An ADD first sends the queued release of its container, even for another pod.
+
+    Otherwise the service would refuse the other pod, since the address still counts as in use.
+    """
     node.add()
     released_while_down(node, service)
     service.faults.append(Reply(500))
@@ -843,7 +849,7 @@ def test_an_add_waits_for_who_is_paying(node: Client, service: FakeService) -> N
     (path,) = node.debts()
     with outbox.OutboxEntry(path):
         node.fails(11, "is in use", timeout=0.3)
-        assert node.flush() == 1  # passes over what somebody else has
+        assert node.flush() == 1  # skips an entry that is locked
     thread = threading.Thread(target=lambda: node.add(timeout=5))
     with outbox.OutboxEntry(path) as entry:
         thread.start()
@@ -858,12 +864,12 @@ def test_an_add_waits_for_who_is_paying(node: Client, service: FakeService) -> N
 def test_what_comes_after_the_end_is_given_back(
     node: Client, service: FakeService, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The first try of an ADD reaches the service when the container is deleted already."""
+    """An address is released if the first request of an ADD arrives after the DEL."""
     monkeypatch.setattr(outbox, "IN_FLIGHT", 0.6)
     pool.clear()
     service.faults.append("refuse")
     node.add()
-    assert (node.owed(), node.flush()) == ([], 0)  # its owner lives
+    assert (node.owed(), node.flush()) == ([], 0)  # its owner is attached
     node.delete()
     assert node.flush() == 1
     service.act(service.seen[0])
@@ -886,7 +892,7 @@ def test_who_lives_on_keeps_the_address(
 
 
 def test_a_del_that_fails_forgets_nothing(node: Client, service: FakeService) -> None:
-    """What an ADD may bring later is owed later, also when the DEL's release is owed at once."""
+    """A DEL that fails keeps the due time of the release that a failed ADD has queued."""
     service.faults.extend(["lose", "lose"])
     node.fails(11, "closed the connection")
     released_while_down(node, service)
@@ -907,11 +913,11 @@ def test_a_new_ca_leaves_other_connections_alone(node: Client, service: FakeServ
 def test_a_late_release_takes_no_new_address(
     node: Client, service: FakeService, retries: int, remembered: bool
 ) -> None:
-    """However late it comes: it names what it releases, and the next ADD got something else."""
+    """A late DEL request does not release the address of the next ADD, which has another lease."""
     node.add()
     if not remembered:
         shutil.rmtree(node.runtime)
-    pool.clear()  # a connection that waited and is cut says that nobody read the request
+    pool.clear()  # on a kept connection that closes, the request counts as unread
     service.faults.extend(["refuse"] if remembered else [None, "refuse", "refuse"])
     node.delete(retries=retries)
     assert node.owed() == ([] if retries else ["a~eth0"])
@@ -927,7 +933,10 @@ def test_a_late_release_takes_no_new_address(
 def test_a_debt_elsewhere_is_void_when_its_address_is_in_use_again(
     node: Client, service: FakeService
 ) -> None:
-    """Two remotes lead to one service; the debt is to the one that was left out since."""
+    """A queued release is dropped when its owner gets the same lease again from another remote.
+
+    Both remotes lead to one service, and the configuration has lost the first one.
+    """
     node.add()
     service.stop_listening()
     replica = service.url.replace("127.0.0.1", "localhost")
@@ -992,13 +1001,13 @@ def test_records_that_cannot_be_read(
     assert node.flush("warning") == 0
     assert f"file={path}" in capfd.readouterr().err
     assert node.owed() == []
-    assert Client(node.state).flush() == 0  # without a directory
+    assert Client(node.state).flush() == 0  # the directory does not exist
 
 
 def test_a_state_directory_that_cannot_be_written_to(
     node: Client, service: FakeService, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    """An ADD warns; a DEL during an outage fails, since nothing else would return the address."""
+    """An ADD warns; a DEL during an outage fails, since no queued release would return the address."""
     node.state.write_text("no directory")
     node.add()
     assert "HostIP cannot be remembered" in capfd.readouterr().err
@@ -1008,7 +1017,7 @@ def test_a_state_directory_that_cannot_be_written_to(
 
 
 def test_nothing_is_kept_open(node: Client, service: FakeService) -> None:
-    """Each fault on its own connection, and all of them closed by us."""
+    """No connection stays open after a fault or after ``pool.clear``."""
     pool.clear()
     before = len(os.listdir("/proc/self/fd"))
     for number, fault in enumerate(("cut", "lose", b"garbage\r\n\r\n", Reply(500), "repeat")):

@@ -1,4 +1,4 @@
-"""txipam as an executable: environment and stdin in, JSON and an exit status out."""
+"""txipam as an executable: environment and stdin, JSON on stdout, and the exit status."""
 
 from __future__ import annotations
 
@@ -166,9 +166,9 @@ def test_a_result_that_nobody_takes(run: Run, service: FakeService) -> None:
 
 
 def test_imports(run: Run, tmp_path: Path) -> None:
-    """Imports are latency in a process of one verb: of the large modules, HTTPS takes these."""
+    """Only verbs that use HTTPS import its modules, and none imports a heavy one: imports are latency."""
     show = "import os; os._exit = lambda status: print(*sys.modules, file=sys.stderr); main()"
-    # Without a file.
+    # Allow the CA file without a file of rules, which would need more imports.
     allow = f"from sriov_fast.common import files; files.DEFAULTS['ca'] = ({str(tmp_path)!r},); "
     program = PROGRAM.replace("main()", allow + show)
     for verb in ("ADD", "DEL"):

@@ -1,4 +1,4 @@
-"""txipam and the real address service, and a network between them that delays, cuts and repeats."""
+"""txipam and the real address service, with a proxy between them that delays, cuts and repeats."""
 
 from __future__ import annotations
 
@@ -63,15 +63,15 @@ def proxy(world: World, server: AddressService) -> Iterator[Proxy]:
 
 @pytest.fixture
 def node(world: World, server: AddressService, tmp_path: Path) -> Iterator[Client]:
-    token = world.directory / "host.token"  # where its authority is, it may go
+    token = world.directory / "host.token"  # may be sent, since its directory has the CA file
     yield Client(tmp_path, remote=server.url, ca=str(world.authority.ca), tokenFile=str(token))
     pool.clear()
-    with world.admin(server) as admin:  # the next test finds nothing
+    with world.admin(server) as admin:  # the next test begins without allocations
         release_all(admin)
 
 
 def held(world: World, server: AddressService) -> dict[str, list[str]]:
-    """What the service has given: {container: addresses}."""
+    """Return the allocations of the service as {container: addresses}."""
     with world.admin(server) as admin:
         listed = admin.get("/v1/allocations").json()["allocations"]
     return {item["container_id"]: [ip["address"] for ip in item["ips"]] for item in listed}
@@ -173,7 +173,7 @@ def test_a_bad_day(
     monkeypatch: pytest.MonkeyPatch,
     seed: int,
 ) -> None:
-    """Half of all exchanges fail, each in some way. In the end the service and its clients agree."""
+    """Half of all exchanges fail in random ways; in the end the service and its clients agree."""
     monkeypatch.setattr(outbox, "IN_FLIGHT", 1.0)
     chance = random.Random(seed)
     faults = [*FAULTS, Fault("late", 0.3)]

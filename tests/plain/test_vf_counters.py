@@ -23,7 +23,7 @@ def attribute(kind: int, content: bytes) -> bytes:
 
 
 def reply(vfs: dict[int, bytes]) -> bytes:
-    """Return a reply of RTM_GETLINK as rtnl_fill_ifinfo() makes it, with other attributes around the VFs."""
+    """Return a reply to RTM_GETLINK as of rtnl_fill_ifinfo(), with attributes before and after the VFs."""
     infos = b"".join(
         attribute(1, attribute(1, struct.pack("=I32s", number, b"")) + attribute(8, stats))
         for number, stats in vfs.items()
@@ -35,7 +35,7 @@ def reply(vfs: dict[int, bytes]) -> bytes:
 
 
 def counted(*values: int) -> bytes:
-    """Return IFLA_VF_STATS: packets, bytes, broadcast, multicast, and the drops behind the padding."""
+    """Return IFLA_VF_STATS: packets, bytes, broadcast, multicast, and the drops after the padding."""
     kinds = (0, 1, 2, 3, 4, 5, 7, 8)
     return b"".join(
         attribute(kind, struct.pack("=Q", value)) for kind, value in zip(kinds, values, strict=True)
@@ -60,7 +60,7 @@ def test_an_error_of_the_kernel() -> None:
 
 @pytest.mark.parametrize("shown", [0, 3, 20_000])
 def test_a_list_that_is_longer_than_its_length_can_say(shown: int) -> None:
-    """Kernels wrap the length to 16 bits."""
+    """A list of VFs of more than 64 KiB is read to its end: kernels wrap its length to 16 bits."""
     whole = bytearray(reply({number: counted(*[number] * 8) for number in range(1, 301)}))
     at = whole.index(attribute(3, b"pf0\0")) + 16
     struct.pack_into("=H", whole, at, shown)
@@ -70,7 +70,7 @@ def test_a_list_that_is_longer_than_its_length_can_say(shown: int) -> None:
 
 @pytest.fixture
 def roots(tmp_path: Path) -> Roots:
-    """A node with one PF, whose name is that of the loopback device: the kernel is really asked."""
+    """A node with one PF that has the name of the loopback device, so that requests reach the kernel."""
     (tmp_path / "class/net/lo/device/virtfn0").mkdir(parents=True)
     (tmp_path / "run").mkdir()
     return Roots(sys=str(tmp_path), proc=str(tmp_path), run=str(tmp_path / "run"))
@@ -100,7 +100,7 @@ def test_the_series(roots: Roots, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 class Addresses:
-    """A socket that reads addresses and nothing else."""
+    """A socket that can only read addresses."""
 
     def __enter__(self) -> Addresses:
         return self
@@ -115,7 +115,7 @@ class Addresses:
 def test_a_scrape_reads_the_list_of_a_pf_once_at_most(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, with_counters: bool
 ) -> None:
-    """The list of VFs may take the driver long: only the counters need it."""
+    """The list of VFs, which may take the driver long, is read only for the counters, and once per PF."""
     tree, read = build_tree(tmp_path, "pf0", vfs=2), list[str]()
     roots = Roots(sys=str(tree.sys), proc=str(tree.proc), run=str(tmp_path / "run"))
     monkeypatch.setattr(vf_counters, "read", lambda pf: read.append(pf) or {})

@@ -1,4 +1,4 @@
-"""Interrupts and cores: the plan, what is written, what is said of what cannot be."""
+"""Interrupts and cores: the plan, the masks that are written, and warnings of those that cannot be."""
 
 from __future__ import annotations
 
@@ -101,7 +101,7 @@ def test_apply_says_what_was_taken(tree: Tree, roots: Roots, capfd: pytest.Captu
 
 def test_differing(tree: Tree, roots: Roots) -> None:
     masks = {100: "00000002", 101: "00000004", 102: "ff"}
-    tree.mask(100).write_text("0000,00000002\n")  # the same core on a larger machine
+    tree.mask(100).write_text("0000,00000002\n")  # the same core, with more CPUs
     tree.mask(101).write_text("00000006\n")
     tree.mask(102).unlink()
     assert irq.differing(masks, roots) == {101: "00000006", 102: ""}

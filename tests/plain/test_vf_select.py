@@ -1,4 +1,4 @@
-"""Choosing a VF: which one, whose it is, and what is said where there is none."""
+"""The choice of a VF: its order, the owners, and the error if no VF is free."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from sriov_fast.vf.select import VfRequest
 
 
 class Machine:
-    """A PF with VFs in a made-up sysfs, and a journal."""
+    """A PF with VFs in a simulated sysfs, and a journal."""
 
     def __init__(self, root: Path, vfs: int = 3) -> None:
         self.tree: Tree = build_tree(root, pf="eth1", vfs=vfs)
@@ -97,7 +97,7 @@ def test_none_free(machine: Machine) -> None:
 )
 @pytest.mark.parametrize("by", ["index", "device"])
 def test_the_one_is_not_free(machine: Machine, prepare: object, why: str, advice: str, by: str) -> None:
-    """The advice was always to wait for the end of a pod."""
+    """The error names the reason, and its advice fits the reason."""
     prepare(machine)  # type: ignore[operator]
     wish = {"vf": 1} if by == "index" else {"device_id": machine.tree.pci(1)}
     with pytest.raises(TryAgainError) as caught:
@@ -109,7 +109,7 @@ def test_the_one_is_not_free(machine: Machine, prepare: object, why: str, advice
 
 
 def test_another_request_has_the_lock(machine: Machine) -> None:
-    """The error said that the VF had no network device."""
+    """The error says that another request holds the VF's lock."""
     held = locks.acquire(machine.roots.run, f"vf-{machine.tree.pci(1)}", "other", wait=0)
     with held, pytest.raises(TryAgainError) as caught:
         machine.choose(vf=1)
@@ -132,7 +132,7 @@ def test_no_pf(machine: Machine, pf: str) -> None:
 
 
 def test_a_device_of_another_master(machine: Machine) -> None:
-    """A resource of the device plugin may have VFs of several PFs: the address decides."""
+    """The PCI address overrides ``master``: a resource of the device plugin may have VFs of several PFs."""
     said: list[str] = []
     device = machine.tree.pci(2)
     assert machine.choose(device_id=device, masters=("eth0",), warn=said.append) == 2
@@ -173,7 +173,7 @@ def test_any_usable(machine: Machine) -> None:
 
 
 def test_a_vf_that_was_taken_while_we_looked(machine: Machine) -> None:
-    """Its owner's ADD ended between our look at the journal and our lock."""
+    """A VF is skipped if another ADD has recorded it between the listing of the journal and the lock."""
 
     class Late(Journal):
         looks = 0
@@ -189,11 +189,11 @@ def test_a_vf_that_was_taken_while_we_looked(machine: Machine) -> None:
     assert not machine.is_locked(0)
 
 
-# --- what a request left that was killed, and what is on its way home
+# --- records of killed requests, and of VFs that are being returned
 
 
 class Recovery:
-    """Brings VFs home by a word in the journal; knows which, and that their locks were held."""
+    """A recovery that asserts the VF's lock, notes VF and state, and removes the record if ``works``."""
 
     def __init__(self, machine: Machine, *, works: bool = True) -> None:
         self.machine = machine
@@ -208,7 +208,7 @@ class Recovery:
 
 
 def left(machine: Machine, index: int, state: str) -> Attachment:
-    """Leave a record of that state."""
+    """Write a record in the given state, and return it."""
     record = machine.take(index).replace(state=ATTACHED if state == RETURNING else state)
     machine.journal.write(record)
     return machine.journal.release(record) if state == RETURNING else record
@@ -239,7 +239,10 @@ def test_what_an_earlier_boot_left_keeps_no_vf(machine: Machine, by: str) -> Non
 @pytest.mark.parametrize("state", [ATTACHING, RETURNING, ATTACHED])
 @pytest.mark.parametrize("by", BY)
 def test_what_was_cut_short_is_finished(tmp_path: Path, by: str, state: str, works: bool) -> None:
-    """Or not given, where that is not possible; what is attached is left alone."""
+    """An interrupted attachment or return is recovered first; without success, the VF is not chosen.
+
+    An attached VF is not recovered.
+    """
     machine = Machine(tmp_path, vfs=1)
     left(machine, 0, state)
     recover = Recovery(machine, works=works)
@@ -256,7 +259,7 @@ def test_what_was_cut_short_is_finished(tmp_path: Path, by: str, state: str, wor
     ("states", "recovered"), [((RETURNING, ATTACHING), []), ((ATTACHING, ATTACHED, RETURNING), [RETURNING])]
 )
 def test_the_order_of_the_choice(machine: Machine, states: tuple[str, ...], recovered: list[str]) -> None:
-    """A free one goes first, one on its way home before one that was cut short."""
+    """A free VF is chosen first, then one that is being returned, then one of an interrupted attachment."""
     for index, state in enumerate(states):
         left(machine, index, state)
     recover = Recovery(machine)
@@ -265,7 +268,7 @@ def test_the_order_of_the_choice(machine: Machine, states: tuple[str, ...], reco
 
 
 def test_who_attaches_is_not_waited_for(machine: Machine) -> None:
-    """Its lock says that it is at work."""
+    """A VF that a running request attaches is skipped, as its lock shows."""
     for index in range(3):
         left(machine, index, ATTACHING)
     recover = Recovery(machine)
@@ -281,7 +284,10 @@ def test_who_attaches_is_not_waited_for(machine: Machine) -> None:
 
 @pytest.mark.parametrize("by", BY)
 def test_a_way_home_is_waited_for(tmp_path: Path, by: str) -> None:
-    """Who brings the VF home has its lock, and removes the record: nothing is left to recover."""
+    """A request waits for the lock of a VF that is being returned, and then needs no recovery.
+
+    The request that returns the VF removes the record before it releases the lock.
+    """
     machine = Machine(tmp_path, vfs=1)
     record = left(machine, 0, RETURNING)
     lock = locks.acquire(machine.roots.run, f"vf-{record.pci}", "DEL c eth0")
@@ -300,7 +306,7 @@ def test_a_way_home_is_waited_for(tmp_path: Path, by: str) -> None:
 
 
 def test_a_vf_that_came_home_without_a_device(machine: Machine) -> None:
-    """It was unbound meanwhile: it is nobody's any more, and no use."""
+    """A VF that lost its driver during its return is skipped."""
     for index in range(3):
         left(machine, index, RETURNING)
 
@@ -326,7 +332,7 @@ def test_the_second_pf_where_the_first_has_nothing(tmp_path: Path) -> None:
 
 
 class FailingJournal(Journal):
-    """A journal whose ``nth`` listing fails, and no other."""
+    """A journal in which only the ``nth`` listing fails."""
 
     nth = 0
 
@@ -343,7 +349,7 @@ def test_a_listing_of_the_journal_that_fails_leaves_no_lock(tmp_path: Path, nth:
     machine = Machine(tmp_path, vfs=1)
     machine.journal = FailingJournal(machine.roots.run, machine.roots.proc)
     machine.journal.nth = nth
-    with contextlib.suppress(OSError):  # a listing that is not reached fails nothing
+    with contextlib.suppress(OSError):  # there may be fewer listings
         machine.choose(**wishes(machine, by))
     assert not machine.is_locked(0)
     assert os.listdir(f"{machine.roots.run}/locks") == []

@@ -33,7 +33,7 @@ def ends() -> Iterator[Ends]:
 
 
 def answer(channel: Channel) -> None:
-    """Answer the next question."""
+    """Answer the server's next question."""
     select.select([channel.fileno()], [], [])
     with pytest.raises(BlockingIOError):
         channel._accept()
@@ -44,7 +44,7 @@ def steps(seconds: float) -> Any:
 
 
 def test_a_connection_arrives(ends: Ends) -> None:
-    """It counts as the worker's from the moment that it is passed on."""
+    """A connection counts as the worker's from the moment that it is passed on."""
     worker, channel = ends
     peer, connection = socket.socketpair()
     with peer, connection:
@@ -62,7 +62,7 @@ def test_a_connection_arrives(ends: Ends) -> None:
 
 
 def test_a_connection_without_a_descriptor(ends: Ends) -> None:
-    """The worker had no free descriptor, so the kernel has closed the connection; it no longer counts."""
+    """A connection does not count if the kernel closed it because the worker had no free descriptor."""
     worker, channel = ends
     peer, connection = socket.socketpair()
     limits = resource.getrlimit(resource.RLIMIT_NOFILE)
@@ -82,7 +82,7 @@ def test_a_connection_without_a_descriptor(ends: Ends) -> None:
 
 
 def test_counts_are_answered(ends: Ends) -> None:
-    """A late answer is passed over, and a worker that has ended keeps its last counts."""
+    """A late answer is discarded, and a worker that has ended keeps its last counts."""
     worker, channel = ends
     channel.counts = Counts()
     channel.counts.served("ADD", 1, b'{"code": 11}', steps(0.5))
@@ -118,7 +118,7 @@ def test_the_end_of_the_server_ends_the_worker(ends: Ends, monkeypatch: pytest.M
 
 @pytest.mark.parametrize("handler", [signal.SIG_DFL, signal.SIG_IGN])
 def test_a_worker_that_has_ended_takes_nothing(handler: signal.Handlers) -> None:
-    """The kernel reaps the children of a server whose parent ignores SIGCHLD."""
+    """A worker that has ended gets no connection, even if SIGCHLD is ignored and the kernel has reaped it."""
     before = signal.signal(signal.SIGCHLD, handler)
     try:
         (worker,) = workers.start(1, lambda channel: None, [])

@@ -1,4 +1,4 @@
-"""An address service for tests, and its clients: real TLS on a real socket, and faults on demand."""
+"""A simulated address service and its clients: real TLS on a real socket, and faults on demand."""
 
 from __future__ import annotations
 
@@ -32,13 +32,13 @@ REASONS = {200: "OK", 201: "Created", 204: "No Content"}
 
 
 def listen(port: int, netns: str = "") -> socket.socket:
-    """Listen on the loopback device, of a network namespace if one is named."""
+    """Listen on the loopback device, in the network namespace ``netns`` if one is given."""
     with pod.inside(netns):
         return socket.create_server(("127.0.0.1", port))
 
 
 class Seen(NamedTuple):
-    """A request that arrived."""
+    """A request that has arrived."""
 
     method: str
     path: str
@@ -67,10 +67,11 @@ def problem(status: int, kind: str, detail: str = "") -> Reply:
 
 
 class FakeService:
-    """Serves in threads until ``close``. ``faults`` are taken by the requests that come, one each:
+    """An address service in threads, until ``close``; each request takes one entry of ``faults``.
 
-    "hang", "drip", "lose" (done, but no reply), "refuse" (neither), "cut" (half a reply), "repeat" (the reply
-    twice), "close" (the connection ends behind the reply, unannounced), a Reply, or bytes to be sent.
+    "hang" (not carried out, no reply), "drip" (the reply byte by byte), "lose" (carried out, no reply),
+    "refuse" (not carried out, connection closed), "cut" (half a reply), "repeat" (the reply twice), "close"
+    (the connection is closed after the reply, without notice), or a Reply or bytes that are sent instead.
     """
 
     def __init__(
@@ -114,7 +115,7 @@ class FakeService:
         return [item["ips"][0]["address"] for item in self.allocations.values()]
 
     def stop_listening(self) -> None:
-        """Be down from now on."""
+        """Close the listening socket and all connections."""
         with suppress(OSError):
             self.listener.shutdown(socket.SHUT_RDWR)
         self.listener.close()
@@ -152,7 +153,7 @@ class FakeService:
                     return
 
     def _answer(self, tls: ssl.SSLSocket, seen: Seen) -> bool:
-        """Answer a request; return whether the connection goes on."""
+        """Answer a request; return whether the connection stays open."""
         with self.lock:
             self.seen.append(seen)
             fault = self.faults.popleft() if self.faults else self.always
@@ -181,7 +182,7 @@ class FakeService:
             tls.sendall(octets[at : at + 1])
         return False
 
-    # --- the little sense
+    # --- the service's functions
 
     def act(self, seen: Seen) -> Reply:
         parts = [unquote(part) for part in seen.path.strip("/").split("/")]
@@ -209,7 +210,7 @@ class FakeService:
         return Reply(201, self.allocations[owner])
 
     def owners(self, network: str, query: dict[str, str]) -> Reply:
-        """Two in a page."""
+        """Return the owners of a host's allocations, two per page."""
         after = tuple(query.get("after", "").split("/"))
         rows = [
             {"container_id": owner[1], "ifname": owner[2], "lease": item["lease"]}
@@ -229,7 +230,7 @@ class FakeService:
 
 
 def requests(tls: ssl.SSLSocket, number: int) -> Iterator[Seen]:
-    """Read one request after the other."""
+    """Yield the requests of a connection."""
     file = tls.makefile("rb")
     while line := file.readline():
         method, target, version = line.decode().split()
@@ -245,7 +246,7 @@ def requests(tls: ssl.SSLSocket, number: int) -> Iterator[Seen]:
 
 
 class Client:
-    """txipam of one node; its files are below ``root``, and ``ipam`` has keys of every configuration."""
+    """txipam of one node, with its files below ``root``; ``ipam`` has the keys of every configuration."""
 
     def __init__(self, root: Path, **ipam: Any) -> None:
         self.runtime = root / "run"
@@ -255,7 +256,7 @@ class Client:
     def plugin(
         self, container: str = "a", *, ifname: str = "eth0", args: str | None = None, **more: Any
     ) -> TxIpam:
-        """Make the plugin of one request; ``more`` are keys of ``ipam``, those in ``TOP`` of its network."""
+        """Make the plugin of one request; ``more`` has keys of ``ipam``, and of the network those in TOP."""
         top = {key: more.pop(key) for key in TOP if key in more}
         conf = {"cniVersion": "1.1.0", "name": "net1", "type": "sriov", "ipam": self._ipam | more} | top
         return TxIpam(
@@ -281,7 +282,7 @@ class Client:
     def fails(
         self, code: int, words: str, container: str = "a", *, verb: str = "ADD", **more: Any
     ) -> SriovError:
-        """Run a verb that fails with this code and these words."""
+        """Run a verb that must fail with this code and with ``words`` in its message; return the error."""
         with pytest.raises(SriovError) as caught:
             self.run(verb, container, **more)
         assert (caught.value.code, words in caught.value.msg) == (code, True), caught.value.msg
@@ -292,7 +293,7 @@ class Client:
         return list(map(Path, outbox.entries(str(self.state))))
 
     def owed(self) -> list[str]:
-        """Whose addresses are to be given back; not what is only noted for the case of a DEL."""
+        """Return the owners with a queued release that is sent even without a DEL."""
         return [
             path.name.rpartition("~")[0] for path in self.debts() if not json.loads(path.read_text())["live"]
         ]

@@ -1,4 +1,4 @@
-"""A faulty network between a client and a service: a proxy that ends TLS on both sides and spoils it."""
+"""A proxy between a client and a service that terminates TLS on both sides and injects faults."""
 
 from __future__ import annotations
 
@@ -14,16 +14,17 @@ from typing import NamedTuple
 
 from harness.waiting import wait_for
 
-PATIENCE = 30.0  # seconds; whoever waits longer has found a fault of its own
+PATIENCE = 30.0  # seconds; a longer wait is a failure of the test
 
 
 class Fault(NamedTuple):
-    """What happens to one exchange.
+    """A fault of one exchange.
 
-    "delay": the reply comes ``at`` seconds late. "cut": of the reply, only the part ``at`` (0 to 1) arrives.
-    "lose": carried out, but no reply. "late": no reply, and the request reaches the service ``at`` seconds
-    after the client was cut off. "half": of the request, only the part ``at`` arrives, then both are cut off.
-    "twice": the request arrives twice. "again": the reply arrives twice. "drop": nothing arrives anywhere.
+    "delay": the reply is ``at`` seconds late. "cut": only the fraction ``at`` (0 to 1) of the reply arrives.
+    "lose": the request is carried out, and no reply arrives. "late": the request reaches the service ``at``
+    seconds after the client's connection is closed. "half": only the fraction ``at`` of the request arrives,
+    then both connections are closed. "twice": the request arrives twice. "again": the reply arrives twice.
+    "drop": neither request nor reply arrives.
     """
 
     what: str
@@ -31,7 +32,7 @@ class Fault(NamedTuple):
 
 
 class Proxy:
-    """Relays until ``close``; takes ``faults`` in order, one for each request that comes."""
+    """A proxy, until ``close``; each request takes the next one of ``faults``, if any, else of ``choose``."""
 
     def __init__(self, upstream: int, cert: Path, key: Path, ca: Path) -> None:
         self.upstream = upstream
@@ -52,7 +53,7 @@ class Proxy:
         self._listener.close()
 
     def settle(self) -> None:
-        """Wait until nothing is on its way."""
+        """Wait for the end of every exchange."""
         wait_for(lambda: not self.busy, "something is still on its way")
 
     def _accept(self) -> None:
@@ -76,7 +77,7 @@ class Proxy:
                         self.busy -= 1
 
     def _exchange(self, client: ssl.SSLSocket, request: bytes, fault: Fault) -> bool:
-        """Relay one request and its reply; return whether the connection goes on."""
+        """Relay one request and its reply; return whether the connection stays open."""
         if fault.what == "drop":
             return False
         if fault.what == "half":
@@ -119,7 +120,7 @@ def is_whole(message: bytes) -> bool:
 
 
 def read_message(source: ssl.SSLSocket) -> bytes:
-    """Read one request or reply, all of whose bodies have a length; b"" at the end."""
+    """Read one request or reply, with a body by Content-Length; return b"" at the end of the connection."""
     message = b""
     while not is_whole(message):
         chunk = source.recv(65536)

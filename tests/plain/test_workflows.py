@@ -1,4 +1,4 @@
-"""The workflows of CI: their steps call targets of the Makefile that exist."""
+"""The workflows of CI: their steps call existing targets of the Makefile, and a release stores no token."""
 
 from __future__ import annotations
 

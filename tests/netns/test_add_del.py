@@ -1,4 +1,4 @@
-"""Whole ADDs and DELs, with real delegates: what the pod gets, what is printed, what comes back."""
+"""ADD and DEL with real IPAM plugins: the pod's interface, the printed result, the restored VF."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def answering(node: Node, **body: Any) -> dict[str, Any]:
 @pytest.mark.parametrize("version", [None, *VERSIONS])
 def test_every_version_round_trip(node: Node, version: str | None) -> None:
     conf = node.conf(cniVersion=version, ipam=node.host_local(routes=[{"dst": "0.0.0.0/0"}]))
-    if version == "1.1.0":  # Debian's host-local is older than that
+    if version == "1.1.0":  # Debian's host-local does not support 1.1.0
         ips = [{"address": "10.77.0.2/24", "gateway": "10.77.0.1"}]
         conf["ipam"] = answering(node, cniVersion=version, ips=ips, routes=[{"dst": "0.0.0.0/0"}])
     before, pod = node.state(), node.pod()
@@ -72,7 +72,7 @@ def test_no_ipam(either: Node, version: str) -> None:
 
 
 def test_dual_stack_where_ipv6_is_off(either: Node) -> None:
-    """Runtimes switch IPv6 off in new namespaces; an address given must be set all the same."""
+    """An ADD sets an IPv6 address although runtimes disable IPv6 in new namespaces."""
     node, before, pod = either, either.state(), either.pod()
     switch = "/proc/sys/net/ipv6/conf/{}/disable_ipv6"
     for name in ("all", "default"):
@@ -170,7 +170,10 @@ IPAM: dict[str, Any] = {"ipam": {"type": "txipam", "delegate": True}}
 def test_the_vf_that_was_asked_for(
     node: Node, more: dict[str, Any], args: str, extra: dict[str, Any], given: int
 ) -> None:
-    """By configuration, CNI_ARGS, device or IPAM: what comes later in this order wins, and 0 is a choice."""
+    """Configuration, CNI_ARGS, device ID and IPAM can choose the VF; the later in this order wins.
+
+    VF 0 is a choice like any other.
+    """
     answering(node, ips=[{"address": "10.1.0.2/24"}], extra=extra)
     conf = node.conf(cniVersion="1.1.0", **more)
     pci = node.tree.pci(given)
@@ -204,7 +207,7 @@ def test_a_delegate_gets_what_it_needs(node: Node) -> None:
 
 @pytest.mark.modes("process", "resident", "deferred")
 def test_two_interfaces_of_one_pod(node: Node) -> None:
-    """They come from two ADDs with one container ID; each DEL takes its own."""
+    """Two ADDs with one container ID attach two VFs; each DEL releases the VF of its interface name."""
     before, pod, conf = node.state(), node.pod(), node.conf(ipam=node.host_local())
     node.add(conf, pod, ifname="net1")
     node.add(conf, pod, ifname="net2")
@@ -216,7 +219,7 @@ def test_two_interfaces_of_one_pod(node: Node) -> None:
 
 
 def test_an_index_that_the_pod_uses_already(either: Node) -> None:
-    """The kernel gives the VF another one; addresses must not land on the device that has the old one."""
+    """The kernel gives the VF a new index; the ADD sets no address on the device with the old index."""
     node, pod = either, either.pod()
     index = node.link("pf0v0")["ifindex"]
     words = ("link", "add", "other", "index", str(index), "type", "veth", "peer", "name", "its-peer")
@@ -234,7 +237,7 @@ def test_an_index_that_the_pod_uses_already(either: Node) -> None:
 
 @pytest.mark.modes("process", "resident", "deferred")
 def test_a_name_that_both_sides_know(node: Node) -> None:
-    """The pod has a device named as the VF is in the host, and the host one named as the VF is in the pod."""
+    """The pod has a device with the VF's name in the host, and the host one with its name in the pod."""
     node.nip("link", "add", "eth0", "type", "veth", "peer", "name", "eth0-peer")
     pod, before = node.pod(), node.state()
     node.ip("-n", pod, "link", "add", "pf0v0", "type", "veth", "peer", "name", "p")
@@ -246,7 +249,7 @@ def test_a_name_that_both_sides_know(node: Node) -> None:
 
 
 def two_pfs(make_node: MakeNode, numa: int) -> Node:
-    """Return a node with two PFs, each with one VF; ``numa`` is the second one's."""
+    """Return a node with two PFs, each with one VF; ``numa`` is the NUMA node of the second PF."""
     node = make_node(vfs=1)
     build_tree(node.root / "tree", pf="pf1", vfs=1, pf_pci="0000:02:00.0", numa=numa)
     node.nip("link", "add", "pf1", "type", "veth", "peer", "name", "pf1-peer")
@@ -255,7 +258,7 @@ def two_pfs(make_node: MakeNode, numa: int) -> Node:
 
 
 def test_masters_in_order(make_node: MakeNode) -> None:
-    """The first PF with a free VF gives it."""
+    """An ADD attaches a VF of the first PF in ``master`` that has a free VF."""
     node = two_pfs(make_node, numa=0)
     conf = node.conf(master=["pf1", "pf0"], cniVersion="1.1.0")
     pods = [node.pod(), node.pod(), node.pod()]

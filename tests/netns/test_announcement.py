@@ -1,4 +1,4 @@
-"""What the neighbours hear of a new pod: received on the other end of the wire."""
+"""The announcement of a pod's addresses, received on the other end of the veth pair."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ ETH_P_ALL = 3  # linux/if_ether.h
 
 
 def listen(node: Node) -> socket.socket:
-    """Return a socket on the wire's other end, for the VF 0."""
+    """Return a packet socket on the peer of VF 0."""
     namespace = os.open(f"/run/netns/{node.host}", os.O_RDONLY)
     fd = _nl.raw_socket(namespace, socket.AF_PACKET, socket.SOCK_RAW, socket.htons(ETH_P_ALL))
     os.close(namespace)
@@ -29,7 +29,7 @@ def listen(node: Node) -> socket.socket:
 
 
 def heard(wire: socket.socket, wanted: set[bytes]) -> set[bytes]:
-    """Listen until all that is wanted was heard, or the time is up; return what of it was heard."""
+    """Receive until all wanted frames have arrived or time is up; return the wanted frames received."""
     deadline, found = time.monotonic() + 20, set[bytes]()
     while found != wanted and time.monotonic() < deadline:
         if select.select([wire], [], [], 0.1)[0]:
@@ -38,7 +38,7 @@ def heard(wire: socket.socket, wanted: set[bytes]) -> set[bytes]:
 
 
 def test_gratuitous_arp_and_unsolicited_na(either: Node) -> None:
-    """tests/plain/test_announce.py has the frames byte for byte."""
+    """An ADD announces each address; tests/plain/test_announce.py compares the frames byte for byte."""
     node, addresses = either, ["10.0.0.2/24", "fd00::2/64"]
     ipam = {"type": "static", "addresses": [{"address": each} for each in addresses]}
     wanted = set(announce.frames(node.link("pf0v0")["address"], addresses))
@@ -59,26 +59,26 @@ def test_nothing_is_said_without_an_address(node: Node) -> None:
 
 
 def test_the_runtime_does_not_wait_for_it(node: Node) -> None:
-    """Without carrier it waits up to two seconds, with none of the plugin's streams held open."""
+    """Without carrier the announcement waits up to two seconds, with the plugin's streams closed."""
     node.nip("link", "set", "peer0", "down")
     pod = node.pod()
     addresses = [{"address": "10.0.0.2/24"}]
     conf = node.conf(vf=0, ipam={"type": "static", "addresses": addresses})
 
     def still_waits() -> bool:
-        """Return whether the wait for the carrier goes on when the plugin has ended its streams."""
+        """Return whether the announcement still waits for carrier after the plugin has closed its streams."""
         node.add(conf, pod)
         found = node.announcing(pod)
         node.settle()
         node.delete(conf, pod)
         return found
 
-    # a busy machine may take longer than the two seconds to run this process again
+    # on a busy machine this process may continue only after the two seconds
     assert any(still_waits() for _ in range(5))
 
 
 def test_it_says_nothing_of_a_pod_that_is_gone(node: Node) -> None:
-    """The device goes while it waits for carrier: it ends without a word."""
+    """The announcement logs nothing if the device disappears while it waits for carrier."""
     node.nip("link", "set", "peer0", "down")
     pod = node.pod()
     conf = node.conf(vf=0, ipam={"type": "static", "addresses": [{"address": "10.0.0.2/24"}]})

@@ -1,4 +1,4 @@
-"""Bad input, through the real process: one error object, exit status 1, and nothing touched."""
+"""Bad input to the real process: one error object, exit status 1, and no side effects."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ pytestmark = pytest.mark.modes("process", "resident")
 
 @pytest.fixture(scope="module")
 def shared(tmp_path_factory: pytest.TempPathFactory, mode: str) -> Iterator[Node]:
-    """One node serves all: after each test it must be as new."""
+    """One node for all tests of the module; each test must leave the node unchanged."""
     node = KINDS[mode](tmp_path_factory.mktemp("node"), vfs=2)
     node.pod()
     node.other_ipam()
@@ -33,7 +33,7 @@ def untouched(shared: Node) -> Iterator[Node]:
     assert shared.touched() == []
 
 
-# What only the machine tells, and some of what is wrong by itself: tests/plain/test_cni_*.py have it all.
+# Errors that need the machine, and a sample of the others; tests/plain/test_cni_*.py cover all of those.
 ENVIRONMENTS: list[tuple[dict[str, str], str]] = [
     ({"CNI_COMMAND": ""}, "CNI_COMMAND is missing"),
     ({"CNI_CONTAINERID": "../../etc"}, "'../../etc'"),
@@ -47,7 +47,7 @@ ENVIRONMENTS: list[tuple[dict[str, str], str]] = [
     ({"CNI_IFNAME": "eth%d"}, "'eth%d'"),
     ({"CNI_ARGS": "Foo=1"}, "unknown key 'Foo'"),
     ({"CNI_ARGS": "VF=1;vf=2"}, "vf='2': the key was given before, with the value '1'"),
-    # bytes that could stand neither in the answer nor in the record
+    # bytes that neither the reply nor the record can represent
     ({"CNI_IFNAME": "e\udcff"}, r"CNI_IFNAME='e\udcff': holds bytes that are no UTF-8"),
     ({"CNI_NETNS": "/run/\udcff"}, r"CNI_NETNS='/run/\udcff' holds bytes that are no UTF-8"),
     ({"CNI_ARGS": "PodID=\udcff"}, r"CNI_ARGS='PodID=\udcff' holds bytes that are no UTF-8"),
@@ -107,12 +107,12 @@ def test_cni_args(untouched: Node, args: str, words: str) -> None:
 
 @pytest.mark.parametrize(("more", "words"), CONFIGURATIONS, ids=short)
 def test_configuration(untouched: Node, more: dict[str, Any], words: str) -> None:
-    # static cannot choose the VF, so it runs late
+    # static cannot choose the VF, so it runs after the VF is chosen
     conf = untouched.conf(**{"ipam": {"type": "static"}} | more)
     msg, _, details = untouched.refused(7, "ADD", conf, untouched.pods[0]).partition("\n")
     assert words in msg
     assert details
-    # what only the PF can tell is found out under a lock, whose directory may stay
+    # checks of the PF run under a lock, and the directory of locks may remain
     for name in set(untouched.touched()) & {"locks", "vfs"}:
         (untouched.run_dir / name).rmdir()
     with contextlib.suppress(OSError):
@@ -146,7 +146,7 @@ def test_a_fault_of_our_own_is_an_error_object_too(node: Node) -> None:
 
 
 def test_the_environment_is_not_ours_to_obey(node: Node) -> None:
-    """PYTHON* variables, a locale of another kind and a strange directory change nothing."""
+    """PYTHON* variables, the locale and the time zone have no effect."""
     strange = {"PYTHONPATH": "/nowhere", "PYTHONHOME": "/nowhere", "LC_ALL": "C", "TZ": "Mars"}
     assert node.run("VERSION", {}, env=strange).status == 0
 

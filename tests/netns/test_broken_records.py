@@ -1,4 +1,4 @@
-"""A record that cannot be used keeps its VF from being given away, and nothing else from working."""
+"""A broken record reserves its VF; other attachments keep working."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def broken(node: Node, how: str = "cut") -> tuple[dict[str, Any], str, Path]:
 
 
 def works(node: Node, conf: dict[str, Any]) -> None:
-    """Check that another pod gets another VF, and that nobody gets that of the broken record."""
+    """Check that a new pod gets another VF, and that no ADD gets the VF of the broken record."""
     pod = node.pod()
     node.add(conf, pod)
     assert len({name.partition("~")[0] for name in node.records()}) == 2
@@ -47,7 +47,7 @@ def works(node: Node, conf: dict[str, Any]) -> None:
 @pytest.mark.modes("resident")
 @pytest.mark.parametrize("how", CONTENTS)
 def test_a_broken_record_and_the_server(node: ResidentNode, how: str) -> None:
-    """It kept the server from starting, or had it take the VF of a pod that runs."""
+    """The server starts, and keeps the broken record and its VF, which may be in a running pod."""
     conf, pod, record = broken(node, how)
     content, before = record.read_bytes(), node.kept()
     server = node.again()
@@ -63,7 +63,7 @@ def test_a_broken_record_and_the_server(node: ResidentNode, how: str) -> None:
 @pytest.mark.modes("resident")
 @pytest.mark.parametrize("how", ["cut", "ipam"])
 def test_gc_leaves_it_alone(either: Node, how: str) -> None:
-    """It does what there is to do for the others; it spares the address, too."""
+    """GC releases the other attachments, and keeps the broken record, its VF and its address."""
     node = either
     conf, pod, record = broken(node, how)
     other = node.pod()
@@ -77,7 +77,7 @@ def test_gc_leaves_it_alone(either: Node, how: str) -> None:
 @pytest.mark.modes("resident")
 @pytest.mark.parametrize("how", CONTENTS)
 def test_its_owners_del(either: Node, how: str) -> None:
-    """The VF comes home and is kept aside, the address is free, and the pod can end."""
+    """The owner's DEL returns the VF to the host and frees the address; the VF stays reserved."""
     node = either
     conf, pod, record = broken(node, how)
     content = record.read_bytes()
@@ -108,7 +108,7 @@ def test_the_operator_sees_it(node: Node) -> None:
 @needs_strace
 @pytest.mark.modes("resident")
 def test_the_draft_of_a_killed_add(node: ResidentNode) -> None:
-    """It stayed for ever; now upkeep removes it, unless somebody holds its VF's lock."""
+    """The upkeep removes the draft of a killed ADD unless a process holds the lock of its VF."""
     conf, pod = node.conf(vf=0), node.pod()
     node.server.stop()
     node.may_fall_back = True

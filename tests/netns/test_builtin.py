@@ -1,4 +1,4 @@
-"""The plugin with its own host-local and static: no second process, the same store."""
+"""The built-in host-local and static: no second process, the same store."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ pytestmark = pytest.mark.modes("resident")
 
 
 def own(node: Node, **more: Any) -> dict[str, Any]:
-    """Return an ``ipam`` object that no other plugin serves."""
+    """Return an ``ipam`` object for the built-in host-local."""
     return node.host_local(delegate=False, **more)
 
 
@@ -24,7 +24,7 @@ def alone(node: Node) -> Node:
 
 
 def test_newest_version(alone: Node) -> None:
-    """Debian's plugin does not speak it; ours does."""
+    """The built-in host-local supports CNI 1.1.0; Debian's plugin does not."""
     pod = alone.pod()
     before = alone.state()
     conf = alone.conf(cniVersion="1.1.0", ipam=own(alone, routes=[{"dst": "0.0.0.0/0", "mtu": 1400}]))
@@ -40,7 +40,7 @@ def test_newest_version(alone: Node) -> None:
 
 
 def test_gc_uses_the_configuration_of_the_attach(alone: Node) -> None:
-    """The store is where the pod was attached with, whatever GC's own configuration says."""
+    """GC frees the address in the store that the ADD used, not in the store of GC's own configuration."""
     conf = alone.conf(cniVersion="1.1.0", ipam=own(alone))
     alone.add(conf, alone.pod())
     other = conf | {"ipam": own(alone) | {"dataDir": str(alone.root / "elsewhere")}}
@@ -49,11 +49,11 @@ def test_gc_uses_the_configuration_of_the_attach(alone: Node) -> None:
 
 
 def test_del_reads_the_recorded_address_alone(alone: Node) -> None:
-    """An address of another pod that cannot be read keeps no DEL from freeing its own."""
+    """An unreadable address file of another pod does not keep a DEL from freeing its own address."""
     conf, pod = alone.conf(ipam=own(alone)), alone.pod()
     alone.add(conf, pod)
     other = alone.root / "ipam/net1/10.77.0.9"
-    other.symlink_to("/nowhere")  # no link is followed: reading it is an error
+    other.symlink_to("/nowhere")  # the store follows no symbolic links: reading the file is an error
     alone.delete(conf, pod)
     assert alone.leases() == ["10.77.0.9"]
     other.unlink()

@@ -1,4 +1,4 @@
-"""A driver that refuses for a moment, or applies late: the request is repeated, for two seconds at most."""
+"""A driver that refuses requests or applies them late: the plugin repeats them for at most two seconds."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ MAC = "02:00:00:00:aa:01"
 
 
 def round_trip(node: Node, conf: dict[str, Any], *, up: bool = False) -> dict[str, Any]:
-    """Attach and release; return the pod's device in between. The VF must be as before after that."""
+    """Attach and release a VF; return the pod's device. The DEL must restore the VF."""
     if up:
         node.nip("link", "set", "pf0v0", "up")
     before, pod = node.state(), node.pod()
@@ -34,7 +34,7 @@ BUSY = [("cython", number, attach) for number in ERRNOS for attach in ("move", "
 
 @pytest.mark.parametrize(("backend", "number", "attach"), [*BUSY, ("python", errno.EBUSY, "move")])
 def test_bringing_up(make_node: MakeNode, backend: str, number: int, attach: str) -> None:
-    """``iavf`` answers EBUSY to up until a reset of the VF has ended."""
+    """``iavf`` refuses IFF_UP with EBUSY until the reset of the VF has ended."""
     node = make_node(vfs=2, backend=backend)
     node.prelude = busy_driver.prelude(number, up=4)
     link = round_trip(node, node.builtin(attach=attach, mtu=1400), up=True)
@@ -44,7 +44,7 @@ def test_bringing_up(make_node: MakeNode, backend: str, number: int, attach: str
 @pytest.mark.parametrize("attach", ["move", "macvlan"])
 @pytest.mark.parametrize("number", ERRNOS, ids=errno.errorcode.get)
 def test_settings_of_the_pf(node: Node, number: int, attach: str) -> None:
-    """ADD and DEL set them; each is refused three times."""
+    """ADD and DEL apply the PF's settings of the VF; the driver refuses each request three times."""
     node.prelude = busy_driver.prelude(number, vf=3)
     round_trip(node, node.builtin(vlan=100, attach=attach))
 
@@ -61,7 +61,7 @@ def test_a_mac_that_is_refused_or_applied_late(node: Node, how: dict[str, int], 
     [("up", {}, 0), ("vf", {"vlan": 100}, 1), ("mac", {"mac": MAC}, 1), ("late", {"mac": MAC}, 0)],
 )
 def test_the_wait_is_bounded(node: Node, kind: str, more: dict[str, Any], limit: int) -> None:
-    """The error names the last errno; everything is undone, which waits for two seconds at most."""
+    """The error names the last errno; the undo waits at most two seconds and restores everything."""
     pod = node.pod()
     before = node.kept()
     node.prelude = busy_driver.prelude(errno.EBUSY, **{kind: 10**6})
@@ -83,7 +83,7 @@ def test_the_wait_is_bounded(node: Node, kind: str, more: dict[str, Any], limit:
     ids=errno.errorcode.get,
 )
 def test_a_macvlan_that_the_kernel_refuses(node: Node, number: int, code: int, words: str) -> None:
-    """The error says why, and everything is undone."""
+    """The error gives the reason, and the ADD is undone."""
     before, pod = node.state(), node.pod()
     node.prelude = busy_driver.prelude(number, macvlan=10**6)
     assert node.refused(code, "ADD", node.conf(vf=0, attach="macvlan"), pod).startswith(words)

@@ -1,4 +1,4 @@
-"""CHECK in a chain: later plugins may have changed what ours made, and ``prevResult`` is what they left."""
+"""CHECK in a chain: later plugins may change the attachment, and ``prevResult`` has the final state."""
 
 from __future__ import annotations
 
@@ -27,9 +27,10 @@ def attached(node: Node, version: str, **more: Any) -> tuple[dict[str, Any], str
 
 
 def chained(kind: str, conf: dict[str, Any], pod: str, **more: Any) -> dict[str, Any]:
-    """Execute a plugin of containernetworking behind ours; return the configuration with its result.
+    """Execute a containernetworking plugin after the ADD; return the configuration with its result.
 
-    Those that are installed may not speak 1.1.0. Newer ones keep what that version has of an interface.
+    The installed plugins may not support 1.1.0, so they get at most 1.0.0. Newer releases preserve the
+    fields of an interface that 1.1.0 adds, so the fields are merged here.
     """
     if not os.access(f"{DELEGATES}/{kind}", os.X_OK):
         pytest.skip(f"{DELEGATES}/{kind} is not installed")
@@ -57,7 +58,7 @@ def is_well(node: Node, conf: dict[str, Any], pod: str) -> None:
 @pytest.mark.parametrize("version", VERSIONS)
 @pytest.mark.parametrize("change", [{"mac": MAC}, {"mtu": 1400}, {"mac": MAC, "mtu": 1400}])
 def test_behind_tuning(node: Node, version: str, change: dict[str, Any]) -> None:
-    """The tuning plugin has changed MAC and MTU: that is how the attachment should be."""
+    """CHECK expects the MAC and the MTU that the tuning plugin has set."""
     conf, pod = attached(node, version)
     conf = chained("tuning", conf, pod, **change)
     is_well(node, conf, pod)
@@ -68,7 +69,7 @@ def test_behind_tuning(node: Node, version: str, change: dict[str, Any]) -> None
 
 @pytest.mark.parametrize("version", VERSIONS)
 def test_behind_sbr(node: Node, version: str) -> None:
-    """The sbr plugin has moved the routes to a table of their own: there they are looked for."""
+    """CHECK finds the routes in the table to which the sbr plugin has moved them."""
     conf, pod = attached(node, version)
     conf = chained("sbr", conf, pod)
     assert node.routes(pod) == []
@@ -79,7 +80,10 @@ def test_behind_sbr(node: Node, version: str) -> None:
 
 
 def test_routes_that_multus_takes_away(node: Node) -> None:
-    """With a default route on another network, Multus removes ours and takes it from the cached result."""
+    """CHECK accepts a missing default route that ``prevResult`` lacks.
+
+    For a default route on another network, Multus removes this one, also from the cached result.
+    """
     conf, pod = attached(node, "1.0.0")
     node.ip("-n", pod, "route", "del", "default")
     assert "route 0.0.0.0/0" in node.refused(103, "CHECK", conf, pod)
@@ -90,7 +94,10 @@ def test_routes_that_multus_takes_away(node: Node) -> None:
 
 
 def test_a_gateway_that_multus_sets(node: Node) -> None:
-    """With ``default-route`` in the annotation Multus sets another gateway, here and in the cached result."""
+    """CHECK expects the gateway of ``prevResult``.
+
+    For ``default-route`` in the annotation, Multus sets another gateway, also in the cached result.
+    """
     conf, pod = attached(node, "1.0.0")
     node.ip("-n", pod, "route", "replace", "default", "via", "10.77.0.9", "dev", "eth0")
     listed = [route for route in conf["prevResult"]["routes"] if route["dst"] != "0.0.0.0/0"]
@@ -101,7 +108,7 @@ def test_a_gateway_that_multus_sets(node: Node) -> None:
 
 
 def test_other_interfaces_and_addresses_of_the_chain(node: Node) -> None:
-    """What later plugins add to the result is theirs: their interfaces, and addresses of other ones."""
+    """CHECK ignores the interfaces of later plugins, and the addresses of those interfaces."""
     conf, pod = attached(node, "1.0.0")
     more = {"name": "v0", "mac": MAC, "sandbox": f"/run/netns/{pod}"}
     conf["prevResult"]["interfaces"].append(more)
@@ -114,7 +121,7 @@ def test_other_interfaces_and_addresses_of_the_chain(node: Node) -> None:
 
 
 def test_an_mtu_that_is_listed(node: Node) -> None:
-    """A plugin that lists its MTU is taken at its word."""
+    """CHECK expects the MTU that ``prevResult`` lists."""
     conf, pod = attached(node, "1.1.0")
     conf["prevResult"]["interfaces"][0]["mtu"] = 1300
     assert "mtu is 1500, not 1300" in node.refused(103, "CHECK", conf, pod)
@@ -123,7 +130,7 @@ def test_an_mtu_that_is_listed(node: Node) -> None:
 
 
 def test_an_mtu_that_is_asked_for(node: Node) -> None:
-    """Before 1.1.0 no result has an MTU, so nobody can have told of a change: it is not compared."""
+    """CHECK compares no MTU before 1.1.0: results have none, so later plugins cannot report a change."""
     conf, pod = attached(node, "1.1.0", mtu=1450)
     node.ip("-n", pod, "link", "set", "eth0", "mtu", "1300")
     assert "mtu is 1300, not 1450" in node.refused(103, "CHECK", conf, pod)
@@ -132,7 +139,7 @@ def test_an_mtu_that_is_asked_for(node: Node) -> None:
 
 
 def test_without_a_previous_result(make_node: MakeNode) -> None:
-    """Without ``prevResult`` there is only the record to compare with."""
+    """Without ``prevResult``, CHECK compares with the record."""
     node = make_node(vfs=1, backend="python")
     conf, pod = attached(node, "1.0.0", mtu=1450)
     del conf["prevResult"]

@@ -1,4 +1,4 @@
-"""The configuration changes while attachments do not: what a DEL releases is what the ADD was given."""
+"""Changes of the configuration while a VF is attached: a DEL releases the resources that the ADD acquired."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from harness.veth import Node
 
 pytestmark = pytest.mark.modes("resident")
 
-# What a DEL of today says, by what was changed; the ADD had host-local on pf0, on the network net1.
+# The change of the configuration between ADD and DEL; the ADD used host-local, PF pf0 and network net1.
 CHANGES: dict[str, dict[str, Any]] = {
     "no ipam": {"ipam": None},
     "empty ipam": {"ipam": {}},
@@ -40,7 +40,7 @@ def released(node: Node, before: object, pod: str, conf: dict[str, Any] | bytes,
 @pytest.mark.parametrize("what", CHANGES)
 @pytest.mark.parametrize("delegate", [False, True])
 def test_a_del_releases_what_the_add_recorded(node: Node, what: str, delegate: bool) -> None:
-    """A DEL after a change of the configuration gives the address back that the ADD took."""
+    """A DEL with a changed configuration returns the address that the ADD allocated."""
     before, pod = node.state(), node.pod()
     node.add(node.conf(ipam=node.host_local(delegate=delegate)), pod)
     assert node.leases() == ["10.77.0.2"]
@@ -49,14 +49,14 @@ def test_a_del_releases_what_the_add_recorded(node: Node, what: str, delegate: b
 
 @pytest.mark.parametrize("stdin", [b"", b"{", b"[]", b'{"name": "a", "name": "b"}', b"\xff"])
 def test_a_configuration_that_no_longer_parses(node: Node, stdin: bytes) -> None:
-    """What is on stdin now cannot be read: the record can, so VF and address come back."""
+    """A DEL with invalid stdin takes VF and address from the record, and releases both."""
     before, pod = node.state(), node.pod()
     node.add(node.conf(ipam=node.host_local()), pod)
     released(node, before, pod, stdin)
 
 
 def test_the_plugin_gets_what_its_add_got(node: Node) -> None:
-    """The IPAM plugin's DEL has the ADD's configuration and arguments, and the runtime's prevResult."""
+    """The IPAM plugin's DEL gets the ADD's configuration and arguments, and the runtime's prevResult."""
     body = '{"cniVersion": "1.0.0", "ips": [{"address": "10.5.0.2/24"}]}'
     node.delegate("given", f"cat > \"$ROOT/$CNI_COMMAND\"; [ $CNI_COMMAND = DEL ] || echo '{body}'")
     pod = node.pod()
@@ -71,7 +71,7 @@ def test_the_plugin_gets_what_its_add_got(node: Node) -> None:
 
 @pytest.mark.modes("process")
 def test_without_a_record_the_given_configuration_counts(node: Node) -> None:
-    """A DEL of what has no record gives back by what it was given: there is nothing else."""
+    """A DEL without a record returns the address with its own configuration."""
     pod = node.pod()
     conf = node.conf(ipam=node.host_local())
     node.add(conf, pod)
@@ -84,7 +84,7 @@ def test_without_a_record_the_given_configuration_counts(node: Node) -> None:
 
 @pytest.mark.modes("resident")
 def test_check_asks_the_ipam_of_the_add(node: Node) -> None:
-    """CHECK compares with what was attached, so the IPAM plugin that gave the address is asked."""
+    """CHECK executes the IPAM plugin of the ADD, also if the configuration now names another or none."""
     pod = node.pod()
     conf = node.conf(ipam=node.host_local())
     previous = node.add(conf, pod)

@@ -11,7 +11,7 @@ pytestmark = pytest.mark.modes("resident")
 
 @pytest.mark.parametrize("attach", ["move", "macvlan"])
 def test_a_result_with_another_mtu(node: Node, attach: str) -> None:
-    """The VF under a macvlan was compared with the MTU of the macvlan."""
+    """With a macvlan, CHECK accepts another MTU of the VF unless it is lower than the macvlan's."""
     pod, conf = node.pod(), node.conf(vf=0, attach=attach, mtu=1400, cniVersion="1.1.0")
     result = node.add(conf, pod)
     node.ip("-n", pod, "link", "set", "eth0", "mtu", "1300")

@@ -56,7 +56,7 @@ DIFFERENCES: dict[str, tuple[Change, str]] = {
 
 
 def checked(node: Node) -> tuple[dict[str, Any], str]:
-    """Attach a VF with everything that can be checked; return the configuration for CHECK and the pod."""
+    """Attach a VF with all properties that CHECK compares; return the configuration for CHECK and the pod."""
     pod = node.pod()
     addresses = [{"address": "10.1.0.2/24", "gateway": "10.1.0.1"}, {"address": "fd00:1::2/64"}]
     ipam = node.other_ipam(ADD=said({"cniVersion": "1.1.0", "ips": addresses, "routes": ROUTES}))
@@ -134,7 +134,7 @@ def test_status_is_well(either: Node) -> None:
 
 
 def test_status_of_a_full_node_is_well(node: Node) -> None:
-    """It can serve no ADD now, and is not broken: it will again when a pod has ended."""
+    """STATUS succeeds without a free VF: the lack is temporary, so it is no fault."""
     for index in range(2):
         node.add(node.conf(), node.pod())
         node.tree.remove_netdev(index)
@@ -167,7 +167,7 @@ def test_status_of_what_is_not_there(node: Node, more: dict[str, Any]) -> None:
 
 
 def test_status_by_device(node: Node) -> None:
-    """The runtime may also name the device later."""
+    """STATUS succeeds if the configuration, or later the runtime, names the device."""
     for more in ({"deviceID": node.tree.pci(1)}, {"capabilities": {"deviceID": True}}):
         assert node.run("STATUS", asked(node, master=None, **more)).status == 0
 
@@ -210,7 +210,7 @@ def test_gc_spares_the_valid_and_other_networks(node: Node, make_node: MakeNode,
 
 @BOTH
 def test_gc_goes_on_after_a_fault(node: Node) -> None:
-    """The first record's VF cannot be brought home, the second one's can; the fault is told."""
+    """GC releases the second VF although it cannot return the first to the host, and reports that error."""
     pods = [node.pod(), node.pod()]
     conf = node.conf(ipam=node.host_local())
     for pod in pods:

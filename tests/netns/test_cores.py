@@ -1,4 +1,4 @@
-"""CORES: a VF's interrupts go to the cores that are named, and back on DEL."""
+"""CORES: an ADD binds the VF's interrupts to the given cores; a DEL restores their masks."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def masks(node: Node, index: int = 0) -> list[str]:
 
 @pytest.fixture
 def wide(make_node: MakeNode) -> Node:
-    """A node whose only VF has six interrupts."""
+    """A node with a single VF that has six interrupts."""
     node = make_node(vfs=1)
     shutil.rmtree(node.root / "tree")
     node.tree = build_tree(node.root / "tree", pf="pf0", vfs=1, irqs_per_vf=6)
@@ -47,7 +47,7 @@ def test_masks(wide: Node, cores: str) -> None:
 
 
 def test_the_chosen_vfs_interrupts_and_no_others(either: Node) -> None:
-    """A DEL knows them from the record."""
+    """ADD changes only the masks of the chosen VF; DEL restores the masks in the record."""
     node, pod = either, either.pod()
     node.add(node.conf(vf=1, cores=[5, 2]), pod)
     assert (masks(node, 0), masks(node, 1)) == (["ff", "ff"], ["00000020", "00000004"])
@@ -56,7 +56,7 @@ def test_the_chosen_vfs_interrupts_and_no_others(either: Node) -> None:
 
 
 def test_an_interrupt_that_vanished_before_add(node: Node) -> None:
-    """sysfs names it still; it has no mask to set, and the next one takes its turn."""
+    """An interrupt in sysfs without a mask is skipped, and the next interrupt gets the next core."""
     shutil.rmtree(node.tree.mask(node.tree.irqs(0)[0]).parent)
     node.add(node.conf(cores=[1, 2]), node.pod())
     assert node.tree.mask(node.tree.irqs(0)[1]).read_text().strip() == "00000002"
@@ -64,7 +64,7 @@ def test_an_interrupt_that_vanished_before_add(node: Node) -> None:
 
 @pytest.mark.parametrize("vanished", [True, False])
 def test_an_interrupt_that_is_no_longer_the_vfs(node: Node, vanished: bool) -> None:
-    """It is gone, or its number may be another device's by now: it is left alone."""
+    """A DEL does not change an interrupt that has disappeared or no longer belongs to the VF."""
     pod, (first, second) = node.pod(), node.tree.irqs(0)
     node.add(node.conf(cores=[1, 2]), pod)
     if vanished:
@@ -80,7 +80,7 @@ def test_an_interrupt_that_is_no_longer_the_vfs(node: Node, vanished: bool) -> N
 @needs_strace
 @pytest.mark.modes("process")
 def test_a_managed_interrupt(node: Node) -> None:
-    """The kernel keeps its mask with EIO; that is said, and the others are set."""
+    """If the kernel refuses the mask of a managed interrupt (EIO), the ADD warns and sets the others."""
     pod, (first, second) = node.pod(), node.tree.irqs(0)
     wrap = interfered("write", "error=EIO", node.tree.mask(first))
     conf = node.conf(cniVersion="1.0.0", cores=[1, 2])

@@ -1,4 +1,4 @@
-"""An error that says "could not look" is an error of the verb: nothing is released or forgotten."""
+"""Errors of lookups ("could not look") fail the verb: it releases nothing and forgets nothing."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def failing(path: Path | str, error: str, *calls: str) -> tuple[str, ...]:
 
 
 def attached(node: Node, **conf: Any) -> tuple[dict[str, Any], str, dict[str, Any]]:
-    """Attach a VF with the built-in host-local; return configuration, pod, and the state of all."""
+    """Attach a VF with the built-in host-local; return configuration, pod, and the node's state."""
     pod, given = node.pod(), node.builtin(**conf)
     node.add(given, pod)
     return given, pod, node.kept()
@@ -28,7 +28,7 @@ def attached(node: Node, **conf: Any) -> tuple[dict[str, Any], str, dict[str, An
 
 STAT = ("stat", "newfstatat")
 ACCESS = ("access", "faccessat", "faccessat2", *STAT)
-# The path that a DEL looks at: of the namespace, the VF, the address store, the journal and the boot.
+# Paths that a DEL looks up: the namespace, the VF, the address store, the journal and the boot ID.
 LOOKS: dict[str, Callable[[Node, str], Path | str]] = {
     "namespace": lambda node, pod: f"/run/netns/{pod}",
     "device": lambda node, pod: f"{node.tree.sys}/bus/pci/devices/{node.tree.pci(0)}",
@@ -58,12 +58,12 @@ FAULTS: list[tuple[str, str, tuple[str, ...]]] = [
 def test_a_del_that_cannot_look_changes_nothing(
     node: Node, what: str, error: str, calls: tuple[str, ...]
 ) -> None:
-    """The DEL fails and keeps record and address; the next one does its work."""
+    """The DEL fails and keeps record and address; the next DEL releases them."""
     boot = node.tree.proc / "sys/kernel/random/boot_id"
     boot.parent.mkdir(parents=True)
     boot.write_text("this-boot\n")
     conf, pod, _ = attached(node)
-    if (what, calls) == ("net", ("openat",)):  # it is read for a VF that is not in the pod
+    if (what, calls) == ("net", ("openat",)):  # a DEL reads the directory only if the VF is not in the pod
         node.ip("-n", pod, "link", "set", "eth0", "name", "pf0v0", "netns", node.host)
     before = node.kept()
     node.refused(5, "DEL", conf, pod, wrap=failing(LOOKS[what](node, pod), error, *calls))
@@ -76,7 +76,7 @@ def test_a_del_that_cannot_look_changes_nothing(
 
 
 def test_a_namespace_behind_a_loop(either: Node) -> None:
-    """An error of the path itself is none that says that the namespace is gone."""
+    """ELOOP for the namespace's path does not mean that the namespace is gone."""
     conf, pod, before = attached(either)
     loop = either.root / "loop"
     loop.symlink_to("loop")
@@ -88,7 +88,7 @@ def test_a_namespace_behind_a_loop(either: Node) -> None:
 
 @pytest.mark.modes("resident")
 def test_a_server_without_descriptors(node: ResidentNode) -> None:
-    """A server with 24 to 32 descriptors released the address and the record, and left the VF in the pod."""
+    """The server keeps address and record if it lacks descriptors for releasing the VF."""
     conf, pod, before = attached(node)
     server = node.server.ready()
     server.idle()
@@ -110,9 +110,9 @@ def test_a_server_without_descriptors(node: ResidentNode) -> None:
 
 @needs_strace
 def test_an_add_that_cannot_read_the_store(node: Node) -> None:
-    """An ADD took an address file that it could not read for nothing."""
+    """An ADD fails if it cannot read an address file of the store."""
     conf, pod, _ = attached(node)
-    (node.root / "ipam/net1/10.77.0.9").write_text("another\r\neth0")  # the index does not know it
+    (node.root / "ipam/net1/10.77.0.9").write_text("another\r\neth0")  # the index lacks this file
     other = node.pod()
     before, more = node.kept(), conf | {"vf": 1}
     file = node.root / "ipam/net1/10.77.0.9"
@@ -124,7 +124,7 @@ def test_an_add_that_cannot_read_the_store(node: Node) -> None:
 
 @needs_strace
 def test_a_pf_that_cannot_be_read(node: Node) -> None:
-    """A PF that could not be looked at was called no PF, with the code of a wrong configuration."""
+    """A failed lookup of the PF is an I/O error, not an error in the configuration."""
     pod = node.pod()
     before = node.kept()
     wrap = failing(f"{node.tree.sys}/class/net/pf0/device", "EMFILE")
@@ -134,7 +134,7 @@ def test_a_pf_that_cannot_be_read(node: Node) -> None:
 
 @needs_strace
 def test_an_undo_that_cannot_find_the_vf(node: Node) -> None:
-    """The address was given back though the VF could not be brought home, and was up with that address."""
+    """An undo keeps the address if it cannot return the VF to the host: the VF is up with that address."""
     pod = node.pod()
     ipam = node.host_local(delegate=False, routes=[{"dst": "192.0.2.0/24", "gw": "172.16.0.1"}])
     conf = node.conf(vf=0, ipam=ipam)
@@ -147,7 +147,7 @@ def test_an_undo_that_cannot_find_the_vf(node: Node) -> None:
 
 @needs_strace
 def test_an_earlier_add_whose_address_cannot_be_given_back(node: Node) -> None:
-    """A second ADD forgot the record of a first one that was killed, and with it the address."""
+    """A second ADD keeps the record of a killed first ADD if it cannot return that ADD's address."""
     conf, pod = node.conf(vf=0, ipam=node.other_ipam()), node.pod()
     draft = str(node.run_dir / "vfs" / f".{node.tree.pci(0)}")
     node.run("ADD", conf, pod, wrap=interfered("rename", "signal=SIGKILL:when=2", draft))
@@ -164,7 +164,7 @@ def test_an_earlier_add_whose_address_cannot_be_given_back(node: Node) -> None:
 
 @needs_strace
 def test_an_interrupt_whose_mask_cannot_be_opened(node: Node) -> None:
-    """A DEL forgot what the mask was before, where it could not open the mask's file to write it back."""
+    """A DEL that cannot open an interrupt's mask fails, and keeps the record of the original mask."""
     conf, pod, _ = attached(node, cores=[1, 2])
     mask = node.tree.mask(node.tree.irqs(0)[0])
     record, address = node.records(), node.addresses_of(pod)

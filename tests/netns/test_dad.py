@@ -36,7 +36,7 @@ def test_the_addresses_have_settled(either: Node, attach: str) -> None:
 
 @ATTACH
 def test_a_duplicate(node: Node, attach: str) -> None:
-    """The other end of the link has an address: the error names it, and everything is undone."""
+    """Another machine on the link has one of the addresses: the error names it, and the ADD is undone."""
     pod = node.pod()
     node.nip("address", "add", "fd00::3/64", "dev", "peer0", "nodad")
     before = node.kept()
@@ -47,7 +47,7 @@ def test_a_duplicate(node: Node, attach: str) -> None:
 
 
 def test_the_deadline(node: Node) -> None:
-    """The kernel takes a second at least."""
+    """An ADD fails if its timeout ends before duplicate address detection, which takes a second at least."""
     pod = node.pod()
     before = node.kept()
     said = node.refused(11, "ADD", config(node, timeout=0.5), pod)
@@ -59,7 +59,7 @@ def test_the_deadline(node: Node) -> None:
 
 
 def test_a_link_that_is_down(node: Node) -> None:
-    """The kernel cannot ask: the ADD succeeds when its time is over, and the log says so."""
+    """Without carrier the kernel sends no probes: the ADD succeeds after its timeout and logs the reason."""
     pod = node.pod()
     node.nip("link", "set", "peer0", "down")
     conf = config(node, timeout=0.5)
@@ -72,7 +72,7 @@ def test_a_link_that_is_down(node: Node) -> None:
 
 @ATTACH
 def test_without_the_key_nothing_waits(node: Node, attach: str) -> None:
-    """A duplicate is not noticed then."""
+    """Without ``enabledad`` an ADD sets its addresses without duplicate address detection."""
     pod = node.pod()
     node.nip("address", "add", "fd00::3/64", "dev", "peer0", "nodad")
     conf = config(node, attach=attach, enabledad=None)

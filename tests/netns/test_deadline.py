@@ -1,4 +1,4 @@
-"""``timeout``: a request ends in that time with code 11, and an ADD is undone."""
+"""``timeout``: a request fails with code 11 when this time is over, and an ADD is undone."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from harness.veth import MakeNode, Node, flocked
 pytestmark = pytest.mark.modes("process", "resident")
 
 LIMIT = 0.6
-SLACK = 30.0  # seconds for processes and the undo on a busy machine; what would wait does so for 120
+SLACK = 30.0  # seconds for processes and the undo on a busy machine; the IPAM plugin sleeps for 120
 NEVER = "exec sleep 120"
 
 
@@ -70,7 +70,7 @@ def test_a_store_of_addresses_that_is_locked(node: Node) -> None:
 @needs_strace
 @pytest.mark.modes("process")
 def test_a_kernel_that_answers_late(node: Node) -> None:
-    """A message to the kernel cannot be cut; the ADD fails when it returns, and is undone."""
+    """A netlink request cannot be interrupted: the ADD fails after the kernel's reply, and is undone."""
     pod = node.pod()
     conf = node.conf(timeout=1, ipam=node.host_local())
     before = node.kept()

@@ -1,4 +1,4 @@
-"""DEL in bad circumstances: it resets what is its own, and what is gone already is no fault."""
+"""DEL after changes outside the plugin: it releases the attachment, also if a part is gone."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ NO_PODS = ("", "relative", "/run/netns/no-such", "/etc/passwd", "/proc/self/ns/m
 
 @pytest.mark.parametrize("path", NO_PODS)
 def test_a_path_that_is_not_the_pods_namespace(node: Node, path: str) -> None:
-    """The way that the ADD was told leads there still."""
+    """A DEL finds the VF by the recorded path of the ADD if CNI_NETNS is not the pod's namespace."""
     before, pod, other = node.state(), node.pod(), node.pod()
     path = {"host": f"/run/netns/{node.host}", "other": f"/run/netns/{other}"}.get(path, path)
     conf = node.conf(ipam=node.host_local())
@@ -49,7 +49,7 @@ def test_a_path_that_is_not_the_pods_namespace(node: Node, path: str) -> None:
 
 
 def test_the_namespace_under_a_new_path(node: Node) -> None:
-    """Only what the runtime says now leads to the VF."""
+    """A DEL finds the VF by CNI_NETNS if the recorded path no longer exists."""
     before, pod = node.state(), node.pod()
     conf = node.conf()
     node.add(conf, pod)
@@ -75,12 +75,12 @@ def test_the_namespace_has_ended_and_the_vf_came_home(either: Node, name: str) -
 
 @pytest.mark.modes("process", "resident")
 def test_the_vf_comes_home_late(node: Node) -> None:
-    """The kernel takes a namespace apart in its own time; the driver is bound, so the VF must come."""
+    """A DEL waits for the kernel to return the VF from an ended namespace, since its driver is bound."""
     before, pod = node.state(), node.pod()
     conf = node.conf(vf=0)
     node.add(conf, pod)
     node.tree.remove_netdev(0)
-    change(node, netns="/run/netns/ended")  # or it would find the VF by the ADD's path
+    change(node, netns="/run/netns/ended")  # otherwise the DEL finds the VF by the ADD's path
     process = node.start("DEL", conf, "/run/netns/ended", container=pod)
     while f"vf-{node.tree.pci(0)}" not in node.locks():
         assert process.poll() is None, node.finish(process)
@@ -93,7 +93,7 @@ def test_the_vf_comes_home_late(node: Node) -> None:
 
 @pytest.mark.modes("process", "resident")
 def test_the_name_is_taken_in_the_host(either: Node) -> None:
-    """Another device got the VF's name meanwhile: the VF comes home all the same, under another one."""
+    """The VF returns to the host under another name if another device has taken its name."""
     node, pod = either, either.pod()
     mac = node.state()["pf0v0"]["address"]
     node.nip("link", "set", "pf0v0", "up")
@@ -101,7 +101,7 @@ def test_the_name_is_taken_in_the_host(either: Node) -> None:
     node.add(conf, pod)
     node.nip("link", "add", "pf0v0", "type", "veth", "peer", "name", "thief-peer")
     node.tree.remove_netdev(0)
-    node.tree.add_netdev(0, "eth0")  # which is how it comes home where eth0 is free
+    node.tree.add_netdev(0, "eth0")  # the kernel keeps the name eth0 if the host has no eth0
     done = node.delete(conf, pod)
     assert "another device has the VF's name" in done.stderr
     assert (node.records(), node.leases()) == ([], [])
@@ -125,7 +125,7 @@ def test_both_names_are_taken_in_the_host(node: Node) -> None:
 @pytest.mark.parametrize("boot", ["record", "machine"])
 @pytest.mark.modes("process")
 def test_after_a_reboot(node: Node, boot: str) -> None:
-    """What a record of an earlier boot describes is no more: the VF of that name must not be touched."""
+    """After a reboot the record no longer describes the VF, so a DEL does not touch the VF."""
     boot_id = node.tree.proc / "sys/kernel/random/boot_id"
     boot_id.parent.mkdir(parents=True)
     boot_id.write_text("first\n")
@@ -153,7 +153,7 @@ def test_somebody_who_is_not_the_owner(node: Node) -> None:
 
 @pytest.mark.parametrize("squatter", [False, True])
 def test_renamed_in_the_pod(either: Node, squatter: bool) -> None:
-    """Its name may even belong to another device now."""
+    """A DEL finds a VF that the pod has renamed, also if another device of the pod has its old name."""
     node, before, pod = either, either.state(), either.pod()
     node.add(node.conf(), pod)
     node.ip("-n", pod, "link", "set", "eth0", "down")
@@ -167,7 +167,7 @@ def test_renamed_in_the_pod(either: Node, squatter: bool) -> None:
 
 @pytest.mark.modes("process", "resident")
 def test_an_mtu_that_is_no_longer_possible(node: Node) -> None:
-    """The PF's may have been lowered meanwhile; that must not keep the VF in the pod."""
+    """A DEL logs an MTU that it cannot restore (the PF's may be lower now), and returns the VF."""
     pod = node.pod()
     node.add(node.conf(vf=0), pod)
     change(node, before_mtu=1 << 20)
@@ -178,7 +178,7 @@ def test_an_mtu_that_is_no_longer_possible(node: Node) -> None:
 
 
 def test_ipam_fails(node: Node) -> None:
-    """The VF is home; the record stays, so that the next DEL, which the runtime sends, goes to IPAM again."""
+    """After a failed DEL of the IPAM plugin the VF is in the host; the record stays for the next DEL."""
     before, pod, conf = node.state(), node.pod(), node.conf(ipam=node.other_ipam(DEL="exit 3"))
     node.add(conf, pod)
     assert "exit status 3" in node.refused(102, "DEL", conf, pod)
@@ -198,7 +198,7 @@ def test_the_ipam_plugin_is_gone(node: Node) -> None:
 
 
 def test_dhcp_is_released_through_the_interface(node: Node) -> None:
-    """Its plugin speaks through the VF, so it has ended before the VF goes."""
+    """The dhcp plugin needs the VF for its messages, so its DEL ends before the VF is moved."""
     show = 'sleep 0.2; ip -n "$(basename "$CNI_NETNS")" -o link show eth0 > "$ROOT/$CNI_COMMAND" 2>&1'
     pod, conf = node.pod(), node.conf(ipam=node.other_ipam("dhcp", ADD=f"{show}; {said(ADDRESS)}", DEL=show))
     node.add(conf, pod)

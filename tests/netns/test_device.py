@@ -1,4 +1,4 @@
-"""A VF comes home exactly as it was: flags, queues, names, offloads and programs of its device included."""
+"""A DEL restores the VF's device: flags, queues, names, offloads and programs."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def is_released(node: Node, before: dict[str, Any]) -> None:
 
 
 def test_all_settings_at_once(either: Node) -> None:
-    """The pod changes everything, and the next pod gets the device as the operator had it."""
+    """A DEL restores every setting that the pod has changed."""
     node = either
     node.nip("link", "set", "dev", "pf0v0", "txqueuelen", "500", "alias", "the operator's", "group", "9")
     node.nip("link", "property", "add", "dev", "pf0v0", "altname", "one", "altname", "two")
@@ -77,7 +77,10 @@ def test_all_settings_at_once(either: Node) -> None:
 
 @pytest.mark.parametrize(("how", "mtu"), [("generic", 1500), ("driver", 1500), ("driver", 9000)])
 def test_an_xdp_program(node: Node, how: str, mtu: int) -> None:
-    """The pod attaches an XDP program. With one of the driver, the device takes no large MTU."""
+    """A DEL detaches the pod's XDP program and restores the MTU.
+
+    With a program in the driver, the device refuses a large MTU.
+    """
     node.nip("link", "set", "dev", "pf0v0", "mtu", str(mtu))
     before, pod = node.state(), node.pod()
     node.add(node.conf(mtu=1500), pod)
@@ -89,7 +92,7 @@ def test_an_xdp_program(node: Node, how: str, mtu: int) -> None:
 
 
 def test_a_program_of_the_operator_stays(node: Node) -> None:
-    """What the operator attached to the VF is no business of a pod that leaves it alone."""
+    """An XDP program that the operator attached to the VF stays if the pod does not change it."""
     devices.attach_xdp(node.host, "pf0v0", "generic")
     before, pod = node.state(), node.pod()
     node.add(node.conf(), pod)
@@ -103,11 +106,11 @@ def test_a_program_of_the_operator_stays(node: Node) -> None:
 @pytest.mark.parametrize("hook", ["ingress", "egress"])
 @pytest.mark.parametrize("how", ["by program", "by link"])
 def test_a_program_of_tcx(either: Node, hook: str, how: str) -> None:
-    """The pod attaches a program of tcx, which rtnetlink does not show, and the next pod meets it."""
+    """A DEL detaches the pod's tcx programs, which rtnetlink does not show, and keeps the operator's."""
     node, pod = either, either.pod()
     if not devices.tcx(node.host, "pf0v0"):
         pytest.skip("the kernel has no tcx (Linux 6.6)")
-    devices.attach_tcx(node.host, "pf0v0", "ingress")  # the operator's stays
+    devices.attach_tcx(node.host, "pf0v0", "ingress")  # the operator's program
     node.add(node.conf(), pod)
     held = devices.hold(pod, "eth0", hook) if how == "by link" else -1
     if held < 0:
@@ -120,7 +123,7 @@ def test_a_program_of_tcx(either: Node, hook: str, how: str) -> None:
 
 
 def test_an_xdp_program_that_a_link_holds(either: Node) -> None:
-    """The pod holds its XDP program by a pinned bpf_link, which netlink cannot detach."""
+    """A DEL removes an XDP program that a bpf_link holds; netlink cannot detach such a program."""
     node, before, pod = either, either.state(), either.pod()
     node.add(node.conf(), pod)
     held = devices.hold(pod, "eth0", "xdp")
@@ -131,7 +134,7 @@ def test_an_xdp_program_that_a_link_holds(either: Node) -> None:
 
 
 def test_queue_disciplines_go_with_the_move(node: Node) -> None:
-    """The pod shapes and filters its traffic; the kernel itself takes that away when the device moves."""
+    """The kernel removes the pod's queue disciplines and filters when the device moves."""
     pod = node.pod()
     node.add(node.conf(), pod)
     tc = ("netns", "exec", pod, "tc", "qdisc", "add", "dev", "eth0")
@@ -143,7 +146,7 @@ def test_queue_disciplines_go_with_the_move(node: Node) -> None:
 
 
 def test_a_failed_add_leaves_the_device_alone(node: Node) -> None:
-    """The undo of an ADD restores as a DEL does: IPv6 address generation does not survive a move."""
+    """The undo of an ADD restores the device; the move resets IPv6 address generation, for example."""
     node.nip("link", "set", "dev", "pf0v0", "addrgenmode", "none", "txqueuelen", "500")
     before, pod = node.state(), node.pod()
     beyond = {"dst": "10.9.0.0/16", "gw": "192.168.1.1"}
@@ -152,8 +155,8 @@ def test_a_failed_add_leaves_the_device_alone(node: Node) -> None:
     assert (node.state(), node.records()) == (before, [])
 
 
-# What a pod has made of its device, and the devices of its own that stay. An alternative name that is a name
-# in the host must not keep the VF in the pod; a macvlan on the VF would work on the next pod's VF.
+# The pod's changes of its device, and the names of the pod's devices that stay. An altname that the host
+# uses must not keep the VF in the pod; a remaining macvlan would share the VF with the next pod.
 CHANGES: dict[str, tuple[list[str], set[str]]] = {
     "bridge": (["link add br0 type bridge", "link set eth0 master br0"], {"br0"}),
     "devices on top": (
@@ -184,7 +187,7 @@ RELEASED = [*((what, "DEL") for what in CHANGES), ("settings", "GC"), ("other al
 
 @pytest.mark.parametrize(("what", "by"), RELEASED)
 def test_what_the_pod_has_made_of_it(either: Node, what: str, by: str) -> None:
-    """The VF returns as it was: the pod's devices on top of it are deleted, the pod's other devices stay."""
+    """DEL and GC restore the VF and delete its upper devices; the pod's other devices stay."""
     node, pod = either, either.pod()
     for name in ("enp3s16", "enp3s16v0np0-which-is-a-long-one"):
         node.nip("link", "property", "add", "dev", "pf0v0", "altname", name)
@@ -202,7 +205,7 @@ def test_what_the_pod_has_made_of_it(either: Node, what: str, by: str) -> None:
 
 
 def test_an_operators_altname_that_was_taken_meanwhile(either: Node) -> None:
-    """Another device of the host has it now; the VF comes home without it."""
+    """The VF returns without an altname that another device of the host has taken."""
     node, pod = either, either.pod()
     node.nip("link", "property", "add", "dev", "pf0v0", "altname", "enp3s16")
     before = node.state()
@@ -215,7 +218,7 @@ def test_an_operators_altname_that_was_taken_meanwhile(either: Node) -> None:
 
 
 def test_an_altname_that_clashes_in_the_pod(either: Node) -> None:
-    """ADD said only that the namespace has an interface of the name CNI_IFNAME, which it had not."""
+    """The error of an ADD names the altname of the VF that the pod's namespace has already."""
     node, pod = either, either.pod()
     node.nip("link", "property", "add", "dev", "pf0v0", "altname", "enp3s16")
     in_pod(node, pod, "link add enp3s16 type veth peer name p")

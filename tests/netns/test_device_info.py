@@ -38,7 +38,7 @@ def test_add_and_del(node: Node, driver: str) -> None:
 
 
 def test_the_file_of_the_device_plugin(node: Node) -> None:
-    """Multus copies it, it may say more, and Multus removes it."""
+    """An existing file is kept: Multus copies it from the device plugin, and removes it."""
     pod, path = node.pod(), info_file(node)
     path.parent.mkdir(parents=True)
     path.write_text('{"type":"pci","pci":{"rdma-device":"mlx5_3"}}')
@@ -51,7 +51,7 @@ def test_the_file_of_the_device_plugin(node: Node) -> None:
     assert "mlx5_3" in path.read_text()
     path.unlink()
     node.add(conf, pod)
-    path.unlink()  # by somebody else
+    path.unlink()  # as Multus does
     node.delete(conf, pod)
 
 
@@ -71,7 +71,7 @@ def test_gc(node: Node) -> None:
 
 
 def test_a_path_that_root_does_not_allow(node: Node, tmp_path: Path) -> None:
-    """The author of a network can write runtimeConfig, if the network declares no capability."""
+    """The author of a network can write runtimeConfig if the network declares no capability."""
     pod = node.pod()
     said = node.refused(7, "ADD", config(node, tmp_path / "anything"), pod)
     assert "runtimeConfig.CNIDeviceInfoFile" in said
@@ -88,7 +88,7 @@ def test_a_link(node: Node, tmp_path: Path) -> None:
 
 
 def test_rules_that_changed_since(node: Node) -> None:
-    """They keep no pod from ending."""
+    """A DEL succeeds although root no longer allows the path of the file."""
     pod, path = node.pod(), info_file(node)
     conf = config(node, path)
     node.add(conf, pod)

@@ -1,4 +1,4 @@
-"""The tool that injects faults: it counts right, hits what it aims at, and sees what is not clean."""
+"""The fault injection itself: it counts calls, injects faults into the given call, and finds leftovers."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from faults.tracer import KILL, Fault, Seen
 pytestmark = pytest.mark.skipif(not ptrace.SUPPORTED, reason="the tracer knows x86-64 alone")
 
 
-# Where the machine or the journal is different before and after.
+# Calls that change the machine or the journal.
 CHANGES = ("sendto", "rename", "unlink", "flock", "setns")
 KILLED = [
     *(("process", verb) for verb in ("ADD", "DEL")),
@@ -37,7 +37,10 @@ def bench(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Bench]:
 
 @pytest.mark.parametrize(("bench", "verb"), KILLED, indirect=["bench"])
 def test_a_kill_anywhere_comes_right(bench: Bench, verb: str) -> None:
-    """At every third call; `make faults` has all. The client does the whole where its server was killed."""
+    """A SIGKILL leaves no leftovers; the client completes the request of a killed server.
+
+    The test covers every third call; `make faults` covers all.
+    """
     points = [call for call in bench.record(verb).seen if call.call in CHANGES]
     assert {call.call for call in points} >= {"unlink", "flock", "sendto"}
     for call in points[::3]:
@@ -48,7 +51,7 @@ def test_a_kill_anywhere_comes_right(bench: Bench, verb: str) -> None:
 
 @pytest.mark.parametrize("bench", ["client"], indirect=True)
 def test_any_call_of_the_client_may_fail(bench: Bench) -> None:
-    """The client answers or does the work itself; it cannot answer where writing the answer fails."""
+    """The client replies or executes the request itself; without a working stdout it cannot reply."""
     for call in bench.record("ADD").seen:
         if call.call not in CANNOT_FAIL:
             faults = bench.inject("ADD", Fault(call.call, call.ordinal, "EIO")).faults
@@ -67,7 +70,7 @@ def test_the_record_is_made_and_published_by_rename(bench: Bench) -> None:
 
 @pytest.mark.parametrize(("ordinal", "error"), [(1, "ENOSPC"), (2, "EIO"), (2, KILL)])
 def test_a_fault_at_a_rename_comes_right(bench: Bench, ordinal: int, error: str) -> None:
-    """The record says "attached" last; where that cannot be written, all goes back."""
+    """The last rename writes the state "attached"; if it fails, the ADD is undone."""
     verdict = bench.inject("ADD", Fault("rename", ordinal, error))
     assert verdict == (True, [])
 

@@ -17,12 +17,12 @@ RULES = "others than root may write to it"
 
 
 def own(node: Node, **more: Any) -> dict[str, Any]:
-    """Addresses from the built-in host-local."""
+    """Return a configuration with the built-in host-local."""
     return node.conf(ipam=node.host_local(delegate=False, **more))
 
 
 def planted(node: Node) -> Path:
-    """A file of root's that no configuration has a right to."""
+    """Return a file of root's that root allows no configuration to name."""
     path = node.root.parent / f"profile-{node.id}"
     path.write_text("as it was\n")
     return path
@@ -30,7 +30,7 @@ def planted(node: Node) -> Path:
 
 @pytest.mark.modes("resident")
 def test_a_log_file_elsewhere_is_not_written(node: Node) -> None:
-    """logFile appended to any file of root's, with the names of unknown keys in it as they came."""
+    """``logFile`` cannot name a file outside root's rules; unknown keys are escaped in the log."""
     pod, profile = node.pod(), planted(node)
     conf = node.conf(logFile=str(profile), **{"$(id)": 1, "x" * 500: 2})
     done = node.run("ADD", conf, pod)
@@ -43,7 +43,7 @@ def test_a_log_file_elsewhere_is_not_written(node: Node) -> None:
 
 
 def test_a_log_file_is_not_reached_through_a_link(node: Node) -> None:
-    """A link in any component of logFile led out of the directory of logs."""
+    """``logFile`` cannot leave the directory of logs by a symbolic link in any component."""
     pod, profile, logs = node.pod(), planted(node), node.root / "logs"
     logs.mkdir()
     node.allow(logFile=[logs])
@@ -58,7 +58,7 @@ def test_a_log_file_is_not_reached_through_a_link(node: Node) -> None:
 
 
 def test_addresses_are_kept_where_root_allows(node: Node) -> None:
-    """A dataDir with planted links overwrote root's files."""
+    """``dataDir`` cannot name a directory outside root's rules, also not by a symbolic link."""
     pod, profile = node.pod(), planted(node)
     empty = node.snapshot()
     elsewhere = node.root.parent / f"planted-{node.id}"
@@ -74,7 +74,7 @@ def test_addresses_are_kept_where_root_allows(node: Node) -> None:
 
 
 def test_no_link_in_a_store_is_followed(node: Node) -> None:
-    """A link in the place of one of the store's own files was written through."""
+    """An ADD fails if one of the store's own files is a symbolic link, and does not write through it."""
     pod, profile = node.pod(), planted(node)
     store = node.root / "ipam" / "net1"
     store.mkdir(parents=True)
@@ -88,7 +88,7 @@ def test_no_link_in_a_store_is_followed(node: Node) -> None:
 
 
 def test_what_is_attached_stays_until_root_allows_it(node: Node) -> None:
-    """A DEL that is refused forgets nothing; it succeeds when root allows the path again."""
+    """A refused DEL keeps record and lease; it succeeds when root allows the path again."""
     pod = node.pod()
     node.add(own(node), pod)
     node.allow(dataDir=["/nowhere"])
@@ -100,7 +100,7 @@ def test_what_is_attached_stays_until_root_allows_it(node: Node) -> None:
 
 
 def test_resolv_conf_is_none_of_roots_other_files(node: Node) -> None:
-    """resolvConf returned lines of any file, and its errors told which files exist."""
+    """``resolvConf`` reads no other file, and its errors do not reveal which files exist."""
     pod, profile = node.pod(), planted(node)
     node.allow(resolvConf=[node.root / "resolv.conf"])
     said = {
@@ -109,7 +109,7 @@ def test_resolv_conf_is_none_of_roots_other_files(node: Node) -> None:
     }
     assert len(said) == 1
     (node.root / "stub").write_text("nameserver 10.0.0.53\n")
-    (node.root / "resolv.conf").symlink_to("stub")  # as /etc/resolv.conf often is
+    (node.root / "resolv.conf").symlink_to("stub")  # /etc/resolv.conf is often a symbolic link
     conf = own(node, resolvConf=f"{node.root}/resolv.conf")
     assert node.add(conf, pod)["dns"] == {"nameservers": ["10.0.0.53"]}
     node.delete(conf, pod)
@@ -118,7 +118,7 @@ def test_resolv_conf_is_none_of_roots_other_files(node: Node) -> None:
 @pytest.mark.modes("resident")
 @pytest.mark.parametrize("what", ["resolvConf", "lock", "last", "trace", "log"])
 def test_a_fifo_holds_nothing_up(node: Node, what: str) -> None:
-    """A FIFO in the place of a file held the call, its locks and a thread of the server for ever."""
+    """A FIFO in the place of a file does not block the call, its locks or a thread of the server."""
     pod, fifo = node.pod(), node.root / "fifo"
     conf = own(node)
     store = node.root / "ipam" / "net1"
@@ -146,7 +146,7 @@ def test_a_fifo_holds_nothing_up(node: Node, what: str) -> None:
 
 @pytest.mark.modes("resident")
 def test_an_error_is_an_error_whatever_the_exit_status(node: Node) -> None:
-    """An IPAM plugin's {"code": 7} with exit status 0 counted as a result."""
+    """An IPAM plugin's error object is an error, also with exit status 0."""
     pod = node.pod()
     empty = node.snapshot()
     node.delegate("odd", """[ "$CNI_COMMAND" = ADD ] && echo '{"code": 7, "msg": "no pool"}'""")
@@ -156,13 +156,13 @@ def test_an_error_is_an_error_whatever_the_exit_status(node: Node) -> None:
     node.delete(conf, pod)
 
 
-CODES = {"4294967295": 4294967295}  # it is the delegate's own; of the others runtimes can read none
+CODES = {"4294967295": 4294967295}  # the largest code that runtimes can read; 102 replaces the others
 CODES |= dict.fromkeys(("18446744073709551616", "4294967296", "-7", "0", "true", '"7"', "7.5"), 102)
 
 
 @pytest.mark.parametrize("code", CODES)
 def test_codes_and_texts_of_a_delegate_are_bounded(node: Node, code: str) -> None:
-    """Runtimes read a code into 32 bits, and log the texts."""
+    """Codes of an IPAM plugin are bounded to 32 bits, as runtimes read them, and its texts in length."""
     long = "m" * 100_000
     answer = f'{{"code": {code}, "msg": "{long}", "details": "{long}"}}'
     node.delegate("odd", f"[ \"$CNI_COMMAND\" = ADD ] || exit 0\nprintf '%s' '{answer}'\nexit 3")
@@ -173,7 +173,7 @@ def test_codes_and_texts_of_a_delegate_are_bounded(node: Node, code: str) -> Non
 
 @pytest.mark.modes("resident")
 def test_the_server_keeps_its_own_rules(node: Node) -> None:
-    """Of its client's environment the server takes no directory."""
+    """The server takes no directory from its client's environment."""
     pod = node.pod()
     theirs = node.root / "theirs"
     theirs.mkdir()
@@ -186,7 +186,7 @@ def test_the_server_keeps_its_own_rules(node: Node) -> None:
 
 @pytest.mark.modes("resident")
 def test_rules_that_others_may_write_are_refused(node: Node) -> None:
-    """Rules count only if nobody but root can have written them, and if they can be understood."""
+    """Rules count only if root alone can write the file, and if its content is valid."""
     pod, rules = node.pod(), node.root / "etc" / files.NAME
     rules.chmod(0o666)
     assert RULES in node.refused(5, "ADD", own(node), pod)
@@ -197,6 +197,6 @@ def test_rules_that_others_may_write_are_refused(node: Node) -> None:
     for content in ("[allow", "allow = 1", "[allow]\nlogfile = []", '[allow]\nca = ["x"]', "more = 1"):
         rules.write_text(content)
         assert str(rules) in node.refused(5, "ADD", own(node), pod)
-    done = node.run("ADD", node.conf(logFile=f"{node.root}/log"), pod)  # of a log only a warning
+    done = node.run("ADD", node.conf(logFile=f"{node.root}/log"), pod)  # only a warning
     assert (done.status, str(rules) in done.stderr) == (0, True), done
     node.delete(node.conf(), pod)

@@ -1,4 +1,4 @@
-"""An ADD of a container whose earlier VF is in a namespace that is not found."""
+"""An ADD for a container with an earlier VF in a namespace that is not found."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ pytestmark = pytest.mark.modes("resident")
 
 @pytest.mark.parametrize("has_address", [True, False])
 def test_a_new_add(node: Node, has_address: bool) -> None:
-    """The pod got its old address for a second VF, and lost it when the first VF was found."""
+    """An ADD is refused while the interface's earlier VF is lost and holds an address."""
     node.delegate("same", """[ $CNI_COMMAND = ADD ] && echo '{"ips":[{"address":"10.1.0.2/24"}]}'""")
     conf = node.conf(ipam={"type": "same"} if has_address else None)
     pod, far = node.pod(), node.pod()
@@ -37,7 +37,7 @@ def test_a_new_add(node: Node, has_address: bool) -> None:
 
 @pytest.mark.modes("process")
 def test_an_add_after_a_killed_one(node: Node) -> None:
-    """The VF of the killed ADD was not found, and the pod got its address for a second VF."""
+    """An ADD is refused while the VF of a killed ADD is lost."""
     node.delegate("same", """[ $CNI_COMMAND = ADD ] && echo '{"ips":[{"address":"10.1.0.2/24"}]}'""")
     conf = node.conf(ipam={"type": "same"})
     pod, far = node.pod(), node.pod()
@@ -58,7 +58,7 @@ def test_an_add_after_a_killed_one(node: Node) -> None:
 
 @pytest.mark.modes("process")
 def test_the_operators_release(node: Node) -> None:
-    """`release` said that the VF was released, although it was not found."""
+    """``release`` fails while the VF is not found."""
     pod, far = node.pod(), node.pod()
     node.add(node.conf(), pod)
     node.tree.remove_netdev(0)

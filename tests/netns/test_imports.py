@@ -1,6 +1,6 @@
-"""What a whole call imports is its latency: none but these modules may come in on the way.
+"""The modules that a request imports: each import adds to its latency.
 
-With ``-X importtime`` the interpreter says itself what was imported, and how long it took.
+With ``-X importtime`` the interpreter prints each imported module and its time.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ HEAVY = {
     *("site", "socket", "struct", "subprocess", "tempfile", "threading", "traceback", "typing", "uuid"),
 }
 
-# An ADD and a DEL with the built-in host-local import these and no others: who adds one adds it here, too,
-# and has measured what it costs. First what is not ours: `os` takes 0.9 ms, `contextlib` with all that it
-# imports 1.9 ms, the compiled ones 0.15 ms each.
+# All modules that an ADD and a DEL with the built-in host-local import; measure a new module before adding
+# it. The first sets are not the plugin's: `os` takes 0.9 ms, `contextlib` with its imports 1.9 ms, each
+# compiled module 0.15 ms.
 OS = {"_collections_abc", "_stat", "genericpath", "os", "posixpath", "stat"}
 CONTEXTLIB = {
     *("_collections", "_functools", "_operator", "collections", "contextlib", "functools", "itertools"),
@@ -30,7 +30,7 @@ CONTEXTLIB = {
 }
 COMPILED = {"_json", "fcntl"}
 OTHERS = OS | CONTEXTLIB | COMPILED | {"__future__", "errno", "gc"}
-# The modules of ours that every request imports.
+# The plugin's modules that every request imports.
 HOT = {
     *("", "common", "common.cni_args", "common.descriptors", "common.errors", "common.executor"),
     *("common.interpreter", "common.ip", "common.json", "common.json_object", "common.log"),
@@ -57,13 +57,13 @@ def timed(done_stderr: str) -> set[str]:
 
 
 def started() -> set[str]:
-    """What the interpreter imports without us."""
+    """Return the modules that the interpreter imports without the plugin."""
     argv = [sys.executable, "-X", "importtime", "-IS", "-c", "pass"]
     return timed(subprocess.run(argv, capture_output=True, text=True, check=True).stderr)
 
 
 def ours(names: set[str]) -> set[str]:
-    """Our modules among those, without the package's name."""
+    """Return the plugin's modules among ``names``, without the package's name."""
     return {name.removeprefix("sriov_fast").removeprefix(".") for name in names if "sriov_fast" in name}
 
 
@@ -83,7 +83,7 @@ def imported(node: Node, command: str, **more: object) -> set[str]:
 
 
 def check_others(found: set[str]) -> None:
-    """Check what is not ours; which small modules ``contextlib`` imports is not the same in every Python."""
+    """Check the modules of Python; ``contextlib`` imports other small modules in other versions."""
     assert others(found) - OTHERS == set()
     if sys.version_info[:2] == (3, 11):
         assert others(found) == OTHERS
@@ -91,7 +91,7 @@ def check_others(found: set[str]) -> None:
 
 @pytest.fixture
 def conf(node: Node) -> dict[str, Any]:
-    """A configuration without options; its store is where a store is without ``dataDir``."""
+    """A configuration without options and without ``dataDir``."""
     ipam = node.host_local(delegate=False, routes=[{"dst": "0.0.0.0/0"}], dataDir=None)
     return node.conf(ipam=ipam, vf=0)
 
@@ -124,7 +124,7 @@ def test_a_refusal(node: Node, more: dict[str, object]) -> None:
 
 
 def test_the_guard_sees(node: Node) -> None:
-    """The plain backend is heavy, and found to be: the guard can fail."""
+    """The check can fail: the plain backend imports heavy modules."""
     node.backend = "python"
     node.options = ("-X", "importtime")
     assert "pyroute2" in node.run("STATUS", node.conf(cniVersion="1.1.0")).stderr

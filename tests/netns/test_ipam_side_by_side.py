@@ -1,4 +1,4 @@
-"""The built-in host-local and static compared with the original ones: same answers, one store for both."""
+"""The built-in host-local and static compared with the originals: equal replies, one store for both."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ Verb = Callable[..., Answer]
 
 
 class RefusedError(Exception):
-    """The plugin answered with an error."""
+    """The plugin replied with an error."""
 
 
 def environment(verb: str, pod: str, args: str) -> dict[str, str]:
@@ -62,7 +62,7 @@ def real(verb: str, pod: str, conf: dict[str, Any], args: str = "") -> Answer:
 
 
 def ours(verb: str, pod: str, conf: dict[str, Any], args: str = "") -> Answer:
-    """Ask the built-in plugin, and give its result the form of the version, as the main plugin does."""
+    """Run the built-in plugin; convert its result to the version's form, as the main plugin does."""
     kind = Static if conf["ipam"]["type"] == "static" else HostLocal
     try:
         answer = kind(keys=Keys(conf), container_id=pod, ifname="eth0", args=args).run(verb, 10.0)
@@ -78,7 +78,7 @@ def network(data: Path, ipam: dict[str, Any], version: str = "1.0.0", **more: An
 
 
 def outcome(serve: Verb, *call: Any) -> object:
-    """What came of a call, without what may be worded differently."""
+    """Return a call's outcome without the texts of errors, which may differ."""
     try:
         answer = serve(*call)
     except RefusedError:
@@ -93,7 +93,7 @@ def files(data: Path) -> dict[str, str]:
     return {path.name: path.read_bytes().decode() for path in store.iterdir()} if store.exists() else {}
 
 
-# --- one answer for one configuration
+# --- equal replies
 
 V4, V6 = {"subnet": "10.1.2.0/29"}, {"subnet": "fd00::/124"}
 HOST_LOCAL: list[dict[str, Any]] = [
@@ -150,7 +150,7 @@ REQUESTS: list[tuple[str, dict[str, Any]]] = [
 
 @pytest.mark.parametrize("ipam", HOST_LOCAL, ids=json.dumps)
 def test_host_local_answers_the_same(tmp_path: Path, ipam: dict[str, Any]) -> None:
-    """Every configuration with every version, and with every request: the answers, and the store."""
+    """Replies and stores are equal for each configuration with every version and every request."""
     resolv = tmp_path / "resolv.conf"
     resolv.write_text("nameserver 10.0.0.1\nsearch a b\noptions ndots:5\n# nameserver x\ndomain d\n")
     ipam = {key: str(resolv) if value == "RESOLV" else value for key, value in ipam.items()}
@@ -165,7 +165,10 @@ def test_host_local_answers_the_same(tmp_path: Path, ipam: dict[str, Any]) -> No
 
 
 def without_pointers(data: Path) -> dict[str, str]:
-    """What is taken, by whom. The pointers differ after a failure: the real one takes, and gives back."""
+    """Return the leases in the store, by address.
+
+    The pointers differ after a failure: the original allocates an address and releases it.
+    """
     return {name: text for name, text in files(data).items() if name[0] in "0123456789abcdef:"}
 
 
@@ -207,7 +210,7 @@ def test_static_checks_the_same(tmp_path: Path, address: str, gateway: dict[str,
     assert outcome(ours, "CHECK", "a", conf) == outcome(real, "CHECK", "a", conf)
 
 
-# --- the same order, alone and in turns
+# --- equal order, separately and alternating
 
 SETS = [
     [[{"subnet": "10.1.2.0/29"}]],
@@ -224,16 +227,16 @@ SLOW = settings(suppress_health_check=list(HealthCheck))
 def played(
     serve: Callable[[], Verb], data: Path, sets: list[Any], sequence: list[tuple[str, int, int]]
 ) -> list[object]:
-    """Carry out a sequence; return what came of each step, with the store's files after it."""
+    """Execute a sequence of calls; return the outcome and the store's leases after each."""
     seen = []
     for verb, pod, octet in sequence:
         args = f"IP=10.1.2.{octet}" if verb == "wish" else ""
         if octet > 2 and "/30" in sets[0][0]["subnet"] and args:
-            continue  # it is in no range, and the real one has moved the pointer when it finds out
+            continue  # in no range: the original moves its pointer before it refuses
         conf = network(data, {"ranges": sets})
         came = outcome(serve(), "ADD" if verb == "wish" else verb, f"pod{pod}", conf, args)
         if came == "refused" and verb != "CHECK" and len(sets) > 1:
-            return [*seen, came]  # the real one has moved a pointer, or given back all that the pod had
+            return [*seen, came]  # the original has moved a pointer, or released all of the pod's addresses
         seen.append((came, without_pointers(data)))
     return seen
 
@@ -246,13 +249,13 @@ def test_the_same_order_when_both_take_turns(
     sequence: list[tuple[str, int, int]],
     dice: random.Random,
 ) -> None:
-    """On one store, each step by either of them: nothing but who was asked differs."""
+    """A sequence of calls on one store has the same outcomes with alternating plugins."""
     root = tmp_path_factory.mktemp("n")
     mixed = played(lambda: dice.choice([ours, real]), root / "mixed", sets, sequence)
     assert mixed == played(lambda: real, root / "theirs", sets, sequence)
 
 
-# --- at once
+# --- concurrently
 
 WORKER = f"""
 import json, sys
@@ -294,8 +297,8 @@ def real_worker(conf: dict[str, Any], pod: str) -> subprocess.Popen[str]:
 
 
 def test_both_at_once(tmp_path: Path) -> None:
-    """Many processes of both kinds on one range: no address twice, none lost, none left behind."""
-    # so many addresses that it is full when all are done: a lost one would fail somebody's ADD
+    """Concurrent processes of both plugins on one range allocate no address twice, and lose none."""
+    # the range has just enough addresses: a lost one would fail an ADD
     most = 2 * WORKERS * (TURNS // 2 + 1)
     last = f"10.1.0.{most + 1}"
     sets = [[{"subnet": "10.1.0.0/24", "rangeEnd": last}], [{"subnet": "fd00::/64"}]]
@@ -314,7 +317,7 @@ def test_both_at_once(tmp_path: Path) -> None:
     stays = {pod: addresses for pod, addresses in given.items() if int(pod.rpartition("-")[2]) % 2 == 0}
     wanted = {address: f"{pod}\r\neth0" for pod, addresses in stays.items() for address in addresses}
     assert len(wanted) == 2 * len(stays)  # no address twice, both families
-    assert without_pointers(tmp_path / "data") == wanted  # none lost, none left behind
+    assert without_pointers(tmp_path / "data") == wanted  # no address lost, no address left behind
     assert not (tmp_path / "data/n/sriov-fast.new").exists()
 
     for number, pod in enumerate(stays):

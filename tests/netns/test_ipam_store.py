@@ -1,4 +1,4 @@
-"""Field reports on the address service's store, which need a file system of their own."""
+"""Faults of the address service's store that need a file system of their own."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def small(tmp_path: Path) -> Iterator[Path]:
 
 
 def test_a_full_disk(world: World, small: Path) -> None:
-    """/readyz said 200, so a load balancer went on to send what could not be served."""
+    """/readyz returns 503 while the store's disk is full."""
     server = world.serve("full", storage=f"sqlite://{small}/ipam.db")
     with world.host(server) as client:
         ipam_server.address(ipam_server.ask(client, "c1"))
@@ -39,7 +39,7 @@ def test_a_full_disk(world: World, small: Path) -> None:
 
 
 def test_probes_do_not_wear_the_store(world: World, small: Path) -> None:
-    """Many probes a second write no more than one does."""
+    """Frequent probes of /readyz do not grow the store."""
     server = world.serve("probed", storage=f"sqlite://{small}/ipam.db")
     with world.host(server) as client:
         for _ in range(300):

@@ -1,4 +1,4 @@
-"""How errors name a VF without a visible PF; some named VF -1 of a PF without a name."""
+"""The names of VFs without a visible PF in errors."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ pytestmark = pytest.mark.modes("resident")
 
 @pytest.fixture
 def lone(node: Node) -> Node:
-    """A node whose first VF has no PF."""
+    """A node on which the first VF has no visible PF."""
     (node.tree.device(0) / "physfn").unlink()
     (node.tree.device() / "virtfn0").unlink()
     return node
 
 
 def refusal(node: Node, code: int, **more: Any) -> str:
-    """Return the error of an ADD, with the name of the VF replaced by VF."""
+    """Return the error of an ADD, with the VF's name shortened to VF."""
     conf = node.conf(master=None, deviceID=node.tree.pci(0), **more)
     return node.refused(code, "ADD", conf, node.pod()).replace(f"VF {node.tree.pci(0)}", "VF")
 

@@ -1,4 +1,4 @@
-"""VFs whose PF is not visible, as in a virtual machine: they move, and nothing can be set through a PF."""
+"""VFs without a visible PF, as in a virtual machine: they move, but without settings of the PF."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ pytestmark = pytest.mark.modes("resident")
 
 @pytest.fixture
 def lone(either: Node) -> Node:
-    """A node whose first VF has no PF."""
+    """A node on which the first VF has no visible PF."""
     (either.tree.device(0) / "physfn").unlink()
     (either.tree.device() / "virtfn0").unlink()
     return either
@@ -24,7 +24,7 @@ SF = "mlx5_core.sf.4"
 
 
 def make_subfunction(lone: Node) -> None:
-    """Make the first VF an auxiliary device instead: a subfunction of a card."""
+    """Replace the first VF by an auxiliary device, a subfunction of a card."""
     bus = lone.tree.sys / "bus/auxiliary/devices"
     bus.mkdir(parents=True)
     lone.tree.device(0).rename(lone.tree.device(0).with_name(SF))
@@ -86,7 +86,7 @@ def test_with_a_userspace_driver(lone: Node) -> None:
 
 @pytest.mark.modes("resident")
 def test_what_is_no_lone_vf(lone: Node) -> None:
-    """A PF, a card that the host uses, and a device that is no network card."""
+    """An ADD refuses a PF, a card that the host uses, and a device that is no network card."""
     node, pod = lone, lone.pod()
     said = node.refused(7, "ADD", node.by_device(deviceID=node.tree.pf_pci), pod)
     assert "no VF of a PF here" in said

@@ -1,4 +1,4 @@
-"""VFs that cannot be found: in a namespace without a name, gone, or with another driver."""
+"""VFs that cannot be found: in a namespace without a name, removed, or with another driver."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ pytestmark = pytest.mark.modes("resident", "deferred")
 
 
 def test_a_process_holds_the_namespace(either: Node) -> None:
-    """The VF was forgotten in a namespace without a name, and its address went to the next pod."""
+    """A DEL finds the VF in a namespace that only a process holds."""
     node, before, pod = either, either.state(), either.pod()
     node.add(node.builtin(), pod)
     node.tree.remove_netdev(0)
@@ -39,7 +39,7 @@ def test_a_process_holds_the_namespace(either: Node) -> None:
 
 
 def lost(node: Node, pod: str, conf: dict[str, Any]) -> None:
-    """Delete an attachment whose VF cannot be found."""
+    """Delete the attachment of a lost VF; check that record and lease stay."""
     done = node.run("DEL", conf, pod)
     assert done.status == 0, done
     assert "kept until the VF is found" in done.stderr
@@ -49,7 +49,7 @@ def lost(node: Node, pod: str, conf: dict[str, Any]) -> None:
 
 @contextmanager
 def kept(node: Node, pod: str) -> Iterator[str]:
-    """Give a pod's namespace another name, that only the test knows."""
+    """Rename a pod's namespace, so that the plugin does not find it."""
     name = f"{pod}-kept"
     node.tree.remove_netdev(0)
     rename(pod, name)
@@ -71,7 +71,7 @@ def kept(node: Node, pod: str) -> Iterator[str]:
     indirect=["mode"],
 )
 def test_a_namespace_that_is_not_found(make_node: MakeNode, backend: str, by: str) -> None:
-    """The VF and its address stay the pod's until the VF is back; then whoever comes first brings it home."""
+    """A lost VF and its address stay reserved; when the VF is back, the next request releases both."""
     node = make_node(vfs=2, backend=backend)
     before, pod, conf = node.state(), node.pod(), node.builtin()
     address = node.add(conf, pod)["ips"][0]["address"]
@@ -87,7 +87,7 @@ def test_a_namespace_that_is_not_found(make_node: MakeNode, backend: str, by: st
         assert "not free" in node.refused(11, "ADD", conf, other)
         assert node.addresses("eth0", namespace) == [address]
         assert len(node.leases()) == 1
-        # a stand-in's name in sysfs stays as it is told, and an ADD must find it there again
+        # the test's sysfs does not follow a rename, and an ADD needs the device's name
         node.return_device(namespace, "dev7" if by != "ADD" else "pf0v0")
         if by == "GC":
             node.collect(conf)
@@ -101,7 +101,7 @@ def test_a_namespace_that_is_not_found(make_node: MakeNode, backend: str, by: st
 
 @pytest.mark.modes("resident")
 def test_the_server_brings_it_home(node: ResidentNode) -> None:
-    """Its upkeep does, without a request."""
+    """The server's upkeep releases the VF without a request."""
     before, pod = node.state(), node.pod()
     conf = node.builtin()
     node.add(conf, pod)
@@ -114,7 +114,7 @@ def test_the_server_brings_it_home(node: ResidentNode) -> None:
 
 
 def test_the_delegates_gc_spares_its_address(node: Node) -> None:
-    """The real host-local is told that the attachment is valid until its VF is back."""
+    """GC lists the attachment of a lost VF as valid for the IPAM plugin."""
     pod, conf = node.pod(), node.builtin(ipam=node.host_local())
     node.add(conf, pod)
     with kept(node, pod):
@@ -124,7 +124,7 @@ def test_the_delegates_gc_spares_its_address(node: Node) -> None:
 
 
 def test_a_vf_that_really_is_gone(node: Node) -> None:
-    """Then nothing can answer for the address, and it is given back at once."""
+    """The address of a VF that no longer exists is released at once."""
     pod, conf = node.pod(), node.builtin()
     node.add(conf, pod)
     with kept(node, pod):
@@ -137,7 +137,7 @@ def test_a_vf_that_really_is_gone(node: Node) -> None:
 @pytest.mark.modes("process")
 @pytest.mark.parametrize("driver", ["vfio-pci", ""])
 def test_another_driver_is_bound(either: Node, driver: str) -> None:
-    """A DEL waited 3 seconds for the network device of a VF whose driver makes none."""
+    """A DEL does not wait for a network device that the VF's driver does not create."""
     node, pod = either, either.pod()
     conf = node.builtin()
     node.add(conf, pod)

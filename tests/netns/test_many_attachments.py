@@ -17,7 +17,7 @@ VFS, LIMIT, RUNS = 256, 0.05, 10
 
 
 def fill(node: Node) -> list[tuple[str, str]]:
-    """Give every VF but the first a record like the first one's; return their owners."""
+    """Write a copy of the first VF's record for each other VF; return the owners."""
     first = json.loads(node.record().read_text())
     owners = [(first["container_id"], "eth0")]
     for index in range(1, VFS):
@@ -29,7 +29,7 @@ def fill(node: Node) -> list[tuple[str, str]]:
 
 
 def fastest(call: Callable[[], Any]) -> float:
-    """Return the shortest time of several calls, since other work delays most of them."""
+    """Return the shortest time of several calls, since other processes delay most of them."""
     times = []
     for _ in range(RUNS):
         begin = time.monotonic()

@@ -1,4 +1,4 @@
-"""The metrics of the resident server, as a scrape of its socket shows them."""
+"""The metrics of the resident server, read through its socket."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def scrape(node: ResidentNode) -> Samples:
 
 @pytest.fixture
 def make_node(make_node: MakeNode) -> MakeNode:
-    """Make a node whose server has metrics."""
+    """A function that makes a node with a metrics socket."""
 
     def make(vfs: int) -> ResidentNode:
         node: ResidentNode = make_node(vfs=vfs)
@@ -34,7 +34,7 @@ def states(samples: Samples) -> dict[str, int]:
 
 
 def counted(node: ResidentNode, verb: str, number: int) -> Samples:
-    """Scrape until a number of requests is counted, which happens after their replies."""
+    """Scrape until the server has counted a number of requests; it counts after the reply."""
     found: Samples = {}
 
     def is_counted() -> bool:
@@ -91,7 +91,10 @@ def test_a_userspace_vf_without_an_attachment_is_free(node: ResidentNode) -> Non
 
 
 def test_a_scrape_of_256_vfs(make_node: MakeNode) -> None:
-    """A scrape with 256 VFs, half of them up, takes at most 20 ms of CPU time; load adds to most of them."""
+    """A scrape of 256 VFs, half of them up, takes at most 20 ms of CPU time.
+
+    The limit is for the shortest of 20 scrapes, since load on the machine adds to most of them.
+    """
     node = make_node(vfs=256)
     lines = [f"link set {node.tree.netdev(index)} up" for index in range(128)]
     node.nip("-batch", "-", stdin="\n".join(lines))

@@ -1,4 +1,4 @@
-"""Attachments that the Kubernetes project's SR-IOV CNI made before this plugin replaced it."""
+"""Attachments that sriov-cni, the Kubernetes project's plugin, made before this plugin replaced it."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ MAC = "02:00:00:00:00:77"
 
 
 def attach_as_sriov_cni(node: Node, pod: str, **more: Any) -> Path:
-    """Do what that plugin's ADD does to the first VF, and write its files; return the configuration's."""
+    """Attach the first VF as sriov-cni does; return the path of its configuration file."""
     name = node.tree.netdev(0)
     link = node.link(name)
     node.nip("link", "set", name, "down")
@@ -42,7 +42,7 @@ def attach_as_sriov_cni(node: Node, pod: str, **more: Any) -> Path:
 
 
 def written(node: Node, pod: str, original: dict[str, Any], **more: Any) -> Path:
-    """Write that plugin's files for an attachment of the first VF; return the configuration's."""
+    """Write sriov-cni's files for an attachment of the first VF; return the path of the configuration."""
     files, pci = node.root / "sriov-cni", node.tree.pci(0)
     (files / "pci" / "vf_lock").mkdir(parents=True, exist_ok=True)
     (files / "pci" / pci).write_text(f"/run/netns/{pod}")
@@ -57,13 +57,13 @@ def conf_of(node: Node, **more: Any) -> dict[str, Any]:
 
 
 def files(node: Node) -> list[str]:
-    """Return the names of that plugin's files."""
+    """Return the names of sriov-cni's files."""
     root = node.root / "sriov-cni"
     return sorted(str(path.relative_to(root)) for path in root.rglob("*") if path.is_file())
 
 
 def without_state(shown: dict[str, Any]) -> dict[str, Any]:
-    """Leave out what that plugin itself does not restore: its VFs come back down."""
+    """Return a device without the state that sriov-cni does not restore: its VFs return down."""
     volatile = ("operstate", "flags")
     return {key: value for key, value in shown.items() if key not in volatile}
 
@@ -78,7 +78,7 @@ def test_a_del_restores_the_vf(node: Node) -> None:
     assert "released an attachment of the SR-IOV CNI" in done.stderr
     assert {name: without_state(shown) for name, shown in node.state().items()} == before
     assert (node.calls(), files(node), node.records(), node.locks()) == (["DEL"], [], [], [])
-    node.delete(conf, pod, ifname="net1")  # a repetition
+    node.delete(conf, pod, ifname="net1")  # a repeated DEL succeeds
     node.add(conf_of(node), node.pod())
 
 
@@ -94,7 +94,7 @@ def test_a_del_after_the_pod_has_ended(node: Node) -> None:
 
 
 def test_a_del_without_the_pf(node: Node) -> None:
-    """The PF's device is elsewhere, so its settings of the VF cannot be restored."""
+    """A DEL returns the VF, without the PF's settings, if the PF's device is not found."""
     pod = node.pod()
     attach_as_sriov_cni(node, pod, vlan=100, spoofchk="off")
     node.nip("link", "set", node.tree.pf, "name", "elsewhere0")
@@ -118,7 +118,7 @@ def test_an_ipam_that_fails_keeps_the_files(node: Node) -> None:
 
 def test_check_compares_with_its_record(node: Node) -> None:
     pod = node.pod()
-    path = attach_as_sriov_cni(node, pod, MAC="")  # a stand-in's PF shows no MAC
+    path = attach_as_sriov_cni(node, pod, MAC="")  # a veth PF reports no MAC
     written = json.loads(path.read_text())
     written["OrigVfState"]["EffectiveMAC"] = MAC
     path.write_text(json.dumps(written))
@@ -128,7 +128,7 @@ def test_check_compares_with_its_record(node: Node) -> None:
 
 
 def test_its_vf_is_not_given_away(node: Node) -> None:
-    """Neither the VF in its pod nor one that this pod has sent back."""
+    """An ADD refuses the VF of such an attachment, in the pod and after its return to the host."""
     pod, other = node.pod(), node.pod()
     attach_as_sriov_cni(node, pod)
     assert pod in node.refused(11, "ADD", conf_of(node), other)
@@ -161,7 +161,7 @@ def test_a_status_with_all_vfs_in_its_pods(make_node: Any) -> None:
 
 @pytest.mark.parametrize("content", ["", "{", "[]", '{"deviceID": 5}', '{"deviceID": "../x"}'])
 def test_a_file_that_is_not_understood(node: Node, content: str) -> None:
-    """The pod can end. The VF is not touched, since its original state is not known."""
+    """A DEL with an invalid file succeeds; the VF stays as it is, since its original state is unknown."""
     pod = node.pod()
     attach_as_sriov_cni(node, pod).write_text(content)
     done = node.delete(conf_of(node), pod, ifname="net1")
@@ -171,7 +171,7 @@ def test_a_file_that_is_not_understood(node: Node, content: str) -> None:
 
 @pytest.mark.modes("resident")
 def test_check_of_an_attachment_of_the_sriov_cni(node: Node) -> None:
-    """CHECK missed the interface of a VF that the SR-IOV CNI had given to a program: it never had one."""
+    """CHECK expects no interface for a VF with a userspace driver."""
     node.tree.bind(0, "vfio-pci")
     pod, conf = node.pod(), conf_of(node)
     written(node, pod, {"HostIFName": "", "AdminMAC": "00:00:00:00:00:00", "EffectiveMAC": ""})
@@ -183,7 +183,7 @@ def test_check_of_an_attachment_of_the_sriov_cni(node: Node) -> None:
 
 
 def test_a_late_del_without_a_namespace(node: Node) -> None:
-    """The SR-IOV CNI had given the VF to another pod since; a DEL without CNI_NETNS took it away."""
+    """A late DEL without CNI_NETNS keeps a VF that sriov-cni has since attached to another pod."""
     pod, other = node.pod(), node.pod()
     path = attach_as_sriov_cni(node, pod)
     content = path.read_text()

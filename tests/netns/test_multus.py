@@ -1,4 +1,4 @@
-"""Three attachments of one pod on one network, as Multus asks for them: no VF twice, and none lost."""
+"""Three attachments of one pod on one network, as Multus requests them: each gets its own VF."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ pytestmark = pytest.mark.modes("process", "resident", "deferred")
 
 @pytest.fixture
 def node(make_node: MakeNode) -> Node:
-    """A node with as many VFs as the pod asks for."""
+    """A node with as many VFs as the pod requests."""
     node = make_node(vfs=len(NETS))
     node.allow(CNIDeviceInfoFile=[node.root / "devinfo/cni"])
     return node
@@ -26,7 +26,7 @@ def network(node: Node, **more: Any) -> dict[str, Any]:
     """Return the configuration of the NetworkAttachmentDefinition."""
     capabilities = {"deviceID": True, "mac": True, "ips": True, "CNIDeviceInfoFile": True}
     ipam = node.host_local(delegate=False, routes=[{"dst": "10.9.0.0/16"}])
-    # as the Kubernetes operator renders a network, whose levels of logging begin with "panic"
+    # a network of the Kubernetes operator; its log levels begin with "panic"
     given = {"capabilities": capabilities, "ipam": ipam, "logLevel": "panic"}
     return node.conf(cniVersion="1.1.0", name="sriov-net", **given | more)
 
@@ -37,7 +37,7 @@ def devices(node: Node, by: str) -> list[str]:
 
 
 def attach(node: Node, multus: Multus, by: str) -> None:
-    """Attach all; see that each has a VF, a MAC and an address of its own, and the device that was named."""
+    """Attach all; check that each has its own VF, MAC and address, and the requested device."""
     before, asked = node.state(), devices(node, by)
     done = multus.attach(network(node, **({"master": None} if by == "deviceID" else {})), asked)
     assert [outcome.status for outcome in done] == [0, 0, 0], done
@@ -58,7 +58,7 @@ def attach(node: Node, multus: Multus, by: str) -> None:
 
 
 def succeeded(done: list[Outcome]) -> bool:
-    """Return whether all succeeded, and none complained of a key that Multus repeats in CNI_ARGS."""
+    """Return whether all calls succeeded without a warning of the keys that Multus repeats in CNI_ARGS."""
     assert not [outcome for outcome in done if "CNI_ARGS" in outcome.stderr]
     return [(outcome.status, outcome.stdout) for outcome in done] == [(0, b"")] * len(NETS)
 
@@ -77,7 +77,7 @@ def test_three_attachments_in_parallel(node: Node, form: str, by: str) -> None:
     assert succeeded(multus.check())
     assert succeeded(multus.detach())
     is_as_before(node, before)
-    assert succeeded(multus.detach())  # without the results, which the first DEL has removed
+    assert succeeded(multus.detach())  # the first DEL has removed the cached results
     is_as_before(node, before)
     multus = Multus(node, node.pod(), form)
     attach(node, multus, by)
@@ -86,7 +86,7 @@ def test_three_attachments_in_parallel(node: Node, form: str, by: str) -> None:
 
 @pytest.mark.parametrize("is_told", [True, False])
 def test_del_after_the_namespace(node: Node, is_told: bool) -> None:
-    """CNI_NETNS names a namespace that is gone, or is empty, as after a restart of the node's runtime."""
+    """A DEL succeeds if CNI_NETNS names a deleted namespace, or is empty after a runtime's restart."""
     before, pod = node.state(), node.pod()
     multus = Multus(node, pod, "thin")
     attach(node, multus, "pool")
@@ -106,7 +106,7 @@ def test_del_without_the_path_of_a_living_namespace(node: Node) -> None:
 
 
 def test_an_attachment_without_a_free_vf(node: Node) -> None:
-    """Multus then deletes all of them, the failed one included."""
+    """After a failed ADD, Multus deletes all attachments, including the failed one."""
     before, multus = node.state(), Multus(node, node.pod(), "thin")
     node.nip("addr", "add", "192.0.2.1/24", "dev", node.tree.netdev(1))
     done = multus.attach(network(node), devices(node, "pool"))
@@ -119,7 +119,10 @@ def test_an_attachment_without_a_free_vf(node: Node) -> None:
 
 
 def end(node: Node, pod: str) -> None:
-    """End a pod's namespace. Its devices are moved first: the kernel returns a VF and deletes a veth."""
+    """End a pod's namespace.
+
+    The pod's devices are moved before: the kernel would return a VF, but deletes a veth.
+    """
     for name in node.records():
         pci, _, ifname = name.split("~")
         index = next(index for index in range(len(NETS)) if node.tree.pci(index) == pci)
@@ -132,11 +135,11 @@ MAC = "02:11:22:33:44:55"
 
 @pytest.mark.modes("resident")
 def test_one_value_twice_is_one(node: Node) -> None:
-    """CRI-O gives the pod's IP and MAC, and Multus appends those of its annotation: here the same."""
+    """CNI_ARGS may repeat a key with the same value: CRI-O sets IP and MAC, Multus appends its own."""
     pod = node.pod()
     conf = node.conf(ipam=node.host_local(delegate=False))
     args = f"VF=1;IP=10.77.0.9;MAC={MAC};{thin(pod)};MAC={MAC};IP=10.77.0.9;VF=1"
-    # veth has no VFs, so the MAC must be refused by the kernel, and not by the parser
+    # a veth has no VFs: the kernel refuses the MAC, not the parser
     node.refused(100, "ADD", conf, pod, args=args)
     node.add(conf, pod, args=args.replace(f"MAC={MAC};", ""))
     assert node.addresses("eth0", pod) == ["10.77.0.9/24"]
@@ -146,7 +149,7 @@ def test_one_value_twice_is_one(node: Node) -> None:
 
 @pytest.mark.modes("resident")
 def test_addresses_that_an_annotation_asks_for(node: Node) -> None:
-    """Multus writes the addresses of its annotation with commas between them."""
+    """``IP`` may list addresses with commas, as Multus writes those of its annotation."""
     pod = node.pod()
     ipam = node.host_local(delegate=False, ranges=[[{"subnet": "10.77.0.0/24"}], [{"subnet": "fd77::/64"}]])
     conf = node.conf(ipam={k: v for k, v in ipam.items() if k != "subnet"})
@@ -158,10 +161,10 @@ def test_addresses_that_an_annotation_asks_for(node: Node) -> None:
 
 @pytest.mark.modes("resident")
 def test_a_mac_in_two_places(node: Node) -> None:
-    """The thick plugin asks for the MAC of the annotation in CNI_ARGS and in runtimeConfig."""
+    """The thick plugin passes the annotation's MAC in CNI_ARGS and in runtimeConfig."""
     pod = node.pod()
     more = {"ifname": "net1", "args": f"{thick(pod)};MAC={MAC}"}
     conf = network(node, runtimeConfig={"deviceID": node.tree.pci(0), "mac": MAC})
     text = node.refused(100, "ADD", conf, pod, **more)
-    assert MAC in text  # read from both, and asked of the kernel, which has no VFs here
+    assert MAC in text  # the kernel refuses the MAC, since a veth has no VFs
     node.delete(conf, pod, **more)

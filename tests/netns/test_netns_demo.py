@@ -1,4 +1,4 @@
-"""``sriov-fast demo --netns``: it works on any machine with root, and leaves nothing."""
+"""``sriov-fast demo --netns`` works on any machine with root, and leaves nothing behind."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def environment(tmp_path: Path) -> dict[str, str]:
 
 
 def left(pid: int, tmp_path: Path) -> list[str]:
-    """Return what a demo has made that is still there."""
+    """Return the namespaces and files of a demo that still exist."""
     namespaces = Path("/run/netns").glob(f"sriov-fast-demo-{pid}-*")
     return [str(path) for path in (*namespaces, *tmp_path.iterdir())]
 
@@ -45,7 +45,7 @@ def test_a_demo_that_is_stopped_leaves_nothing(tmp_path: Path) -> None:
 
 
 def test_without_root_it_says_so() -> None:
-    """The user changes after the imports: the checkout may be in a home that nobody else may enter."""
+    """The user changes after the imports, since another user may have no access to the checkout."""
     code = "import os; from sriov_fast.cli import demo, main; os.setuid(65534); raise SystemExit(main())"
     argv = [sys.executable, "-c", code, *COMMAND[3:]]
     done = subprocess.run(argv, capture_output=True, text=True, check=False)

@@ -1,4 +1,4 @@
-"""Both backends against the kernel, in network namespaces of the test's own, with veth pairs for devices."""
+"""Both netlink backends against the kernel, in network namespaces of the test, with veth pairs."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def my_netns() -> int:
 
 
 class Netns:
-    """A namespace by name, open as a descriptor."""
+    """A named network namespace, with an open descriptor."""
 
     def __init__(self) -> None:
         self.name = f"sft-{uuid.uuid4().hex[:8]}"
@@ -55,7 +55,7 @@ def netns() -> Iterator[Netns]:
 
 @pytest.fixture
 def host() -> Iterator[Netns]:
-    """Stands in for the host's, so that a test leaves nothing in the real one."""
+    """A namespace in place of the host's, so that a test leaves nothing in the host."""
     one = Netns()
     ip("-n", one.name, "link", "set", "lo", "up")
     yield one
@@ -86,7 +86,7 @@ def index_of(nl: ModuleType, where: Netns, name: str) -> int:
 
 @pytest.fixture
 def pod(nl: ModuleType, netns: Netns) -> int:
-    """The index of a device with carrier in the pod's namespace, its peer in there too."""
+    """The index of a device with carrier in the pod's namespace; its peer is in the same namespace."""
     lines = "link add eth0 type veth peer name peer0\nlink set eth0 up\nlink set peer0 up\n"
     ip("-n", netns.name, "-batch", "-", stdin=lines)
     return index_of(nl, netns, "eth0")
@@ -180,7 +180,7 @@ def test_errors_carry_the_kernels_words_and_stand_in_their_places(
     assert (vf.position, vf.errno, vf.vf, vf.operation) == refused
     with pytest.raises(NetlinkError) as caught:
         run(nl, netns, *steps)
-    assert caught.value.position == 0  # the address is there now
+    assert caught.value.position == 0  # the address exists now
     assert [type(item) for item in caught.value.results] == [NetlinkError] * 5 + [Link]
 
 
@@ -236,7 +236,7 @@ def test_raw_socket(nl: ModuleType, netns: Netns, pod: int) -> None:
 
 
 def test_netns_write_and_read_from_threads(nl: ModuleType, netns: Netns, host: Netns) -> None:
-    """/proc/sys/net belongs to the thread that opens it, not to the process."""
+    """/proc/sys/net shows the namespace of the thread that opens it, not of the process."""
     path = "/proc/sys/net/ipv4/ip_default_ttl"
     homes = set()
 
@@ -310,7 +310,7 @@ def test_a_socket_that_cannot_be_made_leaves_the_thread_home(nl: ModuleType, net
     assert open_files() == before
 
 
-# --- with strace: how many system calls, and faults that no kernel makes on demand --------------------
+# --- with strace: the number of system calls, and injected faults of the kernel -----------------------
 
 
 IMPORTS = """
@@ -325,7 +325,7 @@ Traced = Callable[..., tuple[int, str, str]]
 
 @pytest.fixture
 def traced(nl: ModuleType, netns: Netns, tmp_path: Path) -> Traced:
-    """Run a program of the backend under strace; return its status, what it wrote, and the trace."""
+    """A function that runs a Python program under strace; it returns status, output and trace."""
 
     def run(program: str, *options: str) -> tuple[int, str, str]:
         log = tmp_path / "trace"
@@ -407,13 +407,13 @@ NO_ANSWER = f"get link ifindex 1: no answer in 30 seconds: Connection timed out 
         (OPENED, ["socket:error=EMFILE:when=1"], "EMFILE"),
         (OPENED, ["bind:error=EADDRINUSE:when=1"], "EADDRINUSE"),
         (OPENED, ["setns:error=EPERM:when=1"], "EPERM"),
-        (OPENED, ["setns:error=ENOMEM:when=2..4"], "opened"),  # the thread tries again to return
+        (OPENED, ["setns:error=ENOMEM:when=2..4"], "opened"),  # the thread repeats the return
         (ASKED, ["recvfrom:error=EAGAIN:when=3"], NO_ANSWER),
         (ASKED, ["recvfrom:error=EINTR:when=1", "sendto:error=EINTR:when=1"], "lo"),
     ],
 )
 def test_a_fault_of_the_kernel(traced: Traced, program: str, faults: list[str], wanted: str) -> None:
-    """The thread is in its own namespace afterwards, and no descriptor is left."""
+    """After a fault the thread is in its own namespace, and no descriptor is left open."""
     options = ["-e", "trace=" + ",".join(fault.partition(":")[0] for fault in faults)]
     options += [word for fault in faults for word in ("-e", f"inject={fault}")]
     status, said, _ = traced(program, *options)

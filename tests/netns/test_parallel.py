@@ -1,4 +1,4 @@
-"""Many requests at once on one PF: no VF is given twice, nothing is lost, those who lose are told why."""
+"""Concurrent requests on one PF: no VF is attached twice or lost, and each refusal gives its reason."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def all_at_once(node: Node, command: str, conf: dict[str, Any], pods: Sequence[s
 def test_32_adds_on_8_vfs(make_node: MakeNode, mode: str) -> None:
     node = make_node(vfs=8)
     conf = node.conf(ipam=node.host_local(), cniVersion="1.0.0")
-    if mode == "resident":  # IPAM first: a delegate of another name than those that cannot choose a VF
+    if mode == "resident":  # an IPAM plugin with an unknown name may choose the VF, so it runs first
         (node.root / "bin").mkdir()
         (node.root / "bin" / "theirs").symlink_to("/usr/lib/cni/host-local")
         conf["ipam"]["type"] = "theirs"
@@ -53,7 +53,7 @@ def test_32_adds_on_8_vfs(make_node: MakeNode, mode: str) -> None:
 
 
 def test_churn(make_node: MakeNode) -> None:
-    """ADDs and DELs at the same time; an ADD may find no free VF, and nothing else may go wrong."""
+    """ADDs and DELs run concurrently; the only permitted error is the lack of a free VF."""
     node = make_node(vfs=4)
     conf = node.conf(ipam=node.host_local())
     before, pods = node.state(), [node.pod() for _ in range(8)]
@@ -78,7 +78,7 @@ def test_churn(make_node: MakeNode) -> None:
         assert len(node.leases()) == len(attached)
         assert len(node.state()) == 4 - len(attached)
         most = max(most, len(attached))
-    assert most  # in the last round every ADD may have come before the DELs
+    assert most  # in the last round every ADD may have run before the DELs
     for outcome in all_at_once(node, "DEL", conf, pods):
         assert outcome.status == 0, outcome
     assert (node.state(), node.records(), node.leases(), node.locks()) == (before, [], [], [])
@@ -104,7 +104,7 @@ def test_two_dels_for_one_container(node: Node) -> None:
 
 
 def test_one_device_for_many(node: Node) -> None:
-    """A VF by name, as a device plugin gives it: one gets it, the others are told who has it."""
+    """One of six ADDs for a device ID succeeds; the errors of the others name its container."""
     pods = [node.pod() for _ in range(6)]
     conf = node.conf(master=None, deviceID=node.tree.pci(1), ipam=node.host_local())
     done = dict(zip(pods, all_at_once(node, "ADD", conf, pods), strict=True))
@@ -116,7 +116,7 @@ def test_one_device_for_many(node: Node) -> None:
 
 
 def test_gc_beside_adds(make_node: MakeNode) -> None:
-    """A GC takes the network's attachments one by one, each under its owner's lock."""
+    """A concurrent GC locks the owner of each attachment in turn, and the ADDs succeed."""
     node = make_node(vfs=4)
     conf = node.conf(ipam=node.host_local())
     before, pods = node.state(), [node.pod() for _ in range(4)]

@@ -1,4 +1,4 @@
-"""The attach mode "macvlan": the VF stays in the host, and the pod has a macvlan on top of it."""
+"""The attach mode "macvlan": the VF stays in the host, and the pod gets a macvlan on the VF."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def test_add_and_del(either: Node) -> None:
 
 @pytest.mark.parametrize("up", [False, True])
 def test_the_vf_is_restored(node: Node, up: bool) -> None:
-    """MAC, MTU, flags, IPv6 and its address are as before, whatever the pod did to its device."""
+    """A DEL restores MAC, MTU, flags and IPv6 of the VF after the pod's changes."""
     pod, name = node.pod(), node.tree.netdev(0)
     node.nip("link", "set", name, "up" if up else "down", "mtu", "1450", "promisc", "on")
     before = node.snapshot()
@@ -73,7 +73,7 @@ def test_the_vf_is_restored(node: Node, up: bool) -> None:
 
 @pytest.mark.parametrize("attach", ["move", "macvlan"])
 def test_a_warm_vf_stays_warm(node: Node, attach: str) -> None:
-    """A VF that is kept up without ARP and IPv6 is so after a DEL, and is not down between pods."""
+    """A DEL restores a VF that was up without ARP and IPv6."""
     pod, name = node.pod(), node.tree.netdev(0)
     path = f"/proc/sys/net/ipv6/conf/{name}/disable_ipv6"
     node.ip("netns", "exec", node.host, "sh", "-c", f"echo 1 > {path}")
@@ -139,7 +139,7 @@ def test_a_taken_name(node: Node) -> None:
     assert node.snapshot() == before
 
 
-@pytest.mark.fresh  # the kernel may still be removing the macvlan of a namespace that the test before deleted
+@pytest.mark.fresh  # the kernel may still be removing the macvlan of the previous test's namespace
 def test_check_sees(node: Node) -> None:
     pod, name = node.pod(), node.tree.netdev(0)
     asked = conf(node, mtu=1400, cniVersion="1.1.0")
@@ -175,7 +175,7 @@ def hidden(node: Node) -> Iterator[str]:
 @pytest.mark.fresh  # the kernel removes the macvlan later
 @pytest.mark.modes("resident")
 def test_the_next_vf_is_taken(node: Node, hidden: str) -> None:
-    """An ADD that met a VF with such a macvlan failed, though another VF was free."""
+    """An ADD chooses the next VF if the first has a macvlan in another namespace."""
     pod, other = node.pod(), node.pod()
     before = node.state()
     conf = node.conf(attach="macvlan", ipam=node.host_local(delegate=False))
@@ -191,7 +191,7 @@ def test_the_next_vf_is_taken(node: Node, hidden: str) -> None:
 @pytest.mark.modes("process")
 @pytest.mark.fresh
 def test_a_named_vf(node: Node, hidden: str) -> None:
-    """The error says why, and everything is undone: no other VF is taken."""
+    """An ADD for a named VF fails with the reason, is undone, and chooses no other VF."""
     before = node.kept()
     text = node.refused(101, "ADD", node.conf(attach="macvlan", vf=0), node.pod())
     assert text.startswith("attach macvlan: VF 0 of pf0 (0000:01:10.0) has a device on top of it")
@@ -201,7 +201,7 @@ def test_a_named_vf(node: Node, hidden: str) -> None:
 @pytest.mark.fresh
 @pytest.mark.modes("process", "resident")
 def test_ipam_names_the_same_vf_again(node: Node, hidden: str) -> None:
-    """IPAM decides: its VF is refused with the reason, and each of its addresses is given back."""
+    """If IPAM names a used VF twice, the ADD fails with the reason and returns both addresses."""
     before = node.kept()
     conf = node.conf(attach="macvlan", ipam=node.other_ipam(ADD=said(ADDRESS | {"extra": {"vf": 0}})))
     text = node.refused(101, "ADD", conf, node.pod())
@@ -214,9 +214,10 @@ def test_ipam_names_the_same_vf_again(node: Node, hidden: str) -> None:
 @pytest.mark.modes("resident", falls_back=True)
 @pytest.mark.parametrize("command", ["ADD", "DEL"])
 def test_killed_between_the_attempts(node: ResidentNode, hidden: str, command: str) -> None:
-    """The server is killed when it has given up the first VF; the client does the whole by itself.
+    """The client executes the ADD itself if the server is killed after the first attempt.
 
-    With "DEL" the address of the first attempt is being given back, with "ADD" the second one is asked for.
+    With "DEL" the server is killed while it returns the first attempt's address, with "ADD" while it requests
+    the second one.
     """
     give = said(ADDRESS)
     wait = '[ -e "$ROOT/between" ] || { : >"$ROOT/between"; while [ ! -e "$ROOT/go" ]; do sleep 0.02; done; }'
@@ -240,7 +241,7 @@ def test_killed_between_the_attempts(node: ResidentNode, hidden: str, command: s
 @pytest.mark.modes("process")
 @pytest.mark.parametrize("number", [errno.EINVAL, errno.EBUSY], ids=errno.errorcode.get)
 def test_a_macvlan_that_ends(node: Node, number: int) -> None:
-    """An ADD for a VF whose old macvlan ended a moment later failed."""
+    """An ADD retries while the kernel is still removing the VF's old macvlan."""
     node.prelude = busy_driver.prelude(number, macvlan=3)
     pod, conf = node.pod(), node.conf(attach="macvlan", vf=0)
     node.add(conf, pod)

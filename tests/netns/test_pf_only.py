@@ -1,4 +1,4 @@
-"""``pfOnly``: the PF itself moves into the pod, and comes back."""
+"""``pfOnly``: the PF itself moves into the pod and back."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def pf(node: Node) -> dict[str, Any]:
 
 @pytest.mark.parametrize(("up", "release"), [("up", "DEL"), ("down", "DEL"), ("up", "GC")])
 def test_every_verb(either: Node, up: str, release: str) -> None:
-    """The pod changes MAC and MTU; the DEL restores both."""
+    """DEL and GC restore the PF's MAC and MTU after the pod's changes."""
     node, pod = either, either.pod()
     node.nip("link", "set", "pf0", up, "mtu", "1450", "alias", "uplink")
     before, vfs = pf(node), node.state()
@@ -54,7 +54,7 @@ def test_every_verb(either: Node, up: str, release: str) -> None:
 
 
 def test_pods_have_vfs(node: Node) -> None:
-    """The PF stays as long as a pod has one of its VFs, and is refused before anything is touched."""
+    """An ADD of the PF is refused, without side effects, while a pod has one of its VFs."""
     pod, other, conf = node.pod(), node.pod(), node.conf(vf=1, ipam=None)
     node.add(conf, other)
     before = node.snapshot(), pf(node)
@@ -81,7 +81,7 @@ def test_a_card_with_representors(node: Node) -> None:
 
 
 def test_a_failed_add(node: Node) -> None:
-    """The name exists in the pod."""
+    """An ADD is undone if the pod already has a device with the interface's name."""
     pod, before = node.pod(), pf(node)
     node.ip("-n", pod, "link", "add", "eth0", "index", "500", "type", "veth", "peer", "name", "other")
     node.refused(101, "ADD", config(node), pod)
@@ -90,7 +90,7 @@ def test_a_failed_add(node: Node) -> None:
 
 @pytest.mark.modes("process")
 def test_a_killed_add(node: Node) -> None:
-    """The next ADD finds the PF in the pod by the record, and returns it first."""
+    """The next ADD finds the PF of a killed ADD by its record, and returns the PF first."""
     pod, other, before = node.pod(), node.pod(), pf(node)
     conf = config(node, ipam=node.other_ipam("dhcp", ADD="kill -9 $PPID"))  # dhcp runs after the move
     assert node.run("ADD", conf, pod).status == -signal.SIGKILL
@@ -134,7 +134,7 @@ def test_keys_that_ask_for_nothing(node: Node) -> None:
 
 @pytest.fixture
 def owner(node: Node) -> Iterator[str]:
-    """A pod with the PF; the tree shows what sysfs shows then."""
+    """A pod that has the PF; the test's sysfs then lists no network device of the PF."""
     pod = node.pod()
     conf = node.conf(pfOnly=True, ipam=None)
     node.add(conf, pod)
@@ -147,7 +147,7 @@ def owner(node: Node) -> Iterator[str]:
 
 @pytest.mark.parametrize("which", ["master", "masters", "vf", "deviceID"])
 def test_a_vf_of_a_pf_in_a_pod(node: Node, owner: str, which: str) -> None:
-    """The error was that of a wrong configuration, though the VF is free again when the pod ends."""
+    """A VF of a PF in a pod is refused as not free: it is available again when the pod ends."""
     more: dict[str, Any] = {
         "master": {},
         "masters": {"master": ["pf9", "pf0"]},
@@ -161,14 +161,14 @@ def test_a_vf_of_a_pf_in_a_pod(node: Node, owner: str, which: str) -> None:
 
 
 def test_status(node: Node, owner: str) -> None:
-    """A node whose PF is in a pod is as healthy as one whose VFs all are in pods."""
+    """STATUS succeeds while the PF is in a pod, as while all VFs are in pods."""
     for more in ({}, {"deviceID": node.tree.pci(0), "master": None}):
         assert node.run("STATUS", node.conf(cniVersion="1.1.0", ipam=None, **more)).status == 0
 
 
 @pytest.mark.modes("process")
 def test_vfs_shows_the_pf(node: Node, owner: str) -> None:
-    """The command said that no network card here can have VFs."""
+    """``vfs`` lists a PF that is in a pod, with its owner."""
     shown = node.operate("vfs").stdout
     assert any(node.tree.pf_pci in line and f"{owner}/eth0" in line for line in shown.splitlines()), shown
     (pf,) = json.loads(node.operate("vfs", "--json").stdout)
@@ -177,7 +177,7 @@ def test_vfs_shows_the_pf(node: Node, owner: str) -> None:
 
 @pytest.mark.modes("process")
 def test_a_killed_add_of_a_vf(node: Node) -> None:
-    """The PF was refused until something else returned the VF to the host."""
+    """An ADD of the PF first returns the VF of a killed ADD."""
     pod, other, before = node.pod(), node.pod(), pf(node)
     node.prelude = (
         "from sriov_fast.vf import attach; import os, signal; "

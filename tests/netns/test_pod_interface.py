@@ -26,7 +26,7 @@ def sysctl(pod: str, name: str) -> str:
 @pytest.mark.parametrize("attach", ["move", "macvlan"])
 @pytest.mark.parametrize("ipam", ["ipv4", "ipv6", "none"])
 def test_what_is_always_set(either: Node, attach: str, ipam: str) -> None:
-    """The SR-IOV CNI of Kubernetes sets the same."""
+    """An ADD sets the same sysctls as the SR-IOV CNI of Kubernetes."""
     node, pod = either, either.pod()
     more = {"ipv4": {}, "ipv6": {"ipam": IPV6}, "none": {"ipam": None}}[ipam]
     node.add(node.builtin(attach=attach, **more), pod)
@@ -38,7 +38,7 @@ def test_what_is_always_set(either: Node, attach: str, ipam: str) -> None:
 
 @pytest.mark.parametrize("attach", ["move", "macvlan"])
 def test_the_loopback_stays_as_it_is(node: Node, attach: str) -> None:
-    """The runtime brings it up; IPv6 stays enabled on it."""
+    """An ADD does not change lo, which the runtime brings up, and keeps IPv6 enabled on it."""
     pod = node.pod()
     node.ip("-n", pod, "link", "set", "lo", "up")
     before = node.ip("-o", "-n", pod, "address", "show", "dev", "lo")
@@ -96,7 +96,7 @@ def test_a_wrong_sysctl_changes_nothing(node: Node, key: str, value: str, why: s
 
 @pytest.mark.modes("process")
 def test_a_read_only_proc_sys(node: Node, tmp_path: Path) -> None:
-    """A container has one, and the node's /proc at another place: the sysctls are set through that."""
+    """If /proc/sys is read-only, as in a container, sysctls are set through the node's /proc elsewhere."""
     proc = tmp_path / "proc"
     proc.mkdir()
     link = node.tree.proc / "sys/net"

@@ -1,4 +1,4 @@
-"""RPS and XPS masks of the device with the queues: the pod's, or the VF under a macvlan."""
+"""RPS and XPS masks of the device with the queues: the pod's device, or the VF under a macvlan."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ FILES = ("rx-0/rps_cpus", "rx-1/rps_cpus", "tx-0/xps_cpus", "tx-1/xps_cpus")
 
 @pytest.fixture(params=["cython", "python"])
 def wide(request: pytest.FixtureRequest, make_node: MakeNode) -> Node:
-    """A node with a VF of two receive and two transmit queues, on each backend."""
+    """A node with a VF of two receive and two transmit queues, for each backend."""
     node = make_node(vfs=1, backend=request.param)
     give_queues(node, 2)
     return node
 
 
 def give_queues(node: Node, number: int) -> None:
-    """Make the first VF anew, with so many receive and transmit queues."""
+    """Recreate the first VF with the given number of receive and transmit queues."""
     queues_of = f"numrxqueues {number} numtxqueues {number}"
     node.nip("link", "del", "pf0v0")
     node.nip(*f"link add pf0v0 {queues_of} type veth peer name peer0 {queues_of}".split())
@@ -44,7 +44,7 @@ def masks(pod: str, name: str) -> list[int]:
 
 @pytest.mark.parametrize("attach", ["move", "macvlan"])
 def test_masks(wide: Node, attach: str) -> None:
-    """The operator's masks return with the VF, whatever the pod did to them."""
+    """A DEL restores the operator's masks after the pod's changes."""
     node, pod = wide, wide.pod()
     sysfs(node.host, "pf0v0", FILES[0], "1")
     before = masks(node.host, "pf0v0")
@@ -70,7 +70,7 @@ def test_a_failed_add_restores_the_masks(wide: Node) -> None:
 
 
 def test_a_device_with_one_transmit_queue(node: Node) -> None:
-    """It has no XPS mask: a warning."""
+    """An ADD warns if the device has one transmit queue only, which has no XPS mask."""
     give_queues(node, 1)
     done = node.run("ADD", node.conf(rps=[1], xps=[0]), node.pod())
     assert (done.status, "xps is ignored" in done.stderr) == (0, True), done

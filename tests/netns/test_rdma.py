@@ -53,7 +53,7 @@ def inode(pod: str) -> int:
 
 @pytest.mark.parametrize("release", ["DEL", "GC"])
 def test_there_and_back(device: Rdma, release: str) -> None:
-    """The pod renames its device; the old name comes back."""
+    """DEL and GC return the RDMA device under its old name after a rename in the pod."""
     node, before, pod = device.node, device.node.state(), device.node.pod()
     conf = config(node)
     result = node.add(conf, pod)
@@ -71,7 +71,7 @@ def test_there_and_back(device: Rdma, release: str) -> None:
 
 
 def test_another_device_has_its_name(device: Rdma) -> None:
-    """The pod renamed the device, a new one got the name, and no DEL succeeded any more."""
+    """A DEL keeps the device's new name, with a warning, if another device has its old name."""
     node, before, pod = device.node, device.node.state(), device.node.pod()
     node.add(config(node), pod)
     devices = {"7": ["renamed", inode(pod)], "8": [NAME, device.host]}
@@ -82,11 +82,11 @@ def test_another_device_has_its_name(device: Rdma) -> None:
 
 
 def test_without_the_key_nothing_is_moved(device: Rdma) -> None:
-    """A chain with the plugin ``rdma`` works as before."""
+    """Without the key, the RDMA device is left to the plugin ``rdma`` in the chain."""
     node, pod, conf = device.node, device.node.pod(), config(device.node, rdma=False)
     node.add(conf, pod)
     assert device.device() == (NAME, device.host)
-    device.write(NAME, inode(pod))  # as that plugin does
+    device.write(NAME, inode(pod))  # as the plugin ``rdma`` does
     node.delete(conf, pod)
     assert device.device() == (NAME, inode(pod))
 
@@ -101,7 +101,7 @@ def test_shared_mode(device: Rdma) -> None:
 
 
 def test_a_driver_that_refuses(device: Rdma) -> None:
-    """The kernel moves only devices of drivers that support disassociation."""
+    """An ADD fails if the driver does not support disassociation, which the kernel requires."""
     node, before = device.node, device.node.state()
     device.write(NAME, device.host, refuses=errno.EOPNOTSUPP)
     said = node.refused(100, "ADD", config(node), node.pod())

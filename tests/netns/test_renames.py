@@ -1,4 +1,4 @@
-"""Devices that udev renames while the plugin looks for them."""
+"""Devices that udev renames during a request."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import pytest
 
 from harness.veth import Node
 
-# Executes a script right before the ``number``-th send of the plugin to the kernel, or right after it.
+# Executes a script immediately before or after the plugin's ``number``-th send to the kernel.
 PRELUDE = """\
 import subprocess
 from types import SimpleNamespace
@@ -35,7 +35,7 @@ MOMENTS = pytest.mark.parametrize("before", [True, False], ids=["before", "after
 
 
 def interfere(node: Node, number: int, before: bool, name: str, new: str, then: str = "true") -> None:
-    """At a send, rename a device in the kernel and in the tree, and give its name to another device.
+    """At a send, rename a device in kernel and sysfs, and give its old name to another device.
 
     ``then`` is a further command.
     """
@@ -53,7 +53,7 @@ def interfere(node: Node, number: int, before: bool, name: str, new: str, then: 
 @pytest.mark.parametrize("number", [1, 2, 3, 4])  # two reads, down, the move
 @MOMENTS
 def test_a_vf_that_is_renamed_meanwhile(node: Node, number: int, before: bool) -> None:
-    """A pod got the host's device, which had taken the VF's name between the look at sysfs and the move."""
+    """An ADD moves the VF, not the device that has taken its name after the lookup in sysfs."""
     node.nip("link", "set", "pf0v0", "up")
     mac, pod = node.link("pf0v0")["address"], node.pod()
     interfere(node, number, before, "pf0v0", "ens1v0")
@@ -68,7 +68,7 @@ def test_a_vf_that_is_renamed_meanwhile(node: Node, number: int, before: bool) -
 
 @MOMENTS
 def test_a_pf_that_is_renamed_meanwhile(node: Node, before: bool) -> None:
-    """The settings of a VF went through another device, which had taken the PF's name."""
+    """An ADD sends settings to the PF, not to the device that has taken its name."""
     index, pod = node.link("pf0")["ifindex"], node.pod()
     interfere(node, 1, before, "pf0", "ens1")
     node.add(node.conf(vf=0), pod)
@@ -78,11 +78,11 @@ def test_a_pf_that_is_renamed_meanwhile(node: Node, before: bool) -> None:
 
 @MOMENTS
 def test_a_vf_that_is_renamed_on_the_way_home(node: Node, before: bool) -> None:
-    """A DEL brought the device up that had taken the VF's name, and left the VF as the pod had it."""
+    """A DEL restores the VF, not the device that has taken its name."""
     node.nip("link", "set", "pf0v0", "up")
     mac, pod = node.link("pf0v0")["address"], node.pod()
     node.add(node.conf(vf=0), pod)
-    interfere(node, 4, before, "pf0v0", "ens1v0")  # the first one in the host after the move
+    interfere(node, 4, before, "pf0v0", "ens1v0")  # the first send in the host after the move
     own = node.link("uplink")["address"]
     node.delete(node.conf(), pod)
     found = {node.link(name)["address"]: node.link(name) for name in node.links()}
@@ -92,7 +92,7 @@ def test_a_vf_that_is_renamed_on_the_way_home(node: Node, before: bool) -> None:
 
 @pytest.mark.parametrize("number", [1, 2, 3])
 def test_a_vf_that_is_renamed_during_a_check(node: Node, number: int) -> None:
-    """CHECK said that the VF of a macvlan had no device in the host."""
+    """CHECK finds the VF of a macvlan after a rename."""
     pod, conf = node.pod(), node.conf(vf=0, attach="macvlan")
     result = node.add(conf, pod)
     interfere(node, number, True, "pf0v0", "ens1v0", then="ip link set ens1v0 up")

@@ -1,4 +1,4 @@
-"""How often the plugin asks the kernel: each request takes the lock that all of a node's networking needs."""
+"""The number of netlink requests: each takes RTNL, the lock of all network configuration of a node."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ MOST = 5
 
 
 def traced(node: Node, verb: str, conf: dict[str, Any], pod: str, **more: Any) -> list[Sends]:
-    """Run a verb and return its traffic by process: the plugin, and the child that announces."""
+    """Run a verb; return the netlink traffic of the plugin and of its announcing child process."""
     output = node.root / f"{verb}.strace"
     done = node.run(verb, conf, pod, wrap=wrap(output), **more)
     assert done.status == 0, done
@@ -37,7 +37,7 @@ def test_requests(node: Node, addressed: bool) -> None:
 
 
 def test_many_addresses_are_one_request(node: Node) -> None:
-    """Addresses and routes go together, however many there are."""
+    """Addresses and routes share one request, independent of their number."""
     pod = node.pod()
     subnets = [[{"subnet": f"10.{third}.0.0/24"}] for third in range(8)]
     many = {"type": "host-local", "ranges": subnets, "routes": [{"dst": f"192.0.{n}.0/24"} for n in range(8)]}
@@ -49,7 +49,7 @@ def test_many_addresses_are_one_request(node: Node) -> None:
 
 
 def test_the_plain_backend_is_seen_too(node: Node) -> None:
-    """What counts here must be able to count: the plain backend sends as well."""
+    """The counter also counts the sends of the plain backend."""
     pod = node.pod()
     sends = traced(node, "ADD", node.conf(), pod, env={"SRIOV_FAST_BACKEND": "python"})
     assert sum(process.requests for process in sends) > 0

@@ -1,4 +1,4 @@
-"""Addresses and routes that the kernel takes only in the right form: on link, once, in more than one send."""
+"""Addresses and routes that the kernel accepts only in a certain form: on link, once, in several sends."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ def static(
 
 
 def attached(node: Node, conf: dict[str, Any]) -> str:
-    """Attach, and have CHECK compare; return the pod."""
+    """Attach a VF and run CHECK; return the pod."""
     pod = node.pod()
     node.check(conf, pod, node.add(conf, pod))
     return pod
 
 
 def test_a_gateway_outside_a_host_address(either: Node) -> None:
-    """With /32 and /128 the gateway is in no network of the pod's: its routes are on link."""
+    """With /32 and /128 no network of the pod contains the gateway: its routes are on link."""
     node = either
     addresses = [
         {"address": "10.1.0.2/32", "gateway": "10.9.0.1"},
@@ -44,7 +44,7 @@ def test_a_gateway_outside_a_host_address(either: Node) -> None:
 
 
 def test_a_gateway_inside_a_network(either: Node) -> None:
-    """A gateway that the address's network has needs no flag; one that it has not is a mistake."""
+    """A gateway inside the address's network is not on link; one outside is refused."""
     node = either
     addresses = [{"address": "10.1.0.2/24", "gateway": "10.1.0.1"}, {"address": "10.2.0.2/32"}]
     pod = attached(node, static(node, addresses, [{"dst": "0.0.0.0/0"}]))
@@ -55,7 +55,7 @@ def test_a_gateway_inside_a_network(either: Node) -> None:
 
 
 def test_a_link_local_gateway(either: Node) -> None:
-    """A router's link-local address is reached without the flag, also with a /128."""
+    """A route through a link-local gateway needs no onlink flag, also with a /128."""
     node = either
     pod = attached(node, static(node, [{"address": "fd00:1::2/128"}], [{"dst": "::/0", "gw": "fe80::1"}]))
     (way,) = [way for way in node.routes(pod, family="-6") if way["dst"] == "default"]
@@ -63,7 +63,7 @@ def test_a_link_local_gateway(either: Node) -> None:
 
 
 def test_what_is_given_twice_is_set_once(either: Node) -> None:
-    """The same address and the same route in two spellings are no conflict."""
+    """The same address or the same route in two spellings is set once."""
     node = either
     address = {"address": "10.1.0.2/24", "gateway": "10.1.0.1"}
     six = {"address": "fd00:1::2/64", "gateway": "fd00:1::1"}
@@ -83,7 +83,7 @@ def test_what_is_given_twice_is_set_once(either: Node) -> None:
 
 @pytest.mark.modes("process")
 def test_more_routes_than_one_send_takes(either: Node) -> None:
-    """Some ten thousand routes are set, and the one that the kernel refuses is named."""
+    """An ADD sets 9000 routes in several sends, and names the route that the kernel refuses."""
     node = either
     address = {"address": "10.1.0.2/24", "gateway": "10.1.0.1"}
     routes: list[dict[str, Any]] = [

@@ -1,4 +1,4 @@
-"""The resident server as a process: its socket, its end, the client without it, many at once, the costs."""
+"""The resident server as a process: socket, end, client without a server, concurrency, resources."""
 
 from __future__ import annotations
 
@@ -25,20 +25,20 @@ from sriov_fast import client
 pytestmark = [pytest.mark.modes("resident"), pytest.mark.fresh]
 
 MOST_MEMORY = 40 << 10  # KiB
-LATE = {"type": "host-local", "delegate": True}  # what ``held_up`` installs
+LATE = {"type": "host-local", "delegate": True}  # the IPAM plugin that ``held_up`` installs
 GC = {"cniVersion": "1.1.0", "cni.dev/valid-attachments": []}
 
 
 def own(node: Node) -> dict[str, Any]:
-    """Return an ``ipam`` object that the server serves itself."""
+    """Return an ``ipam`` object for the built-in host-local."""
     return node.host_local(delegate=False)
 
 
-# --- its socket
+# --- the socket
 
 
 def test_for_root_alone(node: ResidentNode) -> None:
-    """Whatever the umask, and the mode of a directory that is there already."""
+    """Socket and directory are for root alone, with any umask and any mode of an existing directory."""
     node.server.stop()
     node.run_dir.chmod(0o755)
     node.serve(enter=("sh", "-c", 'umask 0; exec "$@"', "sh")).ready()
@@ -47,7 +47,7 @@ def test_for_root_alone(node: ResidentNode) -> None:
 
 
 def test_behind_a_chroot(node: ResidentNode, tmp_path: Path) -> None:
-    """Multus' thick plugin executes plugins in the host's root, which its container has mounted."""
+    """Multus' thick plugin executes plugins in a chroot: the host's root, mounted in its container."""
     root = tmp_path / "hostroot"
     root.mkdir()
     wrap = ("unshare", "-m", "sh", "-c", 'mount --rbind / "$0" && exec chroot "$0" "$@"', str(root))
@@ -60,7 +60,7 @@ def test_behind_a_chroot(node: ResidentNode, tmp_path: Path) -> None:
 
 @pytest.fixture
 def open_node() -> Iterator[ResidentNode]:
-    """A node in a directory that everybody can look into."""
+    """A node in a directory that all users can enter."""
     root = Path(tempfile.mkdtemp())
     root.chmod(0o755)
     node = ResidentNode(root, vfs=1)
@@ -71,7 +71,10 @@ def open_node() -> Iterator[ResidentNode]:
 
 @pytest.mark.modes
 def test_a_peer_that_is_not_root(open_node: ResidentNode) -> None:
-    """Even where the modes let it in; what it becomes then has no rights either."""
+    """The server refuses a peer that is not root even if the modes permit the connection.
+
+    The plugin that the peer then executes itself lacks the rights as well.
+    """
     node = open_node
     before, pod = node.state(), node.pod()
     node.server.ready()
@@ -84,7 +87,7 @@ def test_a_peer_that_is_not_root(open_node: ResidentNode) -> None:
     environment = node.environment("ADD", pod, "eth0", "", "")
     done = subprocess.run(words, check=False, env=environment, input=b"{}", capture_output=True)
     assert done.returncode != 0
-    # it is refused before it has sent anything, or after
+    # the server refuses the peer before or after its request
     assert node.in_process() in (["ADD"], ["ADD again"])
     assert "the peer is not root" in node.server.said()
     assert (node.state(), node.records()) == (before, [])
@@ -112,7 +115,7 @@ def test_a_second_server_is_refused(node: ResidentNode) -> None:
     assert second.notices == []
 
 
-# What systemd does between fork and exec (sd_listen_fds(3)).
+# The steps of systemd between fork and exec (sd_listen_fds(3)).
 PASS = """\
 import os, sys
 os.dup2(int(sys.argv[1]), 3)
@@ -123,7 +126,7 @@ os.execvp(sys.argv[2], sys.argv[2:])
 
 @contextlib.contextmanager
 def activated(node: ResidentNode) -> Iterator[dict[str, Any]]:
-    """Listen for the server, as systemd does; yield what to start it with."""
+    """Create the listening socket as systemd does; yield arguments for the start of the server."""
     path = str(node.run_dir / "sriov.sock")
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as listener:
         listener.bind(path)
@@ -133,7 +136,7 @@ def activated(node: ResidentNode) -> Iterator[dict[str, Any]]:
 
 
 def test_a_socket_of_systemds(node: ResidentNode) -> None:
-    """A request that is there before the server waits for it; the socket outlives the server."""
+    """A request before the server's start waits for the server; the socket outlives the server."""
     node.server.ready().stop()
     node.delegate("theirs", 'env > "$ROOT/env"; echo "{\\"ips\\":[]}"')
     pod, conf = node.pod(), node.conf(ipam={"type": "theirs"})
@@ -153,7 +156,7 @@ def test_a_socket_of_systemds(node: ResidentNode) -> None:
 
 
 def test_a_second_server_leaves_a_socket_of_systemds(node: ResidentNode) -> None:
-    """systemd starts the service with the next call."""
+    """A second server leaves systemd's socket alone: systemd starts the service with the next call."""
     node.server.ready().stop()
     with activated(node) as start:
         second = node.serve()
@@ -196,11 +199,11 @@ def test_who_connects_and_speaks_otherwise(node: ResidentNode, what: str) -> Non
     assert server.idle() == files
 
 
-# --- its end
+# --- the stop
 
 
 def test_a_stop_waits_for_what_runs(node: ResidentNode) -> None:
-    """Who comes meanwhile is served by the plugin in a process of its own."""
+    """During the stop, new requests are served by the plugin in a process of its own."""
     node.may_fall_back = True
     held_up(node)
     before, pods = node.state(), [node.pod(), node.pod()]
@@ -222,12 +225,12 @@ def test_a_stop_waits_for_what_runs(node: ResidentNode) -> None:
     assert len(node.in_process()) == 1
 
 
-# --- the client without it
+# --- the client without the server
 
 
 @pytest.mark.modes("resident", falls_back=True)
 def test_one_attaches_the_other_releases(node: ResidentNode) -> None:
-    """Both ways round: the journal is the same."""
+    """Server and process release each other's attachments, since both use the same journal."""
     before, pods, conf = node.state(), [node.pod(), node.pod()], node.conf(ipam=own(node), cores=[1])
     node.add(conf, pods[0])
     node.server.stop()
@@ -242,7 +245,10 @@ def test_one_attaches_the_other_releases(node: ResidentNode) -> None:
 @needs_strace
 @pytest.mark.modes("resident", falls_back=True)
 def test_an_attachment_that_nobody_was_told_of(node: ResidentNode) -> None:
-    """The server dies with the reply in its hands: the record says "attached", and by whose call."""
+    """The client repeats an ADD after a kill of the server right before the reply.
+
+    The record has the state "attached" and the token of the client's call, so the repetition undoes it first.
+    """
     pod, conf = node.pod(), node.conf(ipam=own(node), vf=0)
     node.add(conf, pod)
     node.delete(conf, pod)
@@ -261,7 +267,7 @@ def test_an_attachment_that_nobody_was_told_of(node: ResidentNode) -> None:
 
 
 def sending(node: ResidentNode, conf: dict[str, Any], pod: str) -> list[str]:
-    """What the thread that served an ADD sent, in order; the ADD is undone."""
+    """Add and delete an attachment; return the ``sendto`` calls of the thread that served the ADD."""
     output = node.root / "sends"
     with Strace(node.server.pid, output, "-e", "trace=sendto") as trace:
         node.add(conf, pod)
@@ -273,7 +279,10 @@ def sending(node: ResidentNode, conf: dict[str, Any], pod: str) -> list[str]:
 @pytest.mark.modes("resident", falls_back=True)
 @pytest.mark.parametrize("how", ["host-local", "theirs"])
 def test_the_server_is_killed_while_ipam_works(node: ResidentNode, how: str) -> None:
-    """Beside the kernel's move, or before a VF is chosen; as systemd would, the delegate is killed, too."""
+    """The client executes the ADD after a kill of server and IPAM plugin.
+
+    The kill happens during the move, or before a VF is chosen. systemd would kill the IPAM plugin as well.
+    """
     held_up(node, how)
     before, pod = node.state(), node.pod()
     conf = node.conf(ipam={"type": how, "delegate": True})
@@ -291,11 +300,11 @@ def test_the_server_is_killed_while_ipam_works(node: ResidentNode, how: str) -> 
     assert (node.state(), node.records(), node.held()) == (before, [], [])
 
 
-# --- what is left half done
+# --- interrupted ADDs
 
 
 def half_done(node: ResidentNode) -> tuple[dict[str, Any], str]:
-    """Kill server, client and delegate in the middle of an ADD; return configuration and pod."""
+    """Kill server, client and IPAM plugin during an ADD; return configuration and pod."""
     held_up(node)
     pod, conf = node.pod(), node.conf(ipam=LATE, mtu=1300)
     process = node.start("ADD", conf, pod)
@@ -316,13 +325,13 @@ def half_done(node: ResidentNode) -> tuple[dict[str, Any], str]:
 @pytest.mark.modes("resident", falls_back=True)
 @pytest.mark.parametrize("by", ["start", "GC", "DEL", "ADD", "ADD vf", "ADD deviceID", "ADD again"])
 def test_half_an_add_is_put_right(make_node: MakeNode, by: str) -> None:
-    """By the next who comes along, whoever that is; it is the only VF."""
+    """The next request, or the server's start, undoes an interrupted ADD of the only VF."""
     node = make_node(vfs=1)
     assert isinstance(node, ResidentNode)
     node.nip("link", "set", "pf0v0", "up", "mtu", "1400")
     before, other = node.state(), node.pod()
     conf, pod = half_done(node)
-    if by in ("GC", "ADD"):  # through a server that could repair nothing: it could not take the lock
+    if by in ("GC", "ADD"):  # the server cannot undo the ADD at its start: the VF is locked
         with flocked(node.run_dir / "locks" / f"vf-{node.tree.pci(0)}"):
             node.serve().ready()
         assert len(node.records()) == 1
@@ -348,11 +357,11 @@ def test_half_an_add_is_put_right(make_node: MakeNode, by: str) -> None:
     assert (node.state(), node.records(), node.held()) == (before, [], [])
 
 
-# --- where it works
+# --- the CPUs of the threads
 
 
 def kept(node: ResidentNode) -> list[int]:
-    """Return the CPUs that threads of the server are kept on."""
+    """Return the CPUs that threads of the server are pinned to."""
     found = []
     for thread in Path(f"/proc/{node.server.pid}/task").iterdir():
         with contextlib.suppress(ProcessLookupError, FileNotFoundError):
@@ -380,11 +389,11 @@ def test_a_release_that_answers_before_the_move_is_kept_nowhere(node: ResidentNo
 @pytest.mark.modes("resident", "deferred")
 @pytest.mark.parametrize("last", [False, True])
 def test_a_request_alone_is_served_on_its_clients_cpu(node: ResidentNode, last: bool) -> None:
-    """As long as it lasts. A second one has the CPU that the kernel gives it, and so have their plugins."""
+    """A single request is pinned to its client's CPU until its end; a second one is not pinned."""
     node.server.ready()
     number = (max if last else min)(os.sched_getaffinity(0))
     first, second, conf = node.pod(), node.pod(), node.conf(ipam=own(node))
-    node.add(conf, first)  # makes the directories
+    node.add(conf, first)  # creates the directories
     node.delete(conf, first)
     before = node.snapshot()
     with (
@@ -407,7 +416,7 @@ def test_a_request_alone_is_served_on_its_clients_cpu(node: ResidentNode, last: 
 
 
 def busy(node: ResidentNode) -> int:
-    """Return how many connections the server has; a request may have other sockets as well."""
+    """Return the number of connections of the server; a request may have other sockets as well."""
     server = Path(f"/proc/{node.server.pid}")
     own = {os.readlink(path) for path in (server / "fd").iterdir() if path.is_symlink()}
     sockets = [line.split() for line in (server / "net/unix").read_text().splitlines()[1:]]
@@ -426,13 +435,13 @@ def test_what_it_executes_may_run_anywhere(node: ResidentNode) -> None:
     node.delete(conf, pod)
 
 
-# --- a client that is gone
+# --- signals, and replies that are not read
 
 
 @needs_strace
 @pytest.mark.modes("resident")
 def test_an_interrupted_wait_for_a_signal_ends_no_server(node: ResidentNode) -> None:
-    """A debugger interrupts sigtimedwait(2), and the time is over when it goes on."""
+    """The server continues after EINTR of sigtimedwait(2), which a debugger can cause."""
     server = node.server.ready()
     words = injecting("rt_sigtimedwait", "error=EINTR:delay_exit=1500000:when=1")
     with Strace(server.pid, node.root / "strace", *words) as trace:
@@ -445,7 +454,7 @@ def test_an_interrupted_wait_for_a_signal_ends_no_server(node: ResidentNode) -> 
 @needs_strace
 @pytest.mark.modes("resident", "deferred", falls_back=True)
 def test_a_reply_that_cannot_be_received(node: ResidentNode) -> None:
-    """The server takes the reply for delivered, so the client deletes what the ADD attached."""
+    """The client deletes an attachment if it cannot receive the reply: the server has sent it."""
     pod, conf = node.pod(), node.conf(ipam=node.host_local(), mtu=1300)
     before = node.snapshot()
     wrap = (
@@ -507,7 +516,7 @@ def test_logs_of_many_are_not_mixed_up(make_node: MakeNode) -> None:
     conf = node.conf(logLevel="debug", ipam=LATE, foo=1)
     running = {pod: node.start("ADD", conf, pod) for pod in pods}
     for pod in pods:
-        waits(node, pod)  # all are served at the same time
+        waits(node, pod)  # all are served concurrently
     let_go(node)
     for pod, process in running.items():
         done = node.finish(process)
@@ -535,11 +544,11 @@ def test_each_delegate_has_its_own_callers_environment(node: ResidentNode) -> No
         assert not [line for line in lines if line.startswith("NOTIFY_SOCKET")]
 
 
-# --- many at once
+# --- concurrent requests
 
 
 def test_threads_are_bounded(make_node: MakeNode) -> None:
-    """Who is beyond them waits, and is served."""
+    """Requests above the limit of threads wait until a thread is free."""
     node = make_node(vfs=6)
     assert isinstance(node, ResidentNode)
     node.again("--processes", "1", "--threads", "2")
@@ -559,12 +568,12 @@ def test_threads_are_bounded(make_node: MakeNode) -> None:
     assert node.state() == before
 
 
-# --- what it costs
+# --- resources
 
 
 @pytest.mark.modes("resident", "deferred")
 def test_memory_and_descriptors(make_node: MakeNode, mode: str) -> None:
-    """60 pods come and go: what is open and how many threads there are does not grow."""
+    """Attaching and deleting pods repeatedly does not increase open descriptors and threads."""
     node = make_node(vfs=4)
     assert isinstance(node, ResidentNode)
     conf, pods = node.conf(ipam=own(node), cores=[1]), [node.pod() for _ in range(4)]
@@ -578,8 +587,8 @@ def test_memory_and_descriptors(make_node: MakeNode, mode: str) -> None:
 
     pairs(2)
     before = node.server.idle()
-    # main, who waits, the helpers; and each pod may have one request begun while those before it still
-    # announce or move a VF home: threads are kept, so their number is the most that there ever were
+    # main, the accepting thread, the helpers; and per pod, a request may start while earlier ones still
+    # announce or move a VF to the host. Threads are kept, so their number is the largest so far.
     most = 1 + 1 + len(pods) + 3 * len(pods)
     rounds = 13 if mode == "resident" else 4
     assert 2 * rounds * len(pods) > most, "a thread for each request would not be noticed"
@@ -589,17 +598,17 @@ def test_memory_and_descriptors(make_node: MakeNode, mode: str) -> None:
     assert node.server.threads() <= most
 
 
-# --- what runs beside
+# --- concurrent steps of a request
 
 
 @needs_strace
 def test_a_failed_add_waits_for_what_runs_beside_it(node: ResidentNode) -> None:
-    """Interrupts are pinned while the kernel moves the VF; where that fails, none is set behind the undo."""
+    """The undo waits until the concurrent pinning of interrupts has ended."""
     pod = node.pod()
     node.ip("-n", pod, "link", "add", "eth0", "type", "veth", "peer", "name", "its-peer")
     before = node.snapshot()
     mask = node.tree.mask(node.tree.irqs(0)[0])
-    # the first to write it is the pinning, the second the undo
+    # the first write is the pinning, the second the undo
     words = injecting("write", "delay_enter=300000:when=1", mask)
     with Strace(node.server.ready().pid, node.root / "strace", *words) as trace:
         node.refused(101, "ADD", node.conf(ipam=own(node), cores=[1], vf=0), pod)
@@ -613,13 +622,13 @@ def test_a_failed_add_waits_for_what_runs_beside_it(node: ResidentNode) -> None:
 
 
 def hiding(*directories: str) -> tuple[str, ...]:
-    """Return the words that start a program without what is in some directories of the host."""
+    """Return a command that starts a program without access to some directories of the host."""
     mounts = "".join(f"mount -t tmpfs none {each} && " for each in directories)
     return ("unshare", "--mount", "sh", "-c", f'{mounts}exec "$@"', "sh")
 
 
 def test_gc_of_a_server_that_does_not_see_the_namespaces(node: ResidentNode) -> None:
-    """A VF in a pod is not taken for one whose pod is gone: GC fails and changes nothing."""
+    """GC fails and changes nothing if the server cannot see the namespaces of running pods."""
     pod, conf = node.pod(), node.conf(ipam=own(node))
     node.server.stop()
     node.serve(enter=hiding("/run")).ready()
@@ -635,7 +644,7 @@ def test_gc_of_a_server_that_does_not_see_the_namespaces(node: ResidentNode) -> 
 
 
 def test_gc_without_sight_releases_a_vf_whose_pod_is_gone(node: ResidentNode) -> None:
-    """The VF is back in the host, which is proof enough."""
+    """GC needs no access to the namespaces for a VF that is back in the host."""
     pod, conf = node.pod(), node.conf(ipam=own(node), vf=0)
     node.server.stop()
     node.serve(enter=hiding("/run")).ready()
@@ -647,9 +656,10 @@ def test_gc_without_sight_releases_a_vf_whose_pod_is_gone(node: ResidentNode) ->
 
 
 def test_the_second_socket(node: ResidentNode) -> None:
-    """A client that does not see /run finds the server below /var/lib/cni; it has no interpreter.
+    """A client without access to /run finds the server below /var/lib/cni.
 
-    /var/lib is a directory of this test alone, so that no server of this machine is asked.
+    The client has no interpreter. /var/lib is a directory of the test, so that the client cannot reach
+    another server of this machine.
     """
     node.server.stop()
     state = node.root / "var"

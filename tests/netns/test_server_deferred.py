@@ -1,6 +1,6 @@
-"""``--defer-release``: a DEL is answered when the VF is quiet and its address free; its way home follows.
+"""``--defer-release``: a DEL replies when the VF is down and its address free; the move to the host follows.
 
-strace holds that way up, just before the kernel is told to move the VF, so that there is time to do harm.
+strace delays the netlink message that moves the VF, so that a test can interfere.
 """
 
 from __future__ import annotations
@@ -23,13 +23,13 @@ pytestmark = [
     needs_strace,
 ]
 
-HELD = 1.0  # seconds, where the way home is to go on by itself
-FOR_GOOD = 60.0  # where the server is killed before that
+HELD = 1.0  # seconds, if the move continues afterwards
+FOR_GOOD = 60.0  # if the server is killed before
 
 
 @pytest.fixture
 def node(make_node: MakeNode) -> DeferredNode:
-    """A node whose only VF was up, with an MTU of its own."""
+    """A node with a single VF, which was up with an MTU of the operator's."""
     node = make_node(vfs=1)
     assert isinstance(node, DeferredNode)
     node.nip("link", "set", "pf0v0", "up", "mtu", "1400")
@@ -41,7 +41,7 @@ def config(node: DeferredNode, **more: Any) -> dict[str, Any]:
 
 
 def way_home(node: DeferredNode, conf: dict[str, Any], pod: str) -> int:
-    """Return which of a DEL's ``sendto`` is the first behind the reply: what moves the VF."""
+    """Return the number of a DEL's ``sendto`` that moves the VF: the first after the reply."""
     node.add(conf, pod)
     node.settle()
     with Strace(node.server.ready().pid, node.root / "strace", "-e", "trace=sendto") as trace:
@@ -53,7 +53,7 @@ def way_home(node: DeferredNode, conf: dict[str, Any], pod: str) -> int:
 
 
 class Homing:
-    """A VF on its way home from ``pod``: its DEL is answered."""
+    """A deferred release: the DEL has replied, and the VF is still in ``pod``."""
 
     def __init__(self, conf: dict[str, Any], pod: str, done: Outcome, holder: Strace) -> None:
         self.conf, self.pod, self.done, self.holder = conf, pod, done, holder
@@ -64,7 +64,7 @@ Hold = Callable[..., contextlib.AbstractContextManager[Homing]]
 
 @pytest.fixture
 def hold(node: DeferredNode) -> Hold:
-    """What attaches a VF, deletes it, and holds its way home up for so many seconds."""
+    """A context manager that attaches and deletes a VF, and delays its move by some seconds."""
     number = way_home(node, config(node), node.pod())
 
     @contextlib.contextmanager
@@ -91,7 +91,7 @@ def masks(node: DeferredNode) -> set[str]:
 
 
 def test_the_reply_comes_first(node: DeferredNode, hold: Hold) -> None:
-    """The VF is quiet then and the address free; all else follows."""
+    """At the reply of a DEL the VF is down and the address free; the move follows."""
     before = node.state()
     with hold() as returning:
         assert node.leases() == []
@@ -105,7 +105,10 @@ def test_the_reply_comes_first(node: DeferredNode, hold: Hold) -> None:
 
 
 def test_the_runtime_deletes_the_namespace_at_once(node: DeferredNode, hold: Hold) -> None:
-    """Whose end would destroy a stand-in, and rename a VF: whoever brings it home keeps the namespace."""
+    """The server keeps the namespace open until the VF is moved.
+
+    The end of the namespace would delete a veth, and rename a VF.
+    """
     before = node.state()
     with hold() as returning:
         node.end(returning.pod)
@@ -135,7 +138,7 @@ def test_the_next_add_waits_for_it(node: DeferredNode, hold: Hold, asked: str, w
 
 
 def test_the_same_interface_is_attached_again_at_once(make_node: MakeNode) -> None:
-    """The ADD took another VF, and failed: the first one still had the interface's name in the pod."""
+    """An ADD with the same interface name completes the release first: the VF still has the name."""
     node = make_node(vfs=2)
     assert isinstance(node, DeferredNode)
     before, pod = node.state(), node.pod()
@@ -166,7 +169,7 @@ def test_it_is_deleted_once_more(node: DeferredNode, hold: Hold) -> None:
 
 
 def test_who_looks_meanwhile(node: DeferredNode, hold: Hold) -> None:
-    """The container has nothing any more; the node is well; a GC waits until the VF is home."""
+    """During the release CHECK finds no attachment, STATUS succeeds, and GC waits for the VF."""
     before = node.state()
     with hold() as returning:
         conf = returning.conf | {"cniVersion": "1.1.0"}
@@ -187,11 +190,11 @@ def test_a_stop_waits_until_it_is_home(node: DeferredNode, hold: Hold) -> None:
         assert (node.state(), node.records(), node.locks()) == (before, [], [])
 
 
-# --- and the server is killed
+# --- a killed server
 
 
 def abandoned(node: DeferredNode, hold: Hold) -> Homing:
-    """Kill the server with the VF on its way."""
+    """Kill the server during a release."""
     with hold(FOR_GOOD) as returning:
         returning.holder.end_with(node.server)
     assert on_its_way(node, returning.pod)
@@ -205,12 +208,15 @@ def abandoned(node: DeferredNode, hold: Hold) -> Homing:
 def test_it_is_killed_and_the_next_brings_the_vf_home(
     node: DeferredNode, hold: Hold, by: str, namespace: str
 ) -> None:
-    """Whoever comes next. Where the namespace has ended, the VF is in the host already."""
+    """The next request, or the server's start, completes the release.
+
+    If the namespace has ended, the VF is in the host already.
+    """
     before, other = node.state(), node.pod()
     returning = abandoned(node, hold)
     conf, pod = returning.conf, returning.pod
     if namespace == "has ended":
-        # a stand-in's name in sysfs stays as it is told, and an ADD must find it there again
+        # the test's sysfs does not follow a rename, and an ADD needs the device's name
         name = "dev7" if by in ("start", "GC") else "pf0v0"
         node.return_device(pod, name)
         node.end(pod)
@@ -230,11 +236,11 @@ def test_it_is_killed_and_the_next_brings_the_vf_home(
     assert masks(node) == {"ff"}
 
 
-# --- IPAM has the last word on a DEL
+# --- faults of IPAM and of the kernel
 
 
 def test_the_server_dies_before_ipam_has_answered(node: DeferredNode) -> None:
-    """The record is the container's still, and so DEL is asked for again, in a process."""
+    """The record is still the container's before IPAM's reply, so the client repeats the DEL in a process."""
     node.may_fall_back = True
     wait = 'touch "$ROOT/deleting"; while [ -d "$ROOT" ] && [ ! -e "$ROOT/go" ]; do sleep 0.02; done'
     node.delegate("host-local", f'[ "$CNI_COMMAND" = DEL ] && {{ {wait}; exit; }}; echo \'{{"ips":[]}}\'')
@@ -252,7 +258,7 @@ def test_the_server_dies_before_ipam_has_answered(node: DeferredNode) -> None:
 
 
 def test_it_does_not_come_home(node: DeferredNode) -> None:
-    """The kernel refuses the move behind the reply: said in the log, tried again by the next who comes."""
+    """If the kernel refuses the move, the server logs the error, and the next request repeats the move."""
     before, pod, conf = node.state(), node.pod(), config(node)
     number = way_home(node, conf, node.pod())
     node.add(conf, pod)

@@ -1,4 +1,4 @@
-"""Field reports on the resident server and its client: no threads, silent peers, failing system calls."""
+"""Faults of the resident server's peers and system calls: no threads, silent peers, failing calls."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def whole(environ: bytes = b"CNI_COMMAND=VERSION\0", stdin: bytes = b"{}") -> by
 
 def connected(node: ResidentNode) -> socket.socket:
     peer = socket.socket(socket.AF_UNIX)
-    peer.connect(str(node.run_dir / "sriov.sock"))  # blocking: a full backlog is waited for
+    peer.connect(str(node.run_dir / "sriov.sock"))  # blocking: waits while the backlog is full
     peer.settimeout(30)
     return peer
 
@@ -51,7 +51,7 @@ def own(node: Node) -> dict[str, object]:
 
 @needs_strace
 def test_a_thread_that_cannot_be_started(node: ResidentNode) -> None:
-    """A clone that fails with EAGAIN left a server that accepted nothing and that SIGTERM did not end."""
+    """The server serves with its existing threads while clone fails with EAGAIN, and SIGTERM ends it."""
     server, conf = node.server.ready(), node.conf(ipam=own(node))
     pods = [node.pod(), node.pod()]
     with Strace(server.pid, node.root / "strace", *NO_THREADS):
@@ -72,10 +72,10 @@ def test_a_thread_that_cannot_be_started(node: ResidentNode) -> None:
 
 @needs_strace
 def test_a_helper_that_cannot_be_started(node: ResidentNode) -> None:
-    """An ADD failed with code 999 where the thread for IPAM and the interrupts could not be started."""
+    """An ADD executes IPAM and interrupts itself if it cannot start a helper thread."""
     server, conf, pod = node.server.ready(), node.conf(ipam=own(node), cores=[1]), node.pod()
     before = node.snapshot()
-    assert node.run("VERSION", {}).status == 0  # the next thread waits already
+    assert node.run("VERSION", {}).status == 0  # the next request's thread exists then
     with Strace(server.pid, node.root / "strace", *NO_THREADS):
         found = node.add(conf, pod)
         assert node.addresses("eth0", pod) == [found["ips"][0]["address"]]
@@ -91,12 +91,12 @@ def peers(node: ResidentNode, number: int) -> Iterator[list[socket.socket]]:
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     with contextlib.ExitStack() as closing:
         closing.callback(resource.setrlimit, resource.RLIMIT_NOFILE, (soft, hard))
-        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))  # a login has 1024
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))  # 1024 is usual for a login
         yield [closing.enter_context(connected(node)) for _ in range(number)]
 
 
 def test_silent_connections(node: ResidentNode) -> None:
-    """500 connections that sent nothing delayed a call by 70 seconds."""
+    """500 connections without a request do not delay a call; the server closes them after ten seconds."""
     node.server.ready()
     conf, pod = node.conf(ipam=own(node)), node.pod()
     with peers(node, 500) as silent:
@@ -113,7 +113,7 @@ def test_silent_connections(node: ResidentNode) -> None:
 
 
 def test_as_many_silent_connections_as_there_are_descriptors(node: ResidentNode) -> None:
-    """The one that has been silent for longest goes first."""
+    """Without free descriptors the server closes the connection that has been silent for longest."""
     node.server.ready()
     before = node.server.idle()
     with peers(node, 900) as first, peers(node, 900):
@@ -127,7 +127,7 @@ def test_as_many_silent_connections_as_there_are_descriptors(node: ResidentNode)
 
 
 def test_slow_senders(node: ResidentNode) -> None:
-    """A client that sends a byte now and then holds no thread."""
+    """A client that sends its request in single bytes occupies no thread."""
     node.server.ready()
     content = whole()
     with peers(node, 100) as slow:
@@ -144,7 +144,7 @@ def test_slow_senders(node: ResidentNode) -> None:
 
 
 def test_half_closed_connections(node: ResidentNode) -> None:
-    """A client that will send nothing more is answered, or closed at once where its request is not whole."""
+    """A half-closed connection gets its reply, or is closed at once if its request is incomplete."""
     node.server.ready()
     for content, answered in ((b"", False), (whole()[:-1], False), (whole(), True)):
         with connected(node) as peer:
@@ -156,7 +156,7 @@ def test_half_closed_connections(node: ResidentNode) -> None:
 
 
 def test_clients_that_do_not_read(node: ResidentNode) -> None:
-    """More of them than there are threads hold up nobody."""
+    """Clients that do not read their replies do not block others, even if they outnumber the threads."""
     node.again("--threads", "4")
     before = node.server.idle()
     with peers(node, 20) as deaf:
@@ -170,9 +170,9 @@ def test_clients_that_do_not_read(node: ResidentNode) -> None:
 
 @needs_strace
 def test_a_client_that_does_not_read_its_log(node: ResidentNode) -> None:
-    """A stopped client's pipe is full; what the server logs for it must hold no thread and no lock."""
+    """A client that does not read its log, so that its pipe is full, blocks no thread and no lock."""
     node.server.ready()
-    more = {f"unknown{number}": "x" for number in range(2000)}  # each is a line of the log
+    more = {f"unknown{number}": "x" for number in range(2000)}  # each adds a line to the log
     wrap = interfered("poll", "delay_enter=15000000:when=1")
     process = node.start("ADD", node.conf(logLevel="debug", **more), node.pod(), wrap=wrap)
     begin = time.monotonic()

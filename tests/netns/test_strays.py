@@ -1,4 +1,4 @@
-"""Pods that ended without a DEL, and the operator's way to get their VFs back."""
+"""Pods that ended without a DEL, and the operator's commands that release their VFs."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def attached(node: Node, netns: str = "") -> tuple[str, dict[str, object]]:
 
 
 def test_vfs_and_doctor_show_a_pod_that_is_gone(node: Node) -> None:
-    """A pod that ended without a DEL kept its VF for ever, and no command said so."""
+    """``vfs`` and ``doctor`` show a VF of a pod that ended without a DEL."""
     pod, _ = attached(node)
     for line in (node.operate("vfs").stdout, node.operate("doctor").stdout):
         assert "is gone" not in line
@@ -36,7 +36,7 @@ def test_vfs_and_doctor_show_a_pod_that_is_gone(node: Node) -> None:
 
 @pytest.mark.parametrize("words", [["release", "POD"], ["release", "POD", "eth0"], ["doctor", "--repair"]])
 def test_release_gives_back_vf_and_address(node: Node, words: list[str]) -> None:
-    """Nothing but a GC, which plain runtimes never send, gave the VF of such a pod back."""
+    """``release`` and ``doctor --repair`` release VF and address of a pod that ended without a DEL."""
     before = node.state()
     pod, conf = attached(node)
     node.return_device(pod)
@@ -49,7 +49,7 @@ def test_release_gives_back_vf_and_address(node: Node, words: list[str]) -> None
 
 
 def test_release_of_what_nobody_has(node: Node) -> None:
-    """A wrong container ID is an error, and releases nothing."""
+    """``release`` with a wrong container ID fails and releases nothing."""
     attached(node)
     done = node.operate("release", "nobody", "eth0", status=1)
     assert done.stdout == ""
@@ -72,7 +72,7 @@ def test_one_interface_that_stays_keeps_no_other(node: Node, broken: int) -> Non
 
 
 def test_a_living_pod_keeps_its_vf_unless_forced(node: Node) -> None:
-    """The VF of a running pod goes only where the operator insists."""
+    """``release`` releases the VF of a running pod only with ``--force``."""
     pod, _ = attached(node)
     done = node.operate("release", pod, "--json", status=1)
     assert json.loads(done.stdout) == []
@@ -87,7 +87,7 @@ def test_a_living_pod_keeps_its_vf_unless_forced(node: Node) -> None:
 
 
 def test_a_namespace_without_a_file_is_not_gone(node: Node) -> None:
-    """The file of a namespace was removed while a process kept the namespace, with the VF in it."""
+    """``release`` refuses the VF while a process keeps the pod's namespace, also without its file."""
     pod, _ = attached(node)
     holder = subprocess.Popen(["nsenter", f"--net=/run/netns/{pod}", "--", "sleep", "600"])
     try:
@@ -104,7 +104,7 @@ def test_a_namespace_without_a_file_is_not_gone(node: Node) -> None:
 
 
 def test_could_not_look_is_not_gone(node: Node) -> None:
-    """An error of the look at the namespace was taken for its end."""
+    """A failed lookup of the namespace does not mean that the namespace is gone."""
     path = node.root / "netns"
     pod = node.pod()
     path.symlink_to(f"/run/netns/{pod}")

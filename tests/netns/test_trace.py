@@ -1,4 +1,4 @@
-"""``sriov-fast trace`` with the plugin itself: real ADDs and DELs, and nothing that stays."""
+"""``sriov-fast trace`` with the plugin: it executes real ADDs and DELs, and leaves nothing behind."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ pytestmark = pytest.mark.modes("process", "resident", "deferred")
 
 
 def command(node: Node, conf: dict[str, Any], *words: str) -> tuple[list[str], dict[str, str]]:
-    """The words of the operator's command on this node, and its environment."""
+    """Return the command ``sriov-fast trace`` for this node, and its environment."""
     program = node.root / "plugin"
     program.write_text(f"#!/bin/sh\nexec {shlex.join(node.command())}\n")
     program.chmod(0o755)
@@ -67,7 +67,7 @@ def test_an_add_and_its_del(node: Node, mode: str) -> None:
 
 
 def test_an_error(node: Node) -> None:
-    """What the plugin says is shown, and its VF and its address are free again."""
+    """``trace`` shows the plugin's error; VF and address are free afterwards."""
     before = node.snapshot()
     pod = node.pod()
     done = trace(node, node.conf(master="nope"), "--netns", pod)
@@ -78,7 +78,7 @@ def test_an_error(node: Node) -> None:
     done = trace(node, node.conf(ipam={"type": "bad"}))
     assert done.returncode == 1
     assert "odd" in done.stderr
-    assert node.calls() == ["ADD", "DEL", "DEL"]  # the plugin's own undoing, and our DEL
+    assert node.calls() == ["ADD", "DEL", "DEL"]  # the plugin's undo, and the DEL of ``trace``
     assert node.snapshot()["vfs"] == before["vfs"]
     assert node.records() == []
     assert not namespaces()
@@ -86,7 +86,7 @@ def test_an_error(node: Node) -> None:
 
 @pytest.mark.modes("process", "resident")
 def test_interrupted(node: Node) -> None:
-    """Whenever that is, everything is given back, and the namespace is gone."""
+    """After SIGINT at any time, ``trace`` has released everything and deleted its namespace."""
     before = node.snapshot()
     line, env = command(node, node.conf(ipam=node.host_local()), "--repeat", "1000")
     for delay in (0.3, 0.7):

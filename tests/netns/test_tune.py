@@ -1,4 +1,4 @@
-"""``sriov-fast tune`` on this machine's kernel: really set, and really put back."""
+"""``sriov-fast tune`` on this machine's kernel: it applies a setting and restores it."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ pytestmark = pytest.mark.skipif(not os.access(FILE, os.W_OK), reason=f"needs a k
 
 @pytest.fixture
 def before() -> Iterator[str]:
-    """What is there, made different from what we set; put back whatever happens."""
+    """Set the parameter to a value that ``tune`` changes; restore the parameter after the test."""
     found = FILE.read_text()
     try:
         FILE.write_text("2")
@@ -27,7 +27,7 @@ def before() -> Iterator[str]:
 
 
 def tune(run: Path, *words: str) -> dict[str, dict[str, str]]:
-    """Run the command as the operator does; return the settings by their names."""
+    """Run the command as an operator does; return the settings by their names."""
     done = subprocess.run(
         [sys.executable, "-m", "sriov_fast.cli", "tune", "--json", *words],
         env=dict(os.environ) | {"SRIOV_FAST_RUN": str(run), "PYTHONPATH": os.pathsep.join(sys.path)},

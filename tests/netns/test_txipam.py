@@ -1,4 +1,4 @@
-"""The plugin with txipam: an address service in the node's host namespace, and what it decides."""
+"""The plugin with txipam: an address service in the node's host namespace, and its decisions."""
 
 from __future__ import annotations
 
@@ -101,7 +101,7 @@ def test_a_vf_that_is_in_use_costs_no_address(node: Node, service: FakeService) 
 def test_what_the_pf_refuses_costs_no_address(
     node: Node, service: FakeService, extra: dict[str, Any]
 ) -> None:
-    """A stand-in's PF can set nothing, so this shows that it was asked to."""
+    """The address is returned if the PF refuses the service's settings, as a veth PF does."""
     service.more = {"extra": extra}
     before, pod = node.state(), node.pod()
     done = node.run("ADD", conf(node, service), pod, args=args(pod))
@@ -121,7 +121,7 @@ def test_a_refusal_touches_nothing(node: Node, service: FakeService, fault: Repl
 
 
 def test_del_while_the_service_is_down(node: Node, service: FakeService) -> None:
-    """The VF is home at once; the address when the service is back."""
+    """A DEL returns the VF at once, and the address when the service is available again."""
     before, pod, ask = node.state(), node.pod(), conf(node, service)
     node.add(ask, pod, args=args(pod))
     service.stop_listening()
@@ -136,7 +136,7 @@ def test_del_while_the_service_is_down(node: Node, service: FakeService) -> None
 
 
 def test_what_is_told_is_told_to_who_asked(node: Node, service: FakeService) -> None:
-    """On the stderr of that request, with its pod, whoever carries it out; and in its log file."""
+    """Messages go to the stderr and the log file of their request, with its pod."""
     log = node.root / "sriov.log"
     ask, pods = conf(node, service, logFile=str(log)), [node.pod() for _ in range(2)]
     for pod in pods:
@@ -167,7 +167,7 @@ def test_a_vf_is_free_for_the_next_pod_while_the_service_is_down(node: Node, ser
 
 
 def test_gc_after_everything_was_forgotten(node: Node, service: FakeService) -> None:
-    """The journal is gone, as after a reboot; the host's address is remembered."""
+    """GC returns the addresses without a journal, as after a reboot: the host's address is stored."""
     pod, ask = node.pod(), conf(node, service)
     node.add(ask, pod, args=args(pod))
     node.settle()

@@ -1,4 +1,4 @@
-"""The undo of an ADD whose client is gone before the reply, in the server."""
+"""The undo of an ADD in the server after its client has ended without the reply."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ pytestmark = pytest.mark.modes("resident")
 
 
 def undone(node: ResidentNode, **more: Any) -> None:
-    """Attach a pod, with a client that ends meanwhile; wait for the undo."""
+    """Attach a pod, kill the client before the reply, and wait for the undo."""
     held_up(node)
     program, show = node.root / "bin" / "host-local", 'readlink /proc/$$/fd/2 > "$ROOT/stderr"'
     program.write_text(program.read_text().replace("|| exit 0", f"|| {{ {show}; exit 0; }}"))
@@ -28,7 +28,7 @@ def undone(node: ResidentNode, **more: Any) -> None:
 
 
 def test_the_log_file_is_closed(node: ResidentNode) -> None:
-    """The undo opened the log file again, and the server kept the descriptor."""
+    """The undo closes the log file that it has opened."""
     file = node.root / "log"
     undone(node, logFile=str(file))
     wait_for(lambda: "msg=released" in file.read_text(), "nothing is logged")
@@ -36,6 +36,6 @@ def test_the_log_file_is_closed(node: ResidentNode) -> None:
 
 
 def test_ipam_writes_to_the_servers_stderr(node: ResidentNode) -> None:
-    """Its stderr was the descriptor with the number of the client's, which was closed by then."""
+    """During the undo the IPAM plugin's stderr is the server's, since the client's is closed."""
     undone(node)
     assert Path((node.root / "stderr").read_text().strip()) == node.server.log

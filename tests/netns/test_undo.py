@@ -1,4 +1,4 @@
-"""An ADD that fails, wherever it fails, leaves everything as it was."""
+"""An ADD that fails at any step restores the original state."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def pod_has_the_name(node: Node, pod: str) -> dict[str, Any]:
 
 
 def pf_refuses_mac(node: Node, pod: str) -> dict[str, Any]:
-    """The device takes it, the PF does not."""
+    """Return a configuration with a MAC that the device accepts and the PF refuses."""
     return node.conf(ipam=node.host_local(), mac="02:00:00:00:00:77")
 
 
@@ -40,12 +40,12 @@ def gateway_is_unreachable(node: Node, pod: str) -> dict[str, Any]:
 
 
 def runs(script: str, kind: str = "txipam") -> Prepare:
-    """An IPAM that runs a script at ADD; "dhcp" needs the VF in the pod, where it is up then."""
+    """Configure an IPAM plugin that runs a script at ADD; "dhcp" runs after the move, with the VF up."""
     return lambda node, pod: node.conf(ipam=node.other_ipam(kind, ADD=script))
 
 
 def answers(**more: object) -> Prepare:
-    """An IPAM whose address is right, with more in its answer."""
+    """Configure an IPAM plugin that replies with a valid address and further fields."""
     return runs(said(ADDRESS | more))
 
 
@@ -100,7 +100,7 @@ def test_a_failing_step_on_the_plain_backend(make_node: Any, prepare: Prepare) -
 
 
 def test_an_mtu_that_the_device_refuses(node: Node) -> None:
-    """The kernel has moved the device by the time it looks at the MTU."""
+    """The kernel refuses the MTU after it has moved the device."""
     node.nip("link", "del", "pf0v0")
     node.nip("link", "add", "lower", "type", "veth", "peer", "name", "lower-peer")
     node.nip("link", "add", "link", "lower", "name", "pf0v0", "type", "macvlan")
@@ -133,7 +133,7 @@ def test_ipam_that_is_not_there_was_not_run(node: Node) -> None:
 
 
 def test_an_address_is_given_back_when_the_vf_is_quiet(node: Node) -> None:
-    """Otherwise the next pod could get it while this one still answers to it."""
+    """The address is returned only when the VF no longer answers for it: the next pod may get it."""
     show = 'ip -n "$(basename "$CNI_NETNS")" -o link show eth0 > "$ROOT/at-del" 2>&1'
     beyond = [{"dst": "192.0.2.0/24", "gw": "172.16.0.1"}]
     conf = node.conf(ipam=node.other_ipam(ADD=said(ADDRESS | {"routes": beyond}), DEL=show))
@@ -150,7 +150,7 @@ def test_an_address_is_given_back_when_the_vf_is_quiet(node: Node) -> None:
 @pytest.mark.modes("process", "resident", falls_back=True)
 @pytest.mark.parametrize("why", ["Broken pipe", "No space left"])
 def test_a_result_that_cannot_be_written(either: Node, why: str) -> None:
-    """The last step of all fails: the interrupts' masks are restored as well."""
+    """An ADD that cannot write its result is undone, including the masks of interrupts."""
     node, pod = either, either.pod()
     before = node.snapshot()
     reader, stdout = os.pipe()
@@ -169,7 +169,7 @@ def test_a_result_that_cannot_be_written(either: Node, why: str) -> None:
 @pytest.mark.parametrize("closed", ["0", "1", "2", "all"])
 @pytest.mark.modes("process", "resident", falls_back=True)
 def test_closed_streams(node: Node, closed: str) -> None:
-    """What is closed must not become the number of a file of ours, with a reply or log lines in it."""
+    """No file of the plugin gets the number of a closed stream, to which a reply or a log would go."""
     streams = "0 1 2" if closed == "all" else closed
     how = " ".join({"0": "0<&-", "1": "1>&-", "2": "2>&-"}[fd] for fd in streams.split())
     pod = node.pod()
@@ -189,7 +189,7 @@ def test_closed_streams(node: Node, closed: str) -> None:
 
 @pytest.mark.modes("process")
 def test_a_full_run_directory(either: Node) -> None:
-    """An ADD needs a record and is refused; a DEL must be possible."""
+    """On a full file system an ADD is refused, since it needs a record; a DEL succeeds."""
     node, pod, other = either, either.pod(), either.pod()
     empty = node.state()
     conf = node.conf(ipam=node.host_local())
@@ -227,7 +227,7 @@ def test_a_run_directory_that_cannot_be_one(node: Node) -> None:
 
 @pytest.mark.modes("process")
 def test_ipam_that_chose_before_the_crash_is_asked_to_give_back(node: Node) -> None:
-    """Killed after IPAM's answer and before a record: DEL goes to IPAM all the same."""
+    """A DEL executes the IPAM plugin although the ADD was killed after IPAM's reply and before the record."""
     conf, pod = node.conf(ipam=node.other_ipam()), node.pod()
     before = node.state()
     done = node.run("ADD", conf, pod, wrap=interfered("rename", "signal=SIGKILL:when=1"))
@@ -239,7 +239,7 @@ def test_ipam_that_chose_before_the_crash_is_asked_to_give_back(node: Node) -> N
 
 @pytest.mark.modes("process")
 def test_the_records_file_is_whole_at_all_times(node: Node) -> None:
-    """Killed in the middle of writing a draft, there is the old record or none."""
+    """After a SIGKILL during the write of a draft, the old record or none exists."""
     pod, conf = node.pod(), node.conf()
     draft = node.run_dir / "vfs" / f".{node.tree.pci(0)}"
     done = node.run("ADD", conf, pod, wrap=interfered("write", "signal=SIGKILL:when=1", draft))

@@ -35,7 +35,7 @@ def test_every_verb(either: Node, driver: str) -> None:
 
 
 def test_a_namespace_that_cannot_be_opened(node: Node) -> None:
-    """Nothing is done in the namespace, so it may be hidden from this process."""
+    """With a userspace driver the plugin does not open the namespace, which may be invisible to it."""
     node.tree.bind(0, "vfio-pci")
     conf, hidden = node.by_device(), {"CNI_NETNS": "/run/netns/no-such"}
     done = node.run("ADD", conf, "pod1", env=hidden)
@@ -48,7 +48,7 @@ def test_a_namespace_that_cannot_be_opened(node: Node) -> None:
 
 
 def test_such_a_namespace_of_another_vf(node: Node) -> None:
-    """A VF with a network device needs the namespace."""
+    """A VF with a network device needs an accessible namespace."""
     said = node.refused(4, "ADD", node.by_device(), "pod1", env={"CNI_NETNS": "/run/netns/no-such"})
     assert "no-such" in said
     assert (node.records(), node.leases()) == ([], [])
@@ -62,7 +62,7 @@ def test_by_index(node: Node) -> None:
 
 
 def test_none_is_chosen_unasked(node: Node) -> None:
-    """A pod of a network without a VF's name gets an interface."""
+    """Without a named VF, an ADD chooses a VF with a network device."""
     node.tree.bind(0, "vfio-pci")
     pod, other = node.pod(), node.pod()
     conf = node.by_device(deviceID=None, master="pf0")
@@ -97,7 +97,7 @@ def test_what_needs_a_network_device(node: Node, more: dict[str, Any], word: str
 
 
 def test_an_mtu_is_ignored(node: Node) -> None:
-    """The Kubernetes SR-IOV CNI ignores the key for every VF."""
+    """The key ``mtu`` is ignored with a warning; the Kubernetes SR-IOV CNI ignores it for every VF."""
     node.tree.bind(0, "vfio-pci")
     done = node.run("ADD", node.by_device(mtu=9000), node.pod())
     assert done.json["interfaces"][0]["mtu"] == 1500
@@ -105,7 +105,7 @@ def test_an_mtu_is_ignored(node: Node) -> None:
 
 
 def test_a_setting_that_the_pf_refuses(node: Node) -> None:
-    """The PF is a veth, which has no settings of VFs: the ADD is undone."""
+    """The ADD is undone if the PF refuses a setting, as a veth PF does."""
     node.tree.bind(0, "vfio-pci")
     pod = node.pod()
     assert "VF 0 of pf0" in node.refused(100, "ADD", node.by_device(vlan=7), pod)
@@ -124,7 +124,7 @@ def test_gc(node: Node) -> None:
 
 @pytest.mark.modes("process")
 def test_a_vf_that_was_made_anew(node: Node) -> None:
-    """Its settings are the operator's."""
+    """CHECK and DEL detect a recreated VF; its settings are the operator's, and are not restored."""
     node.tree.bind(0, "vfio-pci")
     conf, pod = node.by_device(), node.pod()
     result = node.add(conf, pod)
@@ -139,7 +139,7 @@ def test_a_vf_that_was_made_anew(node: Node) -> None:
 
 @pytest.mark.modes("process")
 def test_none_has_a_network_device(node: Node) -> None:
-    """A PF with VFs for userspace alone said "try again" as well, to a request that names none."""
+    """An ADD without a named VF fails with code 7 if all VFs of the PF have a userspace driver."""
     for index in (0, 1):
         node.tree.bind(index, "vfio-pci")
     said = node.refused(7, "ADD", node.conf(), node.pod())

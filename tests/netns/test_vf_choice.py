@@ -1,4 +1,4 @@
-"""Which VF an ADD may take: none that the host uses."""
+"""The choice of the VF for an ADD: no VF that the host uses."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ pytestmark = pytest.mark.modes("resident")
 
 ADVERTISED = "address add 2001:db8::7/64 dev pf0v0 nodad valid_lft 1000 preferred_lft 1000"
 LOCAL = "address add fe80::7/64 dev pf0v0 nodad"
-# How the host uses a VF, by the words of the refusal.
+# Uses of a VF by the host, by the text of the refusal.
 USES = {
     "address 192.0.2.5/24": ["address add 192.0.2.5/24 dev pf0v0"],
     "address 2001:db8::5/64": ["address add 2001:db8::5/64 dev pf0v0 nodad"],
@@ -25,7 +25,7 @@ USES = {
 
 
 def use(node: Node, kind: str) -> None:
-    """Use the first VF's device; the tree gets the link that sysfs has for each device on top."""
+    """Use the first VF's device in the host; add the links of upper devices to the test's sysfs."""
     for line in USES[kind]:
         node.nip(*line.split())
     if kind.endswith("on top of it"):
@@ -38,7 +38,7 @@ def recorded_pf(node: Node) -> object:
 
 
 def host_state(node: Node) -> str:
-    """All that the host has of the first VF's device."""
+    """Return the host's addresses, routes and links of the first VF's device."""
     shown = [["-o", "address"], ["route"], ["-6", "route", "show", "proto", "boot"], ["-o", "link"]]
     lines = [line for words in shown for line in node.nip(*words).splitlines()]
     return "\n".join(line for line in lines if "pf0v0" in line and "fe80::" not in line)
@@ -46,7 +46,7 @@ def host_state(node: Node) -> str:
 
 @pytest.mark.parametrize("kind", USES)
 def test_a_vf_that_the_host_uses_is_not_the_first_choice(node: Node, kind: str) -> None:
-    """A pod got the VF that carried the host's default route, because that was the first VF of the PF."""
+    """An ADD skips a VF that the host uses."""
     use(node, kind)
     before = host_state(node)
     assert node.add(node.conf(cniVersion="1.1.0"), node.pod())["interfaces"][0]["pciID"] == node.tree.pci(1)
@@ -58,7 +58,7 @@ def test_a_vf_that_the_host_uses_is_not_the_first_choice(node: Node, kind: str) 
 @pytest.mark.parametrize("by", ["vf", "deviceID"])
 @pytest.mark.parametrize("kind", USES)
 def test_a_named_vf_that_the_host_uses_is_refused(node: Node, kind: str, by: str) -> None:
-    """A VF that was named went to the pod, and the host lost an address without a word."""
+    """An ADD refuses a named VF that the host uses, and the host keeps its configuration."""
     use(node, kind)
     before, snapshot = host_state(node), node.snapshot()
     conf = node.conf(vf=0) if by == "vf" else node.conf(deviceID=node.tree.pci(0))
@@ -69,7 +69,7 @@ def test_a_named_vf_that_the_host_uses_is_refused(node: Node, kind: str, by: str
     assert node.snapshot() == snapshot | {"pods": node.snapshot()["pods"]}
 
 
-# A router's advertisements, and what network managers do, who bring up every device.
+# The effects of router advertisements, and of network managers, which bring up every device.
 NO_USES = {
     "advertised": [
         "link set pf0v0 up",
@@ -97,7 +97,7 @@ def test_a_route_beyond_the_advertised_ones_is_a_use(node: Node) -> None:
 
 
 def test_status_sees_that_the_host_uses_every_vf(node: Node) -> None:
-    """STATUS said healthy while the host used the only VFs, so that every ADD failed."""
+    """STATUS fails if the host uses every VF, since each ADD would fail."""
     conf = node.conf(cniVersion="1.1.0")
     node.nip("address", "add", "192.0.2.5/24", "dev", "pf0v0")
     assert node.run("STATUS", conf).status == 0
@@ -107,7 +107,7 @@ def test_status_sees_that_the_host_uses_every_vf(node: Node) -> None:
 
 @pytest.mark.parametrize("masters", [["pf0", "missing"], ["missing", "pf0"], ["lo", "pf0"]])
 def test_a_missing_master_is_skipped(node: Node, masters: list[str]) -> None:
-    """One configuration for nodes with different cards failed every ADD where one of the PFs was missing."""
+    """ADD and STATUS skip PFs in ``master`` that a node lacks, so nodes can share a configuration."""
     conf = node.conf(cniVersion="1.1.0", master=masters)
     assert node.run("STATUS", conf).status == 0
     done = node.run("ADD", conf, node.pod())
@@ -122,7 +122,7 @@ def test_a_missing_master_is_skipped(node: Node, masters: list[str]) -> None:
 
 @pytest.mark.parametrize("more", [{"master": ["missing"]}, {"master": ["missing", "lo"]}, {"vf": 9}], ids=str)
 def test_add_and_status_refuse_in_the_same_words(node: Node, more: dict[str, Any]) -> None:
-    """STATUS said healthy where every ADD failed, and the other way round."""
+    """ADD and STATUS fail for the same configurations, with the same message."""
     conf = node.conf(cniVersion="1.1.0", **more)
     added = node.run("ADD", conf, node.pod())
     status = node.run("STATUS", conf)
@@ -134,7 +134,7 @@ def test_add_and_status_refuse_in_the_same_words(node: Node, more: dict[str, Any
 @pytest.mark.parametrize("ipam", ["", "txipam"])
 @pytest.mark.parametrize("master", ["missing", "lo", ["missing", "lo"]], ids=str)
 def test_the_device_plugin_decides(node: Node, master: str | list[str], ipam: str) -> None:
-    """A master that is not the PF of the VF was an error; the SR-IOV CNI ignores the key."""
+    """With the device plugin's deviceID, ``master`` may be wrong: the SR-IOV CNI ignores it as well."""
     more = {"ipam": node.other_ipam(ipam)} if ipam else {}
     pci, pod = node.tree.pci(1), node.pod()
     conf = node.conf(cniVersion="1.1.0", master=master, runtimeConfig={"deviceID": pci}, **more)
@@ -147,7 +147,7 @@ def test_the_device_plugin_decides(node: Node, master: str | list[str], ipam: st
 
 @pytest.mark.parametrize("altname", ["enp1s0f0np0", "enp129s0f1np1-of-the-second-card"])
 def test_an_alternative_name(either: Node, altname: str) -> None:
-    """A master that named the PF by one of its alternative names was said not to exist."""
+    """``master`` can be an alternative name of the PF; the record has the PF's name."""
     node = either
     node.nip("link", "property", "add", "dev", "pf0", "altname", altname)
     conf = node.conf(cniVersion="1.1.0", master=altname)
@@ -161,7 +161,7 @@ def test_an_alternative_name(either: Node, altname: str) -> None:
 
 
 def representor(node: Node, name: str, port: str) -> None:
-    """Give the PF's function a second network device, as a card in switchdev mode has it."""
+    """Give the PF's function a second network device, as on a card in switchdev mode."""
     node.tree.add_netdev(None, name)
     (node.tree.sys / "class/net" / name / "phys_port_name").write_text(f"{port}\n")
     node.nip("link", "add", name, "type", "veth", "peer", "name", f"{name}-p")
@@ -169,7 +169,7 @@ def representor(node: Node, name: str, port: str) -> None:
 
 @pytest.mark.parametrize("port", ["pf0vf0", "pf0sf88", "c1pf0vf3", "p0pf0vf1", "pf0"])
 def test_the_uplink_and_no_representor(node: Node, port: str) -> None:
-    """With deviceID alone, the settings went to the representor, whose name comes first in the alphabet."""
+    """With deviceID alone the PF is the uplink, although a representor's name sorts first."""
     representor(node, "aaa0", port)
     (node.tree.sys / "class/net/pf0/phys_port_name").write_text("p0\n")
     node.add(node.conf(master=None, deviceID=node.tree.pci(0)), node.pod())
@@ -177,7 +177,7 @@ def test_the_uplink_and_no_representor(node: Node, port: str) -> None:
 
 
 def test_the_first_of_two_ports(node: Node) -> None:
-    """A card with two ports on one function gave the one whose name comes first."""
+    """With deviceID alone the PF is the port with the lowest number, although another name sorts first."""
     representor(node, "aaa0", "")
     (node.tree.sys / "class/net/aaa0/dev_port").write_text("1\n")
     (node.tree.sys / "class/net/pf0/dev_port").write_text("0\n")
@@ -187,7 +187,7 @@ def test_the_first_of_two_ports(node: Node) -> None:
 
 @pytest.mark.parametrize("master", ["pf0", "aaa0"])
 def test_the_master_that_is_named(node: Node, master: str) -> None:
-    """The device that ``master`` names was refused because another one of the same function comes first."""
+    """The device that ``master`` names is the PF, although another one of its function sorts first."""
     representor(node, "aaa0", "")
     node.add(node.conf(master=master, deviceID=node.tree.pci(0)), node.pod())
     assert recorded_pf(node) == master
@@ -196,7 +196,7 @@ def test_the_master_that_is_named(node: Node, master: str) -> None:
 @pytest.mark.modes("process")
 @pytest.mark.parametrize("attach", ["move", "macvlan"])
 def test_a_device_that_is_no_ethernet_device(node: Node, attach: str) -> None:
-    """An IPoIB VF was moved into the pod, and announced with half of its address."""
+    """An ADD refuses a VF that is no Ethernet device, for example IPoIB."""
     name = node.tree.netdev(0)
     node.nip("link", "del", name)
     node.nip("tuntap", "add", "dev", name, "mode", "tun")

@@ -1,4 +1,4 @@
-"""``sriov-fast warm``: VFs that are kept up and quiet, and made what they were."""
+"""``sriov-fast warm``: it keeps VFs up without ARP and IPv6, and restores them with ``--off``."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def node(make_node: MakeNode) -> Node:
 
 @pytest.fixture
 def mixed(node: Node) -> Node:
-    """VF 1 is up and has a link-local address, VF 2 is the host's, the others are down."""
+    """A node with VF 1 up with a link-local address, VF 2 used by the host, and the others down."""
     node.nip("link", "set", node.tree.netdev(1), "up")
     node.nip("addr", "add", "192.0.2.1/24", "dev", node.tree.netdev(2))
     return node
@@ -43,7 +43,7 @@ def mixed(node: Node) -> Node:
 def test_free_vfs_are_up_and_quiet_and_made_what_they_were(mixed: Node) -> None:
     before = mixed.state()
     disabled = [disables_ipv6(mixed.tree.netdev(index), mixed.host) for index in range(4)]
-    for _ in range(2):  # the second time must not take the first for what was there before
+    for _ in range(2):  # the second run must not record the warm state as the original one
         found = warm(mixed)
         assert [found[mixed.tree.netdev(index)]["warm"] for index in range(4)] == [True, True, False, True]
         assert "192.0.2.1" in found[mixed.tree.netdev(2)]["why"]
@@ -71,7 +71,7 @@ def test_vfs_and_doctor_show_it(node: Node) -> None:
 
 
 def test_a_vf_in_a_pod_is_left_alone(node: Node) -> None:
-    """A moved VF answers ARP in the pod, and is warm again when it is home."""
+    """A moved VF answers ARP in the pod, and is warm again after the DEL."""
     warm(node)
     pod = node.pod()
     conf = node.conf(vf=0, ipam=node.host_local())
@@ -89,7 +89,7 @@ def test_a_vf_in_a_pod_is_left_alone(node: Node) -> None:
 
 @pytest.mark.modes("resident", "deferred")
 def test_a_macvlan_leaves_a_vf_as_warm_as_it_was(node: Node) -> None:
-    """Its link stays from before the ADD until after the DEL."""
+    """The VF keeps its carrier from before the ADD until after the DEL."""
     warm(node)
     name, pod = node.tree.netdev(0), node.pod()
     conf = node.conf(vf=0, attach="macvlan", ipam=node.host_local())
@@ -108,7 +108,7 @@ def test_a_macvlan_leaves_a_vf_as_warm_as_it_was(node: Node) -> None:
 
 
 def carrier_changes(node: Node, name: str) -> int:
-    """Return how often a device has lost or got its link."""
+    """Return the number of times that a device has lost or got its carrier."""
     return int(read(node.host, f"/sys/class/net/{name}/carrier_changes"))
 
 

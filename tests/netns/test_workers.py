@@ -1,4 +1,4 @@
-"""The processes of a server: they share a burst of requests, and one may end before the others."""
+"""The worker processes of a server: they share a burst of requests, and can end independently."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ PODS = 16
 
 @pytest.fixture
 def node(make_node: MakeNode) -> ResidentNode:
-    """A node whose server has one worker, on any number of CPUs."""
+    """A node with a server that has one worker, independent of the number of CPUs."""
     node = make_node(vfs=PODS)
     assert isinstance(node, ResidentNode)
     node.again("--processes", "2", "--metrics", f"unix:{node.run_dir}/metrics.sock")
@@ -30,7 +30,7 @@ def node(make_node: MakeNode) -> ResidentNode:
 
 @pytest.fixture
 def conf(node: ResidentNode) -> dict[str, Any]:
-    """A network whose ADDs hardly wait in the kernel, so that they wait for the interpreter."""
+    """A network with ADDs that wait little for the kernel, so that they compete for the interpreter."""
     return node.conf(ipam=node.host_local(delegate=False), cniVersion="1.0.0", attach="macvlan")
 
 
@@ -50,7 +50,7 @@ def has_ended(pid: int) -> bool:
 
 
 def test_a_burst_is_shared(node: ResidentNode, conf: dict[str, Any]) -> None:
-    """No VF and no address is given twice, and the metrics count the requests of both processes."""
+    """In a burst no VF and no address is allocated twice, and the metrics count both processes."""
     before, pods, worker = node.state(), [node.pod() for _ in range(PODS)], worker_of(node)
     spent, number = cpu_of(worker), 0
 
@@ -85,7 +85,7 @@ def test_a_request_alone_is_not_passed_on(node: ResidentNode, conf: dict[str, An
 
 
 def test_a_worker_that_is_killed(node: ResidentNode, conf: dict[str, Any]) -> None:
-    """Its requests are repeated by their clients; the server goes on alone."""
+    """The clients of a killed worker repeat their requests; the server continues without it."""
     node.may_fall_back = True
     before, pods, worker = node.state(), [node.pod() for _ in range(PODS)], worker_of(node)
     adds = [node.start("ADD", conf, pod) for pod in pods]
@@ -105,7 +105,7 @@ def test_a_worker_that_is_killed(node: ResidentNode, conf: dict[str, Any]) -> No
 
 
 def test_a_server_that_is_killed_in_a_burst(node: ResidentNode, conf: dict[str, Any]) -> None:
-    """Its worker finishes its requests; the clients of the server itself repeat theirs."""
+    """The worker finishes its requests; the clients of the killed server repeat theirs."""
     node.may_fall_back = True
     before, pods, worker = node.state(), [node.pod() for _ in range(PODS)], worker_of(node)
     adds = [node.start("ADD", conf, pod) for pod in pods]
@@ -128,7 +128,7 @@ def test_a_worker_ends_with_its_server(node: ResidentNode, sent: signal.Signals)
 
 
 def test_a_worker_holds_nothing_of_its_server(node: ResidentNode) -> None:
-    """So that a new server can listen while a worker of the last one ends."""
+    """A worker holds no socket or lock of its server, so a new server can start before it ends."""
     worker = worker_of(node)
     directory = f"/proc/{worker}/fd"
     files = [os.readlink(f"{directory}/{fd}") for fd in os.listdir(directory)]

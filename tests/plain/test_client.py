@@ -1,4 +1,4 @@
-"""The client in C, compiled here, against a server of this file that is told what to do."""
+"""The client in C, compiled by the tests, with a fake server that executes a given behaviour."""
 
 from __future__ import annotations
 
@@ -38,21 +38,21 @@ HAS_NETNS, HAS_STDERR = 1, 2
 MOST_STDIN = (16 << 20) + (64 << 10)
 CONFIG = b'{"cniVersion": "1.0.0", "name": "net"}'
 ADD = {"CNI_COMMAND": "ADD", "CNI_CONTAINERID": "c1"}
-# What runs in-process here: says so, with what it was told.
+# The program that the client executes in-process: it prints the command, the token and stdin.
 STAND_IN = ("/bin/sh", "-c", 'echo "in-process $CNI_COMMAND ${SRIOV_FAST_TOKEN-none}"; exec cat')
 
 # --- compilers
 
 
 class Compiler(NamedTuple):
-    """A compiler's name and options ("" for what the build would take), and what it compiles for."""
+    """A compiler's command, "" for the build's own choice, and the machine that it compiles for."""
 
     words: str
     machine: str = platform.machine()
 
 
 def compilers() -> list[Compiler]:
-    """Those that are here, the cross compilers among them."""
+    """Return the installed compilers, including cross compilers."""
     zig = f"{sys.executable} -m ziglang cc -static -target" if importlib.util.find_spec("ziglang") else ""
     known = [
         Compiler(""),
@@ -74,7 +74,7 @@ def build(output: Path, compiler: Compiler) -> subprocess.CompletedProcess[str]:
 
 @pytest.fixture(scope="session")
 def compiled(tmp_path_factory: pytest.TempPathFactory) -> bytes:
-    """The client as the build makes it."""
+    """The client as the build compiles it."""
     output = tmp_path_factory.mktemp("client") / "sriov-client"
     done = build(output, Compiler(""))
     assert done.returncode == 0, done.stderr
@@ -97,13 +97,13 @@ ClientOf = Callable[..., Path]
 
 @pytest.fixture
 def client_of(compiled: bytes, tmp_path: Path) -> ClientOf:
-    """Install the client with a program behind it."""
+    """A function that installs the client with a program to execute in-process."""
     return lambda *words: write(tmp_path / "sriov", compiled + trailer(*words))
 
 
 @pytest.fixture
 def client(client_of: ClientOf) -> Path:
-    """The client with the stand-in behind it."""
+    """The client with the stand-in as its program."""
     return client_of(*STAND_IN)
 
 
@@ -123,7 +123,7 @@ Behaviour = Callable[[socket.socket, Request], None]
 
 
 class FakeServer:
-    """Accepts calls one after the other, and answers each as it is told."""
+    """A server that accepts one call at a time and executes a behaviour for each."""
 
     def __init__(self, path: Path, behave: Behaviour, read: int | None = None) -> None:
         self.requests: list[Request] = []
@@ -196,7 +196,7 @@ def replying(output: bytes = b"{}\n", status: int = 0) -> Behaviour:
 
 
 def logging(text: bytes, then: Behaviour) -> Behaviour:
-    """Write to the caller's stderr first."""
+    """Write to the caller's stderr, then execute another behaviour."""
 
     def behave(connection: socket.socket, request: Request) -> None:
         with open(os.dup(request.files[-1]), "wb") as file:
@@ -207,18 +207,18 @@ def logging(text: bytes, then: Behaviour) -> Behaviour:
 
 
 def silent(connection: socket.socket, _: Request) -> None:
-    """Wait for the client to leave."""
+    """Send nothing, and wait until the client closes the connection."""
     while connection.recv(1 << 20):
         pass
 
 
 def leaving(connection: socket.socket, _: Request) -> None:
-    """Close without a word."""
+    """Close the connection without a reply."""
 
 
 @pytest.fixture
 def address() -> Iterator[Path]:
-    """A path for a socket, short enough for one."""
+    """A path that is short enough for a socket."""
     with tempfile.TemporaryDirectory(prefix="sriov-") as directory:
         yield Path(directory, "sriov.sock")
 
@@ -401,7 +401,7 @@ def test_stdin_in_pieces(client: Path, address: Path, blocking: bool) -> None:
 
 @pytest.fixture
 def terminal() -> Iterator[int]:
-    """A terminal on which nothing is typed."""
+    """A terminal without input."""
     controller, fd = pty.openpty()
     yield fd
     os.close(fd)
@@ -420,7 +420,7 @@ def test_the_directory_of_the_socket(client: Path, address: Path, fits: bool) ->
     directory = str(address.parent) + "/." * (0 if fits else 60)
     with FakeServer(address, replying()) as server:
         done = call(client, "", env=ADD | {"SRIOV_FAST_RUN": directory})
-    assert len(server.requests) == fits  # a socket's path has 107 bytes
+    assert len(server.requests) == fits  # a socket's path has at most 107 bytes
     assert done.stdout.startswith(b"{}" if fits else b"in-process")
 
 
@@ -470,7 +470,7 @@ def test_a_reply_to_a_request_that_was_not_read(client: Path, address: Path) -> 
 
 @pytest.mark.parametrize("env", [{}, {"SRIOV_FAST_TOKEN": "00" * 16}], ids=["no token", "another call's"])
 def test_no_socket(client: Path, address: Path, env: dict[str, str]) -> None:
-    """A token of another call is dropped."""
+    """Without a socket the client executes the plugin, and drops the token of another call."""
     assert_in_process(call(client, address, env=ADD | env))
 
 
@@ -505,7 +505,7 @@ def test_nobody_listens(client: Path, address: Path, size: int) -> None:
 
 
 def test_a_socket_of_others(compiled: bytes, address: Path) -> None:
-    # Root may open everything, so it tries as nobody; whoever else runs this shuts itself out.
+    # Root can open every socket, so root calls as nobody; another user removes its own access.
     someone = {"user": 65534} if os.geteuid() == 0 else {}
     program = write(address.with_name("sriov"), compiled + trailer(*STAND_IN))
     address.parent.chmod(0o755)
@@ -556,7 +556,7 @@ def test_a_server_that_leaves_while_it_reads(client: Path, address: Path, read: 
     first, _, rest = done.stdout.partition(b"\n")
     assert first.startswith(b"in-process ADD ")
     assert rest == stdin
-    assert len(first.split()[-1]) in ((32,) if read else (32, 4))  # 4: it left before anything was sent
+    assert len(first.split()[-1]) in ((32,) if read else (32, 4))  # "none": nothing was sent
 
 
 def test_the_reader_of_a_terminal_still_has_it(client_of: ClientOf, address: Path, terminal: int) -> None:
@@ -566,7 +566,7 @@ def test_the_reader_of_a_terminal_still_has_it(client_of: ClientOf, address: Pat
     assert done.stdout == b"terminal\n"
 
 
-# --- a server that takes its time
+# --- a slow server
 
 
 def error_of(done: subprocess.CompletedProcess[bytes]) -> dict[str, Any]:
@@ -578,7 +578,7 @@ def error_of(done: subprocess.CompletedProcess[bytes]) -> dict[str, Any]:
 
 
 def test_the_limit(client: Path, address: Path) -> None:
-    with FakeServer(address, silent) as server:  # it would fail if the client did not leave
+    with FakeServer(address, silent) as server:  # fails if the client does not close the connection
         error = error_of(call(client, address, env=ADD | {"SRIOV_FAST_WAIT": "0.2"}))
     assert (error["code"], error["cniVersion"]) == (11, "1.0.0")
     assert str(address) in error["msg"]
@@ -589,7 +589,7 @@ def test_the_limit(client: Path, address: Path) -> None:
 
 @pytest.fixture
 def deaf(address: Path) -> Iterator[Path]:
-    """The address of a server that never answers."""
+    """The address of a server that never replies."""
     with socket.socket(socket.AF_UNIX) as listener:
         listener.bind(str(address))
         listener.listen(64)
@@ -613,7 +613,7 @@ def test_the_limit_where_too_many_wait(client: Path, address: Path) -> None:
 
 
 def fill(address: Path) -> list[socket.socket]:
-    """Connect until nobody else can."""
+    """Connect until the backlog is full."""
     waiting = []
     while True:
         each = socket.socket(socket.AF_UNIX)
@@ -635,7 +635,7 @@ def test_what_is_no_limit_changes_nothing(client: Path, address: Path, limit: st
 
 
 def worded(client: Path, address: Path, stdin: bytes) -> str:
-    """The version of an error that the client words itself."""
+    """Return the CNI version of an error that the client writes itself."""
     done = call(client, address, stdin, env=ADD | {"SRIOV_FAST_WAIT": "0.001"})
     return str(error_of(done)["cniVersion"])
 
@@ -680,7 +680,7 @@ def test_it_words_errors_in_the_plugins_version(client: Path, deaf: Path, text: 
     assert worded(client, deaf, stdin) == response.spoken_version(stdin)
 
 
-# What a double or 40 digits cannot hold, and what is nested too deep, only the plugin refuses.
+# Only the plugin refuses numbers beyond a double or 40 digits, and values that are nested too deep.
 SCALARS = (
     st.none() | st.booleans() | st.integers(-(10**9), 10**9) | st.text() | st.sampled_from(config.VERSIONS)
 )
@@ -705,12 +705,12 @@ RECORDS = 'echo "$CNI_COMMAND ${SRIOV_FAST_TOKEN-none} $(cat)" >>"$RECORD"; echo
 
 @pytest.fixture
 def recording(client_of: ClientOf) -> Path:
-    """The client that writes down what it executes in-process."""
+    """A client with a program that records its own execution."""
     return client_of("/bin/sh", "-c", RECORDS)
 
 
 def deliver(recording: Path, address: Path, command: str, status: int, stdout: int) -> str:
-    """Call with a stdout that takes nothing; return what was executed in-process."""
+    """Call with a stdout that accepts nothing; return the record of the executions in-process."""
     record = recording.with_name("record")
     env = {"CNI_COMMAND": command, "RECORD": str(record), "PATH": os.environ["PATH"]}
     with FakeServer(address, replying(b"result", status)):
@@ -722,7 +722,7 @@ def deliver(recording: Path, address: Path, command: str, status: int, stdout: i
 
 @pytest.fixture(params=["pipe", "full"])
 def taking_nothing(request: pytest.FixtureRequest) -> Iterator[int]:
-    """A pipe whose reader has left, and a full disk."""
+    """A stdout that accepts nothing: a pipe without a reader, and a full disk."""
     if request.param == "full":
         fd = os.open("/dev/full", os.O_WRONLY)
     else:
@@ -746,7 +746,7 @@ def test_what_attached_nothing_is_just_an_error(
     assert deliver(recording, address, command, status, taking_nothing) == ""
 
 
-# --- what the plugin gets in-process
+# --- the plugin in-process
 
 
 @pytest.mark.parametrize("fd", [0, 1, 2])
@@ -794,7 +794,7 @@ def test_stdin_that_cannot_be_read(client: Path, address: Path, tmp_path: Path) 
     os.close(directory)
     assert server.requests == []
     assert done.stdout == b"in-process ADD none\n"
-    assert b"directory" in done.stderr  # what cat finds
+    assert b"directory" in done.stderr  # the error of cat
 
 
 AWKWARD = [
@@ -859,7 +859,10 @@ UNUSABLE = {
 def test_an_interpreter_that_cannot_be_executed(
     client_of: ClientOf, address: Path, tmp_path: Path, make: Any, why: str, served: bool
 ) -> None:
-    """The error names interpreter and socket, in the version of the configuration; a server is waited for."""
+    """The error names interpreter and socket, in the configuration's version.
+
+    Before the error, the client repeats its request to a server that closes the connection.
+    """
     path = tmp_path / 'the "interpreter"'
     if make:
         make(path)
@@ -878,7 +881,7 @@ def test_an_interpreter_that_cannot_be_executed(
 
 
 def asking(program: Path, address: Path) -> subprocess.Popen[bytes]:
-    """Start an ADD."""
+    """Start an ADD; return the process."""
     env = ADD | {"SRIOV_FAST_SOCKET": str(address)}
     process = subprocess.Popen([program], env=env, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
     assert process.stdin
@@ -889,7 +892,7 @@ def asking(program: Path, address: Path) -> subprocess.Popen[bytes]:
 
 
 def test_a_server_that_starts_is_waited_for(client_of: ClientOf, address: Path, tmp_path: Path) -> None:
-    """An interpreter that is there but cannot be executed is none."""
+    """The client waits for a server if its interpreter exists but cannot be executed."""
     write(tmp_path / "python", b"")
     program = client_of(bytes(tmp_path / "python"), "-c", "pass")
     process = asking(program, address)
@@ -899,18 +902,18 @@ def test_a_server_that_starts_is_waited_for(client_of: ClientOf, address: Path, 
     assert server.requests[0].stdin == CONFIG
 
 
-# --- without an interpreter, as the DaemonSet installs it
+# --- without an interpreter, as the DaemonSet installs the client
 
 
 @pytest.fixture
 def bare(compiled: bytes, tmp_path: Path) -> Path:
-    """The client with nothing behind it."""
+    """The client without an interpreter."""
     return write(tmp_path / "bare sriov", compiled)
 
 
 @pytest.mark.parametrize(("command", "code"), [("ADD", 5), ("DEL", 5), ("STATUS", 50), ("VERSION", 5)])
 def test_neither_server_nor_interpreter(bare: Path, address: Path, command: str, code: int) -> None:
-    """The error says both. STATUS and VERSION do not wait for a server."""
+    """The error names the missing interpreter and server; STATUS and VERSION do not wait for a server."""
     wait = {"SRIOV_FAST_WAIT": "0.2"} if command in ("ADD", "DEL") else {}
     begin = time.monotonic()
     error = error_of(call(bare, address, env={"CNI_COMMAND": command, **wait}))
@@ -934,7 +937,7 @@ def test_no_server_can_be_asked(bare: Path, env: dict[str, str], tried: str) -> 
 
 @pytest.mark.parametrize("fd", [0, 2])
 def test_a_server_is_asked_without_a_standard_file(bare: Path, address: Path, fd: int) -> None:
-    """Without an interpreter there is no plugin that could report the closed file."""
+    """Without an interpreter, the client calls the server also if a standard file is closed."""
     closing = ["/bin/sh", "-c", f'exec "$0" {fd}{"<" if fd == 0 else ">"}&-', str(bare)]
     with FakeServer(address, replying()) as server:
         assert call(closing, address).stdout == b"{}\n"
@@ -954,7 +957,7 @@ def test_an_unreported_attachment_is_deleted_by_the_server(
 
 
 def test_a_server_that_is_being_replaced_is_waited_for(bare: Path, address: Path) -> None:
-    """The first server ends with the request; the next one is asked again, with the same token."""
+    """If the first server ends with the request, the client repeats it to the next, with the same token."""
     with FakeServer(address, leaving) as first:
         process = asking(bare, address)
         while not first.requests:
@@ -969,7 +972,7 @@ def test_a_server_that_is_being_replaced_is_waited_for(bare: Path, address: Path
 
 @pytest.mark.parametrize("waiting", ["nobody listens", "a server that leaves"])
 def test_waiting_for_a_server_takes_no_more_descriptors(bare: Path, address: Path, waiting: str) -> None:
-    """Each of the thirty attempts may open four."""
+    """Repeated attempts close their descriptors: each of the thirty may open four."""
     served = waiting == "a server that leaves"
     if not served:
         with socket.socket(socket.AF_UNIX) as dead:
@@ -998,7 +1001,7 @@ def test_waiting_for_a_server_takes_no_more_descriptors(bare: Path, address: Pat
 
 @pytest.fixture
 def real(compiled: bytes, tmp_path: Path) -> Path:
-    """The client with the real plugin behind it."""
+    """The client with the real plugin as its program."""
     words = install.trailer(install.PROGRAMS["sriov"], sys.executable, install.search_path())
     return write(tmp_path / "a real sriov", compiled + words)
 
@@ -1017,18 +1020,18 @@ def test_the_plugin_refuses_what_is_far_too_large(real: Path, address: Path) -> 
     assert "larger than" in json.loads(done.stdout)["msg"]
 
 
-# --- every compiler that is here
+# --- every installed compiler
 
 
 def segments(elf: bytes) -> list[int]:
-    """The types of the program headers of a 64-bit little-endian ELF file."""
+    """Return the types of the program headers of a 64-bit little-endian ELF file."""
     (start,) = struct.unpack_from("<Q", elf, 32)
     size, count = struct.unpack_from("<HH", elf, 54)
     return [struct.unpack_from("<I", elf, start + size * number)[0] for number in range(count)]
 
 
 def runner(machine: str) -> list[str] | None:
-    """What executes programs of that machine here; None where nothing does."""
+    """Return the command that executes programs of a machine on this one; None without an emulator."""
     if machine == platform.machine():
         return []
     emulator = shutil.which(f"qemu-{machine}-static") or shutil.which(f"qemu-{machine}")
@@ -1044,7 +1047,7 @@ def test_every_compiler(compiler: Compiler, address: Path, tmp_path: Path) -> No
     elf = (tmp_path / "compiled").read_bytes()
     assert struct.unpack_from("<H", elf, 18)[0] == {"x86_64": 62, "aarch64": 183}[compiler.machine]
     if "static" in compiler.words or (not compiler.words and shutil.which("musl-gcc")):
-        assert 3 not in segments(elf)  # PT_INTERP: it would be linked when it starts
+        assert 3 not in segments(elf)  # PT_INTERP: dynamically linked
     program = write(tmp_path / "sriov", elf + trailer(*STAND_IN))
     execute = runner(compiler.machine)
     if execute is not None:

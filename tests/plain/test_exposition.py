@@ -1,4 +1,4 @@
-"""Where the metrics are served, and what is said where they cannot be."""
+"""The endpoint of the metrics: its addresses, its errors, and its content."""
 
 from __future__ import annotations
 
@@ -91,7 +91,7 @@ def test_ipv6_and_another_path(metrics: Metrics) -> None:
 
 
 def test_a_silent_client_is_dropped(metrics: Metrics, monkeypatch: pytest.MonkeyPatch) -> None:
-    """It holds up the next scrape for the time limit at most."""
+    """A silent client delays the next scrape at most by the time limit."""
     monkeypatch.setattr("sriov_fast.server.exposition._Handler.timeout", 0.1)
     with closing(Endpoint("127.0.0.1:0", metrics)) as endpoint:
         endpoint.start()
@@ -103,7 +103,7 @@ def test_a_silent_client_is_dropped(metrics: Metrics, monkeypatch: pytest.Monkey
 
 
 def test_without_prometheus_client(tmp_path: Path) -> None:
-    """The error names the extra."""
+    """The error names the extra that installs the module."""
     env = {"SRIOV_FAST_RUN": str(tmp_path), "PATH": "/usr/bin:/bin"}
     done = subprocess.run(
         [sys.executable, "-c", WITHOUT], env=env, capture_output=True, text=True, check=False
@@ -114,7 +114,7 @@ def test_without_prometheus_client(tmp_path: Path) -> None:
 
 
 def test_a_histogram_is_that_of_the_library() -> None:
-    """A time on a bound belongs to the bucket of that bound."""
+    """The histogram equals the library's, where a time on a bound belongs to the bucket of that bound."""
     registry = CollectorRegistry()
     library = prometheus_client.Histogram(
         "a_seconds", "Text", ["step", "verb"], buckets=BOUNDS, registry=registry
@@ -134,7 +134,7 @@ def test_a_histogram_is_that_of_the_library() -> None:
 
 
 def test_closed_before_it_serves(metrics: Metrics, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A server that is stopped right after its start."""
+    """An endpoint that is closed before its thread runs does not fail."""
     monkeypatch.setattr(_thread, "start_new_thread", lambda work, words: work(*words))
     endpoint = Endpoint("127.0.0.1:0", metrics)
     endpoint.close()
@@ -145,7 +145,7 @@ def test_closed_before_it_serves(metrics: Metrics, monkeypatch: pytest.MonkeyPat
     ("family", "where"), [(socket.AF_INET, "127.0.0.1:0"), (socket.AF_UNIX, "unix:{}/metrics.sock")]
 )
 def test_its_thread_ends_when_it_is_closed(metrics: Metrics, tmp_path: Path, family: int, where: str) -> None:
-    """It polled the closed descriptor without a pause, and then the next file with its number."""
+    """The endpoint's thread ends with its socket, and does not poll the closed descriptor's number."""
     before = threads()
     with closing(Endpoint(where.format(tmp_path), metrics)) as endpoint:
         endpoint.start()
@@ -161,7 +161,7 @@ def threads() -> set[str]:
 
 
 def test_workers_are_counted(roots: Roots) -> None:
-    """A worker that does not answer has no counts."""
+    """The metrics add the counts of the workers; a worker that does not reply adds none."""
     ours, theirs = Counts(), Counts()
     for counts, code in ((ours, 0), (theirs, 0), (theirs, 11)):
         counts.served("ADD", code, b'{"code": 11}', Steps("", "resident"))
@@ -188,7 +188,7 @@ def test_connections_that_no_thread_has_accepted(roots: Roots, monkeypatch: pyte
         assert "sriov_fast_requests_queued 3.0" in text
         listener.accept()[0].close()
         assert sockets.queued(listener) == 2
-        monkeypatch.setattr(sockets, "_BY_FAMILY", 99)  # no message that the kernel knows
+        monkeypatch.setattr(sockets, "_BY_FAMILY", 99)  # an unknown message for the kernel
         with pytest.raises(OSError, match="Invalid argument"):
             sockets.queued(listener)
         assert b"sriov_fast_requests_queued" not in Metrics(roots, Counts(), lambda: 0, [listener]).render()

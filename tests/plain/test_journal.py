@@ -1,4 +1,4 @@
-"""The journal: records whole or not at all, found by name alone, private to root."""
+"""The journal: complete records or none, found by name alone, readable by root only."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ def test_round_trip(journal: Journal) -> None:
 
 
 def test_a_draft_is_no_record(journal: Journal, tmp_path: Path) -> None:
-    """Until it is published; it does not survive being dropped."""
+    """A draft becomes a record when it is published; a dropped draft is removed."""
     first, later = attachment(journal, mtu=1400), attachment(journal, mtu=9000)
     journal.draft(first)
     assert (journal.all(), journal.taken(), journal.find("c1", "eth0")) == ([], set(), None)
@@ -89,7 +89,10 @@ def test_a_draft_is_no_record(journal: Journal, tmp_path: Path) -> None:
 
 
 def test_a_draft_that_was_used_up_is_made_again(journal: Journal) -> None:
-    """As by the interrupts that are written down while the record of the whole lies ready."""
+    """A draft is written again if another record of the VF used its file.
+
+    The masks of interrupts are recorded in this way while the draft of the whole record exists.
+    """
     between, whole = attachment(journal, mtu=1400), attachment(journal, mtu=9000)
     journal.draft(whole)
     journal.write(between)
@@ -153,7 +156,7 @@ def test_what_is_no_record(journal: Journal, tmp_path: Path) -> None:
 
 
 def test_a_name_that_ends_as_anothers(journal: Journal) -> None:
-    """What stands before container and interface must be a PCI address alone."""
+    """A record's name matches a container only if its first part is a PCI address alone."""
     other = attachment(journal, pci="0000:01:10.1", container_id="c2", ifname="x~c1~eth0")
     journal.write(other)
     assert journal.find("c1", "eth0") is None
@@ -180,7 +183,7 @@ def test_an_earlier_boot_is_forgotten(journal: Journal, tmp_path: Path) -> None:
 
 
 def test_a_symbolic_link_in_the_drafts_place(journal: Journal, tmp_path: Path) -> None:
-    """Root's own directory, and still: nothing is written through a link."""
+    """The journal writes through no symbolic link, although its directory is root's."""
     journal.write(attachment(journal))
     victim = tmp_path / "victim"
     victim.write_text("precious")
@@ -216,18 +219,18 @@ def test_a_reader_never_sees_half_a_record(journal: Journal) -> None:
     assert (faults, seen <= {"a", "b"}, bool(seen)) == ([], True, True)
 
 
-# --- on the way home
+# --- VFs that are being returned
 
 
 def returning(journal: Journal, **more: object) -> Attachment:
-    """Write a record and say that its VF is its container's no more."""
+    """Write a record and release its VF."""
     record = attachment(journal, **(FULL | more))
     journal.write(record)
     return journal.release(record)
 
 
 def test_a_vf_on_its_way_home(journal: Journal, tmp_path: Path) -> None:
-    """It is nobody's, and not free; all that it takes to bring it home is still known."""
+    """A VF that is being returned has no owner and is not free; its record keeps the original state."""
     record = returning(journal)
     assert os.listdir(tmp_path / "run/vfs") == [f"{PCI}~~c1~eth0"]
     assert record == attachment(journal, **(FULL | {"state": RETURNING}))
@@ -240,7 +243,7 @@ def test_a_vf_on_its_way_home(journal: Journal, tmp_path: Path) -> None:
 
 
 def test_its_name_alone_says_so(journal: Journal, tmp_path: Path) -> None:
-    """The content says what it said before: one rename is all that a reply waits for."""
+    """A release only renames the record, so that the reply waits for one call."""
     record = attachment(journal, **FULL)
     journal.write(record)
     before = (tmp_path / f"run/vfs/{PCI}~c1~eth0").read_bytes()
@@ -260,7 +263,7 @@ WRONG = [None, 5, -7, 1 << 40, True, "x", 1.5, [], [5], {}, {"x": 5}, {"-1": "ff
 
 
 def stored(journal: Journal, roots: Roots, **more: Any) -> Path:
-    """Write a whole record, then some of its fields as JSON has them."""
+    """Write a complete record, then replace some of its fields in the JSON."""
     journal.write(attachment(journal, **FULL))
     path = Path(roots.run, "vfs", f"{PCI}~c1~eth0")
     path.write_bytes(json.dumps(json.loads(path.read_bytes()) | more))
@@ -269,7 +272,7 @@ def stored(journal: Journal, roots: Roots, **more: Any) -> Path:
 
 @pytest.mark.parametrize("key", Attachment.__annotations__)
 def test_every_field_is_checked(journal: Journal, roots: Roots, key: str) -> None:
-    """What is read is of the type that it is declared with, or the record is broken."""
+    """Each field of a record has its declared type, or the record is broken."""
     whole = attachment(journal, **FULL)
     for value in WRONG:
         stored(journal, roots, **{key: value})
@@ -312,7 +315,7 @@ def test_values_that_no_release_could_set(journal: Journal, roots: Roots, more: 
 
 
 def test_a_record_of_another_version(journal: Journal, roots: Roots) -> None:
-    """A newer one has more fields, an older one fewer."""
+    """Records of other versions are valid: newer ones have more fields, older ones fewer."""
     path, whole = stored(journal, roots, unheard_of=5), attachment(journal, **FULL)
     assert journal.find("c1", "eth0") == whole
     plain = json.loads(path.read_bytes())
@@ -322,7 +325,7 @@ def test_a_record_of_another_version(journal: Journal, roots: Roots) -> None:
 
 
 def test_what_is_kept_aside(journal: Journal, roots: Roots) -> None:
-    """It is not free, not its owner's, not on its way to the host, and not removed."""
+    """A broken record stays after its owner's DEL: its VF is neither free, nor its owner's, nor returned."""
     path = stored(journal, roots, mtu="x")
     content = path.read_bytes()
     broken = journal.find("c1", "eth0")
@@ -339,7 +342,7 @@ def test_what_is_kept_aside(journal: Journal, roots: Roots) -> None:
 
 
 def test_one_record_that_cannot_be_read(journal: Journal, roots: Roots) -> None:
-    """The others are repaired all the same."""
+    """The repair skips a record that cannot be read, and continues with the others."""
     path = stored(journal, roots)
     os.mkdir(path.with_name("0000:01:10.1~c2~eth0"))
     (fault,) = journal.faults()
@@ -349,7 +352,7 @@ def test_one_record_that_cannot_be_read(journal: Journal, roots: Roots) -> None:
 
 
 def test_drafts(journal: Journal, roots: Roots) -> None:
-    """One is left over when nobody holds its VF's lock."""
+    """The repair removes the draft of a VF if no process holds the VF's lock."""
     stored(journal, roots)
     journal.draft(attachment(journal, mtu=1500))
     journal.draft(attachment(journal, pci="0000:01:10.1"))
@@ -366,7 +369,7 @@ def test_drafts(journal: Journal, roots: Roots) -> None:
 )
 @pytest.mark.parametrize("key", ["spoofchk", "trust"])
 def test_switches_of_the_sriov_cni(tmp_path: Path, key: str, word: str | None, asked: bool | None) -> None:
-    """That plugin takes each word but "on" for "off": it set the VF, and the DEL has to restore it."""
+    """The SR-IOV CNI treats each word but "on" as "off" and sets the VF, so a DEL restores it."""
     conf = {"name": "n", "deviceID": PCI, "OrigVfState": {"HostIFName": "eth0v0"}, key: word}
     (tmp_path / "c1-net1").write_bytes(json.dumps(conf))
     found = sriov_cni_record.find("c1", "net1", Roots(sys=str(tmp_path), sriov_cni=str(tmp_path)))

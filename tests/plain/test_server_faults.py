@@ -1,4 +1,4 @@
-"""A fault in one part of the resident server neither deafens nor ends it."""
+"""A fault in one part of the resident server does not stop the server."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ MAGIC = int.from_bytes(b"SRF1", "little")
 ENVIRON = b"CNI_COMMAND=VERSION\0"
 VERSION = HEADER.pack(MAGIC, 0, len(ENVIRON), 2, bytes(16)) + ENVIRON + b"{}"
 
-# A server whose upkeep is due all the time. FAULT is code that breaks something in it once it serves, BEFORE
-# before that.
+# A server with continuous upkeep. FAULT is code that injects a fault when the server is ready, BEFORE is code
+# that runs earlier.
 PROGRAM = """
 import _thread, os, socket, sys
 from time import sleep as hang
@@ -60,7 +60,7 @@ made.finish()
 
 
 class Served:
-    """A server process with a fault in it."""
+    """A server process with an injected fault."""
 
     def __init__(self, root: Path, fault: str, before: str) -> None:
         self.root = root
@@ -75,7 +75,7 @@ class Served:
         assert self.process.poll() is None, self.log.read_text()
 
     def ask(self, content: bytes = VERSION) -> bytes:
-        """Send a request; return all that comes of it."""
+        """Send a request; return the reply, up to the end of the connection."""
         with socket.socket(socket.AF_UNIX) as peer:
             peer.settimeout(20)
             peer.connect(str(self.root / "socket"))
@@ -87,7 +87,7 @@ class Served:
             return found
 
     def try_(self, content: bytes) -> None:
-        """Send what may be refused before it is sent."""
+        """Send a request that the server may refuse before it is sent completely."""
         with contextlib.suppress(BrokenPipeError, ConnectionResetError):
             self.ask(content)
 
@@ -99,7 +99,7 @@ class Served:
         return len(os.listdir(f"/proc/{self.process.pid}/fd"))
 
     def end(self) -> None:
-        """SIGTERM ends it, whatever the fault."""
+        """Send SIGTERM, and check that the server exits with status 0."""
         self.process.send_signal(signal.SIGTERM)
         assert self.process.wait(10) == 0, self.log.read_text()
 
@@ -121,7 +121,7 @@ def serve(tmp_path: Path) -> Iterator[Serve]:
         served.process.wait()
 
 
-# The first thread cannot be started until there is a file "go".
+# The first thread cannot be started until the file "go" exists.
 LATE = """
 def late(*words):
     return (real_thread if os.path.exists(f"{root}/go") else no_thread)(*words)
@@ -131,7 +131,7 @@ _thread.start_new_thread = late
 
 
 def test_no_thread_at_the_start(serve: Serve, tmp_path: Path) -> None:
-    """The server tries again until it can start its first thread."""
+    """The server repeats the start of its first thread until it succeeds."""
     served = serve("", LATE)
     served.wait_for(lambda: "cannot start a thread" in served.log.read_text())
     (tmp_path / "go").touch()
@@ -156,7 +156,7 @@ def test_a_failing_upkeep(serve: Serve) -> None:
 
 
 def test_an_upkeep_that_hangs(serve: Serve) -> None:
-    """Neither requests nor SIGTERM wait for it."""
+    """Requests and SIGTERM do not wait for an upkeep that hangs."""
     waits = "lambda *_: os.close(os.open(f'{root}/hangs', os.O_CREAT)) or hang(60)"
     served = serve(f"threads._LAST = 0.2; recovery.repair = {waits}")
     served.wait_for(lambda: (served.root / "hangs").exists())
@@ -181,7 +181,7 @@ PARTS = {
 
 @pytest.mark.parametrize("fault", PARTS.values(), ids=list(PARTS))
 def test_a_fault_in_a_request(serve: Serve, fault: str) -> None:
-    """It costs that request; no thread, no connection and no descriptor is lost, and the server can end."""
+    """A fault fails only its request: the server leaks no descriptor and exits on SIGTERM."""
     served = serve(fault)
     contents = [b"HTTP/1.1 and no request at all, but long enough", VERSION[:40], VERSION]
     for content in contents:

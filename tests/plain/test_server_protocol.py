@@ -1,4 +1,4 @@
-"""The frames on the server's socket: whole requests, and everything that is none."""
+"""The frames on the server's socket: complete requests, and invalid input."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from harness.descriptors import open_files
 from sriov_fast.server import protocol
 from sriov_fast.server.protocol import NETNS, STDERR, BrokenRequestError, Incoming, WireRequest
 
-HEADER = struct.Struct("=IIII16s")  # as client/sriov.c has it
+HEADER = struct.Struct("=IIII16s")  # the same as in client/sriov.c
 MAGIC = int.from_bytes(b"SRF1", "little")
 TOKEN = bytes(range(16))
 Pair = tuple[socket.socket, socket.socket]
@@ -28,7 +28,7 @@ Pair = tuple[socket.socket, socket.socket]
 
 @pytest.fixture
 def pair() -> Iterator[Pair]:
-    """The client's end and the server's."""
+    """The client's and the server's end of a connection."""
     ours, theirs = socket.socketpair()
     with ours, theirs:
         yield ours, theirs
@@ -39,7 +39,7 @@ def whole(environ: bytes = b"", stdin: bytes = b"", flags: int = 0, magic: int =
 
 
 class Received:
-    """A server's end, read to a whole request; ``with`` closes what came with it, and nothing else."""
+    """A complete request at the server's end; ``with`` closes its descriptors and no others."""
 
     def __init__(self, server: socket.socket) -> None:
         self._incoming = Incoming(_socket.socket(fileno=os.dup(server.fileno())))
@@ -111,7 +111,7 @@ def test_the_clients_cpu(pair: Pair, number: int) -> None:
 
 
 def test_in_many_pieces(pair: Pair) -> None:
-    """The descriptors come with the first byte."""
+    """A request in many pieces is complete; its descriptors arrive with the first byte."""
     client, server = pair
     content = whole(b"A=b\0" * 3000, b"x" * 70000, flags=STDERR)
 
@@ -155,7 +155,7 @@ BROKEN = {
 
 
 def assert_broken(pair: Pair, content: bytes, files: int, match: str | None = None) -> None:
-    """It says so, and keeps none of the descriptors."""
+    """Check that a request is refused, and that all of its descriptors are closed."""
     client, server = pair
     before = open_files()
     if content:
@@ -180,7 +180,7 @@ def test_other_descriptors_than_announced(pair: Pair, flags: int, files: int) ->
 
 
 def test_a_client_that_says_nothing(pair: Pair) -> None:
-    """It is not waited for: what has come is kept, and the thread goes on with something else."""
+    """An incomplete request does not block the thread; the received bytes are kept."""
     client, server = pair
     content = whole(b"A=b\0" * 3000)
     with Incoming(_socket.socket(fileno=os.dup(server.fileno()))) as incoming:
@@ -198,7 +198,7 @@ def test_a_client_that_says_nothing(pair: Pair) -> None:
 
 @given(content=st.binary(max_size=200), files=st.integers(0, 3), magic=st.booleans())
 def test_any_bytes(content: bytes, files: int, magic: bool) -> None:
-    """Either a request or a BrokenRequestError; never a descriptor too many."""
+    """Any bytes are a request or raise BrokenRequestError, without a leaked descriptor."""
     client, server = socket.socketpair()
     with client, server:
         before = open_files()
@@ -230,7 +230,7 @@ def test_a_reply(pair: Pair, status: int, output: bytes) -> None:
 
 
 def test_a_reply_that_nobody_reads(pair: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A reply larger than the socket's buffer holds its thread for a bounded time."""
+    """A reply that is larger than the socket's buffer blocks its thread for a limited time."""
     monkeypatch.setattr(protocol, "_SEND_LIMIT", 0.2)
     with pytest.raises(OSError, match="timed out"):
         protocol.answer(pair[1], 0, b"x" * (8 << 20))
@@ -238,7 +238,7 @@ def test_a_reply_that_nobody_reads(pair: Pair, monkeypatch: pytest.MonkeyPatch) 
 
 def test_a_reply_that_nobody_takes(pair: Pair) -> None:
     client, server = pair
-    client.shutdown(socket.SHUT_RDWR)  # also for a copy in a process that is being started
+    client.shutdown(socket.SHUT_RDWR)  # also closes copies in processes that are being started
     client.close()
     with pytest.raises(OSError, match=r"pipe|reset"):
         protocol.answer(server, 0, b"x")

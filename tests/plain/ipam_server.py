@@ -58,7 +58,7 @@ def roomy(grace: int = 0) -> dict[str, Any]:
 
 
 def toml(table: dict[str, Any]) -> str:
-    """Return the table ``[server]``; JSON and TOML write its values alike."""
+    """Return the table ``[server]`` as TOML; its values have the same form in JSON."""
     return "[server]\n" + "".join(f"{key} = {json.dumps(value)}\n" for key, value in table.items())
 
 
@@ -82,7 +82,7 @@ def run(*words: object, check: bool = True, stdin: str = "", **env: str) -> Comp
     ):
         try:
             status = cli.main(["ipam", *map(str, words)])
-        except SystemExit as end:  # of argparse
+        except SystemExit as end:  # raised by argparse
             status = int(end.code or 0)
     assert not check or status == 0, err.getvalue()
     return CompletedProcess(words, status, out.getvalue(), err.getvalue())
@@ -303,7 +303,7 @@ class AddressService:
 
 
 def wanted(container: str, host: str = HOST, pod: str = "") -> dict[str, str]:
-    """The body of an ask."""
+    """Return the body of an allocation request."""
     return {"container_id": container, "ifname": "eth0", "pod_id": pod or f"pod-{container}", "host_ip": host}
 
 

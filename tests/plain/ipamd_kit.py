@@ -100,7 +100,8 @@ class Clock:
 def config(subnet: str = "10.1.0.0/24", *, grace: int = 300, **more: Any) -> dict[str, Any]:
     """Return the configuration of a network n with a pool a for all hosts.
 
-    ``pool`` has further keys of the pool, ``assignments`` those of assignments, the others are tables.
+    ``pool`` adds keys to the pool. ``assignments`` are entries of network n. Each other argument replaces a
+    section.
     """
     pool = {"name": "a", "network": "n", "subnet": subnet, **more.pop("pool", {})}
     hosts = {"network": "n", "hosts": ["0.0.0.0/0", "::/0"], "pools": ["a"]}

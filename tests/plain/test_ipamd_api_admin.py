@@ -1,4 +1,4 @@
-"""What operators ask of the address service: the configuration and its items, what is held, backups."""
+"""Operators' requests to the address service: the configuration, its items, allocations, backups."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def changed(**sections: Any) -> dict[str, Any]:
     return DOMAIN | sections
 
 
-# ---------------------------------------------------------------------------------------------- as a whole
+# ------------------------------------------------------------------------------------- whole configuration
 
 
 def test_a_configuration_that_changed_meanwhile_is_not_overwritten(admin: httpx.Client) -> None:
@@ -44,7 +44,7 @@ def test_a_wrong_configuration_is_refused_whole(admin: httpx.Client) -> None:
     assert (after.json(), after.headers["etag"]) == (before.json(), before.headers["etag"])
 
 
-# ------------------------------------------------------------------------------------------- item by item
+# ------------------------------------------------------------------------------------------- single items
 
 
 def test_a_network_comes_and_goes(admin: httpx.Client) -> None:
@@ -128,7 +128,7 @@ def test_an_items_revision_may_be_asked_for(admin: httpx.Client) -> None:
     problem(admin.delete(f"{CONFIG}/networks/n", headers={"if-match": etag}), 412, "conflict")
 
 
-# ----------------------------------------------------------------------------------- what is held, backup
+# -------------------------------------------------------------------------------------------- allocations
 
 
 def test_allocations_of_a_network_or_a_host(admin: httpx.Client) -> None:
@@ -145,7 +145,7 @@ def test_allocations_of_a_network_or_a_host(admin: httpx.Client) -> None:
     admin.delete(f"{ASK}/l2/eth0", params={"host_ip": "10.55.206.30"})
 
 
-# ---------------------------------------------------------------------------- the file and the store
+# ---------------------------------------------------------------------- configuration file and store
 
 
 def test_a_file_fills_an_empty_store_and_leaves_one_that_is_not(world: World) -> None:
@@ -184,7 +184,7 @@ def test_a_file_that_manages_wins_and_is_read_anew(world: World) -> None:
     server.restart()
     with world.admin(server) as client:
         assert client.get(CONFIG).json() == DOMAIN
-        # an import brings back what was held; the configuration stays the file's
+        # the backup has another configuration; that of the file stays in force
         assert client.post("/v1/import", json=backup).status_code == 200
         assert client.get(CONFIG).json() == DOMAIN
     assert server.stop() == 0

@@ -1,4 +1,4 @@
-"""Who may do what: tokens, client certificates, open networks, and TLS itself."""
+"""Authentication and authorization: tokens, client certificates, open access, and TLS."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ OPEN = ("/healthz", "/readyz", "/metrics", "/v1/openapi.json")
 
 @pytest.fixture(scope="module")
 def server(world: World) -> AddressService:
-    """All but open: tokens and certificates side by side."""
+    """Start a service that accepts tokens and the client certificates of two CAs."""
     run("ca", world.directory / "own", "--admin", "ipam-admin")
     both = world.directory / "clients.crt"
     both.write_bytes(world.authority.ca.read_bytes() + (world.directory / "own/ca.crt").read_bytes())
@@ -47,7 +47,7 @@ def server(world: World) -> AddressService:
 
 
 def every_ask_for(client: httpx.Client, host: str) -> list[httpx.Response]:
-    """Each request that speaks for a host."""
+    """Send every kind of request with a HostIP; return the replies."""
     owner = f"{ASK}/c1/eth0"
     return [
         ask(client, "c1", host=host),
@@ -60,7 +60,7 @@ def every_ask_for(client: httpx.Client, host: str) -> list[httpx.Response]:
 
 
 def check_a_host(client: httpx.Client) -> None:
-    """It may act for its own HostIP, for no other, and is no administrator."""
+    """Assert that a host may act only for its own HostIP, and not as an administrator."""
     statuses = [response.status_code for response in every_ask_for(client, HOST)]
     assert statuses == [201, 200, 200, 204, 200, 200]
     for response in every_ask_for(client, OTHER_HOST):
@@ -154,7 +154,7 @@ def test_a_hosts_certificate(world: World, server: AddressService) -> None:
     mine = world.authority.issue("host", HOST, "fd00::20")
     with server.client(world.authority, certificate=mine) as client:
         check_a_host(client)
-        assert ask(client, "six", host="fd00:0:0::20").status_code == 404  # admitted; no pool serves it
+        assert ask(client, "six", host="fd00:0:0::20").status_code == 404  # authorized, but without a pool
 
 
 def test_an_administrators_certificate(world: World, server: AddressService) -> None:
@@ -200,7 +200,7 @@ def test_a_certificate_means_nothing_where_it_is_not_asked_for(world: World) -> 
     assert server.stop() == 0
 
 
-# ------------------------------------------------------------------------------------------------ open
+# ----------------------------------------------------------------------------------------- auth = open
 
 
 def test_an_open_service_believes_everyone(world: World) -> None:
@@ -208,7 +208,7 @@ def test_an_open_service_believes_everyone(world: World) -> None:
     with server.client() as client:
         for host in (HOST, OTHER_HOST):
             address(ask(client, f"o-{host}", host=host))
-        assert client.get("/v1/config").status_code == 200  # we are on its machine
+        assert client.get("/v1/config").status_code == 200  # a loopback peer is an administrator
     warned = [event["msg"] for event in server.events() if event["level"] == "warning"]
     assert any("plain HTTP" in text for text in warned)
     assert any("auth = open" in text for text in warned)
@@ -286,7 +286,7 @@ def test_certificates_are_read_anew_on_sighup(world: World) -> None:
     theirs = second.issue("host", HOST)
     with server.client(second, certificate=theirs) as client:
         assert client.get(STATUS, params={"host_ip": HOST}).status_code == 200
-    # the CA that is gone vouches for nobody any more
+    # certificates of the former CA are refused
     with server.client(second, certificate=mine) as client, pytest.raises(httpx.TransportError):
         client.get("/healthz")
     assert server.stop() == 0
@@ -296,7 +296,10 @@ def test_certificates_are_read_anew_on_sighup(world: World) -> None:
 def test_the_peers_certificate_arrives_with_each_parser(
     world: World, monkeypatch: pytest.MonkeyPatch, parser: type
 ) -> None:
-    """Uvicorn has two parsers; which one runs depends on what is installed."""
+    """A client certificate authenticates with both HTTP parsers of uvicorn.
+
+    Uvicorn selects the parser by the installed packages.
+    """
     monkeypatch.setattr("uvicorn.protocols.http.auto.AutoHTTPProtocol", parser)
     server = world.serve(
         parser.__name__, client_ca=str(world.authority.ca), auth=["certificate"], receive_timeout=1.0
@@ -304,14 +307,14 @@ def test_the_peers_certificate_arrives_with_each_parser(
     mine = world.authority.issue("host4", HOST)
     with server.client(world.authority, certificate=mine) as client:
         assert client.get(STATUS, params={"host_ip": HOST}).status_code == 200
-        time.sleep(1.5)  # longer than a head may take: the connection that rests is not a slow one
+        time.sleep(1.5)  # above receive_timeout, which does not apply to idle connections
         assert client.get(STATUS, params={"host_ip": HOST}).status_code == 200
     with server.client(world.authority) as client:
         problem(client.get(STATUS, params={"host_ip": HOST}), 401, "unauthorized")
     assert server.stop() == 0
 
 
-# ------------------------------------------------------------------------------------ the file of tokens
+# -------------------------------------------------------------------------------------------- token file
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""``sriov-fast ipam``: every command, against a real service; and what it says when that is not there."""
+"""``sriov-fast ipam``: every command against a real service, and the errors without a service."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from ipam_server import DOMAIN, HOST, OTHER_HOST, AddressService, World, address
 
 @pytest.fixture
 def ipam(world: World, server: AddressService, admin: httpx.Client) -> Any:
-    """Run a command as an administrator, told by the environment where the service is."""
+    """Return a function that runs a command with an administrator's environment variables."""
 
     def call(*words: object, **options: Any) -> Any:
         env = {
@@ -150,7 +150,7 @@ def test_hosts_and_assignments(ipam: Any, admin: httpx.Client) -> None:
     assert (done.returncode, "10.1.0.0/16" in done.stderr) == (1, True)
 
 
-# --------------------------------------------------------------------------------------- what is held
+# ------------------------------------------------------------------------ allocations, backup, status
 
 
 def test_allocations(ipam: Any, admin: httpx.Client) -> None:
@@ -248,7 +248,7 @@ def test_a_secret_that_cannot_be_written_makes_no_token(tmp_path: Path) -> None:
 
 
 def test_a_trial_with_the_certificates_of_our_own_ca(tmp_path: Path) -> None:
-    """What the manual tells: a CA, a service, a node and an administrator, nothing else."""
+    """The files of the ``ca`` command are sufficient for a service, a node and an administrator."""
     made = run(
         *("ca", tmp_path / "ca", "--server", "127.0.0.1", "--server", "ipam.example", "--host", HOST),
         *("--admin", "me"),
@@ -276,13 +276,13 @@ def test_a_trial_with_the_certificates_of_our_own_ca(tmp_path: Path) -> None:
         assert server.stop() == 0
     finally:
         server.kill()
-    # once more: the CA stays, for the certificates that are out there
+    # a second run keeps the CA, so that issued certificates stay valid
     before = (tmp_path / "ca/ca.crt").read_bytes()
     run("ca", tmp_path / "ca", "--host", OTHER_HOST)
     assert (tmp_path / "ca/ca.crt").read_bytes() == before
 
 
-# ------------------------------------------------------------------------------------- what goes wrong
+# ---------------------------------------------------------------------------------------------- errors
 
 
 @pytest.mark.parametrize(

@@ -14,12 +14,12 @@ from ipam_server import AddressService, World
 
 from sriov_fast.ipamd import accept
 
-SOON = 9.0  # seconds; less than the service gives a handshake
+SOON = 9.0  # seconds; below the default receive_timeout
 
 
 @contextlib.contextmanager
 def files(soft: int) -> Iterator[None]:
-    """Have another soft limit of open files."""
+    """Set the soft limit of open files within a context."""
     before, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
     try:
@@ -30,7 +30,7 @@ def files(soft: int) -> Iterator[None]:
 
 @contextlib.contextmanager
 def silent(server: AddressService, number: int, source: str = "127.0.0.1") -> Iterator[list[socket.socket]]:
-    """Connect so often, and send nothing."""
+    """Open ``number`` connections from ``source`` without sending data; yield their sockets."""
     with contextlib.ExitStack() as closing:
         found = []
         for _ in range(number):
@@ -53,13 +53,13 @@ def is_closed(peer: socket.socket) -> bool:
 
 @pytest.mark.parametrize(("tls", "source"), [(True, "127.0.0.2"), (False, "127.0.0.1")], ids=["TLS", "plain"])
 def test_a_thousand_silent_connections(world: World, tls: bool, source: str) -> None:
-    """They use up neither descriptors nor handshakes."""
+    """Requests succeed despite 1000 silent connections, which the service closes."""
     with files(1024):
         server = world.serve(f"silent-{tls}-{source}", **({} if tls else {"insecure": True}))
     with files(4096), silent(server, 1000, source) as peers:
         begin = time.monotonic()
         for number in range(5):
-            with world.host(server) as client:  # each on a connection of its own
+            with world.host(server) as client:  # a new connection
                 ipam_server.address(ipam_server.ask(client, f"c{number}"))
         assert time.monotonic() - begin < SOON
         assert all(map(is_closed, peers))
@@ -69,7 +69,7 @@ def test_a_thousand_silent_connections(world: World, tls: bool, source: str) -> 
 
 
 def test_more_connections_than_may_be(world: World) -> None:
-    """A connection that serves a request is not closed for another one."""
+    """Requests succeed despite more silent connections than the limits in total and per address."""
     server = world.serve("bounded", max_connections=20, max_connections_per_address=10)
     with world.host(server) as client:
         ipam_server.address(ipam_server.ask(client, "c1"))

@@ -1,4 +1,4 @@
-"""What docs/ipam.md says is so: its trial works as it stands, and it leaves out no setting and no metric."""
+"""docs/ipam.md: its trial works, and it describes every setting, configuration key, metric and error."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def blocks(text: str, language: str) -> list[str]:
 
 
 def moved(script: str, directory: Path, port: int) -> str:
-    """The trial, with its files below ``directory`` and on a port that is free."""
+    """Return the script with its files below ``directory`` and with another port."""
     config = f"--config {directory}/etc/ipam.toml"
     script = script.replace("ipam serve", f"ipam serve {config}")
     script = script.replace("token create", f"token create {config}")
@@ -51,7 +51,7 @@ def test_the_trial_works_as_written(tmp_path: Path, text: str) -> None:
     port = free_port()
     install, _, begin = begin.partition("\n")
     assert install == "pip install 'sriov-fast[ipam]'"
-    # a human takes a moment between the two
+    # the service needs time to start before the next commands
     wait = "for i in $(seq 100); do sriov-fast ipam status >/dev/null 2>&1 && break; sleep 0.1; done\n"
     exports, _, asking = asking.partition("\n")
     script = f"set -eu\n{begin}trap 'kill $!; wait $!' EXIT\n{exports}\n{wait}{asking}"
@@ -76,7 +76,7 @@ def test_every_setting_is_described_with_its_default(text: str) -> None:
         name: default.strip("` ") for names, default in rows for name in re.findall(r"`(\w+)`", names)
     }
     assert set(described) == set(ServerSettings.model_fields)
-    # what has no default may be left out
+    # a setting without a default is optional
     needed = {"insecure": True}
     given = {name: tomllib.loads(f"x = {default}")["x"] for name, default in described.items() if default}
     assert ServerSettings.model_validate(given | needed) == ServerSettings.model_validate(needed)

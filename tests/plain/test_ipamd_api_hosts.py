@@ -1,4 +1,4 @@
-"""What hosts ask of the address service, of a real process over TLS; what it refuses, and how."""
+"""Hosts' requests to a process of the address service over TLS: replies, refusals, limits, metrics."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def owned(container: str) -> str:
     return f"{ASK}/{container}/eth0"
 
 
-# --------------------------------------------------------------------------------------- the way of a pod
+# --------------------------------------------------------------------------------- allocation and release
 
 
 def test_a_pod_comes_and_goes(client: httpx.Client) -> None:
@@ -181,7 +181,7 @@ def test_a_long_idempotency_key_is_refused(client: httpx.Client) -> None:
     assert "Idempotency-Key" in problem(response, 422, "invalid")
 
 
-# -------------------------------------------------------------------------------------- what is too much
+# ------------------------------------------------------------------------------------------------ limits
 
 
 def answer(connection: ssl.SSLSocket) -> bytes:
@@ -198,7 +198,7 @@ def test_a_long_body_is_refused_unread(client: httpx.Client, admin: httpx.Client
     body = wanted("b") | {"surprise": "x" * 10_000}
     response = client.post(ASK, json=body)
     assert "8192" in problem(response, 413, "invalid")
-    # an administrator sends whole configurations
+    # an administrator may send longer bodies, such as a configuration
     assert problem(admin.post(ASK, json=body), 422, "invalid")
 
 

@@ -1,4 +1,4 @@
-"""The service as a process: its beginning and its end, signals, systemd, a store that is gone, kill -9."""
+"""The address service as a process: start, stop, signals, systemd, an unavailable store, kill -9."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ from ipamd_kit import Etcd
 from harness.waiting import wait_for
 from sriov_fast.cli.ipam import commands
 
-# ---------------------------------------------------------------------------------------------- the start
+# -------------------------------------------------------------------------------------------------- start
 
 
 @pytest.mark.parametrize(
@@ -134,16 +134,16 @@ def test_logs_in_logfmt(world: World) -> None:
     assert " auth=open " in line
 
 
-# -------------------------------------------------------------------------------------------- the end
+# ----------------------------------------------------------------------------------------------- stop
 
 
 def test_what_runs_is_finished_before_the_end(world: World) -> None:
-    """A request whose body is still on its way when SIGTERM comes gets its answer."""
+    """A request with an incomplete body at SIGTERM is completed and answered before the process ends."""
     server = world.serve("graceful")
     body = json.dumps(wanted("late")).encode()
     with world.connect(server) as connection:
         connection.sendall(world.head(len(body)) + body[:10])
-        wait_for(lambda: _running(world, server) >= 2, "the request")  # it, and the one that looks
+        wait_for(lambda: _running(world, server) >= 2, "the request")  # and that for the metrics
         server.signal(signal.SIGTERM)
         server.wait("stopping")
         connection.sendall(body[10:])
@@ -177,7 +177,7 @@ def test_a_request_that_never_ends_does_not_hold_it_up_for_ever(world: World) ->
         assert server.stop() == 0
 
 
-# ------------------------------------------------------------------------------ a store that is gone
+# --------------------------------------------------------------------------------- unavailable store
 
 
 def test_a_store_that_is_gone_makes_it_unready_and_comes_back(world: World) -> None:
@@ -209,7 +209,7 @@ def test_a_store_that_is_gone_makes_it_unready_and_comes_back(world: World) -> N
 
 
 class Load:
-    """Clients that ask and release without pause, and write down what was acknowledged."""
+    """Clients that allocate and release without pause, and record the acknowledged allocations."""
 
     def __init__(self, world: World, server: AddressService, clients: int) -> None:
         self._world = world
@@ -217,8 +217,8 @@ class Load:
         self._stop = threading.Event()
         self._numbers = itertools.count()
         self._lock = threading.Lock()
-        self.held: dict[str, str] = {}  # container -> address, acknowledged
-        self.open: set[str] = set()  # a release was asked for, and its answer did not come
+        self.held: dict[str, str] = {}  # acknowledged allocations: container -> address
+        self.open: set[str] = set()  # containers with an unanswered release
         self.acknowledged = 0
         self._pool = ThreadPoolExecutor(clients)
         self._work = [self._pool.submit(self._run) for _ in range(clients)]
@@ -229,7 +229,7 @@ class Load:
                 try:
                     self._step(client)
                 except httpx.TransportError:
-                    return  # the server is dead
+                    return  # the server was killed
 
     def _step(self, client: httpx.Client) -> None:
         container = f"k{next(self._numbers)}"
@@ -269,7 +269,7 @@ def test_what_was_acknowledged_survives_kill_9(world: World) -> None:
             doubled = {each for each, count in Counter(found.values()).items() if count > 1}
             assert not doubled
             for container, given in load.held.items():
-                # a release that was under way may have been done or not
+                # an unanswered release may have been committed
                 assert found.get(container) == given or container in load.open, container
             for container in load.held.keys() - load.open:
                 assert address(ask(client, container)) == load.held[container]

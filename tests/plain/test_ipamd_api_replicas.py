@@ -1,4 +1,4 @@
-"""Two replicas over one real etcd: many clients never get an address twice, and one replica may die."""
+"""Two replicas over one etcd process: addresses are unique among many clients, and one replica is killed."""
 
 from __future__ import annotations
 
@@ -30,13 +30,13 @@ def world(tmp_path: Path) -> Iterator[World]:
 
 
 def pair(world: World, etcd: Etcd, prefix: str) -> list[AddressService]:
-    """Two processes over the same store; both bring the same file."""
+    """Start two processes with the same store and the same configuration."""
     url = f"{etcd.url}?prefix=/{prefix}"
     return [world.serve(f"{prefix}{number}", roomy(), storage=url) for number in range(2)]
 
 
 class Ledger:
-    """Who holds which address, as the answers say it; it fails at once where one is given twice."""
+    """The container of each address according to the replies; an address in use must not be given again."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -51,7 +51,7 @@ class Ledger:
             self.asked += 1
 
     def take_back(self, given: str) -> None:
-        """Called before the release is asked for: from then on another may have it."""
+        """Remove an address before its release is requested: the service may then give it again."""
         with self._lock:
             del self._holders[given]
 
@@ -61,7 +61,7 @@ class Ledger:
 
 
 class Client:
-    """A node: it asks a replica, and the other one if that does not answer, with the same words."""
+    """A node that repeats a request unchanged at the other replica if the first is unavailable."""
 
     def __init__(self, world: World, servers: list[AddressService], ledger: Ledger, name: str) -> None:
         self._clients = [world.admin(server) for server in servers]
@@ -99,7 +99,7 @@ class Client:
 
 
 def check(world: World, server: AddressService, ledger: Ledger) -> None:
-    """What the store holds is what was acknowledged and not released, each address once."""
+    """Assert that the store has the ledger's allocations and no others, with unique addresses."""
     with world.admin(server) as client:
         held = client.get("/v1/allocations").json()["allocations"]
         usage = client.get("/v1/usage").json()["pools"]

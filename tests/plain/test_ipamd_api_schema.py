@@ -1,4 +1,4 @@
-"""Schemathesis over the OpenAPI document: made-up requests, wrong ones too; answers are as described."""
+"""Schemathesis: replies to generated requests, valid and invalid, conform to the OpenAPI document."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from sriov_fast.ipamd.service import Service
 
 EXAMPLES = int(os.environ.get("SRIOV_FAST_EXAMPLES", "0"))  # set by `make fuzz`
-# A configuration must fit together, which a schema cannot say: what fits the schema may be none all the same.
+# The schema has no rules between sections, so a configuration that conforms to the schema may be refused.
 CONFIGURES = ("PUT", "/v1/config"), ("POST", "/v1/import")
 
 pytestmark = pytest.mark.slow
@@ -30,20 +30,20 @@ def server(world: World) -> AddressService:
     return world.serve("s")
 
 
-# What a server hands out; that it does is tested below.
+# The last test compares this document with that of the server.
 DOCUMENT = describe(create_app(cast("Service", None), Metrics()))
 schema = schemathesis.openapi.from_dict(DOCUMENT)
 schemathesis.openapi.format("ipv4", strategies.sampled_from([HOST, OTHER_HOST, "192.0.2.1"]))
 schemathesis.openapi.format("cidr", strategies.sampled_from(["10.55.0.0/16", "192.0.2.1/32", "fd00::/64"]))
-# Every constraint of every field, wrong in each way, is for `make fuzz`.
+# Only `make fuzz` violates every constraint of every field.
 schema.config.phases.coverage.enabled = bool(EXAMPLES)
-# A revision that is not the current one is no wrong request.
+# A request with an outdated revision is valid; its status is 412.
 schema.config.checks.positive_data_acceptance.expected_statuses = ["2xx", "401", "403", "404", "409", "412"]
 
 
 @schema.auth()
 class Administrator:
-    """Where a check asks again without credentials, it is this that it leaves out."""
+    """The credentials that Schemathesis omits when it checks that authentication is required."""
 
     token = ""
 
@@ -74,14 +74,14 @@ def test_the_api_does_what_its_description_says(
 
 
 def test_some_of_it_was_accepted_and_some_refused(server: AddressService) -> None:
-    """Else the above looked at nothing but refusals."""
+    """The generated requests include accepted and refused ones."""
     statuses = {(event["method"], event["status"]) for event in server.events() if event["msg"] == "request"}
     expected = {("PUT", 200), ("PUT", 422), ("POST", 404), ("DELETE", 404), ("PUT", 401)}
     assert expected <= statuses, sorted(statuses)
 
 
 def test_nothing_went_wrong_inside(server: AddressService, world: World) -> None:
-    """Behind the above: the process is the same, and it logged no error of its own."""
+    """After the generated requests the process is ready and has logged no errors."""
     with world.admin(server) as client:
         assert client.get("/readyz").status_code == 200
         assert client.get("/v1/openapi.json").json() == DOCUMENT

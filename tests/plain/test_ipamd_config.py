@@ -1,4 +1,4 @@
-"""What a configuration and a request of the address service may say, and how a refusal reads."""
+"""Validation of the address service's configurations and requests, and its error messages."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def pools(*given: dict[str, Any], **more: Any) -> dict[str, Any]:
 
 
 def ranges(*bounds: str) -> list[dict[str, str]]:
-    """Ranges from pairs of addresses."""
+    """Return ranges from pairs of addresses."""
     return [{"start": start, "end": end} for start, end in zip(bounds[::2], bounds[1::2], strict=True)]
 
 
@@ -229,7 +229,7 @@ def spaces(draw: st.DrawFn) -> AddressSpace:
 
 @given(spaces())
 def test_the_lanes_walk_every_address_once(pool: AddressSpace) -> None:
-    """The walks of all shards together give the ranges without the gateway, in order within a shard."""
+    """The shards yield each address of the ranges except the gateway once, in order within a shard."""
     wanted = {at for start, end in pool.ranges for at in range(start, end + 1)} - {pool.gateway}
     walked = []
     for shard in range(SHARDS):

@@ -1,4 +1,4 @@
-"""The address service over etcd as it is run: replicas, failover, kills, TLS, passwords, compaction."""
+"""The address service over an etcd process: replicas, failover, kills, TLS, passwords, compaction."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ async def test_without_etcd_the_service_is_unavailable_and_comes_back(
 
 
 async def test_etcd_killed_under_load_loses_nothing() -> None:
-    """What was acknowledged is there after etcd was killed, and clients only wait for it to come back."""
+    """Acknowledged allocations survive a kill of etcd; pending requests succeed after its restart."""
     found: dict[str, str] = {}
 
     async def client(service: Service, number: int) -> None:
@@ -105,7 +105,7 @@ async def test_compaction_does_no_harm(etcd: Etcd, service: Service) -> None:
             try:
                 await asyncio.to_thread(post, etcd, "/v3/kv/compaction", body)
             except OSError:
-                pass  # compacted up to there already
+                pass  # already compacted to this revision
 
     await configure(service, config())
     found, _ = await asyncio.gather(asyncio.gather(*(address(service, at) for at in range(150))), compact())
@@ -124,7 +124,7 @@ async def test_passwords_are_used_and_never_told() -> None:
         async with opened(f"etcd://root:Sesame@{own.address}") as service:
             await configure(service, config())
             assert await address(service, 1)
-            await asyncio.sleep(2.5)  # the token expires, and is asked for anew
+            await asyncio.sleep(2.5)  # the token expires; the service requests a new one
             assert await address(service, 2)
         async with opened(f"{own.url}?user=root&password=Sesame") as service:
             assert await address(service, 3)
@@ -145,7 +145,7 @@ async def test_tls_with_certificates_on_both_ends(tmp_path: Path, monkeypatch: p
         async with opened(f"{own.url}?ca={authority.ca}&cert={cert}&key={key}") as service:
             await configure(service, config())
             assert await address(service, 1)
-        for query in (f"ca={authority.ca}", "tls=1"):  # without a certificate; without trust in the CA
+        for query in (f"ca={authority.ca}", "tls=1"):  # no client certificate; the CA is not trusted
             async with opened(f"{own.url}?{query}") as service:
                 with pytest.raises(Unavailable, match=own.address):
                     await service.config()
@@ -158,7 +158,7 @@ def test_the_url_says_it_all() -> None:
 
 
 async def test_a_refusal_is_no_reason_to_try_again(url: str) -> None:
-    """A request that etcd can never take fails at once, with etcd's words."""
+    """A request that is too large for etcd fails with etcd's error message."""
     store = await open_store(url)
     with pytest.raises(ServiceError, match="too large"):
         await store.write([("big", os.urandom(1_800_000))])

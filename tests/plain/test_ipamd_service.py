@@ -1,4 +1,4 @@
-"""The address service's rules, the same over both stores."""
+"""The rules of the address service, over both stores."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ pytestmark = pytest.mark.anyio
 
 
 def refused(kind: type[ServiceError], *words: str) -> Any:
-    """Expect a refusal that says all these words."""
+    """Expect an error of ``kind`` with all of ``words`` in its message."""
     pattern = "".join(f"(?=.*{word})" for word in words)
     return pytest.raises(kind, match=f"(?s){pattern}")
 
@@ -226,7 +226,7 @@ async def test_a_full_pool_says_so_and_has_room_after_a_release(service: Service
 
 
 async def test_the_status_of_a_host_with_two_pools_is_what_an_ask_meets(service: Service) -> None:
-    """A pod gets one address of each version, so one pool that is full is enough for both to refuse."""
+    """One full pool refuses both status and allocation, since a pod needs an address of each IP version."""
     ranges = [{"start": "10.1.0.5", "end": "10.1.0.6"}]
     pools = [
         {"name": "a", "network": "n", "subnet": "10.1.0.0/24", "ranges": ranges},
@@ -285,7 +285,7 @@ async def test_waiting_addresses_go_to_others_only_when_nothing_else_is_free(
     clock.now += 10
     await release(service, 1)
     clock.now += 10
-    assert await address(service, 7) == found[0]  # the one that waits longest
+    assert await address(service, 7) == found[0]  # released first
     await release(service, 5)
     assert await address(service, 8) == found[1]
     assert await address(service, "5b", "ns/5") == found[5]
@@ -300,7 +300,7 @@ async def test_after_the_grace_an_address_is_like_any_other(service: Service, cl
     clock.now += 5
     await release(service, 2)
     clock.now += 6
-    assert await address(service, 7) == found[3]  # its grace is over, that of the other is not
+    assert await address(service, 7) == found[3]  # only this address's grace is over
     await release(service, 7)
     clock.now += 100
     assert {await address(service, 8), await address(service, 9)} == {found[2], found[3]}
@@ -335,7 +335,7 @@ async def test_a_release_that_names_a_lease_frees_that_and_nothing_else(service:
     assert (await service.allocate(ask(1)))[0].lease == first.lease
     assert await service.release(OWNER, HOST, lease=first.lease)
     second, _ = await service.allocate(ask(1))
-    assert second.ips == first.ips  # it was sticky: the address alone does not tell them apart
+    assert second.ips == first.ips  # within the grace; only the lease differs
     assert not await service.release(OWNER, HOST, "ns/c1", first.lease)
     assert not await service.release(OWNER, "10.9.9.9", "ns/other", first.lease)
     assert await service.find(*OWNER) == second
@@ -467,7 +467,7 @@ async def test_ranges_may_shrink_and_grow_under_what_is_held(service: Service) -
 
 
 async def test_what_was_given_back_outside_the_ranges_is_not_lost(service: Service) -> None:
-    """The ranges shrink and become again what they were, or an assignment comes and goes, meanwhile."""
+    """Addresses released while outside the ranges or assigned are free in the restored configuration."""
     narrow = config("10.1.0.0/29", pool={"ranges": [{"start": "10.1.0.1", "end": "10.1.0.2"}]})
     assigned = config("10.1.0.0/29", assignments=[{"pod_id": "ns/c5", "ips": ["10.1.0.5"]}])
     await configure(service, config("10.1.0.0/29"))

@@ -1,4 +1,4 @@
-"""The address service against a model of it: any order of requests, two replicas, a clock that jumps."""
+"""The address service against a model: requests in random order to two replicas, with clock jumps."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ ALL = {f"10.1.0.{at}" for at in range(1, 15)}
 SOME = {f"10.1.0.{at}" for at in range(4, 9)}
 NARROW = {"ranges": [{"start": "10.1.0.4", "end": "10.1.0.8"}]}
 
-# Each configuration: the ranges, and the address that is assigned to one pod.
+# Each configuration: the addresses of the ranges, and the address assigned to POD_FIXED.
 CONFIGS: list[tuple[set[str], str | None]] = [
     (ALL, None),
     (ALL, "10.1.0.5"),
@@ -58,11 +58,11 @@ class Model(RuleBasedStateMachine):
         url = self.url.format(directory=self.directory, unique=uuid4().hex)
         self.services = [self.run(open_service(url, clock=self.clock)) for _ in range(2)]
         self.ranges, self.assigned = CONFIGS[0]
-        self.held: dict[tuple[int, str], tuple[str, str]] = {}  # who: address, pod
+        self.held: dict[tuple[int, str], tuple[str, str]] = {}  # owner: address, pod
         self.leases: dict[tuple[int, str], str] = {}
-        self.late: list[tuple[tuple[int, str], str]] = []  # releases that were carried out, and come again
-        self.waiting: dict[str, tuple[str, str, float]] = {}  # address: pod, interface, since
-        self.perhaps: set[str] = set()  # waited when they left the ranges: what became of that is open
+        self.late: list[tuple[tuple[int, str], str]] = []  # completed releases, to be repeated
+        self.waiting: dict[str, tuple[str, str, float]] = {}  # address: pod, interface, time of release
+        self.perhaps: set[str] = set()  # in ``waiting``, but perhaps without a grace in the service
         self.run(self.services[0].configure(made(document(*CONFIGS[0])), None))
 
     def run(self, work: Any) -> Any:
@@ -78,7 +78,7 @@ class Model(RuleBasedStateMachine):
             shutil.rmtree(self.directory)
 
     def fill(self) -> None:
-        """Whatever went before: with all released, every address can be had, once."""
+        """Release all owners; assert that every usable address can then be allocated exactly once."""
         for container, ifname in self.held:
             assert self.run(self.services[0].release(("n", f"c{container}", ifname), HOST))
         found = set()
@@ -98,7 +98,7 @@ class Model(RuleBasedStateMachine):
         return {address for address, _ in self.held.values()}
 
     def graced(self) -> dict[str, tuple[str, str]]:
-        """The addresses that wait, and for whom."""
+        """Return each address in its grace, with its pod and interface."""
         return {
             address: (pod, ifname)
             for address, (pod, ifname, since) in self.waiting.items()
@@ -169,7 +169,7 @@ class Model(RuleBasedStateMachine):
     @precondition(lambda self: self.late)
     @rule(data=st.data(), replica=st.integers(0, 1))
     def release_late(self, data: st.DataObject, replica: int) -> None:
-        """However late: nothing is released, whoever has it by now."""
+        """Assert that a repeated release with a former lease releases nothing."""
         owner, lease = data.draw(st.sampled_from(self.late))
         claim = ("n", f"c{owner[0]}", owner[1])
         assert not self.run(self.services[replica].release(claim, HOST, lease=lease))
@@ -179,7 +179,7 @@ class Model(RuleBasedStateMachine):
         address, pod = self.held.pop(owner)
         if address in self.usable:
             self.waiting[address] = (pod, owner[1], self.clock.now)
-            if pod == POD_FIXED:  # it may have been given as a fixed one, which waits for nobody
+            if pod == POD_FIXED:  # possibly from an assignment, hence without a grace
                 self.perhaps.add(address)
 
     @rule(seconds=st.sampled_from([1, 10, GRACE - 1, GRACE, 3 * GRACE]))
@@ -217,7 +217,7 @@ class Model(RuleBasedStateMachine):
         assert use.used >= min(use.total, len(counted))
 
 
-# More of them in `make fuzz`.
+# `make fuzz` sets a larger number.
 EXAMPLES = int(os.environ.get("SRIOV_FAST_EXAMPLES", "3"))
 pytestmark = pytest.mark.hypothesis
 

@@ -1,4 +1,4 @@
-"""What both stores promise: snapshots, and transactions that happen as a whole or not at all."""
+"""Guarantees of both stores: consistent snapshots and atomic transactions."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ async def store(url: str) -> AsyncIterator[Store]:
 
 @pytest.fixture
 async def other(url: str) -> AsyncIterator[Store]:
-    """Another store on the same data."""
+    """Open another store on the same data."""
     async with opened(url) as found:
         yield found
 
@@ -81,7 +81,7 @@ async def test_a_transaction_that_raises_changes_nothing(store: Store) -> None:
 
 
 async def test_counting_together_loses_nothing(store: Store, other: Store) -> None:
-    """Many transactions read and write one key, from two stores on the same data."""
+    """Concurrent transactions of two stores on the same data lose no update of a key."""
 
     async def count(tx: Transaction) -> int:
         (value,), _ = await tx.fetch(["n"])
@@ -110,7 +110,7 @@ async def test_who_is_absent_is_taken_once(store: Store, other: Store) -> None:
 
 
 async def test_a_view_is_one_moment(store: Store) -> None:
-    """Two keys that always change together are never seen apart."""
+    """Two keys that every transaction changes together have equal values in one view."""
     await store.write([("a", b"0"), ("b", b"0")])
 
     async def bump(tx: Transaction) -> None:
@@ -136,8 +136,8 @@ async def test_a_view_is_one_moment(store: Store) -> None:
 
 
 async def test_a_quiet_span_is_compared(store: Store, other: Store) -> None:
-    """What is written in a span after it was read keeps the transaction from being committed."""
-    alone = isinstance(store, SqliteStore)  # nobody else writes during a transaction
+    """A transaction is repeated if another store has written to a span after the span was read."""
+    alone = isinstance(store, SqliteStore)  # SQLite has one writer at a time
     seen: list[int] = []
 
     async def count(tx: Transaction) -> None:
@@ -165,7 +165,7 @@ async def test_many_records_are_written_and_wiped(store: Store) -> None:
 
 
 async def test_what_failed_to_commit_is_unavailable(tmp_path: Path) -> None:
-    """All of a group fail together when the database does; afterwards the store works again."""
+    """A database error fails every transaction of a group; later transactions succeed."""
     async with opened(f"sqlite://{tmp_path}/a.db") as store:
 
         def put(at: int) -> Callable[[Transaction], Coroutine[Any, Any, None]]:

@@ -497,7 +497,7 @@ class DeferredNode(ResidentNode):
 
 
 def held_up(node: Node, kind: str = "host-local") -> None:
-    """Install a delegate whose ADD waits until ``let_go``, and then gives an address."""
+    """Install a delegate with an ADD that waits for ``let_go`` and then returns an address."""
     say = 'echo $$ > "$ROOT/waits-$CNI_CONTAINERID"'
     wait = 'while [ -d "$ROOT" ] && [ ! -e "$ROOT/go" ]; do sleep 0.02; done'
     node.other_ipam(kind, ADD=f"{say}\n{wait}\n{said(ADDRESS)}")

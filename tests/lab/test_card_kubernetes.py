@@ -28,7 +28,7 @@ def test_the_defaults_of_the_operator(node: Node, card: Card) -> None:
 
 
 def attach_as_sriov_cni(node: Node, card: Card, pod: str, directory: Path) -> dict[str, Any]:
-    """Do what that plugin's ADD does, in its order, and write its files; return the VF's configuration."""
+    """Execute the steps of sriov-cni's ADD in its order, with its files; return the configuration."""
     vf = card.vf(VF)
     held, own = card.on_pf(VF), link(vf.netdev)
     original = {

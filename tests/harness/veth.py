@@ -496,11 +496,14 @@ class DeferredNode(ResidentNode):
     options_of_server = ("--defer-release",)
 
 
-def held_up(node: Node, kind: str = "host-local") -> None:
-    """Install a delegate with an ADD that waits for ``let_go`` and then returns an address."""
+def held_up(node: Node, kind: str = "host-local", **scripts: str) -> None:
+    """Install a delegate with an ADD that waits for ``let_go`` and then returns an address.
+
+    ``scripts`` are those of other verbs.
+    """
     say = 'echo $$ > "$ROOT/waits-$CNI_CONTAINERID"'
     wait = 'while [ -d "$ROOT" ] && [ ! -e "$ROOT/go" ]; do sleep 0.02; done'
-    node.other_ipam(kind, ADD=f"{say}\n{wait}\n{said(ADDRESS)}")
+    node.other_ipam(kind, ADD=f"{say}\n{wait}\n{said(ADDRESS)}", **scripts)
 
 
 def said(document: object) -> str:

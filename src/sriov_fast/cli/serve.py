@@ -150,13 +150,15 @@ def run(args: argparse.Namespace) -> None:
     sd_notify.notify(notify, "READY=1")
     logger.info("serving", processes=processes, threads=args.threads, defer_release=args.defer_release)
     server.wait()
-    logger.info("stopping")
-    sd_notify.notify(notify, "STOPPING=1")
-    for path in own_paths:
-        sockets.remove(path)
-    if endpoint:
-        endpoint.close()
-    server.finish()
+    try:
+        logger.info("stopping")
+        sd_notify.notify(notify, "STOPPING=1")
+        for path in own_paths:
+            sockets.remove(path)
+        if endpoint:
+            endpoint.close()
+    finally:
+        server.finish()
 
 
 def _work(channel: Channel, roots: Roots, options: Options, counts: Counts | None) -> None:

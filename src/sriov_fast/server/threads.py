@@ -118,7 +118,7 @@ class Server:
                 self._due = time.monotonic() + self._options.upkeep_every
         self._stopping = True
         self._connections.stop()
-        for worker in self._workers:
+        for worker in tuple(self._workers):  # a thread may drop one that has ended
             worker.stop()
 
     def finish(self) -> None:

@@ -114,9 +114,7 @@ class Channel:
         if message == _CONNECTION:
             with self._lock:
                 self._shared[_RECEIVED] += 1
-            if (
-                control
-            ):  # none if this process has too many descriptors: the client's connection is closed then
+            if control:  # none if no descriptor is free; the client's connection is closed then
                 return (memoryview(control[0][2]).cast("i")[0],)
         if message.startswith(_COUNTS) and self.counts:
             asked = int(message.removeprefix(_COUNTS))

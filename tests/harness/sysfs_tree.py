@@ -91,6 +91,11 @@ class Tree:
             self.unbind(index)
         _bind(self.sys, self.device(index), driver)
 
+    def hide_pf(self, index: int) -> None:
+        """Separate a VF from its PF, as in a virtual machine, which does not show the PF."""
+        (self.device(index) / "physfn").unlink()
+        (self.device() / f"virtfn{index}").unlink()
+
     def vanish(self, index: int) -> None:
         """Remove a VF and leave the links to it, as in the middle of an unplug."""
         if (self.device(index) / "driver").exists():

@@ -14,8 +14,7 @@ pytestmark = pytest.mark.modes("resident")
 @pytest.fixture
 def lone(node: Node) -> Node:
     """A node on which the first VF has no visible PF."""
-    (node.tree.device(0) / "physfn").unlink()
-    (node.tree.device() / "virtfn0").unlink()
+    node.tree.hide_pf(0)
     return node
 
 

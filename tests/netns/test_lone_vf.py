@@ -15,8 +15,7 @@ pytestmark = pytest.mark.modes("resident")
 @pytest.fixture
 def lone(either: Node) -> Node:
     """A node on which the first VF has no visible PF."""
-    (either.tree.device(0) / "physfn").unlink()
-    (either.tree.device() / "virtfn0").unlink()
+    either.tree.hide_pf(0)
     return either
 
 
